@@ -1,0 +1,131 @@
+"""YAML and command-line overrides -> a checked RunConfig.
+
+    configs/train.yaml --compose--> DictConfig --schema walk--> RunConfig --validate--> a run that may start
+
+Composes by API rather than @hydra.main: that one writes files from every rank and exits 1 on a bad key, where the
+contract says 2. Unknown keys are fatal, also behind `+` and `++`, which Hydra itself lets pass silently.
+"""
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_run_config(overrides: list[str], config_name: str = "train") -> RunConfig:
+    """The run that configs/<config_name>.yaml and the overrides describe.
+
+    Args:
+        overrides: Hydra's, as on a command line: `+experiment=tiny`, `parallel.tp=2`.
+    Raises: ConfigError for an unknown key or group, a value of the wrong type, a missing value, a failed check.
+    """
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = compose(config_name, overrides=overrides)
+        raw = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error) from error
+    assert isinstance(raw, dict)
+    return config_from_dict(raw)
+
+
+def config_from_dict(raw: dict[str, Any]) -> RunConfig:
+    """A checked RunConfig from plain nested data: a composed config, resolved.yaml, a checkpoint's manifest.
+
+    Raises: ConfigError as load_run_config does.
+    """
+    _refuse_unknown_keys(raw, RunConfig, "")
+    _refuse_missing(raw, "")
+    try:
+        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), raw))
+    except OmegaConfBaseException as error:
+        raise _explain(error) from error
+    assert isinstance(run, RunConfig)
+    run.validate()
+    return run
+
+
+def config_to_dict(run: RunConfig) -> dict[str, Any]:
+    """The run as plain nested data, ready for YAML or JSON; config_from_dict takes it back."""
+    raw = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items()}
+
+
+def config_to_yaml(run: RunConfig) -> str:
+    return yaml.safe_dump(config_to_dict(run), sort_keys=False)
+
+
+def _dataclass_of(annotation: Any) -> type | None:
+    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+
+
+def _refuse_unknown_keys(raw: dict[str, Any], schema: type, path: str) -> None:
+    hints = get_type_hints(schema)
+    for key, value in raw.items():
+        full = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            raise ConfigError(f"Unknown key {full}.", _nearest(str(key), list(hints), path))
+        nested = _dataclass_of(hints[key])
+        if nested is not None and isinstance(value, dict):
+            _refuse_unknown_keys(value, nested, full)
+
+
+def _refuse_missing(raw: dict[str, Any], path: str) -> None:
+    for key, value in raw.items():
+        full = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict):
+            _refuse_missing(value, full)
+        elif value == "???":
+            example = {"run.name": "first"}.get(full, "VALUE")
+            raise ConfigError(f"{full} is not set.", f"Add {full}={example}, or choose a whole run: +experiment=tiny.")
+
+
+def _nearest(key: str, known: list[str], path: str) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    prefix = f"{path}." if path else ""
+    return f"Did you mean {prefix}{close[0]}?" if close else f"Keys here: {', '.join(prefix + name for name in known)}."
+
+
+def _explain(error: Exception) -> ConfigError:
+    """Hydra's and OmegaConf's many-line messages as one line of cause and one of cure."""
+    text = str(error.__cause__ or error)
+    full_key = re.search(r"full_key: (\S+)", text)
+    unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
+    if unknown:
+        path = full_key.group(1) if full_key else unknown.group(1)
+        parent = path.rpartition(".")[0]
+        schema: type | None = RunConfig
+        for part in filter(None, parent.split(".")):
+            schema = _dataclass_of(get_type_hints(schema)[part]) if schema else None
+        known = list(get_type_hints(schema)) if schema else []
+        return ConfigError(f"Unknown key {path}.", _nearest(unknown.group(1), known, parent))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = lines[0] if full_key is None else f"{full_key.group(1)}: {lines[0]}"
+    skipped = r"(full_key|object_type|reference_type|Config search path|provider=)"
+    options = [line for line in lines[1:] if not re.match(skipped, line)]
+    group = re.search(r"Could not override '([^']+)'", text)
+    if group:
+        cause, options = f"Unknown key or group {group.group(1)}.", ["An experiment is added with a plus: +experiment=tiny."]
+    return ConfigError(cause, " ".join(options) or "See configs/ for the groups and resolved.yaml of a run for every key.")

@@ -1,0 +1,82 @@
+"""The transformer's shape (Mixtral's architecture: RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases)."""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.missing import MISSING
+
+from gpt4moe.config.moe import MoEConfig
+from gpt4moe.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    name: str = MISSING
+    """For people: shown in logs, the report and the model card."""
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    num_attention_heads: int = MISSING
+    num_query_groups: int | None = None
+    """Heads of keys and values (grouped-query attention); null: as many as num_attention_heads."""
+    ffn_hidden_size: int | None = None
+    """Inner width of dense layers; null where every layer is MoE."""
+    seq_length: int = MISSING
+    """Tokens of a sample."""
+    vocab_size: int = MISSING
+    """Rows of the embedding, equal to the tokenizer's vocabulary, the same on every layout (no padding by tp)."""
+    tied_embeddings: bool = False
+    """The output layer shares the embedding's weight."""
+    rope_theta: float = 10000.0
+    """Base of the rotary embedding (arXiv:2104.09864)."""
+    norm_epsilon: float = 1e-5
+    init_std: float = 0.02
+    """Standard deviation of initial weights; projections back into the residual stream get / sqrt(2 * num_layers)."""
+    moe: MoEConfig | None = None
+    """null: a dense model."""
+
+    @property
+    def query_groups(self) -> int:
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def moe_layers(self) -> list[bool]:
+        """For each layer, whether its MLP is a mixture of experts."""
+        if self.moe is None:
+            return [False] * self.num_layers
+        pattern = self.moe.layer_pattern
+        return [True] * self.num_layers if pattern is None else [bool(flag) for flag in pattern]
+
+    def validate(self) -> None:
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}={getattr(self, name)} is below 1.", f"Set model.{name}.")
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"model.hidden_size={self.hidden_size} over model.num_attention_heads={self.num_attention_heads} "
+                f"gives heads of {self.hidden_size / self.num_attention_heads:g}; rotary embeddings need an even number.",
+                f"Set model.hidden_size to a multiple of {2 * self.num_attention_heads}, or change the heads.",
+            )
+        if self.num_query_groups is not None and (
+            self.num_query_groups < 1 or self.num_attention_heads % self.num_query_groups
+        ):
+            raise ConfigError(
+                f"model.num_query_groups={self.num_query_groups} does not divide "
+                f"model.num_attention_heads={self.num_attention_heads}.",
+                f"Set model.num_query_groups to one of {divisors(self.num_attention_heads)}.",
+            )
+        if self.moe is not None:
+            self.moe.validate(self.num_layers)
+        if not all(self.moe_layers) and not self.ffn_hidden_size:
+            raise ConfigError(
+                f"model.ffn_hidden_size is not set, but {self.moe_layers.count(False)} of {self.num_layers} layers "
+                "are dense.",
+                f"Set model.ffn_hidden_size (8/3 of hidden_size is usual: {8 * self.hidden_size // 3}).",
+            )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -1,0 +1,90 @@
+"""The optimizer, its learning-rate schedule, and the engine that reduces gradients and steps."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from gpt4moe.config.missing import MISSING
+
+from gpt4moe.errors import ConfigError
+
+
+class OptimizerKind(str, Enum):
+    """The update rule."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class ScheduleKind(str, Enum):
+    """The learning rate after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class EngineKind(str, Enum):
+    """What reduces gradients and steps: Megatron's DistributedDataParallel and DistributedOptimizer."""
+
+    megatron = "megatron"
+
+
+class Dtype(str, Enum):
+    """Of weights and activations. Gradients, masters and moments are fp32 always."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    kind: OptimizerKind = OptimizerKind.adamw
+    lr: float = MISSING
+    """Peak learning rate."""
+    weight_decay: float = 0.1
+    """Decoupled; norms and biases (one-dimensional parameters) have none."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    """Global gradient norm is clipped to this; 0: no clipping."""
+
+    def validate(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optimizer.lr={self.lr} is not above 0.", "Set optimizer.lr, 3e-4 for example.")
+        if self.clip_norm < 0 or self.weight_decay < 0:
+            raise ConfigError(
+                f"optimizer.clip_norm={self.clip_norm} or weight_decay={self.weight_decay} is negative.",
+                "Set both to 0 or more.",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    kind: ScheduleKind = ScheduleKind.cosine
+    total_steps: int = MISSING
+    """Where the learning rate reaches its end; independent of training.steps, which only says where to stop."""
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+    """The end's learning rate as a fraction of optimizer.lr."""
+
+    def validate(self) -> None:
+        if not 0 <= self.warmup_steps <= self.total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps={self.warmup_steps} is not within schedule.total_steps={self.total_steps}.",
+                "Set 0 <= schedule.warmup_steps <= schedule.total_steps.",
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    kind: EngineKind = EngineKind.megatron
+    overlap_grad_reduce: bool = True
+    """Reduce-scatter gradients while the backward pass still runs."""
+    bucket_size: int | None = None
+    """Elements of a gradient bucket; null: Megatron's own choice."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PrecisionConfig:
+    dtype: Dtype = Dtype.fp32

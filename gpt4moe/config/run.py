@@ -1,0 +1,45 @@
+"""RunConfig: the groups together, and the checks that need two groups."""
+
+from dataclasses import dataclass, field
+
+from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.data import DataConfig
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.optimizer import EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.training import (
+    CheckpointConfig,
+    KernelsConfig,
+    RunSection,
+    StageConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """One run, whole. Made and checked by config.load.load_run_config; nothing reads a config by string after that."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def validate(self) -> None:
+        """Raises ConfigError for values that no world size could make right."""
+        for group in (
+            self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
+            self.checkpoint,
+        ):  # fmt: skip
+            group.validate()

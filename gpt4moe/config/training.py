@@ -1,0 +1,121 @@
+"""The run itself: its name, its length, its batch; checkpoints, tracking, kernels."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gpt4moe.config.missing import MISSING
+
+from gpt4moe.errors import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class RunSection:
+    name: str = MISSING
+    """The run folder is <run.root>/<run.name>."""
+    root: str = "runs"
+    seed: int = 1234
+    """Of initial weights, sample order and router noise."""
+
+    def validate(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ConfigError(f"run.name={self.name!r} cannot name a folder.", "Use letters, digits, '-' and '_'.")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    steps: int = MISSING
+    """Stop after this step, counted from the run's beginning. Nothing else depends on it."""
+    global_batch_size: int = MISSING
+    """Sequences of one step over all ranks."""
+    micro_batch_size: int = 1
+    """Sequences of one forward pass of a rank."""
+    eval_every: int = 0
+    """Steps between evaluations on held-out text; 0: only at the end."""
+    eval_samples: int = 64
+    """Held-out sequences of one evaluation (a multiple of micro_batch_size * dp is used)."""
+
+    def validate(self) -> None:
+        for name in ("steps", "global_batch_size", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name}={getattr(self, name)} is below 1.", f"Set training.{name}.")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"training.global_batch_size={self.global_batch_size} is no multiple of "
+                f"training.micro_batch_size={self.micro_batch_size}.",
+                "Change one of the two.",
+            )
+        if self.eval_every < 0 or self.eval_samples < 0:
+            raise ConfigError("training.eval_every and training.eval_samples cannot be negative.", "Set 0 or more.")
+
+
+class StageKind(str, Enum):
+    """What is trained, on which loss mask."""
+
+    pretrain = "pretrain"
+
+
+@dataclass(kw_only=True, slots=True)
+class StageConfig:
+    kind: StageKind = StageKind.pretrain
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    every: int = 0
+    """Steps between checkpoints; 0: only at the end (always written)."""
+    keep: int = 3
+    """Newest checkpoints that stay; 0: all."""
+    keep_every: int = 0
+    """A checkpoint of a step divisible by this stays for good; 0: none."""
+    load: str | None = None
+    """Step folder or run folder that a new run starts from."""
+
+    def validate(self) -> None:
+        if min(self.every, self.keep, self.keep_every) < 0:
+            raise ConfigError("checkpoint.every, keep and keep_every cannot be negative.", "Set 0 or more.")
+
+
+class WandbMode(str, Enum):
+    """Where wandb keeps the run."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    wandb: WandbMode = WandbMode.offline
+    project: str = "gpt4moe"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+class AttentionKernel(str, Enum):
+    """sdpa: torch's scaled_dot_product_attention (flash on GPUs). transformer_engine: NVIDIA's, when installed."""
+
+    sdpa = "sdpa"
+    transformer_engine = "transformer_engine"
+
+
+class NormKernel(str, Enum):
+    """torch: torch.nn.RMSNorm. apex: NVIDIA apex's fused RMSNorm (built from source)."""
+
+    torch = "torch"
+    apex = "apex"
+
+
+class ExpertKernel(str, Enum):
+    """auto: grouped_mm on GPUs, per_expert on CPUs. per_expert: one product an expert, written into slices."""
+
+    auto = "auto"
+    grouped_mm = "grouped_mm"
+    per_expert = "per_expert"
+
+
+@dataclass(kw_only=True, slots=True)
+class KernelsConfig:
+    attention: AttentionKernel = AttentionKernel.sdpa
+    norm: NormKernel = NormKernel.torch
+    experts: ExpertKernel = ExpertKernel.auto

@@ -1,0 +1,96 @@
+"""Layout: where each rank sits, as arithmetic. No torch, no process group: the planner and a login node use it too.
+
+The grid of W = tp x cp x dp x pp ranks, tp fastest, pp slowest (Megatron's order "tp-cp-ep-dp-pp"):
+
+    rank = tp_i + tp * (cp_i + cp * (dp_i + dp * pp_i))
+
+Experts see the same ranks of a stage through a second grid, etp fastest ("parallel folding", arXiv:2504.14960):
+
+    rank = etp_i + etp * (ep_i + ep * expert_dp_i)  +  stage offset
+
+so ep may span tp, cp and dp. A MoE layer's all-to-all runs over `ep`, its expert gradients over `expert_dp`.
+"""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.parallel import ParallelConfig
+
+DENSE_AXES = ("tp", "cp", "dp", "pp")
+EXPERT_AXES = ("etp", "ep", "expert_dp")
+# Groups that are products of axes; each is named as ProcessGroups names it.
+COMBINED_AXES = {"dp_cp": ("cp", "dp"), "tp_cp": ("tp", "cp"), "model": ("tp", "pp")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The parallel degrees of one run. `dp` and `expert_dp` follow from the world size."""
+
+    tp: int
+    cp: int
+    dp: int
+    pp: int
+    vpp: int
+    ep: int
+    etp: int
+    sequence_parallel: bool
+
+    @classmethod
+    def from_config(cls, parallel: ParallelConfig, world_size: int) -> "Layout":
+        """The layout of `world_size` ranks. Call legality.require_legal first: this one only asserts."""
+        dp, rest = divmod(world_size, parallel.tp * parallel.cp * parallel.pp)
+        assert rest == 0 and dp * parallel.tp * parallel.cp % (parallel.ep * parallel.etp) == 0
+        return cls(
+            tp=parallel.tp, cp=parallel.cp, dp=dp, pp=parallel.pp, vpp=parallel.vpp, ep=parallel.ep, etp=parallel.etp,
+            sequence_parallel=parallel.sequence_parallel_on,
+        )  # fmt: skip
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.cp * self.dp * self.pp
+
+    @property
+    def stage_size(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.tp * self.cp * self.dp
+
+    @property
+    def expert_dp(self) -> int:
+        """Copies of each expert."""
+        return self.stage_size // (self.ep * self.etp)
+
+    def coordinate(self, rank: int) -> dict[str, int]:
+        """The index of `rank` along every axis, dense and expert."""
+        stage, inside = divmod(rank, self.stage_size)
+        return {
+            "tp": inside % self.tp,
+            "cp": inside // self.tp % self.cp,
+            "dp": inside // (self.tp * self.cp),
+            "pp": stage,
+            "etp": inside % self.etp,
+            "ep": inside // self.etp % self.ep,
+            "expert_dp": inside // (self.etp * self.ep),
+        }
+
+    def members(self, group: str, rank: int) -> list[int]:
+        """Ranks of the group `group` that `rank` belongs to, ascending.
+
+        `group` is an axis (tp, cp, dp, pp, ep, etp, expert_dp) or a product (dp_cp, tp_cp, model).
+        """
+        varying = COMBINED_AXES.get(group, (group,))
+        grid = EXPERT_AXES + ("pp",) if varying[0] in EXPERT_AXES else DENSE_AXES
+        assert set(varying) <= set(grid), group
+        mine = self.coordinate(rank)
+        fixed = [axis for axis in grid if axis not in varying]
+        return [
+            other
+            for other in range(self.world_size)
+            if all(self.coordinate(other)[axis] == mine[axis] for axis in fixed)
+        ]
+
+    def describe(self) -> str:
+        """One line for people: `8 ranks = tp 2 x pp 2 x dp 2, ep 4, sequence parallel`."""
+        sizes = {"tp": self.tp, "cp": self.cp, "pp": self.pp, "dp": self.dp}
+        grid = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one rank"
+        extras = [f"{name} {size}" for name, size in (("vpp", self.vpp), ("ep", self.ep), ("etp", self.etp)) if size > 1]
+        extras += ["sequence parallel"] if self.sequence_parallel else []
+        return ", ".join([f"{self.world_size} rank{'s' * (self.world_size > 1)} = {grid}", *extras])

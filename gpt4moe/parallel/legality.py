@@ -1,0 +1,173 @@
+"""The one place that says whether a layout is legal, and why not: trainer, tests and planner ask here. No torch.
+
+Two kinds of refusal, told apart because the planner weighs layouts the trainer cannot run yet:
+arithmetic (something does not divide) and support (right in principle, not built or not proven here).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt4moe.config.model import ModelConfig, divisors
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.training import TrainingConfig
+from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.placement import stage_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a layout is refused: what is wrong with the numbers, and what would fit."""
+
+    cause: str
+    cure: str
+
+
+def layout_problems(
+    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
+) -> list[Problem]:
+    """Everything arithmetic that is wrong with running `model` on `world_size` ranks; empty: legal."""
+    grid = list(_grid_problems(parallel, world_size))
+    if grid:
+        return grid  # dp is not even a number: the rest would be noise
+    return [
+        *_batch_problems(parallel, training, world_size),
+        *_tensor_problems(model, parallel),
+        *_pipeline_problems(model, parallel, training, world_size),
+        *_expert_problems(model, parallel, world_size),
+    ]
+
+
+def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
+    """What is legal arithmetic but not built or not proven in the trainer."""
+    checks = [
+        (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallelism is not supported yet.", "Set parallel.cp=1."),
+        (parallel.etp > 1, f"parallel.etp={parallel.etp}: expert tensor parallelism is not supported yet.",
+         "Set parallel.etp=1; experts are spread whole by parallel.ep."),
+        (parallel.recompute is not Recompute.none,
+         f"parallel.recompute={parallel.recompute.value}: activation recompute is not supported yet.",
+         "Set parallel.recompute=none."),
+        (parallel.tp > 1 and not parallel.sequence_parallel_on,
+         f"parallel.sequence_parallel=false with parallel.tp={parallel.tp}: every tensor-parallel rank would route the "
+         "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
+    ]  # fmt: skip
+    return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
+
+
+def require_legal(
+    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
+) -> None:
+    """Raises: LayoutError with the first problem, arithmetic before support."""
+    problems = layout_problems(model, parallel, training, world_size) + support_problems(model, parallel)
+    if problems:
+        raise LayoutError(problems[0].cause, problems[0].cure)
+
+
+def _grid_problems(parallel: ParallelConfig, world_size: int) -> Iterator[Problem]:
+    size = parallel.tp * parallel.pp * parallel.cp
+    if world_size % size:
+        yield Problem(
+            f"parallel.tp={parallel.tp} x pp={parallel.pp} x cp={parallel.cp} = {size} does not divide the "
+            f"{world_size} rank{'s' * (world_size > 1)} of this run.",
+            f"Start a multiple of {size} ranks, or choose degrees whose product is one of {divisors(world_size)}.",
+        )
+
+
+def _batch_problems(parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> Iterator[Problem]:
+    dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
+    micro, batch = training.micro_batch_size, training.global_batch_size
+    if batch % (micro * dp):
+        fits = [m for m in divisors(batch) if batch % (m * dp) == 0]
+        cure = f"Set training.global_batch_size to a multiple of {micro * dp}"
+        cure += f", or training.micro_batch_size to one of {fits}." if fits else "."
+        yield Problem(
+            f"training.global_batch_size={batch} is no multiple of micro_batch_size {micro} x dp {dp} "
+            f"({world_size} ranks = tp {parallel.tp} x pp {parallel.pp} x cp {parallel.cp} x dp {dp}).",
+            cure,
+        )
+
+
+def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
+    cut = {
+        "model.num_attention_heads": model.num_attention_heads,
+        "model.num_query_groups": model.query_groups,
+        "model.vocab_size": model.vocab_size,
+        "model.seq_length": model.seq_length // parallel.cp,  # sequence parallelism
+        "model.hidden_size": model.hidden_size,
+    }
+    if model.ffn_hidden_size and not all(model.moe_layers):
+        cut["model.ffn_hidden_size"] = model.ffn_hidden_size
+    for name, size in cut.items():
+        if size % parallel.tp:
+            yield Problem(
+                f"parallel.tp={parallel.tp} does not divide {name}={size}.",
+                f"Set parallel.tp to one of {[d for d in divisors(size) if d <= 64]}, or change {name}.",
+            )
+    if model.seq_length % (2 * parallel.cp) and parallel.cp > 1:
+        yield Problem(
+            f"parallel.cp={parallel.cp} needs model.seq_length={model.seq_length} to divide by {2 * parallel.cp}.",
+            f"Set model.seq_length to a multiple of {2 * parallel.cp}.",
+        )
+
+
+def _pipeline_problems(
+    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
+) -> Iterator[Problem]:
+    chunks = parallel.pp * parallel.vpp
+    name = f"parallel.pp={parallel.pp} x vpp={parallel.vpp} = {chunks} stages"
+    if parallel.vpp > 1 and parallel.pp == 1:
+        yield Problem(f"parallel.vpp={parallel.vpp} needs a pipeline, but parallel.pp=1.", "Set parallel.vpp=1.")
+        return
+    if chunks > model.num_layers:
+        yield Problem(
+            f"{name} for model.num_layers={model.num_layers}: some would be empty.",
+            f"Set parallel.pp x vpp to {model.num_layers} or less.",
+        )
+        return
+    if parallel.layers_per_stage is not None:
+        listed = parallel.layers_per_stage
+        if len(listed) != chunks or sum(listed) != model.num_layers or min(listed) < 1:
+            yield Problem(
+                f"parallel.layers_per_stage={listed} ({len(listed)} stages, {sum(listed)} layers) does not describe "
+                f"{name} and model.num_layers={model.num_layers}.",
+                f"Give {chunks} numbers of 1 or more that sum to {model.num_layers}, e.g. "
+                f"{[len(stage) for stage in stage_layers(model.num_layers, ParallelConfig(pp=chunks))]}, or null.",
+            )
+    dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
+    micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
+    if parallel.vpp > 1 and micro_batches % parallel.pp:
+        yield Problem(
+            f"The interleaved schedule (vpp={parallel.vpp}) walks micro-batches in groups of parallel.pp={parallel.pp}, "
+            f"but a rank has {micro_batches} (global batch {training.global_batch_size} / micro-batch "
+            f"{training.micro_batch_size} / dp {dp}).",
+            f"Set training.global_batch_size to a multiple of {training.micro_batch_size * dp * parallel.pp}.",
+        )
+
+
+def _expert_problems(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> Iterator[Problem]:
+    experts = parallel.ep * parallel.etp
+    stage = world_size // parallel.pp
+    if model.moe is None:
+        if experts > 1:
+            yield Problem(
+                f"parallel.ep={parallel.ep} x etp={parallel.etp}, but model.moe is null: there are no experts.",
+                "Set parallel.ep=1 and parallel.etp=1.",
+            )
+        return
+    if stage % experts:
+        dp = stage // (parallel.tp * parallel.cp)
+        fits = [d for d in divisors(stage) if model.moe.num_experts % d == 0]
+        yield Problem(
+            f"parallel.ep={parallel.ep} x etp={parallel.etp} does not divide tp x cp x dp = {stage} "
+            f"({world_size} ranks = tp {parallel.tp} x pp {parallel.pp} x cp {parallel.cp} x dp {dp}).",
+            f"Set parallel.etp=1 and parallel.ep to one of {fits}, or change the number of ranks.",
+        )
+    if model.moe.num_experts % parallel.ep:
+        yield Problem(
+            f"parallel.ep={parallel.ep} does not divide model.moe.num_experts={model.moe.num_experts}.",
+            f"Set parallel.ep to one of {divisors(model.moe.num_experts)}.",
+        )
+    if model.moe.ffn_hidden_size % parallel.etp:
+        yield Problem(
+            f"parallel.etp={parallel.etp} does not divide model.moe.ffn_hidden_size={model.moe.ffn_hidden_size}.",
+            "Set parallel.etp=1.",
+        )

@@ -1,0 +1,27 @@
+"""Which layers a pipeline stage holds and which experts an expert-parallel rank holds. No torch."""
+
+from gpt4moe.config.parallel import ParallelConfig
+
+
+def stage_layers(num_layers: int, parallel: ParallelConfig) -> list[list[int]]:
+    """Global layer indices (from 0) of each of the pp * vpp chunks, in model order.
+
+    Chunk c runs on pipeline rank c % pp as its virtual stage c // pp. Without `layers_per_stage`, as even as it goes,
+    larger chunks first: 120 layers over 16 stages give eight of 8 and eight of 7.
+    """
+    num_chunks = parallel.pp * parallel.vpp
+    base, extra = divmod(num_layers, num_chunks)
+    sizes = parallel.layers_per_stage or [base + (chunk < extra) for chunk in range(num_chunks)]
+    starts = [sum(sizes[:chunk]) for chunk in range(num_chunks)]
+    return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+
+def rank_chunks(num_layers: int, parallel: ParallelConfig, pp_index: int) -> list[list[int]]:
+    """Global layer indices of each virtual stage of one pipeline rank."""
+    return stage_layers(num_layers, parallel)[pp_index :: parallel.pp]
+
+
+def local_experts(num_experts: int, ep: int, ep_index: int) -> range:
+    """Global ids of the experts that one expert-parallel rank holds: a contiguous block."""
+    count = num_experts // ep
+    return range(ep_index * count, (ep_index + 1) * count)
