@@ -1,0 +1,55 @@
+"""build_model: Megatron GPTModel chunks, one per virtual stage of this rank, with initial weights."""
+
+import logging
+from contextlib import nullcontext
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.model.initialization import initialize
+from gpt4moe.model.specs import block_spec
+from gpt4moe.model.transformer_config import transformer_config
+from gpt4moe.parallel.cpu_device import BuildOnCpu
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.placement import rank_chunks
+
+
+def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) -> list[GPTModel]:
+    """This rank's chunks in the order of its virtual stages.
+
+    Args:
+        meta: shapes only, no memory and no initial weights: for counting a model of any size.
+    """
+    on_gpu = groups.device.type == "cuda"
+    config = transformer_config(run.model, run.parallel, run.precision.dtype, on_gpu=on_gpu and not meta)
+    # TransformerLayer warns about every MLP class that is not its own.
+    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
+    stages = rank_chunks(run.model.num_layers, run.parallel, groups.coordinate["pp"])
+    chunks = []
+    with torch.device("meta") if meta else nullcontext(), nullcontext() if on_gpu else BuildOnCpu():
+        for vp_stage, layers in enumerate(stages):
+            chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
+    if not meta:
+        initialize(chunks, run.model, groups, run.run.seed)
+    return chunks
+
+
+def _build_chunk(run: RunConfig, groups: ProcessGroups, config, vp_stage: int, layers: list[int]) -> GPTModel:
+    model, pp_index = run.model, groups.coordinate["pp"]
+    chunk = GPTModel(
+        config=config,
+        transformer_layer_spec=block_spec(model, run.kernels, groups, layers),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.seq_length,
+        pre_process=pp_index == 0 and vp_stage == 0,
+        post_process=pp_index == run.parallel.pp - 1 and vp_stage == run.parallel.vpp - 1,
+        share_embeddings_and_output_weights=model.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=int(model.rope_theta),
+        pg_collection=groups.megatron,
+        vp_stage=vp_stage if run.parallel.vpp > 1 else None,
+    )
+    built = [layer.layer_number - 1 for layer in chunk.decoder.layers]
+    assert built == layers, (built, layers)  # Megatron placed what placement.py says
+    return chunk

@@ -1,0 +1,106 @@
+"""The table of parameters: what each is called in the whole model, how ranks cut it, how it starts.
+
+One place for each truth: initial weights, checkpoints, conversions and the layout tests all read `shards`.
+
+    a chunk's name                                     the logical tensor
+    decoder.layers.1.mlp.experts.gate_up  [L, 2F, H]   decoder.layers.7.mlp.experts.gate_up  [E, 2, F, H]
+
+Layer numbers are global, expert axes too; gate and up are an axis of their own, so that every shard is one rectangle.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import nn
+
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.shard import Shard
+
+
+class Cut(Enum):
+    """How ranks divide a parameter."""
+
+    whole = "every rank holds all of it"
+    rows = "dim 0 over tp"
+    columns = "dim 1 over tp"
+    gated_rows = "[2F, H]: the same rows of gate and up over tp"
+    experts_gated = "[L, 2F, H]: experts over ep"
+    experts = "[L, H, F]: experts over ep"
+
+
+class Start(Enum):
+    """The initial value."""
+
+    ones = "1"
+    normal = "normal, init_std"
+    residual = "normal, init_std / sqrt(2 * num_layers): it adds to the residual stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table: parameters whose name ends with `suffix`."""
+
+    suffix: str
+    cut: Cut
+    start: Start
+
+
+RULES = (
+    Rule("embedding.word_embeddings.weight", Cut.rows, Start.normal),
+    Rule("layernorm.weight", Cut.whole, Start.ones),
+    # Rows are, per query group, its query heads, then its key, then its value: a plain cut over tp.
+    Rule("self_attention.linear_qkv.weight", Cut.rows, Start.normal),
+    Rule("self_attention.linear_proj.weight", Cut.columns, Start.residual),
+    Rule("mlp.linear_fc1.weight", Cut.gated_rows, Start.normal),
+    Rule("mlp.linear_fc2.weight", Cut.columns, Start.residual),
+    Rule("mlp.router.weight", Cut.whole, Start.normal),
+    Rule("mlp.experts.gate_up", Cut.experts_gated, Start.normal),
+    Rule("mlp.experts.down", Cut.experts, Start.residual),
+    Rule("output_layer.weight", Cut.rows, Start.normal),
+)
+_TIED_COPY = ("output_layer.weight", "embedding.word_embeddings.weight")
+
+
+def rule_of(name: str) -> Rule:
+    """The row of a parameter's name; a parameter without one is a programming error."""
+    matches = [rule for rule in RULES if name.endswith(rule.suffix)]
+    assert len(matches) == 1, f"{name}: {len(matches)} rules"
+    return matches[0]
+
+
+def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, Rule]]:
+    """Every parameter of this rank's chunks with its rectangle of the logical tensor and its rule.
+
+    Chunks are GPTModels, wrapped or not. A shard's `shape` is the parameter's elements in C order, viewed as the
+    logical tensor is (gate_up as [L, 2, F, H]).
+    """
+    for wrapped in chunks:
+        chunk = getattr(wrapped, "module", wrapped)
+        numbers = [layer.layer_number - 1 for layer in chunk.decoder.layers]
+        for name, parameter in chunk.named_parameters():
+            rule = rule_of(name)
+            logical = re.sub(r"layers\.(\d+)\.", lambda match: f"layers.{numbers[int(match.group(1))]}.", name)
+            is_copy = getattr(parameter, "shared", False)  # the last stage's copy of a tied embedding
+            if is_copy:
+                logical = logical.replace(*_TIED_COPY)
+            yield parameter, _shard(logical, tuple(parameter.shape), rule.cut, groups, not is_copy), rule
+
+
+def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, is_writer: bool) -> Shard:
+    layout, at = groups.layout, groups.coordinate
+    if cut in (Cut.gated_rows, Cut.experts_gated):
+        local = (*local[:-2], 2, local[-2] // 2, local[-1])
+    axis, size, index = {
+        Cut.whole: (0, 1, 0),
+        Cut.rows: (0, layout.tp, at["tp"]),
+        Cut.columns: (1, layout.tp, at["tp"]),
+        Cut.gated_rows: (1, layout.tp, at["tp"]),
+        Cut.experts_gated: (0, layout.ep, at["ep"]),
+        Cut.experts: (0, layout.ep, at["ep"]),
+    }[cut]
+    global_shape = tuple(n * size if dim == axis else n for dim, n in enumerate(local))
+    offset = tuple(n * index if dim == axis else 0 for dim, n in enumerate(local))
+    writes = is_writer and (cut is not Cut.whole or at["tp"] == 0)
+    return Shard(name, global_shape, offset, local, writes)

@@ -1,0 +1,144 @@
+"""Tokens -> expert ranks -> tokens.
+
+    x [T, H] -> sort by expert [A, H] -> all-to-all over ep -> sort by local expert [N, H] -> experts
+      [T, H] <- sum over K    <-  unsort  <-  all-to-all back  <-  unsort              <-
+
+T tokens of this rank, K experts a token goes to, A <= T * K assignments kept, N rows that arrive here, L local experts.
+
+DeepSpeed's: the split plan, the all-to-all, the padded permutation that grouped kernels need, the combine. Ours: the
+plain permutation (on CPU and without grouped kernels padding would only cost), and gathers whose backward pass is a
+gather too, so that nothing is summed in an order that changes from run to run.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.module_inject.auto_ep_layer import (
+    _AllToAllV,
+    combine_from_routed,
+    compute_split_plan,
+    permute_by_local_expert,
+    unpermute_by_local_expert,
+)
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Rows on the rank of their experts, and what it takes to send them back."""
+
+    rows: Tensor
+    """[N, H], sorted by local expert (N padded where the kernel needs it)."""
+    weight: Tensor
+    """[N, 1] fp32."""
+    counts: Tensor
+    """[L], rows of each local expert."""
+    assignment: Tensor
+    """[A], place in T * K of each row sent."""
+    splits: tuple[list[int], list[int]]
+    """Rows sent to and received from each rank of ep."""
+    restore: Tensor | None
+    """How to undo the sort by local expert; None where there was none."""
+    padded: bool
+
+
+class Dispatcher:
+    """Moves rows over one expert-parallel group.
+
+    Args:
+        padded: groups of rows aligned as grouped kernels on GPUs want them (DeepSpeed's permutation).
+    """
+
+    def __init__(self, ep: distributed.ProcessGroup, num_experts: int, *, padded: bool):
+        self.ep = ep
+        self.ep_size = ep.size()
+        self.num_experts = num_experts
+        self.num_local = num_experts // self.ep_size
+        self.padded = padded
+
+    def send(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor, keep_TK: Tensor | None) -> Arrived:
+        """Rows to the ranks of their experts. Collective over ep, also for a rank without tokens.
+
+        Args:
+            keep_TK: bool, False for dropped assignments; None keeps all.
+        """
+        top_k = expert_index_TK.shape[1]
+        expert = expert_index_TK.flatten()
+        kept = None if keep_TK is None else keep_TK.flatten().nonzero().squeeze(1)
+        chosen = expert if kept is None else expert[kept]
+        order = torch.argsort(chosen, stable=True)
+        assignment = order if kept is None else kept[order]
+        rows = GatherTokens.apply(x_TH, assignment, top_k)
+        weight = GatherTokens.apply(weight_TK.reshape(-1, 1), assignment, 1)
+        counts = torch.bincount(chosen, minlength=self.num_experts)
+        plan = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep, counts)
+        splits = (plan.input_splits, plan.output_splits)
+        if self.ep_size > 1:
+            rows = _AllToAllV.apply(self.ep, rows, *splits)
+            weight = _AllToAllV.apply(self.ep, weight, *splits)
+        return self._by_local_expert(rows, weight, plan.local_counts_by_source, assignment, splits)
+
+    def _by_local_expert(
+        self, rows: Tensor, weight: Tensor, counts_by_source: Tensor, assignment: Tensor, splits: tuple[list[int], list[int]]
+    ) -> Arrived:
+        if self.padded:
+            rows, indices, counts, num_rows = permute_by_local_expert(rows, counts_by_source)
+            weight = torch.cat((weight, weight.new_zeros(1, 1)))[indices]
+            return Arrived(rows, weight, counts, assignment, splits, indices, True)
+        counts = counts_by_source.sum(dim=0)
+        if self.ep_size == 1:  # sorted by expert already
+            return Arrived(rows, weight, counts, assignment, splits, None, False)
+        # Rows arrive by source rank, then local expert: a stable sort by expert keeps the order of sources.
+        local = torch.arange(self.num_local, device=rows.device).repeat(self.ep_size)
+        order = torch.argsort(torch.repeat_interleave(local, counts_by_source.flatten()), stable=True)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(order.numel(), device=order.device)
+        rows, weight = PermuteRows.apply(rows, order, inverse), PermuteRows.apply(weight, order, inverse)
+        return Arrived(rows, weight, counts, assignment, splits, torch.stack((inverse, order)), False)
+
+    def combine(self, y_NH: Tensor, arrived: Arrived, num_tokens: int, top_k: int) -> Tensor:
+        """Expert outputs back on the tokens' ranks, summed over each token's experts: [T, H]."""
+        num_rows = sum(arrived.splits[1])
+        if arrived.padded:
+            assert arrived.restore is not None
+            y_NH = unpermute_by_local_expert(y_NH, arrived.restore, num_rows)
+        elif arrived.restore is not None:
+            y_NH = PermuteRows.apply(y_NH, *arrived.restore.unbind())
+        if self.ep_size > 1:
+            y_NH = _AllToAllV.apply(self.ep, y_NH, arrived.splits[1], arrived.splits[0])
+        shape = (1, num_tokens, y_NH.shape[-1])
+        # "pre": the router's weights are in the rows already; the second argument is then unused.
+        return combine_from_routed(y_NH, arrived.weight, arrived.assignment, top_k, "pre", "weighted_sum", shape)[0]
+
+
+class GatherTokens(torch.autograd.Function):
+    """Row a of the output is token assignment[a] // K. Backward: scatter to [T, K, H] and sum over K, in order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, assignment: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(assignment)
+        ctx.shape = (x.shape[0], top_k, x.shape[1])
+        return x.index_select(0, assignment // top_k if top_k > 1 else assignment)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (assignment,) = ctx.saved_tensors
+        num_tokens, top_k, width = ctx.shape
+        spread = gradient[0].new_zeros(num_tokens * top_k, width)
+        spread[assignment] = gradient[0]
+        return spread.view(ctx.shape).sum(dim=1), None, None
+
+
+class PermuteRows(torch.autograd.Function):
+    """x[order]; the backward pass gathers through the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient[0].index_select(0, inverse), None, None

@@ -1,0 +1,88 @@
+"""ProcessGroups: the live groups of one rank, made once from a Layout and handed on by argument."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.layout import Layout
+
+# Longer than the slowest first step; a rank that died is noticed by its launcher much earlier.
+_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessGroups:
+    """Every group this rank belongs to. `megatron` is the same set as Megatron's own collection."""
+
+    layout: Layout
+    rank: int
+    device: torch.device
+    tp: distributed.ProcessGroup
+    cp: distributed.ProcessGroup
+    dp: distributed.ProcessGroup
+    pp: distributed.ProcessGroup
+    ep: distributed.ProcessGroup
+    etp: distributed.ProcessGroup
+    expert_dp: distributed.ProcessGroup
+    dp_cp: distributed.ProcessGroup
+    tp_cp: distributed.ProcessGroup
+    model: distributed.ProcessGroup
+    megatron: Any
+
+    @property
+    def coordinate(self) -> dict[str, int]:
+        return self.layout.coordinate(self.rank)
+
+    @property
+    def is_first_rank(self) -> bool:
+        """The one rank that writes what is written once: logs, manifests, the run folder."""
+        return self.rank == 0
+
+    @classmethod
+    def create(cls, layout: Layout, rank: int, device: torch.device, seed: int) -> "ProcessGroups":
+        """The groups of `layout`; torch.distributed is up (see world). Collective: every rank calls it."""
+        from gpt4moe.parallel import megatron_state
+
+        groups = megatron_state.start(layout, seed)
+        for name, group in groups.items():
+            if name != "megatron":  # Megatron's order of ranks and ours are one truth
+                members = distributed.get_process_group_ranks(group)
+                assert members == layout.members(name, rank), (name, members, layout.members(name, rank))
+        return cls(layout=layout, rank=rank, device=device, **groups)
+
+
+@contextmanager
+def world(environment: Environment) -> Iterator[torch.device]:
+    """torch.distributed, DeepSpeed's communication and the CPU mends for the time of a run; yields this rank's device."""
+    from gpt4moe.parallel import cpu_device, deepspeed_groups
+
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", environment.local_rank % torch.cuda.device_count()), "nccl"
+        torch.cuda.set_device(device)
+        # Megatron's overlap of tensor-parallel communication relies on one hardware queue.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+        cpu_device.install()
+    place: dict[str, Any] = {"rank": environment.rank, "world_size": environment.world_size, "timeout": _TIMEOUT}
+    if environment.master is None:
+        distributed.init_process_group(backend, store=distributed.HashStore(), **place)
+    else:
+        address, port = environment.master
+        distributed.init_process_group(backend, init_method=f"tcp://{address}:{port}", **place)
+    try:
+        deepspeed_groups.start(backend)
+        yield device
+    finally:
+        if distributed.is_initialized():
+            from gpt4moe.parallel import megatron_state
+
+            megatron_state.stop()
+            distributed.destroy_process_group()

@@ -1,0 +1,49 @@
+"""Embassy to Megatron's parallel_state: the only file that reads or writes those globals."""
+
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+from gpt4moe.parallel.layout import Layout
+
+
+def start(layout: Layout, seed: int) -> dict[str, Any]:
+    """Makes Megatron's groups for this layout and returns them by our names, with its own collection as "megatron".
+
+    Args:
+        seed: of Megatron's trackers; nothing random is drawn from them in training (no dropout), weights come from
+            parallel.rng.
+    """
+    stop()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
+        create_gloo_process_groups=False,
+    )
+    model_parallel_cuda_manual_seed(seed)
+    collection = ProcessGroupCollection.use_mpu_process_groups()
+    return {
+        "tp": collection.tp,
+        "cp": collection.cp,
+        "dp": collection.dp,
+        "pp": collection.pp,
+        "ep": collection.ep,
+        "etp": collection.expt_tp,
+        "expert_dp": collection.expt_dp,
+        "dp_cp": collection.dp_cp,
+        "tp_cp": collection.tp_cp,
+        "model": collection.mp,
+        "megatron": collection,
+    }
+
+
+def stop() -> None:
+    """Forgets Megatron's groups, so that a process can take up another layout."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()

@@ -1,0 +1,39 @@
+"""Random numbers that depend on what they are for, not on who draws them.
+
+A row of a weight is drawn by a counter-based generator (Philox, Salmon et al. 2011) keyed by (seed, tensor name, row):
+a rank makes only its own slice, equal on every layout and device.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def tensor_key(seed: int, name: str) -> int:
+    """64 bits that stand for (seed, name)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
+
+
+def normal_box(seed: int, name: str, global_shape: tuple[int, ...], offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+    """The box [offset, offset + shape) of a logical tensor of standard normal numbers, fp32, on the CPU.
+
+    Args:
+        global_shape: of the whole tensor; its last axis is a row.
+    """
+    if len(shape) == 1:  # a vector is one row
+        return normal_box(seed, name, (1, *global_shape), (0, *offset), (1, *shape)).view(shape)
+    row_length, first_column, num_columns = global_shape[-1], offset[-1], shape[-1]
+    key = tensor_key(seed, name)
+    out = np.empty((int(np.prod(shape[:-1], dtype=np.int64)), num_columns), dtype=np.float32)
+    local = np.indices(shape[:-1], dtype=np.int64).reshape(len(shape) - 1, -1).T + np.array(offset[:-1], dtype=np.int64)
+    rows = local @ _strides(global_shape[:-1])
+    for place, row in enumerate(rows.tolist()):
+        generator = np.random.Generator(np.random.Philox(key=np.array([key, row], dtype=np.uint64)))
+        out[place] = generator.standard_normal(row_length, dtype=np.float32)[first_column : first_column + num_columns]
+    return torch.from_numpy(out).view(shape)
+
+
+def _strides(shape: tuple[int, ...]) -> np.ndarray:
+    strides = [int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))]
+    return np.array(strides, dtype=np.int64)

@@ -1,0 +1,61 @@
+"""Shard: a rectangle of a logical tensor, the common tongue of initialisation, checkpoints and tests. No torch.
+
+    logical tensor   name + global shape, independent of any layout
+    shard            offset + shape within it, and whether this rank is the one that writes it
+    flat range       the optimizer cuts a shard further into ranges of its C-order elements; each is at most
+                     2 * ndim - 1 rectangles (flat_rectangles)
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rectangle [offset, offset + shape) of the logical tensor `name`."""
+
+    name: str
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_writer: bool = True
+    """False on the ranks that hold a copy another rank writes."""
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """A part of a shard that is contiguous in the shard's C order: `start` elements into it."""
+
+    start: int
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def flat_rectangles(start: int, end: int, shape: tuple[int, ...], base: int = 0) -> list[Rectangle]:
+    """The elements [start, end) of a C-order box of `shape`, as contiguous rectangles in ascending order."""
+    if start >= end:
+        return []
+    if len(shape) == 1:
+        return [Rectangle(base + start, (start,), (end - start,))]
+    inner = prod(shape[1:])
+    first, last = start // inner, end // inner
+
+    def partial(row: int, low: int, high: int) -> list[Rectangle]:
+        parts = flat_rectangles(low, high, shape[1:], base + row * inner)
+        return [Rectangle(part.start, (row, *part.offset), (1, *part.shape)) for part in parts]
+
+    if first == last:
+        return partial(first, start - first * inner, end - first * inner)
+    parts = []
+    if start > first * inner:
+        parts += partial(first, start - first * inner, inner)
+        first += 1
+    if last > first:
+        parts.append(Rectangle(base + first * inner, (first, *(0,) * (len(shape) - 1)), (last - first, *shape[1:])))
+    if end > last * inner:
+        parts += partial(last, 0, end - last * inner)
+    return parts

@@ -1,0 +1,52 @@
+"""The seam between the training step and what reduces gradients and updates weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedRange:
+    """The elements [start, end) of a parameter (C order) that this rank's optimizer owns; all tensors flat, fp32."""
+
+    parameter: nn.Parameter
+    start: int
+    end: int
+    master: Tensor
+    moments: dict[str, Tensor]
+    """exp_avg and exp_avg_sq under AdamW; empty under SGD."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """Reduced over every rank, the global batch's; there after reduce()."""
+        assert self.master.grad is not None
+        return self.master.grad
+
+
+class Engine(Protocol):
+    """What every engine gives. The training step calls, in this order:
+
+    zero_gradients -> Megatron's schedule over `chunks` -> reduce -> clip -> update
+    """
+
+    chunks: list[Any]
+    """Wrapped GPTModels, one per virtual stage, with Megatron's config as .config."""
+
+    def zero_gradients(self) -> None: ...
+
+    def reduce(self) -> bool:
+        """Main gradients ready in `owned`. Returns False when one is not finite: the step must not be taken."""
+
+    def clip(self) -> float:
+        """The global gradient norm before clipping; gradients are scaled down to the configured norm. Collective."""
+
+    def update(self, learning_rate: float) -> None:
+        """One optimizer step from the main gradients, then every rank has the new weights. Collective."""
+
+    def owned(self) -> Iterator[OwnedRange]:
+        """What this rank's optimizer owns; ranges of all data-parallel ranks together are disjoint and whole."""
+
+    def finish_load(self, step: int) -> None:
+        """After masters and moments were filled from outside: sets the step count and the model's weights. Collective."""

@@ -1,0 +1,147 @@
+"""engine=megatron: Megatron-core's DistributedDataParallel and DistributedOptimizer behind the seam.
+
+fp32 gradient buffers, reduce-scatter overlapped with the backward pass, dense and expert groups apart, sharded AdamW.
+The loss already carries every scale (training.step), so gradients are summed, never averaged.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer
+from torch import nn
+
+from gpt4moe.config.optimizer import Dtype, OptimizerKind
+from gpt4moe.config.run import RunConfig
+from gpt4moe.model.transformer_config import TORCH_DTYPES
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.engine import OwnedRange
+
+MOMENTS = {OptimizerKind.adamw: ("exp_avg", "exp_avg_sq"), OptimizerKind.sgd: ()}
+
+
+class MegatronEngine:
+    """Owns the wrapped chunks, their gradient buffers and the sharded optimizer for the time of a run."""
+
+    def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
+        self.groups = groups
+        self.kind = run.optimizer.kind
+        self.clip_norm = run.optimizer.clip_norm
+        self.chunks = _wrap(chunks, run, groups)
+        self.optimizer = get_megatron_optimizer(
+            _optimizer_config(run), self.chunks, use_gloo_process_groups=False, pg_collection=groups.megatron
+        )
+        self._start_moments(step=0)
+        self._connect_schedule(run)
+
+    def zero_gradients(self) -> None:
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def reduce(self) -> bool:
+        return not self.optimizer.prepare_grads()
+
+    def clip(self) -> float:
+        norm = float(self.optimizer.get_grad_norm())
+        if 0 < self.clip_norm < norm + 1e-6:
+            scale = self.clip_norm / (norm + 1e-6)
+            gradients = [owned.gradient for owned in self.owned()]
+            if gradients:
+                torch._foreach_mul_(gradients, scale)
+        return norm
+
+    def update(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step_with_ready_grads()
+
+    def owned(self) -> Iterator[OwnedRange]:
+        for inner in self._inner():
+            pairs = (
+                (inner.model_float16_groups, inner.shard_fp32_from_float16_groups),
+                (inner.model_fp32_groups, inner.shard_fp32_groups),
+            )
+            # Zipped lists, not model_param_group_index_map: that one pairs wrongly when a group mixes dtypes.
+            for parameters, masters in pairs:
+                for group, shards in zip(parameters, masters, strict=True):
+                    for parameter, master in zip(group, shards, strict=True):
+                        place = inner._get_model_param_range_map(parameter)["param"]
+                        moments = {name: inner.optimizer.state[master][name] for name in MOMENTS[self.kind]}
+                        yield OwnedRange(parameter, place.start, place.end, master, moments)
+
+    def finish_load(self, step: int) -> None:
+        self._start_moments(step)
+        for inner in self._inner():
+            inner._copy_main_params_to_model_params()
+        for chunk in self.chunks:
+            chunk.start_param_sync(force_sync=True)
+
+    def _inner(self) -> list[Any]:
+        optimizers = getattr(self.optimizer, "chained_optimizers", [self.optimizer])
+        return [inner for inner in optimizers if not getattr(inner, "is_stub_optimizer", False)]
+
+    def _start_moments(self, step: int) -> None:
+        """Moments before the first step, and the step count: a tensor of its own per parameter (torch's Adam), or one
+        number a group (Transformer Engine's and apex's)."""
+        for inner in self._inner():
+            torch_adam = isinstance(inner.optimizer, torch.optim.AdamW)
+            for group in inner.optimizer.param_groups:
+                if torch_adam:
+                    group["fused"], group["foreach"] = True, False  # one kernel; four times foreach's speed on CPU
+                elif MOMENTS[self.kind]:
+                    group["step"] = step
+                for master in group["params"]:
+                    state = inner.optimizer.state[master]
+                    for name in MOMENTS[self.kind]:
+                        if name not in state:
+                            state[name] = torch.zeros_like(master)
+                    if torch_adam:
+                        state["step"] = torch.tensor(float(step), device=master.device)
+
+    def _connect_schedule(self, run: RunConfig) -> None:
+        """Hands Megatron's schedule the moments when gradients may be reduced."""
+        config = self.chunks[0].config
+        config.finalize_model_grads_func = _finalize
+        no_sync = [chunk.no_sync for chunk in self.chunks]
+        config.no_sync_func = no_sync if run.parallel.vpp > 1 else no_sync[0]
+
+
+def _finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:
+    """Megatron's finalize without its division by tokens: the loss is already divided by the global number."""
+    finalize_model_grads(chunks, None, **groups)
+
+
+def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> list[Any]:
+    if run.precision.dtype is not Dtype.fp32:
+        chunks = [chunk.to(TORCH_DTYPES[run.precision.dtype]) for chunk in chunks]
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=True,
+        overlap_grad_reduce=run.engine.overlap_grad_reduce,
+        bucket_size=run.engine.bucket_size,
+    )
+    # disable_bucketing coalesces all-gathers of several dtypes, which gloo corrupts silently: off for every chunk.
+    return [
+        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=False, pg_collection=groups.megatron)
+        for chunk in chunks
+    ]
+
+
+def _optimizer_config(run: RunConfig) -> MegatronOptimizerConfig:
+    settings = run.optimizer
+    return MegatronOptimizerConfig(
+        optimizer={OptimizerKind.adamw: "adam", OptimizerKind.sgd: "sgd"}[settings.kind],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.epsilon,
+        sgd_momentum=0.0,
+        clip_grad=0.0,  # clip() does it, from Megatron's norm
+        bf16=run.precision.dtype is Dtype.bf16,
+        params_dtype=TORCH_DTYPES[run.precision.dtype],
+        use_distributed_optimizer=True,
+    )

@@ -1,0 +1,134 @@
+"""One step: this rank's micro-batches through Megatron's pipeline schedule.
+
+The objective, the same on every layout:
+
+    loss      = sum of token losses over the global batch / its unmasked tokens, known before the backward pass
+    auxiliary = mean over all micro-batches of the global batch of (load-balancing + z losses, summed over layers)
+
+Gradients of both are summed over ranks and nothing is averaged afterwards. A mean of micro-batch means would be wrong
+as soon as loss masks are uneven.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, distributed
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.batch import Batch
+from gpt4moe.moe.layer import ExpertParallelMLP
+from gpt4moe.moe.statistics import EXTRAS
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """One pass over the global batch; the same numbers on every rank."""
+
+    loss: float
+    """Global token mean, without auxiliary terms."""
+    num_tokens: int
+    """Unmasked tokens."""
+    routing: Tensor
+    """[layers, E + 4] fp64 on the CPU, a row for every layer (zeros for dense ones): statistics.RoutingStatistics,
+    summed over the global batch; its losses are means over micro-batches."""
+
+
+class StepRunner:
+    """Runs the schedule for one engine, forward and backward or forward only."""
+
+    def __init__(self, run: RunConfig, engine: Engine, groups: ProcessGroups):
+        self.run = run
+        self.engine = engine
+        self.groups = groups
+        self.schedule = get_forward_backward_func(
+            pp_size=groups.layout.pp, vp_size=groups.layout.vpp if groups.layout.vpp > 1 else None
+        )
+        self.is_last_stage = groups.coordinate["pp"] == groups.layout.pp - 1
+        self.moe_layers = _moe_layers(engine.chunks)
+
+    def forward_backward(self, batches: list[Batch]) -> StepResult:
+        """Gradients of the global batch into the engine's buffers. Collective.
+
+        Args:
+            batches: this rank's micro-batches (data.sampler), the same number on every rank.
+        """
+        self.engine.zero_gradients()
+        return self._walk(batches, forward_only=False)
+
+    @torch.no_grad()
+    def evaluate(self, batches: list[Batch]) -> StepResult:
+        """The loss alone. Collective."""
+        for chunk in self.engine.chunks:
+            chunk.eval()
+        result = self._walk(batches, forward_only=True)
+        for chunk in self.engine.chunks:
+            chunk.train()
+        return result
+
+    def _walk(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
+        batches = [batch.to(self.groups.device) for batch in batches]
+        num_micro_batches = len(batches) * self.groups.layout.dp
+        num_tokens = self._global_tokens(batches)
+        for layer in self.moe_layers.values():
+            layer.auxiliary_scale = 1 / num_micro_batches
+            layer.statistics.reset()
+
+        def forward(iterator: Iterator[Batch], chunk: Any) -> tuple[Tensor, Any]:
+            batch = next(iterator)
+            output = chunk(batch.tokens, batch.position_ids, None, labels=batch.labels)
+            return output, lambda token_losses: _scaled_loss(token_losses, batch.loss_mask, num_tokens)
+
+        iterators = [iter(batches) for _ in self.engine.chunks]
+        interleaved = self.groups.layout.vpp > 1
+        losses = self.schedule(
+            forward_step_func=forward,
+            data_iterator=iterators if interleaved else iterators[0],
+            model=self.engine.chunks if interleaved else self.engine.chunks[0],
+            num_microbatches=len(batches),
+            seq_length=self.run.model.seq_length,
+            micro_batch_size=self.run.training.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return self._gathered(losses, num_tokens, num_micro_batches)
+
+    def _global_tokens(self, batches: list[Batch]) -> int:
+        """Unmasked tokens of the global batch; at least 1, so that a fully masked batch has loss 0."""
+        count = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        distributed.all_reduce(count, group=self.groups.dp)
+        return max(1, round(count.item()))
+
+    def _gathered(self, losses: list[dict[str, Tensor]], num_tokens: int, num_micro_batches: int) -> StepResult:
+        """One all-reduce over the world, of a table whose shape follows from the config alone."""
+        model, device = self.run.model, self.groups.device
+        num_experts = model.moe.num_experts if model.moe else 0
+        table = torch.zeros(model.num_layers + 1, num_experts + len(EXTRAS), dtype=torch.float64, device=device)
+        for layer, module in self.moe_layers.items():
+            table[layer] = module.statistics.read(device)
+        if self.is_last_stage and self.groups.coordinate["tp"] == 0:
+            table[-1, 0] = torch.stack([entry["loss"] for entry in losses]).sum(dtype=torch.float64)
+        distributed.all_reduce(table)
+        table[:-1, -2:] /= num_micro_batches
+        table = table.cpu()
+        return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1])
+
+
+def _scaled_loss(token_losses: Tensor, mask: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """This micro-batch's part of the global token mean. Megatron's three-part answer: loss, tokens (unused), logged."""
+    loss = (token_losses.float() * mask).sum() / num_tokens
+    # Cloned: Megatron's schedule scales losses in place.
+    return loss, torch.zeros((), dtype=torch.int, device=loss.device), {"loss": loss.detach().clone()}
+
+
+def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
+    """Global layer index -> its expert-parallel MLP, for the layers of this rank."""
+    return {
+        layer.layer_number - 1: layer.mlp
+        for chunk in chunks
+        for layer in chunk.module.decoder.layers
+        if isinstance(layer.mlp, ExpertParallelMLP)
+    }
