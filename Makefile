@@ -1,0 +1,78 @@
+# Everything a person runs. Each target sets up what it needs; what is there already is reused.
+#     make train NPROC=2          make test PYTHON=python3.12
+PYTHON ?= python3
+NPROC ?= 4
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+# The torch of $(PYTHON) is kept when it is one that can be used (a cluster's CUDA build, say). A virtual environment
+# cannot lend its packages to another one, so it does not count.
+OWN_TORCH := import sys; from importlib.metadata import version as v; \
+	sys.exit(sys.prefix != sys.base_prefix or tuple(map(int, v("torch").split(".")[:2])) < (2, 8))
+BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data train test test-slurm test-layouts lint bench bench-gpu clean distclean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED) ## make .venv with the pinned requirements (every other target does it too)
+
+data: $(INSTALLED) ## build the demo corpus and its tokenizer from this machine's own text, in data/demo
+	@$(RUN) -m gpt4moe.demo.corpus --out data/demo
+
+train: data ## train the tiny mixture of experts on NPROC=4 processes, resume it, report (minutes)
+	@$(RUN) -m gpt4moe.demo.story --nproc $(NPROC)
+
+test: lint ## lint, then every test but the long Slurm ones
+	@$(RUN) -m pytest
+
+test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long ones too
+	@$(RUN) -m pytest -m "slurm or slurm_long"
+
+test-layouts: $(INSTALLED) ## every layout against one process, nothing else
+	@$(RUN) -m pytest -m layouts
+
+lint: $(INSTALLED) ## ruff, mypy, shellcheck
+	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."
+	@$(RUN) -m ruff check --quiet . && $(RUN) -m ruff format --quiet --check .
+	@$(RUN) -m mypy --no-error-summary
+	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run slurm/*.sh slurm/*.env tests/slurm_lab/*.sh; \
+	elif [ -n "$$CI" ]; then echo "shellcheck is missing. Install it: apt-get install shellcheck"; exit 1; \
+	else echo "shellcheck is not installed: the scripts were not checked."; fi
+
+bench: $(INSTALLED) ## every benchmark that runs on a CPU
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) -m benchmarks.$$name || exit 1; done
+
+bench-gpu: $(INSTALLED) ## one bf16 step on one GPU: tokens/s, MFU, peak memory
+	@$(RUN) -m benchmarks.gpu
+
+clean: ## remove runs/, data/ and caches
+	@rm -rf runs data wandb .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	@rm -rf $(VENV)
+
+# The stamp is written last, so an interrupted installation is taken up again. On x86-64 Linux with Python 3.11 no
+# package needs a compiler; where pip must build one from source, the last line says what is missing.
+$(INSTALLED): requirements.txt constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing. Install Python 3.11 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), too old. Use 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "python3-venv is missing. Install it: apt-get install python3-venv"; exit 1; }
+	@if $(PYTHON) -c '$(OWN_TORCH)' 2>/dev/null; then \
+		echo "Installing into $(VENV), with the torch of $(PYTHON) (once, about a minute) ..."; \
+		$(PYTHON) -m venv --system-site-packages $(VENV) && sed '/^torch[<>=]/d' requirements.txt > $@.txt; \
+	else \
+		echo "Installing into $(VENV) (once, 1 to 5 minutes) ..."; \
+		$(PYTHON) -m venv $(VENV) && cp requirements.txt $@.txt; \
+	fi
+	@$(RUN) -m pip install -qq --disable-pip-version-check -r $@.txt -c constraints.txt || { \
+	command -v cc >/dev/null || echo "A package had to be built and there is no C compiler: apt-get install build-essential"; \
+	echo "The installation failed; its reason is above."; exit 1; }
+	@touch $@
+	@echo "Installed."

@@ -1,0 +1,137 @@
+"""A refused layout names the wrong numbers, and its cure is one: applied, the same run is legal."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.training import TrainingConfig
+from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import layout_problems, require_legal, support_problems
+from gpt4moe.parallel.placement import stage_layers
+
+MODEL = ModelConfig(
+    name="m", num_layers=4, hidden_size=96, num_attention_heads=12, num_query_groups=4, seq_length=24, vocab_size=96,
+    moe=MoEConfig(num_experts=16, ffn_hidden_size=32),
+)  # fmt: skip
+DENSE = replace(MODEL, moe=None, ffn_hidden_size=90)
+TRAINING = TrainingConfig(steps=1, global_batch_size=24, micro_batch_size=1)
+
+# what is wrong: (model, parallel, training changes, world, numbers in the cause, cure in words, the cure applied)
+REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str, str, dict[str, Any]]] = {
+    "grid does not divide the world": (
+        MODEL, {"tp": 2, "pp": 2}, {}, 6, "tp=2 x pp=2 x cp=1 = 4 6", "[1, 2, 3, 6]", {"pp": 1}),
+    "world is no multiple of the grid": (MODEL, {"tp": 2, "pp": 2}, {}, 6, "4 6", "multiple of 4", {"world": 8}),
+    "batch over dp": (MODEL, {}, {"global_batch_size": 24}, 5, "24 1 5", "multiple of 5", {"global_batch_size": 25}),
+    "micro-batch over dp": (
+        MODEL, {}, {"micro_batch_size": 8}, 6, "24 8 6", "one of [1, 2, 4]", {"micro_batch_size": 4}),
+    "tp over query groups": (MODEL, {"tp": 8}, {}, 8, "tp=8 num_query_groups=4", "[1, 2, 4]", {"tp": 4}),
+    "tp over heads": (
+        replace(MODEL, num_attention_heads=6, num_query_groups=2), {"tp": 4}, {}, 4, "tp=4 num_attention_heads=6",
+        "[1, 2, 3, 6]", {"tp": 2}),
+    "tp over vocabulary": (replace(MODEL, vocab_size=95), {"tp": 2}, {}, 2, "tp=2 vocab_size=95", "[1, 5, 19]",
+        {"tp": 1}),
+    "tp over sequence": (replace(MODEL, seq_length=22), {"tp": 4}, {}, 4, "tp=4 seq_length=22", "[1, 2, 11, 22]",
+        {"tp": 2}),
+    "tp over dense feed-forward": (DENSE, {"tp": 4}, {}, 4, "tp=4 ffn_hidden_size=90", "[1, 2, 3,", {"tp": 2}),
+    "virtual stages without a pipeline": (MODEL, {"vpp": 2}, {}, 1, "vpp=2 pp=1", "vpp=1", {"vpp": 1}),
+    "more stages than layers": (MODEL, {"pp": 4, "vpp": 2}, {}, 4, "pp=4 vpp=2 8 num_layers=4", "4 or less",
+        {"vpp": 1}),
+    "stage list of another sum": (
+        MODEL, {"pp": 2, "layers_per_stage": [3, 2]}, {}, 2, "[3, 2] num_layers=4", "[2, 2]",
+        {"layers_per_stage": [2, 2]}),
+    "stage list of another length": (
+        MODEL, {"pp": 2, "layers_per_stage": [4]}, {}, 2, "[4] pp=2", "null", {"layers_per_stage": None}),
+    "interleaved micro-batches": (
+        MODEL, {"pp": 2, "vpp": 2}, {"global_batch_size": 25}, 2, "vpp=2 pp=2 25", "multiple of 2",
+        {"global_batch_size": 26}),
+    "experts over the stage": (MODEL, {"pp": 2, "ep": 4}, {}, 4, "ep=4 etp=1 2", "[1, 2]", {"ep": 2}),
+    "expert tensor parallel over the stage": (
+        MODEL, {"ep": 2, "etp": 2}, {}, 2, "ep=2 x etp=2 2", "parallel.etp=1", {"etp": 1}),
+    "expert count": (
+        replace(MODEL, moe=MoEConfig(num_experts=10, ffn_hidden_size=32)), {"ep": 4}, {}, 4, "ep=4 num_experts=10",
+        "[1, 2, 5, 10]", {"ep": 2}),
+    "width of an expert": (
+        replace(MODEL, moe=MoEConfig(num_experts=16, ffn_hidden_size=33)), {"etp": 2}, {}, 2,
+        "etp=2 ffn_hidden_size=33", "etp=1", {"etp": 1}),
+    "experts of a dense model": (DENSE, {"ep": 2}, {}, 2, "ep=2", "ep=1", {"ep": 1}),
+    "context parallel over the sequence": (
+        replace(MODEL, seq_length=25), {"cp": 2}, {}, 2, "cp=2 seq_length=25", "multiple of 4", {"seq_length": 28}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_has_the_numbers_and_a_cure_that_cures(name: str) -> None:
+    model, degrees, batch, world, numbers, words, cure = REFUSALS[name]
+    problems = layout_problems(model, ParallelConfig(**degrees), replace(TRAINING, **batch), world)
+    found = [problem for problem in problems if words in problem.cure]
+    assert len(found) == 1, problems
+    for number in numbers.split(" "):
+        assert number in found[0].cause
+
+    changed = {key: cure[key] for key in cure if key in ("seq_length",)}
+    degrees = degrees | {key: cure[key] for key in cure if hasattr(ParallelConfig(), key)}
+    batch = batch | {key: cure[key] for key in cure if key.endswith("batch_size")}
+    cured = layout_problems(
+        replace(model, **changed), ParallelConfig(**degrees), replace(TRAINING, **batch), cure.get("world", world)
+    )
+    assert cured == []
+
+
+@pytest.mark.parametrize(
+    ("degrees", "key"),
+    [
+        ({"cp": 2}, "parallel.cp=1"),
+        ({"etp": 2}, "parallel.etp=1"),
+        ({"recompute": Recompute.full}, "parallel.recompute=none"),
+        ({"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel"),
+    ],
+)
+def test_what_is_not_built_is_refused_apart_from_arithmetic(degrees: dict[str, Any], key: str) -> None:
+    parallel = ParallelConfig(**degrees)
+    assert layout_problems(MODEL, parallel, TRAINING, 4) == []
+    problems = support_problems(MODEL, parallel)
+    assert len(problems) == 1
+    assert key in problems[0].cure
+
+
+def test_require_legal_says_the_first_problem_in_two_lines() -> None:
+    with pytest.raises(LayoutError) as caught:
+        require_legal(MODEL, ParallelConfig(tp=2, cp=2), TRAINING, 6)
+    cause, cure = str(caught.value).splitlines()
+    assert "does not divide the 6 ranks" in cause
+    assert "multiple of 4" in cure
+
+
+@pytest.mark.parametrize(("experiment", "world"), [("gpt4", 24960), ("gpt4_8x220b", 24960), ("tiny", 1)])
+def test_an_experiment_is_legal_at_the_size_it_names(experiment: str, world: int) -> None:
+    run = load_run_config([f"+experiment={experiment}", "run.name=x", "training.steps=1"])
+    assert layout_problems(run.model, run.parallel, run.training, world) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.builds(
+    ParallelConfig, tp=st.integers(1, 5), pp=st.integers(1, 5), vpp=st.integers(1, 2), cp=st.integers(1, 2),
+    ep=st.integers(1, 6), etp=st.integers(1, 2),
+), st.integers(1, 24))  # fmt: skip
+def test_no_problem_means_that_everything_divides(parallel: ParallelConfig, world: int) -> None:
+    problems = layout_problems(MODEL, parallel, TRAINING, world)
+    if problems:
+        assert all(
+            re.search(r"\d", problem.cause) and problem.cure.startswith(("Set", "Start", "Give"))
+            for problem in problems
+        )
+        return
+    layout = Layout.from_config(parallel, world)
+    assert layout.world_size == world
+    assert layout.expert_dp * layout.ep * layout.etp * layout.pp == world
+    assert all(stage_layers(MODEL.num_layers, parallel))
+    assert TRAINING.global_batch_size % (TRAINING.micro_batch_size * layout.dp) == 0

@@ -1,0 +1,148 @@
+"""The house rules, held by `ast`: stairs go one way, foreign powers have one embassy each, files stay small.
+
+Each check takes a source string, so that a planted violation shows it can fail (the lower half of this file).
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STOREYS = {
+    "errors": -1, "config": 0, "parallel": 1, "planner": 2, "moe": 2, "vision": 2, "data": 2, "model": 3,
+    "checkpoint": 4, "resilience": 4, "telemetry": 4, "training": 5, "inference": 5, "convert": 5, "proof": 5,
+    "demo": 5, "launch": 5, "train": 6,
+}  # fmt: skip
+# Rooms that may import less than everything below them (errors and config are open to all).
+NARROW = {
+    "errors": set(), "planner": {"parallel"}, "data": {"parallel"}, "model": {"moe", "vision", "parallel"},
+    "checkpoint": {"parallel"}, "resilience": {"parallel"}, "telemetry": {"planner"},
+    "inference": {"model", "checkpoint", "parallel", "data"}, "convert": {"checkpoint", "model"},
+    "launch": {"planner", "parallel", "data", "checkpoint"},
+}  # fmt: skip
+EMBASSIES = {
+    "megatron.core.parallel_state": ["gpt4moe/parallel/megatron_state.py"],
+    "deepspeed.utils.groups": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
+    "deepspeed.initialize": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
+    "wandb": ["gpt4moe/telemetry/wandb_run.py"],
+    "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
+    "pickle": [], "torch.load": [], "torch.save": [],
+}  # fmt: skip
+TORCH_FREE = ["errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "planner/*"]
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Every dotted name that is imported, `from a import b` as `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import hides the room it comes from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain on a plain name, else nothing."""
+    if isinstance(node, ast.Attribute):
+        parent = dotted(node.value)
+        return f"{parent}.{node.attr}" if parent else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def stairs(source: str, path: str) -> Iterator[str]:
+    """Imports of a room that this one may not use: above it, beside it, or outside its own list."""
+    room = Path(path).with_suffix("").parts[1]
+    if room == "__init__":
+        allowed: set[str] = set()
+    else:
+        below = {other for other, storey in STOREYS.items() if storey < STOREYS[room]}
+        allowed = {room, "errors", "config"} | (below & NARROW.get(room, below))
+    for name in imported_names(ast.parse(source)):
+        parts = name.split(".")
+        if parts[0] == "gpt4moe" and parts[1:] and parts[1] not in allowed | {"__version__"}:
+            yield f"{path}: {room} may not import {name}"
+
+
+def embassies(source: str, path: str) -> Iterator[str]:
+    tree = ast.parse(source)
+    imported = set(imported_names(tree))
+    roots = {name.split(".")[0] for name in imported}
+    names = imported | {name for name in map(dotted, ast.walk(tree)) if name.split(".")[0] in roots}
+    for power, doors in EMBASSIES.items():
+        if any(name == power or name.startswith(power + ".") for name in names) and not any(
+            fnmatch(path, door) for door in doors
+        ):
+            yield f"{path}: {power} belongs to {' and '.join(doors) or 'nobody'}"
+
+
+def shape(source: str, path: str) -> Iterator[str]:
+    """Sizes and names, `global`, and `.cuda()` (the device is an argument)."""
+    limit = 60 if path.startswith("tools/") else 300
+    if len(source.splitlines()) > limit:
+        yield f"{path}: {len(source.splitlines())} lines, more than {limit}"
+    if Path(path).stem in ("utils", "helpers", "common", "misc"):
+        yield f"{path}: the name says nothing about what is inside"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if (node.end_lineno or 0) - node.lineno + 1 > 60:
+                yield f"{path}:{node.lineno}: {node.name} is longer than 60 lines"
+        elif isinstance(node, ast.Global):
+            yield f"{path}:{node.lineno}: global"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "cuda":
+            yield f"{path}:{node.lineno}: .cuda()"
+
+
+def violations(check: Callable[[str, str], Iterator[str]], *folders: str) -> list[str]:
+    files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    return [wrong for file in files for wrong in check(file.read_text(), file.relative_to(ROOT).as_posix())]
+
+
+def test_imports_only_go_down_the_stairs() -> None:
+    assert violations(stairs, "gpt4moe") == []
+
+
+def test_foreign_powers_stay_in_their_embassies() -> None:
+    assert violations(embassies, "gpt4moe", "tools") == []
+
+
+def test_files_and_functions_stay_small_and_well_named() -> None:
+    assert violations(shape, "gpt4moe", "tools", "tests", "benchmarks") == []
+
+
+def test_what_needs_no_torch_imports_no_torch() -> None:
+    files = [file for glob in TORCH_FREE for file in sorted((ROOT / "gpt4moe").glob(f"{glob}.py"))]
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    assert len(modules) > 10
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {"torch", "megatron", "deepspeed"}.isdisjoint(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "source"),
+    [
+        (stairs, "gpt4moe/moe/layer.py", "from gpt4moe.model import specs"),
+        (stairs, "gpt4moe/moe/layer.py", "from gpt4moe.data.batch import Batch"),
+        (stairs, "gpt4moe/model/gpt.py", "def f():\n    import gpt4moe.data.batch"),
+        (stairs, "gpt4moe/demo/story.py", "from gpt4moe.training.loop import Trainer"),
+        (stairs, "gpt4moe/__init__.py", "from gpt4moe.errors import ConfigError"),
+        (embassies, "gpt4moe/moe/layer.py", "from megatron.core import parallel_state as mpu"),
+        (embassies, "gpt4moe/moe/layer.py", "import deepspeed\ndeepspeed.initialize(model=1)"),
+        (embassies, "gpt4moe/training/loop.py", "import wandb"),
+        (embassies, "tools/inspect_checkpoint.py", "import torch\nx = torch.load('file')"),
+        (shape, "gpt4moe/moe/layer.py", "x = 1\n" * 301),
+        (shape, "tools/plan.py", "x = 1\n" * 61),
+        (shape, "gpt4moe/moe/layer.py", "def f():\n" + "    x = 1\n" * 60),
+        (shape, "gpt4moe/moe/utils.py", ""),
+        (shape, "gpt4moe/moe/layer.py", "def f():\n    global x"),
+        (shape, "gpt4moe/moe/layer.py", "x.cuda()"),
+    ],
+)
+def test_a_planted_violation_is_found(check: Callable[[str, str], Iterator[str]], path: str, source: str) -> None:
+    assert len(list(check(source, path))) == 1
+    assert list(check("import torch\nfrom gpt4moe.errors import ConfigError\n", "gpt4moe/train.py")) == []
