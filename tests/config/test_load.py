@@ -1,0 +1,144 @@
+"""The door: what composes, and what is refused in one line of cause and one of cure."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt4moe.config.load import CONFIG_FOLDER, config_from_dict, config_to_dict, config_to_yaml, load_run_config
+from gpt4moe.config.moe import RouterKind
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.errors import ConfigError
+
+TINY = ["+experiment=tiny", "run.name=x"]
+EXPERIMENTS = sorted(file.stem for file in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+GROUP_FILES = sorted(
+    file.relative_to(CONFIG_FOLDER) for file in CONFIG_FOLDER.glob("*/*.yaml") if file.parent.name != "experiment"
+)
+# A group file that needs company: what else the run must say.
+COMPANY = {"router/switch": ["model.moe.top_k=1"]}
+
+
+def refusal(overrides: list[str]) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(overrides)
+    return caught.value
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_validates(experiment: str) -> None:
+    run = load_run_config([f"+experiment={experiment}", "run.name=x"])
+    assert run.training.steps > 0
+
+
+@pytest.mark.parametrize("file", GROUP_FILES, ids=str)
+def test_every_group_file_is_reachable(file: Path) -> None:
+    group, choice = file.parent.as_posix(), file.stem
+    key = "router@model.moe.router" if group == "router" else group
+    run = load_run_config(["run.name=x", "training.steps=1", f"{key}={choice}", *COMPANY.get(f"{group}/{choice}", [])])
+    chosen = run.model.moe.router if group == "router" and run.model.moe else getattr(run, group)
+    written = yaml.safe_load((CONFIG_FOLDER / file).read_text()) or {}
+    for name, value in written.items():
+        if name not in ("defaults", "moe", "top_k"):
+            loaded = getattr(chosen, name)
+            # PyYAML reads 312.0e12 as a string, OmegaConf as the number it is.
+            assert loaded == (float(value) if isinstance(loaded, float) else value), name
+
+
+@pytest.mark.parametrize(
+    ("override", "unknown", "meant"),
+    [
+        ("model.hiden_size=64", "model.hiden_size", "model.hidden_size"),
+        ("+parallel.tpp=2", "parallel.tpp", "parallel.tp"),
+        ("++parallel.tpp=2", "parallel.tpp", "parallel.tp"),
+        ("+model.moe.router.knd=topk", "model.moe.router.knd", "model.moe.router.kind"),
+        ("++trainning.steps=3", "trainning", "training"),
+        ("+run.nmae=y", "run.nmae", "run.name"),
+    ],
+)
+def test_a_misspelt_key_names_the_nearest(override: str, unknown: str, meant: str) -> None:
+    error = refusal([*TINY, override])
+    assert unknown in error.cause
+    assert f"Did you mean {meant}?" == error.cure
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause", "cure"),
+    [
+        (["+experiment=tiny"], "run.name is not set", "run.name=first"),
+        (["run.name=x"], "training.steps is not set", "training.steps="),
+        ([*TINY, "precision.dtype=fp31"], "precision.dtype", ""),
+        ([*TINY, "precision=fp31"], "precision/fp31", "bf16 fp32"),
+        ([*TINY, "tracking.wandb=ofline"], "[offline, online, disabled]", ""),
+        ([*TINY, "parallel.tp=two"], "parallel.tp", ""),
+        ([*TINY, "training.steps=1.5"], "training.steps", ""),
+        ([*TINY, "parallel.layers_per_stage=3"], "parallel.layers_per_stage", ""),
+        (["+experiment=tyni", "run.name=x"], "experiment/tyni", "tiny"),
+        ([*TINY, "parallel.tp"], "'parallel.tp'", "key=value"),
+        ([*TINY, "parallel={tp: 2"], "tp", "override"),
+    ],
+)
+def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> None:
+    error = refusal(overrides)
+    assert cause in error.cause
+    assert cure in error.cure
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause", "cured"),
+    [
+        (["router@model.moe.router=switch"], "model.moe.top_k=2", ["model.moe.top_k=1"]),
+        (["model.moe.top_k=17"], "model.moe.num_experts=16", ["model.moe.top_k=16"]),
+        (["model.moe.top_k=1"], "gradient", ["router@model.moe.router=switch"]),
+        (["model.moe=null"], "4 of 4 layers are dense", ["model.ffn_hidden_size=341"]),
+        (["model.moe.layer_pattern=[1,0]"], "2 entries", ["model.moe.layer_pattern=null"]),
+        (["model.num_query_groups=3"], "model.num_attention_heads=4", ["model.num_query_groups=4"]),
+        (["model.hidden_size=130"], "32.5", ["model.hidden_size=136"]),
+        (["model.moe.router.capacity_factor=0"], "without slots", ["model.moe.router.capacity_factor=1.25"]),
+        (["training.micro_batch_size=3"], "no multiple of", ["training.micro_batch_size=4"]),
+        (["schedule.warmup_steps=201"], "schedule.total_steps=200", ["schedule.total_steps=201"]),
+        (["parallel.ep=0"], "parallel.ep=0", ["parallel.ep=1"]),
+        (["optimizer.lr=0"], "optimizer.lr=0", ["optimizer.lr=3e-4"]),
+        (["data.path=null"], "data.path", ["data=mock"]),
+        (["run.name=a/b"], "'a/b'", ["run.name=a-b"]),
+    ],
+)
+def test_a_conflict_has_the_numbers_and_its_cure_cures(overrides: list[str], cause: str, cured: list[str]) -> None:
+    error = refusal([*TINY, *overrides])
+    assert cause in error.cause
+    assert load_run_config([*TINY, *overrides, *cured]).run.root == "runs"
+
+
+@pytest.mark.parametrize("override", ["++x=1", "parallel.tp=two", "model=tyni", "model.num_query_groups=3", "a b=c"])
+def test_an_error_is_one_line_of_cause_and_one_of_cure(override: str) -> None:
+    error = refusal([*TINY, override])
+    cause, cure = str(error).splitlines()
+    assert (cause, cure) == (error.cause, error.cure)
+    assert cause.strip() and cure.strip()
+    assert error.exit_code == 2
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_config_survives_the_way_through_yaml(experiment: str) -> None:
+    run = load_run_config([f"+experiment={experiment}", "run.name=x", "parallel.layers_per_stage=null"])
+    assert config_from_dict(config_to_dict(run)) == run
+    assert config_from_dict(yaml.safe_load(config_to_yaml(run))) == run
+
+
+def test_a_stored_config_with_an_unknown_key_is_refused() -> None:
+    raw = config_to_dict(load_run_config(TINY))
+    raw["model"]["hiden_size"] = 3
+    with pytest.raises(ConfigError, match=r"model\.hiden_size"):
+        config_from_dict(raw)
+
+
+def test_values_come_out_typed() -> None:
+    run = load_run_config([*TINY, "precision=bf16", "model.moe.layer_pattern=[0,1,1,1]", "model.ffn_hidden_size=64"])
+    assert run.precision.dtype is Dtype.bf16
+    assert run.model.moe is not None and run.model.moe.router.kind is RouterKind.topk
+    assert run.model.moe_layers == [False, True, True, True]
+
+
+def test_two_loads_do_not_see_each_other() -> None:
+    load_run_config([*TINY, "parallel.tp=2"])
+    assert load_run_config(TINY).parallel.tp == 1
