@@ -1,0 +1,121 @@
+"""build_data: the train and validation streams of a run, the same on every rank.
+
+    n --mixture--> (source, epoch, position) --permutation--> index --packing--> Sample --stack--> Batch
+
+Nothing here has state: a stream is asked for the samples after `consumed_samples`, whatever was asked before.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt4moe.config.data import DataKind
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.batch import Batch, stack
+from gpt4moe.data.check import check_data, data_folder, data_identity, tokenizer_path
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.manifest import DataManifest
+from gpt4moe.data.mixture import Mixture
+from gpt4moe.data.mock import MockSamples
+from gpt4moe.data.packing import Sample, num_samples, packed_sample
+from gpt4moe.data.permutation import Permutation
+from gpt4moe.data.sampler import micro_batch_samples
+
+
+class Samples(Protocol):
+    """Anything that has an n-th sample."""
+
+    def sample(self, n: int) -> Sample: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSamples:
+    """The n-th sample of a mixture of token streams."""
+
+    streams: dict[str, NDArray[np.integer]]
+    mixture: Mixture
+    seq_length: int
+    seed: int
+    reshuffle: bool
+    """Every epoch has an order of its own; False: the first epoch's again and again."""
+
+    def sample(self, n: int) -> Sample:
+        draw = self.mixture.draw(n)
+        stream = self.streams[draw.source]
+        epoch = draw.epoch if self.reshuffle else 0
+        order = Permutation(num_samples(len(stream), self.seq_length), self.seed, epoch, draw.source)
+        return packed_sample(stream, order(draw.position), self.seq_length)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStream:
+    """Samples of one split, and the micro-batches of a rank made of them."""
+
+    samples: Samples
+
+    def sample(self, n: int) -> Sample:
+        return self.samples.sample(n)
+
+    def micro_batches(
+        self, consumed_samples: int, *, global_batch_size: int, micro_batch_size: int, dp: int, dp_index: int
+    ) -> list[Batch]:
+        """This rank's micro-batches of the step that follows `consumed_samples`, each [micro_batch_size, S].
+
+        Raises: ValueError when global_batch_size is no multiple of micro_batch_size * dp.
+        """
+        numbers = micro_batch_samples(
+            consumed_samples,
+            global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, dp=dp, dp_index=dp_index,
+        )  # fmt: skip
+        return [stack([self.sample(n) for n in micro_batch]) for micro_batch in numbers]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """What a run reads."""
+
+    train: SampleStream
+    validation: SampleStream
+    """Held-out text in the training mixture's shares, in one order for every seed; it starts again at its end."""
+    identity: dict[str, str]
+    """data_identity: must be the same on a restart."""
+    tokenizer: Path | None
+    source_names: list[str]
+
+
+def build_data(run: RunConfig) -> Data:
+    """Raises: DataError as check_data does, before a file is mapped."""
+    check_data(run)
+    if run.data.kind is DataKind.mock:
+        train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
+    else:
+        folder = data_folder(run)
+        shares = DataManifest.read(folder).shares(run.data.sources)
+        names = list(shares)
+        train = _mixed(folder, "train", shares, seq_length=run.model.seq_length, seed=run.run.seed)
+        # Seed 0 always: runs of different seeds are compared on the same held-out samples.
+        validation = _mixed(folder, "valid", shares, seq_length=run.model.seq_length, seed=0)
+    return Data(
+        train=train,
+        validation=validation,
+        identity=data_identity(run),
+        tokenizer=tokenizer_path(run),
+        source_names=names,
+    )
+
+
+def _mock(run: RunConfig, stream: str) -> SampleStream:
+    model = run.model
+    return SampleStream(
+        MockSamples(vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream)
+    )
+
+
+def _mixed(folder: Path, split: str, shares: dict[str, float], *, seq_length: int, seed: int) -> SampleStream:
+    streams = {name: IndexedTokens(folder / f"{name}-{split}").tokens for name in shares}
+    sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
+    mixture = Mixture(sizes, shares, seed)
+    return SampleStream(MixedSamples(streams, mixture, seq_length, seed, reshuffle=split == "train"))

@@ -1,0 +1,61 @@
+"""A shuffle of range(n) as a function: no table, so an epoch over billions of samples costs no memory.
+
+A balanced Feistel network is a bijection of [0, 4^b) whatever its round function (Luby and Rackoff, 1988); an image
+outside range(n) is fed in again until it falls inside ("cycle walking", Black and Rogaway, 2002), which keeps the
+bijection. 4^b < 4n, so that takes fewer than 4 tries on average.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+_MASK = (1 << 64) - 1
+_ROUNDS = 8
+
+
+def mix64(value: Any) -> Any:
+    """The finaliser of splitmix64: 64 bits to 64 well-mixed bits, for an int or a uint64 array."""
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
+
+
+def derived_keys(count: int, *parts: object) -> list[int]:
+    """`count` (at most 8) 64-bit keys that follow from the parts alone, on every machine and Python."""
+    digest = hashlib.sha512("/".join(map(str, parts)).encode()).digest()
+    return [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """One order of range(size), fixed by (seed, epoch, source). Call it with a position, get the index there."""
+
+    size: int
+    seed: int
+    epoch: int
+    source: str
+    _keys: list[int] = field(init=False, repr=False)
+    _half_bits: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a permutation of {self.size} elements")
+        object.__setattr__(self, "_keys", derived_keys(_ROUNDS, "order", self.seed, self.epoch, self.source))
+        object.__setattr__(self, "_half_bits", max(1, ((self.size - 1).bit_length() + 1) // 2))
+
+    def __call__(self, position: int) -> int:
+        """Raises: IndexError when position is outside range(size)."""
+        if not 0 <= position < self.size:
+            raise IndexError(f"position {position} of a permutation of {self.size}")
+        image = self._feistel(position)
+        while image >= self.size:
+            image = self._feistel(image)
+        return image
+
+    def _feistel(self, value: int) -> int:
+        bits = self._half_bits
+        mask = (1 << bits) - 1
+        left, right = value >> bits, value & mask
+        for key in self._keys:
+            left, right = right, left ^ (mix64((right + key) & _MASK) & mask)
+        return left << bits | right

@@ -1,0 +1,132 @@
+"""Documents -> a data folder: <source>-{train,valid}.bin/.idx with Megatron's own builder, then the manifest.
+
+{"text": ...} lines --read_jsonl--> documents --tokenizer, EOS--> .bin/.idx --all written--> manifest.json
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceFacts, SplitFacts, file_sha256
+from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
+from gpt4moe.errors import DataError
+
+TOKENIZER_NAME = "tokenizer.json"
+_BATCH_CHARACTERS = 1 << 21
+
+Progress = Callable[[int], None]
+"""Called with the number of characters just tokenized."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceText:
+    """Documents of one source, read once."""
+
+    train: Iterable[str]
+    valid: Iterable[str]
+    licence: str
+    description: str
+
+
+def write_data_folder(folder: Path, sources: dict[str, SourceText], tokenizer_path: Path, progress: Progress) -> None:
+    """Tokenizes every source into `folder`. An older manifest goes first, the new one comes last.
+
+    Raises: DataError for a bad tokenizer, and for a split without a document.
+    """
+    tokenizer = load_tokenizer(tokenizer_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    if tokenizer_path.resolve() != (folder / TOKENIZER_NAME).resolve():
+        shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
+    facts = {
+        name: SourceFacts(
+            train=write_split(folder / f"{name}-train", text.train, tokenizer, progress),
+            valid=write_split(folder / f"{name}-valid", text.valid, tokenizer, progress),
+            licence=text.licence,
+            description=text.description,
+        )
+        for name, text in sources.items()
+    }
+    DataManifest(
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        tokenizer=TOKENIZER_NAME,
+        tokenizer_sha256=file_sha256(folder / TOKENIZER_NAME),
+        sources=facts,
+    ).write(folder)
+
+
+def write_split(prefix: Path, documents: Iterable[str], tokenizer: Tokenizer, progress: Progress) -> SplitFacts:
+    """One pair of files at <prefix>.bin/.idx. Files of an older build stay whole for a job that has them mapped.
+
+    Raises: DataError when there is no document.
+    """
+    partial = {suffix: prefix.with_name(f"{prefix.name}{suffix}.tmp") for suffix in (".bin", ".idx")}
+    builder = IndexedDatasetBuilder(str(partial[".bin"]), dtype=DType.optimal_dtype(tokenizer.vocab_size))
+    num_documents = num_tokens = 0
+    for batch in _batches(documents):
+        for tokens in tokenizer.encode_batch(batch):
+            tokens.append(tokenizer.eos_id)
+            builder.add_document(np.asarray(tokens), [len(tokens)])
+            num_documents += 1
+            num_tokens += len(tokens)
+        progress(sum(map(len, batch)))
+    builder.finalize(str(partial[".idx"]))
+    if not num_documents:
+        raise DataError(f"There is no document for {prefix.name}.", "Give more text, or a larger held-out share.")
+    facts = SplitFacts(documents=num_documents, tokens=num_tokens, bin_sha256=file_sha256(partial[".bin"]))
+    for suffix, path in partial.items():
+        os.replace(path, prefix.with_name(prefix.name + suffix))
+    return facts
+
+
+def read_jsonl(paths: list[Path]) -> Iterator[str]:
+    """The "text" of each line, file after file.
+
+    Raises: DataError naming file and line of what is not {"text": "..."}.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield _text_of(line, f"{path}:{number}")
+
+
+def held_out(document: str, share: float) -> bool:
+    """Whether a document belongs to the held-out split: by its hash, so that copies of it fall on the same side."""
+    digest = hashlib.sha256(document.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{where} is no {{"text": ...}} object.', "Write one JSON object with a text a line."
+        ) from error
+    if not isinstance(text, str):
+        raise DataError(f"{where} has a text that is no string.", "Write one JSON object with a text a line.")
+    return text
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

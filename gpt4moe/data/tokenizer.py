@@ -1,0 +1,90 @@
+"""Byte-level BPE, trained here or read from a tokenizer.json of the `tokenizers` library. Lossless for every text."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gpt4moe.data.indexed import MAKE_DATA
+from gpt4moe.errors import DataError
+
+EOS_TOKEN = "<|endoftext|>"
+# 256 bytes and EOS: with fewer, some text could not be written.
+SMALLEST_VOCABULARY = 257
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """Text <-> token numbers. "<|endoftext|>" within a text is text: only we end a document."""
+
+    backend: tokenizers.Tokenizer
+    vocab_size: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Without EOS."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """As encode, on as many threads as TOKENIZERS_PARALLELISM and RAYON_NUM_THREADS allow."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, tokens: list[int]) -> str:
+        """EOS shows as "<|endoftext|>"."""
+        return str(self.backend.decode(tokens, skip_special_tokens=False))
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with GPT-2's split into words, of exactly vocab_size entries; EOS is number 0.
+
+    Raises: DataError when vocab_size cannot hold the bytes, or the text has too few different pieces for it.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise DataError(
+            f"A byte-level vocabulary of {vocab_size} is below {SMALLEST_VOCABULARY} (256 bytes and {EOS_TOKEN}).",
+            f"Ask for {SMALLEST_VOCABULARY} or more; 4096 suits the demo.",
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_pieces(texts), trainer)
+    found = backend.get_vocab_size()
+    if found != vocab_size:
+        raise DataError(
+            f"The text yields a vocabulary of {found}, not {vocab_size}: it is too little.",
+            f"Give more text, or ask for a vocabulary of {found} or fewer.",
+        )
+    return _ready(backend)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Raises: DataError when the file is missing, no tokenizer, or without an end-of-text token."""
+    if not path.is_file():
+        raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception for every bad file
+        raise DataError(f"{path} is no tokenizer ({error}).", f"Delete its folder. {MAKE_DATA}") from error
+    return _ready(backend)
+
+
+def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
+    eos_id = backend.token_to_id(EOS_TOKEN)
+    if eos_id is None:
+        raise DataError(f"The tokenizer has no {EOS_TOKEN}.", f"Add {EOS_TOKEN} to it as a special token.")
+    backend.encode_special_tokens = True
+    return Tokenizer(backend, backend.get_vocab_size(), eos_id)
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Lines bound the words anyway; short pieces keep the trainer's threads evenly busy."""
+    for text in texts:
+        yield from text.splitlines(keepends=True)

@@ -1,0 +1,7 @@
+"""Room `demo`, storey 5: what `make data` and `make train` do beyond training. May import every room below.
+
+corpus.py   text and code of this machine -> data/demo, ready to train on
+sources.py  which files of this machine are text, whose, under which licence
+roff.py     manual page source -> readable text
+entropy.py  unigram and bigram entropies of a data folder
+"""

@@ -1,0 +1,198 @@
+"""The demo's corpus: real text and code of this machine -> data/demo. `python -m gpt4moe.demo.corpus --out data/demo`
+
+    sources --normalise, deduplicate, split--> documents --train_tokenizer--> tokenizer.json
+                                               documents --write_data_folder--> .bin/.idx, corpus.json, manifest.json
+
+A folder with a manifest of the same vocabulary is complete and used again.
+"""
+
+import argparse
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, write_json
+from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.demo.sources import Document, prose_sources, python_sources
+from gpt4moe.errors import Gpt4MoeError
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_SHARE = 0.025
+SMALLEST_DOCUMENT = 200
+"""Characters; less teaches nothing."""
+_TOKENIZER_BYTES = 12_000_000
+_DESCRIPTIONS = {
+    "python": "Python standard library sources and tests of this machine",
+    "prose": "pydoc topics, manual pages and package documentation of this machine",
+}
+SOURCES: dict[str, Callable[[], Iterable[Document]]] = {"python": python_sources, "prose": prose_sources}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A document that stayed, and on which side."""
+
+    document: Document
+    sha256: str
+    """Of the normalised text."""
+    held_out: bool
+
+
+def build_demo_corpus(
+    folder: Path,
+    *,
+    vocab_size: int = 4096,
+    sources: dict[str, Callable[[], Iterable[Document]]] | None = None,
+    console: Console | None = None,
+) -> DataManifest:
+    """The data folder, whole; made when it is not there yet or has another vocabulary.
+
+    Args:
+        sources: name -> reader of its documents; by default what this machine has.
+    Raises: DataError when the text is too little for the vocabulary.
+    """
+    console = console or Console(quiet=True)
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = DataManifest.read(folder)
+        if manifest.vocab_size == vocab_size:
+            console.print(f"{folder}: reusing {_summary(manifest)}.")
+            return manifest
+    folder.mkdir(parents=True, exist_ok=True)
+    with _bar(console) as phase:
+        with phase("collect", None):
+            entries = {name: split(read()) for name, read in (sources or SOURCES).items()}
+        size = sum(len(entry.document.text) for group in entries.values() for entry in group)
+        with phase("tokenizer", None):
+            train_tokenizer(_tokenizer_sample(entries), vocab_size=vocab_size).backend.save(
+                str(folder / "tokenizer.json")
+            )
+        with phase("tokenize", size) as advance:
+            _write(folder, entries, advance)
+    manifest = DataManifest.read(folder)
+    console.print(f"{folder}: made {_summary(manifest)}.")
+    return manifest
+
+
+def split(documents: Iterable[Document], *, held_out_share: float = HELD_OUT_SHARE) -> list[Entry]:
+    """Documents normalised, without copies and scraps, sorted by path; the held-out ones chosen by their hashes."""
+    unique: dict[str, Document] = {}
+    for document in sorted(documents, key=lambda document: document.path):
+        text = normalised(document.text)
+        if len(text) >= SMALLEST_DOCUMENT:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            unique.setdefault(digest, Document(path=document.path, text=text, licence=document.licence))
+    budget = held_out_share * sum(len(document.text) for document in unique.values())
+    held_out = set()
+    for digest in sorted(unique):
+        # One that is larger than what is left is passed over, so few and large documents do not overshoot the share.
+        if len(unique[digest].text) <= budget:
+            held_out.add(digest)
+            budget -= len(unique[digest].text)
+    return [Entry(document=document, sha256=key, held_out=key in held_out) for key, document in unique.items()]
+
+
+def normalised(text: str) -> str:
+    """One kind of line end, no spaces at line ends, one final newline."""
+    return (
+        "\n".join(line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")).strip("\n")
+        + "\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 made or reused, 2 the text of this machine does not do."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.corpus", description="Build the demo's data folder.")
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to make (default: data/demo)")
+    parser.add_argument("--vocab-size", type=int, default=4096, help="entries of the tokenizer (default: 4096)")
+    options = parser.parse_args(arguments)
+    try:
+        build_demo_corpus(options.out, vocab_size=options.vocab_size, console=Console(stderr=True, soft_wrap=True))
+    except Gpt4MoeError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int], None]) -> None:
+    # Imported here: Megatron takes seconds to load, and a folder that is reused needs none of it.
+    from gpt4moe.data.preprocess import SourceText, write_data_folder
+
+    listing = [
+        {
+            "source": name,
+            "path": entry.document.path,
+            "licence": entry.document.licence,
+            "sha256": entry.sha256,
+            "bytes": len(entry.document.text.encode()),
+            "split": "valid" if entry.held_out else "train",
+        }
+        for name, group in entries.items()
+        for entry in group
+    ]
+    write_json(folder / "corpus.json", listing)
+    texts = {
+        name: SourceText(
+            train=[entry.document.text for entry in group if not entry.held_out],
+            valid=[entry.document.text for entry in group if entry.held_out],
+            licence=_common_licence(group),
+            description=_DESCRIPTIONS.get(name, name),
+        )
+        for name, group in entries.items()
+    }
+    write_data_folder(folder, texts, folder / "tokenizer.json", advance)
+
+
+def _common_licence(entries: list[Entry]) -> str:
+    found = {entry.document.licence for entry in entries}
+    return found.pop() if len(found) == 1 else "several: see corpus.json"
+
+
+def _tokenizer_sample(entries: dict[str, list[Entry]]) -> Iterator[str]:
+    """Training documents of every source by its size, about _TOKENIZER_BYTES in all, in the order of their hashes."""
+    total = sum(len(entry.document.text) for group in entries.values() for entry in group)
+    for group in entries.values():
+        budget = _TOKENIZER_BYTES * sum(len(entry.document.text) for entry in group) / total
+        for entry in sorted(group, key=lambda entry: entry.sha256[::-1]):
+            if budget > 0 and not entry.held_out:
+                budget -= len(entry.document.text)
+                yield entry.document.text
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]]:
+    """Live bars; gives a function that opens one named phase, whose time stays on the screen."""
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+
+        @contextmanager
+        def phase(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+            task = progress.add_task(name, total=total)
+            start = time.perf_counter()
+            yield lambda amount: progress.advance(task, amount)
+            progress.update(task, total=total or 1, completed=total or 1)
+            logger.info("%s took %.1f s", name, time.perf_counter() - start)
+
+        yield phase
+
+
+def _summary(manifest: DataManifest) -> str:
+    parts = [f"{name} {facts.train.tokens / 1e6:.1f}M tokens" for name, facts in manifest.sources.items()]
+    return f"{', '.join(parts)}, vocabulary {manifest.vocab_size}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
