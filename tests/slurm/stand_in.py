@@ -1,0 +1,32 @@
+"""Stands for gpt4moe/train.py in tests of slurm/train.sh itself: notes what its rank sees, then ends as told.
+
+`end=N`: exit status. `signal=N`: waits for USR1, then exits with N; a restart ends at once.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+arguments = dict(word.split("=", 1) for word in sys.argv[1:])
+rank, start = os.environ["SLURM_PROCID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def save_and_leave(*_: object) -> None:
+    time.sleep(0.3 * int(rank))  # ranks end one after the other
+    sys.exit(int(arguments["signal"]))
+
+
+if "signal" in arguments:
+    signal.signal(signal.SIGUSR1, save_and_leave)
+seen = {"argv": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}
+note = Path(f"rank-{start}-{rank}.json")
+note.with_suffix(".part").write_text(json.dumps(seen))
+note.with_suffix(".part").rename(note)
+sys.stdout.write(f"rank {rank} of start {start}\n")
+sys.stdout.flush()
+if "signal" in arguments and start == 0:
+    time.sleep(60)
+sys.exit(int(arguments.get("end", "0")))

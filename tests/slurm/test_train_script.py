@@ -1,0 +1,103 @@
+"""slurm/train.sh on a real Slurm, around a stand-in trainer that starts at once."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm_lab.cluster import SlurmLab
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that train.sh takes for the checkout; its gpt4moe.train is the stand-in."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "gpt4moe").mkdir()
+    shutil.copy(Path(__file__).with_name("stand_in.py"), tmp_path / "gpt4moe" / "train.py")
+    with (tmp_path / "slurm" / "cluster.env").open("a") as site:
+        site.write(f"venv={sys.prefix}\nexport SBATCH_TIMELIMIT=7\n")
+    return tmp_path
+
+
+def notes(checkout: Path, start: int = 0) -> list[dict[str, Any]]:
+    """What each rank of one start saw, by rank."""
+    return [json.loads(file.read_text()) for file in sorted(checkout.glob(f"rank-{start}-*.json"))]
+
+
+def test_every_task_is_a_rank_and_all_meet_at_one_address(slurm: SlurmLab, checkout: Path) -> None:
+    job = slurm.submit(
+        "sbatch", "--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2", "slurm/train.sh", "run.name=x", "a.b=[1,2]",
+        cwd=checkout, RANK="7", WORLD_SIZE="8",
+    )  # fmt: skip
+    assert slurm.wait(job, 30)["JobState"] == "COMPLETED"
+    ranks = notes(checkout)
+    environments = [rank["environment"] for rank in ranks]
+    assert [rank["argv"] for rank in ranks] == [["run.name=x", "a.b=[1,2]"]] * 4
+    assert [variables["SLURM_PROCID"] for variables in environments] == ["0", "1", "2", "3"]
+    assert [variables["SLURM_LOCALID"] for variables in environments] == ["0", "1", "0", "1"]
+    assert {variables["SLURM_STEP_NUM_TASKS"] for variables in environments} == {"4"}
+    assert {variables["SLURM_CPUS_PER_TASK"] for variables in environments} == {"2"}
+    # node1 is no DNS name: the address is what lets the ranks meet.
+    assert {variables["MASTER_ADDR"] for variables in environments} == {"127.0.0.1"}
+    assert len({variables["MASTER_PORT"] for variables in environments}) == 1
+    assert not any("RANK" in variables or "WORLD_SIZE" in variables for variables in environments)
+    assert (checkout / f"runs/x/logs/{job}-0.log").read_text().count("of start 0") == 4
+
+
+def test_outside_a_job_it_submits_itself_with_the_facts_of_the_site(slurm: SlurmLab, checkout: Path) -> None:
+    job = slurm.submit(
+        "bash", str(checkout / "slurm/train.sh"), "--ntasks=2", "run.name=x", f"+run.root={checkout}/r", cwd=Path("/")
+    )
+    ended = slurm.wait(job, 30)
+    assert (ended["JobState"], ended["NumTasks"], ended["TimeLimit"]) == ("COMPLETED", "2", "00:07:00")
+    assert (checkout / f"r/x/logs/{job}-0.log").exists()
+
+
+def test_a_signal_reaches_every_rank_and_a_saved_run_goes_back_into_the_queue(slurm: SlurmLab, checkout: Path) -> None:
+    job = slurm.submit(
+        "sbatch", "--nodes=2", "--ntasks-per-node=2", "slurm/train.sh", "run.name=x", "signal=85", cwd=checkout
+    )
+    deadline = time.monotonic() + 30
+    while len(notes(checkout)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    slurm.call("scancel", "--batch", "--signal=USR1", str(job))  # what --signal=B:USR1@120 sends
+    assert slurm.wait(job, 30, "PENDING")["Restarts"] == "1"
+    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm waits two minutes before a restart
+    assert slurm.wait(job, 60)["JobState"] == "COMPLETED"
+    assert [rank["argv"] for rank in notes(checkout, start=1)] == [rank["argv"] for rank in notes(checkout)]
+    for start in (0, 1):
+        assert (checkout / f"runs/x/logs/{job}-{start}.log").read_text().count(f"of start {start}") == 4
+
+
+@pytest.mark.parametrize("status", [2, 1])
+def test_any_other_status_ends_the_job(slurm: SlurmLab, checkout: Path, status: int) -> None:
+    job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", f"end={status}", cwd=checkout)
+    ended = slurm.wait(job, 30)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", "0")
+
+
+def test_a_run_without_a_name_is_refused_before_it_waits_in_the_queue(slurm: SlurmLab, checkout: Path) -> None:
+    answer = slurm.call("bash", "slurm/train.sh", "--nodes=2", "+experiment=tiny", cwd=checkout)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == ["run.name is not set.", "Add run.name=first."]
+
+
+def test_a_job_from_another_folder_says_where_to_call_sbatch(slurm: SlurmLab, checkout: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    job = slurm.submit("sbatch", str(checkout / "slurm/train.sh"), "run.name=x", cwd=elsewhere)
+    assert slurm.wait(job, 30)["ExitCode"] == "2:0"
+    assert "Call sbatch in the checkout." in (elsewhere / f"slurm-{job}.log").read_text()
+
+
+def test_the_header_leaves_nodes_gpus_and_partition_to_the_site() -> None:
+    header = [line for line in (ROOT / "slurm/train.sh").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert not [line for line in header if any(word in line for word in ("node", "gpu", "gres", "partition", "ntasks"))]
