@@ -5,9 +5,11 @@ from contextlib import nullcontext
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.initialization import initialize
+from gpt4moe.model.parameters import mark
 from gpt4moe.model.specs import block_spec
 from gpt4moe.model.transformer_config import transformer_config
 from gpt4moe.parallel.cpu_device import BuildOnCpu
@@ -30,12 +32,13 @@ def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) ->
     with torch.device("meta") if meta else nullcontext(), nullcontext() if on_gpu else BuildOnCpu():
         for vp_stage, layers in enumerate(stages):
             chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
+    mark(chunks, sequence_parallel=groups.layout.sequence_parallel)
     if not meta:
         initialize(chunks, run.model, groups, run.run.seed)
     return chunks
 
 
-def _build_chunk(run: RunConfig, groups: ProcessGroups, config, vp_stage: int, layers: list[int]) -> GPTModel:
+def _build_chunk(run: RunConfig, groups: ProcessGroups, config: TransformerConfig, vp_stage: int, layers: list[int]) -> GPTModel:
     model, pp_index = run.model, groups.coordinate["pp"]
     chunk = GPTModel(
         config=config,

@@ -1,6 +1,7 @@
-"""The table of parameters: what each is called in the whole model, how ranks cut it, how it starts.
+"""The table of parameters: what each is called in the whole model, how ranks cut and reduce it, how it starts.
 
-One place for each truth: initial weights, checkpoints, conversions and the layout tests all read `shards`.
+One place for each truth: initial weights, checkpoints, conversions and the layout tests all read `shards`; Megatron's
+gradient buffers, finalisation and norm read the marks that `mark` puts on the parameters.
 
     a chunk's name                                     the logical tensor
     decoder.layers.1.mlp.experts.gate_up  [L, 2F, H]   decoder.layers.7.mlp.experts.gate_up  [E, 2, F, H]
@@ -86,6 +87,26 @@ def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.
             if is_copy:
                 logical = logical.replace(*_TIED_COPY)
             yield parameter, _shard(logical, tuple(parameter.shape), rule.cut, groups, not is_copy), rule
+
+
+def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:
+    """Tells Megatron how each parameter is reduced and counted; before the engine wraps the chunks.
+
+    Megatron sets such marks itself only where it initialises a weight. Without tensor_model_parallel its gradient
+    norm counts a weight on the first tensor-parallel rank alone; experts need it too, as every tp rank has others.
+    """
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            cut = rule_of(name).cut
+            if cut is Cut.whole:
+                # Every tp rank saw other tokens: the gradient is summed over tp. Norms and the router.
+                parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
+                continue
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+            parameter.partition_dim = 1 if cut is Cut.columns else 0  # type: ignore[attr-defined]
+            parameter.partition_stride = 2 if cut is Cut.gated_rows else 1  # type: ignore[attr-defined]
+            if cut in (Cut.experts, Cut.experts_gated):
+                parameter.allreduce = False  # type: ignore[attr-defined]  # reduced over expert_dp, not over dp
 
 
 def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, is_writer: bool) -> Shard:

@@ -35,13 +35,12 @@ NORMS: dict[NormKernel, Callable[[], type[nn.Module]]] = {
 
 
 def norm_class(kernel: NormKernel) -> type[nn.Module]:
-    """An RMSNorm in Megatron's seam, marked so that its gradient is summed over tp under sequence parallelism."""
+    """An RMSNorm in Megatron's seam; Megatron's own local one refuses sequence parallelism."""
 
     class Norm(NORMS[kernel]()):  # type: ignore[misc]
         def __init__(self, *, config: Any, hidden_size: int, eps: float, **_: Any):
             super().__init__(hidden_size, eps=eps)
             self.to(config.params_dtype)
-            self.weight.sequence_parallel = config.sequence_parallel
 
     return Norm
 

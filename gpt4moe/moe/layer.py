@@ -35,15 +35,12 @@ class ExpertParallelMLP(nn.Module):
         hidden_size, ffn, num_local = config.hidden_size, moe.ffn_hidden_size, moe.num_experts // groups.ep.size()
         device = None if config.use_cpu_initialization else groups.device
         made = {"dtype": config.params_dtype, "device": device}
-        router_weight = nn.Parameter(torch.empty(moe.num_experts, hidden_size, **made))
-        # Each tp rank routes its own tokens: Megatron sums such a weight's gradient over tp.
-        router_weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-        self.router = Router(router_weight, moe.router.kind, moe.top_k)
-        self.experts = Experts(
-            _expert_parameter(num_local, 2 * ffn, hidden_size, **made),
-            _expert_parameter(num_local, hidden_size, ffn, **made),
-            kernel,
-        )
+
+        def weight(*shape: int) -> nn.Parameter:  # model.parameters marks how each is reduced and fills it
+            return nn.Parameter(torch.empty(*shape, **made))
+
+        self.router = Router(weight(moe.num_experts, hidden_size), moe.router.kind, moe.top_k)
+        self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
         padded = kernel is ExpertKernel.grouped_mm or (kernel is ExpertKernel.auto and groups.device.type == "cuda")
         self.dispatcher = Dispatcher(groups.ep, moe.num_experts, padded=padded)
         self.moe = moe
@@ -91,14 +88,3 @@ class ExpertParallelMLP(nn.Module):
             share=1 / ranks,
         )  # fmt: skip
         return output
-
-
-def _expert_parameter(*shape: int, **made: Any) -> nn.Parameter:
-    """A weight of the local experts, marked as Megatron's gradient buffers and norm need it."""
-    parameter = nn.Parameter(torch.empty(*shape, **made))
-    parameter.allreduce = False  # type: ignore[attr-defined]  # reduced over expert_dp, not over dp
-    # Without these marks Megatron's norm counts experts on the first tensor-parallel rank only.
-    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-    parameter.partition_dim = 0  # type: ignore[attr-defined]
-    parameter.partition_stride = 1  # type: ignore[attr-defined]
-    return parameter

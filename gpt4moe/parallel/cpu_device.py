@@ -5,7 +5,7 @@ Active only when install() is called, which happens only where torch sees no GPU
 - the optimizer tells dtypes apart by `tensor.type()` and accepts only torch.cuda.* names;
 - layers fork a CUDA random-number tracker.
 
-Tensors made in a step are redirected where they are made (a stand-in `torch` in three modules), because a
+Tensors made in a step are redirected where they are made (a stand-in `torch` in a few modules), because a
 TorchFunctionMode around the step costs up to 7% of a small one; the mode is used for construction only.
 """
 
@@ -23,6 +23,7 @@ _STEP_MODULES = (
     "megatron.core.pipeline_parallel.schedules",
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.optimizer",
+    "megatron.core.utils",
 )
 
 

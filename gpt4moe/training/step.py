@@ -9,6 +9,7 @@ Gradients of both are summed over ranks and nothing is averaged afterwards. A me
 as soon as loss masks are uneven.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ class StepRunner:
         return result
 
     def _walk(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
-        batches = [batch.to(self.groups.device) for batch in batches]
+        batches = [_on_device(batch, self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens = self._global_tokens(batches)
         for layer in self.moe_layers.values():
@@ -115,6 +116,11 @@ class StepRunner:
         table[:-1, -2:] /= num_micro_batches
         table = table.cpu()
         return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1])
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    moved = {f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in dataclasses.fields(batch)}
+    return Batch(**moved)
 
 
 def _scaled_loss(token_losses: Tensor, mask: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
