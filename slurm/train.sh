@@ -51,8 +51,9 @@ MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).
 restart=${SLURM_RESTART_COUNT:-0}
 # Below the kernel's ephemeral ports; jobs on one node, and a restart, differ.
 export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + restart) % 10000))
-# srun does not inherit sbatch's --cpus-per-task (since 22.05).
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+# srun does not inherit sbatch's --cpus-per-task (since 22.05). Not asked for: no limit but the node's.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # Ranks come from SLURM_*; a launcher's leftovers in the submitting shell would win over them.
 unset RANK WORLD_SIZE LOCAL_RANK
 

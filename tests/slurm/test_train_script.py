@@ -43,7 +43,7 @@ def test_every_task_is_a_rank_and_all_meet_at_one_address(slurm: SlurmLab, check
     assert [variables["SLURM_PROCID"] for variables in environments] == ["0", "1", "2", "3"]
     assert [variables["SLURM_LOCALID"] for variables in environments] == ["0", "1", "0", "1"]
     assert {variables["SLURM_STEP_NUM_TASKS"] for variables in environments} == {"4"}
-    assert {variables["SLURM_CPUS_PER_TASK"] for variables in environments} == {"2"}
+    assert {variables["SRUN_CPUS_PER_TASK"] for variables in environments} == {"2"}
     # node1 is no DNS name: the address is what lets the ranks meet.
     assert {variables["MASTER_ADDR"] for variables in environments} == {"127.0.0.1"}
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1
