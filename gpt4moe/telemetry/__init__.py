@@ -1,0 +1,17 @@
+"""Room `telemetry`, storey 4: name, write, send and draw what a run does. No torch: plain numbers in.
+
+    metrics.py       METRICS: name -> unit, meaning; which are timings
+    metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
+    console.py       live progress on a terminal, single lines elsewhere; the two-line error
+    wandb_run.py     embassy: wandb, one run over all restarts
+    series.py        records -> points; smoothing and thinning
+    balance.py       what a table of tokens per expert says
+    plots.py         PNG figures by matplotlib
+    charts.py        line charts as inline SVG
+    heat_map.py      expert load as inline SVG
+    report.py        report.html, one self-contained file
+    report_page.py   the report's style sheet and script
+    atomic_file.py   write whole files or nothing
+
+Called by training callbacks, the demo and tools, on the logging rank alone. Never imports training or model.
+"""

@@ -1,0 +1,140 @@
+"""metrics.jsonl: one JSON object a line and step, each step exactly once whatever happened before.
+
+    open(resume_step) -> mend what a kill left, drop steps that will be redone -> write(step 1 + last) ... -> sync()
+
+A float is written as Python's shortest repr, so it reads back to the same bits. NaN and infinity are not JSON: the
+value becomes null and `nonfinite` beside it says which (`"loss": null, "nonfinite": {"loss": "nan"}`); a column stays
+numbers or null for pandas and jq, and read_metrics gives the float back.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpt4moe.errors import LaunchError
+from gpt4moe.telemetry.atomic_file import replace_file
+from gpt4moe.telemetry.metrics import Number, Record, check_record
+
+logger = logging.getLogger(__name__)
+
+NONFINITE = "nonfinite"
+
+
+def encode_record(record: Mapping[str, Number]) -> bytes:
+    """One line, newline included."""
+    nonfinite = {name: str(value) for name, value in record.items() if not math.isfinite(value)}
+    line: dict[str, object] = {name: None if name in nonfinite else value for name, value in record.items()}
+    if nonfinite:
+        line[NONFINITE] = nonfinite
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def decode_record(line: bytes) -> Record | None:
+    """The record of one line; None when the line is not a whole one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    record.update({name: float(text) for name, text in record.pop(NONFINITE, {}).items()})
+    return record
+
+
+def read_metrics(path: Path | str) -> list[Record]:
+    """All records by step; without a torn last line. An absent file is an empty list.
+
+    Raises: LaunchError when a line is damaged that no kill can have torn.
+    """
+    return [record for record, _ in _read_lines(Path(path))]
+
+
+def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
+    """Records with their bytes, by step; of one step written twice the later wins."""
+    if not path.exists():
+        return []
+    by_step: dict[Number, tuple[Record, bytes]] = {}
+    damaged = None
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        record = decode_record(line)
+        if record is None:
+            damaged = damaged or number
+        elif damaged:
+            raise LaunchError(
+                f"{path}: line {damaged} is not a metrics record, yet line {number} after it is.",
+                "Restore the file from a copy, or move it away: the log then begins at the checkpoint's next step.",
+            )
+        else:
+            by_step[record["step"]] = (record, line.rstrip(b"\r\n") + b"\n")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+class MetricsLog:
+    """The open metrics.jsonl of one run, on its logging rank, from start to exit. The run folder's lock guards it."""
+
+    def __init__(self, path: Path, last_step: int):
+        """Use `open`."""
+        self.path = path
+        self.last_step = last_step
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    @classmethod
+    def open(cls, path: Path | str, resume_step: int = 0) -> Self:
+        """The log, ready for step `resume_step` + 1: later steps are dropped, a torn last line is mended.
+
+        Args: resume_step: step of the checkpoint that training goes on from; 0 for a start from nothing.
+        Raises: LaunchError when the file is damaged in a way that no kill can cause.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = _read_lines(path)
+        kept = [(record, line) for record, line in lines if record["step"] <= resume_step]
+        if len(kept) < len(lines):
+            logger.info("%s: %d steps after %d will be redone", path, len(lines) - len(kept), resume_step)
+        if kept and kept[-1][0]["step"] < resume_step:
+            logger.warning("%s: steps %d to %d are lost", path, kept[-1][0]["step"] + 1, resume_step)
+        wanted = b"".join(line for _, line in kept)
+        if path.exists() and path.read_bytes() != wanted:
+            replace_file(path, wanted)
+        return cls(path, resume_step)
+
+    def write(self, record: Mapping[str, Number]) -> None:
+        """Append one step.
+
+        Raises:
+            ValueError: a name that METRICS lacks, or a step that is not the one after the last.
+            OSError: the line is not wholly in the file (a full disk); the next `open` mends it.
+        """
+        check_record(record)
+        if record["step"] != self.last_step + 1:
+            raise ValueError(f"{self.path}: step {record['step']} cannot follow step {self.last_step}")
+        line = encode_record(record)
+        # One write call: a kill leaves the line whole or torn at the end of the file, never two lines interleaved.
+        written = os.write(self._file, line)
+        if written < len(line):
+            raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written; is the disk full?")
+        self.last_step += 1
+
+    def sync(self) -> None:
+        """Bring the lines to the disk; call before a checkpoint is committed, so that no checkpoint is ahead of it."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Bring the lines to the disk and close. A second call does nothing."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,151 @@
+"""Embassy to wandb: one wandb run over all starts of a training run, and never a reason to stop.
+
+    <run folder>/wandb_id.txt    the wandb run's id, made at the first start
+    <run folder>/wandb_step.txt  the last step sent: a redone step is not sent again
+    <run folder>/wandb/          wandb's own files; `wandb sync <run folder>/wandb/offline-run-*` uploads them
+
+The only file that imports wandb, when a run starts: the import costs a second, and a run without tracking none.
+"""
+
+import logging
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from gpt4moe.config.training import TrackingConfig, WandbMode
+from gpt4moe.telemetry.atomic_file import replace_file
+from gpt4moe.telemetry.metrics import Number
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+ID_FILE = "wandb_id.txt"
+STEP_FILE = "wandb_step.txt"
+# A dead network may cost a start and an end of a run this long each, no more. Normally both take a few seconds.
+NETWORK_SECONDS = 30.0
+
+
+def run_id(run_folder: Path) -> str:
+    """The wandb id of this run folder; made and kept at the first call."""
+    file = run_folder / ID_FILE
+    kept = file.read_text().strip() if file.exists() else ""
+    if kept:
+        return kept
+    # wandb's own form, 8 of a-z and 0-9. From the system's entropy: the run's seed must not name two runs alike.
+    made = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
+    replace_file(file, f"{made}\n".encode())
+    return made
+
+
+def has_key(base_url: str) -> bool:
+    """Whether WANDB_API_KEY or a netrc entry for wandb's server is there."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = base_url.split("://")[-1].split("/")[0]
+    files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
+    file = next((path for path in (Path(name).expanduser() for name in files if name) if path.is_file()), None)
+    try:
+        return file is not None and netrc.netrc(file).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError) as error:
+        logger.warning("wandb: %s cannot be read: %s", file, error)
+        return False
+
+
+class WandbRun:
+    """One start's connection to the wandb run, on the logging rank. After any failure, or disabled, it does nothing."""
+
+    def __init__(self, run_folder: Path):
+        """Use `start`."""
+        self.run: wandb.Run | None = None
+        self._step_file = run_folder / STEP_FILE
+        self.last_sent_step = 0
+
+    @classmethod
+    def start(cls, tracking: TrackingConfig, run_folder: Path, run_name: str, config: Mapping[str, Any]) -> Self:
+        """Open the run folder's wandb run, or go on with it. Raises nothing: what fails is one warning.
+
+        Args: config: the resolved config as plain dicts; wandb shows and filters by it.
+        """
+        tracker = cls(run_folder)
+        if tracking.wandb == WandbMode.disabled:
+            return tracker
+        tracker._attempt("start", lambda: tracker._open(tracking, run_folder, run_name, dict(config)))
+        return tracker
+
+    def log(self, record: Mapping[str, Number]) -> None:
+        """Send one step, unless it or a later one was sent before; so it may be fed the whole metrics.jsonl again."""
+        run, step = self.run, int(record["step"])
+        if run is None or step <= self.last_sent_step:
+            return
+        # The mark goes first: a kill in between loses a step here (metrics.jsonl has it), it never sends one twice.
+        self.last_sent_step = step
+        self._attempt("log", lambda: self._mark(step))
+        self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the run; `exit_code` other than 0 marks it as failed. A second call does nothing."""
+        run = self.run
+        if run is not None:
+            self._attempt("finish", lambda: run.finish(exit_code=exit_code))
+        self.run = None
+
+    def read_mark(self) -> None:
+        """Learn from the run folder which steps are sent already."""
+        if self._step_file.exists():
+            self.last_sent_step = int(self._step_file.read_text().strip() or 0)
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        # Everything: whatever tracking runs into, training goes on.
+        except Exception as error:
+            logger.warning("wandb %s failed, tracking stops, training goes on: %s", what, _one_line(error))
+            self.run = None
+
+    def _open(self, tracking: TrackingConfig, run_folder: Path, run_name: str, config: dict[str, Any]) -> None:
+        self.read_mark()
+        # Read at wandb's import: its crash reports are network calls.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=NETWORK_SECONDS, finish_timeout=NETWORK_SECONDS
+        )
+        mode: Literal["offline", "online"] = "online" if tracking.wandb == WandbMode.online else "offline"
+        if mode == "online" and not has_key(wandb.setup(settings).settings.base_url):
+            logger.warning("wandb: no WANDB_API_KEY and no netrc entry, so tracking.wandb=online goes offline")
+            mode = "offline"
+
+        def connect(mode: Literal["offline", "online"]) -> "wandb.Run":
+            return wandb.init(
+                mode=mode, id=run_id(run_folder), resume="allow", dir=str(run_folder), name=run_name, config=config,
+                project=tracking.project, entity=tracking.entity, group=tracking.group, tags=list(tracking.tags),
+                settings=settings,
+            )  # fmt: skip
+
+        try:
+            self.run = connect(mode)
+        except wandb.Error as error:
+            if mode == "offline":
+                raise
+            logger.warning("wandb: online failed, going offline: %s", _one_line(error))
+            # Its service still holds the run's id.
+            wandb.teardown()
+            self.run = connect("offline")
+
+    def _mark(self, step: int) -> None:
+        # In place and of one width: cheap enough for every step, and a kill leaves the old number or the new one.
+        file = os.open(self._step_file, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(file, b"%012d\n" % step, 0)
+        finally:
+            os.close(file)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

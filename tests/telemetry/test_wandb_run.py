@@ -1,0 +1,121 @@
+"""One wandb run over all starts, each step sent once, and never a reason for training to stop."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from gpt4moe.config.training import TrackingConfig, WandbMode
+from gpt4moe.telemetry.wandb_run import WandbRun, has_key, run_id
+
+OFFLINE = TrackingConfig(wandb=WandbMode.offline, project="test", tags=["a"])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Port 9 refuses: whatever wanted the network would fail. No key of this machine is seen."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+class FakeRun:
+    """Counts what reaches wandb."""
+
+    def __init__(self, fail: bool = False):
+        self.sent: list[tuple[int, dict[str, float]]] = []
+        self.fail = fail
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if self.fail:
+            raise RuntimeError("wandb is ill")
+        self.sent.append((step, values))
+
+
+def connected(run_folder: Path, fake: FakeRun) -> WandbRun:
+    """A tracker as `start` leaves it, connected to `fake`."""
+    tracker = WandbRun.start(TrackingConfig(wandb=WandbMode.disabled), run_folder, "r", {})
+    tracker.read_mark()
+    tracker.run = fake
+    return tracker
+
+
+def test_an_offline_run_is_in_the_run_folder_and_a_restart_keeps_its_id(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for first in (1, 4):
+        tracker = WandbRun.start(OFFLINE, tmp_path, "name", {"model": {"hidden_size": 32}})
+        assert tracker.run is not None and tracker.run.id == run_id(tmp_path)
+        for step in range(first, first + 3):
+            tracker.log({"step": step, "loss": 1.0 / step})
+        tracker.finish()
+    folders = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert folders and all(folder.name.endswith(run_id(tmp_path)) for folder in folders)
+    assert all(list(folder.glob("*.wandb")) for folder in folders)
+    assert (tmp_path / "wandb_step.txt").read_text() == "000000000006\n"
+    assert capfd.readouterr() == ("", ""), "wandb must not chatter"
+
+
+def test_disabled_tracking_never_imports_wandb_and_writes_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from gpt4moe.config.training import TrackingConfig, WandbMode\n"
+        "from gpt4moe.telemetry.wandb_run import WandbRun\n"
+        "run = WandbRun.start(TrackingConfig(wandb=WandbMode.disabled), Path(sys.argv[1]), 'n', {})\n"
+        "run.log({'step': 1, 'loss': 1.0}); run.finish()\n"
+        "sys.exit('wandb' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_online_without_a_key_warns_once_and_goes_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = WandbRun.start(TrackingConfig(wandb=WandbMode.online), tmp_path, "n", {})
+    tracker.log({"step": 1, "loss": 1.0})
+    tracker.finish()
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
+    assert "WANDB_API_KEY" in caplog.text
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_a_redone_step_is_sent_once(tmp_path: Path) -> None:
+    first, second = FakeRun(), FakeRun()
+    tracker = connected(tmp_path, first)
+    for step in range(1, 8):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker = connected(tmp_path, second)
+    for step in range(5, 10):
+        tracker.log({"step": step, "loss": 2.0})
+    assert [step for step, _ in first.sent] == [1, 2, 3, 4, 5, 6, 7]
+    assert second.sent == [(8, {"loss": 2.0}), (9, {"loss": 2.0})]
+
+
+def test_a_failing_wandb_warns_once_and_becomes_a_no_op(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = connected(tmp_path, FakeRun(fail=True))
+    for step in range(1, 4):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.finish()
+    assert len(caplog.records) == 1 and "wandb is ill" in caplog.text
+
+
+def test_an_unreadable_mark_does_not_stop_a_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wandb_step.txt").write_text("not a number")
+    tracker = WandbRun.start(OFFLINE, tmp_path, "n", {})
+    tracker.log({"step": 1, "loss": 1.0})
+    assert tracker.run is None and len(caplog.records) == 1
+
+
+def test_two_run_folders_get_two_ids(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert run_id(tmp_path / "a") != run_id(tmp_path / "b")
+    assert run_id(tmp_path / "a") == run_id(tmp_path / "a")
+
+
+def test_a_netrc_entry_of_wandbs_server_is_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert has_key("https://wandb.example.org")
+    assert not has_key("https://api.wandb.ai")
