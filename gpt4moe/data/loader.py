@@ -30,6 +30,9 @@ class Samples(Protocol):
 
     def sample(self, n: int) -> Sample: ...
 
+    def consumed(self, n: int) -> dict[str, int]:
+        """Samples of each source among the first n."""
+
 
 @dataclass(frozen=True, slots=True)
 class MixedSamples:
@@ -48,6 +51,10 @@ class MixedSamples:
         epoch = draw.epoch if self.reshuffle else 0
         order = Permutation(num_samples(len(stream), self.seq_length), self.seed, epoch, draw.source)
         return packed_sample(stream, order(draw.position), self.seq_length)
+
+
+    def consumed(self, n: int) -> dict[str, int]:
+        return self.mixture.consumed(n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,10 @@ class Data:
     """data_identity: must be the same on a restart."""
     tokenizer: Path | None
     source_names: list[str]
+
+    def consumed_per_source(self, consumed_samples: int) -> dict[str, int]:
+        """Training samples of each source among the first `consumed_samples`."""
+        return self.train.samples.consumed(consumed_samples)
 
 
 def build_data(run: RunConfig) -> Data:

@@ -40,6 +40,10 @@ class MockSamples:
             tokens[place] = token
         return Sample(tokens, self._mask(raw[length + 1 :] / 2.0**64))
 
+    def consumed(self, n: int) -> dict[str, int]:
+        """As a mixture answers: all of the first n samples are of the one source."""
+        return {"mock": n}
+
     def _successor(self, token: int, sixteenth: int, wild: int) -> int:
         for rank, end in enumerate(_CUMULATIVE_SIXTEENTHS):
             if sixteenth < end:
