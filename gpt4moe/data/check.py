@@ -32,10 +32,33 @@ def check_data(run: RunConfig) -> None:
             f"{manifest.vocab_size}.",
             f"Set model.vocab_size={manifest.vocab_size}, or make data of the other vocabulary.",
         )
-    _check_tokenizer(run, folder, manifest)
+    path = tokenizer_path(run)
+    assert path is not None
+    _require_file(path)
+    if file_sha256(path) != manifest.tokenizer_sha256:
+        raise DataError(
+            f"The tokenizer {path} is not the one that made the data of {folder}.",
+            "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
+        )
     for source in manifest.shares(run.data.sources):
         for split in SPLITS:
-            _check_split(folder, manifest, source, split, seq_length=run.model.seq_length)
+            tokens = _checked_tokens(folder, manifest, source, split)
+            _require_length(source, split, tokens=tokens, seq_length=run.model.seq_length)
+
+
+def read_whole_folder(folder: Path) -> DataManifest:
+    """The manifest of a folder whose every file is there and of the manifest's build.
+
+    Raises: DataError for anything else.
+    """
+    manifest = DataManifest.read(folder)
+    _require_file(folder / manifest.tokenizer)
+    if file_sha256(folder / manifest.tokenizer) != manifest.tokenizer_sha256:
+        raise DataError(f"{folder / manifest.tokenizer} is not the manifest's.", f"Delete the folder. {MAKE_DATA}")
+    for source in manifest.sources:
+        for split in SPLITS:
+            _checked_tokens(folder, manifest, source, split)
+    return manifest
 
 
 def data_identity(run: RunConfig) -> dict[str, str]:
@@ -76,19 +99,12 @@ def tokenizer_path(run: RunConfig) -> Path | None:
     return folder / DataManifest.read(folder).tokenizer
 
 
-def _check_tokenizer(run: RunConfig, folder: Path, manifest: DataManifest) -> None:
-    path = tokenizer_path(run)
-    assert path is not None
-    if not path.is_file():
-        raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
-    if file_sha256(path) != manifest.tokenizer_sha256:
-        raise DataError(
-            f"The tokenizer {path} is not the one that made the data of {folder}.",
-            "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
-        )
+def _require_file(tokenizer: Path) -> None:
+    if not tokenizer.is_file():
+        raise DataError(f"The tokenizer {tokenizer} is missing.", MAKE_DATA)
 
 
-def _check_split(folder: Path, manifest: DataManifest, source: str, split: str, *, seq_length: int) -> None:
+def _checked_tokens(folder: Path, manifest: DataManifest, source: str, split: str) -> int:
     tokens = IndexedTokens(folder / f"{source}-{split}").num_tokens
     promised = getattr(manifest.sources[source], split).tokens
     if tokens != promised:
@@ -96,9 +112,14 @@ def _check_split(folder: Path, manifest: DataManifest, source: str, split: str, 
             f"{folder / source}-{split}.bin has {tokens} tokens, the manifest says {promised}.",
             f"Delete the folder. {MAKE_DATA}",
         )
+    return tokens
+
+
+def _require_length(source: str, split: str, *, tokens: int, seq_length: int) -> None:
     if tokens < seq_length + 1:
         raise DataError(
             f"Source {source} has {tokens} {split} tokens; one sample of model.seq_length={seq_length} takes "
             f"{seq_length + 1}.",
-            f"Set data.sources.{source}=0, model.seq_length to {max(1, tokens - 1)} or less, or give more text.",
+            f"Set model.seq_length to {max(1, tokens - 1)} or less, name the other sources only "
+            "(++data.sources.NAME=SHARE), or give more text.",
         )

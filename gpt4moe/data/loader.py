@@ -52,7 +52,6 @@ class MixedSamples:
         order = Permutation(num_samples(len(stream), self.seq_length), self.seed, epoch, draw.source)
         return packed_sample(stream, order(draw.position), self.seq_length)
 
-
     def consumed(self, n: int) -> dict[str, int]:
         return self.mixture.consumed(n)
 

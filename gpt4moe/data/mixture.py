@@ -100,6 +100,6 @@ def _block_size(names: list[str], shares: list[float]) -> int:
         name = names[shares.index(smallest)]
         raise DataError(
             f"data.sources.{name} is a share of {smallest:.2g}: less than one sample in {_LARGEST_BLOCK}.",
-            f"Raise data.sources.{name}, or set it to 0.",
+            f"Set ++data.sources.{name}=0, or to a share that trains something.",
         )
     return size

@@ -7,16 +7,21 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceFacts, SplitFacts, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import DataError
+
+with warnings.catch_warnings():
+    # Megatron warns of absent GPU packages while it loads; writing files needs none.
+    warnings.simplefilter("ignore")
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 TOKENIZER_NAME = "tokenizer.json"
 _BATCH_CHARACTERS = 1 << 21
@@ -99,6 +104,16 @@ def read_jsonl(paths: list[Path]) -> Iterator[str]:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _text_of(line, f"{path}:{number}")
+
+
+def jsonl_source(paths: list[Path], *, held_out_share: float, licence: str) -> SourceText:
+    """A source of JSON lines, read twice: once for each side of the split."""
+    return SourceText(
+        train=(text for text in read_jsonl(paths) if not held_out(text, held_out_share)),
+        valid=(text for text in read_jsonl(paths) if held_out(text, held_out_share)),
+        licence=licence,
+        description=", ".join(path.name for path in paths),
+    )
 
 
 def held_out(document: str, share: float) -> bool:

@@ -41,11 +41,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
     Raises: DataError when vocab_size cannot hold the bytes, or the text has too few different pieces for it.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise DataError(
-            f"A byte-level vocabulary of {vocab_size} is below {SMALLEST_VOCABULARY} (256 bytes and {EOS_TOKEN}).",
-            f"Ask for {SMALLEST_VOCABULARY} or more; 4096 suits the demo.",
-        )
+    require_vocabulary(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -63,6 +59,15 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
             f"Give more text, or ask for a vocabulary of {found} or fewer.",
         )
     return _ready(backend)
+
+
+def require_vocabulary(vocab_size: int) -> None:
+    """Raises: DataError when vocab_size cannot hold the bytes and EOS."""
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise DataError(
+            f"A byte-level vocabulary of {vocab_size} is below {SMALLEST_VOCABULARY} (256 bytes and {EOS_TOKEN}).",
+            f"Ask for {SMALLEST_VOCABULARY} or more; 4096 suits the demo.",
+        )
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

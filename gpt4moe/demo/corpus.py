@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gpt4moe.data.check import read_whole_folder
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, write_json
-from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.data.tokenizer import require_vocabulary, train_tokenizer
 from gpt4moe.demo.sources import Document, prose_sources, python_sources
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import DataError, Gpt4MoeError
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +62,13 @@ def build_demo_corpus(
     Raises: DataError when the text is too little for the vocabulary.
     """
     console = console or Console(quiet=True)
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = DataManifest.read(folder)
-        if manifest.vocab_size == vocab_size:
-            console.print(f"{folder}: reusing {_summary(manifest)}.")
-            return manifest
+    require_vocabulary(vocab_size)
+    manifest = _existing(folder)
+    if manifest is not None and manifest.vocab_size == vocab_size:
+        console.print(f"{folder}: reusing {_summary(manifest)}.")
+        return manifest
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
     with _bar(console) as phase:
         with phase("collect", None):
             entries = {name: split(read()) for name, read in (sources or SOURCES).items()}
@@ -120,6 +122,15 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
+
+
+def _existing(folder: Path) -> DataManifest | None:
+    """The manifest of a whole folder; None where something is missing or damaged, so that it is made anew."""
+    try:
+        return read_whole_folder(folder)
+    except DataError as error:
+        logger.info("%s", error.cause)
+        return None
 
 
 def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int], None]) -> None:

@@ -1,0 +1,77 @@
+"""Megatron's .bin/.idx: written by its builder, read by ours and by Megatron's own to the same tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.preprocess import write_split
+from gpt4moe.data.tokenizer import Tokenizer
+from gpt4moe.errors import DataError
+
+DOCUMENTS = [[5, 6, 7, 0], [8, 0], [9, 10, 11, 12, 13, 0]]
+
+
+def written(folder: Path, vocab_size: int = 300) -> Path:
+    prefix = folder / "books-train"
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    for document in DOCUMENTS:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+@pytest.mark.parametrize(("vocab_size", "itemsize"), [(300, 2), (100_000, 4)])
+def test_megatrons_files_are_read_token_by_token(tmp_path: Path, vocab_size: int, itemsize: int) -> None:
+    ours = IndexedTokens(written(tmp_path, vocab_size))
+    assert ours.tokens.itemsize == itemsize
+    assert [ours.document(i).tolist() for i in range(ours.num_documents)] == DOCUMENTS
+    assert ours.tokens.tolist() == [token for document in DOCUMENTS for token in document]
+
+
+def test_documents_of_several_sequences_are_read_whole(tmp_path: Path) -> None:
+    prefix = tmp_path / "chat"
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    builder.add_document(torch.tensor([1, 2, 3, 4, 5]), [2, 3])
+    builder.add_document(torch.tensor([6]), [1])
+    builder.finalize(f"{prefix}.idx")
+    ours = IndexedTokens(prefix)
+    assert [ours.document(i).tolist() for i in range(2)] == [[1, 2, 3, 4, 5], [6]]
+
+
+def test_what_we_write_megatron_reads(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    texts = ["def f(x):\n    return x\n", "naïve café ☕\n", "a" * 500]
+    facts = write_split(tmp_path / "x-train", texts, tokenizer, lambda amount: None)
+    theirs, ours = IndexedDataset(str(tmp_path / "x-train")), IndexedTokens(tmp_path / "x-train")
+    expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
+    assert [theirs[i].tolist() for i in range(len(theirs))] == expected
+    assert [ours.document(i).tolist() for i in range(3)] == expected
+    assert (facts.documents, facts.tokens) == (3, ours.num_tokens)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_missing_file_names_make_data(tmp_path: Path, suffix: str) -> None:
+    prefix = written(tmp_path)
+    Path(f"{prefix}{suffix}").unlink()
+    with pytest.raises(DataError, match=f"{suffix} is missing") as refusal:
+        IndexedTokens(prefix)
+    assert "make data" in refusal.value.cure
+
+
+@pytest.mark.parametrize(("suffix", "keep"), [(".bin", 10), (".bin", 0), (".idx", 50), (".idx", 20), (".idx", 0)])
+def test_a_cut_file_is_found_out(tmp_path: Path, suffix: str, keep: int) -> None:
+    prefix = written(tmp_path)
+    path = Path(f"{prefix}{suffix}")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"is damaged"):
+        IndexedTokens(prefix)
+
+
+def test_a_file_of_another_kind_is_found_out(tmp_path: Path) -> None:
+    prefix = written(tmp_path)
+    Path(f"{prefix}.idx").write_bytes(b"PK" * 100)
+    with pytest.raises(DataError, match="no Megatron index"):
+        IndexedTokens(prefix)

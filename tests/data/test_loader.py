@@ -1,0 +1,80 @@
+"""build_data: the same samples on every layout and after every restart; epochs reshuffle; held-out text stays put."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.loader import build_data
+from tests.data.conftest import SEQ_LENGTH, small_run
+
+
+def tokens_of(run: RunConfig, consumed: int, dp: int) -> torch.Tensor:
+    """Tokens of one step of 12 samples in micro-batches of 2, gathered from dp ranks into the order of one."""
+    ranks = [
+        build_data(run).train.micro_batches(consumed, global_batch_size=12, micro_batch_size=2, dp=dp, dp_index=rank)
+        for rank in range(dp)
+    ]
+    return torch.stack([ranks[j % dp][j // dp].tokens for j in range(6)])
+
+
+@pytest.mark.parametrize("dp", [2, 3, 6])
+def test_micro_batches_hold_the_same_samples_on_every_layout(data_folder: Path, dp: int) -> None:
+    run = small_run(data_folder)
+    assert torch.equal(tokens_of(run, 24, dp), tokens_of(run, 24, 1))
+
+
+def test_a_restart_goes_on_with_the_samples_that_were_next(data_folder: Path) -> None:
+    stream = build_data(small_run(data_folder)).train
+    whole = stream.micro_batches(0, global_batch_size=12, micro_batch_size=2, dp=1, dp_index=0)
+    rest = stream.micro_batches(8, global_batch_size=4, micro_batch_size=2, dp=1, dp_index=0)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_samples_are_stretches_of_the_files(data_folder: Path) -> None:
+    data = build_data(small_run(data_folder, "+data.sources.alpha=1"))
+    stream = IndexedTokens(data_folder / "alpha-train").tokens.tolist()
+    wanted = {tuple(stream[i : i + SEQ_LENGTH + 1]) for i in range(0, len(stream) - SEQ_LENGTH, SEQ_LENGTH)}
+    assert {tuple(data.train.sample(n).tokens.tolist()) for n in range(len(wanted))} == wanted
+
+
+def test_the_second_epoch_has_the_same_samples_in_another_order(data_folder: Path) -> None:
+    data = build_data(small_run(data_folder, "+data.sources.alpha=1"))
+    size = (IndexedTokens(data_folder / "alpha-train").num_tokens - 1) // SEQ_LENGTH
+    first, second = ([data.train.sample(e * size + n).tokens.tobytes() for n in range(size)] for e in (0, 1))
+    assert first != second
+    assert Counter(first) == Counter(second)
+
+
+def test_held_out_samples_are_the_same_for_every_seed_and_every_pass(data_folder: Path) -> None:
+    one, two = (
+        build_data(small_run(data_folder, "+data.sources.beta=1", f"run.seed={seed}")).validation for seed in (1, 2)
+    )
+    size = (IndexedTokens(data_folder / "beta-valid").num_tokens - 1) // SEQ_LENGTH
+    for n in range(size):
+        assert (one.sample(n).tokens == two.sample(n + size).tokens).all()
+
+
+def test_another_seed_trains_in_another_order(data_folder: Path) -> None:
+    first, second = (tokens_of(small_run(data_folder, f"run.seed={seed}"), 0, 1) for seed in (1, 2))
+    assert not torch.equal(first, second)
+
+
+def test_without_weights_sources_count_by_their_tokens(data_folder: Path) -> None:
+    data = build_data(small_run(data_folder))
+    alpha, beta = (IndexedTokens(data_folder / f"{name}-train").num_tokens for name in ("alpha", "beta"))
+    share = data.train.samples.mixture.consumed(1000)["alpha"] / 1000
+    assert data.source_names == ["alpha", "beta"]
+    assert share == pytest.approx(alpha / (alpha + beta), abs=0.001)
+
+
+def test_synthetic_tokens_need_no_files() -> None:
+    data = build_data(small_run(None))
+    (batch,) = data.train.micro_batches(0, global_batch_size=3, micro_batch_size=3, dp=1, dp_index=0)
+    assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == batch.position_ids.shape == (3, 16)
+    assert (batch.tokens.dtype, batch.loss_mask.dtype) == (torch.int64, torch.float32)
+    assert data.tokenizer is None
+    assert (data.train.sample(0).tokens != data.validation.sample(0).tokens).any()
