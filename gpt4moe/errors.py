@@ -30,3 +30,9 @@ class CheckpointError(Gpt4MoeError):
 
 class LaunchError(Gpt4MoeError):
     """Ranks, run folder or machine not as the run needs them."""
+
+
+class DivergenceError(Gpt4MoeError):
+    """A loss or gradient that is not finite: training stops before it can spoil the weights."""
+
+    exit_code = 1

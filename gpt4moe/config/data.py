@@ -29,4 +29,6 @@ class DataConfig:
             raise ConfigError("data.path is not set.", "Set data.path=FOLDER, or data=mock for synthetic tokens.")
         for name, weight in self.sources.items():
             if weight < 0 or not sum(self.sources.values()):
-                raise ConfigError(f"data.sources.{name}={weight} is not a share.", "Give shares of 0 or more, one above 0.")
+                raise ConfigError(
+                    f"data.sources.{name}={weight} is not a share.", "Give shares of 0 or more, one above 0."
+                )

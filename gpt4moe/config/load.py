@@ -127,5 +127,10 @@ def _explain(error: Exception) -> ConfigError:
     options = [line for line in lines[1:] if not re.match(skipped, line)]
     group = re.search(r"Could not override '([^']+)'", text)
     if group:
-        cause, options = f"Unknown key or group {group.group(1)}.", ["An experiment is added with a plus: +experiment=tiny."]
-    return ConfigError(cause, " ".join(options) or "See configs/ for the groups and resolved.yaml of a run for every key.")
+        cause, options = (
+            f"Unknown key or group {group.group(1)}.",
+            ["An experiment is added with a plus: +experiment=tiny."],
+        )
+    return ConfigError(
+        cause, " ".join(options) or "See configs/ for the groups and resolved.yaml of a run for every key."
+    )

@@ -40,4 +40,6 @@ class ParallelConfig:
     def validate(self) -> None:
         for name in ("tp", "pp", "vpp", "cp", "ep", "etp"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"parallel.{name}={getattr(self, name)} is below 1.", f"Set parallel.{name}=1 or more.")
+                raise ConfigError(
+                    f"parallel.{name}={getattr(self, name)} is below 1.", f"Set parallel.{name}=1 or more."
+                )

@@ -1,9 +1,9 @@
 """Room `model`, storey 3: assembly, no new mathematics. May import config, parallel, moe, megatron.core.
 
-    parameters.py         the table of parameters: name -> shard, initial value
-    transformer_config.py ModelConfig + parallel degrees -> Megatron's TransformerConfig (the only translation)
-    attention.py          core attention over scaled_dot_product_attention
-    specs.py              the layer tree: attention, norms, dense or expert-parallel MLP
-    gpt.py                build_model: one GPTModel per virtual stage of this rank
-    initialization.py     initial weights, equal on every layout
+parameters.py         the table of parameters: name -> shard, initial value
+transformer_config.py ModelConfig + parallel degrees -> Megatron's TransformerConfig (the only translation)
+attention.py          core attention over scaled_dot_product_attention
+specs.py              the layer tree: attention, norms, dense or expert-parallel MLP
+gpt.py                build_model: one GPTModel per virtual stage of this rank
+initialization.py     initial weights, equal on every layout
 """

@@ -38,7 +38,9 @@ def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) ->
     return chunks
 
 
-def _build_chunk(run: RunConfig, groups: ProcessGroups, config: TransformerConfig, vp_stage: int, layers: list[int]) -> GPTModel:
+def _build_chunk(
+    run: RunConfig, groups: ProcessGroups, config: TransformerConfig, vp_stage: int, layers: list[int]
+) -> GPTModel:
     model, pp_index = run.model, groups.coordinate["pp"]
     chunk = GPTModel(
         config=config,

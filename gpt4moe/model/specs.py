@@ -71,5 +71,3 @@ def _layer_spec(
         params = {"moe": model.moe, "kernel": kernels.experts, "groups": groups}
         parts.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)
     return spec
-
-

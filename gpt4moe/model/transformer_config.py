@@ -11,7 +11,9 @@ from gpt4moe.parallel.placement import stage_layers
 TORCH_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 
 
-def transformer_config(model: ModelConfig, parallel: ParallelConfig, dtype: Dtype, *, on_gpu: bool) -> TransformerConfig:
+def transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, dtype: Dtype, *, on_gpu: bool
+) -> TransformerConfig:
     """Megatron's view of a run. Its own MoE settings stay off: the experts are ours (moe.layer)."""
     weights = TORCH_DTYPES[dtype]
     return TransformerConfig(

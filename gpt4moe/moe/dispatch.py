@@ -80,7 +80,12 @@ class Dispatcher:
         return self._by_local_expert(rows, weight, plan.local_counts_by_source, assignment, splits)
 
     def _by_local_expert(
-        self, rows: Tensor, weight: Tensor, counts_by_source: Tensor, assignment: Tensor, splits: tuple[list[int], list[int]]
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        counts_by_source: Tensor,
+        assignment: Tensor,
+        splits: tuple[list[int], list[int]],
     ) -> Arrived:
         if self.padded:
             rows, indices, counts, num_rows = permute_by_local_expert(rows, counts_by_source)

@@ -1,13 +1,16 @@
-"""The SwiGLU experts of one rank: two grouped matrix products around a weighted activation.
+"""The SwiGLU experts of one rank: two matrix products around a weighted activation, for each expert's rows.
 
 Shapes: N rows routed here, sorted by expert; H hidden, F ffn, L local experts. Weights as stored: gate and up merged,
 gate_up [L, 2F, H], down [L, H, F].
 
+    y = down @ (silu(gate @ x) * (up @ x) * w)          SwiGLU: arXiv:2002.05202, equation 5; w the router's weight
+
 The router's weight multiplies the activation, not the output: down(w * a) = w * down(a), and neither the experts'
-outputs nor a [T, K, H] fp32 product need to be kept for the backward pass.
+outputs nor a [T, K, H] fp32 product need to be kept for the backward pass. The activation is computed again there.
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -33,9 +36,7 @@ class Experts(nn.Module):
             weight_N1: fp32.
             counts_L: rows of each local expert, int; zero is fine, its gradient is zeros.
         """
-        product = GROUPED_PRODUCTS[self._kernel_for(x_NH)]
-        hidden = product(x_NH, self.gate_up, counts_L)
-        return product(WeightedSwiGlu.apply(hidden, weight_N1), self.down, counts_L)
+        return KERNELS[self._kernel_for(x_NH)](x_NH, weight_N1, counts_L, self.gate_up, self.down)
 
     def _kernel_for(self, x_NH: Tensor) -> ExpertKernel:
         if self.kernel is not ExpertKernel.auto:
@@ -44,77 +45,90 @@ class Experts(nn.Module):
         return ExpertKernel.grouped_mm if fast else ExpertKernel.per_expert
 
 
-class WeightedSwiGlu(torch.autograd.Function):
-    """silu(gate) * up * weight for hidden = [gate, up], computed in fp32; keeps only its inputs.
+class PerExpert(torch.autograd.Function):
+    """All of one expert before the next: its activations, a few MB, are still in the cache when they are used, and
+    the allocator hands out the same memory again. Products go into slices of one output.
 
-    hidden [N, 2F], weight [N, 1] fp32 -> [N, F]. SwiGLU: arXiv:2002.05202, equation 5.
+    Indexing weight[e] under autograd instead would make a full-size zero gradient per expert, the square of their
+    number in all.
     """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) -> Tensor:
+        hidden = x.new_empty(x.shape[0], gate_up.shape[1])
+        out = x.new_empty(x.shape[0], down.shape[1])
+        for expert, rows in _slices(counts):
+            torch.mm(x[rows], gate_up[expert].t(), out=hidden[rows])
+            torch.mm(_weighted_swiglu(hidden[rows], weight[rows]), down[expert].t(), out=out[rows])
+        ctx.save_for_backward(x, weight, gate_up, down, hidden)
+        ctx.counts = counts
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
+        x, weight, gate_up, down, hidden = ctx.saved_tensors
+        grad = gradient[0].contiguous()
+        grad_x, grad_weight, grad_gate_up, grad_down = map(torch.empty_like, (x, weight, gate_up, down))
+        for expert, rows in _slices(ctx.counts):
+            grad_activation = torch.mm(grad[rows], down[expert])
+            grad_hidden, grad_weight[rows] = _weighted_swiglu_backward(grad_activation, hidden[rows], weight[rows])
+            torch.mm(grad[rows].t(), _weighted_swiglu(hidden[rows], weight[rows]), out=grad_down[expert])
+            torch.mm(grad_hidden, gate_up[expert], out=grad_x[rows])
+            torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
+        return grad_x, grad_weight, None, grad_gate_up, grad_down
+
+
+class WeightedSwiGlu(torch.autograd.Function):
+    """silu(gate) * up * weight for hidden = [gate, up]; keeps only its inputs. hidden [N, 2F], weight [N, 1] -> [N, F]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        gate, up = hidden.float().chunk(2, dim=-1)
-        return (torch.nn.functional.silu(gate) * up).mul_(weight).to(hidden.dtype)
+        return _weighted_swiglu(hidden, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, weight = ctx.saved_tensors
-        gate, up = hidden.float().chunk(2, dim=-1)
-        grad = gradient[0].float()
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        grad_weight = (grad * silu).mul_(up).sum(dim=-1, keepdim=True)
-        grad = grad * weight
-        grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-        grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-        torch.mul(grad, silu, out=grad_up)
-        # d silu = sigmoid * (1 + gate * (1 - sigmoid)) = sigmoid + silu * (1 - sigmoid)
-        torch.mul(grad.mul_(up), silu.mul_(1 - sigmoid).add_(sigmoid), out=grad_gate)
-        return grad_hidden.to(hidden.dtype), grad_weight
+        return _weighted_swiglu_backward(gradient[0], *ctx.saved_tensors)
 
 
-class PerExpertProduct(torch.autograd.Function):
-    """x @ weight[e].T for each expert's rows, written into slices of one output.
+def _weighted_swiglu(hidden: Tensor, weight: Tensor) -> Tensor:
+    """[N, 2F], [N, 1] fp32 -> [N, F] of hidden's dtype, computed in fp32."""
+    gate, up = hidden.float().chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate).mul_(up).mul_(weight).to(hidden.dtype)
 
-    Indexing weight[e] instead would make a full-size zero gradient per expert, the square of their number in all.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.counts = counts
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        for expert, rows in _slices(counts):
-            torch.mm(x[rows], weight[expert].t(), out=out[rows])
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad = gradient[0].contiguous()
-        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-        for expert, rows in _slices(ctx.counts):
-            torch.mm(grad[rows], weight[expert], out=grad_x[rows])
-            torch.mm(grad[rows].t(), x[rows], out=grad_weight[expert])
-        return grad_x, grad_weight, None
+def _weighted_swiglu_backward(grad: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden and weight."""
+    gate, up = hidden.float().chunk(2, dim=-1)
+    silu = torch.nn.functional.silu(gate)
+    grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
+    grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
+    torch.mul(grad.float(), silu, out=grad_up)  # of up, but for the weight
+    grad_weight = (grad_up * up).sum(dim=-1, keepdim=True)
+    grad_up.mul_(weight)
+    silu_gradient = torch.mul(grad, weight).mul_(up)
+    torch.ops.aten.silu_backward.grad_input(silu_gradient, gate, grad_input=grad_gate)
+    return grad_hidden.to(hidden.dtype), grad_weight
 
 
 def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    ends = torch.tensor(counts).cumsum(0).tolist()
+    """(expert, its rows) of each local expert."""
+    ends = list(accumulate(counts))
     return [(expert, slice(end - count, end)) for expert, (count, end) in enumerate(zip(counts, ends, strict=True))]
 
 
-def _per_expert(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    return PerExpertProduct.apply(x, weight, counts.tolist())
+def _per_expert(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return PerExpert.apply(x, weight, counts.tolist(), gate_up, down)
 
 
-def _grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+def _grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     ends = torch.cumsum(counts, 0).to(torch.int32)
-    return torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    hidden = torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=ends)
+    return torch.nn.functional.grouped_mm(WeightedSwiGlu.apply(hidden, weight), down.transpose(1, 2), offs=ends)
 
 
-# [N, I] x [L, O, I] -> [N, O]
-GROUPED_PRODUCTS: dict[ExpertKernel, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+# x [N, H], weight [N, 1] fp32, counts [L], gate_up [L, 2F, H], down [L, H, F] -> [N, H]
+KERNELS: dict[ExpertKernel, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     ExpertKernel.per_expert: _per_expert,
     ExpertKernel.grouped_mm: _grouped_mm,
 }

@@ -1,8 +1,8 @@
 """Which rank this process is: one resolver for torchrun, srun and plain python. No torch.
 
-    RANK and WORLD_SIZE                             torchrun (or mpirun wrappers that set them)
-    SLURM_STEP_ID, SLURM_PROCID, SLURM_STEP_NUM_TASKS   srun; a batch shell has no step, so python in it is one process
-    neither                                         one process
+RANK and WORLD_SIZE                             torchrun (or mpirun wrappers that set them)
+SLURM_STEP_ID, SLURM_PROCID, SLURM_STEP_NUM_TASKS   srun; a batch shell has no step, so python in it is one process
+neither                                         one process
 """
 
 import os

@@ -91,6 +91,8 @@ class Layout:
         """One line for people: `8 ranks = tp 2 x pp 2 x dp 2, ep 4, sequence parallel`."""
         sizes = {"tp": self.tp, "cp": self.cp, "pp": self.pp, "dp": self.dp}
         grid = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or "one rank"
-        extras = [f"{name} {size}" for name, size in (("vpp", self.vpp), ("ep", self.ep), ("etp", self.etp)) if size > 1]
+        extras = [
+            f"{name} {size}" for name, size in (("vpp", self.vpp), ("ep", self.ep), ("etp", self.etp)) if size > 1
+        ]
         extras += ["sequence parallel"] if self.sequence_parallel else []
         return ", ".join([f"{self.world_size} rank{'s' * (self.world_size > 1)} = {grid}", *extras])

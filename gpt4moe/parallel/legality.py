@@ -53,9 +53,7 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
 
 
-def require_legal(
-    model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
-) -> None:
+def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:
     """Raises: LayoutError with the first problem, arithmetic before support."""
     problems = layout_problems(model, parallel, training, world_size) + support_problems(model, parallel)
     if problems:

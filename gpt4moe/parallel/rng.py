@@ -15,7 +15,9 @@ def tensor_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
 
 
-def normal_box(seed: int, name: str, global_shape: tuple[int, ...], offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
+def normal_box(
+    seed: int, name: str, global_shape: tuple[int, ...], offset: tuple[int, ...], shape: tuple[int, ...]
+) -> torch.Tensor:
     """The box [offset, offset + shape) of a logical tensor of standard normal numbers, fp32, on the CPU.
 
     Args:

@@ -1,9 +1,9 @@
 """Shard: a rectangle of a logical tensor, the common tongue of initialisation, checkpoints and tests. No torch.
 
-    logical tensor   name + global shape, independent of any layout
-    shard            offset + shape within it, and whether this rank is the one that writes it
-    flat range       the optimizer cuts a shard further into ranges of its C-order elements; each is at most
-                     2 * ndim - 1 rectangles (flat_rectangles)
+logical tensor   name + global shape, independent of any layout
+shard            offset + shape within it, and whether this rank is the one that writes it
+flat range       the optimizer cuts a shard further into ranges of its C-order elements; each is at most
+                 2 * ndim - 1 rectangles (flat_rectangles)
 """
 
 from dataclasses import dataclass

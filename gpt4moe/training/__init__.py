@@ -1,13 +1,13 @@
 """Room `training`, storey 5: one step, then the loop. May import everything below; never inference, convert or launch.
 
-    engine.py           the seam: what reduces gradients, clips and steps
-    engine_megatron.py  Megatron's DistributedDataParallel + DistributedOptimizer behind it
-    step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
-    learning_rate.py    the schedule, a pure function of the step
-    state.py            TrainState: what a step advances, and TrainingContext: what callbacks see
-    loop.py             Trainer: resume or start, then step until the end
-    run_folder.py       identity, frozen config, lock: one run, one folder
-    checkpointing.py    the engine's state <-> a checkpoint folder
-    build.py            a RunConfig and groups -> everything a Trainer needs
-    callbacks/          features at the loop's edges: metrics, console, wandb, evaluation, checkpoints, report
+engine.py           the seam: what reduces gradients, clips and steps
+engine_megatron.py  Megatron's DistributedDataParallel + DistributedOptimizer behind it
+step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
+learning_rate.py    the schedule, a pure function of the step
+state.py            TrainState: what a step advances, and TrainingContext: what callbacks see
+loop.py             Trainer: resume or start, then step until the end
+run_folder.py       identity, frozen config, lock: one run, one folder
+checkpointing.py    the engine's state <-> a checkpoint folder
+build.py            a RunConfig and groups -> everything a Trainer needs
+callbacks/          features at the loop's edges: metrics, console, wandb, evaluation, checkpoints, report
 """

@@ -1,0 +1,80 @@
+"""The manifest: what a checkpoint is and which files it has. Written last and atomically: its presence commits."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.checkpoint.storage import FileEntry
+from gpt4moe.errors import CheckpointError
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything about a checkpoint but the tensors; it stays small at any size, slices are listed in file headers."""
+
+    step: int
+    consumed_samples: int
+    consumed_per_source: dict[str, int]
+    optimizer_step: int
+    run_id: str
+    identity: dict[str, Any]
+    """What a restart must match (training.run_folder)."""
+    config: dict[str, Any]
+    """The resolved run configuration."""
+    layout: str
+    """The writers' layout, for people: readers do not need it."""
+    versions: dict[str, str]
+    files: list[FileEntry]
+
+    def save(self, folder: Path) -> None:
+        body = {"format": FORMAT, **dataclasses.asdict(self)}
+        text = json.dumps({"sha256": _digest(body), **body}, indent=1)
+        partial = folder / f"{NAME}.tmp"
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, folder / NAME)
+        sync_folder(folder)
+        sync_folder(folder.parent)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Raises: CheckpointError when there is none, it is damaged, or of a format this version does not know."""
+        path = folder / NAME
+        if not path.exists():
+            raise CheckpointError(
+                f"{folder} is no checkpoint: it has no {NAME}.",
+                "Give a step folder like runs/NAME/checkpoints/step-00000100, or a run folder with one.",
+            )
+        try:
+            body = json.loads(path.read_text())
+            stated = body.pop("sha256")
+        except (ValueError, KeyError, AttributeError):
+            body, stated = {}, ""
+        if stated != _digest(body):
+            raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")
+        if body.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} is of another format than {FORMAT}.", "Use the version that wrote it.")
+        files = [FileEntry(**entry) for entry in body.pop("files")]
+        return cls(files=files, **body)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

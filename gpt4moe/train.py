@@ -1,0 +1,94 @@
+"""python -m gpt4moe.train: one rank of a training run, and the guided tour of the house.
+
+overrides --config.load--> RunConfig --parallel.legality, data.check--> a run that may start
+environment --parallel.groups--> live groups --training.build--> Trainer --fit--> run folder
+"""
+
+import logging
+import os
+import sys
+import warnings
+
+from gpt4moe.config.load import config_from_dict, load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import check_data, data_identity
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.telemetry.console import error as print_error
+
+REQUEUE = 85
+"""Exit status: saved, please requeue."""
+
+HELP = """\
+Train a GPT-4-shaped mixture of experts.
+
+  python -m gpt4moe.train +experiment=tiny run.name=first
+  torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel.tp=2 parallel.pp=2 parallel.ep=2 run.name=second
+  sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=third
+
+Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or group=choice (data=mock, precision=bf16).
+The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
+The same command again goes on from the latest checkpoint of the run folder, runs/<run.name>.
+
+Exit status: 0 done; 1 the loss or gradient was not finite; 2 bad input; 85 saved after a signal, please requeue.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status. Under a launcher every rank returns the same one, and the first alone prints."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        sys.stdout.write(HELP)
+        return 0
+    is_first = True
+    try:
+        environment = Environment.detect()
+        is_first = environment.rank == 0
+        run = _load(arguments)
+        require_legal(run.model, run.parallel, run.training, environment.world_size)
+        check_data(run)
+        return _train(run, environment)
+    except Gpt4MoeError as error:
+        if is_first:
+            print_error(error.cause, error.cure)
+        return error.exit_code
+
+
+def _load(arguments: list[str]) -> RunConfig:
+    """The run of these overrides; for a job that Slurm put back into the queue, the config of its last start."""
+    from gpt4moe.training.run_folder import RunFolder
+
+    run = load_run_config(arguments)
+    frozen = RunFolder.of(run).last_config() if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0 else None
+    return run if frozen is None else config_from_dict(frozen)
+
+
+def _train(run: RunConfig, environment: Environment) -> int:
+    from gpt4moe.checkpoint.retention import committed_steps
+    from gpt4moe.training.run_folder import RunFolder
+
+    folder = RunFolder.of(run)
+    folder.check_identity(run, data_identity(run))
+    if committed_steps(folder.checkpoints)[-1:] >= [run.training.steps]:
+        if environment.rank == 0:
+            sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("gpt4moe").setLevel(logging.INFO if environment.rank == 0 else logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")
+
+    from gpt4moe.parallel.groups import ProcessGroups, world
+
+    with world(environment) as device:
+        from gpt4moe.training.build import build_trainer
+
+        layout = Layout.from_config(run.parallel, environment.world_size)
+        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+        trainer = build_trainer(run, groups)
+        trainer.fit()
+        return REQUEUE if trainer.context.stop_requested else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,102 @@
+"""A checked RunConfig and a live world -> everything one start of a run needs."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
+from gpt4moe.config.optimizer import EngineKind
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.loader import Data, build_data
+from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.model.gpt import build_model
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.callbacks.checkpoints import Checkpoints
+from gpt4moe.training.callbacks.evaluation import Evaluation
+from gpt4moe.training.callbacks.preemption import Preemption
+from gpt4moe.training.callbacks.report import Report
+from gpt4moe.training.callbacks.tracking import Tracking
+from gpt4moe.training.checkpointing import fill
+from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.loop import Trainer
+from gpt4moe.training.run_folder import RunFolder, identity_of
+from gpt4moe.training.state import Callback, TrainingContext, TrainState
+from gpt4moe.training.step import StepRunner
+
+logger = logging.getLogger(__name__)
+
+ENGINES = {EngineKind.megatron: MegatronEngine}
+
+
+def build_trainer(run: RunConfig, groups: ProcessGroups) -> Trainer:
+    """Takes the run folder, builds data, model and engine, and resumes from the latest checkpoint. Collective.
+
+    Raises: Gpt4MoeError on every rank when any rank refuses (a folder in use, another identity, a damaged checkpoint).
+    """
+    data = build_data(run)
+    folder = _take_folder(run, groups, data)
+    chunks = build_model(run, groups)
+    engine = ENGINES[run.engine.kind](chunks, run, groups)
+    state = _resume(run, groups, folder, data, engine)
+    context = TrainingContext(
+        run=run, groups=groups, folder=folder, data=data, engine=engine, runner=StepRunner(run, engine, groups),
+        state=state,
+    )  # fmt: skip
+    return Trainer(context, build_callbacks())
+
+
+def build_callbacks() -> list[Callback]:
+    """In the order they run: the record is complete before it is written, and written before its checkpoint."""
+    return [Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
+
+
+def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:
+    """The run folder, locked and frozen by the first rank; every rank learns whether that went well."""
+    folder, refusal = RunFolder.of(run), None
+    if groups.is_first_rank:
+        try:
+            folder.acquire()
+            folder.check_identity(run, data.identity)
+            folder.freeze(run, data.identity, groups.layout.describe())
+        except Gpt4MoeError as error:
+            refusal = error
+    agree(refusal, groups)
+    return folder
+
+
+def agree(refusal: Gpt4MoeError | None, groups: ProcessGroups) -> None:
+    """Raises on every rank when one has a refusal: its own, or one that says another rank has. Collective."""
+    flag = torch.tensor([int(refusal is not None)], dtype=torch.int32, device=groups.device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    if refusal is not None:
+        raise refusal
+    if flag.item():
+        raise LaunchError("Another rank refused the run.", "Its message is the first rank's.")
+
+
+def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine) -> TrainState:
+    """From the folder's latest checkpoint, else from checkpoint.load, else from nothing. Collective."""
+    steps = committed_steps(folder.checkpoints)
+    if not steps and run.checkpoint.load is None:
+        return TrainState()
+    refusal, state, optimizer_step = None, TrainState(), 0
+    try:
+        source = (
+            step_folder(folder.checkpoints, steps[-1]) if steps else find_checkpoint(Path(str(run.checkpoint.load)))
+        )
+        reader = CheckpointReader(source)
+        manifest = reader.manifest
+        same = manifest.identity == identity_of(run, data.identity)
+        fill(reader, engine, groups, weights_only=not same)
+        logger.info("loaded %s: %s", source, "everything" if same else "weights")
+        if same:
+            state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples)
+            optimizer_step = manifest.optimizer_step
+    except Gpt4MoeError as error:
+        refusal = error
+    agree(refusal, groups)
+    engine.finish_load(optimizer_step)
+    return state

@@ -1,0 +1,8 @@
+"""Features at the loop's edges, one a file; build.build_callbacks lists them in the order they run.
+
+evaluation.py   loss on held-out text, added to the record
+preemption.py   a signal -> save and end with 85 after this step
+tracking.py     metrics.jsonl, console, wandb
+checkpoints.py  every so many steps, at the end, when asked to stop
+report.py       loss.png and report.html at the end
+"""

@@ -1,0 +1,27 @@
+"""The loss on held-out text, every training.eval_every steps and at the end; added to the step's record."""
+
+from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.step import StepResult
+
+
+class Evaluation(Callback):
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        every = context.run.training.eval_every
+        if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
+            record["eval_loss"] = evaluate(context)
+
+
+def evaluate(context: TrainingContext) -> float:
+    """Token mean over the first training.eval_samples held-out samples, rounded up to whole micro-batches of every
+    data-parallel rank (and whole rounds of an interleaved pipeline). Collective."""
+    settings, layout = context.run.training, context.groups.layout
+    unit = settings.micro_batch_size * layout.dp * (layout.pp if layout.vpp > 1 else 1)
+    samples = max(1, -(-settings.eval_samples // unit)) * unit
+    batches = context.data.validation.micro_batches(
+        0,
+        global_batch_size=samples,
+        micro_batch_size=settings.micro_batch_size,
+        dp=layout.dp,
+        dp_index=context.groups.coordinate["dp"],
+    )
+    return context.runner.evaluate(batches).loss

@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from gpt4moe.training.state import Callback
+
+
+class Report(Callback):
+    pass

@@ -1,0 +1,43 @@
+"""Where metrics go: metrics.jsonl (the truth), the console, wandb. On the first rank alone."""
+
+from gpt4moe.config.load import config_to_dict
+from gpt4moe.telemetry.console import Console
+from gpt4moe.telemetry.metrics_log import MetricsLog
+from gpt4moe.telemetry.wandb_run import WandbRun
+from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.step import StepResult
+
+
+class Tracking(Callback):
+    def __init__(self) -> None:
+        self.log: MetricsLog | None = None
+        self.console: Console | None = None
+        self.wandb: WandbRun | None = None
+
+    def on_start(self, context: TrainingContext) -> None:
+        if not context.groups.is_first_rank:
+            return
+        run, folder = context.run, context.folder
+        self.log = MetricsLog.open(folder.metrics, context.state.step)
+        self.wandb = WandbRun.start(run.tracking, folder.path, run.run.name, config_to_dict(run))
+        self.console = Console(run.training.steps, context.state.step, run.run.name)
+        self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
+        self.console.start()
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        if self.log and self.console and self.wandb:
+            self.log.write(record)
+            self.console.step(record)
+            self.wandb.log(record)
+            if context.stop_requested:
+                self.console.message(
+                    f"{context.stop_requested} received: saving step {context.state.step}, then ending."
+                )
+
+    def on_exit(self, context: TrainingContext) -> None:
+        if self.log:
+            self.log.close()
+        if self.console:
+            self.console.close()
+        if self.wandb:
+            self.wandb.finish(0 if context.is_last_step else 1)

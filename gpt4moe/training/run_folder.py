@@ -1,0 +1,158 @@
+"""RunFolder: one run, one folder; its identity, its frozen config, its lock.
+
+    runs/NAME/resolved.yaml      the config of the first start; never changes
+              identity.json      what every start must match, and the run's id
+              starts/001.yaml    one per start: when, on what layout, what differed from resolved.yaml, the whole config
+              checkpoints/  metrics.jsonl  logs/  wandb/  report.html  loss.png
+
+Rank 0 alone writes here; what it finds wrong is agreed on by all ranks (build.py).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from gpt4moe.config.load import config_to_dict, config_to_yaml
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError, LaunchError
+
+
+@dataclass(slots=True)
+class RunFolder:
+    """A run's folder, read on every rank; held open with a lock on rank 0."""
+
+    path: Path
+    lock: TextIO | None = None
+
+    @classmethod
+    def of(cls, run: RunConfig) -> "RunFolder":
+        return cls(Path(run.run.root) / run.run.name)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def run_id(self) -> str:
+        return str(self.read_identity()["run_id"])
+
+    def acquire(self) -> None:
+        """Makes the folder this process's own until it ends (a kill frees it too). Rank 0 only.
+
+        Raises: LaunchError when another job is using it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.lock.seek(0)
+            holder = self.lock.read().strip() or "another job"
+            raise LaunchError(
+                f"The run folder {self.path} is in use by {holder}.",
+                "Wait for it, stop it, or choose another run.name.",
+            ) from error
+        self.lock.truncate(0)
+        job = f" (Slurm job {os.environ['SLURM_JOB_ID']})" if "SLURM_JOB_ID" in os.environ else ""
+        self.lock.write(f"process {os.getpid()} on {os.uname().nodename}{job}")
+        self.lock.flush()
+
+    def read_identity(self) -> dict[str, Any]:
+        loaded = json.loads((self.path / "identity.json").read_text())
+        assert isinstance(loaded, dict)
+        return loaded
+
+    def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
+        """Raises: ConfigError naming what differs from the first start; nothing for a new folder."""
+        if not (self.path / "identity.json").exists():
+            return
+        refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
+
+    def freeze(self, run: RunConfig, data_identity: dict[str, str], layout: str) -> None:
+        """Writes the first start's config and identity, and the record of this start. Rank 0 only, lock held."""
+        if not (self.path / "identity.json").exists():
+            _write(self.path / "resolved.yaml", config_to_yaml(run))
+            identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
+            _write(self.path / "identity.json", json.dumps(identity, indent=1))
+        starts = self.path / "starts"
+        starts.mkdir(exist_ok=True)
+        number = len(list(starts.glob("*.yaml"))) + 1
+        frozen = yaml.safe_load((self.path / "resolved.yaml").read_text())
+        config = config_to_dict(run)
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "layout": layout,
+            "changed": {key: {"was": was, "is": now} for key, was, now in differences(frozen, config)},
+            "config": config,
+        }
+        _write(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False))
+
+    def last_config(self) -> dict[str, Any] | None:
+        """The config of the last start, which a requeued job runs again; None before the first."""
+        starts = sorted((self.path / "starts").glob("*.yaml"))
+        if not starts:
+            return None
+        config = yaml.safe_load(starts[-1].read_text())["config"]
+        assert isinstance(config, dict)
+        return config
+
+
+def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
+    """What must stay the same over all starts of a run: model, tokenizer, data, seed, global batch size."""
+    return {
+        "model": config_to_dict(run)["model"],
+        "data": data_identity["data"],
+        "tokenizer": data_identity["tokenizer"],
+        "seed": run.run.seed,
+        "global_batch_size": run.training.global_batch_size,
+    }
+
+
+def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], whose: str) -> None:
+    """Raises: ConfigError when the two identities differ, naming the values."""
+    found = [(key, was, now) for key, was, now in differences(theirs, ours) if key != "run_id"]
+    if not found:
+        return
+    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}
+    shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    raise ConfigError(
+        f"{whose} was started with {'; '.join(shown)}{more}.",
+        "Choose another run.name for a new run, or give the first values again (resolved.yaml has them).",
+    )
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, before, after) of every leaf that differs."""
+    found = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        was, now, path = before.get(key), after.get(key), f"{prefix}{key}"
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += differences(was, now, f"{path}.")
+        elif was != now:
+            found.append((path, was, now))
+    return found
+
+
+def _short(value: Any) -> str:
+    """Hashes by their first characters, other values whole."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,76 @@
+"""What a step advances, and what callbacks see of a run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.loader import Data
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.engine import Engine
+from gpt4moe.training.run_folder import RunFolder
+from gpt4moe.training.step import StepResult, StepRunner
+
+Record = dict[str, int | float]
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """Where a run stands; with the weights and moments this is everything a checkpoint holds."""
+
+    step: int = 0
+    """Updates done."""
+    consumed_samples: int = 0
+    """Training samples used; the whole state of the data."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingContext:
+    """One start of a run, on one rank: what the loop and its callbacks work with."""
+
+    run: RunConfig
+    groups: ProcessGroups
+    folder: RunFolder
+    data: Data
+    engine: Engine
+    runner: StepRunner
+    state: TrainState = field(default_factory=TrainState)
+    stop_requested: str | None = None
+    """Why the loop should save and end after this step; the same on every rank."""
+
+    @property
+    def is_last_step(self) -> bool:
+        return self.state.step >= self.run.training.steps or self.stop_requested is not None
+
+
+class Callback:
+    """A feature at the loop's edge. Every rank calls every hook, in the order of build.build_callbacks."""
+
+    def on_start(self, context: TrainingContext) -> None:
+        """Before the first step of this start; the state is loaded."""
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        """After an update; may add metrics to the record, which later callbacks write."""
+
+    def on_end(self, context: TrainingContext) -> None:
+        """After the last step of this start, not after an error."""
+
+    def on_exit(self, context: TrainingContext) -> None:
+        """Always, also after an error: close what is open. No collective here."""
+
+
+def routing_metrics(run: RunConfig, result: StepResult) -> dict[str, Any]:
+    """Auxiliary losses (scaled, mean over MoE layers) and router health of one step, from the statistics table."""
+    moe, layers = run.model.moe, [index for index, has in enumerate(run.model.moe_layers) if has]
+    if moe is None:
+        return {"aux_loss": 0.0, "z_loss": 0.0}
+    table = result.routing[layers]
+    load, (dropped, entropy, balance, z_loss) = table[:, : moe.num_experts], table[:, moe.num_experts :].unbind(dim=1)
+    assigned = load.sum(dim=1)
+    return {
+        "aux_loss": balance.mean().item(),
+        "z_loss": z_loss.mean().item(),
+        "expert_load_max_over_mean": (load.max(dim=1).values * moe.num_experts / assigned).max().item(),
+        "dead_experts": int((load == 0).sum()),
+        "dropped_share": (dropped.sum() / assigned.sum()).item(),
+        "router_entropy": (entropy.sum() * moe.top_k / assigned.sum()).item(),
+    }
