@@ -54,6 +54,6 @@ class MockSamples:
 
     def _mask(self, uniform: NDArray[np.float64]) -> NDArray[np.float32]:
         """[S] from S + 1 numbers in [0, 1): the first gives the share of zeros. The first label always counts."""
-        mask = (uniform[1:] >= uniform[0] * self.mask_fraction).astype(np.float32)
+        mask: NDArray[np.float32] = (uniform[1:] >= uniform[0] * self.mask_fraction).astype(np.float32)
         mask[0] = 1.0
         return mask
