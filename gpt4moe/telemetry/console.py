@@ -30,7 +30,7 @@ def error(cause: str, cure: str) -> None:
 
 def short_count(value: float) -> str:
     """Three digits and a letter: 12345 -> 12.3k."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         # 0.9995: from there on %.3g rounds up into the next letter.
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"

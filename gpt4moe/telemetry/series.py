@@ -14,15 +14,22 @@ def points(records: Sequence[Record], name: str, *, x: str = "step") -> list[Poi
 
 
 def smooth(curve: Sequence[Point], span: float) -> list[Point]:
-    """Exponential moving average over about `span` points, without the pull towards the first point."""
+    """Exponential moving average over about `span` points, from both sides: it does not lag behind a falling loss."""
+    forward = _average(curve, span)
+    backward = _average(curve[::-1], span)[::-1]
+    return [(x, (past + future) / 2) for (x, past), (_, future) in zip(forward, backward, strict=True)]
+
+
+def _average(curve: Sequence[Point], span: float) -> list[Point]:
+    # total / weight: without it the average would start at zero, or cling to the first point.
     keep = 1.0 - 2.0 / (max(span, 1.0) + 1.0)
     total = weight = 0.0
-    smoothed = []
+    averaged = []
     for x, value in curve:
         total = keep * total + (1.0 - keep) * value
         weight = keep * weight + (1.0 - keep)
-        smoothed.append((x, total / weight))
-    return smoothed
+        averaged.append((x, total / weight))
+    return averaged
 
 
 def smoothing_span(num_points: int) -> float:

@@ -113,5 +113,5 @@ def test_a_mistake_is_two_lines_on_stderr(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_numbers_are_short() -> None:
-    assert [short_count(v) for v in (7.0, 999.4, 999.6, 12345, 1.5e9)] == ["7", "999", "1k", "12.3k", "1.5G"]
+    assert [short_count(v) for v in (7.0, 999.4, 999.6, 12345, 1.5e9)] == ["7", "999", "1k", "12.3k", "1.5B"]
     assert [clock_time(s) for s in (0, 59.6, 90061)] == ["0:00:00", "0:01:00", "25:01:01"]

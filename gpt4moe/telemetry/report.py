@@ -1,0 +1,234 @@
+"""report.html: what a run did, in one file that opens anywhere, offline, in light or dark.
+
+ReportData -> head line, verdict, cards -> charts, expert load -> samples -> starts, checkpoint, config -> one file
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from gpt4moe.telemetry.atomic_file import replace_file
+from gpt4moe.telemetry.balance import ExpertLoad
+from gpt4moe.telemetry.charts import Chart, Series, line_chart
+from gpt4moe.telemetry.console import clock_time, short_count
+from gpt4moe.telemetry.heat_map import heat_map
+from gpt4moe.telemetry.metrics import METRICS, Record
+from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
+from gpt4moe.telemetry.series import middle, points, smooth, smoothing_span
+
+# A gradient norm that spans more than this is drawn on a logarithmic axis, else one spike flattens all the rest.
+WIDE_SPAN = 30.0
+# From here on a noisy curve is a band of ink, and a smoothed one is drawn over it.
+NOISY_POINTS = 300
+SMOOTH_BY_NATURE = ("learning_rate", "dead_experts")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStart:
+    """One start of the run: the first, or a resume."""
+
+    first_step: int
+    """The first step it did."""
+    when: str
+    """Date and time, as it shall be read."""
+    layout: str
+    note: str = ""
+    """What changed, e.g. the overrides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Text that the trained model wrote."""
+
+    prompt: str
+    text: str
+    """What follows the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportData:
+    """All that a report shows, as plain values. What is None or empty is left out."""
+
+    run_name: str
+    layout: str
+    """One line, e.g. "tp=2 pp=2 ep=2, 4 ranks"."""
+    records: Sequence[Record]
+    """metrics.jsonl, by step."""
+    resolved_config: str
+    """YAML."""
+    checkpoint_path: str
+    duration_seconds: float | None = None
+    """Wall time of all starts; by default the sum of the steps."""
+    num_parameters: int | None = None
+    num_active_parameters: int | None = None
+    """Parameters that work on one token."""
+    unigram_entropy: float | None = None
+    """nats/token of the corpus."""
+    bigram_entropy: float | None = None
+    expert_load: ExpertLoad | None = None
+    starts: Sequence[RunStart] = ()
+    samples: Sequence[Sample] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    """Further cards: title -> text."""
+
+    def last(self, name: str) -> float | None:
+        """The metric's last value."""
+        return next((r[name] for r in reversed(self.records) if name in r), None)
+
+    def levels(self) -> dict[str, float]:
+        """The entropies that the loss is measured against."""
+        entropies = {"unigram entropy": self.unigram_entropy, "bigram entropy": self.bigram_entropy}
+        return {name: value for name, value in entropies.items() if value is not None}
+
+
+def write_report(path: Path | str, data: ReportData) -> None:
+    """Write the report to `path`; a reader finds the old one or the new one, never half a file."""
+    title = escape(data.run_name)
+    body = "\n".join(
+        part
+        for part in (
+            f'<h1>{title}</h1><p class="under-title">{_under_title(data)}</p>',
+            _verdict(data),
+            f'<dl class="cards">{_cards(data)}</dl>',
+            _section("Training", f'<div class="charts">{"".join(map(line_chart, _charts(data)))}</div>'),
+            _section("Experts", f'<div class="charts">{_experts(data)}</div>'),
+            _section("Samples", "".join(map(_sample, data.samples))),
+            _section("Starts", _starts(data.starts)),
+            _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),
+            _section(
+                "Configuration",
+                f"<details><summary>resolved.yaml</summary><pre>{_text(data.resolved_config)}</pre></details>",
+            ),
+        )
+        if part
+    )
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: training report</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+    # replace: a sample may hold half a character, which UTF-8 cannot write.
+    replace_file(Path(path), page.encode("utf-8", errors="replace"))
+
+
+def _under_title(data: ReportData) -> str:
+    parts = [f"{data.records[-1]['step']:,} steps" if data.records else "no step yet", data.layout]
+    return escape(" · ".join(part for part in parts if part))
+
+
+def _verdict(data: ReportData) -> str:
+    """One sentence: the held-out loss against what counting words and pairs of words would reach."""
+    loss = data.last("eval_loss")
+    if loss is None or not math.isfinite(loss) or not data.levels():
+        return ""
+    gaps = []
+    for name, entropy in data.levels().items():
+        side, look = ("below", "good") if loss < entropy else ("above", "bad")
+        gaps.append(f'<b class="{look}">{abs(entropy - loss):.2f} {side}</b> the {name} ({entropy:.2f})')
+    return f'<p class="verdict">Held-out loss <b>{loss:.3f}</b> nats per token: {" and ".join(gaps)}.</p>'
+
+
+def _cards(data: ReportData) -> str:
+    loss, held_out, tokens = data.last("loss"), data.last("eval_loss"), data.last("consumed_tokens")
+    speed = middle([value for _, value in points(data.records, "tokens_per_second")])
+    seconds = data.duration_seconds or sum(value for _, value in points(data.records, "step_seconds"))
+    best = min((value for _, value in points(data.records, "eval_loss")), default=None)
+    cards = [
+        ("Training loss", f"{loss:.3f}", "last step, nats per token") if loss is not None else None,
+        ("Held-out loss", f"{held_out:.3f}", f"best {best:.3f}") if held_out is not None and best is not None else None,
+        ("Tokens", short_count(tokens), f"{tokens:,.0f}") if tokens is not None else None,
+        ("Speed", f"{short_count(speed)}/s", "tokens per second, median step") if speed is not None else None,
+        ("Duration", clock_time(seconds), "h:mm:ss") if seconds else None,
+        _parameter_card(data),
+    ]
+    texts = {"Layout": data.layout} | data.facts
+    return "".join(
+        f'<div class="card"><dt>{title}</dt><dd>{value}<small>{small}</small></dd></div>'
+        for title, value, small in (card for card in cards if card)
+    ) + "".join(
+        f'<div class="card"><dt>{_text(title)}</dt><dd class="text">{_text(value)}</dd></div>'
+        for title, value in texts.items()
+    )
+
+
+def _parameter_card(data: ReportData) -> tuple[str, str, str] | None:
+    if data.num_parameters is None:
+        return None
+    active = data.num_active_parameters
+    return "Parameters", short_count(data.num_parameters), f"{short_count(active)} for each token" if active else ""
+
+
+def _charts(data: ReportData) -> list[Chart]:
+    marks = {
+        "resume" if i == 1 else f"resume {i}": start.first_step for i, start in enumerate(data.starts[1:], start=1)
+    }
+    train = points(data.records, "loss")
+    loss = Chart(
+        title="Loss",
+        unit="nats per token",
+        series=[
+            Series(name="training", points=train, look="raw"),
+            Series(name="training, smoothed", points=smooth(train, smoothing_span(len(train)))),
+            Series(name="held-out", points=points(data.records, "eval_loss"), look="dots"),
+        ],
+        levels=data.levels(),
+        marks=marks,
+        is_wide=True,
+    )
+    titles = {
+        "grad_norm": "Gradient norm, before clipping", "learning_rate": "Learning rate",
+        "tokens_per_second": "Speed", "aux_loss": "Load-balancing loss",
+    }  # fmt: skip
+    return [loss] + [_simple_chart(data, name, title) for name, title in titles.items()]
+
+
+def _simple_chart(data: ReportData, name: str, title: str) -> Chart:
+    curve = points(data.records, name)
+    values = [value for _, value in curve]
+    series = [Series(name=name, points=curve)]
+    if len(curve) > NOISY_POINTS and name not in SMOOTH_BY_NATURE:
+        smoothed = Series(name="smoothed", points=smooth(curve, smoothing_span(len(curve))))
+        series = [Series(name="each step", points=curve, look="raw"), smoothed]
+    is_log = name == "grad_norm" and bool(values) and min(values) > 0 and max(values) / min(values) > WIDE_SPAN
+    return Chart(title=title, unit=METRICS[name][0], series=series, log_y=is_log)
+
+
+def _experts(data: ReportData) -> str:
+    titles = {"expert_load_max_over_mean": "Busiest expert over the mean, worst layer", "dead_experts": "Dead experts"}
+    charts = "".join(
+        line_chart(_simple_chart(data, name, title)) for name, title in titles.items() if points(data.records, name)
+    )
+    return (heat_map(data.expert_load) if data.expert_load else "") + charts
+
+
+def _sample(sample: Sample) -> str:
+    return (
+        f'<div class="sample"><pre><span class="prompt">{_text(sample.prompt)}</span>{_text(sample.text)}</pre></div>'
+    )
+
+
+def _starts(starts: Sequence[RunStart]) -> str:
+    if not starts:
+        return ""
+    rows = "".join(
+        f"<tr><td>{number}</td><td>{'start' if number == 1 else 'resume'}, step {start.first_step:,}</td>"
+        f"<td>{_text(start.when)}</td><td>{_text(start.layout)}</td><td>{_text(start.note)}</td></tr>"
+        for number, start in enumerate(starts, start=1)
+    )
+    head = "<tr><th>#</th><th>from</th><th>when</th><th>layout</th><th>changed</th></tr>"
+    return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _section(title: str, content: str) -> str:
+    is_empty = not re.sub(r"<[^>]*>", "", content)
+    return "" if is_empty else f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _text(text: str) -> str:
+    """For HTML: escaped, and control characters, which HTML forbids, made visible."""
+    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text))
