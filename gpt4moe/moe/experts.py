@@ -55,31 +55,31 @@ class PerExpert(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) -> Tensor:
-        hidden = x.new_empty(x.shape[0], gate_up.shape[1])
         out = x.new_empty(x.shape[0], down.shape[1])
+        hidden = []
         for expert, rows in _slices(counts):
-            torch.mm(x[rows], gate_up[expert].t(), out=hidden[rows])
-            torch.mm(_weighted_swiglu(hidden[rows], weight[rows]), down[expert].t(), out=out[rows])
-        ctx.save_for_backward(x, weight, gate_up, down, hidden)
+            hidden.append(torch.mm(x[rows], gate_up[expert].t()))
+            torch.mm(_weighted_swiglu(hidden[expert], weight[rows]), down[expert].t(), out=out[rows])
+        ctx.save_for_backward(x, weight, gate_up, down, *hidden)
         ctx.counts = counts
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
-        x, weight, gate_up, down, hidden = ctx.saved_tensors
+        x, weight, gate_up, down, *hidden = ctx.saved_tensors
         grad = gradient[0].contiguous()
         grad_x, grad_weight, grad_gate_up, grad_down = map(torch.empty_like, (x, weight, gate_up, down))
         for expert, rows in _slices(ctx.counts):
             grad_activation = torch.mm(grad[rows], down[expert])
-            grad_hidden, grad_weight[rows] = _weighted_swiglu_backward(grad_activation, hidden[rows], weight[rows])
-            torch.mm(grad[rows].t(), _weighted_swiglu(hidden[rows], weight[rows]), out=grad_down[expert])
+            grad_hidden, grad_weight[rows] = _weighted_swiglu_backward(grad_activation, hidden[expert], weight[rows])
+            torch.mm(grad[rows].t(), _weighted_swiglu(hidden[expert], weight[rows]), out=grad_down[expert])
             torch.mm(grad_hidden, gate_up[expert], out=grad_x[rows])
             torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
         return grad_x, grad_weight, None, grad_gate_up, grad_down
 
 
 class WeightedSwiGlu(torch.autograd.Function):
-    """silu(gate) * up * weight for hidden = [gate, up]; keeps only its inputs. hidden [N, 2F], weight [N, 1] -> [N, F]."""
+    """silu(gate) * up * weight for hidden = [gate, up], [N, 2F], and weight [N, 1]; keeps only its inputs."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
