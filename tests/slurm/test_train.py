@@ -2,13 +2,13 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.slurm_lab.cluster import SlurmLab
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "+experiment=tiny", "data=mock", "run.name=x", "tracking.wandb=disabled",
@@ -25,6 +25,7 @@ def submit(slurm: SlurmLab, folder: Path, *overrides: str) -> int:
     )  # fmt: skip
 
 
+@pytest.mark.slurm
 def test_a_job_trains_on_two_nodes_and_writes_every_step_once(slurm: SlurmLab, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, "parallel=tp2_pp2_ep2")
     ended = slurm.wait(job, 200)
@@ -36,9 +37,29 @@ def test_a_job_trains_on_two_nodes_and_writes_every_step_once(slurm: SlurmLab, t
     assert (tmp_path / "x" / "resolved.yaml").is_file()
 
 
+@pytest.mark.slurm
 def test_a_layout_that_does_not_fit_ends_with_2_and_one_rank_says_why(slurm: SlurmLab, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, "parallel.pp=3")
     assert slurm.wait(job, 200)["ExitCode"] == "2:0"
     cause, cure = (tmp_path / "x" / "logs" / f"{job}-0.log").read_text().splitlines()
     assert "= 3 does not divide the 4 ranks" in cause
     assert "multiple of 3" in cure
+
+
+@pytest.mark.slurm_long
+def test_a_job_that_was_told_to_stop_goes_on_after_its_requeue(slurm: SlurmLab, tmp_path: Path) -> None:
+    metrics = tmp_path / "x" / "metrics.jsonl"
+    job = submit(slurm, tmp_path, "parallel=tp2_pp2_ep2", "training.steps=60")
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    slurm.call("scancel", "--batch", "--signal=USR1", str(job))
+    assert slurm.wait(job, 60, "PENDING", "COMPLETED")["Restarts"] == "1"
+    saved = len(metrics.read_text().splitlines())
+    assert 5 < saved < 60
+    assert (tmp_path / "x" / "checkpoints" / f"step-{saved:08}").is_dir()
+    slurm.start_again(job)
+    assert slurm.wait(job, 200)["JobState"] == "COMPLETED"
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 61))
+    assert (tmp_path / "x" / "logs" / f"{job}-1.log").is_file()

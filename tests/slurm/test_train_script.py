@@ -70,7 +70,7 @@ def test_a_signal_reaches_every_rank_and_a_saved_run_goes_back_into_the_queue(sl
         time.sleep(0.1)
     slurm.call("scancel", "--batch", "--signal=USR1", str(job))  # what --signal=B:USR1@120 sends
     assert slurm.wait(job, 30, "PENDING")["Restarts"] == "1"
-    slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm waits two minutes before a restart
+    slurm.start_again(job)
     assert slurm.wait(job, 60)["JobState"] == "COMPLETED"
     assert [rank["argv"] for rank in notes(checkout, start=1)] == [rank["argv"] for rank in notes(checkout)]
     for start in (0, 1):
