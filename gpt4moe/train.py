@@ -14,8 +14,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data, data_identity
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import require_legal
 from gpt4moe.telemetry.console import error as print_error
 
 REQUEUE = 85
@@ -25,7 +25,7 @@ HELP = """\
 Train a GPT-4-shaped mixture of experts.
 
   python -m gpt4moe.train +experiment=tiny run.name=first
-  torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel.tp=2 parallel.pp=2 parallel.ep=2 run.name=second
+  torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel=tp2_pp2_ep2 run.name=second
   sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=third
 
 Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or group=choice (data=mock, precision=bf16).

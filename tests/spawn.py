@@ -1,4 +1,4 @@
-"""run_ranks: a function on several gloo ranks. A fork server with the heavy imports loaded makes a rank in ~0.1 s, not 5 s."""
+"""run_ranks: a function on several gloo ranks; a fork server with the heavy imports makes one in ~0.1 s, not 5 s."""
 
 import multiprocessing
 import socket

@@ -46,7 +46,7 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
     assert isinstance(raw, dict)
-    return config_from_dict(raw)
+    return config_from_dict({str(key): value for key, value in raw.items()})
 
 
 def config_from_dict(raw: dict[str, Any]) -> RunConfig:

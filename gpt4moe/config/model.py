@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from gpt4moe.config.missing import MISSING
-
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.errors import ConfigError
 
@@ -56,7 +55,7 @@ class ModelConfig:
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ConfigError(
                 f"model.hidden_size={self.hidden_size} over model.num_attention_heads={self.num_attention_heads} "
-                f"gives heads of {self.hidden_size / self.num_attention_heads:g}; rotary embeddings need an even number.",
+                f"gives heads of {self.hidden_size / self.num_attention_heads:g}; rotary embeddings need even ones.",
                 f"Set model.hidden_size to a multiple of {2 * self.num_attention_heads}, or change the heads.",
             )
         if self.num_query_groups is not None and (

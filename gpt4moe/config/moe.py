@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gpt4moe.config.missing import MISSING
-
 from gpt4moe.errors import ConfigError
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from gpt4moe.config.missing import MISSING
-
 from gpt4moe.errors import ConfigError
 
 
@@ -12,7 +11,6 @@ class OptimizerKind(str, Enum):
     """The update rule."""
 
     adamw = "adamw"
-    sgd = "sgd"
 
 
 class ScheduleKind(str, Enum):

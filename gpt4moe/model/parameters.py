@@ -82,11 +82,15 @@ def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.
         numbers = [layer.layer_number - 1 for layer in chunk.decoder.layers]
         for name, parameter in chunk.named_parameters():
             rule = rule_of(name)
-            logical = re.sub(r"layers\.(\d+)\.", lambda match: f"layers.{numbers[int(match.group(1))]}.", name)
+            logical = _global_name(name, numbers)
             is_copy = getattr(parameter, "shared", False)  # the last stage's copy of a tied embedding
             if is_copy:
                 logical = logical.replace(*_TIED_COPY)
             yield parameter, _shard(logical, tuple(parameter.shape), rule.cut, groups, not is_copy), rule
+
+
+def _global_name(name: str, layer_numbers: list[int]) -> str:
+    return re.sub(r"layers\.(\d+)\.", lambda match: f"layers.{layer_numbers[int(match.group(1))]}.", name)
 
 
 def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:

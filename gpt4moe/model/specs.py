@@ -1,4 +1,4 @@
-"""The layer tree: which class plays each part of a transformer layer. Kernels are chosen by config, imported where used."""
+"""The layer tree: which class plays each part of a layer. Kernels are chosen by config and imported where used."""
 
 import importlib
 from collections.abc import Callable

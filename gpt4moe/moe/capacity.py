@@ -13,7 +13,7 @@ from gpt4moe.config.moe import DropPolicy
 
 
 def capacity(num_tokens: int, num_experts: int, top_k: int, factor: float) -> int:
-    """Slots of one expert for a pool of `num_tokens`: ceil(factor * tokens * top_k / experts) (arXiv:2101.03961, eq. 3)."""
+    """Slots of one expert for a pool of tokens: ceil(factor * tokens * top_k / experts) (arXiv:2101.03961, eq. 3)."""
     return ceil(factor * num_tokens * top_k / num_experts)
 
 

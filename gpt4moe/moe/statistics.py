@@ -1,4 +1,4 @@
-"""What the routing of one step looked like, summed over the micro-batches of this rank. Tensors only; fp64 on the device.
+"""What the routing of one step looked like, summed over this rank's micro-batches. fp64, on the device.
 
 One row a layer with a fixed schema, so that ranks with and without MoE layers reduce the same table:
 

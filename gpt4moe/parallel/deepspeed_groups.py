@@ -12,7 +12,7 @@ def start(backend: str) -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # On CPU DeepSpeed would compile a C++ all-reduce at start (1-2 minutes and a lock between jobs); gloo does the work.
+    # On CPU DeepSpeed would compile a C++ all-reduce at start (1-2 minutes, a lock between jobs); gloo does the work.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     import deepspeed
 

@@ -60,7 +60,7 @@ class ProcessGroups:
 
 @contextmanager
 def world(environment: Environment) -> Iterator[torch.device]:
-    """torch.distributed, DeepSpeed's communication and the CPU mends for the time of a run; yields this rank's device."""
+    """torch.distributed, DeepSpeed's communication and the CPU mends, for the time of a run; yields the device."""
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
     if torch.cuda.is_available():

@@ -40,8 +40,8 @@ def layout_problems(
 def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
     """What is legal arithmetic but not built or not proven in the trainer."""
     checks = [
-        (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallelism is not supported yet.", "Set parallel.cp=1."),
-        (parallel.etp > 1, f"parallel.etp={parallel.etp}: expert tensor parallelism is not supported yet.",
+        (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallel is not supported yet.", "Set parallel.cp=1."),
+        (parallel.etp > 1, f"parallel.etp={parallel.etp}: expert tensor parallel is not supported yet.",
          "Set parallel.etp=1; experts are spread whole by parallel.ep."),
         (parallel.recompute is not Recompute.none,
          f"parallel.recompute={parallel.recompute.value}: activation recompute is not supported yet.",
@@ -134,8 +134,8 @@ def _pipeline_problems(
     micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
     if parallel.vpp > 1 and micro_batches % parallel.pp:
         yield Problem(
-            f"The interleaved schedule (vpp={parallel.vpp}) walks micro-batches in groups of parallel.pp={parallel.pp}, "
-            f"but a rank has {micro_batches} (global batch {training.global_batch_size} / micro-batch "
+            f"The interleaved schedule (vpp={parallel.vpp}) walks micro-batches in groups of parallel.pp={parallel.pp},"
+            f" but a rank has {micro_batches} (global batch {training.global_batch_size} / micro-batch "
             f"{training.micro_batch_size} / dp {dp}).",
             f"Set training.global_batch_size to a multiple of {training.micro_batch_size * dp * parallel.pp}.",
         )

@@ -4,10 +4,10 @@ from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import prune, step_folder
 from gpt4moe.checkpoint.storage import Piece
-from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.writer import save_checkpoint
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.model.parameters import shards

@@ -16,7 +16,7 @@ class OwnedRange:
     end: int
     master: Tensor
     moments: dict[str, Tensor]
-    """exp_avg and exp_avg_sq under AdamW; empty under SGD."""
+    """exp_avg and exp_avg_sq."""
 
     @property
     def gradient(self) -> Tensor:
@@ -49,4 +49,4 @@ class Engine(Protocol):
         """What this rank's optimizer owns; ranges of all data-parallel ranks together are disjoint and whole."""
 
     def finish_load(self, step: int) -> None:
-        """After masters and moments were filled from outside: sets the step count and the model's weights. Collective."""
+        """After masters and moments were filled: sets the step count and the model's weights. Collective."""

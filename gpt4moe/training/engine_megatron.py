@@ -19,7 +19,9 @@ from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import OwnedRange
 
-MOMENTS = {OptimizerKind.adamw: ("exp_avg", "exp_avg_sq"), OptimizerKind.sgd: ()}
+# Megatron 0.16.1 shards no other optimizer than Adam.
+_MEGATRON_NAME = {OptimizerKind.adamw: "adam"}
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MegatronEngine:
@@ -27,7 +29,6 @@ class MegatronEngine:
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.groups = groups
-        self.kind = run.optimizer.kind
         self.clip_norm = run.optimizer.clip_norm
         self.chunks = _wrap(chunks, run, groups)
         self.optimizer = get_megatron_optimizer(
@@ -69,7 +70,7 @@ class MegatronEngine:
                 for group, shards in zip(parameters, masters, strict=True):
                     for parameter, master in zip(group, shards, strict=True):
                         place = inner._get_model_param_range_map(parameter)["param"]
-                        moments = {name: inner.optimizer.state[master][name] for name in MOMENTS[self.kind]}
+                        moments = {name: inner.optimizer.state[master][name] for name in MOMENTS}
                         yield OwnedRange(parameter, place.start, place.end, master, moments)
 
     def finish_load(self, step: int) -> None:
@@ -91,11 +92,11 @@ class MegatronEngine:
             for group in inner.optimizer.param_groups:
                 if torch_adam:
                     group["fused"], group["foreach"] = True, False  # one kernel; four times foreach's speed on CPU
-                elif MOMENTS[self.kind]:
+                else:
                     group["step"] = step
                 for master in group["params"]:
                     state = inner.optimizer.state[master]
-                    for name in MOMENTS[self.kind]:
+                    for name in MOMENTS:
                         if name not in state:
                             state[name] = torch.zeros_like(master)
                     if torch_adam:
@@ -133,13 +134,12 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
 def _optimizer_config(run: RunConfig) -> MegatronOptimizerConfig:
     settings = run.optimizer
     return MegatronOptimizerConfig(
-        optimizer={OptimizerKind.adamw: "adam", OptimizerKind.sgd: "sgd"}[settings.kind],
+        optimizer=_MEGATRON_NAME[settings.kind],
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.epsilon,
-        sgd_momentum=0.0,
         clip_grad=0.0,  # clip() does it, from Megatron's norm
         bf16=run.precision.dtype is Dtype.bf16,
         params_dtype=TORCH_DTYPES[run.precision.dtype],

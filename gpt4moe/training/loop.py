@@ -49,8 +49,8 @@ class Trainer:
         if not math.isfinite(norm) or not math.isfinite(result.loss):
             raise DivergenceError(
                 f"Step {state.step + 1} has loss {result.loss} and gradient norm {norm}; the weights were not touched.",
-                f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on from "
-                "its last checkpoint.",
+                f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on "
+                "from its last checkpoint.",
             )
         rate = learning_rate(state.step + 1, run.optimizer.lr, run.schedule)
         context.engine.update(rate)

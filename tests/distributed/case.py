@@ -21,9 +21,9 @@ from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.step import StepRunner
 from tests.spawn import run_ranks
 
-# Twelve micro-batches of two: at least three a rank on every layout of the table, and whole rounds of an interleaved pp 4.
+# Twelve micro-batches of two: at least three a rank on every layout, and whole rounds of an interleaved pp 4.
 BASE = (
-    "+experiment=tiny", "run.name=test", "data=mock", "model.num_layers=8", "model.hidden_size=32",
+    "+experiment=tiny", "run.name=test", "data=mock", "model.num_layers=4", "model.hidden_size=32",
     "model.num_attention_heads=4", "model.num_query_groups=2", "model.seq_length=16", "model.vocab_size=64",
     "model.moe.num_experts=4", "model.moe.ffn_hidden_size=24", "training.global_batch_size=24",
     "training.micro_batch_size=2", "model.moe.router.load_balancing_coefficient=0.1",
@@ -45,9 +45,17 @@ class Outcome:
     """fp32 masters after the last step."""
 
 
-def outcome(world_size: int, overrides: tuple[str, ...] = (), *, steps: int = 1, starve: bool = False) -> Outcome:
-    """Runs the case on `world_size` ranks and puts the pieces together."""
-    answers = run_ranks(world_size, _run, (*BASE, *overrides), steps, starve)
+def outcome(
+    world_size: int, overrides: tuple[str, ...] = (), *, steps: int = 1, sgd: float | None = None, starve: bool = False
+) -> Outcome:
+    """Runs the case on `world_size` ranks and puts the pieces together.
+
+    Args:
+        sgd: a learning rate: weights then move by plain descent along the reduced and clipped main gradients, which
+            shows a wrong gradient scale that AdamW hides.
+        starve: half of the experts get no token (needs 8 experts).
+    """
+    answers = run_ranks(world_size, _run, (*BASE, *overrides), steps, sgd, starve)
     first = answers[0]
     for other in answers[1:]:  # every rank reports the same numbers
         assert other["losses"] == first["losses"] and other["norms"] == first["norms"]
@@ -81,7 +89,9 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int) -> list
     ]  # fmt: skip
 
 
-def _run(environment: Environment, overrides: tuple[str, ...], steps: int, starve: bool) -> dict[str, Any]:
+def _run(
+    environment: Environment, overrides: tuple[str, ...], steps: int, sgd: float | None, starve: bool
+) -> dict[str, Any]:
     run = load_run_config(list(overrides))
     require_legal(run.model, run.parallel, run.training, environment.world_size)
     with world(environment) as device:
@@ -102,9 +112,19 @@ def _run(environment: Environment, overrides: tuple[str, ...], steps: int, starv
             result["losses"].append(done.loss)
             result["routing"].append(done.routing.numpy())
             result["norms"].append(engine.clip())
-            engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
+            if sgd is None:
+                engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
+            else:
+                _descend(engine, sgd, step)
         result["weights"] = _pieces(engine, groups, "master")
     return result
+
+
+@torch.no_grad()
+def _descend(engine: MegatronEngine, rate: float, step: int) -> None:
+    for owned in engine.owned():
+        owned.master.sub_(owned.gradient, alpha=rate)
+    engine.finish_load(step)
 
 
 def _pieces(engine: MegatronEngine, groups: ProcessGroups, what: str) -> list[tuple[Any, ...]]:
@@ -126,8 +146,8 @@ def _pieces(engine: MegatronEngine, groups: ProcessGroups, what: str) -> list[tu
 
 @torch.no_grad()
 def _starve_half(chunks: list[Any], groups: ProcessGroups) -> None:
-    """With top-2 of eight experts: 0 and 1 answer to opposite signs of one direction, 2 and 3 of another, so one of each
-    pair always beats the zero logits of 4 to 7, which get no token at all (under ep=2, a whole rank without rows)."""
+    """With top-2 of eight experts: 0 and 1 answer to opposite signs of one direction, 2 and 3 of another, so one of
+    each pair always beats the zero logits of 4 to 7, which get no token (under ep=2, a whole rank has no rows)."""
     for parameter, shard, _ in shards(chunks, groups):
         if shard.name.endswith("router.weight"):
             parameter[1], parameter[3] = -parameter[0], -parameter[2]

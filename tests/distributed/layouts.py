@@ -1,6 +1,6 @@
 """The table of layouts that every promise is tested on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -8,11 +8,15 @@ class LayoutCase:
     """Ranks and overrides on top of the tiny test model (case.BASE)."""
 
     world_size: int
-    overrides: tuple[str, ...] = field(default=())
+    overrides: tuple[str, ...]
+    """The layout."""
+    model: tuple[str, ...] = ()
+    """What the layout needs of the model; one process gets it too."""
 
 
-def _case(world_size: int, **degrees: int) -> LayoutCase:
-    return LayoutCase(world_size, tuple(f"parallel.{name}={size}" for name, size in degrees.items()))
+def _case(world_size: int, num_layers: int = 4, **degrees: int) -> LayoutCase:
+    layout = tuple(f"parallel.{name}={size}" for name, size in degrees.items())
+    return LayoutCase(world_size, layout, () if num_layers == 4 else (f"model.num_layers={num_layers}",))
 
 
 LAYOUTS = {
@@ -22,7 +26,7 @@ LAYOUTS = {
     "pp2": _case(2, pp=2),
     "pp4": _case(4, pp=4),
     "pp2-vpp2": _case(2, pp=2, vpp=2),
-    "pp4-vpp2": _case(4, pp=4, vpp=2),
+    "pp4-vpp2": _case(4, num_layers=8, pp=4, vpp=2),
     "dp2-ep2": _case(2, ep=2),
     "tp2-ep2": _case(2, tp=2, ep=2),
     "pp2-dp2-ep2": _case(4, pp=2, ep=2),

@@ -27,7 +27,8 @@ class Preemption(Callback):
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         flag = torch.tensor([self.received], dtype=torch.int32, device=context.groups.device)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        if flag.item():
+        # In the last step nothing is left to requeue for.
+        if flag.item() and not context.is_last_step:
             context.stop_requested = signal.Signals(int(flag.item())).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,97 @@
+"""The point of the project: on every layout the same gradients, norm and weights as one process, from equal weights."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.distributed.case import Outcome, outcome
+from tests.distributed.layouts import LAYOUTS
+
+pytestmark = pytest.mark.layouts
+
+RATE = 0.05
+TIED = ("model.tied_embeddings=true",)
+# An fp32 sum in another order moves a tensor by about 1e-6 of its norm here; a lost rank or a wrong scale by 1e-1.
+GRADIENT, NORM, WEIGHT = 1e-5, 1e-6, 1e-5
+
+
+@cache
+def one_process(overrides: tuple[str, ...] = (), steps: int = 5, starve: bool = False) -> Outcome:
+    return outcome(1, overrides, steps=steps, sgd=RATE, starve=starve)
+
+
+def distance(ours: np.ndarray, reference: np.ndarray) -> float:
+    """|ours - reference| / |reference|; of a zero reference, |ours|."""
+    scale = float(np.linalg.norm(reference.astype(np.float64)))
+    return float(np.linalg.norm(ours.astype(np.float64) - reference)) / (scale or 1.0)
+
+
+def assert_same(got: Outcome, want: Outcome, *, weight: float = WEIGHT) -> None:
+    assert got.gradients.keys() == want.gradients.keys()
+    for name, gradient in want.gradients.items():
+        assert distance(got.gradients[name], gradient) <= GRADIENT, name
+    np.testing.assert_allclose(got.norms, want.norms, rtol=NORM)
+    np.testing.assert_allclose(got.losses, want.losses, rtol=1e-6)
+    for name, value in want.weights.items():
+        assert distance(got.weights[name], value) <= weight, name
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_gradients_norms_and_clipped_sgd_equal_one_process(name: str) -> None:
+    layout = LAYOUTS[name]
+    got, want = (
+        outcome(layout.world_size, (*layout.model, *layout.overrides), steps=5, sgd=RATE),
+        one_process(layout.model),
+    )
+    assert all(norm > 0.5 for norm in want.norms), "every step must be clipped for this test to see the norm"
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("name", ["tp2", "pp2", "pp2-vpp2", "tp2-pp2-ep2"])
+def test_tied_embeddings_equal_one_process(name: str) -> None:
+    layout = LAYOUTS[name]
+    got = outcome(layout.world_size, (*layout.overrides, *TIED), steps=3, sgd=RATE)
+    assert "output_layer.weight" not in got.gradients
+    assert_same(got, one_process(TIED, steps=3))
+
+
+@pytest.mark.parametrize("name", ["dp2-ep2", "tp2-ep2", "tp2-pp2-ep2"])
+def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else(name: str) -> None:
+    layout, overrides = LAYOUTS[name], ("model.moe.num_experts=8",)
+    got = outcome(layout.world_size, (*layout.overrides, *overrides), steps=1, sgd=RATE, starve=True)
+    want = one_process(overrides, steps=1, starve=True)
+    assert (want.routing[0][:, 4:8] == 0).all()
+    for layer in range(4):
+        assert not got.gradients[f"decoder.layers.{layer}.mlp.experts.down"][4:].any()
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=probability"),
+        ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=position"),
+        ("router@model.moe.router=switch", "model.moe.top_k=1"),
+    ],
+    ids=["capacity-probability", "capacity-position", "switch"],
+)
+def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(overrides: tuple[str, ...]) -> None:
+    layout = LAYOUTS["tp2-pp2-ep2"]
+    got = outcome(layout.world_size, (*layout.overrides, *overrides), steps=2, sgd=RATE)
+    want = one_process(overrides, steps=2)
+    assert want.routing[0][:, 4].min() > 0, "every layer must drop something"
+    np.testing.assert_array_equal(got.routing[0][:, :5], want.routing[0][:, :5])
+    assert_same(got, want)
+
+
+def test_dense_first_layers_and_uneven_stages_equal_one_process() -> None:
+    pattern = ("model.moe.layer_pattern=[0,1,0,1]", "model.ffn_hidden_size=48")
+    layout = ("parallel.pp=2", "parallel.tp=2", "parallel.ep=2", "parallel.layers_per_stage=[1,3]")
+    assert_same(outcome(4, (*layout, *pattern), steps=3, sgd=RATE), one_process(pattern, steps=3))
+
+
+def test_a_dense_model_equals_one_process() -> None:
+    dense = ("model.moe=null", "model.ffn_hidden_size=48")
+    got = outcome(4, ("parallel.pp=2", "parallel.tp=2", *dense), steps=2, sgd=RATE)
+    assert_same(got, one_process(dense, steps=2))
