@@ -1,0 +1,112 @@
+"""The experts' kernels against plain products under autograd."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt4moe.config.training import ExpertKernel
+from gpt4moe.moe import experts
+from gpt4moe.moe.experts import WeightedSwiGlu
+
+H, F = 16, 24
+KERNELS = pytest.mark.parametrize("kernel", [ExpertKernel.per_expert, ExpertKernel.grouped_mm])
+COUNTS = {"even": [6, 6, 6], "uneven": [1, 11, 5], "a starved expert": [7, 0, 9], "no rows at all": [0, 0, 0]}
+Named = dict[str, Tensor]
+
+
+def _inputs(counts: list[int], dtype: torch.dtype = torch.float32) -> Named:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rows, num_experts = sum(counts), len(counts)
+    return {
+        "x": draw(rows, H).to(dtype),
+        "weight": draw(rows, 1).sigmoid(),
+        "gate_up": (draw(num_experts, 2 * F, H) / H**0.5).to(dtype),
+        "down": (draw(num_experts, H, F) / F**0.5).to(dtype),
+        "gradient": draw(rows, H).to(dtype),
+    }
+
+
+def _with_gradients(inputs: Named, run) -> Named:
+    leaves = {name: value.clone().requires_grad_() for name, value in inputs.items() if name != "gradient"}
+    output = run(leaves)
+    output.backward(inputs["gradient"])
+    return {"output": output.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def _plain(counts: list[int]):
+    """Mixtral's formula: weight applied to the expert's output."""
+
+    def run(leaves: Named) -> Tensor:
+        rows = zip(leaves["x"].split(counts), leaves["weight"].split(counts), strict=True)
+        parts = []
+        for expert, (x, weight) in enumerate(rows):
+            gate, up = (x @ leaves["gate_up"][expert].t()).chunk(2, dim=-1)
+            parts.append(weight * ((nn.functional.silu(gate) * up) @ leaves["down"][expert].t()))
+        return torch.cat(parts)
+
+    return run
+
+
+def _ours(counts: list[int], kernel: ExpertKernel):
+    def run(leaves: Named) -> Tensor:
+        function = experts.KERNELS[kernel]
+        return function(leaves["x"], leaves["weight"], torch.tensor(counts), leaves["gate_up"], leaves["down"])
+
+    return run
+
+
+@KERNELS
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_a_kernel_equals_plain_products_in_value_and_every_gradient(kernel: ExpertKernel, counts: list[int]) -> None:
+    inputs = _inputs(counts)
+    wanted, got = _with_gradients(inputs, _plain(counts)), _with_gradients(inputs, _ours(counts, kernel))
+    for name, value in wanted.items():
+        # fp32, products of at most 48 terms in another order.
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@KERNELS
+def test_an_expert_without_rows_gets_a_gradient_of_zeros(kernel: ExpertKernel) -> None:
+    counts = COUNTS["a starved expert"]
+    got = _with_gradients(_inputs(counts), _ours(counts, kernel))
+    assert not got["gate_up"][1].any() and not got["down"][1].any()
+    assert got["gate_up"][0].any() and got["down"][2].any()
+
+
+def test_per_expert_and_grouped_mm_agree_in_bf16_within_its_rounding() -> None:
+    counts = COUNTS["uneven"]
+    inputs = _inputs(counts, torch.bfloat16)
+    one, other = (_with_gradients(inputs, _ours(counts, kernel)) for kernel in ExpertKernel if kernel.value != "auto")
+    for name, value in one.items():
+        distance = (value.float() - other[name].float()).norm() / value.float().norm()
+        assert distance < 2**-8, name  # half a unit in the last place of bf16, relative
+
+
+def test_the_weighted_activation_equals_autograds() -> None:
+    hidden, weight = torch.randn(9, 2 * F), torch.rand(9, 1)
+    gradient = torch.randn(9, F)
+
+    def by_autograd(hidden: Tensor, weight: Tensor) -> Tensor:
+        gate, up = hidden.chunk(2, dim=-1)
+        return nn.functional.silu(gate) * up * weight
+
+    found = []
+    for function in (WeightedSwiGlu.apply, by_autograd):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        output = function(*leaves)
+        output.backward(gradient)
+        found.append((output.detach(), leaves[0].grad, leaves[1].grad))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_weighted_activation_of_bf16_is_computed_in_fp32() -> None:
+    hidden, weight = torch.randn(9, 2 * F).bfloat16(), torch.rand(9, 1)
+    in_fp32 = WeightedSwiGlu.apply(hidden.float(), weight)
+    assert torch.equal(WeightedSwiGlu.apply(hidden, weight), in_fp32.bfloat16())

@@ -1,0 +1,93 @@
+"""Auxiliary losses: their values, Megatron's agreement, and how they reach the router."""
+
+from math import log
+
+import pytest
+import torch
+
+from gpt4moe.moe.losses import AttachLoss, load_balancing_loss, z_loss_sum
+from gpt4moe.parallel.environment import Environment
+from tests.spawn import run_ranks
+
+T, E, K = 32, 4, 2
+
+
+def test_load_balancing_loss_is_one_when_every_expert_gets_the_same() -> None:
+    loss = load_balancing_loss(torch.full((E,), T / E), torch.full((E,), T * K // E), T)
+    assert loss.item() == pytest.approx(1.0, rel=1e-6)
+
+
+def test_load_balancing_loss_is_the_number_of_experts_when_one_gets_all() -> None:
+    only = torch.tensor([float(T), 0, 0, 0])
+    assert load_balancing_loss(only, only, T).item() == pytest.approx(E)
+
+
+def test_load_balancing_loss_pushes_probability_away_from_the_crowded_expert() -> None:
+    probability_sum = torch.full((E,), T / E, requires_grad=True)
+    load_balancing_loss(probability_sum, torch.tensor([20, 4, 4, 4]), T).backward()
+    assert probability_sum.grad is not None and probability_sum.grad.argmax() == 0
+
+
+def test_z_loss_is_zero_for_normalised_logits_and_grows_with_their_scale() -> None:
+    normalised = torch.randn(T, E).log_softmax(dim=-1)
+    assert z_loss_sum(normalised).item() == pytest.approx(0, abs=1e-10)
+    assert z_loss_sum(torch.full((T, E), 3.0)).item() == pytest.approx(T * (3 + log(E)) ** 2, rel=1e-5)
+
+
+def test_an_attached_loss_gets_its_scale_and_leaves_the_output_alone() -> None:
+    output, loss = torch.randn(5, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    attached = AttachLoss.apply(output, loss * 3, 0.25)
+    assert torch.equal(attached, output)
+    attached.sum().backward()
+    assert torch.equal(output.grad, torch.ones(5)) and loss.grad.item() == 0.75
+
+
+def test_both_losses_equal_megatrons_in_value_and_gradient() -> None:
+    (differences,) = run_ranks(1, _against_megatron)
+    assert max(differences.values()) < 1e-6, differences  # fp32, sums in another order
+
+
+def _against_megatron(environment: Environment) -> dict[str, float]:
+    from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func, z_loss_func
+
+    from tests.moe.case import relative
+
+    start = torch.randn(T, E, generator=torch.Generator().manual_seed(1))
+    found = []
+    for ours in (True, False):
+        logits = start.clone().requires_grad_()
+        probability = logits.softmax(dim=-1)
+        load = torch.bincount(probability.topk(K).indices.flatten(), minlength=E)
+        if ours:
+            balance, z_loss = 0.1 * load_balancing_loss(probability.sum(dim=0), load, T), 0.01 * z_loss_sum(logits) / T
+        else:
+            balance = switch_load_balancing_loss_func(probability, load, T, K, E, 0.1)
+            z_loss = z_loss_func(logits, 0.01)
+        gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (balance, z_loss)]
+        found.append([balance.detach(), z_loss.detach(), *gradients])
+    names = ("balance", "z-loss", "gradient of balance", "gradient of z-loss")
+    return {name: relative(a, b) for name, a, b in zip(names, *found, strict=True)}
+
+
+def test_a_pool_of_two_ranks_has_the_losses_of_the_whole_and_each_rank_its_own_gradient() -> None:
+    (whole,) = run_ranks(1, _pooled)
+    halves = run_ranks(2, _pooled)
+    for half in halves:
+        assert half["losses"] == pytest.approx(whole["losses"], rel=1e-6)
+    gradient = torch.tensor(halves[0]["gradient"]) + torch.tensor(halves[1]["gradient"])
+    torch.testing.assert_close(gradient, torch.tensor(whole["gradient"]), rtol=1e-5, atol=1e-7)
+
+
+def _pooled(environment: Environment) -> dict[str, list]:
+    """A layer whose output is ignored: what its router gets comes from the auxiliary losses alone."""
+    from tests.moe.case import build_layer, moe_config, rank_groups, tokens
+
+    with rank_groups(environment, tp=environment.world_size) as groups:
+        layer = build_layer(groups, moe_config(E, K, load_balancing_coefficient=0.3, z_loss_coefficient=0.02))
+        layer.auxiliary_scale = 1.0
+        hidden, _ = tokens(8, 2)
+        mine = hidden.detach().chunk(environment.world_size)[environment.rank]
+        output, _ = layer(mine)
+        (output * 0).sum().backward()
+        losses = layer.statistics.read(groups.device)[-2:] * environment.world_size  # its share is 1 / ranks
+        return {"losses": losses.tolist(), "gradient": layer.router.weight.grad.tolist()}
