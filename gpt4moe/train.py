@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
@@ -65,12 +66,17 @@ def _load(arguments: list[str]) -> RunConfig:
 
 
 def _train(run: RunConfig, environment: Environment) -> int:
-    from gpt4moe.checkpoint.retention import committed_steps
     from gpt4moe.training.run_folder import RunFolder
 
     folder = RunFolder.of(run)
     folder.check_identity(run, data_identity(run))
-    if committed_steps(folder.checkpoints)[-1:] >= [run.training.steps]:
+
+    from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+
+    steps = committed_steps(folder.checkpoints)
+    if not steps and run.checkpoint.load is not None:
+        find_checkpoint(Path(run.checkpoint.load))
+    if steps[-1:] >= [run.training.steps]:
         if environment.rank == 0:
             sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
         return 0

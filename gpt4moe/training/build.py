@@ -3,17 +3,15 @@
 import logging
 from pathlib import Path
 
-import torch
-from torch import distributed
-
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data, build_data
-from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.errors import LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.agreement import agreed
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation
 from gpt4moe.training.callbacks.preemption import Preemption
@@ -55,26 +53,20 @@ def build_callbacks() -> list[Callback]:
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:
     """The run folder, locked and frozen by the first rank; every rank learns whether that went well."""
-    folder, refusal = RunFolder.of(run), None
-    if groups.is_first_rank:
-        try:
-            folder.acquire()
-            folder.check_identity(run, data.identity)
-            folder.freeze(run, data.identity, groups.layout.describe())
-        except Gpt4MoeError as error:
-            refusal = error
-    agree(refusal, groups)
+    folder = RunFolder.of(run)
+    with agreed(groups):
+        if groups.is_first_rank:
+            try:
+                folder.acquire()
+                folder.check_identity(run, data.identity)
+                done = committed_steps(folder.checkpoints)[-1:] or [0]
+                folder.freeze(run, data.identity, layout=groups.layout.describe(), first_step=done[0] + 1)
+            except OSError as error:
+                raise LaunchError(
+                    f"The run folder {folder.path} cannot be written: {error.strerror}.",
+                    "Set run.root to a folder with room that you may write to.",
+                ) from error
     return folder
-
-
-def agree(refusal: Gpt4MoeError | None, groups: ProcessGroups) -> None:
-    """Raises on every rank when one has a refusal: its own, or one that says another rank has. Collective."""
-    flag = torch.tensor([int(refusal is not None)], dtype=torch.int32, device=groups.device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    if refusal is not None:
-        raise refusal
-    if flag.item():
-        raise LaunchError("Another rank refused the run.", "Its message is the first rank's.")
 
 
 def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine) -> TrainState:
@@ -82,8 +74,8 @@ def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data
     steps = committed_steps(folder.checkpoints)
     if not steps and run.checkpoint.load is None:
         return TrainState()
-    refusal, state, optimizer_step = None, TrainState(), 0
-    try:
+    state, optimizer_step = TrainState(), 0
+    with agreed(groups):
         source = (
             step_folder(folder.checkpoints, steps[-1]) if steps else find_checkpoint(Path(str(run.checkpoint.load)))
         )
@@ -95,8 +87,5 @@ def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data
         if same:
             state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples)
             optimizer_step = manifest.optimizer_step
-    except Gpt4MoeError as error:
-        refusal = error
-    agree(refusal, groups)
     engine.finish_load(optimizer_step)
     return state

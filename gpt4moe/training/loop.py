@@ -4,6 +4,7 @@ import math
 import time
 
 from gpt4moe.errors import DivergenceError
+from gpt4moe.training.agreement import agreed
 from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.state import Callback, Record, TrainingContext, routing_metrics
 from gpt4moe.training.step import StepResult
@@ -17,11 +18,15 @@ class Trainer:
         self.callbacks = callbacks
 
     def fit(self) -> None:
-        """Trains to the end of this start. Collective. Raises: DivergenceError, CheckpointError."""
+        """Trains to the end of this start. Collective.
+
+        Raises: on every rank alike, DivergenceError, CheckpointError, or what a callback refused at the start.
+        """
         context = self.context
         try:
             for callback in self.callbacks:
-                callback.on_start(context)
+                with agreed(context.groups):
+                    callback.on_start(context)
             while not context.is_last_step:
                 record, result = self._one_step()
                 for callback in self.callbacks:

@@ -80,7 +80,7 @@ class RunFolder:
             return
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
 
-    def freeze(self, run: RunConfig, data_identity: dict[str, str], layout: str) -> None:
+    def freeze(self, run: RunConfig, data_identity: dict[str, str], *, layout: str, first_step: int) -> None:
         """Writes the first start's config and identity, and the record of this start. Rank 0 only, lock held."""
         if not (self.path / "identity.json").exists():
             _write(self.path / "resolved.yaml", config_to_yaml(run))
@@ -93,6 +93,7 @@ class RunFolder:
         config = config_to_dict(run)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "first_step": first_step,
             "layout": layout,
             "changed": {key: {"was": was, "is": now} for key, was, now in differences(frozen, config)},
             "config": config,

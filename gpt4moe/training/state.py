@@ -46,7 +46,7 @@ class Callback:
     """A feature at the loop's edge. Every rank calls every hook, in the order of build.build_callbacks."""
 
     def on_start(self, context: TrainingContext) -> None:
-        """Before the first step of this start; the state is loaded."""
+        """Before the first step of this start; the state is loaded. No collective; a Gpt4MoeError ends every rank."""
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         """After an update; may add metrics to the record, which later callbacks write."""

@@ -1,0 +1,73 @@
+"""checkpoint.load: a new run from an old one's checkpoint; weights, or everything when the identity is the same."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.checkpoint.reader import CheckpointReader
+from tests.training.command import contents, metrics, saved_state, train
+
+TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
+# So small a learning rate that the step after loading leaves the weights as they were.
+STAND_STILL = ("training.steps=1", "optimizer.lr=1e-30")
+
+
+def checkpoint(folder: Path, step: int) -> CheckpointReader:
+    return CheckpointReader(folder / "checkpoints" / f"step-{step:08d}")
+
+
+def test_the_same_identity_goes_on_with_everything(tmp_path: Path, whole_run: Path) -> None:
+    source = whole_run / "checkpoints" / "step-00000005"
+    (ended,) = train(tmp_path / "x", *TEN, f"checkpoint.load={source}")
+    assert ended.status == 0, ended.err
+    assert "everything" in ended.out
+    assert metrics(tmp_path / "x") == metrics(whole_run)[5:]
+    assert saved_state(tmp_path / "x", 10) == saved_state(whole_run, 10)
+
+
+@pytest.mark.parametrize(("given", "step"), [("", 10), ("checkpoints/step-00000005", 5)])
+def test_another_identity_starts_anew_from_the_weights(given: str, step: int, tmp_path: Path, whole_run: Path) -> None:
+    before = contents(whole_run)
+    (ended,) = train(tmp_path / "x", *STAND_STILL, "run.seed=7", f"checkpoint.load={whole_run / given}")
+    assert ended.status == 0, ended.err
+    assert "weights" in ended.out
+    assert contents(whole_run) == before
+    assert [record["step"] for record in metrics(tmp_path / "x")] == [1]
+
+    old, new = checkpoint(whole_run, step), checkpoint(tmp_path / "x", 1)
+    assert set(new.shapes) == set(old.shapes)
+    assert (new.manifest.optimizer_step, new.manifest.consumed_samples) == (1, 8)
+    for name in new.shapes:
+        kind, _, parameter = name.partition("/")
+        if kind == "weight":
+            assert new.tensor(name).equal(old.tensor(name)), name
+        elif kind == "exp_avg":  # after one step from nothing: (1 - beta1) g, and (1 - beta2) g^2
+            gradient = new.tensor(name) / 0.1
+            assert new.tensor(f"exp_avg_sq/{parameter}").allclose(0.05 * gradient**2, rtol=1e-4, atol=1e-12), name
+
+
+def test_the_own_checkpoint_comes_before_the_loaded_one(tmp_path: Path, whole_run: Path) -> None:
+    load = f"checkpoint.load={whole_run / 'checkpoints' / 'step-00000005'}"
+    assert train(tmp_path / "x", *TEN, "training.steps=7", load)[0].status == 0
+    (again,) = train(tmp_path / "x", *TEN, load)
+    assert "resume after step 7" in again.out
+    assert [record["step"] for record in metrics(tmp_path / "x")] == [6, 7, 8, 9, 10]
+
+
+def test_nothing_to_load_is_refused_on_every_rank(tmp_path: Path) -> None:
+    ended = train(tmp_path / "x", f"checkpoint.load={tmp_path / 'none'}", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert f"{tmp_path / 'none'} is neither a step folder nor a run folder" in cause
+    assert "runs/NAME" in cure
+    assert ended[1].err == ""
+    assert not (tmp_path / "x").exists(), "found before the run folder was made"
+
+
+def test_a_checkpoint_of_another_shape_is_refused_on_every_rank(tmp_path: Path, whole_run: Path) -> None:
+    overrides = ("model.hidden_size=64", f"checkpoint.load={whole_run}", "parallel.tp=2")
+    ended = train(tmp_path / "x", *overrides, ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert "the model needs" in cause and "another model" in cure
+    assert ended[1].err == ""

@@ -1,0 +1,64 @@
+"""What goes wrong in the middle of things: the run ends in order, or goes on; nothing saved is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.command import contents, metrics, saved_state, train
+
+TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
+
+
+def test_a_loss_that_is_not_finite_stops_every_rank_and_a_better_rate_goes_on(tmp_path: Path, whole_run: Path) -> None:
+    folder = tmp_path / "x"
+    assert train(folder, *TEN, "training.steps=5")[0].status == 0
+    saved = contents(folder / "checkpoints")
+    ended = train(folder, *TEN, "optimizer.lr=1e30", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [1, 1]
+    cause, cure = ended[0].err.splitlines()
+    assert "Step 7 has loss" in cause and "nan" in cause and "optimizer.lr=1e+30" in cure
+    assert ended[1].err == ""
+    assert contents(folder / "checkpoints") == saved
+    assert metrics(folder)[-1]["step"] == 6
+
+    assert train(folder, *TEN)[0].status == 0
+    written = metrics(folder)
+    assert written[4].pop("eval_loss") > 0
+    assert written == metrics(whole_run)
+    assert saved_state(folder, 10) == saved_state(whole_run, 10)
+
+
+@pytest.mark.parametrize("blocked", ["wandb_id.txt", "wandb_step.txt"])
+def test_tracking_that_fails_does_not_stop_training(blocked: str, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    (folder / blocked).mkdir(parents=True)  # a folder where wandb's embassy keeps a file
+    (ended,) = train(folder, "tracking.wandb=offline", "training.steps=2")
+    assert (ended.status, ended.err) == (0, "")
+    assert "training goes on" in ended.out
+    assert [record["step"] for record in metrics(folder)] == [1, 2]
+
+
+def test_a_damaged_metrics_file_is_refused_on_every_rank(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert train(folder, "training.steps=2")[0].status == 0
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(lines[0][:-10] + b"\n" + lines[1])
+    ended = train(folder, "training.steps=3", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, _ = ended[0].err.splitlines()
+    assert "metrics.jsonl: line 1 is not a metrics record" in cause
+    assert ended[1].err == ""
+
+
+def test_a_checkpoint_that_only_one_rank_finds_damaged_is_named_by_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert [ended.status for ended in train(folder, "training.steps=2", "parallel.tp=2", ranks=2)] == [0, 0]
+    file = folder / "checkpoints" / "step-00000002" / "rank-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    ended = train(folder, "training.steps=3", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, _ = ended[0].err.splitlines()
+    assert str(file) in cause
+    assert ended[1].err == ""
