@@ -35,7 +35,7 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
     Raises: ConfigError for an unknown key or group, a value of the wrong type, a missing value, a failed check.
     """
     for override in overrides:
-        if "=" not in override and not override.startswith("~"):
+        if not re.match(r"~|[+]{0,2}[^=+~]+=", override):
             raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     GlobalHydra.instance().clear()
@@ -119,8 +119,9 @@ def _explain(error: Exception) -> ConfigError:
         schema: type | None = RunConfig
         for part in filter(None, parent.split(".")):
             schema = _dataclass_of(get_type_hints(schema)[part]) if schema else None
-        known = list(get_type_hints(schema)) if schema else []
-        return ConfigError(f"Unknown key {path}.", _nearest(unknown.group(1), known, parent))
+        if schema is None:  # an entry of a dictionary, data.sources
+            return ConfigError(f"{path} is a new entry of {parent}.", f"Write it with two pluses: ++{path}=VALUE.")
+        return ConfigError(f"Unknown key {path}.", _nearest(unknown.group(1), list(get_type_hints(schema)), parent))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = lines[0] if full_key is None else f"{full_key.group(1)}: {lines[0]}"
     skipped = r"(full_key|object_type|reference_type|Config search path|provider=)"

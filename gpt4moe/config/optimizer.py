@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.errors import ConfigError
@@ -48,13 +49,14 @@ class OptimizerConfig:
     """Global gradient norm is clipped to this; 0: no clipping."""
 
     def validate(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError(f"optimizer.lr={self.lr} is not above 0.", "Set optimizer.lr, 3e-4 for example.")
-        if self.clip_norm < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"optimizer.clip_norm={self.clip_norm} or weight_decay={self.weight_decay} is negative.",
-                "Set both to 0 or more.",
-            )
+        if not 0 < self.lr < inf:
+            raise ConfigError(f"optimizer.lr={self.lr} is not a rate above 0.", "Set optimizer.lr, 3e-4 for example.")
+        for name in ("clip_norm", "weight_decay"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not 0 or more.", f"Set optimizer.{name}.")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1).", f"Set optimizer.{name}.")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,6 +6,7 @@ arithmetic (something does not divide) and support (right in principle, not buil
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd
 
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
@@ -94,12 +95,12 @@ def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[P
     }
     if model.ffn_hidden_size and not all(model.moe_layers):
         cut["model.ffn_hidden_size"] = model.ffn_hidden_size
-    for name, size in cut.items():
-        if size % parallel.tp:
-            yield Problem(
-                f"parallel.tp={parallel.tp} does not divide {name}={size}.",
-                f"Set parallel.tp to one of {[d for d in divisors(size) if d <= 64]}, or change {name}.",
-            )
+    uncut = [f"{name}={size}" for name, size in cut.items() if size % parallel.tp]
+    if uncut:
+        yield Problem(
+            f"parallel.tp={parallel.tp} does not divide {' nor '.join(uncut)}.",
+            f"Set parallel.tp to one of {divisors(gcd(*cut.values()))}, or change the model.",
+        )
     if model.seq_length % (2 * parallel.cp) and parallel.cp > 1:
         yield Problem(
             f"parallel.cp={parallel.cp} needs model.seq_length={model.seq_length} to divide by {2 * parallel.cp}.",

@@ -1,0 +1,130 @@
+"""What `make train` runs: train the tiny model, kill it half-way, go on from its checkpoint, and tell how it went.
+
+    leg 1: torchrun ... -> all ranks killed (kill -9) some steps after a checkpoint
+    leg 2: the same command -> resumes; the redone steps must have the losses they had before, to the last bit
+    then: samples, held-out loss against the corpus's entropies, load per expert, report.html
+
+A run that was cut elsewhere goes on where it stands; one that is done is only summed up again.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import check_data
+from gpt4moe.demo.summary import print_summary
+from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.telemetry.console import error as print_error
+from gpt4moe.telemetry.metrics_log import read_metrics
+
+LAYOUTS = {
+    1: [],
+    2: ["parallel.tp=2", "parallel.ep=2"],
+    4: ["parallel.tp=2", "parallel.pp=2", "parallel.ep=2"],
+    8: ["parallel.tp=2", "parallel.pp=2", "parallel.ep=4"],
+}
+_STEPS_PAST_CHECKPOINT = 4
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.story", description=__doc__.splitlines()[0])
+    parser.add_argument("--nproc", type=int, default=4, help="processes: 1, 2, 4 or 8 (default 4)")
+    parser.add_argument("overrides", nargs="*", help="more Hydra overrides, e.g. training.steps=20")
+    options = parser.parse_args(arguments)
+    try:
+        return tell(options.nproc, options.overrides)
+    except Gpt4MoeError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
+
+
+def tell(num_processes: int, more: list[str]) -> int:
+    """The whole story on `num_processes` ranks. Raises: Gpt4MoeError for bad input before a process starts."""
+    if num_processes not in LAYOUTS:
+        raise ConfigError(
+            f"NPROC={num_processes} has no layout here.", f"Choose one of {', '.join(map(str, LAYOUTS))}."
+        )
+    console = Console(highlight=False)
+    overrides = ["+experiment=tiny", f"run.name=tiny-{num_processes}", *LAYOUTS[num_processes], *more]
+    run = load_run_config(overrides)
+    check_data(run)
+    folder = Path(run.run.root) / run.run.name
+    command = _command(num_processes, overrides)
+    console.rule("Training", style="dim")
+    console.print(f"[dim]$ {' '.join(command)}[/dim]", soft_wrap=True)
+    if not read_metrics(folder / "metrics.jsonl"):
+        before = _killed_half_way(command, run, folder, console)
+    else:
+        before = {}
+    if _run(command):
+        return 1
+    if before and not _same_losses(before, folder, console):
+        return 1
+    return print_summary(folder, run, console)
+
+
+def _command(num_processes: int, overrides: list[str]) -> list[str]:
+    python = [sys.executable, "-m"]
+    if num_processes > 1:
+        python += ["torch.distributed.run", "--nproc-per-node", str(num_processes), "-m"]
+    return [*python, "gpt4moe.train", *overrides]
+
+
+def _environment() -> dict[str, str]:
+    """One thread a rank unless told otherwise, and torchrun without its greeting about it."""
+    return {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+
+
+def _run(command: list[str]) -> int:
+    return subprocess.run(command, env=_environment(), check=False).returncode
+
+
+def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: Console) -> dict[int, float]:
+    """Leg 1: kills every process once some steps after the half-way checkpoint are done. Returns step -> loss."""
+    every = run.checkpoint.every or run.training.steps
+    checkpoint = max(every, run.training.steps // 2 // every * every)
+    wanted = min(checkpoint + _STEPS_PAST_CHECKPOINT, run.training.steps - 1)
+    process = subprocess.Popen(command, env=_environment(), start_new_session=True)
+    try:
+        losses: dict[int, float] = {}
+        while process.poll() is None and max(losses, default=0) < wanted:
+            time.sleep(0.2)
+            losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            console.show_cursor(True)
+    if max(losses, default=0) < wanted:
+        return {}
+    console.print()
+    console.rule(f"Killed all ranks (kill -9) after step {max(losses)}; now the same command again", style="yellow")
+    return losses
+
+
+def _same_losses(before: dict[int, float], folder: Path, console: Console) -> bool:
+    """Whether the steps done again had the same losses, bit for bit."""
+    after = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
+    latest = sorted((folder / "starts").glob("*.yaml"))[-1]
+    first = yaml.safe_load(latest.read_text())["first_step"]
+    redone = [step for step in before if step >= first]
+    equal = bool(redone) and all(before[step] == after[step] for step in redone)
+    console.rule("Resume", style="dim")
+    console.print(f"Resumed at step {first}. Losses of the steps done twice:")
+    for step in redone:
+        console.print(f"  step {step}: {before[step]!r} before the kill, {after[step]!r} after the resume")
+    console.print("[green]Equal to the last bit.[/green]" if equal else "[red]They differ: this is a bug.[/red]")
+    return equal
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""How a finished demo run went: on the console, and in its report with samples and the corpus's entropies."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.demo.entropy import corpus_entropies
+from gpt4moe.telemetry.balance import ExpertLoad
+from gpt4moe.telemetry.console import clock_time, short_count
+from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.report import Sample
+from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
+
+PROMPTS = ("def __init__(self, ", "import os\n", "The function returns ")
+
+
+def print_summary(folder: Path, run: RunConfig, console: Console) -> int:
+    """Prints the summary and writes report.html again, with samples. Returns the exit status: 1 when the held-out loss
+    is not below the unigram entropy, or an expert is dead."""
+    assert run.data.path is not None
+    entropies = corpus_entropies(Path(run.data.path), run.data.sources)
+    samples = _samples(folder)
+    levels = {"unigram": entropies.unigram, "bigram": entropies.bigram}
+    report = write_run_report(folder, samples=samples, entropies=levels)
+    records = read_metrics(folder / "metrics.jsonl")
+    held_out = next(float(record["eval_loss"]) for record in reversed(records) if "eval_loss" in record)
+    dead = _print_load(folder, console)
+    console.rule("Held-out text", style="dim")
+    console.print(_loss_table(held_out, entropies.unigram, entropies.bigram))
+    console.rule("Samples", style="dim")
+    for sample in samples:
+        console.print(f"[bold]{escape(sample.prompt)}[/bold]{escape(sample.text)}\n")
+    seconds = sum(float(record["step_seconds"]) for record in records)
+    tokens = int(records[-1]["consumed_tokens"])
+    console.rule("Done", style="dim")
+    console.print(f"{len(records)} steps, {short_count(tokens)} tokens in {clock_time(seconds)} of training.")
+    console.print(f"Checkpoint  {sorted((folder / 'checkpoints').glob('step-*'))[-1]}")
+    console.print(f"Loss plot   {folder / 'loss.png'}")
+    console.print(f"Report      {report}")
+    return int(held_out >= entropies.unigram or dead > 0)
+
+
+def _loss_table(held_out: float, unigram: float, bigram: float) -> Table:
+    table = Table("", "nats/token", "what it is", box=None, padding=(0, 2, 0, 0))
+    rows = sorted(
+        [
+            ("unigram entropy", unigram, "guessing by how frequent each token is"),
+            ("bigram entropy", bigram, "guessing from the one token before, counted over the whole corpus"),
+            ("this model", held_out, "loss on text it was not trained on"),
+        ],
+        key=lambda row: -row[1],
+    )
+    for name, value, meaning in rows:
+        style = "bold green" if name == "this model" else None
+        table.add_row(name, f"{value:.3f}", meaning, style=style)
+    return table
+
+
+def _print_load(folder: Path, console: Console) -> int:
+    """The share of each expert in every layer, an even share being 1.0; returns the number of dead experts."""
+    stored = json.loads((folder / EXPERT_LOAD_FILE).read_text())
+    load = ExpertLoad(layers=stored["layers"], tokens=stored["tokens"])
+    console.rule("Load per expert (1.0 is an even share)", style="dim")
+    table = Table("layer", *(str(expert) for expert in range(len(load.tokens[0]))), box=None, padding=(0, 1, 0, 0))
+    for layer, row in zip(load.layers, load.ratios(), strict=True):
+        table.add_row(str(layer), *(f"{value:.1f}" for value in row))
+    console.print(table)
+    dead = load.dead_experts()
+    console.print(f"Steps {stored['first_step']} to {stored['last_step']}: {len(dead)} dead experts.")
+    return len(dead)
+
+
+def _samples(folder: Path) -> list[Sample]:
+    """Text by the finished model, from tools/generate.py in a process of its own."""
+    prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+    tool = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
+    answer = subprocess.run(
+        [sys.executable, str(tool), str(folder), *prompts, "--tokens", "48", "--json"],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return [Sample(**sample) for sample in json.loads(answer.stdout)]

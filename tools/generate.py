@@ -1,0 +1,49 @@
+"""Text from a checkpoint.
+
+    python tools/generate.py runs/first --prompt "def main(" --prompt "The " --tokens 60
+    python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
+
+One process, plain sampling. --json prints [{"prompt": ..., "text": ...}] alone on stdout.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.telemetry.console import error as print_error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="a step folder, or a run folder (its latest checkpoint)")
+    parser.add_argument("--prompt", action="append", help='text to go on from (may be repeated; default "The ")')
+    parser.add_argument("--tokens", type=int, default=60, help="most tokens per sample (default 60)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the most probable token")
+    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability sampled from (default 0.95)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    try:
+        from gpt4moe.inference.samples import write_samples
+
+        samples = write_samples(options.checkpoint, options.prompt or ["The "], num_tokens=options.tokens,
+                                temperature=options.temperature, top_p=options.top_p, seed=options.seed)  # fmt: skip
+    except Gpt4MoeError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
+    if options.json:
+        sys.stdout.write(json.dumps(samples) + "\n")
+    else:
+        for sample in samples:
+            sys.stdout.write(f"--- {sample['prompt']!r}\n{sample['prompt']}{sample['text']}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
