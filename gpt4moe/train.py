@@ -42,17 +42,18 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(HELP)
         return 0
-    is_first = True
+    environment = None
     try:
         environment = Environment.detect()
-        is_first = environment.rank == 0
         run = _load(arguments)
         require_legal(run.model, run.parallel, run.training, environment.world_size)
         check_data(run)
         return _train(run, environment)
     except Gpt4MoeError as error:
-        if is_first:
+        if environment is None or environment.rank == 0:
             print_error(error.cause, error.cure)
+        if environment is not None:
+            environment.refuse_together(error.exit_code)
         return error.exit_code
 
 

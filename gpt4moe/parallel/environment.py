@@ -6,11 +6,17 @@ neither                                         one process
 """
 
 import os
+import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt4moe.errors import LaunchError
+
+# Ranks start within a second of each other; the first waits for the others, they wait for it to be gone.
+FIRST_STAYS_SECONDS, OTHERS_STAY_SECONDS = 2.0, 6.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,19 +40,23 @@ class Environment:
 
     @classmethod
     def _checked(cls, variables: Mapping[str, str], source: str, rank: str, world: str, local: str) -> "Environment":
-        try:
-            numbers = {name: int(variables[name]) for name in (rank, world)}
-            numbers[local] = int(variables.get(local, "0"))
-            inside = 0 <= numbers[rank] < numbers[world]
-        except (KeyError, ValueError):
-            numbers, inside = {name: -1 for name in (rank, world, local)}, False
-        if not inside:
-            shown = " ".join(f"{name}={variables.get(name)}" for name in (rank, world))
+        texts = {rank: variables.get(rank), world: variables.get(world), local: variables.get(local, "0")}
+        numbers = [int(text) if text and text.isdecimal() else -1 for text in texts.values()]
+        if not 0 <= numbers[0] < numbers[1] or numbers[2] < 0:
+            shown = " ".join(f"{name}={text}" for name, text in texts.items())
             raise LaunchError(f"{source} set {shown}, which is no rank of a world.", "Start through torchrun or srun.")
-        master = None if numbers[world] == 1 else _master(variables, source)
-        return cls(
-            rank=numbers[rank], world_size=numbers[world], local_rank=numbers[local], master=master, source=source
-        )
+        master = None if numbers[1] == 1 else _master(variables, source)
+        return cls(rank=numbers[0], world_size=numbers[1], local_rank=numbers[2], master=master, source=source)
+
+    def refuse_together(self, status: int) -> None:
+        """Stays a moment before this rank exits with `status`, after a refusal that every rank comes to by itself.
+
+        Launchers end the other ranks as soon as one has left, torchrun within 0.1 s: the first could not yet say why,
+        and the others would not exit with `status`. A TERM meanwhile ends this rank with `status`.
+        """
+        if self.world_size > 1:
+            signal.signal(signal.SIGTERM, lambda number, frame: os._exit(status))
+            time.sleep(FIRST_STAYS_SECONDS if self.rank == 0 else OTHERS_STAY_SECONDS)
 
 
 def _master(variables: Mapping[str, str], source: str) -> tuple[str, int]:
@@ -55,6 +65,8 @@ def _master(variables: Mapping[str, str], source: str) -> tuple[str, int]:
         raise LaunchError("RANK and WORLD_SIZE are set but MASTER_ADDR or MASTER_PORT is not.", "Set all four.")
     if not address:
         address = _first_node(variables)
+    if port and not (port.isdecimal() and int(port) < 2**16):
+        raise LaunchError(f"MASTER_PORT={port} is no port.", "Set a free one, 1024 to 65535, the same on every rank.")
     if not port:  # equal on every rank, different for every step of every job
         port = str(20000 + (7 * int(variables.get("SLURM_JOB_ID", 0)) + int(variables["SLURM_STEP_ID"])) % 20000)
     return address, int(port)
@@ -64,7 +76,10 @@ def _first_node(variables: Mapping[str, str]) -> str:
     if variables.get("SLURM_STEP_NUM_NODES", "1") == "1":
         return "127.0.0.1"
     nodes = variables.get("SLURM_STEP_NODELIST", "")
+    cure = "Export MASTER_ADDR=<the first node> before srun."
+    if shutil.which("scontrol") is None:
+        raise LaunchError(f"There is no scontrol here to expand the nodes {nodes!r}.", cure)
     answer = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
     if answer.returncode != 0 or not answer.stdout.split():
-        raise LaunchError(f"scontrol cannot expand the nodes {nodes!r}.", "Export MASTER_ADDR before srun.")
+        raise LaunchError(f"scontrol cannot expand the nodes {nodes!r}.", cure)
     return answer.stdout.split()[0]

@@ -78,8 +78,11 @@ def saved_state(folder: Path, step: int) -> dict[str, bytes]:
 
 
 def _rank(environment: Environment, arguments: list[str], events: tuple[Event, ...], variables: Variables) -> Ended:
+    from gpt4moe.parallel import environment as resolver
     from gpt4moe.train import main
 
+    # Nobody ends a forked rank because another has left.
+    resolver.FIRST_STAYS_SECONDS = resolver.OTHERS_STAY_SECONDS = 0.0
     _set_variables(environment, variables)
     _add_events([event for event in events if event.rank == environment.rank])
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

@@ -1,0 +1,71 @@
+"""The command as people start it: python -m, torchrun; cold processes, so only what needs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.training.command import SMALL, metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+
+
+def command(launcher: list[str], folder: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable, "-m", *launcher, "gpt4moe.train", *SMALL, f"run.root={folder.parent}",
+        f"run.name={folder.name}", *overrides,
+    ]  # fmt: skip
+
+
+def torchrun(logs: Path) -> list[str]:
+    """Two ranks, the output of each in a file of its own."""
+    return ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--log-dir={logs}", "--redirects=3", "-m"]
+
+
+def printed(logs: Path, stream: str) -> list[str]:
+    """What each rank printed."""
+    return [file.read_text() for file in sorted(logs.glob(f"*/attempt_0/*/{stream}.log"))]
+
+
+def test_one_cold_process_trains(tmp_path: Path) -> None:
+    arguments = command([], tmp_path / "x", "training.steps=2", "tracking.wandb=offline")
+    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert [record["step"] for record in metrics(tmp_path / "x")] == [1, 2]
+    assert list((tmp_path / "x" / "wandb").glob("offline-run-*"))
+    assert "step 2/2" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_torchrun_ranks_all_exit_2_and_the_first_alone_prints(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    arguments = command(torchrun(logs), tmp_path / "x", "parallel.pp=3")
+    launcher = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
+    first, second = printed(logs, "stderr")
+    assert [line.partition(":")[0] for line in first.splitlines()] == ["error", "fix"]
+    assert (second, printed(logs, "stdout")) == ("", ["", ""])
+    assert launcher.stderr.count("exitcode  : 2") == 2, launcher.stderr
+
+
+def test_a_signal_to_torchrun_leaves_a_checkpoint_of_the_last_step_in_metrics(tmp_path: Path) -> None:
+    folder, logs = tmp_path / "x", tmp_path / "logs"
+    arguments = command(torchrun(logs), folder, "training.steps=100000", "parallel.ep=2")
+    launcher = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 3:
+            assert launcher.poll() is None and time.monotonic() < deadline, printed(logs, "stderr")
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(60)
+    finally:
+        launcher.kill()
+    steps = [record["step"] for record in metrics(folder)]
+    assert steps == list(range(1, len(steps) + 1))
+    manifest = folder / "checkpoints" / f"step-{len(steps):08d}" / "manifest.json"
+    assert json.loads(manifest.read_text())["step"] == len(steps)
+    assert "SIGTERM received" in printed(logs, "stdout")[0]

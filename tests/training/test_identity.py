@@ -1,0 +1,81 @@
+"""A run folder belongs to one run and to one job at a time."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training.command import Event, contents, metrics, train
+from tests.training.conftest import CORPUS_VOCABULARY
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step on synthetic tokens, in the corpus's vocabulary."""
+    folder = tmp_path_factory.mktemp("runs") / "x"
+    assert train(folder, f"model.vocab_size={CORPUS_VOCABULARY}", "training.steps=1")[0].status == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["model.num_layers=3"], ["model.num_layers 2, now 3"]),
+        (["model.moe.router.load_balancing_coefficient=0.5"], ["load_balancing_coefficient 0.01, now 0.5"]),
+        (["run.seed=7"], ["run.seed 1234, now 7"]),
+        (["training.global_batch_size=16"], ["training.global_batch_size 8, now 16"]),
+        (["data=demo", "data.path=CORPUS"], ["data mock, now ", "tokenizer none, now "]),
+        (["data.tokenizer=CORPUS/tokenizer.json"], ["tokenizer none, now "]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_another_identity_is_refused_with_the_values(
+    overrides: list[str], named: list[str], started: Path, corpus: Path
+) -> None:
+    before = contents(started)
+    overrides = [override.replace("CORPUS", str(corpus)) for override in overrides]
+    (ended,) = train(started, f"model.vocab_size={CORPUS_VOCABULARY}", "training.steps=2", *overrides)
+    cause, cure = ended.err.splitlines()
+    assert ended.status == 2
+    assert all(words in cause for words in named), cause
+    assert "another run.name" in cure
+    assert contents(started) == before
+
+
+def test_the_resolved_config_names_every_key_and_starts_the_same_run(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert train(folder, "training.steps=1")[0].status == 0
+    resolved = yaml.safe_load((folder / "resolved.yaml").read_text())
+    assert resolved["model"]["hidden_size"] == 32
+    assert resolved["optimizer"]["lr"] == 0.002
+    assert resolved["parallel"]["tp"] == 1
+    assert yaml.safe_load((folder / "starts" / "001.yaml").read_text())["config"] == resolved
+
+
+def test_a_second_job_on_a_folder_is_refused_and_the_first_goes_on_unharmed(tmp_path: Path) -> None:
+    folder, go = tmp_path / "x", tmp_path / "go"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(train, folder, "parallel.tp=2", ranks=2, events=(Event(after_step=2, go=go),))
+        try:
+            while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 2:
+                assert not first.done(), first.result()
+            second = train(folder, "parallel.tp=2", ranks=2)
+        finally:
+            go.touch()
+        assert [ended.status for ended in second] == [2, 2]
+        cause, cure = second[0].err.splitlines()
+        assert f"{folder} is in use by process" in cause and "another run.name" in cure
+        assert second[1].err == ""
+        assert [ended.status for ended in first.result()] == [0, 0]
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert [file.name for file in (folder / "starts").iterdir()] == ["001.yaml"]
+
+
+def test_a_run_root_that_is_no_folder_is_refused_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = train(tmp_path / "file" / "x", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert str(tmp_path / "file" / "x") in cause and "run.root" in cure
+    assert ended[1].err == ""
