@@ -1,0 +1,9 @@
+"""Benchmarks: each file is one command, `python -m benchmarks.<name>`, and prints ratios against named baselines.
+
+moe_layer.py       the expert-parallel MLP against plain matrix products and four other implementations
+training_step.py   a whole training step against Hugging Face Mixtral
+startup.py         seconds from the launch of four ranks to their first step
+gpu.py             a bf16 step of a Mixtral-like slice on one GPU: tokens/s, MFU, peak memory
+harness/           timing in turns, one process's groups, what machine this is
+README.md          what was measured, and where
+"""

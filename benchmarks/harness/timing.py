@@ -1,0 +1,30 @@
+"""Contenders timed in turns: each round runs every one once, so that a busy moment of the machine hits them alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 2, alone: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each round; the first `warmup` rounds are not counted.
+
+    Args:
+        alone: seconds by the clock. False on a machine that others use too: seconds this process was given, to be
+            used with one thread (two would wait for each other).
+    """
+    clock = time.perf_counter if alone else time.process_time
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warmup + rounds):
+        for name, run in contenders.items():
+            start = clock()
+            run()
+            if turn >= warmup:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def ratio(seconds: list[float], baseline: list[float]) -> float:
+    """The median over rounds of this contender's time over the baseline's in the same round."""
+    return median(mine / theirs for mine, theirs in zip(seconds, baseline, strict=True))
