@@ -9,12 +9,12 @@ A run that was cut elsewhere goes on where it stands; one that is done is only s
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 from rich.console import Console
 
@@ -93,7 +93,7 @@ def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: 
     every = run.checkpoint.every or run.training.steps
     checkpoint = max(every, run.training.steps // 2 // every * every)
     wanted = min(checkpoint + _STEPS_PAST_CHECKPOINT, run.training.steps - 1)
-    process = subprocess.Popen(command, env=_environment(), start_new_session=True)
+    process = subprocess.Popen(command, env=_environment())
     try:
         losses: dict[int, float] = {}
         while process.poll() is None and max(losses, default=0) < wanted:
@@ -101,14 +101,21 @@ def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: 
             losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill_all(process)
             console.show_cursor(True)
     if max(losses, default=0) < wanted:
         return {}
     console.print()
     console.rule(f"Killed all ranks (kill -9) after step {max(losses)}; now the same command again", style="yellow")
     return losses
+
+
+def _kill_all(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 for the launcher and its ranks, which torchrun puts into sessions of their own."""
+    launcher = psutil.Process(process.pid)
+    for victim in [launcher, *launcher.children(recursive=True)]:
+        victim.kill()
+    process.wait()
 
 
 def _same_losses(before: dict[int, float], folder: Path, console: Console) -> bool:
