@@ -41,6 +41,12 @@ class TrainingContext:
     def is_last_step(self) -> bool:
         return self.state.step >= self.run.training.steps or self.stop_requested is not None
 
+    @property
+    def is_saved_step(self) -> bool:
+        """Whether the step just done gets a checkpoint."""
+        every = self.run.checkpoint.every
+        return self.is_last_step or (every > 0 and self.state.step % every == 0)
+
 
 class Callback:
     """A feature at the loop's edge. Every rank calls every hook, in the order of build.build_callbacks."""

@@ -27,6 +27,8 @@ class Tracking(Callback):
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         if self.log and self.console and self.wandb:
             self.log.write(record)
+            if context.is_saved_step:
+                self.log.sync()
             self.console.step(record)
             self.wandb.log(record)
             if context.stop_requested:
