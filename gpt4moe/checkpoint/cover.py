@@ -1,6 +1,9 @@
-"""Whether rectangles cover a tensor exactly once: nothing missing, nothing twice."""
+"""Whether rectangles cover a tensor exactly once: nothing missing, nothing twice. No torch."""
 
+from collections.abc import Iterator, Mapping
 from math import prod
+
+from gpt4moe.checkpoint.storage import WEIGHT
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """(offset, shape)"""
@@ -27,3 +30,22 @@ def cover_problem(global_shape: tuple[int, ...], rectangles: list[Rectangle]) ->
         open_now.append((offset, shape))
     volume, whole = sum(prod(shape) for _, shape in rectangles), prod(global_shape)
     return None if volume == whole else f"{whole - volume} of {whole} elements are missing"
+
+
+def tensor_problems(shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[str, list[Rectangle]]) -> Iterator[str]:
+    """What is wrong with a checkpoint's tensors as a set; each is named KIND/PARAMETER.
+
+    Beside every cover: a moment without its weight, or one of Adam's two moments without the other.
+    """
+    for name, shape in shapes.items():
+        wrong = cover_problem(shape, rectangles[name])
+        if wrong:
+            yield f"{name}: {wrong}"
+    kinds: dict[str, set[str]] = {}
+    for name in shapes:
+        kind, _, parameter = name.partition("/")
+        kinds.setdefault(kind, set()).add(parameter)
+    moments = set().union(*(names for kind, names in kinds.items() if kind != WEIGHT))
+    for kind in sorted({WEIGHT, *kinds}):
+        for parameter in sorted(moments - kinds.get(kind, set())):
+            yield f"{kind}/{parameter}: the whole tensor is missing"

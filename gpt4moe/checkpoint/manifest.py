@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint is and which files it has. Written last and atomically: its presence commits."""
+"""The manifest: what a checkpoint is and which files it has. Written last, whole or not at all: its presence commits."""
 
 import dataclasses
 import hashlib
@@ -57,7 +57,7 @@ class Manifest:
         try:
             body = json.loads(path.read_text())
             stated = body.pop("sha256")
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             body, stated = {}, ""
         if stated != _digest(body):
             raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")

@@ -1,10 +1,16 @@
-"""The checkpoints of a run folder: which there are, which is the latest, which stay."""
+"""The checkpoints of a run folder: which there are, which is the latest, which stay. No torch."""
 
+import logging
+import re
 import shutil
 from pathlib import Path
 
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -13,8 +19,12 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def committed_steps(checkpoints: Path) -> list[int]:
     """Steps with a committed checkpoint, ascending; folders without a manifest do not count."""
-    found = [path.parent.name for path in checkpoints.glob(f"step-*/{NAME}")]
-    return sorted(int(name.removeprefix("step-")) for name in found)
+    return sorted(step for step, folder in _step_folders(checkpoints) if (folder / NAME).exists())
+
+
+def _step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
+    found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.glob("step-*"))
+    return [(int(match.group(1)), path) for match, path in found if match]
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -36,13 +46,17 @@ def find_checkpoint(path: Path) -> Path:
 def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
     """Removes all but the newest `keep` and those of steps divisible by `keep_every`; 0 keeps all, or none for good.
 
-    The manifest goes first: a folder half removed is no checkpoint any more. Returns the steps removed.
+    Also removes what a kill left: step folders without a manifest, so no save may be under way. The manifest goes
+    first: a folder half removed is no checkpoint any more. A folder that cannot be removed is logged, not raised.
+    Returns the steps of the checkpoints removed.
     """
-    if keep == 0:
-        return []
-    old = [step for step in committed_steps(checkpoints)[:-keep] if not keep_every or step % keep_every]
-    for step in old:
-        folder = step_folder(checkpoints, step)
-        (folder / NAME).unlink()
-        shutil.rmtree(folder)
-    return old
+    committed = committed_steps(checkpoints)
+    old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()
+    for step, folder in sorted(_step_folders(checkpoints)):
+        if step in old or step not in committed:
+            try:
+                (folder / NAME).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+            except OSError as error:
+                logger.warning("%s cannot be removed: %s", folder, error)
+    return sorted(old)

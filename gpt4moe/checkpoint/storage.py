@@ -1,29 +1,36 @@
-"""One safetensors file: written as a stream with a hash per block, read back block by block and verified.
+"""One safetensors file: written as a stream with a hash per block, read back block by block and verified. No torch.
 
-    8 bytes header length | JSON header {key: dtype, shape, data_offsets; __metadata__} | bytes
+    8 bytes header length | JSON header {key: dtype, shape, data_offsets; __metadata__} | data
+    `------------- one hash, so that headers alone can be read -----------------------' `-- a hash per block
 
-A key is `<logical tensor>@<offset>`, e.g. `weight/decoder.layers.3.mlp.router.weight@0,0`; the metadata holds the global
-shapes. Any safetensors library opens these files.
+A key is `<logical tensor>@<offset>`, e.g. `weight/decoder.layers.3.mlp.router.weight@0,0`; the metadata holds the
+global shapes. Any safetensors library opens these files.
 """
 
 import json
 import os
 import struct
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
 from gpt4moe.errors import CheckpointError
 
-BLOCK_BYTES = 16 * 2**20
-_ITEM_BYTES = 4  # everything stored is F32
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHT = "weight"
+"""Kind of the fp32 master weights; the model's own weights are their cast and are not stored."""
+ITEM_BYTES = 4  # everything stored is F32
+_MIB = 2**20
+_STREAM_BYTES = _MIB  # xxhash holds the interpreter's lock: 0.3 ms at a time keeps the training thread going
+_CACHE_BYTES = 192 * _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +41,8 @@ class Piece:
     global_shape: tuple[int, ...]
     offset: tuple[int, ...]
     shape: tuple[int, ...]
-    values: Tensor
-    """fp32, as many elements as `shape`, in C order; copied to the CPU when its turn comes."""
+    values: "Tensor"
+    """As many elements as `shape`, in C order; copied to the host as fp32 when its turn comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,56 +53,73 @@ class StoredPiece:
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     start: int
-    """First byte in the file."""
+    """First byte in the file's data."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """A file's name, size and the xxh3 (64 bits, hex) of each of its blocks."""
+    """A file's size and hashes (xxh3, 64 bits, hex): what is needed to read any part of it and trust it."""
 
     name: str
     size: int
-    hashes: list[str]
+    header_bytes: int
+    header_hash: str
+    block_bytes: int
+    block_hashes: list[str]
 
 
-def write_file(path: Path, pieces: list[Piece]) -> FileEntry:
+def block_bytes_for(size: int) -> int:
+    """16 MiB, so that reading a small slice reads little; 64 MiB in big files, so that a manifest stays small."""
+    return 16 * _MIB if size < 4096 * _MIB else 64 * _MIB
+
+
+def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) -> FileEntry:
     """Writes `pieces` and syncs; one piece at a time in host memory. Raises: OSError (a full disk, say)."""
-    header: dict[str, Any] = {
+    layout: dict[str, Any] = {
         "__metadata__": {"shapes": json.dumps({piece.tensor: piece.global_shape for piece in pieces})}
     }
     end = 0
     for piece in pieces:
-        start, end = end, end + prod(piece.shape) * _ITEM_BYTES
+        start, end = end, end + prod(piece.shape) * ITEM_BYTES
         key = f"{piece.tensor}@{','.join(map(str, piece.offset))}"
-        header[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+        layout[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
+    text = json.dumps(layout).encode()
     text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    block_bytes = block_bytes or block_bytes_for(end)
     with path.open("wb") as file:
-        hashed = _HashingWriter(file)
-        hashed.write(struct.pack("<Q", len(text)))
-        hashed.write(text)
+        file.write(header)
+        data = _HashingWriter(file, block_bytes)
         for piece in pieces:
-            array = piece.values.detach().to("cpu", torch.float32).contiguous().numpy()
-            hashed.write(memoryview(array.reshape(-1)).cast("B"))
-        hashes = hashed.finish()
+            array = piece.values.detach().cpu().float().contiguous().numpy()
+            data.write(memoryview(array.reshape(-1)).cast("B"))
+        hashes = data.finish()
         file.flush()
         os.fsync(file.fileno())
-    return FileEntry(path.name, path.stat().st_size, hashes)
+    return FileEntry(
+        name=path.name,
+        size=len(header) + end,
+        header_bytes=len(header),
+        header_hash=xxhash.xxh3_64_hexdigest(header),
+        block_bytes=block_bytes,
+        block_hashes=hashes,
+    )
 
 
 class _HashingWriter:
     """Passes bytes on to a file and hashes them block by block."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO, block_bytes: int):
         self.file = file
+        self.block_bytes = block_bytes
         self.hashes: list[str] = []
         self.current = xxhash.xxh3_64()
-        self.room = BLOCK_BYTES
+        self.room = block_bytes
 
-    def write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
+    def write(self, view: memoryview) -> None:
         while view.nbytes:
-            part, view = view[: self.room], view[self.room :]
+            size = min(self.room, _STREAM_BYTES)
+            part, view = view[:size], view[size:]
             self.file.write(part)
             self.current.update(part)
             self.room -= part.nbytes
@@ -104,71 +128,104 @@ class _HashingWriter:
 
     def _end_block(self) -> None:
         self.hashes.append(self.current.hexdigest())
-        self.current, self.room = xxhash.xxh3_64(), BLOCK_BYTES
+        self.current, self.room = xxhash.xxh3_64(), self.block_bytes
 
     def finish(self) -> list[str]:
-        if self.room < BLOCK_BYTES:
+        if self.room < self.block_bytes:
             self._end_block()
         return self.hashes
 
 
-class VerifiedFile:
-    """Reads ranges of one file; every block is checked against its hash when it is first touched.
+class BlockCache:
+    """The blocks read last, of any file, up to a number of bytes (but at least one block)."""
 
-    Keeps the last block read, so host memory is one block.
-    Raises: CheckpointError when the file is missing, of another size, or a block's hash differs.
+    def __init__(self, limit_bytes: int = _CACHE_BYTES):
+        self.limit_bytes = limit_bytes
+        self.blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self.held_bytes = 0
+
+    def get(self, key: tuple[str, int]) -> np.ndarray | None:
+        if key in self.blocks:
+            self.blocks.move_to_end(key)
+        return self.blocks.get(key)
+
+    def make_room(self, size: int) -> None:
+        while self.blocks and self.held_bytes + size > self.limit_bytes:
+            self.held_bytes -= self.blocks.popitem(last=False)[1].nbytes
+
+    def put(self, key: tuple[str, int], block: np.ndarray) -> None:
+        self.blocks[key] = block
+        self.held_bytes += block.nbytes
+
+
+class VerifiedFile:
+    """Reads ranges of one file's data; every block is checked against its hash when it is read.
+
+    Raises: CheckpointError when the file is missing, of another size, unreadable, or a hash differs.
     """
 
-    def __init__(self, folder: Path, entry: FileEntry):
-        self.path, self.entry = folder / entry.name, entry
+    def __init__(self, folder: Path, entry: FileEntry, cache: BlockCache):
+        self.path, self.entry, self.cache = folder / entry.name, entry, cache
         size = self.path.stat().st_size if self.path.exists() else -1
         if size != entry.size:
-            raise CheckpointError(
-                f"{self.path} has {size} bytes, its manifest says {entry.size}."
-                if size >= 0
-                else f"{self.path} is missing.",
-                "Take another checkpoint of the run: this one is damaged.",
-            )
-        self.block: tuple[int, bytes] = (-1, b"")
+            what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
+            raise _damaged(f"{self.path} {what}.")
 
     def header(self) -> dict[str, Any]:
-        (length,) = struct.unpack("<Q", self.read(0, 8))
-        parsed = json.loads(self.read(8, 8 + length))
+        data = self._checked(0, self.entry.header_bytes, self.entry.header_hash, "The header")
+        parsed = json.loads(data[8:].tobytes())
         assert isinstance(parsed, dict)
         return parsed
 
-    def read(self, start: int, end: int) -> bytes:
-        first, last = start // BLOCK_BYTES, max(start, end - 1) // BLOCK_BYTES
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Bytes [start, end) of the data, uint8, not to be written to."""
+        size = self.entry.block_bytes
+        first, last = start // size, max(start, end - 1) // size
         if first == last:
-            return self._block(first)[start - first * BLOCK_BYTES : end - first * BLOCK_BYTES]
-        parts = [self._block(index) for index in range(first, last + 1)]
-        return b"".join(parts)[start - first * BLOCK_BYTES : end - first * BLOCK_BYTES]
+            return self._block(first)[start - first * size : end - first * size]
+        out = np.empty(end - start, dtype=np.uint8)
+        for index in range(first, last + 1):
+            low, high = max(start, index * size), min(end, (index + 1) * size)
+            out[low - start : high - start] = self._block(index)[low - index * size : high - index * size]
+        return out
 
     def read_floats(self, start: int, count: int) -> np.ndarray:
-        return np.frombuffer(self.read(start, start + count * _ITEM_BYTES), dtype=np.float32)
+        return self.read(start, start + count * ITEM_BYTES).view(np.float32)
 
-    def verify(self) -> None:
-        """Checks every block."""
-        for index in range(len(self.entry.hashes)):
-            self._block(index)
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the file, block by block."""
+        for index in range(len(self.entry.block_hashes)):
+            try:
+                self._block(index)
+            except CheckpointError as error:
+                yield error.cause
 
-    def _block(self, index: int) -> bytes:
-        if self.block[0] != index:
-            with self.path.open("rb") as file:
-                file.seek(index * BLOCK_BYTES)
-                data = file.read(BLOCK_BYTES)
-            if xxhash.xxh3_64(data).hexdigest() != self.entry.hashes[index]:
-                raise CheckpointError(
-                    f"Block {index} of {self.path} is damaged: its hash differs from the manifest's.",
-                    "Take another checkpoint of the run.",
-                )
-            self.block = (index, data)
-        return self.block[1]
+    def _block(self, index: int) -> np.ndarray:
+        key = (self.entry.name, index)
+        block = self.cache.get(key)
+        if block is None:
+            start = self.entry.header_bytes + index * self.entry.block_bytes
+            size = min(self.entry.block_bytes, self.entry.size - start)
+            self.cache.make_room(size)
+            block = self._checked(start, size, self.entry.block_hashes[index], f"Block {index}")
+            self.cache.put(key, block)
+        return block
+
+    def _checked(self, start: int, size: int, expected: str, what: str) -> np.ndarray:
+        try:
+            data = np.fromfile(self.path, dtype=np.uint8, count=size, offset=start)
+        except OSError as error:
+            raise _damaged(f"{what} of {self.path} cannot be read: {error.strerror}.") from error
+        if xxhash.xxh3_64_hexdigest(memoryview(data)) != expected:
+            raise _damaged(f"{what} of {self.path} is damaged: its hash differs from the manifest's.")
+        return data
 
 
-def stored_pieces(
-    header: dict[str, Any], file: str, data_start: int
-) -> Iterator[tuple[str, tuple[int, ...], StoredPiece]]:
+def _damaged(cause: str) -> CheckpointError:
+    return CheckpointError(cause, "Take another checkpoint of the run: this one is damaged.")
+
+
+def stored_pieces(header: dict[str, Any], file: str) -> Iterator[tuple[str, tuple[int, ...], StoredPiece]]:
     """(logical tensor, its global shape, piece) for everything a file's header lists."""
     shapes = json.loads(header["__metadata__"]["shapes"])
     for key, entry in header.items():
@@ -176,10 +233,4 @@ def stored_pieces(
             continue
         tensor, _, offset = key.rpartition("@")
         place = tuple(int(part) for part in offset.split(","))
-        start = data_start + entry["data_offsets"][0]
-        yield tensor, tuple(shapes[tensor]), StoredPiece(file, place, tuple(entry["shape"]), start)
-
-
-def data_start(file: VerifiedFile) -> int:
-    (length,) = struct.unpack("<Q", file.read(0, 8))
-    return 8 + int(length)
+        yield tensor, tuple(shapes[tensor]), StoredPiece(file, place, tuple(entry["shape"]), entry["data_offsets"][0])

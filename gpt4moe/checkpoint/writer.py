@@ -1,85 +1,60 @@
-"""save_checkpoint: every rank writes what it owns into one file; rank 0 checks the whole and commits it."""
+"""The two halves of a save: every rank writes what it owns into one file; the first rank checks the whole, commits it.
+
+    rank r   rank-R.safetensors, synced  ->  rank-R.written.json, renamed into place: "mine is on the disk", with hashes
+    rank 0   once all of these are there: cover checked from the headers, then manifest.json = the commit
+
+The files alone carry the news, so a background thread needs no collective: it could meet those of the training loop.
+"""
 
 import dataclasses
 import json
-import shutil
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import distributed
-
-from gpt4moe.checkpoint.cover import Rectangle, cover_problem
-from gpt4moe.checkpoint.manifest import NAME, Manifest
-from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, data_start, stored_pieces, write_file
+from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.storage import BlockCache, FileEntry, Piece, VerifiedFile, stored_pieces, write_file
 from gpt4moe.errors import CheckpointError
-from gpt4moe.parallel.groups import ProcessGroups
 
 
-def save_checkpoint(folder: Path, pieces: list[Piece], manifest: Manifest, groups: ProcessGroups) -> None:
-    """Writes a checkpoint folder. Collective over all ranks.
+def write_own(folder: Path, pieces: list[Piece], rank: int) -> None:
+    """Writes one rank's file and the note that says so. Raises: OSError (a full disk, say)."""
+    entry = write_file(folder / f"rank-{rank:05d}.safetensors", pieces)
+    partial = folder / f"rank-{rank:05d}.tmp"
+    partial.write_text(json.dumps(dataclasses.asdict(entry)))
+    os.replace(partial, _note_of(folder, rank))
 
-    Args:
-        folder: made here; a leftover without a manifest is replaced, a committed one is left as it is.
-        pieces: what this rank owns; all ranks' together cover every tensor exactly once.
-        manifest: equal on every rank, its `files` empty.
-    Raises: CheckpointError on every rank when a rank could not write (a full disk) or the cover is not exact; the
-        folder is removed then, and earlier checkpoints are untouched.
+
+def all_written(folder: Path, world_size: int) -> bool:
+    return len(list(folder.glob("rank-*.written.json"))) == world_size
+
+
+def commit(folder: Path, manifest: Manifest, world_size: int) -> None:
+    """Checks that all files together hold every tensor exactly once, then writes the manifest with their hashes.
+
+    Raises: CheckpointError when they do not; OSError.
     """
-    if _agreed(1 if groups.is_first_rank and (folder / NAME).exists() else 0, groups):
-        return
-    if groups.is_first_rank:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    distributed.barrier(group=None)
-    problem = _write_own(folder, pieces, groups.rank)
-    if not _agreed(1 if problem else 0, groups) and groups.is_first_rank:
-        problem = _commit(folder, manifest, groups.layout.world_size)
-    if _agreed(1 if problem else 0, groups):
-        if groups.is_first_rank:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder} could not be saved: {problem or 'another rank failed'}.",
-            "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
-        )
+    entries = [FileEntry(**json.loads(_note_of(folder, rank).read_text())) for rank in range(world_size)]
+    wrong = next(_problems(folder, entries), None)
+    if wrong:
+        raise CheckpointError(f"{folder}: {wrong}.", "This is a mistake in the program: please report it.")
+    for rank in range(world_size):
+        _note_of(folder, rank).unlink()
+    dataclasses.replace(manifest, files=entries).save(folder)
 
 
-def _agreed(flag: int, groups: ProcessGroups) -> bool:
-    """Whether any rank raised its flag."""
-    value = torch.tensor([flag], dtype=torch.int32, device=groups.device)
-    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
-    return bool(value.item())
+def _problems(folder: Path, entries: list[FileEntry]) -> Iterator[str]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    boxes: dict[str, list[Rectangle]] = {}
+    for entry in entries:
+        header = VerifiedFile(folder, entry, BlockCache()).header()
+        for name, shape, piece in stored_pieces(header, entry.name):
+            if shapes.setdefault(name, shape) != shape:
+                yield f"{name} is of shape {shape} in one file and {shapes[name]} in another"
+            boxes.setdefault(name, []).append((piece.offset, piece.shape))
+    yield from tensor_problems(shapes, boxes)
 
 
-def _write_own(folder: Path, pieces: list[Piece], rank: int) -> str | None:
-    """Writes this rank's file and, beside it, its hashes for rank 0. Returns what went wrong."""
-    try:
-        entry = write_file(folder / f"rank-{rank:05d}.safetensors", pieces)
-        _hashes_of(folder, rank).write_text(json.dumps(dataclasses.asdict(entry)))
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _hashes_of(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank:05d}.hashes.json"
-
-
-def _commit(folder: Path, manifest: Manifest, world_size: int) -> str | None:
-    """Merges the ranks' hashes, checks the cover from the files' headers, writes the manifest. Returns what is wrong."""
-    try:
-        entries = [FileEntry(**json.loads(_hashes_of(folder, rank).read_text())) for rank in range(world_size)]
-        tensors: dict[str, tuple[tuple[int, ...], list[Rectangle]]] = {}
-        for entry in entries:
-            file = VerifiedFile(folder, entry)
-            for name, shape, piece in stored_pieces(file.header(), entry.name, data_start(file)):
-                tensors.setdefault(name, (shape, []))[1].append((piece.offset, piece.shape))
-        for name, (shape, rectangles) in tensors.items():
-            wrong = cover_problem(shape, rectangles)
-            if wrong:
-                return f"{name}: {wrong}"
-        for rank in range(world_size):
-            _hashes_of(folder, rank).unlink()
-        dataclasses.replace(manifest, files=entries).save(folder)
-    except OSError as error:
-        return str(error)
-    return None
+def _note_of(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.written.json"

@@ -66,6 +66,8 @@ class CheckpointConfig:
     """Newest checkpoints that stay; 0: all."""
     keep_every: int = 0
     """A checkpoint of a step divisible by this stays for good; 0: none."""
+    asynchronous: bool = True
+    """Write in the background, from a copy in host memory (12 bytes a parameter of the rank); off: training waits."""
     load: str | None = None
     """Step folder or run folder that a new run starts from."""
 

@@ -1,34 +1,137 @@
 """The engine's state <-> a checkpoint: the table of parameters gives each owned range its logical place."""
 
+import logging
+import shutil
+import time
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
-from gpt4moe.checkpoint.manifest import Manifest
+import torch
+from torch import distributed
+
+from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import prune, step_folder
-from gpt4moe.checkpoint.storage import Piece
-from gpt4moe.checkpoint.writer import save_checkpoint
+from gpt4moe.checkpoint.retention import step_folder
+from gpt4moe.checkpoint.saving import Save, SaveJob
+from gpt4moe.checkpoint.staging import Staging
+from gpt4moe.checkpoint.storage import WEIGHT, Piece
 from gpt4moe.config.load import config_to_dict
+from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import flat_rectangles
+from gpt4moe.training.agreement import agreed
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
 
-WEIGHT = "weight"
-"""Kind of the fp32 master weights; the model's own weights are their cast and are not stored."""
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.01
+_LONGEST_WAIT_SECONDS = 0.5
 
 
-def save(context: TrainingContext) -> Path:
-    """Writes the checkpoint of the state's step and applies retention. Collective.
+class Saver:
+    """Saves one checkpoint at a time, in the background.
 
-    Raises: CheckpointError on every rank when it could not be saved.
+    Threads write and commit without any collective (checkpoint.saving). That a save has ended, well or not, the ranks
+    agree on in the training thread, by a tiny all-reduce in each `poll`: so a failure ends all of them at the same
+    step, none left alone in a collective.
     """
-    run, state, groups = context.run, context.state, context.groups
-    folder = step_folder(context.folder.checkpoints, state.step)
-    manifest = Manifest(
+
+    def __init__(self) -> None:
+        self.staging = Staging()
+        self.save: Save | None = None
+
+    def start(self, context: TrainingContext, *, staged: bool) -> None:
+        """Begins to save the state's step. Collective; waits for the save before, if one is under way.
+
+        Args:
+            staged: the state is copied to host memory first, so training may go on; else call `wait` next.
+        Raises: CheckpointError on every rank when the folder cannot be made or the save before failed.
+        """
+        self.wait(context.groups)
+        run, state, groups = context.run, context.state, context.groups
+        folder = step_folder(context.folder.checkpoints, state.step)
+        with agreed(groups):
+            if groups.is_first_rank:
+                _make_empty(folder)
+        pieces = owned_pieces(context.engine, groups)
+        self.save = Save(
+            SaveJob(
+                folder=folder,
+                pieces=self.staging.copy(pieces) if staged else pieces,
+                manifest=manifest_of(context),
+                rank=groups.rank,
+                world_size=groups.layout.world_size,
+                keep=run.checkpoint.keep,
+                keep_every=run.checkpoint.keep_every,
+            )
+        )
+
+    def poll(self, groups: ProcessGroups) -> None:
+        """Takes note of the end of the save under way, when all ranks are done. Collective while one is under way.
+
+        Raises: Gpt4MoeError on every rank, with the failing one's words, when any could not save; the folder is
+            removed then, and earlier checkpoints are untouched.
+        """
+        if self.save is None:
+            return
+        save, folder = self.save, self.save.job.folder
+        unfinished = torch.tensor([int(not save.is_done)], dtype=torch.int32, device=groups.device)
+        try:
+            with agreed(groups):
+                if save.problem:
+                    raise save.problem
+        except Gpt4MoeError:
+            self.save = None
+            save.abandon()
+            distributed.barrier()  # nobody writes into the folder any more
+            if groups.is_first_rank:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        distributed.all_reduce(unfinished, op=distributed.ReduceOp.MAX)
+        if unfinished.item():
+            return
+        self.save = None
+        if groups.is_first_rank:
+            logger.info("checkpoint %s", folder)
+
+    def wait(self, groups: ProcessGroups) -> None:
+        """Polls until no save is under way. Collective."""
+        wait_seconds = _WAIT_SECONDS
+        self.poll(groups)
+        while self.save is not None:
+            time.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
+            self.poll(groups)
+
+    def leave(self) -> None:
+        """The process ends, perhaps by an error: finishes what can be finished. No collective."""
+        if self.save is not None:
+            self.save.leave()
+            self.save = None
+
+
+def _make_empty(folder: Path) -> None:
+    """A new folder; what a killed save left there is removed."""
+    if (folder / NAME).exists():
+        raise CheckpointError(f"{folder} holds a checkpoint already.", "Move it away: the run did not start from it.")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made: {error.strerror}.",
+            "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
+        ) from error
+
+
+def manifest_of(context: TrainingContext) -> Manifest:
+    """The manifest of the state's step, its files still to come."""
+    run, state = context.run, context.state
+    return Manifest(
         step=state.step,
         consumed_samples=state.consumed_samples,
         consumed_per_source=context.data.consumed_per_source(state.consumed_samples),
@@ -36,14 +139,10 @@ def save(context: TrainingContext) -> Path:
         run_id=context.folder.run_id,
         identity=identity_of(run, context.data.identity),
         config=config_to_dict(run),
-        layout=groups.layout.describe(),
+        layout=context.groups.layout.describe(),
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
         files=[],
     )
-    save_checkpoint(folder, owned_pieces(context.engine, groups), manifest, groups)
-    if groups.is_first_rank:
-        prune(context.folder.checkpoints, keep=run.checkpoint.keep, keep_every=run.checkpoint.keep_every)
-    return folder
 
 
 def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:

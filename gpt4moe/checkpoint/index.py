@@ -1,0 +1,90 @@
+"""CheckpointIndex: where each piece of each logical tensor of a committed checkpoint lies; any box of it. No torch."""
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from gpt4moe.checkpoint.cover import tensor_problems
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.storage import ITEM_BYTES, BlockCache, StoredPiece, VerifiedFile, stored_pieces
+from gpt4moe.errors import CheckpointError
+
+RUN_ELEMENTS = 4 * 2**20  # 16 MiB a read
+
+Where = tuple[slice, ...]
+
+
+class CheckpointIndex:
+    """A committed checkpoint, open for reading: its manifest and its files' headers, checked.
+
+    Host memory: storage.BlockCache and one read at a time, whatever the tensors' sizes.
+    Raises: CheckpointError when there is none, or a file is missing, of another size or has a damaged header.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = Manifest.load(folder)
+        self.cache = BlockCache()
+        self.files: dict[str, VerifiedFile] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.pieces: dict[str, list[StoredPiece]] = {}
+        for entry in self.manifest.files:
+            file = self.files[entry.name] = VerifiedFile(folder, entry, self.cache)
+            for name, shape, piece in stored_pieces(file.header(), entry.name):
+                self.shapes[name] = shape
+                self.pieces.setdefault(name, []).append(piece)
+
+    def problems(self) -> Iterator[str]:
+        """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte."""
+        boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in self.pieces.items()}
+        yield from tensor_problems(self.shapes, boxes)
+        for file in self.files.values():
+            yield from file.problems()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Global shape. Raises: CheckpointError when there is no such tensor."""
+        if name not in self.shapes:
+            raise CheckpointError(
+                f"{self.folder} has no tensor {name}.", "The checkpoint is of another model or optimizer."
+            )
+        return self.shapes[name]
+
+    def read_box(
+        self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Iterator[tuple[Where, np.ndarray]]:
+        """What is stored of the box [offset, offset + shape) of a tensor: (where in the box, values).
+
+        Values are fp32, at most RUN_ELEMENTS (or one row), and not to be written to.
+        """
+        for piece in self.pieces[name]:
+            begin = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
+            end = [min(a + n, b + m) for a, n, b, m in zip(offset, shape, piece.offset, piece.shape, strict=True)]
+            if any(a >= b for a, b in zip(begin, end, strict=True)):
+                continue
+            for at, size in runs(piece, begin, end):
+                values = self.read_run(piece, at, size)
+                yield tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True)), values
+
+    def read_run(self, piece: StoredPiece, at: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+        """A box [at, at + size) that is contiguous in the piece (see runs)."""
+        place = sum(
+            (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
+        )
+        return self.files[piece.file].read_floats(piece.start + ITEM_BYTES * place, prod(size)).reshape(size)
+
+
+def runs(piece: StoredPiece, begin: list[int], end: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The box [begin, end) as (offset, shape) of boxes that are contiguous in the piece, at most RUN_ELEMENTS each
+    (or one row of the axis that varies)."""
+    axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole
+    while axis > 0 and end[axis] - begin[axis] == piece.shape[axis]:
+        axis -= 1
+    inner = tuple(b - a for a, b in zip(begin[axis + 1 :], end[axis + 1 :], strict=True))
+    rows = max(1, RUN_ELEMENTS // prod(inner))
+    for outer in product(*(range(a, b) for a, b in zip(begin[:axis], end[:axis], strict=True))):
+        for row in range(begin[axis], end[axis], rows):
+            size = min(rows, end[axis] - row)
+            yield (*outer, row, *begin[axis + 1 :]), (*(1,) * axis, size, *inner)
