@@ -1,0 +1,64 @@
+"""Seconds from the launch of four ranks to their first step in metrics.jsonl: imports, groups, model, one step.
+
+    python -m benchmarks.startup
+
+`torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny data=mock`, tp 2, pp 2, ep 2, each time in a fresh run
+folder; the first launch also fills the disk cache and is shown apart. Target: at most 25 s.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks.harness.process import machine
+
+RANKS, LAUNCHES = 4, 3
+TARGET_SECONDS = 25.0
+PATIENCE_SECONDS = 300.0
+
+
+def main() -> None:
+    print(f"Launch of {RANKS} ranks (tp 2, pp 2, ep 2) to the first step. {machine()}")
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for launch in range(1 + LAUNCHES):
+            seconds.append(_seconds_to_first_step(Path(folder), f"startup-{launch}"))
+            print(f"  {'first' if launch == 0 else launch:>5}: {seconds[-1]:5.1f} s")
+    found = median(seconds[1:])
+    print(f"median {found:.1f} s; target: at most {TARGET_SECONDS:.0f} s: ", end="")
+    print("reached" if found <= TARGET_SECONDS else "NOT reached")
+
+
+def _seconds_to_first_step(root: Path, name: str) -> float:
+    """Raises: RuntimeError with the end of its output when the run does not get there."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS),
+        "-m", "gpt4moe.train", "+experiment=tiny", "data=mock", "parallel=tp2_pp2_ep2", "training.steps=1",
+        f"run.root={root}", f"run.name={name}",
+    ]  # fmt: skip
+    metrics, output = root / name / "metrics.jsonl", root / f"{name}.txt"
+    start = time.perf_counter()
+    with output.open("w") as log:
+        # A session of its own, so that the ranks end with their launcher.
+        launcher = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            while not (metrics.exists() and metrics.stat().st_size):
+                elapsed = time.perf_counter() - start
+                if launcher.poll() not in (None, 0) or elapsed > PATIENCE_SECONDS:
+                    raise RuntimeError(f"no step after {elapsed:.0f} s: {output.read_text()[-2000:]}")
+                time.sleep(0.02)
+            elapsed = time.perf_counter() - start
+            launcher.wait(PATIENCE_SECONDS)
+        finally:
+            if launcher.poll() is None:
+                os.killpg(launcher.pid, signal.SIGKILL)
+    return elapsed
+
+
+if __name__ == "__main__":
+    main()
