@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint is and which files it has. Written last, whole or not at all: its presence commits."""
+"""The manifest: what a checkpoint is and which files it has. Written last and whole: its presence commits."""
 
 import dataclasses
 import hashlib

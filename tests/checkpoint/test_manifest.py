@@ -1,0 +1,65 @@
+"""The manifest is the commit: whole or absent, and any change of it is noticed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.checkpoint.manifest import NAME, Manifest
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.errors import CheckpointError
+from tests.checkpoint.builders import manifest
+
+
+def entry(name: str = "rank-00000.safetensors", blocks: int = 2) -> FileEntry:
+    return FileEntry(
+        name=name, size=100, header_bytes=40, header_hash="f" * 16, block_bytes=30, block_hashes=["0" * 16] * blocks
+    )
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    saved = manifest(files=[entry()])
+    saved.save(tmp_path)
+    assert Manifest.load(tmp_path) == saved
+    assert os.listdir(tmp_path) == [NAME]
+
+
+def test_a_folder_without_one_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["step", "consumed_per_source", "files", "config", "identity"])
+def test_any_changed_value_is_noticed(tmp_path: Path, key: str) -> None:
+    manifest(files=[entry()]).save(tmp_path)
+    body = json.loads((tmp_path / NAME).read_text())
+    changed: dict[str, Any] = body | {key: {"step": 4}.get(key, {})}
+    (tmp_path / NAME).write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "\0"])
+def test_rubbish_is_damaged_not_a_traceback(tmp_path: Path, text: str) -> None:
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Manifest.load(tmp_path)
+
+
+def test_a_kill_before_the_rename_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: Path, target: Path) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(InterruptedError):
+        manifest().save(tmp_path)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_it_stays_small_at_1_8_trillion_parameters(tmp_path: Path) -> None:
+    ranks, size = 3072, 1_800_000_000_000 * 12 // 3072
+    blocks = -(-size // block_bytes_for(size))
+    manifest(files=[entry(f"rank-{rank:05d}.safetensors", blocks) for rank in range(ranks)]).save(tmp_path)
+    assert (tmp_path / NAME).stat().st_size < 10 * 2**20

@@ -1,0 +1,106 @@
+"""Whatever rectangles a checkpoint is cut into, any flat range of any shard reads as the array it is a part of."""
+
+import random
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt4moe.checkpoint import index
+from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.checkpoint.storage import StoredPiece
+from gpt4moe.errors import CheckpointError
+from gpt4moe.parallel.shard import Shard
+from tests.checkpoint.builders import dealt, flat_ranges, flip_bit, piece, random_cut, state, write_checkpoint
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple), seed=st.integers(0, 2**32))
+def test_any_flat_range_of_any_shard_equals_the_array(
+    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], seed: int
+) -> None:
+    rng = random.Random(seed)
+    array = np.arange(prod(shape), dtype=np.float32).reshape(shape)
+    folder = tmp_path_factory.mktemp("property") / "step-00000001"
+    hands = dealt({"weight/a": array}, rng.randint(1, 3), cuts=rng.randint(0, 8), seed=seed)
+    write_checkpoint(folder, hands, block_bytes=rng.choice((4, 12, 64)))
+    reader = CheckpointReader(folder)
+    for offset, size in random_cut(shape, 3, rng):
+        flat = piece("weight/a", array, offset, size).values
+        for start, end in flat_ranges(prod(size), 3, rng):
+            out = torch.full((end - start,), torch.nan)
+            reader.fill("weight/a", Shard("a", shape, offset, size), start, end, out)
+            assert out.equal(flat[start:end])
+
+
+@settings(max_examples=200, deadline=None)
+@given(shape=st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple), data=st.data())
+def test_runs_are_bounded_contiguous_and_the_box(shape: tuple[int, ...], data: st.DataObject) -> None:
+    begin = [data.draw(st.integers(0, n - 1)) for n in shape]
+    end = [data.draw(st.integers(low + 1, n)) for low, n in zip(begin, shape, strict=True)]
+    limit = data.draw(st.integers(1, 40))
+    numbers = np.arange(prod(shape)).reshape(shape)
+    found = []
+    before, index.RUN_ELEMENTS = index.RUN_ELEMENTS, limit
+    try:
+        for at, size in index.runs(StoredPiece("x", (0,) * len(shape), shape, 0), begin, end):
+            part = numbers[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))].reshape(-1)
+            assert (np.diff(part) == 1).all()
+            rows = [n for n in size if n > 1]
+            assert part.size <= limit or part.size == prod(rows[1:] or rows)
+            found += part.tolist()
+    finally:
+        index.RUN_ELEMENTS = before
+    box = numbers[tuple(slice(a, b) for a, b in zip(begin, end, strict=True))]
+    assert found == box.reshape(-1).tolist()
+
+
+def test_a_whole_tensor_is_assembled_from_all_files(tmp_path: Path) -> None:
+    arrays = state()
+    write_checkpoint(tmp_path / "x", dealt(arrays, 3))
+    reader = CheckpointReader(tmp_path / "x")
+    assert reader.shapes == {name: array.shape for name, array in arrays.items()}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(reader.tensor(name).numpy(), array)
+    assert list(reader.problems()) == []
+
+
+def test_values_are_cast_to_the_target(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "x", dealt(state(), 1))
+    reader = CheckpointReader(tmp_path / "x")
+    out = torch.empty(11, dtype=torch.bfloat16)
+    reader.fill("weight/c.norm", Shard("c.norm", (11,), (0,), (11,)), 0, 11, out)
+    assert out.equal(reader.tensor("weight/c.norm").bfloat16())
+
+
+def test_opening_reads_headers_alone(tmp_path: Path) -> None:
+    entries = write_checkpoint(tmp_path / "x", dealt(state(), 2))
+    for entry in entries:
+        flip_bit(tmp_path / "x" / entry.name, entry.size - 1)
+    reader = CheckpointReader(tmp_path / "x")
+    assert not reader.cache.blocks
+    assert len(list(reader.problems())) == 2
+
+
+def test_missing_slices_are_refused_on_reading_and_found_by_problems(tmp_path: Path) -> None:
+    hands = dealt(state(), 1)
+    lost = hands[0].pop(4)
+    write_checkpoint(tmp_path / "x", hands)
+    reader = CheckpointReader(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=rf"{prod(lost.shape)} of {prod(lost.global_shape)} elements .* missing"):
+        reader.tensor(lost.tensor)
+    (problem,) = reader.problems()
+    assert problem == f"{lost.tensor}: {prod(lost.shape)} of {prod(lost.global_shape)} elements are missing"
+
+
+def test_another_shape_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "x", dealt(state(), 1))
+    reader = CheckpointReader(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"a\.weight is \[7, 5\], the model needs \[7, 6\]"):
+        reader.fill("weight/a.weight", Shard("a.weight", (7, 6), (0, 0), (7, 6)), 0, 42, torch.empty(42))
+    with pytest.raises(CheckpointError, match="no tensor weight/z"):
+        reader.tensor("weight/z")

@@ -1,0 +1,115 @@
+"""One file: hashes are of what was written, a changed bit is found where it is read, any library opens it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from safetensors.numpy import load_file
+
+from gpt4moe.checkpoint.storage import BlockCache, FileEntry, Piece, VerifiedFile, block_bytes_for, write_file
+from gpt4moe.errors import CheckpointError
+from tests.checkpoint.builders import flip_bit, piece
+
+BLOCK = 64  # bytes
+ARRAY = np.arange(100, dtype=np.float32).reshape(10, 10)  # 400 bytes: seven blocks, the last one short
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> FileEntry:
+    return write_file(tmp_path / "x.safetensors", [piece("weight/a", ARRAY, (0, 0), (10, 10))], BLOCK)
+
+
+def opened(folder: Path, entry: FileEntry, cache_bytes: int = 10**6) -> VerifiedFile:
+    return VerifiedFile(folder, entry, BlockCache(cache_bytes))
+
+
+def test_hashes_are_of_the_header_and_of_every_block_of_data(tmp_path: Path, entry: FileEntry) -> None:
+    written = (tmp_path / "x.safetensors").read_bytes()
+    data = written[entry.header_bytes :]
+    assert entry.size == len(written)
+    assert data == ARRAY.tobytes()
+    assert entry.header_hash == xxhash.xxh3_64_hexdigest(written[: entry.header_bytes])
+    assert entry.block_hashes == [xxhash.xxh3_64_hexdigest(data[at : at + BLOCK]) for at in range(0, 400, BLOCK)]
+
+
+def test_blocks_that_pieces_straddle_are_hashed_as_one_stream(tmp_path: Path) -> None:
+    rows = [piece("weight/a", ARRAY, (row, 0), (1, 10)) for row in range(10)]
+    entry = write_file(tmp_path / "x.safetensors", rows, BLOCK)
+    data = ARRAY.tobytes()
+    assert entry.block_hashes == [xxhash.xxh3_64_hexdigest(data[at : at + BLOCK]) for at in range(0, 400, BLOCK)]
+
+
+def test_the_safetensors_library_opens_the_file(tmp_path: Path, entry: FileEntry) -> None:
+    (name,) = (loaded := load_file(tmp_path / "x.safetensors"))
+    assert name == "weight/a@0,0"
+    np.testing.assert_array_equal(loaded[name], ARRAY)
+
+
+def test_bf16_and_strided_values_are_stored_as_fp32_in_c_order(tmp_path: Path) -> None:
+    values = torch.arange(6, dtype=torch.bfloat16).view(2, 3).t()
+    entry = write_file(tmp_path / "x.safetensors", [Piece("weight/a", (3, 2), (0, 0), (3, 2), values)])
+    assert opened(tmp_path, entry).read_floats(0, 6).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 4), (60, 68), (63, 65), (64, 128), (0, 400), (10, 390), (396, 400)])
+def test_any_range_of_bytes_is_read(tmp_path: Path, entry: FileEntry, start: int, end: int) -> None:
+    assert opened(tmp_path, entry).read(start, end).tobytes() == ARRAY.tobytes()[start:end]
+
+
+@pytest.mark.parametrize("byte", [0, 63, 64, 383, 399])
+def test_a_flipped_bit_is_found_when_its_block_is_read_and_named(tmp_path: Path, entry: FileEntry, byte: int) -> None:
+    flip_bit(tmp_path / "x.safetensors", entry.header_bytes + byte)
+    file, block = opened(tmp_path, entry), byte // BLOCK
+    with pytest.raises(CheckpointError, match=rf"Block {block} of .*x\.safetensors is damaged"):
+        file.read(byte, byte + 1)
+    assert [f"Block {block} " in problem for problem in file.problems()] == [True]
+
+
+def test_a_partial_read_is_verified_without_the_rest(tmp_path: Path, entry: FileEntry) -> None:
+    flip_bit(tmp_path / "x.safetensors", entry.header_bytes + 399)
+    file = opened(tmp_path, entry)
+    assert file.read(0, 100).tobytes() == ARRAY.tobytes()[:100]
+    assert len(file.cache.blocks) == 2
+
+
+def test_a_flipped_bit_of_the_header_is_found(tmp_path: Path, entry: FileEntry) -> None:
+    flip_bit(tmp_path / "x.safetensors", 9)
+    with pytest.raises(CheckpointError, match="The header of"):
+        opened(tmp_path, entry).header()
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_size_is_refused_before_anything_is_read(tmp_path: Path, entry: FileEntry, change: int) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((path.read_bytes() + b"x")[: entry.size + change])
+    with pytest.raises(CheckpointError, match=f"has {entry.size + change} bytes, its manifest says {entry.size}"):
+        opened(tmp_path, entry)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path, entry: FileEntry) -> None:
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        opened(tmp_path, entry)
+
+
+def test_the_cache_of_all_files_stays_within_its_bytes(tmp_path: Path) -> None:
+    cache = BlockCache(3 * BLOCK)
+    for name in ("x", "y"):
+        entry = write_file(tmp_path / name, [piece("weight/a", ARRAY, (0, 0), (10, 10))], BLOCK)
+        file = VerifiedFile(tmp_path, entry, cache)
+        for at in range(0, 400, 4):
+            file.read(at, at + 4)
+            assert cache.held_bytes == sum(block.nbytes for block in cache.blocks.values()) <= 3 * BLOCK
+    assert [index for _, index in cache.blocks] == [4, 5, 6]
+
+
+def test_a_rank_without_anything_to_write_writes_a_whole_file(tmp_path: Path) -> None:
+    entry = write_file(tmp_path / "x.safetensors", [])
+    assert opened(tmp_path, entry).header() == {"__metadata__": {"shapes": "{}"}}
+    assert entry.block_hashes == [] and load_file(tmp_path / "x.safetensors") == {}
+
+
+def test_blocks_are_16_to_64_mib() -> None:
+    assert [block_bytes_for(size) >> 20 for size in (0, 2**30, 8 * 2**30)] == [16, 16, 64]
