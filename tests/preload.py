@@ -4,6 +4,7 @@ import warnings
 
 warnings.filterwarnings("ignore")
 
-import gpt4moe.model.gpt  # noqa: E402
-import gpt4moe.training.engine_megatron  # noqa: E402
-import gpt4moe.training.step  # noqa: E402, F401
+import matplotlib.figure  # noqa: E402, F401
+
+import gpt4moe.train  # noqa: E402
+import gpt4moe.training.build  # noqa: E402, F401

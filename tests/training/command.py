@@ -60,6 +60,12 @@ def train(
     return run_ranks(ranks, _rank, arguments, events, variables or {})
 
 
+def outside() -> Variables:
+    """This process's variables without those of a launcher around the tests."""
+    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", *launcher))}
+
+
 def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:
     """metrics.jsonl as it stands, every line."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -97,10 +103,10 @@ def _rank(environment: Environment, arguments: list[str], events: tuple[Event, .
 
 
 def _set_variables(environment: Environment, variables: Variables) -> None:
-    """What torchrun sets for several ranks, nothing for one; a launcher around the tests is not seen."""
-    for name in list(os.environ):
-        if name.startswith("SLURM_") or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            del os.environ[name]
+    """What torchrun sets for several ranks, nothing for one."""
+    kept = outside()
+    os.environ.clear()
+    os.environ.update(kept)
     if environment.master is not None:
         address, port = environment.master
         rank = str(environment.rank)

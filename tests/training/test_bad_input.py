@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.command import SMALL, Ended, train
+from tests.training.command import SMALL, Ended, outside, train
 from tests.training.conftest import CORPUS_VOCABULARY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,10 +26,10 @@ BAD_INPUTS: dict[str, tuple[list[str], int, list[str], list[str]]] = {
         ["model.moe.num_experts=3", "parallel.ep=2"], 2, ["ep=2", "num_experts=3"], ["one of [1, 3]"]),
     "experts over ranks": (["parallel.ep=4"], 2, ["ep=4", "does not divide tp x cp x dp = 2"], ["one of [1, 2]"]),
     "batch": (["training.global_batch_size=7"], 2, ["global_batch_size=7", "dp 2"], ["multiple of 2"]),
-    "missing corpus": (["data=demo", "data.path=CORPUS/none"], 2, ["CORPUS/none does not exist"], ["make data"]),
-    "missing tokenizer": (["data.tokenizer=CORPUS/none.json"], 2, ["CORPUS/none.json is missing"], ["data=mock"]),
+    "missing corpus": (["data=demo", "data.path=CORPUS/none"], 1, ["CORPUS/none does not exist"], ["make data"]),
+    "missing tokenizer": (["data.tokenizer=CORPUS/none.json"], 1, ["CORPUS/none.json is missing"], ["data=mock"]),
     "vocabulary": (
-        ["data=demo", "data.path=CORPUS"], 2, ["vocab_size=256", f"vocabulary of {CORPUS_VOCABULARY}"],
+        ["data=demo", "data.path=CORPUS"], 1, ["vocab_size=256", f"vocabulary of {CORPUS_VOCABULARY}"],
         [f"model.vocab_size={CORPUS_VOCABULARY}"]),
 }  # fmt: skip
 
@@ -63,19 +63,19 @@ def test_bad_input_is_found_before_torch_is_loaded(tmp_path: Path, corpus: Path)
     started = tmp_path / "started"
     assert train(started, "training.steps=1")[0].status == 0
     cases = [
-        [*SMALL, f"run.root={tmp_path}", "run.name=x", *overrides] for overrides, ranks, *_ in BAD_INPUTS.values()
-        if ranks == 1
+        [*SMALL, f"run.root={tmp_path}", f"run.name={started.name}", *overrides]
+        for overrides in (
+            *(overrides for overrides, ranks, *_ in BAD_INPUTS.values() if ranks == 1),
+            ["parallel.tp=2"], ["run.seed=7"],
+        )
     ]  # fmt: skip
-    cases += [
-        [*cases[0][:-1], "parallel.tp=2"],
-        [*cases[0][:-1], "data=demo", f"data.path={tmp_path / 'none'}"],
-        [*cases[0][:-1], "data=demo", f"data.path={corpus}"],
-        [*cases[0][:-1], f"run.name={started.name}", "run.seed=7"],
-    ]
+    listed = repr(cases).replace("CORPUS", str(corpus))
     code = (
-        f"import sys\nfrom gpt4moe.train import main\nassert [main(case) for case in {cases!r}] == [2] * {len(cases)}\n"
+        f"import sys\nfrom gpt4moe.train import main\nassert [main(case) for case in {listed}] == [2] * {len(cases)}\n"
         "print({'torch', 'megatron', 'deepspeed', 'wandb'} & set(sys.modules))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=outside(), check=False
+    )
     assert (result.returncode, result.stdout) == (0, "set()\n"), result.stderr
     assert len(result.stderr.splitlines()) == 2 * len(cases)

@@ -1,17 +1,15 @@
 """The command as people start it: python -m, torchrun; cold processes, so only what needs them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from tests.training.command import SMALL, metrics
+from tests.training.command import SMALL, metrics, outside
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
 
 
 def command(launcher: list[str], folder: Path, *overrides: str) -> list[str]:
@@ -33,7 +31,7 @@ def printed(logs: Path, stream: str) -> list[str]:
 
 def test_one_cold_process_trains(tmp_path: Path) -> None:
     arguments = command([], tmp_path / "x", "training.steps=2", "tracking.wandb=offline")
-    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
+    ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=outside(), check=False)
     assert ended.returncode == 0, ended.stderr
     assert [record["step"] for record in metrics(tmp_path / "x")] == [1, 2]
     assert list((tmp_path / "x" / "wandb").glob("offline-run-*"))
@@ -44,7 +42,7 @@ def test_one_cold_process_trains(tmp_path: Path) -> None:
 def test_torchrun_ranks_all_exit_2_and_the_first_alone_prints(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     arguments = command(torchrun(logs), tmp_path / "x", "parallel.pp=3")
-    launcher = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False)
+    launcher = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=outside(), check=False)
     first, second = printed(logs, "stderr")
     assert [line.partition(":")[0] for line in first.splitlines()] == ["error", "fix"]
     assert (second, printed(logs, "stdout")) == ("", ["", ""])
@@ -54,7 +52,7 @@ def test_torchrun_ranks_all_exit_2_and_the_first_alone_prints(tmp_path: Path) ->
 def test_a_signal_to_torchrun_leaves_a_checkpoint_of_the_last_step_in_metrics(tmp_path: Path) -> None:
     folder, logs = tmp_path / "x", tmp_path / "logs"
     arguments = command(torchrun(logs), folder, "training.steps=100000", "parallel.ep=2")
-    launcher = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd=ROOT, env=ENVIRONMENT)
+    launcher = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd=ROOT, env=outside())
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 3:
