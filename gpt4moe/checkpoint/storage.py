@@ -216,7 +216,7 @@ class VerifiedFile:
             data = np.fromfile(self.path, dtype=np.uint8, count=size, offset=start)
         except OSError as error:
             raise _damaged(f"{what} of {self.path} cannot be read: {error.strerror}.") from error
-        if xxhash.xxh3_64_hexdigest(memoryview(data)) != expected:
+        if xxhash.xxh3_64_hexdigest(data.data) != expected:
             raise _damaged(f"{what} of {self.path} is damaged: its hash differs from the manifest's.")
         return data
 
