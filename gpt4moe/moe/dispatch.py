@@ -71,8 +71,7 @@ class Dispatcher:
         assignment = order if kept is None else kept[order]
         rows = GatherTokens.apply(x_TH, assignment, top_k)
         weight = GatherTokens.apply(weight_TK.reshape(-1, 1), assignment, 1)
-        counts = torch.bincount(chosen, minlength=self.num_experts)
-        plan = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep, counts)
+        plan = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep)
         splits = (plan.input_splits, plan.output_splits)
         if self.ep_size > 1:
             rows = _AllToAllV.apply(self.ep, rows, *splits)
@@ -88,7 +87,7 @@ class Dispatcher:
         splits: tuple[list[int], list[int]],
     ) -> Arrived:
         if self.padded:
-            rows, indices, counts, num_rows = permute_by_local_expert(rows, counts_by_source)
+            rows, indices, counts, _ = permute_by_local_expert(rows, counts_by_source)
             weight = torch.cat((weight, weight.new_zeros(1, 1)))[indices]
             return Arrived(rows, weight, counts, assignment, splits, indices, True)
         counts = counts_by_source.sum(dim=0)

@@ -19,14 +19,25 @@ from torch import Tensor, nn
 from gpt4moe.config.training import ExpertKernel
 
 
+def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> ExpertKernel:
+    """What `wish` means for weights of this dtype on this device: torch's grouped_mm is fast in bf16 on GPUs alone."""
+    if wish is not ExpertKernel.auto:
+        return wish
+    return ExpertKernel.grouped_mm if device.type == "cuda" and dtype is torch.bfloat16 else ExpertKernel.per_expert
+
+
 class Experts(nn.Module):
-    """Owns gate_up and down of the local experts."""
+    """Owns gate_up and down of the local experts.
+
+    Args:
+        kernel: grouped_mm or per_expert (see kernel_for).
+    """
 
     def __init__(self, gate_up: nn.Parameter, down: nn.Parameter, kernel: ExpertKernel):
         super().__init__()
         self.gate_up = gate_up
         self.down = down
-        self.kernel = kernel
+        self.compute = KERNELS[kernel]
 
     def forward(self, x_NH: Tensor, weight_N1: Tensor, counts_L: Tensor) -> Tensor:
         """Expert outputs times the router's weights, [N, H].
@@ -36,13 +47,7 @@ class Experts(nn.Module):
             weight_N1: fp32.
             counts_L: rows of each local expert, int; zero is fine, its gradient is zeros.
         """
-        return KERNELS[self._kernel_for(x_NH)](x_NH, weight_N1, counts_L, self.gate_up, self.down)
-
-    def _kernel_for(self, x_NH: Tensor) -> ExpertKernel:
-        if self.kernel is not ExpertKernel.auto:
-            return self.kernel
-        fast = x_NH.is_cuda and x_NH.dtype is torch.bfloat16
-        return ExpertKernel.grouped_mm if fast else ExpertKernel.per_expert
+        return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
 
 
 class PerExpert(torch.autograd.Function):

@@ -9,13 +9,14 @@ Under sequence parallelism every tensor-parallel rank holds other tokens, so exp
 from typing import Any
 
 import torch
+from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, nn
 
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.training import ExpertKernel
 from gpt4moe.moe.capacity import kept_of_rank
 from gpt4moe.moe.dispatch import Dispatcher
-from gpt4moe.moe.experts import Experts
+from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, PoolSum, load_balancing_loss, z_loss_sum
 from gpt4moe.moe.router import Router, Routing
 from gpt4moe.moe.statistics import RoutingStatistics
@@ -40,9 +41,9 @@ class ExpertParallelMLP(nn.Module):
             return nn.Parameter(torch.empty(*shape, **made))
 
         self.router = Router(weight(moe.num_experts, hidden_size), moe.router.kind, moe.top_k)
+        kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
-        padded = kernel is ExpertKernel.grouped_mm or (kernel is ExpertKernel.auto and groups.device.type == "cuda")
-        self.dispatcher = Dispatcher(groups.ep, moe.num_experts, padded=padded)
+        self.dispatcher = Dispatcher(groups.ep, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
         self.moe = moe
         self.pool = groups.tp_cp
         self.statistics = RoutingStatistics(moe.num_experts)
@@ -74,7 +75,7 @@ class ExpertParallelMLP(nn.Module):
         """Attaches the auxiliary losses to the output's backward pass and records the routing."""
         settings, ranks = self.moe.router, self.pool.size()
         num_tokens = routing.logits.shape[0] * ranks
-        load = torch.bincount(routing.expert_index.flatten(), minlength=self.moe.num_experts)
+        load = count_tokens_per_expert(routing.expert_index, self.moe.num_experts)
         # One all-reduce for everything pooled: probabilities, z-loss, and the (gradient-free) load.
         sums = torch.cat((routing.probability.sum(dim=0), z_loss_sum(routing.logits).view(1), load.float()))
         probability_sum, z_sum, assigned = PoolSum.apply(sums, self.pool).split((load.numel(), 1, load.numel()))

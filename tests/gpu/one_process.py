@@ -1,0 +1,80 @@
+"""What test_gpu.py compares, on whatever device torch sees: `python -m tests.gpu.one_process layer|steps DTYPE KERNEL`.
+
+The last line of stdout is JSON: the device, and lists of numbers by name.
+"""
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.moe import MoEConfig, RouterConfig
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.training import ExpertKernel
+from gpt4moe.model.gpt import build_model
+from gpt4moe.model.transformer_config import TORCH_DTYPES
+from gpt4moe.moe.layer import ExpertParallelMLP
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.groups import ProcessGroups, world
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.step import StepRunner
+from tests.distributed.case import BASE, synthetic_batches
+
+HIDDEN, FFN, TOKENS = 64, 96, 200
+
+
+def layer(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str, list[float]]:
+    """Output and gradients of one layer; weights and input are drawn on the CPU. Expert 3 gets no token."""
+    device, torch_dtype = groups.device, TORCH_DTYPES[dtype]
+    config = SimpleNamespace(hidden_size=HIDDEN, params_dtype=torch_dtype, use_cpu_initialization=False)
+    moe = MoEConfig(num_experts=8, ffn_hidden_size=FFN, top_k=2, router=RouterConfig(load_balancing_coefficient=0.1))
+    made = ExpertParallelMLP(config, moe, kernel, groups)
+    made.auxiliary_scale = 1.0
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        hidden, gradient = torch.randn(2, TOKENS, 1, HIDDEN, generator=generator).to(device, torch_dtype).unbind()
+        hidden[..., 0] = 10.0
+        made.router.weight[3] = 0.0
+        made.router.weight[3, 0] = -10.0
+    hidden = hidden.clone().requires_grad_()
+    output, _ = made(hidden)
+    output.backward(gradient)
+    assert made.experts.down.grad is not None and not made.experts.down.grad[3].any()
+    named = {"output": output, "input": hidden.grad} | {name: p.grad for name, p in made.named_parameters()}
+    return {name: value.detach().float().flatten().tolist() for name, value in named.items() if value is not None}
+
+
+def steps(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str, list[float]]:
+    """Losses and gradient norms of three AdamW steps of the layout tests' model."""
+    run = load_run_config([*BASE, f"precision={dtype.value}", f"kernels.experts={kernel.value}"])
+    engine = MegatronEngine(build_model(run, groups), run, groups)
+    runner = StepRunner(run, engine, groups)
+    result: dict[str, list[float]] = {"losses": [], "norms": []}
+    for step in range(1, 4):
+        done = runner.forward_backward(synthetic_batches(run, step, 1, 0))
+        assert engine.reduce()
+        result["losses"].append(done.loss)
+        result["norms"].append(engine.clip())
+        engine.update(run.optimizer.lr)
+    return result
+
+
+def main(what: str, dtype: str, kernel: str) -> None:
+    torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    environment = Environment(rank=0, world_size=1, local_rank=0, master=None, source="test")
+    with world(environment) as device:
+        groups = ProcessGroups.create(Layout.from_config(ParallelConfig(), 1), 0, device, seed=1)
+        compute: Any = {"layer": layer, "steps": steps}[what]
+        print(json.dumps({"device": device.type} | compute(groups, Dtype(dtype), ExpertKernel(kernel))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,42 @@
+"""The FLOP formula behind benchmarks/gpu.py's MFU, against torch's own counter. Needs no GPU."""
+
+import pytest
+
+from gpt4moe.parallel.environment import Environment
+from tests.spawn import run_ranks
+
+
+def test_flops_of_a_token_are_what_torch_counts_but_for_the_masked_half_of_attention() -> None:
+    (answer,) = run_ranks(1, _counted)
+    # The counter takes attention whole and its backward pass as 2.5 forwards; the formula halves it and takes 2.
+    assert answer["counted products"] == pytest.approx(answer["formula"] - answer["formula's attention"], rel=1e-6)
+
+
+def _counted(environment: Environment) -> dict[str, float]:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.gpu import flops_per_token
+    from gpt4moe.config.load import load_run_config
+    from gpt4moe.model.gpt import build_model
+    from tests.distributed.case import BASE
+    from tests.moe.case import rank_groups
+
+    run = load_run_config([*BASE, "model.num_layers=2"])
+    model = run.model
+    with rank_groups(environment) as groups:
+        (chunk,) = build_model(run, groups)
+        tokens, positions = (
+            torch.zeros(2, model.seq_length, dtype=torch.int64),
+            torch.arange(model.seq_length).repeat(2, 1),
+        )
+        with FlopCounterMode(display=False) as counter:
+            chunk(tokens, positions, None, labels=tokens).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(value for operation, value in counts.items() if "attention" not in str(operation))
+    attention = 6.0 * model.num_layers * model.seq_length * model.num_attention_heads * model.head_dim
+    return {
+        "counted products": products / tokens.numel(),
+        "formula": flops_per_token(model),
+        "formula's attention": attention,
+    }

@@ -1,0 +1,64 @@
+"""On one GPU: the layer and a training step are what they are on the CPU.
+
+Each test runs once with every GPU hidden and once with one, in a process of its own: a process keeps what it found.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt4moe.config.training import ExpertKernel
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _on(device: str, *arguments: str) -> dict[str, list[float]]:
+    """What tests/gpu/one_process.py prints on "cpu" or "cuda"."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.gpu.one_process", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **hidden}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer.pop("device") == device
+    return answer
+
+
+def _distance(got: list[float], wanted: list[float]) -> float:
+    one, other = torch.tensor(got, dtype=torch.float64), torch.tensor(wanted, dtype=torch.float64)
+    return float((one - other).norm() / other.norm())
+
+
+def test_the_layer_in_fp32_equals_the_cpus_in_value_and_gradient() -> None:
+    layer = ("layer", "fp32", ExpertKernel.per_expert.value)
+    got, wanted = _on("cuda", *layer), _on("cpu", *layer)
+    for name, values in wanted.items():
+        assert _distance(got[name], values) < 1e-5, name  # fp32 products without TF32, in another order
+
+
+def test_grouped_mm_equals_per_expert_in_bf16() -> None:
+    got, wanted = (
+        _on("cuda", "layer", "bf16", kernel.value) for kernel in (ExpertKernel.grouped_mm, ExpertKernel.per_expert)
+    )
+    for name, values in wanted.items():
+        assert _distance(got[name], values) < 2**-7, name  # a unit in the last place of bf16, relative
+
+
+def test_training_steps_in_fp32_equal_the_cpus() -> None:
+    got, wanted = _on("cuda", "steps", "fp32", "auto"), _on("cpu", "steps", "fp32", "auto")
+    for name in ("losses", "norms"):
+        assert got[name] == pytest.approx(wanted[name], rel=1e-4), name  # as far as layouts may drift in a few steps
+
+
+def test_training_steps_in_bf16_are_finite_and_near_fp32() -> None:
+    got, wanted = _on("cuda", "steps", "bf16", "auto"), _on("cpu", "steps", "fp32", "auto")
+    assert got["losses"] == pytest.approx(wanted["losses"], rel=2e-2)
+    assert all(0 < norm < float("inf") for norm in got["norms"])
