@@ -65,9 +65,8 @@ def main(arguments: list[str]) -> int:
         seconds, num_parameters = measure(run, groups, options.steps)
     tokens = run.training.global_batch_size * run.model.seq_length
     flops = flops_per_token(run.model) * tokens / seconds
-    print(
-        f"{options.layers} layers of Mixtral 8x7B, {num_parameters / 1e9:.2f}B parameters. {name}, torch {torch.__version__}"
-    )
+    print(f"{name}, torch {torch.__version__}")
+    print(f"{options.layers} layers of Mixtral 8x7B, {num_parameters / 1e9:.2f}B parameters, bf16")
     print(f"step of {tokens} tokens   {seconds:9.3f} s (median of {options.steps})")
     print(f"tokens/s               {tokens / seconds:9.0f}")
     print(f"model TFLOP/s          {flops / 1e12:9.1f}")
