@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from math import prod
 
-from gpt4moe.checkpoint.storage import WEIGHT
+from gpt4moe.checkpoint.storage import KINDS, MOMENTS
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """(offset, shape)"""
@@ -41,11 +41,10 @@ def tensor_problems(shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[s
         wrong = cover_problem(shape, rectangles[name])
         if wrong:
             yield f"{name}: {wrong}"
-    kinds: dict[str, set[str]] = {}
-    for name in shapes:
-        kind, _, parameter = name.partition("/")
-        kinds.setdefault(kind, set()).add(parameter)
-    moments = set().union(*(names for kind, names in kinds.items() if kind != WEIGHT))
-    for kind in sorted({WEIGHT, *kinds}):
-        for parameter in sorted(moments - kinds.get(kind, set())):
+    parameters = {
+        kind: {name.removeprefix(f"{kind}/") for name in shapes if name.startswith(f"{kind}/")} for kind in KINDS
+    }
+    with_moments = set().union(*(parameters[kind] for kind in MOMENTS))
+    for kind in KINDS:
+        for parameter in sorted(with_moments - parameters[kind]):
             yield f"{kind}/{parameter}: the whole tensor is missing"

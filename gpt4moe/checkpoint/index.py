@@ -41,7 +41,12 @@ class CheckpointIndex:
         """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte."""
         boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in self.pieces.items()}
         yield from tensor_problems(self.shapes, boxes)
-        for file in self.files.values():
+        listed = dict.fromkeys(self.files, 0)
+        for piece in (piece for pieces in self.pieces.values() for piece in pieces):
+            listed[piece.file] += prod(piece.shape) * ITEM_BYTES
+        for name, file in self.files.items():
+            if listed[name] != file.data_bytes:
+                yield f"{file.path} has {file.data_bytes} bytes of data, its header lists {listed[name]}"
             yield from file.problems()
 
     def shape(self, name: str) -> tuple[int, ...]:

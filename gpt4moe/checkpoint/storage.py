@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 WEIGHT = "weight"
 """Kind of the fp32 master weights; the model's own weights are their cast and are not stored."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Kinds of Adam's moments: a parameter has both or none."""
+KINDS = (WEIGHT, *MOMENTS)
 ITEM_BYTES = 4  # everything stored is F32
 _MIB = 2**20
 _STREAM_BYTES = _MIB  # xxhash holds the interpreter's lock: 0.3 ms at a time keeps the training thread going
@@ -74,7 +77,10 @@ def block_bytes_for(size: int) -> int:
 
 
 def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) -> FileEntry:
-    """Writes `pieces` and syncs; one piece at a time in host memory. Raises: OSError (a full disk, say)."""
+    """Writes `pieces` and syncs; one piece at a time in host memory.
+
+    Raises: OSError (a full disk, say); CheckpointError when two pieces have one place.
+    """
     layout: dict[str, Any] = {
         "__metadata__": {"shapes": json.dumps({piece.tensor: piece.global_shape for piece in pieces})}
     }
@@ -82,6 +88,10 @@ def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) 
     for piece in pieces:
         start, end = end, end + prod(piece.shape) * ITEM_BYTES
         key = f"{piece.tensor}@{','.join(map(str, piece.offset))}"
+        if key in layout:
+            raise CheckpointError(
+                f"{path} would hold {key} twice.", "This is a mistake in the program: please report it."
+            )
         layout[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
     text = json.dumps(layout).encode()
     text += b" " * (-len(text) % 8)
@@ -170,6 +180,10 @@ class VerifiedFile:
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
             raise _damaged(f"{self.path} {what}.")
+
+    @property
+    def data_bytes(self) -> int:
+        return self.entry.size - self.entry.header_bytes
 
     def header(self) -> dict[str, Any]:
         data = self._checked(0, self.entry.header_bytes, self.entry.header_hash, "The header")

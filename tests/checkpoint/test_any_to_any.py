@@ -53,8 +53,8 @@ def assert_goes_on(hops: list[Hop]) -> None:
 
 
 def assert_losses_follow(hops: list[Hop], want: Hop) -> None:
-    # The order of sums differs by layout, and Adam divides by small numbers: 1e-6 a step grows to about 1e-5 in ten.
-    np.testing.assert_allclose([loss for each in hops for loss in each.losses], want.losses, rtol=3e-5)
+    # The order of sums differs by layout: 1e-7 over ten steps was measured.
+    np.testing.assert_allclose([loss for each in hops for loss in each.losses], want.losses, rtol=2e-6)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

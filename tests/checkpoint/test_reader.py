@@ -104,3 +104,21 @@ def test_another_shape_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
         reader.fill("weight/a.weight", Shard("a.weight", (7, 6), (0, 0), (7, 6)), 0, 42, torch.empty(42))
     with pytest.raises(CheckpointError, match="no tensor weight/z"):
         reader.tensor("weight/z")
+
+
+def test_a_slice_in_two_files_is_found(tmp_path: Path) -> None:
+    hands = dealt(state(), 2)
+    hands[1].append(hands[0][2])
+    write_checkpoint(tmp_path / "x", hands)
+    (problem,) = CheckpointReader(tmp_path / "x").problems()
+    assert problem.startswith(f"{hands[0][2].tensor}: the pieces at ") and problem.endswith("overlap")
+
+
+def test_data_that_no_header_lists_is_found(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "x", dealt(state(), 1))
+    reader = CheckpointReader(tmp_path / "x")
+    name, lost = next((name, pieces[0]) for name, pieces in reader.pieces.items() if len(pieces) > 1)
+    reader.pieces[name].remove(lost)
+    missing, unlisted = reader.problems()
+    assert name in missing
+    assert f"its header lists {reader.files[lost.file].data_bytes - 4 * prod(lost.shape)}" in unlisted

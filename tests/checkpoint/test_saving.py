@@ -1,0 +1,101 @@
+"""One rank's part of a save, in its thread; two ranks here are two threads."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt4moe.checkpoint import saving
+from gpt4moe.checkpoint.manifest import NAME
+from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.checkpoint.saving import Save, SaveJob
+from gpt4moe.checkpoint.staging import Staging
+from gpt4moe.checkpoint.storage import Piece
+from tests.checkpoint.builders import dealt, manifest, piece, state
+
+
+def job(folder: Path, pieces: list[Piece], rank: int = 0, world_size: int = 1) -> SaveJob:
+    return SaveJob(
+        folder=folder, pieces=pieces, manifest=manifest(), rank=rank, world_size=world_size, keep=0, keep_every=0
+    )
+
+
+def finished(save: Save) -> Save:
+    end = time.monotonic() + 20
+    while not save.is_done:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return save
+
+
+def test_the_first_rank_commits_when_all_have_written(tmp_path: Path) -> None:
+    arrays = state()
+    hands = dealt(arrays, 2)
+    first = Save(job(tmp_path, hands[0], 0, 2))
+    time.sleep(0.1)
+    assert not first.is_done and not (tmp_path / NAME).exists()
+    assert finished(Save(job(tmp_path, hands[1], 1, 2))).problem is None
+    assert finished(first).problem is None
+    reader = CheckpointReader(tmp_path)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(reader.tensor(name).numpy(), array)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        NAME, "rank-00000.safetensors", "rank-00001.safetensors"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["missing", "doubled", "without its moment"])
+def test_pieces_that_do_not_cover_every_tensor_once_are_not_committed(tmp_path: Path, wrong: str) -> None:
+    array = np.ones((4, 4), dtype=np.float32)
+    top, bottom = ((0, 0), (2, 4)), ((2, 0), (2, 4))
+    kinds = ["weight", "exp_avg"] + ["exp_avg_sq"] * (wrong != "without its moment")
+    pieces = [piece(f"{kind}/a", array, *box) for kind in kinds for box in (top, bottom)]
+    extra = {"missing": pieces[:-1], "doubled": [*pieces, piece("weight/a", array, *top)]}
+    save = finished(Save(job(tmp_path, extra.get(wrong, pieces))))
+    expected = {
+        "missing": "8 of 16 elements",
+        "doubled": "weight/a@0,0 twice",
+        "without its moment": "exp_avg_sq/a: the whole",
+    }
+    assert expected[wrong] in str(save.problem)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_any_error_of_the_thread_is_told(tmp_path: Path) -> None:
+    save = finished(Save(job(tmp_path / "never made", [])))
+    assert save.problem is not None and "could not be saved" in save.problem.cause
+    broken = Piece("weight/a", (3,), (0,), (3,), None)  # type: ignore[arg-type]
+    assert "NoneType" in str(finished(Save(job(tmp_path, [broken]))).problem)
+
+
+def test_leaving_gives_other_ranks_time_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_PATIENCE_SECONDS", 0.3)
+    save = Save(job(tmp_path, [], 0, 2))
+    started = time.monotonic()
+    save.leave()
+    assert 0.3 <= time.monotonic() - started < 5
+    assert save.is_done and save.problem is None and not (tmp_path / NAME).exists()
+
+
+def test_a_save_that_another_rank_failed_is_abandoned_without_a_commit(tmp_path: Path) -> None:
+    save = Save(job(tmp_path, [], 0, 2))
+    save.abandon()
+    assert save.is_done and not (tmp_path / NAME).exists()
+
+
+def test_staged_values_do_not_change_with_their_source_and_the_buffer_is_used_again() -> None:
+    source = [torch.arange(6.0), torch.arange(4.0, dtype=torch.bfloat16)]
+    pieces = [
+        Piece(f"weight/{number}", values.shape, (0,), values.shape, values) for number, values in enumerate(source)
+    ]
+    staging = Staging()
+    staged = staging.copy(pieces)
+    place = staging.buffer.data_ptr()
+    source[0].zero_()
+    assert [part.values.tolist() for part in staged] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3]]
+    assert {part.values.dtype for part in staged} == {torch.float32}
+    again = staging.copy(pieces)
+    assert again[0].values.tolist() == [0] * 6
+    assert (staging.buffer.data_ptr(), staging.buffer.numel()) == (place, 10)
