@@ -34,8 +34,7 @@ class Manifest:
     files: list[FileEntry]
 
     def save(self, folder: Path) -> None:
-        body = {"format": FORMAT, **dataclasses.asdict(self)}
-        text = json.dumps({"sha256": _digest(body), **body}, indent=1)
+        text = _sealed(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1))
         partial = folder / f"{NAME}.tmp"
         with partial.open("w") as file:
             file.write(text)
@@ -54,17 +53,15 @@ class Manifest:
                 f"{folder} is no checkpoint: it has no {NAME}.",
                 "Give a step folder like runs/NAME/checkpoints/step-00000100, or a run folder with one.",
             )
-        try:
-            body = json.loads(path.read_text())
-            stated = body.pop("sha256")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            body, stated = {}, ""
-        if stated != _digest(body):
+        text = path.read_bytes().decode(errors="replace")
+        body = "{" + text[len(_sealed("{")) :]
+        if text != _sealed(body):
             raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")
-        if body.pop("format") != FORMAT:
+        fields = json.loads(body)
+        if fields.pop("format") != FORMAT:
             raise CheckpointError(f"{path} is of another format than {FORMAT}.", "Use the version that wrote it.")
-        files = [FileEntry(**entry) for entry in body.pop("files")]
-        return cls(files=files, **body)
+        files = [FileEntry(**entry) for entry in fields.pop("files")]
+        return cls(files=files, **fields)
 
 
 def sync_folder(folder: Path) -> None:
@@ -76,5 +73,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _sealed(body: str) -> str:
+    """A JSON object with the sha256 of its very text as first member, so that no bit of the file may change."""
+    return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",{body[1:]}'

@@ -19,10 +19,11 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def committed_steps(checkpoints: Path) -> list[int]:
     """Steps with a committed checkpoint, ascending; folders without a manifest do not count."""
-    return sorted(step for step, folder in _step_folders(checkpoints) if (folder / NAME).exists())
+    return sorted(step for step, folder in step_folders(checkpoints) if (folder / NAME).exists())
 
 
-def _step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
+def step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every step folder, committed or not, in any order."""
     found = ((_STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.glob("step-*"))
     return [(int(match.group(1)), path) for match, path in found if match]
 
@@ -52,7 +53,7 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
     """
     committed = committed_steps(checkpoints)
     old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()
-    for step, folder in sorted(_step_folders(checkpoints)):
+    for step, folder in sorted(step_folders(checkpoints)):
         if step in old or step not in committed:
             try:
                 (folder / NAME).unlink(missing_ok=True)

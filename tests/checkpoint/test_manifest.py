@@ -48,6 +48,21 @@ def test_rubbish_is_damaged_not_a_traceback(tmp_path: Path, text: str) -> None:
         Manifest.load(tmp_path)
 
 
+def test_a_bit_that_changes_no_value_is_noticed_too(tmp_path: Path) -> None:
+    manifest(config={"lr": 1e-5}).save(tmp_path)
+    text = (tmp_path / NAME).read_text()
+    assert "1e-05" in text
+    (tmp_path / NAME).write_text(text.replace("1e-05", "1E-05"))
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        Manifest.load(tmp_path)
+
+
+def test_it_is_one_json_object(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    body = json.loads((tmp_path / NAME).read_text())
+    assert next(iter(body)) == "sha256" and body["step"] == 3
+
+
 def test_a_kill_before_the_rename_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(source: Path, target: Path) -> None:
         raise InterruptedError
