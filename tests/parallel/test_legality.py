@@ -33,7 +33,8 @@ REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str,
     "batch over dp": (MODEL, {}, {"global_batch_size": 24}, 5, "24 1 5", "multiple of 5", {"global_batch_size": 25}),
     "micro-batch over dp": (
         MODEL, {}, {"micro_batch_size": 8}, 6, "24 8 6", "one of [1, 2, 4]", {"micro_batch_size": 4}),
-    "tp over query groups": (MODEL, {"tp": 8}, {}, 8, "tp=8 num_attention_heads=12 num_query_groups=4", "[1, 2, 4]", {"tp": 4}),
+    "tp over query groups": (
+        MODEL, {"tp": 8}, {}, 8, "tp=8 num_attention_heads=12 num_query_groups=4", "[1, 2, 4]", {"tp": 4}),
     "tp over heads": (
         replace(MODEL, num_attention_heads=6, num_query_groups=2), {"tp": 4}, {}, 4, "tp=4 num_attention_heads=6",
         "[1, 2]", {"tp": 2}),
