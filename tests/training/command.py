@@ -22,7 +22,8 @@ SMALL = (
     "+experiment=tiny", "data=mock", "model.num_layers=2", "model.hidden_size=32", f"model.seq_length={SEQ}",
     "model.vocab_size=256", "model.moe.num_experts=4", "model.moe.ffn_hidden_size=32", "training.steps=6",
     f"training.global_batch_size={BATCH}", "training.micro_batch_size=1", "training.eval_every=0",
-    "training.eval_samples=8", "schedule.warmup_steps=2", "schedule.total_steps=20", "tracking.wandb=disabled",
+    "training.eval_samples=8", "optimizer.lr=0.002", "schedule.warmup_steps=2",
+    "schedule.total_steps=20", "tracking.wandb=disabled",
 )  # fmt: skip
 
 

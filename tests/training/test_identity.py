@@ -48,7 +48,7 @@ def test_the_resolved_config_names_every_key_and_starts_the_same_run(tmp_path: P
     assert train(folder, "training.steps=1")[0].status == 0
     resolved = yaml.safe_load((folder / "resolved.yaml").read_text())
     assert resolved["model"]["hidden_size"] == 32
-    assert resolved["optimizer"]["lr"] == 0.004
+    assert resolved["optimizer"]["lr"] == 0.002
     assert resolved["parallel"]["tp"] == 1
     assert yaml.safe_load((folder / "starts" / "001.yaml").read_text())["config"] == resolved
 

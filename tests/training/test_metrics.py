@@ -91,7 +91,7 @@ def test_the_gradient_norm_is_the_one_before_clipping(tmp_path: Path, one_step: 
 def test_the_learning_rate_is_that_of_the_step_taken(whole_run: Path) -> None:
     schedule = ScheduleConfig(kind=ScheduleKind.cosine, total_steps=20, warmup_steps=2, final_fraction=0.1)
     for record in metrics(whole_run):
-        assert record["learning_rate"] == learning_rate(int(record["step"]), 0.004, schedule)
+        assert record["learning_rate"] == learning_rate(int(record["step"]), 0.002, schedule)
 
 
 @pytest.mark.parametrize(

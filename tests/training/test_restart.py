@@ -77,7 +77,7 @@ def test_layout_micro_batch_and_learning_rate_may_change_and_are_logged(tmp_path
         "parallel.tp": {"was": 1, "is": 2},
         "training.steps": {"was": 5, "is": 6},
         "training.micro_batch_size": {"was": 1, "is": 2},
-        "optimizer.lr": {"was": 0.004, "is": 0.001},
+        "optimizer.lr": {"was": 0.002, "is": 0.001},
     }
     assert second["layout"].startswith("2 ranks")
     same_step = metrics(whole_run)[5]
