@@ -1,7 +1,7 @@
 # Everything a person runs. Each target sets up what it needs; what is there already is reused.
 #     make train NPROC=2          make test PYTHON=python3.12
 PYTHON ?= python3
-NPROC ?= 4
+NPROC ?=
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python
@@ -23,8 +23,8 @@ setup: $(INSTALLED) ## make .venv with the pinned requirements (every other targ
 data: $(INSTALLED) ## build the demo corpus and its tokenizer from this machine's own text, in data/demo
 	@$(RUN) -m gpt4moe.demo.corpus --out data/demo
 
-train: data ## train the tiny mixture of experts on NPROC=4 processes, resume it, report (minutes)
-	@$(RUN) -m gpt4moe.demo.story --nproc $(NPROC)
+train: data ## train the tiny mixture of experts, NPROC=1, 2, 4 (default) or 8; resume it, report (minutes)
+	@$(RUN) -m gpt4moe.demo.story $(if $(NPROC),--nproc $(NPROC))
 
 test: lint ## lint, then every test but the long Slurm ones
 	@$(RUN) -m pytest

@@ -37,11 +37,11 @@ _STEPS_PAST_CHECKPOINT = 4
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.story", description=__doc__.splitlines()[0])
-    parser.add_argument("--nproc", type=int, default=4, help="processes: 1, 2, 4 or 8 (default 4)")
+    parser.add_argument("--nproc", type=int, help="processes: 1, 2, 4 or 8 (default: one a GPU, without GPUs 4)")
     parser.add_argument("overrides", nargs="*", help="more Hydra overrides, e.g. training.steps=20")
     options = parser.parse_args(arguments)
     try:
-        return tell(options.nproc, options.overrides)
+        return tell(options.nproc or _default_processes(), options.overrides)
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
@@ -70,6 +70,14 @@ def tell(num_processes: int, more: list[str]) -> int:
     if before and not _same_losses(before, folder, console):
         return 1
     return print_summary(folder, run, console)
+
+
+def _default_processes() -> int:
+    """Four on CPUs; with GPUs, as many as have one each and a layout."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    return max(number for number in LAYOUTS if number <= num_gpus) if num_gpus else 4
 
 
 def _command(num_processes: int, overrides: list[str]) -> list[str]:

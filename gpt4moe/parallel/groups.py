@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from gpt4moe.errors import LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 
@@ -64,7 +65,7 @@ def world(environment: Environment) -> Iterator[torch.device]:
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
     if torch.cuda.is_available():
-        device, backend = torch.device("cuda", environment.local_rank % torch.cuda.device_count()), "nccl"
+        device, backend = torch.device("cuda", _gpu_index(environment, torch.cuda.device_count())), "nccl"
         torch.cuda.set_device(device)
         # Megatron's overlap of tensor-parallel communication relies on one hardware queue.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -86,3 +87,16 @@ def world(environment: Environment) -> Iterator[torch.device]:
 
             megatron_state.stop()
             distributed.destroy_process_group()
+
+
+def _gpu_index(environment: Environment, num_gpus: int) -> int:
+    """This rank's GPU among those it sees. srun may bind one to each task, which then sees that one alone.
+
+    Raises: LaunchError when torchrun started more ranks on a node than it has GPUs.
+    """
+    if environment.source == "torchrun" and environment.local_rank >= num_gpus:
+        raise LaunchError(
+            f"Rank {environment.local_rank} of this node has no GPU of its own: the node has {num_gpus}.",
+            f"Start at most {num_gpus} ranks a node, or hide the GPUs to train on CPUs: CUDA_VISIBLE_DEVICES= .",
+        )
+    return environment.local_rank % num_gpus
