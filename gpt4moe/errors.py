@@ -28,6 +28,10 @@ class CheckpointError(Gpt4MoeError):
     """A checkpoint that is absent, incomplete or of another run."""
 
 
+class ConversionError(Gpt4MoeError):
+    """A folder that cannot be read, or a model that the other format cannot say."""
+
+
 class LaunchError(Gpt4MoeError):
     """Ranks, run folder or machine not as the run needs them."""
 
