@@ -45,6 +45,11 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
         raw = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error) from error
+    except AssertionError as error:  # what OmegaConf raises where a value is set below a null
+        raise ConfigError(
+            "An override sets a key of a group that is null here (model.moe of a dense model?).",
+            "Choose a model that has the group, or leave the key out.",
+        ) from error
     assert isinstance(raw, dict)
     return config_from_dict({str(key): value for key, value in raw.items()})
 

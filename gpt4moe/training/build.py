@@ -1,6 +1,8 @@
 """A checked RunConfig and a live world -> everything one start of a run needs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gpt4moe.checkpoint.reader import CheckpointReader
@@ -39,6 +41,9 @@ def build_trainer(run: RunConfig, groups: ProcessGroups) -> Trainer:
     chunks = build_model(run, groups)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     state = _resume(run, groups, folder, data, engine)
+    with agreed(groups), _writable(folder):
+        if groups.is_first_rank:
+            folder.record_start(run, layout=groups.layout.describe(), first_step=state.step + 1)
     context = TrainingContext(
         run=run, groups=groups, folder=folder, data=data, engine=engine, runner=StepRunner(run, engine, groups),
         state=state,
@@ -54,19 +59,24 @@ def build_callbacks() -> list[Callback]:
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:
     """The run folder, locked and frozen by the first rank; every rank learns whether that went well."""
     folder = RunFolder.of(run)
-    with agreed(groups):
+    with agreed(groups), _writable(folder):
         if groups.is_first_rank:
-            try:
-                folder.acquire()
-                folder.check_identity(run, data.identity)
-                done = committed_steps(folder.checkpoints)[-1:] or [0]
-                folder.freeze(run, data.identity, layout=groups.layout.describe(), first_step=done[0] + 1)
-            except OSError as error:
-                raise LaunchError(
-                    f"The run folder {folder.path} cannot be written: {error.strerror}.",
-                    "Set run.root to a folder with room that you may write to.",
-                ) from error
+            folder.acquire()
+            folder.check_identity(run, data.identity)
+            folder.freeze(run, data.identity)
     return folder
+
+
+@contextmanager
+def _writable(folder: RunFolder) -> Iterator[None]:
+    """Around writing into the run folder. Raises: LaunchError when the system does not let us."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"The run folder {folder.path} cannot be written: {error.strerror}.",
+            "Set run.root to a folder with room that you may write to.",
+        ) from error
 
 
 def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine) -> TrainState:

@@ -80,12 +80,15 @@ class RunFolder:
             return
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
 
-    def freeze(self, run: RunConfig, data_identity: dict[str, str], *, layout: str, first_step: int) -> None:
-        """Writes the first start's config and identity, and the record of this start. Rank 0 only, lock held."""
+    def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
+        """Writes the first start's config and identity; later starts change nothing. Rank 0 only, lock held."""
         if not (self.path / "identity.json").exists():
             _write(self.path / "resolved.yaml", config_to_yaml(run))
             identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
             _write(self.path / "identity.json", json.dumps(identity, indent=1))
+
+    def record_start(self, run: RunConfig, *, layout: str, first_step: int) -> None:
+        """Writes the record of this start. Rank 0 only, lock held, after freeze."""
         starts = self.path / "starts"
         starts.mkdir(exist_ok=True)
         number = len(list(starts.glob("*.yaml"))) + 1

@@ -142,3 +142,22 @@ def test_values_come_out_typed() -> None:
 def test_two_loads_do_not_see_each_other() -> None:
     load_run_config([*TINY, "parallel.tp=2"])
     assert load_run_config(TINY).parallel.tp == 1
+
+
+def test_a_key_below_a_null_group_is_refused() -> None:
+    with pytest.raises(ConfigError, match="null here"):
+        load_run_config(["+experiment=tiny", "run.name=x", "model=dense_tiny", "model.moe.num_experts=4"])
+
+
+def test_an_entry_that_a_dictionary_does_not_have_yet_says_how_to_add_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(["+experiment=tiny", "run.name=x", "data.sources.web=0.5"])
+    assert "++data.sources.web=VALUE" in caught.value.cure
+    run = load_run_config(["+experiment=tiny", "run.name=x", "++data.sources.web=0.5"])
+    assert run.data.sources == {"web": 0.5}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_a_learning_rate_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.lr"):
+        load_run_config(["+experiment=tiny", "run.name=x", f"optimizer.lr={value}"])
