@@ -38,7 +38,7 @@ class CheckpointReader(CheckpointIndex):
             target = out[part.start - start :][: prod(part.shape)].view(part.shape)
             low = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
             for where, values in self.read_box(name, low, part.shape):
-                target[where] = torch.from_numpy(values.copy())
+                target[where] = torch.from_numpy(values)
                 filled += values.size
         if filled != end - start:
             raise CheckpointError(

@@ -73,8 +73,8 @@ class Saver:
     def poll(self, groups: ProcessGroups) -> None:
         """Takes note of the end of the save under way, when all ranks are done. Collective while one is under way.
 
-        Raises: Gpt4MoeError on every rank, with the failing one's words, when any could not save; the folder is
-            removed then, and earlier checkpoints are untouched.
+        Raises: Gpt4MoeError on every rank, with the failing one's words, when any could not save; what it wrote is
+            removed then, unless it was committed; earlier checkpoints are untouched.
         """
         if self.save is None:
             return
@@ -88,7 +88,7 @@ class Saver:
             self.save = None
             save.abandon()
             distributed.barrier()  # nobody writes into the folder any more
-            if groups.is_first_rank:
+            if groups.is_first_rank and not (folder / NAME).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         distributed.all_reduce(unfinished, op=distributed.ReduceOp.MAX)
