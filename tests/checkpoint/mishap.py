@@ -36,7 +36,8 @@ class Mishap:
 
 def train_with(mishaps: tuple[Mishap, ...], folder: Path, *overrides: str, ranks: int = 1) -> list[Ended]:
     """tests.training.command.train with mishaps."""
-    arguments = [*SMALL, f"run.root={folder.parent}", f"run.name={folder.name}", *overrides]
+    place = (f"run.root={folder.parent}", f"run.name={folder.name}")
+    arguments = [*SMALL, "checkpoint.asynchronous=true", *place, *overrides]
     return run_ranks(ranks, _rank, arguments, mishaps)
 
 
