@@ -5,16 +5,18 @@ from dataclasses import dataclass, field
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.data import DataConfig
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.optimizer import EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.training import (
     CheckpointConfig,
+    ExpertKernel,
     KernelsConfig,
     RunSection,
     StageConfig,
     TrackingConfig,
     TrainingConfig,
 )
+from gpt4moe.errors import ConfigError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,3 +45,9 @@ class RunConfig:
             self.checkpoint,
         ):  # fmt: skip
             group.validate()
+        if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:
+            raise ConfigError(
+                f"kernels.experts=grouped_mm with precision.dtype={self.precision.dtype.value}: on GPUs torch has the "
+                "grouped product in bf16 only.",
+                "Set precision=bf16, or kernels.experts=auto.",
+            )

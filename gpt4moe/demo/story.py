@@ -18,6 +18,8 @@ import psutil
 import yaml
 from rich.console import Console
 
+from gpt4moe.checkpoint.manifest import NAME as MANIFEST
+from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
@@ -101,10 +103,11 @@ def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: 
     every = run.checkpoint.every or run.training.steps
     checkpoint = max(every, run.training.steps // 2 // every * every)
     wanted = min(checkpoint + _STEPS_PAST_CHECKPOINT, run.training.steps - 1)
+    saved = step_folder(folder / "checkpoints", checkpoint) / MANIFEST  # saving goes on in the background
     process = subprocess.Popen(command, env=_environment())
     try:
         losses: dict[int, float] = {}
-        while process.poll() is None and max(losses, default=0) < wanted:
+        while process.poll() is None and (max(losses, default=0) < wanted or not saved.exists()):
             time.sleep(0.05)
             losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
     finally:

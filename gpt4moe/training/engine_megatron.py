@@ -5,6 +5,7 @@ The loss already carries every scale (training.step), so gradients are summed, n
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,10 +126,37 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
         bucket_size=run.engine.bucket_size,
     )
     # disable_bucketing coalesces all-gathers of several dtypes, which gloo corrupts silently: off for every chunk.
-    return [
+    wrapped = [
         DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=False, pg_collection=groups.megatron)
         for chunk in chunks
     ]
+    for chunk in wrapped:
+        _skip_groups_of_one(chunk)
+    return wrapped
+
+
+class _Done:
+    """A collective that has ended."""
+
+    def wait(self) -> None: ...
+
+
+def _skip_groups_of_one(chunk: Any) -> None:
+    """No reduce-scatter or all-gather where one rank is the whole group: gloo copies the buffers even then, 4% of a
+    tiny step (megatron-core 0.16.1)."""
+    for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+        if group.intra_distributed_optimizer_instance_size == 1:
+            group.start_grad_sync = partial(_gradients_are_whole, group)
+            group.start_param_sync = partial(_weights_are_whole, group)
+
+
+def _gradients_are_whole(group: Any, force_all_reduce: bool = False) -> None:
+    assert all(bucket.gradient_scaling_factor == 1.0 for bucket in group.buckets)
+    group.grad_reduce_handle = _Done() if group.ddp_config.overlap_grad_reduce else None
+
+
+def _weights_are_whole(group: Any, force_sync: bool = False) -> None:
+    group.param_gather_dispatched = True
 
 
 def _optimizer_config(run: RunConfig) -> MegatronOptimizerConfig:

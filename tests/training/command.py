@@ -23,7 +23,7 @@ SMALL = (
     "model.vocab_size=256", "model.moe.num_experts=4", "model.moe.ffn_hidden_size=32", "training.steps=6",
     f"training.global_batch_size={BATCH}", "training.micro_batch_size=1", "training.eval_every=0",
     "training.eval_samples=8", "optimizer.lr=0.002", "schedule.warmup_steps=2",
-    "schedule.total_steps=20", "tracking.wandb=disabled",
+    "schedule.total_steps=20", "tracking.wandb=disabled", "checkpoint.asynchronous=false",
 )  # fmt: skip
 
 
