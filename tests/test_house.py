@@ -22,7 +22,8 @@ STOREYS = {
 NARROW = {
     "errors": set(), "planner": {"parallel"}, "data": {"parallel"}, "model": {"moe", "vision", "parallel"},
     "checkpoint": {"parallel"}, "resilience": {"parallel"}, "telemetry": {"planner"},
-    "inference": {"model", "checkpoint", "parallel", "data"}, "convert": {"checkpoint", "model"},
+    "inference": {"model", "checkpoint", "parallel", "data"},
+    "convert": {"model", "checkpoint", "parallel", "data"},
     "launch": {"planner", "parallel", "data", "checkpoint"},
 }  # fmt: skip
 EMBASSIES = {

@@ -1,0 +1,17 @@
+"""Room `convert`, storey 5: names and shapes to and from other formats. May import the storeys below
+(data, model: names and places of files), never torch.distributed.
+
+logical.py            a model's logical tensors, from its configuration
+rules.py              links: how a tensor of theirs lies in one of ours
+tables.py             names, ours and Hugging Face's
+architectures.py      ModelConfig <-> config.json; what is refused
+safetensors_file.py   any float type: read, cast, streamed out
+weights.py            Weights: boxes of logical tensors from any folder
+huggingface.py        ours -> Hugging Face; such a folder as Weights
+from_huggingface.py   Hugging Face -> ours; dense ones upcycled
+inference_layout.py   one file a rank, tp x pp
+verify.py             two folders, tensor by tensor; logits
+model_files.py        tokenizer, generation settings, model card
+publish.py            OUT.partial, renamed at the end
+progress.py           bytes and GB/s on stderr
+"""

@@ -1,0 +1,191 @@
+"""Hugging Face folders: ours to one (to_huggingface), and one as Weights (open_huggingface). No torch.
+
+masters, fp32 --links--> per target: boxes of ours, in its C order --> cast --> shards of at most N bytes
+"""
+
+import json
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.convert.architectures import export_notes, from_config, hf_table, to_config
+from gpt4moe.convert.model_files import model_card, tokenizer_files
+from gpt4moe.convert.progress import progress_bar
+from gpt4moe.convert.publish import published, refuse_existing
+from gpt4moe.convert.rules import Link, Row, is_copy, links, require_whole
+from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor
+from gpt4moe.convert.tables import LLAMA, MIXTRAL, MIXTRAL_FUSED
+from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
+from gpt4moe.errors import ConversionError
+
+DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
+"""Choice -> (safetensors' word, torch's)."""
+_INDEX = "model.safetensors.index.json"
+
+Answer = dict[str, Any]
+
+
+def to_huggingface(
+    checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
+    tokenizer: Path | None = None, licence: str = "apache-2.0", dry_run: bool = False,
+) -> Answer:  # fmt: skip
+    """Exports a checkpoint as a Mixtral (or, without experts, a Llama); with `dry_run` only says what would be written.
+
+    Raises: ConversionError when the model cannot be said, or `out` exists or cannot be written; CheckpointError.
+    """
+    if not dry_run:
+        refuse_existing(out)
+    source = CheckpointWeights(checkpoint)
+    code, torch_name = DTYPES[dtype]
+    all_links = list(links(hf_table(source.model), source.shapes, source.model))
+    require_whole(all_links, source.shapes)
+    manifest = source.index.manifest
+    files, eos_id = tokenizer_files(source.folder, manifest, source.run, tokenizer)
+    config = to_config(source.model, dtype=torch_name, eos_id=eos_id)
+    notes = export_notes(source.model)
+    files["README.md"] = model_card(manifest, source.run, dtype=torch_name, licence=licence, notes=notes)
+    shards = _packed(all_links, BYTES[code], max_shard_bytes)
+    sizes = {name: sum(prod(link.shape) for link in part) * BYTES[code] for name, part in shards.items()}
+    total = sum(sizes.values())
+    answer = {
+        "out": str(out), "architecture": config["architectures"][0], "dtype": torch_name,
+        "tensors": len(all_links), "parameters": total // BYTES[code], "size_bytes": total,
+        "files": [{"name": name, "size_bytes": size} for name, size in sizes.items()], "notes": notes,
+    }  # fmt: skip
+    if dry_run:
+        return answer
+    sha = [block for entry in manifest.files for block in entry.block_hashes]
+    plan = json.dumps(["to-hf", config, list(files.values()), {name: len(part) for name, part in shards.items()}, sha])
+    with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
+        for name, part in shards.items():
+            tensors = [_new(link, source) for link in part]
+            draft.tensors(name, tensors, dtype=code, metadata={"format": "pt"}, advance=advance)
+        if len(shards) > 1:
+            weight_map = {link.theirs: name for name, part in shards.items() for link in part}
+            draft.json(_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        draft.json("config.json", config)
+        for name, text in files.items():
+            draft.text(name, text)
+    return answer
+
+
+def _new(link: Link, source: CheckpointWeights) -> NewTensor:
+    return NewTensor(link.theirs, link.shape, lambda: source.values(link.ours, link.boxes))
+
+
+def _packed(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, list[Link]]:
+    """File name -> its tensors, in order; a file is over the limit only when a single tensor is."""
+    parts: list[list[Link]] = [[]]
+    room = limit
+    for link in all_links:
+        size = prod(link.shape) * item_bytes
+        if size > room and parts[-1]:
+            parts.append([])
+            room = limit
+        parts[-1].append(link)
+        room -= size
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
+
+
+def open_huggingface(folder: Path) -> FolderWeights:
+    """A Mixtral, Llama or Mistral folder; per-expert or fused names.
+
+    Raises: ConversionError when it is damaged, of another architecture, or its tensors are not its config's.
+    """
+    config = read_config(folder)
+    model = from_config(config, folder.resolve().name)
+    model.validate()
+    tensors = stored_tensors(folder)
+    is_fused = any(name.endswith("mlp.experts.gate_up_proj") for name in tensors[0])
+    table = LLAMA if model.moe is None else MIXTRAL_FUSED if is_fused else MIXTRAL
+    dtypes = Counter(tensor.dtype for tensor in tensors[0].values())
+    weights = FolderWeights(folder, model, dtypes.most_common(1)[0][0] if dtypes else "F32")
+    weights.files.update(tensors[2])
+    add_pieces(weights, table, tensors[0], tensors[1])
+    return weights
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises: ConversionError when it is missing or no JSON."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(config, dict)
+        return config
+    except (OSError, ValueError, AssertionError) as error:
+        what = "is missing" if not path.exists() else "is no JSON object"
+        raise ConversionError(f"{path} {what}.", "Give a folder in Hugging Face format.") from error
+
+
+def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, RawFile]]:
+    """Every tensor of a folder's safetensors files, the file each lies in, and the files, headers checked."""
+    index = folder / _INDEX
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConversionError(f"{index} is damaged.", "Copy or download it again.") from error
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise ConversionError(
+            f"{folder} lacks {missing[0] if missing else 'safetensors files'}.",
+            "Copy or download the folder again, in safetensors (other formats can run code).",
+        )
+    files = {name: RawFile(folder / name) for name in names}
+    tensors: dict[str, StoredTensor] = {}
+    places: dict[str, str] = {}
+    for name, file in files.items():
+        for key, tensor in file.tensors.items():
+            if key in tensors:
+                raise ConversionError(f"{folder} has {key} in two files.", "Copy or download the folder again.")
+            tensors[key], places[key] = tensor, name
+    return tensors, places, files
+
+
+def add_pieces(
+    weights: FolderWeights, table: tuple[Row, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
+) -> None:
+    """Finds every box of ours in the tensors of theirs.
+
+    Raises: ConversionError for a tensor that is missing, unknown or of another shape.
+    """
+    known = {row.ours for row in table}
+    covered = {name: shape for name, shape in weights.shapes.items() if _template(name) in known}
+    left = dict(tensors)
+    for link in links(table, covered, weights.model):
+        tensor = left.pop(link.theirs, None)
+        if tensor is None:
+            raise ConversionError(
+                f"{weights.folder} has no tensor {link.theirs}.", "It is incomplete, or not of its config.json."
+            )
+        if tensor.shape != link.shape:
+            raise ConversionError(
+                f"{weights.folder}: {link.theirs} is {list(tensor.shape)}, config.json says {list(link.shape)}.",
+                "The files and config.json do not belong together.",
+            )
+        start = tensor.start
+        for offset, shape in link.boxes:
+            piece = TypedPiece(places[link.theirs], offset, shape, start, tensor.dtype)
+            weights.pieces[link.ours].append(piece)
+            start += 0 if is_copy(link) else prod(shape) * BYTES[tensor.dtype]
+    unknown = [name for name in left if not _means_nothing(name, weights)]
+    if unknown:
+        raise ConversionError(
+            f"{weights.folder} has {len(unknown)} tensors of unknown meaning, e.g. {unknown[0]}.",
+            "Only plain Mixtral, Llama and Mistral models convert, without adapters or quantisation.",
+        )
+
+
+def _template(name: str) -> str:
+    prefix, _, rest = name.partition(".layers.")
+    return f"{prefix}.layers.{{layer}}.{rest.partition('.')[2]}" if rest else name
+
+
+def _means_nothing(name: str, weights: FolderWeights) -> bool:
+    """Old Llama files hold the rotary angles; some folders repeat a tied embedding."""
+    return name.endswith("rotary_emb.inv_freq") or (weights.model.tied_embeddings and name == "lm_head.weight")

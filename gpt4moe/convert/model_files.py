@@ -1,0 +1,103 @@
+"""What lies beside the weights in a Hugging Face folder: tokenizer, generation settings, model card. No torch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import tokenizer_path
+from gpt4moe.data.manifest import file_sha256
+from gpt4moe.data.tokenizer import EOS_TOKEN, load_tokenizer
+from gpt4moe.errors import ConversionError, DataError
+
+Files = dict[str, str]
+"""Name -> text."""
+
+TOKENIZER_FOLDER = "tokenizer"
+"""In a step folder that from-hf made: the source's own tokenizer files."""
+KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Path | None) -> tuple[Files, int | None]:
+    """The tokenizer's files, generation_config.json, and the id that ends a text.
+
+    Nothing for a run on synthetic tokens.
+
+    Args:
+        given: a tokenizer.json to take instead of the one that the run's configuration names.
+    Raises: ConversionError when it is gone or not the run's.
+    """
+    kept = folder / TOKENIZER_FOLDER
+    if given is None and kept.is_dir():
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(kept.iterdir())}
+        settings = json.loads(files.get("generation_config.json", "{}"))
+        eos = settings.get("eos_token_id")
+        return files, eos[0] if isinstance(eos, list) else eos
+    try:
+        path = given or tokenizer_path(run)
+        if path is None:
+            return {"generation_config.json": _json(_generation(None))}, None
+        tokenizer = load_tokenizer(path)
+    except DataError as error:
+        raise ConversionError(error.cause, "Give the run's tokenizer.json with --tokenizer.") from error
+    wanted = manifest.identity.get("tokenizer")
+    if wanted not in (None, "none") and file_sha256(path) != wanted:
+        raise ConversionError(f"{path} is not the run's tokenizer.", "Give the run's own with --tokenizer.")
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise ConversionError(
+            f"{path} has {tokenizer.vocab_size} tokens, model.vocab_size={run.model.vocab_size}.",
+            "Give the run's own with --tokenizer.",
+        )
+    return {
+        "tokenizer.json": path.read_text(encoding="utf-8"),
+        "tokenizer_config.json": _json(_tokenizer_config(run.model)),
+        "special_tokens_map.json": _json({"eos_token": EOS_TOKEN, "pad_token": EOS_TOKEN}),
+        "generation_config.json": _json(_generation(tokenizer.eos_id)),
+    }, tokenizer.eos_id
+
+
+def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.seq_length,
+        "eos_token": EOS_TOKEN,
+        "pad_token": EOS_TOKEN,  # no token of its own: a batch is padded with the end of text and masked
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+
+
+def _generation(eos_id: int | None) -> dict[str, Any]:
+    return {"_from_model_config": True, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": eos_id}
+
+
+def model_card(manifest: Manifest, run: RunConfig, *, dtype: str, licence: str, notes: list[str]) -> str:
+    """README.md: licence, source run, shape, data."""
+    model, moe = run.model, run.model.moe
+    experts = f"{moe.num_experts} experts of {moe.ffn_hidden_size}, top {moe.top_k}" if moe else "dense"
+    sources = ", ".join(f"{name} ({count} samples)" for name, count in manifest.consumed_per_source.items())
+    facts = {
+        "Model": model.name,
+        "Run": f"{run.run.name} ({manifest.run_id})",
+        "Step": manifest.step,
+        "Samples": f"{manifest.consumed_samples} of {model.seq_length} tokens",
+        "Data": sources or "not recorded",
+        "Layers": f"{model.num_layers}, hidden {model.hidden_size}, {experts}",
+        "Attention": f"{model.num_attention_heads} heads, {model.query_groups} groups of keys and values",
+        "Vocabulary": model.vocab_size,
+        "Weights": f"{dtype}, from the fp32 master weights",
+        "Config": hashlib.sha256(json.dumps(manifest.config, sort_keys=True).encode()).hexdigest()[:16],
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in facts.items())
+    remarks = "".join(f"\n{note}\n" for note in notes)
+    return (
+        f"---\nlicense: {licence}\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+        f"# {model.name}\n\nTrained and exported with gpt4moe.\n\n| | |\n|---|---|\n{table}{remarks}"
+    )
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,121 @@
+"""A folder appears whole or not at all: everything is written into OUT.partial, which is renamed at the end.
+
+A kill leaves OUT.partial with the files that were finished; the same conversion goes on from there. No torch.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt4moe.checkpoint.manifest import sync_folder
+from gpt4moe.checkpoint.storage import FileEntry
+from gpt4moe.convert.progress import Advance
+from gpt4moe.convert.safetensors_file import NewTensor, write_stream
+from gpt4moe.errors import ConversionError, Gpt4MoeError
+
+_PLAN = ".plan"
+_LOCK = ".lock"
+_DONE = ".done.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The folder while it is written."""
+
+    folder: Path
+
+    def tensors(
+        self, name: str, tensors: list[NewTensor], *, dtype: str, metadata: dict[str, str], advance: Advance
+    ) -> FileEntry:
+        """Writes a safetensors file, unless an earlier start finished it."""
+        note = self.folder / (name + _DONE)
+        if note.exists():
+            advance(sum(tensor.size_bytes(dtype) for tensor in tensors))
+            return FileEntry(**json.loads(note.read_text()))
+        entry = write_stream(self.folder / name, tensors, dtype, metadata, advance)
+        temporary = self.folder / f"{name}.tmp"
+        temporary.write_text(json.dumps(dataclasses.asdict(entry)))
+        os.replace(temporary, note)
+        return entry
+
+    def text(self, name: str, text: str) -> None:
+        with (self.folder / name).open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def json(self, name: str, content: object) -> None:
+        self.text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def published(out: Path, plan: str, size_bytes: int) -> Iterator[Draft]:
+    """The draft of `out`; at the end it becomes `out`, and after an error it is gone.
+
+    Args:
+        plan: says what is converted how; a draft of another plan is begun anew.
+        size_bytes: of everything, to find a disk too small before writing.
+    Raises: ConversionError when `out` exists, cannot be written, or the disk is full.
+    """
+    refuse_existing(out)
+    folder = out.with_name(out.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _LOCK).open("w") as lock:
+            _take(lock.fileno(), folder)
+            _begin(folder, plan, size_bytes)
+            draft = Draft(folder)
+            yield draft
+            for extra in [folder / _PLAN, folder / _LOCK, *folder.glob("*" + _DONE), *folder.glob("*.tmp")]:
+                extra.unlink(missing_ok=True)
+            sync_folder(folder)
+            refuse_existing(out)
+            os.rename(folder, out)
+            sync_folder(out.parent)
+    except _Busy as error:
+        raise ConversionError(f"{folder} is being written by another process.", "Wait for it to end.") from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ConversionError(
+            f"{out} cannot be written: {error.strerror or error}.", "Make room, or choose another folder for OUT."
+        ) from error
+    except Gpt4MoeError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise ConversionError(f"{out} exists already.", "Move it away or choose another folder for OUT.")
+
+
+class _Busy(Exception):
+    pass
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise _Busy(str(folder)) from error
+
+
+def _begin(folder: Path, plan: str, size_bytes: int) -> None:
+    note = folder / _PLAN
+    if not note.exists() or note.read_text() != plan:
+        for path in folder.iterdir():
+            if path.name != _LOCK:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        free = shutil.disk_usage(folder).free
+        if size_bytes > free:
+            raise ConversionError(
+                f"{folder.parent} has {free / 1e9:.3g} GB free, the conversion writes {size_bytes / 1e9:.3g} GB.",
+                "Make room, or choose another folder for OUT.",
+            )
+        note.write_text(plan)

@@ -1,0 +1,132 @@
+"""Invertible rules: how a tensor of another format lies in a logical tensor of ours. No torch.
+
+    theirs  model.layers.3.self_attn.q_proj.weight  [N*D, H]   elements in C order = the elements of these boxes,
+    ours    decoder.layers.3.self_attention.linear_qkv.weight  one after the other
+
+A table of rows (name of ours, rule, name of theirs) makes links. One link is read both ways: a target is written from
+its boxes, and a box of ours is a contiguous range of theirs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+from gpt4moe.checkpoint.cover import cover_problem
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.convert.logical import Box, Shape
+from gpt4moe.errors import ConversionError
+
+Parts = Iterator[tuple[dict[str, object], Shape, list[Box]]]
+"""(what fills the placeholders of their name, their shape, the boxes of ours)"""
+Rule = Callable[[Shape, ModelConfig], Parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table; `{layer}` stands for the number of a layer, other placeholders are the rule's."""
+
+    ours: str
+    rule: Rule
+    theirs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A tensor of theirs and the boxes of ours whose elements it holds, in its C order."""
+
+    ours: str
+    theirs: str
+    shape: Shape
+    boxes: list[Box]
+
+
+def links(table: tuple[Row, ...], shapes: dict[str, Shape], model: ModelConfig) -> Iterator[Link]:
+    """Every tensor of theirs, in the order of `shapes` (ours)."""
+    rows = {row.ours: row for row in table}
+    for name, shape in shapes.items():
+        prefix, _, rest = name.partition(".layers.")
+        layer, _, suffix = rest.partition(".")
+        row = rows[f"{prefix}.layers.{{layer}}.{suffix}" if rest else name]
+        for fields, their_shape, boxes in row.rule(shape, model):
+            yield Link(name, row.theirs.format(layer=layer, **fields), their_shape, boxes)
+
+
+def require_whole(all_links: list[Link], shapes: dict[str, Shape]) -> None:
+    """Before anything is written: every element of ours is in exactly one target, no target is named twice.
+
+    Raises: ConversionError when the table leaves out, doubles or invents something.
+    """
+    boxes: dict[str, list[Box]] = {name: [] for name in shapes}
+    for link in all_links:
+        boxes[link.ours] += link.boxes
+    problems = [f"{name}: {wrong}" for name in shapes if (wrong := cover_problem(shapes[name], boxes[name]))]
+    if len({link.theirs for link in all_links}) < len(all_links):
+        problems.append("two tensors would have one name")
+    if problems:
+        raise ConversionError(problems[0] + ".", "This is a mistake in the program: please report it.")
+
+
+def whole(shape: Shape, model: ModelConfig) -> Parts:
+    """The same tensor."""
+    yield {}, shape, [_all_of(shape)]
+
+
+def qkv(shape: Shape, model: ModelConfig) -> Parts:
+    """`{part}` q, k, v. Our rows are, per query group, its query heads, its key, its value."""
+    per_group = model.num_attention_heads // model.query_groups
+    for part, first, heads in (("q", 0, per_group), ("k", per_group, 1), ("v", per_group + 1, 1)):
+        boxes: list[Box] = [
+            (((group * (per_group + 2) + first) * model.head_dim, 0), (heads * model.head_dim, shape[1]))
+            for group in range(model.query_groups)
+        ]
+        yield {"part": part}, (model.query_groups * heads * model.head_dim, shape[1]), boxes
+
+
+def gate_up_of_experts(gate: str, up: str) -> Rule:
+    """`{expert}`, `{part}`: two matrices an expert."""
+
+    def rule(shape: Shape, model: ModelConfig) -> Parts:
+        for expert in range(shape[0]):
+            for index, part in enumerate((gate, up)):
+                box = ((expert, index, 0, 0), (1, 1, *shape[2:]))
+                yield {"expert": expert, "part": part}, shape[2:], [box]
+
+    return rule
+
+
+def one_of_experts(shape: Shape, model: ModelConfig) -> Parts:
+    """`{expert}`: one matrix an expert."""
+    for expert in range(shape[0]):
+        yield {"expert": expert}, shape[1:], [((expert, 0, 0), (1, *shape[1:]))]
+
+
+def fused_gate_up(shape: Shape, model: ModelConfig) -> Parts:
+    """[E, 2F, H], as transformers holds it in memory."""
+    yield {}, (shape[0], shape[1] * shape[2], shape[3]), [_all_of(shape)]
+
+
+def gate_up(shape: Shape, model: ModelConfig) -> Parts:
+    """`{part}` gate, up of a dense MLP, [2, F, H]."""
+    for index, part in enumerate(("gate", "up")):
+        yield {"part": part}, shape[1:], [((index, 0, 0), (1, *shape[1:]))]
+
+
+def copied_gate_up(shape: Shape, model: ModelConfig) -> Parts:
+    """`{part}` gate, up of a dense MLP that every expert starts from. Not invertible: boxes repeat the matrix."""
+    for index, part in enumerate(("gate", "up")):
+        boxes: list[Box] = [((expert, index, 0, 0), (1, 1, *shape[2:])) for expert in range(shape[0])]
+        yield {"part": part}, shape[2:], boxes
+
+
+def copied(shape: Shape, model: ModelConfig) -> Parts:
+    """A dense matrix that every expert starts from. Not invertible: boxes repeat the matrix."""
+    yield {}, shape[1:], [((expert, *(0,) * (len(shape) - 1)), (1, *shape[1:])) for expert in range(shape[0])]
+
+
+def is_copy(link: Link) -> bool:
+    """Whether the boxes repeat their tensor instead of sharing it out."""
+    return sum(prod(box[1]) for box in link.boxes) > prod(link.shape)
+
+
+def _all_of(shape: Shape) -> Box:
+    return (0,) * len(shape), shape

@@ -1,0 +1,172 @@
+"""Safetensors files of any float type: headers checked, ranges read as fp32, files streamed out. No torch."""
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.convert.logical import Shape
+from gpt4moe.errors import ConversionError
+
+BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_LARGEST_HEADER = 100_000_000  # the format's own limit
+_CAST_ELEMENTS = 2**18  # temporaries of a cast stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file; `start` is its first byte in the file's data."""
+
+    dtype: str
+    shape: Shape
+    start: int
+
+
+class RawFile:
+    """A file somebody else wrote, without hashes: its header is checked against its size and itself.
+
+    Raises: ConversionError when it is truncated, no safetensors file, or of a type that is no float.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.tensors, self.data_start = _read_header(path)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ConversionError(
+                f"{path} is truncated or no safetensors file ({error}).", "Copy or download the file again."
+            ) from error
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        """Bytes [start, end) of the data, uint8."""
+        data = np.fromfile(self.path, dtype=np.uint8, count=end - start, offset=self.data_start + start)
+        if data.size != end - start:
+            raise ConversionError(f"{self.path} has become shorter.", "Copy or download the file again.")
+        return data
+
+
+def _read_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+        if length > min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"its header should have {length} bytes, the file has {size}")
+        header = json.loads(file.read(length))
+    tensors, end = {}, 0
+    listed = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    for name, entry in sorted(listed, key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        if entry["dtype"] not in BYTES:
+            raise ValueError(f"{name} is of type {entry['dtype']}, only {', '.join(BYTES)} are read")
+        if start != end or stop - start != prod(entry["shape"]) * BYTES[entry["dtype"]]:
+            raise ValueError(f"{name} lies at bytes {start} to {stop}, which its shape or its neighbours contradict")
+        tensors[name], end = StoredTensor(entry["dtype"], tuple(entry["shape"]), start), stop
+    if 8 + length + end != size:
+        raise ValueError(f"its header lists {8 + length + end} bytes, the file has {size}")
+    return tensors, 8 + length
+
+
+def decoded(data: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 values of little-endian bytes."""
+    if dtype == "BF16":
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return data.view(np.float16).astype(np.float32) if dtype == "F16" else data.view(np.float32)
+
+
+def encoded(values: np.ndarray, dtype: str) -> memoryview:
+    """Bytes of flat fp32 values; bf16 rounds to nearest, ties to even, as torch does."""
+    return memoryview((rounded_bits(values) if dtype == "BF16" else values).data).cast("B")
+
+
+def rounded_bits(values: np.ndarray) -> np.ndarray:
+    """bf16 bit patterns, uint16, of flat contiguous fp32 values."""
+    out = np.empty(values.size, dtype=np.uint16)
+    for start in range(0, values.size, _CAST_ELEMENTS):
+        part = values[start : start + _CAST_ELEMENTS]
+        bits = part.view(np.uint32)
+        increment = bits >> 16
+        increment &= 1
+        increment += 0x7FFF
+        increment += bits
+        increment >>= 16
+        out[start : start + part.size] = increment
+        if np.isnan(part.max()):  # rounding up could turn a NaN into an infinity or a zero
+            where = np.isnan(part)
+            out[start : start + part.size][where] = (bits[where] >> 16) | 0x40
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time."""
+
+    key: str
+    shape: Shape
+    values: Callable[[], Iterator[np.ndarray]]
+
+    def size_bytes(self, dtype: str) -> int:
+        return prod(self.shape) * BYTES[dtype]
+
+
+def write_stream(
+    path: Path, tensors: list[NewTensor], dtype: str, metadata: dict[str, str], advance: Callable[[int], None]
+) -> FileEntry:
+    """Writes a file and syncs it; in memory is one part of a tensor.
+
+    Args:
+        advance: is told how many bytes were written since it was told last.
+    Returns: its size and block hashes.
+    """
+    header = _header(tensors, dtype, metadata)
+    size = sum(tensor.size_bytes(dtype) for tensor in tensors)
+    block_bytes = block_bytes_for(size)
+    hashes, current, room = [], xxhash.xxh3_64(), block_bytes
+    with path.open("wb") as file:
+        file.write(header)
+        for tensor in tensors:
+            left = tensor.size_bytes(dtype)
+            for values in tensor.values():
+                view = encoded(values, dtype)
+                left -= view.nbytes
+                file.write(view)
+                advance(view.nbytes)
+                while view.nbytes:
+                    part, view = view[:room], view[room:]
+                    current.update(part)
+                    room -= part.nbytes
+                    if not room:
+                        hashes.append(current.hexdigest())
+                        current, room = xxhash.xxh3_64(), block_bytes
+            assert left == 0, f"{tensor.key}: {left} bytes left"
+        file.flush()
+        os.fsync(file.fileno())
+    if room < block_bytes:
+        hashes.append(current.hexdigest())
+    return FileEntry(
+        name=path.name,
+        size=len(header) + size,
+        header_bytes=len(header),
+        header_hash=xxhash.xxh3_64_hexdigest(header),
+        block_bytes=block_bytes,
+        block_hashes=hashes,
+    )
+
+
+def _header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> bytes:
+    layout: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + tensor.size_bytes(dtype)
+        assert tensor.key not in layout, tensor.key
+        layout[tensor.key] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(layout).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

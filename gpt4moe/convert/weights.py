@@ -1,0 +1,137 @@
+"""Weights: one view of a model's weights, whatever folder holds them: boxes of logical tensors, read as fp32. No torch.
+
+checkpoint of ours   CheckpointWeights   this file
+Hugging Face folder  FolderWeights       huggingface.py finds the pieces
+inference folder     FolderWeights       inference_layout.py does
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from gpt4moe.checkpoint.index import CheckpointIndex, Where, runs
+from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.convert.logical import Box, Shape, logical_shapes
+from gpt4moe.convert.safetensors_file import BYTES, decoded
+from gpt4moe.errors import ConversionError
+from gpt4moe.parallel.shard import flat_rectangles
+
+CHUNK_ELEMENTS = 4 * 2**20  # 16 MiB of fp32 in memory at a time
+
+
+class Weights:
+    """Logical tensors by the names of model.parameters. `pieces` hold every element at least once."""
+
+    def __init__(self, folder: Path, model: ModelConfig, dtype: str):
+        self.folder, self.model, self.dtype = folder, model, dtype
+        self.shapes: dict[str, Shape] = logical_shapes(model)
+        self.pieces: dict[str, list[StoredPiece]] = {name: [] for name in self.shapes}
+
+    def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
+        """A box that is contiguous in the piece, fp32."""
+        raise NotImplementedError
+
+    def read_box(self, name: str, offset: Shape, shape: Shape) -> Iterator[tuple[Where, np.ndarray]]:
+        """What is stored of a box: (where in the box, values)."""
+        for piece in self.pieces[name]:
+            begin = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
+            end = [min(a + n, b + m) for a, n, b, m in zip(offset, shape, piece.offset, piece.shape, strict=True)]
+            if all(a < b for a, b in zip(begin, end, strict=True)):
+                for at, size in runs(piece, begin, end):
+                    where = tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
+                    yield where, self.read_run(piece, at, size)
+
+    def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]:
+        """The elements of the boxes, one box after the other in C order; flat fp32, CHUNK_ELEMENTS at a time.
+
+        Raises: CheckpointError or ConversionError when a part is damaged or missing.
+        """
+        for offset, shape in boxes:
+            total = prod(shape)
+            for start in range(0, total, CHUNK_ELEMENTS):
+                end = min(total, start + CHUNK_ELEMENTS)
+                chunk = np.empty(end - start, dtype=np.float32)
+                for part in flat_rectangles(start, end, shape):
+                    target = chunk[part.start - start :][: prod(part.shape)].reshape(part.shape)
+                    low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))
+                    self._fill(name, low, target)
+                yield chunk
+
+    def _fill(self, name: str, offset: Shape, target: np.ndarray) -> None:
+        filled = 0
+        for where, values in self.read_box(name, offset, target.shape):
+            target[where] = values
+            filled += values.size
+        if filled < target.size:
+            raise ConversionError(
+                f"{self.folder}: {target.size - filled} of {target.size} elements of {name} are missing.",
+                "Take another copy: this one is damaged.",
+            )
+
+
+class CheckpointWeights(Weights):
+    """The fp32 master weights of a checkpoint of ours; every block read is checked against its hash.
+
+    Args:
+        path: a step folder, or a run folder (its latest).
+    Raises: CheckpointError when there is none or it is damaged; ConversionError when its tensors are not its model's.
+    """
+
+    def __init__(self, path: Path):
+        self.index = CheckpointIndex(find_checkpoint(path))
+        self.run = config_from_dict(self.index.manifest.config)
+        super().__init__(self.index.folder, self.run.model, "F32")
+        prefix = f"{WEIGHT}/"
+        stored = {name.removeprefix(prefix) for name in self.index.shapes if name.startswith(prefix)}
+        for name in sorted(stored ^ self.shapes.keys()):
+            what = "has a tensor that its model has not" if name in stored else "lacks a tensor of its model"
+            raise ConversionError(
+                f"{self.folder} {what}: {name}.", "Only checkpoints of text models, with all their weights, convert."
+            )
+        for name, shape in self.shapes.items():
+            if self.index.shape(prefix + name) != shape:
+                raise ConversionError(
+                    f"{self.folder}: {name} is {list(self.index.shape(prefix + name))}, its model says {list(shape)}.",
+                    "The checkpoint and its manifest do not belong together: take another one.",
+                )
+            self.pieces[name] = self.index.pieces[prefix + name]
+
+    def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
+        return self.index.read_run(piece, at, size)
+
+
+class BytesReader(Protocol):
+    """A file whose data can be read by ranges: RawFile, storage.VerifiedFile."""
+
+    def read(self, start: int, end: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TypedPiece(StoredPiece):
+    """A piece in a file of mixed types."""
+
+    dtype: str
+
+
+class FolderWeights(Weights):
+    """Weights in files that are not a checkpoint of ours; who makes one fills `files` and `pieces` (TypedPiece)."""
+
+    def __init__(self, folder: Path, model: ModelConfig, dtype: str):
+        super().__init__(folder, model, dtype)
+        self.files: dict[str, BytesReader] = {}
+
+    def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
+        assert isinstance(piece, TypedPiece)
+        place = sum(
+            (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
+        )
+        item = BYTES[piece.dtype]
+        start = piece.start + place * item
+        return decoded(self.files[piece.file].read(start, start + prod(size) * item), piece.dtype).reshape(size)

@@ -1,0 +1,43 @@
+"""Checkpoints that the conversion tests read; nobody writes into them."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.data.preprocess import SourceText, write_data_folder
+from gpt4moe.data.tokenizer import train_tokenizer
+from tests.training.command import train
+
+# Grouped-query attention, and weights large enough that a wrong row shows in the logits.
+SHAPE = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.1", "training.steps=3")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of one source with a vocabulary of 300."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
+    train_tokenizer(texts, vocab_size=300).backend.save(str(folder / "tokenizer.json"))
+    source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
+    write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The run folder of three steps on text, on two ranks: tensor and expert parallel, optimizer sharded."""
+    data = ("data.kind=indexed", f"data.path={corpus}", "model.vocab_size=300")
+    return _run(tmp_path_factory, "trained", *SHAPE, *data, "parallel.tp=2", "parallel.ep=2", ranks=2)
+
+
+@pytest.fixture(scope="session")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tied embeddings, synthetic tokens, no tokenizer; one rank."""
+    return _run(tmp_path_factory, "tied", *SHAPE, "model.tied_embeddings=true")
+
+
+def _run(factory: pytest.TempPathFactory, name: str, *overrides: str, ranks: int = 1) -> Path:
+    folder = factory.mktemp("runs") / name
+    ended = train(folder, *overrides, ranks=ranks)
+    assert ended[0].status == 0, ended[0].err
+    return folder
