@@ -14,7 +14,7 @@ from gpt4moe.convert.model_files import model_card, tokenizer_files
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.rules import Link, Row, is_copy, links, require_whole
-from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor
+from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor, packed
 from gpt4moe.convert.tables import LLAMA, MIXTRAL, MIXTRAL_FUSED
 from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
@@ -45,7 +45,7 @@ def to_huggingface(
     config = to_config(source.model, dtype=torch_name, eos_id=eos_id)
     notes = export_notes(source.model)
     files["README.md"] = model_card(manifest, source.run, dtype=torch_name, licence=licence, notes=notes)
-    shards = _packed(all_links, BYTES[code], max_shard_bytes)
+    shards = _shards(all_links, BYTES[code], max_shard_bytes)
     sizes = {name: sum(prod(link.shape) for link in part) * BYTES[code] for name, part in shards.items()}
     total = sum(sizes.values())
     answer = {
@@ -74,20 +74,14 @@ def _new(link: Link, source: CheckpointWeights) -> NewTensor:
     return NewTensor(link.theirs, link.shape, lambda: source.values(link.ours, link.boxes))
 
 
-def _packed(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, list[Link]]:
-    """File name -> its tensors, in order; a file is over the limit only when a single tensor is."""
-    parts: list[list[Link]] = [[]]
-    room = limit
-    for link in all_links:
-        size = prod(link.shape) * item_bytes
-        if size > room and parts[-1]:
-            parts.append([])
-            room = limit
-        parts[-1].append(link)
-        room -= size
+def _shards(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, list[Link]]:
+    """File name -> its tensors, in order."""
+    parts = packed([prod(link.shape) * item_bytes for link in all_links], limit)
     if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
-    return {f"model-{number:05d}-of-{len(parts):05d}.safetensors": part for number, part in enumerate(parts, 1)}
+        return {"model.safetensors": all_links}
+    return {
+        f"model-{number:05d}-of-{len(parts):05d}.safetensors": all_links[part] for number, part in enumerate(parts, 1)
+    }
 
 
 def open_huggingface(folder: Path) -> FolderWeights:

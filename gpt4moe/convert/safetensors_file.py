@@ -116,6 +116,17 @@ class NewTensor:
         return prod(self.shape) * BYTES[dtype]
 
 
+def packed(sizes: list[int], limit: int) -> list[slice]:
+    """Neighbours together in files of at most `limit` bytes; a file is larger only when a single tensor is."""
+    starts, room = [0], limit
+    for index, size in enumerate(sizes):
+        if size > room and index > starts[-1]:
+            starts.append(index)
+            room = limit
+        room -= size
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
 def write_stream(
     path: Path, tensors: list[NewTensor], dtype: str, metadata: dict[str, str], advance: Callable[[int], None]
 ) -> FileEntry:

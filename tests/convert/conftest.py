@@ -6,6 +6,7 @@ import pytest
 
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import train_tokenizer
+from tests.convert.hf_models import MIXTURE, save_model
 from tests.training.command import train
 
 # Grouped-query attention, and weights large enough that a wrong row shows in the logits.
@@ -34,6 +35,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tied embeddings, synthetic tokens, no tokenizer; one rank."""
     return _run(tmp_path_factory, "tied", *SHAPE, "model.tied_embeddings=true")
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of random weights."""
+    return save_model(tmp_path_factory.mktemp("mixtral") / "hf", "Mixtral", **MIXTURE)
 
 
 def _run(factory: pytest.TempPathFactory, name: str, *overrides: str, ranks: int = 1) -> Path:

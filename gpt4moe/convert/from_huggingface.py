@@ -1,0 +1,168 @@
+"""Hugging Face folder -> a step folder of ours that `checkpoint.load` takes; a dense one may become a mixture.
+
+Weights only: Adam's moments start from nothing. Every tensor of theirs is written in the pieces its table cuts it into,
+so nothing larger than a chunk is in memory.
+"""
+
+import dataclasses
+import json
+import shutil
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
+from gpt4moe.config.load import config_to_dict, load_run_config
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.convert.architectures import from_config
+from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config, stored_tensors
+from gpt4moe.convert.logical import Box, Shape
+from gpt4moe.convert.model_files import KEPT, TOKENIZER_FOLDER
+from gpt4moe.convert.progress import progress_bar
+from gpt4moe.convert.publish import published, refuse_existing
+from gpt4moe.convert.safetensors_file import NewTensor, packed
+from gpt4moe.convert.tables import UPCYCLED
+from gpt4moe.convert.weights import FolderWeights, TypedPiece
+from gpt4moe.errors import ConversionError
+
+FILE_BYTES = 4 * 10**9
+ROUTER = "mlp.router.weight"
+_NEW = "new routers"
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upcycling:
+    """How a dense model becomes a mixture (sparse upcycling, arXiv:2212.05055).
+
+    Every expert is a copy of the dense MLP, and the weights of the chosen ones sum to 1: whatever the new routers
+    say, the mixture computes what the dense model did.
+    """
+
+    num_experts: int
+    top_k: int = 2
+    noise: float = 0.0
+    """Standard deviation of what is added to every expert but the first, as a share of model.init_std."""
+    seed: int = 1234
+
+
+def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None) -> Answer:
+    """Converts a Mixtral folder, or a dense Llama or Mistral one as it is or upcycled.
+
+    Raises: ConversionError when the folder cannot be read or said, or `out` exists or cannot be written.
+    """
+    refuse_existing(out)
+    weights = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
+    boxes = [(name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
+    sizes = [4 * prod(box[1]) for _, box in boxes]
+    size = sum(sizes)
+    config = config_to_dict(_run_of(weights.model))
+    how = dataclasses.asdict(upcycling) if upcycling else None
+    plan = json.dumps(["from-hf", str(source.resolve()), config, how, _state_of(source)])
+    with published(out, plan, size) as draft, progress_bar(f"to {out.name}", size) as advance:
+        entries = []
+        for number, part in enumerate(boxes[place] for place in packed(sizes, FILE_BYTES)):
+            shapes = json.dumps({f"{WEIGHT}/{name}": weights.shapes[name] for name, _ in part})
+            tensors = [_new(weights, name, box) for name, box in part]
+            file = f"rank-{number:05d}.safetensors"
+            entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": shapes}, advance=advance))
+        _keep_tokenizer(source, draft.folder)
+        Manifest(
+            step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
+            identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"},
+            config=config, layout="converted", versions={"safetensors": version("safetensors")}, files=entries,
+        ).save(draft.folder)  # fmt: skip
+    return {
+        "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
+        "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
+    }  # fmt: skip
+
+
+def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
+    key = f"{WEIGHT}/{name}@{','.join(map(str, box[0]))}"
+    return NewTensor(key, box[1], lambda: weights.values(name, [box]))
+
+
+def _run_of(model: ModelConfig) -> RunConfig:
+    """A run that was never trained: what a new run loads from it are weights, everything else is its own."""
+    run = load_run_config([
+        "run.name=converted", "data=mock", "training.steps=1", "training.global_batch_size=1", "optimizer.lr=1e-5",
+        "schedule.total_steps=1", "schedule.warmup_steps=0",
+    ])  # fmt: skip
+    run.model = model
+    run.validate()
+    return run
+
+
+def _state_of(source: Path) -> list[list[object]]:
+    """Changes when a file of the source does."""
+    files = [(path, path.stat()) for path in sorted(source.iterdir()) if path.is_file()]
+    return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
+
+
+def _keep_tokenizer(source: Path, folder: Path) -> None:
+    """The source's tokenizer files lie in the step folder, so that to-hf can give them back."""
+    found = [source / name for name in KEPT if (source / name).is_file()]
+    if found:
+        kept = folder / TOKENIZER_FOLDER
+        kept.mkdir(exist_ok=True)
+        for path in found:
+            shutil.copyfile(path, kept / path.name)
+
+
+def _upcycled(source: Path, upcycling: Upcycling) -> FolderWeights:
+    """A dense folder seen as a mixture of copies, with random routers."""
+    dense = from_config(read_config(source), source.resolve().name)
+    if dense.moe is not None:
+        raise ConversionError(
+            f"{source} is a mixture already, of {dense.moe.num_experts} experts.", "Leave out --upcycle-experts."
+        )
+    assert dense.ffn_hidden_size is not None  # from_config
+    moe = MoEConfig(num_experts=upcycling.num_experts, ffn_hidden_size=dense.ffn_hidden_size, top_k=upcycling.top_k)
+    model = dataclasses.replace(dense, moe=moe, ffn_hidden_size=None)
+    model.validate()
+    tensors, places, files = stored_tensors(source)
+    weights = _NoisyWeights(source, model, "F32")
+    weights.upcycling = upcycling
+    weights.files.update(files)
+    add_pieces(weights, UPCYCLED, tensors, places)
+    names = [name for name in weights.shapes if name.endswith(ROUTER)]
+    rows = np.random.default_rng(upcycling.seed).standard_normal((len(names), *weights.shapes[names[0]]), np.float32)
+    weights.files[_NEW] = _InMemory((rows * np.float32(model.init_std)).view(np.uint8).reshape(-1))
+    for number, name in enumerate(names):
+        weights.pieces[name] = [TypedPiece(_NEW, (0, 0), weights.shapes[name], number * rows[0].nbytes, "F32")]
+    return weights
+
+
+@dataclass(frozen=True, slots=True)
+class _InMemory:
+    data: np.ndarray
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        return self.data[start:end]
+
+
+class _NoisyWeights(FolderWeights):
+    """Adds the noise of an upcycling to every expert but the first; the same numbers for the same seed and chunk."""
+
+    upcycling: Upcycling
+
+    def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
+        values = super().read_run(piece, at, size)
+        is_expert = len(at) > 2  # experts' matrices alone have an axis of experts
+        if not (self.upcycling.noise and is_expert and at[0]):
+            return values
+        place = f"{piece.file} {piece.start} {at}".encode()
+        generator = np.random.default_rng([self.upcycling.seed, xxhash.xxh3_64_intdigest(place)])
+        scale = np.float32(self.upcycling.noise * self.model.init_std)
+        return values + scale * generator.standard_normal(size, np.float32)
