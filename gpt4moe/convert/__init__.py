@@ -9,9 +9,13 @@ safetensors_file.py   any float type: read, cast, streamed out
 weights.py            Weights: boxes of logical tensors from any folder
 huggingface.py        ours -> Hugging Face; such a folder as Weights
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled
-inference_layout.py   one file a rank, tp x pp
+inference_layout.py   ours -> one file a rank, tp x pp
+inference_reading.py  such a folder as Weights
 verify.py             two folders, tensor by tensor; logits
 model_files.py        tokenizer, generation settings, model card
+prompts.py            a text file -> token ids
+command_line.py       the sub-commands of tools/convert_checkpoint.py
+command_text.py       sizes like 5GB, answers in lines
 publish.py            OUT.partial, renamed at the end
 progress.py           bytes and GB/s on stderr
 """

@@ -123,7 +123,9 @@ def test_upcycling_noise_spares_the_first_expert_and_follows_the_seed(tmp_path: 
         ({"rope_theta": 7.0}, "rope_theta"),
     ],
 )
-def test_another_architecture_is_refused_by_its_field(changes: dict[str, object], named: str, mixtral: Path, tmp_path: Path) -> None:
+def test_another_architecture_is_refused_by_its_field(
+    changes: dict[str, object], named: str, mixtral: Path, tmp_path: Path
+) -> None:
     mixtral = shutil.copytree(mixtral, tmp_path / "hf")
     config = json.loads((mixtral / "config.json").read_text())
     (mixtral / "config.json").write_text(json.dumps(config | changes))

@@ -1,0 +1,108 @@
+"""Whether two folders hold the same model, in whatever formats: tensor by tensor, and logits on prompts. No torch.
+
+Where one side is bf16 and the other fp32, the fp32 side is rounded to bf16 first: an export is equal to its source.
+"""
+
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4moe.checkpoint.manifest import NAME as MANIFEST
+from gpt4moe.convert.huggingface import open_huggingface
+from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
+from gpt4moe.convert.progress import progress_bar
+from gpt4moe.convert.safetensors_file import decoded, rounded_bits
+from gpt4moe.convert.weights import CheckpointWeights, Weights
+from gpt4moe.errors import ConversionError
+
+LOGITS_TOLERANCE = 1e-4
+"""fp32 sums in another order."""
+
+Answer = dict[str, Any]
+Logits = Callable[[Path, list[list[int]]], list[np.ndarray]]
+"""(folder, prompts) -> of each prompt [S, V], fp32."""
+
+
+def open_weights(path: Path) -> Weights:
+    """A step folder, a run folder (its latest), a Hugging Face folder or an inference folder.
+
+    Raises: ConversionError or CheckpointError when it is none or damaged.
+    """
+    if (path / MANIFEST).exists() or (path / "checkpoints").is_dir():
+        return CheckpointWeights(path)
+    if (path / INDEX).exists():
+        return open_inference_layout(path)
+    if (path / "config.json").exists():
+        return open_huggingface(path)
+    raise ConversionError(
+        f"{path} is no folder with weights that is known here.",
+        "Give a step folder, a run folder, a Hugging Face folder (config.json) or one made by to-inference.",
+    )
+
+
+def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
+    """Compares every weight of `a` and `b`.
+
+    Args:
+        tolerance: largest absolute difference that passes; 0 wants equal values.
+    Returns: `different` and `other_shape` rows, names on one side only; all empty when equal.
+    Raises: ConversionError or CheckpointError when one is absent or damaged.
+    """
+    left, right = open_weights(a), open_weights(b)
+    is_rounded = "BF16" in (left.dtype, right.dtype) and left.dtype != right.dtype
+    common = [name for name in left.shapes if name in right.shapes]
+    same_shape = [name for name in common if left.shapes[name] == right.shapes[name]]
+    total = 4 * sum(prod(left.shapes[name]) for name in same_shape)
+    with progress_bar("verify", total) as advance:
+        rows = [_compared(name, left, right, is_rounded, advance) for name in same_shape]
+    return {
+        "a": str(left.folder), "b": str(right.folder), "compared": len(rows), "rounded_to_bf16": is_rounded,
+        "different": [row for row in rows if row["max_abs"] is None or row["max_abs"] > tolerance],
+        "other_shape": [
+            {"tensor": name, "a": list(left.shapes[name]), "b": list(right.shapes[name])}
+            for name in common if name not in same_shape
+        ],
+        "only_in_a": sorted(left.shapes.keys() - right.shapes.keys()),
+        "only_in_b": sorted(right.shapes.keys() - left.shapes.keys()),
+    }  # fmt: skip
+
+
+def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advance: Callable[[int], None]) -> Answer:
+    """How many elements differ and by how much at most; None for what is no finite number."""
+    shape = left.shapes[name]
+    boxes = [((0,) * len(shape), shape)]
+    elements, largest = 0, 0.0
+    for ours, theirs in zip(left.values(name, boxes), right.values(name, boxes), strict=True):
+        if is_rounded:
+            ours, theirs = (decoded(rounded_bits(values), "BF16") for values in (ours, theirs))
+        advance(ours.nbytes)
+        differs = ours.view(np.uint32) != theirs.view(np.uint32)
+        if differs.any():
+            gap = np.abs(ours[differs].astype(np.float64) - theirs[differs])
+            elements += int(np.count_nonzero(gap != 0))  # -0.0 equals 0.0, a NaN equals nothing
+            largest = max(largest, float(np.nan_to_num(gap, nan=np.inf).max()))
+    return {"tensor": name, "elements": elements, "of": prod(shape), "max_abs": largest if largest < np.inf else None}
+
+
+def verify_logits(a: Path, b: Path, prompts: list[list[int]], logits: Logits, *, tolerance: float) -> Answer:
+    """Compares logits on every position of the prompts; `different` names the prompts beyond the tolerance.
+
+    Raises: ConversionError for an inference folder, which nothing here can run.
+    """
+    for path in (a, b):
+        if (path / INDEX).exists():
+            raise ConversionError(
+                f"{path} is cut for {len(list(path.glob('*.safetensors')))} ranks: nothing here computes its logits.",
+                "Leave out --prompts: equal weights give equal logits.",
+            )
+    gaps = [
+        float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+        for ours, theirs in zip(logits(a, prompts), logits(b, prompts), strict=True)
+    ]
+    return {
+        "prompts": len(prompts), "max_abs": max(gaps), "tolerance": tolerance,
+        "different": [index for index, gap in enumerate(gaps) if not gap <= tolerance],
+    }  # fmt: skip

@@ -1,0 +1,37 @@
+"""tools/convert_checkpoint.py as a person calls it."""
+
+import json
+from pathlib import Path
+
+from tests.convert.test_bad_input import convert
+
+
+def test_the_whole_way_with_logits(tmp_path: Path, trained: Path) -> None:
+    hf, prompts = tmp_path / "hf", tmp_path / "prompts.txt"
+    prompts.write_text("word 1 and\nother things\n")
+    planned = convert("to-hf", trained, hf, "--dtype", "fp32", "--max-shard-size", "100KB", "--dry-run", "--json")
+    assert planned.returncode == 0 and not hf.exists()
+    done = convert("to-hf", trained, hf, "--dtype", "fp32", "--max-shard-size", "100KB")
+    assert done.returncode == 0 and "GB/s" in done.stdout
+    assert sorted(path.name for path in hf.glob("*.safetensors")) == [
+        file["name"] for file in json.loads(planned.stdout)["files"]
+    ]
+    assert convert("verify", trained, hf).returncode == 0
+    # No tolerance at all: sums in another order show, and nothing else.
+    compared = convert("verify", trained, hf, "--prompts", prompts, "--logits-tolerance", 0, "--json")
+    answer = json.loads(compared.stdout)
+    assert compared.returncode == 1 and answer["different"] == []
+    assert answer["logits"]["prompts"] == 2 and 0 < answer["logits"]["max_abs"] < 1e-4
+
+
+def test_upcycling_and_verify_say_what_differs(tmp_path: Path, mixtral: Path, trained: Path) -> None:
+    refused = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-experts", 8)
+    assert refused.returncode == 2 and "is a mixture already" in refused.stderr
+    assert convert("from-hf", mixtral, tmp_path / "ours").returncode == 0
+    differs = convert("verify", tmp_path / "ours", trained)
+    assert differs.returncode == 1 and "tensors differ" in differs.stdout
+
+
+def test_a_size_that_is_none_is_refused(tmp_path: Path, trained: Path) -> None:
+    ended = convert("to-hf", trained, tmp_path / "hf", "--max-shard-size", "big")
+    assert ended.returncode == 2 and "'big' is no size" in ended.stderr
