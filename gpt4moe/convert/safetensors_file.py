@@ -18,7 +18,7 @@ from gpt4moe.errors import ConversionError
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 _LARGEST_HEADER = 100_000_000  # the format's own limit
-_CAST_ELEMENTS = 2**18  # temporaries of a cast stay in the cache
+_CAST_ELEMENTS = 2**17  # a part and its scratch stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +81,36 @@ def decoded(data: np.ndarray, dtype: str) -> np.ndarray:
     return data.view(np.float16).astype(np.float32) if dtype == "F16" else data.view(np.float32)
 
 
-def encoded(values: np.ndarray, dtype: str) -> memoryview:
-    """Bytes of flat fp32 values; bf16 rounds to nearest, ties to even, as torch does."""
-    return memoryview((rounded_bits(values) if dtype == "BF16" else values).data).cast("B")
+class Rounder:
+    """fp32 -> bf16, to nearest, ties to even, as torch does. Keeps its buffers: fresh memory costs more."""
 
+    def __init__(self) -> None:
+        self.scratch = np.empty(_CAST_ELEMENTS, dtype=np.uint32)
+        self.bits = np.empty(0, dtype=np.uint16)
 
-def rounded_bits(values: np.ndarray) -> np.ndarray:
-    """bf16 bit patterns, uint16, of flat contiguous fp32 values."""
-    out = np.empty(values.size, dtype=np.uint16)
-    for start in range(0, values.size, _CAST_ELEMENTS):
-        part = values[start : start + _CAST_ELEMENTS]
-        bits = part.view(np.uint32)
-        increment = bits >> 16
-        increment &= 1
-        increment += 0x7FFF
-        increment += bits
-        increment >>= 16
-        out[start : start + part.size] = increment
-        if np.isnan(part.max()):  # rounding up could turn a NaN into an infinity or a zero
-            where = np.isnan(part)
-            out[start : start + part.size][where] = (bits[where] >> 16) | 0x40
-    return out
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Bit patterns, uint16, of flat contiguous fp32 values; valid until the next call."""
+        if self.bits.size < values.size:
+            self.bits = np.empty(values.size, dtype=np.uint16)
+        for start in range(0, values.size, _CAST_ELEMENTS):
+            part = values[start : start + _CAST_ELEMENTS]
+            out, scratch, bits = self.bits[start : start + part.size], self.scratch[: part.size], part.view(np.uint32)
+            np.right_shift(bits, 16, out=scratch)
+            np.bitwise_and(scratch, 1, out=scratch)
+            np.add(scratch, 0x7FFF, out=scratch)
+            np.add(scratch, bits, out=scratch)
+            np.right_shift(scratch, 16, out=scratch)
+            out[:] = scratch
+            if np.isnan(part.max()):  # rounding up could turn a NaN into an infinity or a zero
+                where = np.isnan(part)
+                out[where] = (bits[where] >> 16) | 0x40
+        return self.bits[: values.size]
 
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time."""
+    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time,
+    each valid until the next."""
 
     key: str
     shape: Shape
@@ -136,7 +140,7 @@ def write_stream(
         advance: is told how many bytes were written since it was told last.
     Returns: its size and block hashes.
     """
-    header = _header(tensors, dtype, metadata)
+    header, rounder = _header(tensors, dtype, metadata), Rounder()
     size = sum(tensor.size_bytes(dtype) for tensor in tensors)
     block_bytes = block_bytes_for(size)
     hashes, current, room = [], xxhash.xxh3_64(), block_bytes
@@ -145,10 +149,12 @@ def write_stream(
         for tensor in tensors:
             left = tensor.size_bytes(dtype)
             for values in tensor.values():
-                view = encoded(values, dtype)
+                view = memoryview((rounder(values) if dtype == "BF16" else values).data).cast("B")
                 left -= view.nbytes
                 file.write(view)
                 advance(view.nbytes)
+                # The kernel begins to write these pages now, while the next ones are read; fsync then waits for few.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 while view.nbytes:
                     part, view = view[:room], view[room:]
                     current.update(part)

@@ -14,7 +14,7 @@ from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.convert.huggingface import open_huggingface
 from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
 from gpt4moe.convert.progress import progress_bar
-from gpt4moe.convert.safetensors_file import decoded, rounded_bits
+from gpt4moe.convert.safetensors_file import Rounder, decoded
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
 
@@ -74,10 +74,10 @@ def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advanc
     """How many elements differ and by how much at most; None for what is no finite number."""
     shape = left.shapes[name]
     boxes = [((0,) * len(shape), shape)]
-    elements, largest = 0, 0.0
+    elements, largest, rounder = 0, 0.0, Rounder()
     for ours, theirs in zip(left.values(name, boxes), right.values(name, boxes), strict=True):
         if is_rounded:
-            ours, theirs = (decoded(rounded_bits(values), "BF16") for values in (ours, theirs))
+            ours, theirs = (decoded(rounder(values), "BF16") for values in (ours, theirs))
         advance(ours.nbytes)
         differs = ours.view(np.uint32) != theirs.view(np.uint32)
         if differs.any():

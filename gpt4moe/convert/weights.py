@@ -23,7 +23,7 @@ from gpt4moe.convert.safetensors_file import BYTES, decoded
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import flat_rectangles
 
-CHUNK_ELEMENTS = 4 * 2**20  # 16 MiB of fp32 in memory at a time
+CHUNK_ELEMENTS = 2**20  # 4 MiB of fp32 in memory at a time
 
 
 class Weights:
@@ -51,13 +51,15 @@ class Weights:
     def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]:
         """The elements of the boxes, one box after the other in C order; flat fp32, CHUNK_ELEMENTS at a time.
 
+        A chunk is valid until the next one: fresh memory for each would cost more than reading it.
         Raises: CheckpointError or ConversionError when a part is damaged or missing.
         """
+        buffer = np.empty(min(CHUNK_ELEMENTS, max(prod(shape) for _, shape in boxes)), dtype=np.float32)
         for offset, shape in boxes:
             total = prod(shape)
             for start in range(0, total, CHUNK_ELEMENTS):
                 end = min(total, start + CHUNK_ELEMENTS)
-                chunk = np.empty(end - start, dtype=np.float32)
+                chunk = buffer[: end - start]
                 for part in flat_rectangles(start, end, shape):
                     target = chunk[part.start - start :][: prod(part.shape)].reshape(part.shape)
                     low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))

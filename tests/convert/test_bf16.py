@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from gpt4moe.convert.safetensors_file import decoded, rounded_bits
+from gpt4moe.convert.safetensors_file import Rounder, decoded
 
 
 def test_rounding_equals_torch_for_every_upper_half_and_all_ties() -> None:
@@ -11,7 +11,7 @@ def test_rounding_equals_torch_for_every_upper_half_and_all_ties() -> None:
     bits = np.concatenate([upper + low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).astype(np.uint32)
     values = bits.view(np.float32)
     wanted = torch.from_numpy(values.copy()).to(torch.bfloat16)
-    found = torch.from_numpy(rounded_bits(values).view(np.int16)).view(torch.bfloat16)
+    found = torch.from_numpy(Rounder()(values).view(np.int16)).view(torch.bfloat16)
     nan = wanted.isnan()
     assert found.isnan().equal(nan)
     assert found[~nan].view(torch.int16).equal(wanted[~nan].view(torch.int16))

@@ -1,0 +1,178 @@
+"""Checkpoints on the disk: save, load and convert in GB/s, against cp, torch.save and safetensors, all fsynced.
+
+    python -m benchmarks.checkpoints                 1 GB of fp32 weights
+    python -m benchmarks.checkpoints --gigabytes 8
+
+A Mixtral-shaped model whose weights four ranks wrote, cut as the sharded optimizer cuts. Before anything is read, its
+files leave the page cache. Writing ends with fsync on every side. Targets: a conversion takes at most 1.25 times as
+long as `cp` of its output, and at most 300 MB plus twice the largest slice of anonymous memory.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.harness.process import machine
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.checkpoint.storage import FileEntry, Piece, write_file
+from gpt4moe.config.load import config_to_dict, load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.convert.logical import logical_shapes
+from gpt4moe.parallel.shard import flat_rectangles
+
+RANKS = 4
+LAYER_BYTES = 365e6
+SHAPE = (
+    "+experiment=tiny", "run.name=benchmark", "data=mock", "model.hidden_size=1024", "model.num_attention_heads=16",
+    "model.num_query_groups=4", "model.vocab_size=8192", "model.moe.num_experts=8", "model.moe.ffn_hidden_size=3584",
+)  # fmt: skip
+LARGEST_SLICE_BYTES = 4 * 1024 * 3584  # one expert's gate: all others are smaller or as small as a chunk
+ALLOWED_FACTOR, ALLOWED_BYTES = 1.25, 300e6 + 2 * LARGEST_SLICE_BYTES
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="of fp32 weights (default 1)")
+    parser.add_argument("--folder", type=Path, help="on the disk to measure (default: the system's temporary one)")
+    given = parser.parse_args(arguments)
+    layers = max(1, round(given.gigabytes * 1e9 / LAYER_BYTES))
+    run = load_run_config([*SHAPE, f"model.num_layers={layers}"])
+    shapes = logical_shapes(run.model)
+    size = 4 * sum(map(prod, shapes.values()))
+    print(f"{size / 1e9:.2f} GB of fp32 weights, {layers} layers. {machine()}")
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        _measure(Path(folder), run, shapes, size)
+
+
+def _measure(root: Path, run: RunConfig, shapes: dict[str, tuple[int, ...]], size: int) -> None:
+    ours = root / "step-00000001"
+    _save_all(root, run, {name: torch.randn(shape) for name, shape in shapes.items()}, size)
+    _report("      cp", size, lambda: _copy([root / "s"], root / "copy"), root / "s")
+    _report("load  gpt4moe, verified", size, lambda: _load(ours), ours)
+    _report("      safetensors", size, lambda: _read(load_file(root / "s")), root / "s")
+    _report("      torch.load", size, lambda: _read(torch.load(root / "t")), root / "t")
+    for path in ("s", "t"):
+        (root / path).unlink()
+    shutil.rmtree(root / "copy")
+    for command, options in {"to-hf": ["--dtype", "bf16"], "to-inference": ["--tp", "4", "--pp", "1"]}.items():
+        _measure_conversion(root, [command, str(ours), str(root / "out"), *options], size // 2)
+
+
+def _save_all(root: Path, run: RunConfig, state: dict[str, torch.Tensor], size: int) -> None:
+    _report("save  gpt4moe, hashed", size, lambda: _save(root / "step-00000001", run, state))
+    _report("      safetensors", size, lambda: _synced(root / "s", lambda path: save_file(state, path)))
+    _report("      torch.save", size, lambda: _synced(root / "t", lambda path: torch.save(state, path)))
+
+
+def _measure_conversion(root: Path, command: list[str], size: int) -> None:
+    peaks: list[int] = []
+    seconds = _report(f"{command[0]}, bf16", size, lambda: peaks.append(_convert(command)), Path(command[1]))
+    files, target = sorted((root / "out").iterdir()), root / "copy"
+    cp = _report("      cp of its output", size, lambda: _copy(files, target), root / "out")
+    judged = "reached" if seconds <= ALLOWED_FACTOR * cp and peaks[0] <= ALLOWED_BYTES else "NOT reached"
+    print(f"      {seconds / cp:.2f} times cp, {peaks[0] / 1e6:.0f} MB of anonymous memory: {judged}")
+    shutil.rmtree(root / "out")
+    shutil.rmtree(target)
+
+
+def _report(what: str, size: int, do: Callable[[], object], cold: Path | None = None) -> float:
+    if cold is not None:
+        _forget(cold)
+    begin = time.perf_counter()
+    do()
+    seconds = time.perf_counter() - begin
+    print(f"{what:<30} {seconds:7.1f} s  {size / seconds / 1e9:6.3f} GB/s", flush=True)
+    return seconds
+
+
+def _save(folder: Path, run: RunConfig, state: dict[str, torch.Tensor]) -> None:
+    folder.mkdir()
+    entries: list[FileEntry] = []
+    for rank in range(RANKS):
+        pieces = []
+        for name, tensor in state.items():
+            start, end = (tensor.numel() * index // RANKS for index in (rank, rank + 1))
+            for part in flat_rectangles(start, end, tuple(tensor.shape)):
+                values = tensor.view(-1)[part.start : part.start + prod(part.shape)]
+                pieces.append(Piece(f"weight/{name}", tuple(tensor.shape), part.offset, part.shape, values))
+        entries.append(write_file(folder / f"rank-{rank:05d}.safetensors", pieces))
+    Manifest(
+        step=1, consumed_samples=0, consumed_per_source={}, optimizer_step=1, run_id="benchmark", identity={},
+        config=config_to_dict(run), layout="benchmark", versions={}, files=entries,
+    ).save(folder)  # fmt: skip
+
+
+def _load(folder: Path) -> None:
+    reader = CheckpointReader(folder)
+    for name in reader.shapes:
+        reader.tensor(name)
+
+
+def _synced(path: Path, write: Callable[[Path], object]) -> None:
+    write(path)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    folder.mkdir()
+    subprocess.run(["cp", "--reflink=never", *files, folder], check=True)
+    for file in folder.iterdir():
+        _sync(file)
+
+
+def _read(state: dict[str, torch.Tensor]) -> None:
+    """Touches every page: a loader may only have mapped the file."""
+    for tensor in state.values():
+        tensor.sum()
+
+
+def _forget(path: Path) -> None:
+    """Drops a file's, or a folder's files', clean pages from the cache."""
+    for file in [path] if path.is_file() else path.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _convert(command: list[str]) -> int:
+    """The process's largest anonymous memory, bytes, beyond what it had before it began to write."""
+    process = subprocess.Popen([sys.executable, "tools/convert_checkpoint.py", *command], stdout=subprocess.DEVNULL)
+    out = Path(command[2])
+    peak, before = 0, 0
+    while process.poll() is None:
+        now = _anonymous_bytes(process.pid)
+        if not out.with_name(out.name + ".partial").exists() and not out.exists():
+            before = now or before
+        peak = max(peak, now)
+        time.sleep(0.01)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with status {process.returncode}")
+    return peak - before
+
+
+def _anonymous_bytes(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
