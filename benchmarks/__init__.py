@@ -7,3 +7,7 @@ gpu.py             a bf16 step of a Mixtral-like slice on one GPU: tokens/s, MFU
 harness/           timing in turns, one process's groups, what machine this is
 README.md          what was measured, and where
 """
+
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as gpt4moe/train.py does

@@ -30,7 +30,7 @@ Train a GPT-4-shaped mixture of experts.
 
   python -m gpt4moe.train +experiment=tiny run.name=first
   torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel=tp2_pp2_ep2 run.name=second
-  sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=third
+  sbatch --nodes=2 --ntasks-per-node=2 slurm/train.sh +experiment=tiny parallel=tp2_pp2_ep2 run.name=third
 
 Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or group=choice (data=mock, precision=bf16).
 The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
@@ -45,19 +45,36 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(HELP)
         return 0
-    environment = None
+    environment, have_met = None, False
     try:
         environment = Environment.detect()
-        run = _load(arguments)
-        require_legal(run.model, run.parallel, run.training, environment.world_size)
-        check_data(run)
+        run = _checked(arguments, environment)
+        have_met = True
         return _train(run, environment)
     except Gpt4MoeError as error:
-        if environment is None or environment.rank == 0:
+        is_first = environment is None or environment.rank == 0
+        if is_first:
             print_error(error.cause, error.cure)
         if environment is not None:
             environment.refuse_together(error.exit_code)
+            if not is_first and not have_met and environment.first_rank_waits():
+                print_error(error.cause, error.cure)  # this rank alone refused: its node lacks the data, for example
         return error.exit_code
+
+
+def _checked(arguments: list[str], environment: Environment) -> RunConfig:
+    """A run that may start, as far as one rank can tell without torch. Raises: Gpt4MoeError."""
+    from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+    from gpt4moe.training.run_folder import RunFolder
+
+    run = _load(arguments)
+    require_legal(run.model, run.parallel, run.training, environment.world_size)
+    check_data(run)
+    folder = RunFolder.of(run)
+    folder.check_identity(run, data_identity(run))
+    if not committed_steps(folder.checkpoints) and run.checkpoint.load is not None:
+        find_checkpoint(Path(run.checkpoint.load))
+    return run
 
 
 def _load(arguments: list[str]) -> RunConfig:
@@ -70,20 +87,10 @@ def _load(arguments: list[str]) -> RunConfig:
 
 
 def _train(run: RunConfig, environment: Environment) -> int:
+    from gpt4moe.checkpoint.retention import committed_steps
     from gpt4moe.training.run_folder import RunFolder
 
     folder = RunFolder.of(run)
-    folder.check_identity(run, data_identity(run))
-
-    from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
-
-    steps = committed_steps(folder.checkpoints)
-    if not steps and run.checkpoint.load is not None:
-        find_checkpoint(Path(run.checkpoint.load))
-    if steps[-1:] >= [run.training.steps]:
-        if environment.rank == 0:
-            sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
-        return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gpt4moe").setLevel(logging.INFO if environment.rank == 0 else logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")
@@ -91,11 +98,18 @@ def _train(run: RunConfig, environment: Environment) -> int:
     from gpt4moe.parallel.groups import ProcessGroups, world
 
     with world(environment) as device:
+        from gpt4moe.training.agreement import told_by_first
         from gpt4moe.training.build import build_trainer
 
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-        trainer = build_trainer(run, groups)
+        # The first rank looks: file systems may show another rank an older listing.
+        latest = told_by_first(max(committed_steps(folder.checkpoints), default=0), groups)
+        if latest >= run.training.steps:
+            if groups.is_first_rank:
+                sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
+            return 0
+        trainer = build_trainer(run, groups, latest)
         trainer.fit()
         return REQUEUE if trainer.context.stop_requested else 0
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 made, 2 bad input."""
     from gpt4moe.errors import Gpt4MoeError
+    from gpt4moe.telemetry.console import error as print_error
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json with <|endoftext|>")
@@ -29,22 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--licence", action="append", default=[], metavar="NAME=LICENCE", type=_named)
     parser.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation (0.01)")
     options = parser.parse_args(arguments)
-    sources = {name: [Path(file) for file in files.split(",")] for name, files in options.source}
     # Imported after --help and bad arguments are done with: Megatron takes seconds to load.
     from gpt4moe.data.preprocess import jsonl_source, write_data_folder
 
     licences = dict(options.licence)
-    texts = {
-        name: jsonl_source(files, held_out_share=options.held_out, licence=licences.get(name, "unknown"))
-        for name, files in sources.items()
-    }
+    texts = {}
+    for name, files in options.source:
+        paths = [Path(file) for file in files.split(",")]
+        texts[name] = jsonl_source(paths, held_out_share=options.held_out, licence=licences.get(name, "unknown"))
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} characters"), TimeElapsedColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("tokenize", total=None)
             write_data_folder(options.out, texts, options.tokenizer, lambda amount: progress.advance(task, amount))
     except Gpt4MoeError as error:
-        sys.stderr.write(f"{error}\n")
+        print_error(error.cause, error.cure)
         return error.exit_code
     return 0
 

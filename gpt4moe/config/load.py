@@ -37,6 +37,8 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
     for override in overrides:
         if not re.match(r"~|[+]{0,2}[^=+~]+=", override):
             raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
+        if re.match(r"[~+]*hydra\b", override):
+            raise ConfigError(f"{override!r} is a setting of Hydra's own, which has no effect here.", "Leave it out.")
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     GlobalHydra.instance().clear()
     try:

@@ -13,7 +13,7 @@ class RunSection:
     """The run folder is <run.root>/<run.name>."""
     root: str = "runs"
     seed: int = 1234
-    """Of initial weights, sample order and router noise."""
+    """Of initial weights and sample order."""
 
     def validate(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -31,7 +31,7 @@ class TrainingConfig:
     eval_every: int = 0
     """Steps between evaluations on held-out text; 0: only at the end."""
     eval_samples: int = 64
-    """Held-out sequences of one evaluation (a multiple of micro_batch_size * dp is used)."""
+    """Held-out sequences of one evaluation; 0: none."""
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):

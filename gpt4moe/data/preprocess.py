@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -41,24 +42,27 @@ class SourceText:
 
 
 def write_data_folder(folder: Path, sources: dict[str, SourceText], tokenizer_path: Path, progress: Progress) -> None:
-    """Tokenizes every source into `folder`. An older manifest goes first, the new one comes last.
+    """Tokenizes every source beside `folder`, then moves all in: an older manifest goes first, the new one comes last.
 
-    Raises: DataError for a bad tokenizer, and for a split without a document.
+    Raises: DataError for a bad tokenizer, and for a split without a document; `folder` is then as it was.
     """
     tokenizer = load_tokenizer(tokenizer_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    if tokenizer_path.resolve() != (folder / TOKENIZER_NAME).resolve():
-        shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
-    facts = {
-        name: SourceFacts(
-            train=write_split(folder / f"{name}-train", text.train, tokenizer, progress),
-            valid=write_split(folder / f"{name}-valid", text.valid, tokenizer, progress),
-            licence=text.licence,
-            description=text.description,
-        )
-        for name, text in sources.items()
-    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        shutil.copyfile(tokenizer_path, Path(beside) / TOKENIZER_NAME)
+        facts = {
+            name: SourceFacts(
+                train=write_split(Path(beside) / f"{name}-train", text.train, tokenizer, progress),
+                valid=write_split(Path(beside) / f"{name}-valid", text.valid, tokenizer, progress),
+                licence=text.licence,
+                description=text.description,
+            )
+            for name, text in sources.items()
+        }
+        folder.mkdir(exist_ok=True)
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for file in Path(beside).iterdir():
+            os.replace(file, folder / file.name)
     DataManifest(
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,

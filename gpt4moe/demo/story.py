@@ -63,12 +63,14 @@ def tell(num_processes: int, more: list[str]) -> int:
     command = _command(num_processes, overrides)
     console.rule("Training", style="dim")
     console.print(f"[dim]$ {' '.join(command)}[/dim]", soft_wrap=True)
+    before: dict[int, float] = {}
     if not read_metrics(folder / "metrics.jsonl"):
-        before = _killed_half_way(command, run, folder, console)
-    else:
-        before = {}
-    if _run(command):
-        return 1
+        status, before = _killed_half_way(command, run, folder, console)
+        if status:
+            return status
+    status = subprocess.run(command, env=_environment(), check=False).returncode
+    if status:
+        return status
     if before and not _same_losses(before, folder, console):
         return 1
     return print_summary(folder, run, console)
@@ -94,31 +96,32 @@ def _environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
 
-def _run(command: list[str]) -> int:
-    return subprocess.run(command, env=_environment(), check=False).returncode
+def _killed_half_way(
+    command: list[str], run: RunConfig, folder: Path, console: Console
+) -> tuple[int, dict[int, float]]:
+    """Leg 1: kills every process once some steps after the half-way checkpoint are done.
 
-
-def _killed_half_way(command: list[str], run: RunConfig, folder: Path, console: Console) -> dict[int, float]:
-    """Leg 1: kills every process once some steps after the half-way checkpoint are done. Returns step -> loss."""
+    Returns: 0 and step -> loss; or, when it ended by itself before, its status and nothing.
+    """
     every = run.checkpoint.every or run.training.steps
     checkpoint = max(every, run.training.steps // 2 // every * every)
     wanted = min(checkpoint + _STEPS_PAST_CHECKPOINT, run.training.steps - 1)
     saved = step_folder(folder / "checkpoints", checkpoint) / MANIFEST  # saving goes on in the background
     process = subprocess.Popen(command, env=_environment())
+    losses: dict[int, float] = {}
     try:
-        losses: dict[int, float] = {}
         while process.poll() is None and (max(losses, default=0) < wanted or not saved.exists()):
             time.sleep(0.05)
             losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
+        if process.poll() is not None:
+            return process.returncode, {}
     finally:
         if process.poll() is None:
             _kill_all(process)
             console.show_cursor(True)
-    if max(losses, default=0) < wanted:
-        return {}
     console.print()
     console.rule(f"Killed all ranks (kill -9) after step {max(losses)}; now the same command again", style="yellow")
-    return losses
+    return 0, losses
 
 
 def _kill_all(process: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ neither                                         one process
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ class Environment:
     local_rank: int
     master: tuple[str, int] | None
     source: str
+    ranks_on_node: int | None = None
+    """Ranks that the launcher started on this node; None where it does not say."""
 
     @classmethod
     def detect(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -46,7 +49,15 @@ class Environment:
             shown = " ".join(f"{name}={text}" for name, text in texts.items())
             raise LaunchError(f"{source} set {shown}, which is no rank of a world.", "Start through torchrun or srun.")
         master = None if numbers[1] == 1 else _master(variables, source)
-        return cls(rank=numbers[0], world_size=numbers[1], local_rank=numbers[2], master=master, source=source)
+        on_node = variables.get("LOCAL_WORLD_SIZE", "")
+        return cls(
+            rank=numbers[0],
+            world_size=numbers[1],
+            local_rank=numbers[2],
+            master=master,
+            source=source,
+            ranks_on_node=int(on_node) if on_node.isdecimal() else None,
+        )
 
     def refuse_together(self, status: int) -> None:
         """Stays a moment before this rank exits with `status`, after a refusal that every rank comes to by itself.
@@ -57,6 +68,16 @@ class Environment:
         if self.world_size > 1:
             signal.signal(signal.SIGTERM, lambda number, frame: os._exit(status))
             time.sleep(FIRST_STAYS_SECONDS if self.rank == 0 else OTHERS_STAY_SECONDS)
+
+    def first_rank_waits(self) -> bool:
+        """Whether somebody listens where the ranks meet: the first rank has not refused, it waits for this one."""
+        if self.master is None:
+            return False
+        try:
+            socket.create_connection(self.master, timeout=2).close()
+        except OSError:
+            return False
+        return True
 
 
 def _master(variables: Mapping[str, str], source: str) -> tuple[str, int]:

@@ -94,9 +94,9 @@ def _gpu_index(environment: Environment, num_gpus: int) -> int:
 
     Raises: LaunchError when torchrun started more ranks on a node than it has GPUs.
     """
-    if environment.source == "torchrun" and environment.local_rank >= num_gpus:
+    if environment.source == "torchrun" and (environment.ranks_on_node or 1) > num_gpus:  # every rank comes to this
         raise LaunchError(
-            f"Rank {environment.local_rank} of this node has no GPU of its own: the node has {num_gpus}.",
+            f"{environment.ranks_on_node} ranks on a node that has {num_gpus} GPU{'s' * (num_gpus > 1)}.",
             f"Start at most {num_gpus} ranks a node, or hide the GPUs to train on CPUs: CUDA_VISIBLE_DEVICES= .",
         )
     return environment.local_rank % num_gpus

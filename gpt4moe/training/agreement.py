@@ -33,6 +33,13 @@ def agreed(groups: ProcessGroups) -> Iterator[None]:
     raise refusal or LaunchError(cause, cure)
 
 
+def told_by_first(value: int, groups: ProcessGroups) -> int:
+    """The first rank's `value`, on every rank. Collective."""
+    told = torch.tensor([value], dtype=torch.int64, device=groups.device)
+    distributed.broadcast(told, src=0)
+    return int(told.item())
+
+
 def _heard(refusal: Gpt4MoeError | None, speaker: int, device: torch.device) -> tuple[str, str]:
     """Cause and cure of the speaker's refusal, on every rank. Collective."""
     said = f"{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
+from gpt4moe.checkpoint.retention import find_checkpoint, step_folder
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data, build_data
-from gpt4moe.errors import LaunchError
+from gpt4moe.errors import CheckpointError, LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.agreement import agreed
@@ -31,16 +31,20 @@ logger = logging.getLogger(__name__)
 ENGINES = {EngineKind.megatron: MegatronEngine}
 
 
-def build_trainer(run: RunConfig, groups: ProcessGroups) -> Trainer:
-    """Takes the run folder, builds data, model and engine, and resumes from the latest checkpoint. Collective.
+def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Trainer:
+    """Takes the run folder, builds data, model and engine, and resumes. Collective.
+
+    Args:
+        latest_step: of the run folder's checkpoints, the same on every rank; 0: none.
 
     Raises: Gpt4MoeError on every rank when any rank refuses (a folder in use, another identity, a damaged checkpoint).
     """
-    data = build_data(run)
+    with agreed(groups):
+        data = build_data(run)
     folder = _take_folder(run, groups, data)
     chunks = build_model(run, groups)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
-    state = _resume(run, groups, folder, data, engine)
+    state = _resume(run, groups, folder, data, engine, latest_step)
     with agreed(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout.describe(), first_step=state.step + 1)
@@ -79,19 +83,24 @@ def _writable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _resume(run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine) -> TrainState:
+def _resume(
+    run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine, latest_step: int
+) -> TrainState:
     """From the folder's latest checkpoint, else from checkpoint.load, else from nothing. Collective."""
-    steps = committed_steps(folder.checkpoints)
-    if not steps and run.checkpoint.load is None:
+    if not latest_step and run.checkpoint.load is None:
         return TrainState()
     state, optimizer_step = TrainState(), 0
     with agreed(groups):
-        source = (
-            step_folder(folder.checkpoints, steps[-1]) if steps else find_checkpoint(Path(str(run.checkpoint.load)))
-        )
+        asked = Path(str(run.checkpoint.load))
+        source = step_folder(folder.checkpoints, latest_step) if latest_step else find_checkpoint(asked)
         reader = CheckpointReader(source)
         manifest = reader.manifest
         same = manifest.identity == identity_of(run, data.identity)
+        if same and manifest.step >= run.training.steps:
+            raise CheckpointError(
+                f"{source} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
+                f"Set training.steps above {manifest.step}.",
+            )
         fill(reader, engine, groups, weights_only=not same)
         logger.info("loaded %s: %s", source, "everything" if same else "weights")
         if same:

@@ -12,10 +12,11 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from torch import nn
+from torch import distributed, nn
 
 from gpt4moe.config.optimizer import Dtype, OptimizerKind
 from gpt4moe.config.run import RunConfig
+from gpt4moe.model.parameters import shards
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import OwnedRange
@@ -35,6 +36,11 @@ class MegatronEngine:
         self.optimizer = get_megatron_optimizer(
             _optimizer_config(run), self.chunks, use_gloo_process_groups=False, pg_collection=groups.megatron
         )
+        for group in self.optimizer.param_groups:
+            # Megatron leaves this product to its own scheduler: without it norms would decay too.
+            group["weight_decay"] = run.optimizer.weight_decay * group["wd_mult"]
+        # Each element of the model's gradient once: not a replica over tp, not the copy of a tied embedding.
+        self.counted = {id(p) for p, shard, _ in shards(self.chunks, groups) if shard.is_writer}
         self._start_moments(step=0)
         self._connect_schedule(run)
 
@@ -47,13 +53,23 @@ class MegatronEngine:
         return not self.optimizer.prepare_grads()
 
     def clip(self) -> float:
-        norm = float(self.optimizer.get_grad_norm())
+        norm = self._norm()
         if 0 < self.clip_norm < norm + 1e-6:
             scale = self.clip_norm / (norm + 1e-6)
             gradients = [owned.gradient for owned in self.owned()]
             if gradients:
                 torch._foreach_mul_(gradients, scale)
         return norm
+
+    def _norm(self) -> float:
+        """The global norm, summed in fp64: in fp32 torch's norm of a long vector is off by 1e-5 on CPUs, more than any
+        layout may move it, and Megatron's is made of it. Collective."""
+        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for owned in self.owned():
+            if id(owned.parameter) in self.counted:
+                square += torch.linalg.vector_norm(owned.gradient, dtype=torch.float64).square()
+        distributed.all_reduce(square)
+        return float(square.sqrt())
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -68,8 +84,8 @@ class MegatronEngine:
             )
             # Zipped lists, not model_param_group_index_map: that one pairs wrongly when a group mixes dtypes.
             for parameters, masters in pairs:
-                for group, shards in zip(parameters, masters, strict=True):
-                    for parameter, master in zip(group, shards, strict=True):
+                for group, group_masters in zip(parameters, masters, strict=True):
+                    for parameter, master in zip(group, group_masters, strict=True):
                         place = inner._get_model_param_range_map(parameter)["param"]
                         moments = {name: inner.optimizer.state[master][name] for name in MOMENTS}
                         yield OwnedRange(parameter, place.start, place.end, master, moments)

@@ -16,7 +16,7 @@ GROUP_FILES = sorted(
     file.relative_to(CONFIG_FOLDER) for file in CONFIG_FOLDER.glob("*/*.yaml") if file.parent.name != "experiment"
 )
 # A group file that needs company: what else the run must say.
-COMPANY = {"router/switch": ["model.moe.top_k=1"]}
+COMPANY = {"router/switch": ["model.moe.top_k=1"], "kernels/nvidia": ["precision=bf16"]}
 
 
 def refusal(overrides: list[str]) -> ConfigError:
@@ -161,3 +161,8 @@ def test_an_entry_that_a_dictionary_does_not_have_yet_says_how_to_add_it() -> No
 def test_a_learning_rate_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.lr"):
         load_run_config(["+experiment=tiny", "run.name=x", f"optimizer.lr={value}"])
+
+
+def test_settings_of_hydra_itself_are_refused() -> None:
+    for override in ("hydra.run.dir=/tmp/x", "+hydra.jobb.name=3", "++hydra.nosuch.x=1"):
+        assert "Hydra's own" in refusal(["+experiment=tiny", "run.name=x", override]).cause

@@ -7,13 +7,18 @@ from gpt4moe.training.step import StepResult
 class Evaluation(Callback):
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         every = context.run.training.eval_every
+        if not context.run.training.eval_samples:
+            return
         if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
             record["eval_loss"] = evaluate(context)
 
 
 def evaluate(context: TrainingContext) -> float:
-    """Token mean over the first training.eval_samples held-out samples, rounded up to whole micro-batches of every
-    data-parallel rank (and whole rounds of an interleaved pipeline). Collective."""
+    """Token mean over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
+
+    The schedule wants whole micro-batches of every data-parallel rank (and whole rounds of an interleaved pipeline):
+    what is beyond the samples asked for is masked.
+    """
     settings, layout = context.run.training, context.groups.layout
     unit = settings.micro_batch_size * layout.dp * (layout.pp if layout.vpp > 1 else 1)
     samples = max(1, -(-settings.eval_samples // unit)) * unit
@@ -24,4 +29,7 @@ def evaluate(context: TrainingContext) -> float:
         dp=layout.dp,
         dp_index=context.groups.coordinate["dp"],
     )
+    for index, batch in enumerate(batches):
+        first = (index * layout.dp + context.groups.coordinate["dp"]) * settings.micro_batch_size
+        batch.loss_mask[max(0, settings.eval_samples - first) :] = 0
     return context.runner.evaluate(batches).loss
