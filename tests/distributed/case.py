@@ -46,16 +46,18 @@ class Outcome:
 
 
 def outcome(
-    world_size: int, overrides: tuple[str, ...] = (), *, steps: int = 1, sgd: float | None = None, starve: bool = False
-) -> Outcome:
+    world_size: int, overrides: tuple[str, ...] = (), *, steps: int = 1, sgd: float | None = None, starve: bool = False,
+    base: tuple[str, ...] = BASE,
+) -> Outcome:  # fmt: skip
     """Runs the case on `world_size` ranks and puts the pieces together.
 
     Args:
         sgd: a learning rate: weights then move by plain descent along the reduced and clipped main gradients, which
             shows a wrong gradient scale that AdamW hides.
         starve: half of the experts get no token (needs 8 experts).
+        base: what the run is before `overrides`.
     """
-    answers = run_ranks(world_size, _run, (*BASE, *overrides), steps, sgd, starve)
+    answers = run_ranks(world_size, _run, (*base, *overrides), steps, sgd, starve)
     first = answers[0]
     for other in answers[1:]:  # every rank reports the same numbers
         assert other["losses"] == first["losses"] and other["norms"] == first["norms"]
