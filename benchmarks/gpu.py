@@ -17,6 +17,7 @@ Model FLOPs a token, forward and backward, nothing recomputed (arXiv:2204.02311,
 
 import argparse
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -102,9 +103,9 @@ def measure(run: RunConfig, groups: ProcessGroups, steps: int) -> tuple[float, i
         torch.cuda.synchronize()
         start = time.perf_counter()
         runner.forward_backward(batches)
-        if not engine.reduce():
-            raise FloatingPointError(f"step {step}: a gradient is not finite")
-        engine.clip()
+        engine.reduce()
+        if not math.isfinite(engine.clip()):
+            raise FloatingPointError(f"step {step}: the gradient is not finite")
         engine.update(run.optimizer.lr)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)

@@ -74,6 +74,8 @@ class ScheduleConfig:
                 f"schedule.warmup_steps={self.warmup_steps} is not within schedule.total_steps={self.total_steps}.",
                 "Set 0 <= schedule.warmup_steps <= schedule.total_steps.",
             )
+        if not 0 <= self.final_fraction <= 1:
+            raise ConfigError(f"schedule.final_fraction={self.final_fraction} is not within 0 and 1.", "Set 0.1, say.")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 
 from gpt4moe.data.check import check_data, tokenizer_path
 from gpt4moe.data.tokenizer import load_tokenizer
-from gpt4moe.errors import DataError
+from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.generation import generate
 from gpt4moe.inference.load import loaded_model
 
@@ -16,8 +16,11 @@ def write_samples(
 ) -> list[dict[str, str]]:
     """One {"prompt", "text"} a prompt.
 
-    Raises: CheckpointError; DataError when the run has no tokenizer, or its data and tokenizer are gone.
+    Raises: CheckpointError; DataError when the run has no tokenizer, or its data and tokenizer are gone; ConfigError
+        for a temperature below 0 or a top_p outside (0, 1].
     """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ConfigError(f"Temperature {temperature} with top_p {top_p} draws none.", "Set 0 or more, and 0 < p <= 1.")
     with loaded_model(checkpoint) as model:
         check_data(model.run)
         path = tokenizer_path(model.run)

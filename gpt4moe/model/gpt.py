@@ -51,7 +51,7 @@ def _build_chunk(
         post_process=pp_index == run.parallel.pp - 1 and vp_stage == run.parallel.vpp - 1,
         share_embeddings_and_output_weights=model.tied_embeddings,
         position_embedding_type="rope",
-        rotary_base=int(model.rope_theta),
+        rotary_base=model.rope_theta,
         pg_collection=groups.megatron,
         vp_stage=vp_stage if run.parallel.vpp > 1 else None,
     )

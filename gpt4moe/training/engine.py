@@ -36,8 +36,8 @@ class Engine(Protocol):
 
     def zero_gradients(self) -> None: ...
 
-    def reduce(self) -> bool:
-        """Main gradients ready in `owned`. Returns False when one is not finite: the step must not be taken."""
+    def reduce(self) -> None:
+        """Main gradients, reduced by the schedule, ready in `owned`."""
 
     def clip(self) -> float:
         """The global gradient norm before clipping; gradients are scaled down to the configured norm. Collective."""

@@ -49,8 +49,8 @@ class MegatronEngine:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def reduce(self) -> bool:
-        return not self.optimizer.prepare_grads()
+    def reduce(self) -> None:
+        self.optimizer.prepare_grads()
 
     def clip(self) -> float:
         norm = self._norm()

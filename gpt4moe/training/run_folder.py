@@ -116,7 +116,7 @@ class RunFolder:
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
     """What must stay the same over all starts of a run: model, tokenizer, data, seed, global batch size."""
     return {
-        "model": config_to_dict(run)["model"],
+        "model": {key: value for key, value in config_to_dict(run)["model"].items() if key != "name"},
         "data": data_identity["data"],
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,

@@ -108,7 +108,7 @@ def _run(
         for step in range(1, steps + 1):
             batches = synthetic_batches(run, step, layout.dp, groups.coordinate["dp"])
             done = runner.forward_backward(batches)
-            assert engine.reduce()
+            engine.reduce()
             if step == 1:
                 result["gradients"] = _pieces(engine, groups, "gradient")
             result["losses"].append(done.loss)

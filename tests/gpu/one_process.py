@@ -59,7 +59,7 @@ def steps(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str
     result: dict[str, list[float]] = {"losses": [], "norms": []}
     for step in range(1, 4):
         done = runner.forward_backward(synthetic_batches(run, step, 1, 0))
-        assert engine.reduce()
+        engine.reduce()
         result["losses"].append(done.loss)
         result["norms"].append(engine.clip())
         engine.update(run.optimizer.lr)
