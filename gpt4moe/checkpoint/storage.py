@@ -93,34 +93,29 @@ def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) 
                 f"{path} would hold {key} twice.", "This is a mistake in the program: please report it."
             )
         layout[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
-    text = json.dumps(layout).encode()
-    text += b" " * (-len(text) % 8)
-    header = struct.pack("<Q", len(text)) + text
-    block_bytes = block_bytes or block_bytes_for(end)
     with path.open("wb") as file:
-        file.write(header)
-        data = _HashingWriter(file, block_bytes)
+        data = HashingWriter(file, encoded_header(layout), block_bytes or block_bytes_for(end))
         for piece in pieces:
             array = piece.values.detach().cpu().float().contiguous().numpy()
             data.write(memoryview(array.reshape(-1)).cast("B"))
-        hashes = data.finish()
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(
-        name=path.name,
-        size=len(header) + end,
-        header_bytes=len(header),
-        header_hash=xxhash.xxh3_64_hexdigest(header),
-        block_bytes=block_bytes,
-        block_hashes=hashes,
-    )
+        return data.finish(path.name)
 
 
-class _HashingWriter:
-    """Passes bytes on to a file and hashes them block by block."""
+def encoded_header(layout: dict[str, Any]) -> bytes:
+    """A safetensors file's first bytes: the length of the JSON, and the JSON padded to eight bytes."""
+    text = json.dumps(layout).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
-    def __init__(self, file: BinaryIO, block_bytes: int):
+
+class HashingWriter:
+    """Writes a header, then passes bytes on to the file and hashes them block by block."""
+
+    def __init__(self, file: BinaryIO, header: bytes, block_bytes: int):
+        file.write(header)
         self.file = file
+        self.header = header
+        self.size = len(header)
         self.block_bytes = block_bytes
         self.hashes: list[str] = []
         self.current = xxhash.xxh3_64()
@@ -133,6 +128,7 @@ class _HashingWriter:
             self.file.write(part)
             self.current.update(part)
             self.room -= part.nbytes
+            self.size += part.nbytes
             if not self.room:
                 self._end_block()
 
@@ -140,10 +136,20 @@ class _HashingWriter:
         self.hashes.append(self.current.hexdigest())
         self.current, self.room = xxhash.xxh3_64(), self.block_bytes
 
-    def finish(self) -> list[str]:
+    def finish(self, name: str) -> FileEntry:
+        """Syncs the file, named `name`, and tells what was written."""
         if self.room < self.block_bytes:
             self._end_block()
-        return self.hashes
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return FileEntry(
+            name=name,
+            size=self.size,
+            header_bytes=len(self.header),
+            header_hash=xxhash.xxh3_64_hexdigest(self.header),
+            block_bytes=self.block_bytes,
+            block_hashes=self.hashes,
+        )
 
 
 class BlockCache:

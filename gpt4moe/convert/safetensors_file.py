@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
 from gpt4moe.convert.logical import Shape
 from gpt4moe.errors import ConversionError
 
@@ -140,41 +139,21 @@ def write_stream(
         advance: is told how many bytes were written since it was told last.
     Returns: its size and block hashes.
     """
-    header, rounder = _header(tensors, dtype, metadata), Rounder()
-    size = sum(tensor.size_bytes(dtype) for tensor in tensors)
-    block_bytes = block_bytes_for(size)
-    hashes, current, room = [], xxhash.xxh3_64(), block_bytes
+    rounder = Rounder()
+    block_bytes = block_bytes_for(sum(tensor.size_bytes(dtype) for tensor in tensors))
     with path.open("wb") as file:
-        file.write(header)
+        data = HashingWriter(file, _header(tensors, dtype, metadata), block_bytes)
         for tensor in tensors:
             left = tensor.size_bytes(dtype)
             for values in tensor.values():
                 view = memoryview((rounder(values) if dtype == "BF16" else values).data).cast("B")
                 left -= view.nbytes
-                file.write(view)
+                data.write(view)
                 advance(view.nbytes)
                 # The kernel begins to write these pages now, while the next ones are read; fsync then waits for few.
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                while view.nbytes:
-                    part, view = view[:room], view[room:]
-                    current.update(part)
-                    room -= part.nbytes
-                    if not room:
-                        hashes.append(current.hexdigest())
-                        current, room = xxhash.xxh3_64(), block_bytes
             assert left == 0, f"{tensor.key}: {left} bytes left"
-        file.flush()
-        os.fsync(file.fileno())
-    if room < block_bytes:
-        hashes.append(current.hexdigest())
-    return FileEntry(
-        name=path.name,
-        size=len(header) + size,
-        header_bytes=len(header),
-        header_hash=xxhash.xxh3_64_hexdigest(header),
-        block_bytes=block_bytes,
-        block_hashes=hashes,
-    )
+        return data.finish(path.name)
 
 
 def _header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> bytes:
@@ -184,6 +163,4 @@ def _header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> b
         start, end = end, end + tensor.size_bytes(dtype)
         assert tensor.key not in layout, tensor.key
         layout[tensor.key] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(layout).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return encoded_header(layout)

@@ -14,6 +14,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from torch import distributed, nn
 
+from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.config.optimizer import Dtype, OptimizerKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.parameters import shards
@@ -23,7 +24,6 @@ from gpt4moe.training.engine import OwnedRange
 
 # Megatron 0.16.1 shards no other optimizer than Adam.
 _MEGATRON_NAME = {OptimizerKind.adamw: "adam"}
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class MegatronEngine:

@@ -66,9 +66,9 @@ def _befall(mishap: Mishap) -> None:
             time.sleep(0.01)
     time.sleep(mishap.seconds)
     if mishap.disk_full:
-        storage._HashingWriter.write = _second_call(storage._HashingWriter.write, _no_space)
+        storage.HashingWriter.write = _second_call(storage.HashingWriter.write, _no_space)
     place: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        WRITE: (storage._HashingWriter, "write", _second_call(storage._HashingWriter.write, _die)),
+        WRITE: (storage.HashingWriter, "write", _second_call(storage.HashingWriter.write, _die)),
         NOTE: (writer.os, "replace", _die),
         COMMIT: (manifest.Manifest, "save", _save_without_rename),
         RETENTION: (saving, "prune", _die),
