@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 def flops_per_token(model: ModelConfig) -> float:
     """Forward and backward, see the top of this file."""
     assert model.moe is not None
-    hidden, heads, width = model.hidden_size, model.num_attention_heads, model.head_dim
+    hidden, heads, width = model.hidden_size, model.num_attention_heads, model.head_size
     attention = hidden * (heads + 2 * model.query_groups) * width + heads * width * hidden
     experts = model.moe.num_experts * hidden + model.moe.top_k * 3 * hidden * model.moe.ffn_hidden_size
     products = model.num_layers * (attention + experts) + model.vocab_size * hidden

@@ -16,6 +16,10 @@ class ModelConfig:
     num_attention_heads: int = MISSING
     num_query_groups: int | None = None
     """Heads of keys and values (grouped-query attention); null: as many as num_attention_heads."""
+    head_dim: int | None = None
+    """Width of a head; null: hidden_size / num_attention_heads. The heads together need not be hidden_size wide."""
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key, before the rotary embedding (Qwen3, arXiv:2505.09388)."""
     ffn_hidden_size: int | None = None
     """Inner width of dense layers; null where every layer is MoE."""
     seq_length: int = MISSING
@@ -37,8 +41,9 @@ class ModelConfig:
         return self.num_query_groups or self.num_attention_heads
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def head_size(self) -> int:
+        """Width of a head, given or derived."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def moe_layers(self) -> list[bool]:
@@ -52,11 +57,16 @@ class ModelConfig:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} is below 1.", f"Set model.{name}.")
-        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+        if self.head_dim is not None and (self.head_dim < 1 or self.head_dim % 2):
+            raise ConfigError(
+                f"model.head_dim={self.head_dim}; rotary embeddings turn pairs, so it must be even and positive.",
+                "Set model.head_dim to an even number (128 is usual), or to null.",
+            )
+        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
             raise ConfigError(
                 f"model.hidden_size={self.hidden_size} over model.num_attention_heads={self.num_attention_heads} "
                 f"gives heads of {self.hidden_size / self.num_attention_heads:g}; rotary embeddings need even ones.",
-                f"Set model.hidden_size to a multiple of {2 * self.num_attention_heads}, or change the heads.",
+                f"Set model.hidden_size to a multiple of {2 * self.num_attention_heads}, or set model.head_dim.",
             )
         if self.num_query_groups is not None and (
             self.num_query_groups < 1 or self.num_attention_heads % self.num_query_groups

@@ -17,6 +17,11 @@ _NORM_EPSILON = {"mixtral": 1e-5, "llama": 1e-6, "mistral": 1e-6}
 
 def hf_table(model: ModelConfig) -> tuple[Row, ...]:
     """The table of names for a model of ours. Raises: ConversionError naming the field that the format cannot say."""
+    if model.qk_norm:
+        raise ConversionError(
+            "model.qk_norm=true normalises queries and keys, which neither Mixtral nor Llama does.",
+            "Convert with to-inference instead, or train with model.qk_norm=false.",
+        )
     if model.moe is None:
         return LLAMA
     if not all(model.moe_layers):
@@ -54,7 +59,7 @@ def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
         "num_key_value_heads": model.query_groups,
-        "head_dim": model.head_dim,
+        "head_dim": model.head_size,
         "hidden_act": "silu",
         "max_position_embeddings": model.seq_length,
         "initializer_range": model.init_std,

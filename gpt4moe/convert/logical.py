@@ -10,13 +10,14 @@ Box = tuple[Shape, Shape]
 def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
     """Name -> global shape of every weight, in model order (model.parameters names them)."""
     hidden = model.hidden_size
-    qkv_rows = (model.num_attention_heads + 2 * model.query_groups) * model.head_dim
+    qkv_rows = (model.num_attention_heads + 2 * model.query_groups) * model.head_size
     shapes: dict[str, Shape] = {"embedding.word_embeddings.weight": (model.vocab_size, hidden)}
     for layer, is_moe in enumerate(model.moe_layers):
         of_layer: dict[str, Shape] = {
             "input_layernorm.weight": (hidden,),
             "self_attention.linear_qkv.weight": (qkv_rows, hidden),
-            "self_attention.linear_proj.weight": (hidden, model.num_attention_heads * model.head_dim),
+            "self_attention.linear_proj.weight": (hidden, model.num_attention_heads * model.head_size),
+            **(_head_norms(model) if model.qk_norm else {}),
             "pre_mlp_layernorm.weight": (hidden,),
             **(_mixture(model) if is_moe else _dense(model)),
         }
@@ -25,6 +26,10 @@ def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
     if not model.tied_embeddings:
         shapes["output_layer.weight"] = (model.vocab_size, hidden)
     return shapes
+
+
+def _head_norms(model: ModelConfig) -> dict[str, Shape]:
+    return {f"self_attention.{part}_layernorm.weight": (model.head_size,) for part in "qk"}
 
 
 def _mixture(model: ModelConfig) -> dict[str, Shape]:

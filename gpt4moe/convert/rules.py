@@ -76,10 +76,10 @@ def qkv(shape: Shape, model: ModelConfig) -> Parts:
     per_group = model.num_attention_heads // model.query_groups
     for part, first, heads in (("q", 0, per_group), ("k", per_group, 1), ("v", per_group + 1, 1)):
         boxes: list[Box] = [
-            (((group * (per_group + 2) + first) * model.head_dim, 0), (heads * model.head_dim, shape[1]))
+            (((group * (per_group + 2) + first) * model.head_size, 0), (heads * model.head_size, shape[1]))
             for group in range(model.query_groups)
         ]
-        yield {"part": part}, (model.query_groups * heads * model.head_dim, shape[1]), boxes
+        yield {"part": part}, (model.query_groups * heads * model.head_size, shape[1]), boxes
 
 
 def gate_up_of_experts(gate: str, up: str) -> Rule:

@@ -50,6 +50,7 @@ class Rule:
 
 RULES = (
     Rule("embedding.word_embeddings.weight", Cut.rows, Start.normal),
+    # Of layers, of the whole, and q_layernorm and k_layernorm [D], which every head of a layer shares.
     Rule("layernorm.weight", Cut.whole, Start.ones),
     # Rows are, per query group, its query heads, then its key, then its value: a plain cut over tp.
     Rule("self_attention.linear_qkv.weight", Cut.rows, Start.normal),
@@ -103,7 +104,8 @@ def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:
         for name, parameter in chunk.named_parameters():
             cut = rule_of(name).cut
             if cut is Cut.whole:
-                # Every tp rank saw other tokens: the gradient is summed over tp. Norms and the router.
+                # Every tp rank saw other tokens (norms, the router) or other heads (q_layernorm, k_layernorm): the
+                # gradient is summed over tp.
                 parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
                 continue
             parameter.tensor_model_parallel = True  # type: ignore[attr-defined]

@@ -66,7 +66,10 @@ def _layer_spec(
     spec = get_gpt_layer_local_spec(num_experts=None, normalization="RMSNorm")
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
-    parts.self_attention.submodules.core_attention = ATTENTION[kernels.attention]()
+    attention = parts.self_attention.submodules
+    attention.core_attention = ATTENTION[kernels.attention]()
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = norm
     if has_experts:
         params = {"moe": model.moe, "kernel": kernels.experts, "groups": groups}
         parts.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)

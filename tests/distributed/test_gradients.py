@@ -56,6 +56,17 @@ def test_tied_embeddings_equal_one_process(name: str) -> None:
     assert_same(got, one_process(TIED, steps=3))
 
 
+@pytest.mark.parametrize("name", ["tp2", "tp2-pp2-ep2"])
+def test_norms_of_queries_and_keys_and_heads_of_their_own_width_equal_one_process(name: str) -> None:
+    """Under tp every rank sees other heads: a norm's gradient is the sum over all of them."""
+    layout, overrides = LAYOUTS[name], ("model.qk_norm=true", "model.head_dim=12")
+    got = outcome(layout.world_size, (*layout.overrides, *overrides), steps=3, sgd=RATE)
+    want = one_process(overrides, steps=3)
+    norms = [f"decoder.layers.{layer}.self_attention.{part}_layernorm.weight" for layer in range(4) for part in "qk"]
+    assert all(want.gradients[name].shape == (12,) and np.abs(want.gradients[name]).max() > 1e-4 for name in norms)
+    assert_same(got, want)
+
+
 @pytest.mark.parametrize("name", ["dp2-ep2", "tp2-ep2", "tp2-pp2-ep2"])
 def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else(name: str) -> None:
     layout, overrides = LAYOUTS[name], ("model.moe.num_experts=8",)

@@ -34,7 +34,7 @@ def _counted(environment: Environment) -> dict[str, float]:
             chunk(tokens, positions, None, labels=tokens).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     products = sum(value for operation, value in counts.items() if "attention" not in str(operation))
-    attention = 6.0 * model.num_layers * model.seq_length * model.num_attention_heads * model.head_dim
+    attention = 6.0 * model.num_layers * model.seq_length * model.num_attention_heads * model.head_size
     return {
         "counted products": products / tokens.numel(),
         "formula": flops_per_token(model),

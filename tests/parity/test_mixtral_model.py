@@ -92,6 +92,6 @@ def _pairs(ours: Any, theirs: Any, model: Any) -> dict[str, tuple[nn.Parameter, 
 def _qkv_rows(model: Any) -> dict[str, Tensor]:
     """Our rows are, per query group, its query heads, its key, its value."""
     per_group = model.num_attention_heads // model.query_groups
-    heads = torch.arange(model.query_groups * (per_group + 2) * model.head_dim)
-    heads = heads.view(model.query_groups, per_group + 2, model.head_dim)
+    heads = torch.arange(model.query_groups * (per_group + 2) * model.head_size)
+    heads = heads.view(model.query_groups, per_group + 2, model.head_size)
     return {"q": heads[:, :per_group].flatten(), "k": heads[:, per_group].flatten(), "v": heads[:, -1].flatten()}
