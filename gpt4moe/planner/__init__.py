@@ -1,0 +1,8 @@
+"""Room `planner`, storey 2: predict numbers. May import config, parallel. No torch, no megatron, no deepspeed.
+
+tensors.py            every tensor of a model: name, shape, cut
+params.py             parameters: whole, active, of a rank
+flops.py              operations of a token, row by row
+
+Arithmetic alone: a login node runs it in milliseconds. Each formula is held against built objects or published numbers.
+"""

@@ -1,0 +1,63 @@
+"""Floating-point operations of one token of training, row by row, so that each row can be named where it is used.
+
+A product with a matrix of n elements takes 2n forward and 4n backward: 6N in all (arXiv:2204.02311, appendix B).
+Attention's scores are causal: a token sees half the sequence on average, and only that half is counted.
+"""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.parallel import Recompute
+from gpt4moe.planner.params import active_size
+from gpt4moe.planner.tensors import Component, model_tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlopsPerToken:
+    """Forward and backward, FLOP."""
+
+    layers: float
+    """6 x the matrix elements of the layers that a token meets: the "6N" of reports."""
+    head: float
+    """6 x the output layer's elements."""
+    attention: float
+    """Scores and their product with values, causal, in every layer."""
+    recompute: float
+    """What is computed a second time in the backward pass; no model FLOPs, so MFU leaves it out."""
+
+    @property
+    def model(self) -> float:
+        """What MFU counts: layers, head and attention, nothing recomputed."""
+        return self.layers + self.head + self.attention
+
+    @property
+    def hardware(self) -> float:
+        """What the devices do."""
+        return self.model + self.recompute
+
+
+def flops_per_token(model: ModelConfig, recompute: Recompute = Recompute.none) -> FlopsPerToken:
+    """FLOP of one token of a sequence of model.seq_length."""
+    rows = dict.fromkeys(Component, 0.0)
+    for tensor in model_tensors(model):
+        if tensor.is_matrix:
+            rows[tensor.component] += 6.0 * active_size(model, tensor)
+    rows.pop(Component.output_layer)
+    layers, attention = sum(rows.values()), 3.0 * attention_flops(model)
+    return FlopsPerToken(
+        layers=layers,
+        head=6.0 * model.vocab_size * model.hidden_size,  # a tied one multiplies too
+        attention=attention,
+        recompute=_recomputed(recompute, layers, attention),
+    )
+
+
+def attention_flops(model: ModelConfig) -> float:
+    """Forward FLOP of scores and weighted values of one token, over all layers."""
+    seen = model.seq_length / 2
+    return model.num_layers * 4.0 * seen * model.num_attention_heads * model.head_dim
+
+
+def _recomputed(recompute: Recompute, layers: float, attention: float) -> float:
+    """A forward pass is a third of forward and backward."""
+    return {Recompute.none: 0.0, Recompute.full: (layers + attention) / 3}[recompute]

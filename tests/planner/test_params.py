@@ -1,0 +1,90 @@
+"""Parameters: the planner's table against built models, tensor by tensor, and against what was reported of GPT-4."""
+
+import pytest
+
+from gpt4moe.config.load import CONFIG_FOLDER, load_run_config
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.planner.flops import flops_per_token
+from gpt4moe.planner.params import chunk_tensors, count_parameters, rank_parameters
+from gpt4moe.planner.tensors import Spread, model_tensors
+from tests.spawn import run_ranks
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+SMALL = (
+    "+experiment=tiny", "data=mock", "model.num_layers=4", "model.hidden_size=64", "model.vocab_size=96",
+    "model.seq_length=16",
+)  # fmt: skip
+# Overrides and ranks: every key that changes a tensor, and every degree that cuts one.
+CASES: dict[str, tuple[tuple[str, ...], int]] = {
+    **{name: ((f"+experiment={name}",), 0) for name in EXPERIMENTS},
+    "dense between": ((*SMALL, "model.moe.layer_pattern=[0,1,1,0]", "model.ffn_hidden_size=48"), 1),
+    "dense": ((*SMALL, "model=dense_tiny", "parallel.tp=2"), 2),
+    "heads": ((*SMALL, "model.num_attention_heads=8", "model.num_query_groups=4", "parallel.tp=4"), 4),
+    "uneven": ((*SMALL, "model.num_layers=5", "parallel.pp=2", "parallel.layers_per_stage=[3,2]"), 2),
+    "vpp, tied": ((*SMALL, "parallel.pp=2", "parallel.vpp=2", "model.tied_embeddings=true"), 2),
+    "tied": ((*SMALL, "model.tied_embeddings=true", "parallel.tp=2", "parallel.ep=4", "model.moe.num_experts=8"), 4),
+}  # fmt: skip
+
+
+def _built_tensors(environment: Environment, overrides: tuple[str, ...], world_size: int) -> list[list[list[tuple]]]:  # type: ignore[type-arg]
+    """(logical name, global shape, local elements) of each tensor of each chunk, for one rank of each stage."""
+    from gpt4moe.model.parameters import shards
+    from tests.planner.meta import built
+
+    run = load_run_config([*overrides, "run.name=count"])
+    answers = []
+    for stage in range(run.parallel.pp):
+        rank = (stage + 1) * (world_size // run.parallel.pp) - 1
+        with built(run, world_size, rank) as (chunks, groups):
+            answers.append([
+                [(shard.name, shard.global_shape, parameter.numel()) for parameter, shard, _ in shards([chunk], groups)]
+                for chunk in chunks
+            ])  # fmt: skip
+    return answers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_planner_knows_every_tensor_of_every_rank_that_the_trainer_builds(name: str) -> None:
+    overrides, world_size = CASES[name]
+    run = load_run_config([*overrides, "run.name=count"])
+    model, parallel = run.model, run.parallel
+    (built,) = run_ranks(1, _built_tensors, overrides, world_size or _least_world(parallel))
+    counted = {}
+    for stage, chunks in enumerate(built):
+        planned = chunk_tensors(model, parallel, stage)
+        for chunk, tensors in zip(chunks, planned, strict=True):
+            assert [(t.name, t.shape, t.local_size(parallel)) for t in tensors] == chunk
+            counted |= {name: shape for name, shape, _ in chunk}
+        of_rank = rank_parameters(model, parallel, stage)
+        assert of_rank.total == sum(size for chunk in chunks for *_, size in chunk)
+        assert of_rank.expert == sum(size for chunk in chunks for name, _, size in chunk if ".mlp.experts." in name)
+    assert counted == {tensor.name: tensor.shape for tensor in model_tensors(model)}
+    assert count_parameters(model).total == sum(tensor.size for tensor in model_tensors(model))
+
+
+def _least_world(parallel: ParallelConfig) -> int:
+    """The fewest ranks that the layout fits: sizes do not depend on dp."""
+    stage = next(n for n in range(parallel.tp * parallel.cp, 10**6, parallel.tp * parallel.cp)
+                 if n % (parallel.ep * parallel.etp) == 0)  # fmt: skip
+    return stage * parallel.pp
+
+
+def test_gpt4_as_reported_in_parameters_and_operations() -> None:
+    model = load_run_config(["+experiment=gpt4", "run.name=count"]).model
+    count, flops = count_parameters(model), flops_per_token(model)
+    assert count.total / 1e12 == pytest.approx(1.833, abs=5e-4)
+    assert count.per_component["experts"] / 16 / 1e9 == pytest.approx(110.98, abs=0.01)
+    assert count.per_component["attention"] / 1e9 == pytest.approx(55.5, abs=0.05)
+    assert count.active / 1e9 == pytest.approx(277.5, abs=0.05)
+    assert count.active_with_head / 1e9 == pytest.approx(278.5, abs=0.1)
+    assert flops.layers * 13e12 == pytest.approx(2.16e25, rel=0.003)
+    assert (flops.layers + flops.attention) * 13e12 == pytest.approx(2.25e25, rel=0.003)
+
+
+def test_experts_are_the_only_tensors_that_expert_parallelism_cuts() -> None:
+    model = load_run_config([*SMALL, "run.name=count"]).model
+    whole, cut = ParallelConfig(), ParallelConfig(ep=4)
+    for tensor in model_tensors(model):
+        parts = 4 if tensor.spread is Spread.experts else 1
+        assert tensor.local_size(cut) * parts == tensor.local_size(whole)
