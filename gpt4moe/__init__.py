@@ -4,7 +4,7 @@ Rooms, lowest storey first; imports only go down (tests/test_house.py holds it):
 
     0  config      what a run may be: typed, checked, no torch
     1  parallel    who computes what: layouts, groups, devices
-    2  moe data    the expert-parallel MLP; the n-th sample, exactly
+    2  moe data planner   the expert-parallel MLP; the n-th sample, exactly; predicted numbers
     3  model       Megatron GPT chunks assembled from specs; the table of parameters
     4  checkpoint telemetry     logical tensors on disk; metrics, console, wandb, report
     5  training demo            one step, then the loop; what `make data` and `make train` add

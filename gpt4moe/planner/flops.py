@@ -55,7 +55,7 @@ def flops_per_token(model: ModelConfig, recompute: Recompute = Recompute.none) -
 def attention_flops(model: ModelConfig) -> float:
     """Forward FLOP of scores and weighted values of one token, over all layers."""
     seen = model.seq_length / 2
-    return model.num_layers * 4.0 * seen * model.num_attention_heads * model.head_dim
+    return model.num_layers * 4.0 * seen * model.num_attention_heads * model.head_size
 
 
 def _recomputed(recompute: Recompute, layers: float, attention: float) -> float:

@@ -95,11 +95,13 @@ def model_tensors(model: ModelConfig) -> Iterator[ModelTensor]:
 
 
 def _attention(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
-    width, hidden = model.head_dim, model.hidden_size
+    width, hidden = model.head_size, model.hidden_size
     queries, keys = model.num_attention_heads * width, model.query_groups * width
     kind = Component.attention
     yield ModelTensor(f"{prefix}.self_attention.linear_proj.weight", kind, (hidden, queries), Spread.tp)
     yield ModelTensor(f"{prefix}.self_attention.linear_qkv.weight", kind, (queries + 2 * keys, hidden), Spread.tp)
+    for name in ("q_layernorm", "k_layernorm") if model.qk_norm else ():
+        yield ModelTensor(f"{prefix}.self_attention.{name}.weight", Component.norms, (width,), Spread.whole)
 
 
 def _dense(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
