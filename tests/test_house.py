@@ -34,7 +34,10 @@ EMBASSIES = {
     "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
     "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip
-TORCH_FREE = ["errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "planner/*"]
+TORCH_FREE = [
+    "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/schedule",
+    "parallel/messages", "parallel/message_check", "planner/*",
+]  # fmt: skip
 
 
 def imported_names(tree: ast.AST) -> Iterator[str]:

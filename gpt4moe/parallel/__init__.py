@@ -3,6 +3,9 @@
 layout.py          Layout: the rank grid as arithmetic; coordinates, members of each group (no torch)
 placement.py       layers -> pipeline stages, experts -> ranks (no torch)
 legality.py        the one function that says whether a layout is legal, and why not (no torch)
+schedule.py        the pipeline schedule as data: slots, time axis, bubble, live activations (no torch)
+messages.py        every send and receive between stages, in Megatron's order (no torch)
+message_check.py   do they meet? crossed messages and deadlocks, by simulation (no torch)
 environment.py     rank, world, device and backend from Slurm, torchrun or nothing
 groups.py          ProcessGroups: the live groups, handed on by argument
 megatron_state.py  embassy: Megatron's parallel_state and random-number trackers
