@@ -27,8 +27,8 @@ class Cut(Enum):
     rows = "dim 0 over tp"
     columns = "dim 1 over tp"
     gated_rows = "[2F, H]: the same rows of gate and up over tp"
-    experts_gated = "[L, 2F, H]: experts over ep"
-    experts = "[L, H, F]: experts over ep"
+    experts_gated = "[L, 2F, H]: experts over ep, the same rows of gate and up over etp"
+    experts = "[L, H, F]: experts over ep, columns over etp"
 
 
 class Start(Enum):
@@ -62,6 +62,15 @@ RULES = (
     Rule("mlp.experts.down", Cut.experts, Start.residual),
     Rule("output_layer.weight", Cut.rows, Start.normal),
 )
+# Dimension of the logical tensor -> the axis of ranks that cuts it.
+_AXES: dict[Cut, dict[int, str]] = {
+    Cut.whole: {},
+    Cut.rows: {0: "tp"},
+    Cut.columns: {1: "tp"},
+    Cut.gated_rows: {1: "tp"},
+    Cut.experts_gated: {0: "ep", 2: "etp"},
+    Cut.experts: {0: "ep", 2: "etp"},
+}
 _TIED_COPY = ("output_layer.weight", "embedding.word_embeddings.weight")
 
 
@@ -119,15 +128,9 @@ def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, i
     layout, at = groups.layout, groups.coordinate
     if cut in (Cut.gated_rows, Cut.experts_gated):
         local = (*local[:-2], 2, local[-2] // 2, local[-1])
-    axis, size, index = {
-        Cut.whole: (0, 1, 0),
-        Cut.rows: (0, layout.tp, at["tp"]),
-        Cut.columns: (1, layout.tp, at["tp"]),
-        Cut.gated_rows: (1, layout.tp, at["tp"]),
-        Cut.experts_gated: (0, layout.ep, at["ep"]),
-        Cut.experts: (0, layout.ep, at["ep"]),
-    }[cut]
-    global_shape = tuple(n * size if dim == axis else n for dim, n in enumerate(local))
-    offset = tuple(n * index if dim == axis else 0 for dim, n in enumerate(local))
+    axes = _AXES[cut]
+    sizes = [getattr(layout, axes[dim]) if dim in axes else 1 for dim in range(len(local))]
+    global_shape = tuple(n * size for n, size in zip(local, sizes, strict=True))
+    offset = tuple(n * at[axes[dim]] if dim in axes else 0 for dim, n in enumerate(local))
     writes = is_writer and (cut is not Cut.whole or at["tp"] == 0)
     return Shard(name, global_shape, offset, local, writes)

@@ -1,9 +1,11 @@
 """Tokens -> expert ranks -> tokens.
 
-    x [T, H] -> sort by expert [A, H] -> all-to-all over ep -> sort by local expert [N, H] -> experts
-      [T, H] <- sum over K    <-  unsort  <-  all-to-all back  <-  unsort              <-
+    x [T, H] -> gather over etp -> sort by expert [A, H] -> all-to-all over ep -> sort by local expert [N, H] -> experts
+      [T, H] <- reduce-scatter  <-  sum over K, unsort   <-  all-to-all back   <-  unsort                    <-
 
-T tokens of this rank, K experts a token goes to, A <= T * K assignments kept, N rows that arrive here, L local experts.
+T tokens of this rank, K experts a token goes to, A <= etp * T * K assignments kept, N rows that arrive here, L local
+experts. Expert tensor parallel: the ranks of etp hold other tokens (of tp, cp or dp), which each has routed already, and
+each a part of every local expert's ffn, so each computes a part of the outputs of all of them. Groups of one do nothing.
 
 DeepSpeed's: the split plan, the all-to-all, the padded permutation that grouped kernels need, the combine. Ours: the
 plain permutation (on CPU and without grouped kernels padding would only cost), and gathers whose backward pass is a
@@ -23,6 +25,8 @@ from deepspeed.module_inject.auto_ep_layer import (
 )
 from torch import Tensor, distributed
 
+from gpt4moe.parallel.collectives import AllGather, ReduceScatter, gather_rows
+
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
@@ -35,7 +39,7 @@ class Arrived:
     counts: Tensor
     """[L], rows of each local expert."""
     assignment: Tensor
-    """[A], place in T * K of each row sent."""
+    """[A], place in etp * T * K of each row sent."""
     splits: tuple[list[int], list[int]]
     """Rows sent to and received from each rank of ep."""
     restore: Tensor | None
@@ -44,26 +48,32 @@ class Arrived:
 
 
 class Dispatcher:
-    """Moves rows over one expert-parallel group.
+    """Moves rows over one expert-parallel group, after gathering them over the expert-tensor-parallel one.
 
     Args:
+        etp: every rank of it has as many tokens.
         padded: groups of rows aligned as grouped kernels on GPUs want them (DeepSpeed's permutation).
     """
 
-    def __init__(self, ep: distributed.ProcessGroup, num_experts: int, *, padded: bool):
+    def __init__(self, ep: distributed.ProcessGroup, etp: distributed.ProcessGroup, num_experts: int, *, padded: bool):
         self.ep = ep
+        self.etp = etp
         self.ep_size = ep.size()
         self.num_experts = num_experts
         self.num_local = num_experts // self.ep_size
         self.padded = padded
 
     def send(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor, keep_TK: Tensor | None) -> Arrived:
-        """Rows to the ranks of their experts. Collective over ep, also for a rank without tokens.
+        """Rows to the ranks of their experts. Collective over etp and ep, also for a rank without tokens.
 
         Args:
             keep_TK: bool, False for dropped assignments; None keeps all.
         """
         top_k = expert_index_TK.shape[1]
+        if self.etp.size() > 1:
+            x_TH, weight_TK = AllGather.apply(x_TH, self.etp), AllGather.apply(weight_TK, self.etp)
+            expert_index_TK = gather_rows(expert_index_TK, self.etp)
+            keep_TK = None if keep_TK is None else gather_rows(keep_TK, self.etp)
         expert = expert_index_TK.flatten()
         kept = None if keep_TK is None else keep_TK.flatten().nonzero().squeeze(1)
         chosen = expert if kept is None else expert[kept]
@@ -111,9 +121,10 @@ class Dispatcher:
             y_NH = PermuteRows.apply(y_NH, *arrived.restore.unbind())
         if self.ep_size > 1:
             y_NH = _AllToAllV.apply(self.ep, y_NH, arrived.splits[1], arrived.splits[0])
-        shape = (1, num_tokens, y_NH.shape[-1])
+        shape = (1, num_tokens * self.etp.size(), y_NH.shape[-1])
         # "pre": the router's weights are in the rows already; the second argument is then unused.
-        return combine_from_routed(y_NH, arrived.weight, arrived.assignment, top_k, "pre", "weighted_sum", shape)[0]
+        y_TH = combine_from_routed(y_NH, arrived.weight, arrived.assignment, top_k, "pre", "weighted_sum", shape)[0]
+        return ReduceScatter.apply(y_TH, self.etp) if self.etp.size() > 1 else y_TH
 
 
 class GatherTokens(torch.autograd.Function):

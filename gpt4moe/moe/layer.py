@@ -3,7 +3,7 @@
     hidden [S/tp, B, H] -> Router [T, E] -> Dispatcher.send -> Experts [N, H] -> Dispatcher.combine -> [S/tp, B, H]
 
 Under sequence parallelism every tensor-parallel rank holds other tokens, so experts may be spread over the same ranks
-(etp 1, "parallel folding"). What a router pools is one micro-batch, gathered over tp x cp.
+("parallel folding"), whole (ep) or each cut over its ffn (etp). What a router pools is one micro-batch, gathered over tp x cp.
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ class ExpertParallelMLP(nn.Module):
 
     def __init__(self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups):
         super().__init__()
-        hidden_size, ffn, num_local = config.hidden_size, moe.ffn_hidden_size, moe.num_experts // groups.ep.size()
+        hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
+        ffn = moe.ffn_hidden_size // groups.etp.size()
         device = None if config.use_cpu_initialization else groups.device
         made = {"dtype": config.params_dtype, "device": device}
 
@@ -43,7 +44,7 @@ class ExpertParallelMLP(nn.Module):
         self.router = Router(weight(moe.num_experts, hidden_size), moe.router.kind, moe.top_k)
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
-        self.dispatcher = Dispatcher(groups.ep, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
+        self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
         self.moe = moe
         self.pool = groups.tp_cp
         self.statistics = RoutingStatistics(moe.num_experts)

@@ -10,6 +10,7 @@ environment.py     rank, world, device and backend from Slurm, torchrun or nothi
 groups.py          ProcessGroups: the live groups, handed on by argument
 megatron_state.py  embassy: Megatron's parallel_state and random-number trackers
 deepspeed_groups.py  embassy: DeepSpeed's communication layer, as its expert-parallel parts need it
+collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU
 rng.py             counter-based random numbers: equal on every layout and device
 """

@@ -42,8 +42,6 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
     """What is legal arithmetic but not built or not proven in the trainer."""
     checks = [
         (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallel is not supported yet.", "Set parallel.cp=1."),
-        (parallel.etp > 1, f"parallel.etp={parallel.etp}: expert tensor parallel is not supported yet.",
-         "Set parallel.etp=1; experts are spread whole by parallel.ep."),
         (parallel.recompute is not Recompute.none,
          f"parallel.recompute={parallel.recompute.value}: activation recompute is not supported yet.",
          "Set parallel.recompute=none."),

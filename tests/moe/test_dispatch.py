@@ -26,7 +26,7 @@ def _identity(environment: Environment) -> float:
     x, weight = torch.randn(num_tokens, 8, generator=generator), torch.rand(num_tokens, K, generator=generator)
     index = torch.rand(num_tokens, E, generator=generator).topk(K).indices
     with rank_groups(environment, ep=environment.world_size) as groups:
-        dispatcher = Dispatcher(groups.ep, E, padded=False)
+        dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
         arrived = dispatcher.send(x, index, weight, None)
         assert arrived.counts.sum() == arrived.rows.shape[0]
         back = dispatcher.combine(arrived.rows * arrived.weight, arrived, num_tokens, K)
@@ -52,7 +52,7 @@ def _with_drops(environment: Environment) -> dict[str, float]:
     x.requires_grad_()
     weight.requires_grad_()
     with rank_groups(environment) as groups:
-        dispatcher = Dispatcher(groups.ep, E, padded=False)
+        dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
         arrived = dispatcher.send(x, index, weight, keep)
         back = dispatcher.combine(arrived.rows * arrived.weight, arrived, 6, K)
         back.square().sum().backward()

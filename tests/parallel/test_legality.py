@@ -91,7 +91,6 @@ def test_a_refusal_has_the_numbers_and_a_cure_that_cures(name: str) -> None:
     ("degrees", "key"),
     [
         ({"cp": 2}, "parallel.cp=1"),
-        ({"etp": 2}, "parallel.etp=1"),
         ({"recompute": Recompute.full}, "parallel.recompute=none"),
         ({"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel"),
     ],
