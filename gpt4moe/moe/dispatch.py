@@ -4,8 +4,8 @@
       [T, H] <- reduce-scatter  <-  sum over K, unsort   <-  all-to-all back   <-  unsort                    <-
 
 T tokens of this rank, K experts a token goes to, A <= etp * T * K assignments kept, N rows that arrive here, L local
-experts. Expert tensor parallel: the ranks of etp hold other tokens (of tp, cp or dp), which each has routed already, and
-each a part of every local expert's ffn, so each computes a part of the outputs of all of them. Groups of one do nothing.
+experts. Expert tensor parallel: the ranks of etp hold other tokens (of tp, cp or dp), which each has routed already,
+and each a part of every local expert's ffn, so each computes a part of all their outputs. Groups of one do nothing.
 
 DeepSpeed's: the split plan, the all-to-all, the padded permutation that grouped kernels need, the combine. Ours: the
 plain permutation (on CPU and without grouped kernels padding would only cost), and gathers whose backward pass is a

@@ -3,7 +3,8 @@
     hidden [S/tp, B, H] -> Router [T, E] -> Dispatcher.send -> Experts [N, H] -> Dispatcher.combine -> [S/tp, B, H]
 
 Under sequence parallelism every tensor-parallel rank holds other tokens, so experts may be spread over the same ranks
-("parallel folding"), whole (ep) or each cut over its ffn (etp). What a router pools is one micro-batch, gathered over tp x cp.
+("parallel folding"), whole (ep) or each cut over its ffn (etp). What a router pools is one micro-batch, gathered over
+tp x cp.
 """
 
 from typing import Any
