@@ -1,17 +1,54 @@
-"""Facts of one accelerator of a cluster: what MFU, the planner and Slurm read."""
+"""Facts of one accelerator of a cluster: what MFU, the planner, cost and Slurm read. Each YAML names its sources."""
 
 from dataclasses import dataclass
 
 from gpt4moe.config.missing import MISSING
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.errors import ConfigError
 
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     name: str = MISSING
+    devices: int | None = None
+    """Devices of the run that is planned; null: as few as the layout allows. Training takes what the launcher gives."""
     peak_flops_bf16: float = MISSING
     """Dense bf16 FLOP/s of one device, from its data sheet."""
+    peak_flops_fp8: float | None = None
+    """Dense fp8 FLOP/s of one device; null: it has none."""
     peak_flops_fp32: float = MISSING
     """Dense fp32 FLOP/s of one device."""
     memory_bytes: float = MISSING
     """Of one device."""
+    memory_bytes_per_second: float = MISSING
+    """Of one device's own memory."""
+    nvlink_bytes_per_second: float = MISSING
+    """Out of one device to others of its NVLink domain, one direction."""
+    fabric_bytes_per_second: float = MISSING
+    """Out of one device to other domains, one direction: its share of the node's network ports."""
     devices_per_node: int = 8
+    devices_per_nvlink_domain: int = 8
+    """Devices that reach each other at NVLink speed: 8 of an HGX board, 72 of an NVL72 rack."""
+    usd_per_hour: float | None = None
+    """Price of one device for one hour; null: not known, and cost is refused."""
+    watts: float | None = None
+    """Power of one device with its share of the server; null: not known."""
+    hours_between_failures: float | None = None
+    """Device hours for each unexpected stop of a run; null: failures are left out."""
+
+    def peak_flops(self, dtype: Dtype) -> float:
+        """Dense FLOP/s of one device in `dtype`."""
+        return self.peak_flops_bf16 if dtype is Dtype.bf16 else self.peak_flops_fp32
+
+    def validate(self) -> None:
+        for name in (
+            "devices", "peak_flops_bf16", "peak_flops_fp8", "peak_flops_fp32", "memory_bytes",
+            "memory_bytes_per_second", "nvlink_bytes_per_second", "fabric_bytes_per_second", "devices_per_node",
+            "devices_per_nvlink_domain", "usd_per_hour", "watts", "hours_between_failures",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(
+                    f"cluster.{name}={value:g} is not above 0.",
+                    f"Set cluster.{name}, or choose a cluster of configs/cluster: cluster=h100_80g.",
+                )

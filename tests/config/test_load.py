@@ -105,6 +105,7 @@ def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> No
         (["optimizer.lr=0"], "optimizer.lr=0", ["optimizer.lr=3e-4"]),
         (["data.path=null"], "data.path", ["data=mock"]),
         (["run.name=a/b"], "'a/b'", ["run.name=a-b"]),
+        (["cluster.usd_per_hour=0"], "cluster.usd_per_hour=0", ["cluster=h100_80g", "cluster.usd_per_hour=2"]),
     ],
 )
 def test_a_conflict_has_the_numbers_and_its_cure_cures(overrides: list[str], cause: str, cured: list[str]) -> None:
