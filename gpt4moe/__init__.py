@@ -8,6 +8,7 @@ Rooms, lowest storey first; imports only go down (tests/test_house.py holds it):
     3  model       Megatron GPT chunks assembled from specs; the table of parameters
     4  checkpoint telemetry     logical tensors on disk; metrics, console, wandb, report
     5  training demo            one step, then the loop; what `make data` and `make train` add
+    6  proof       a layout against one process, number by number
     6  train.py    the guided tour: python -m gpt4moe.train
 """
 

@@ -124,6 +124,12 @@ def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:
                 parameter.allreduce = False  # type: ignore[attr-defined]  # reduced over expert_dp, not over dp
 
 
+def reduced_over(parameter: nn.Parameter) -> tuple[str, ...]:
+    """The groups that a marked parameter's gradient is summed over, innermost first, as ProcessGroups names them."""
+    copies = "dp_cp" if getattr(parameter, "allreduce", True) else "expert_dp"
+    return ("tp", copies) if getattr(parameter, "sequence_parallel", False) else (copies,)
+
+
 def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, is_writer: bool) -> Shard:
     layout, at = groups.layout, groups.coordinate
     if cut in (Cut.gated_rows, Cut.experts_gated):

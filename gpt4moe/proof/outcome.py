@@ -1,0 +1,137 @@
+"""What a phase did, whole: the answers of all ranks put together as logical tensors. numpy, no torch.
+
+rank: gradients, masters and moments it owns (rectangles); digests of the weights it computes with (copies)
+all:  logical tensors, and what does not fit together: elements that nobody or more than one rank owns,
+      copies of one weight that are not equal
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GRADIENT, WEIGHT = "gradient", "weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPiece:
+    """A rectangle of a logical tensor, fp32, owned by one rank."""
+
+    name: str
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    values: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class WeightCopy:
+    """A weight as one rank computes with it; every rank that holds the same rectangle must hold the same bits."""
+
+    name: str
+    offset: tuple[int, ...]
+    digest: bytes
+    cut: str
+    """How ranks divide it, in words."""
+    reduced_over: tuple[str, ...]
+    """Groups that its gradient is summed over."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RankAnswer:
+    """What one rank saw in one phase."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    routing: list[np.ndarray] = field(default_factory=list)
+    pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
+    """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
+    exp_avg, exp_avg_sq."""
+    copies: list[WeightCopy] = field(default_factory=list)
+    """After the last step."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """One phase of all ranks."""
+
+    losses: list[float]
+    """Per step: global token mean."""
+    norms: list[float]
+    """Per step: global gradient norm before clipping."""
+    routing: list[np.ndarray]
+    """Per step: [layers, E + 4], training.step.StepResult."""
+    tensors: dict[str, dict[str, np.ndarray]]
+    """Kind -> name -> logical tensor; NaN where no rank owns an element."""
+    problems: list[str]
+    """What does not fit together between ranks."""
+    holders: dict[str, dict[int, WeightCopy]]
+    """Name -> rank -> its copy (the last, where it holds several)."""
+
+    @property
+    def gradients(self) -> dict[str, np.ndarray]:
+        return self.tensors[GRADIENT]
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        return self.tensors[WEIGHT]
+
+
+def assemble(answers: list[RankAnswer]) -> Outcome:
+    """The phase from the answers of rank 0, 1, ..."""
+    problems = _disagreements(answers)
+    tensors: dict[str, dict[str, np.ndarray]] = {}
+    for kind in answers[0].pieces:
+        whole, times = _whole([piece for answer in answers for piece in answer.pieces[kind]])
+        tensors[kind] = whole
+        for name, count in times.items():
+            missing, twice = int((count == 0).sum()), int((count > 1).sum())
+            if missing or twice:
+                problems.append(f"{kind} of {name}: of {count.size} elements {missing} have no owner, {twice} several")
+    first = answers[0]
+    return Outcome(
+        losses=first.losses, norms=first.norms, routing=first.routing, tensors=tensors,
+        problems=problems + _unequal_copies(answers),
+        holders=_holders(answers),
+    )  # fmt: skip
+
+
+def _disagreements(answers: list[RankAnswer]) -> list[str]:
+    """Every rank must report the same losses and norms."""
+    found = []
+    for what in ("losses", "norms"):
+        values = [getattr(answer, what) for answer in answers]
+        others = [rank for rank, value in enumerate(values) if value != values[0]]
+        if others:
+            found.append(f"{what} of rank {others[0]} are not those of rank 0: {values[others[0]]}, {values[0]}")
+    return found
+
+
+def _whole(pieces: list[TensorPiece]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Logical tensors, and how many pieces cover each element."""
+    whole: dict[str, np.ndarray] = {}
+    times: dict[str, np.ndarray] = {}
+    for piece in pieces:
+        box = whole.setdefault(piece.name, np.full(piece.global_shape, np.nan, dtype=np.float32))
+        where = tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.values.shape, strict=True))
+        box[where] = piece.values
+        times.setdefault(piece.name, np.zeros(piece.global_shape, dtype=np.int32))[where] += 1
+    return whole, times
+
+
+def _unequal_copies(answers: list[RankAnswer]) -> list[str]:
+    held: dict[tuple[str, tuple[int, ...]], dict[bytes, list[int]]] = {}
+    for rank, answer in enumerate(answers):
+        for copy in answer.copies:
+            held.setdefault((copy.name, copy.offset), {}).setdefault(copy.digest, []).append(rank)
+    return [
+        f"copies of {name} at {offset} are not equal: ranks {' / '.join(str(ranks) for ranks in digests.values())}"
+        for (name, offset), digests in held.items()
+        if len(digests) > 1
+    ]
+
+
+def _holders(answers: list[RankAnswer]) -> dict[str, dict[int, WeightCopy]]:
+    holders: dict[str, dict[int, WeightCopy]] = {}
+    for rank, answer in enumerate(answers):
+        for copy in answer.copies:
+            holders.setdefault(copy.name, {})[rank] = copy
+    return holders

@@ -1,0 +1,16 @@
+"""Phase: one short training from the initial weights. No torch."""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.run import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """What ranks do between two looks at their numbers."""
+
+    run: RunConfig
+    steps: int
+    descent: float | None = None
+    """A rate: weights move by plain descent along the reduced and clipped gradients, which shows a wrong gradient
+    scale that AdamW divides away. None: the run's own optimizer."""

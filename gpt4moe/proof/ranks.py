@@ -1,0 +1,120 @@
+"""What one rank does: build the run, take a few steps, answer with the numbers it owns.
+
+    build_model -> engine -> [ forward_backward -> reduce -> clip -> descent or the optimizer ] x steps
+
+The same code as training from the model down to the weights; only data and update (by descent) are our own.
+"""
+
+import hashlib
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+
+from gpt4moe.checkpoint.storage import MOMENTS
+from gpt4moe.model.gpt import build_model
+from gpt4moe.model.parameters import reduced_over, shards
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.groups import ProcessGroups, world
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.shard import flat_rectangles
+from gpt4moe.proof.batches import synthetic_batches
+from gpt4moe.proof.outcome import GRADIENT, WEIGHT, RankAnswer, TensorPiece, WeightCopy
+from gpt4moe.proof.phase import Phase
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.engine import Engine, OwnedRange
+from gpt4moe.training.learning_rate import learning_rate
+from gpt4moe.training.step import StepRunner
+
+Prepare = Callable[[list[Any], ProcessGroups], None]
+
+
+def run_phases(
+    environment: Environment,
+    phases: list[Phase],
+    prepare: Prepare | None = None,
+    say: Callable[[str], Any] = str,
+) -> list[RankAnswer]:
+    """This rank's answers. Collective.
+
+    Args:
+        phases: of one layout, which the first one's run gives.
+        prepare: changes the initial weights, called with chunks and groups.
+        say: told after each step.
+    """
+    first = phases[0].run
+    require_legal(first.model, first.parallel, first.training, environment.world_size)
+    with world(environment) as device:
+        layout = Layout.from_config(first.parallel, environment.world_size)
+        groups = ProcessGroups.create(layout, environment.rank, device, first.run.seed)
+        return [_run_phase(phase, groups, prepare, say) for phase in phases]
+
+
+def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say: Callable[[str], Any]) -> RankAnswer:
+    run, answer = phase.run, RankAnswer()
+    chunks = build_model(run, groups)
+    if prepare is not None:
+        prepare(chunks, groups)
+    engine = ENGINES[run.engine.kind](chunks, run, groups)
+    runner = StepRunner(run, engine, groups)
+    for step in range(1, phase.steps + 1):
+        done = runner.forward_backward(synthetic_batches(run, step, groups.layout.dp, groups.coordinate["dp"]))
+        engine.reduce()
+        if step == 1:
+            answer.pieces |= _pieces(engine, groups, (GRADIENT,))
+        answer.losses.append(done.loss)
+        answer.routing.append(done.routing.numpy())
+        answer.norms.append(engine.clip())
+        if phase.descent is None:
+            engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
+        else:
+            _descend(engine, phase.descent, step)
+        say(f"step {step}")
+    answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS))
+    answer.copies = _copies(engine, groups)
+    return answer
+
+
+@torch.no_grad()
+def _descend(engine: Engine, rate: float, step: int) -> None:
+    for owned in engine.owned():
+        owned.master.sub_(owned.gradient, alpha=rate)
+    engine.finish_load(step)
+
+
+def _pieces(engine: Engine, groups: ProcessGroups, kinds: tuple[str, ...]) -> dict[str, list[TensorPiece]]:
+    """Everything this rank owns and writes."""
+    boxes = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
+    pieces: dict[str, list[TensorPiece]] = {kind: [] for kind in kinds}
+    for owned in engine.owned():
+        shard = boxes[id(owned.parameter)]
+        if not shard.is_writer:
+            continue
+        for kind in kinds:
+            values = _flat(owned, kind).detach().float().cpu().numpy()
+            for part in flat_rectangles(owned.start, owned.end, shard.shape):
+                box = values[part.start - owned.start :][: prod(part.shape)].reshape(part.shape).copy()
+                offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
+                pieces[kind].append(TensorPiece(shard.name, shard.global_shape, offset, box))
+    return pieces
+
+
+def _flat(owned: OwnedRange, kind: str) -> torch.Tensor:
+    if kind == GRADIENT:
+        return owned.gradient
+    return owned.master if kind == WEIGHT else owned.moments[kind]
+
+
+def _copies(engine: Engine, groups: ProcessGroups) -> list[WeightCopy]:
+    """The weights this rank computes with, as digests."""
+    return [
+        WeightCopy(
+            name=shard.name, offset=shard.offset, cut=rule.cut.value, reduced_over=reduced_over(parameter),
+            digest=hashlib.blake2b(
+                parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16
+            ).digest(),
+        )
+        for parameter, shard, rule in shards(engine.chunks, groups)
+    ]  # fmt: skip
