@@ -4,7 +4,8 @@
 logical.py            a model's logical tensors, from its configuration
 rules.py              links: how a tensor of theirs lies in one of ours
 tables.py             names, ours and Hugging Face's
-architectures.py      ModelConfig <-> config.json; what is refused
+architectures.py      which architecture of Hugging Face a model is
+hf_config.py          ModelConfig <-> config.json; what is refused
 safetensors_file.py   any float type: read, cast, streamed out
 weights.py            Weights: boxes of logical tensors from any folder
 huggingface.py        ours -> Hugging Face; such a folder as Weights

@@ -16,8 +16,8 @@ from gpt4moe.convert.verify import LOGITS_TOLERANCE, Logits, verify, verify_logi
 Answer = dict[str, Any]
 
 _HELP = {
-    "to-hf": "export a checkpoint in Hugging Face format (Mixtral, or Llama for a model without experts)",
-    "from-hf": "make a step folder for checkpoint.load from a Mixtral, Llama or Mistral folder",
+    "to-hf": "export a checkpoint in Hugging Face format (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
+    "from-hf": "make a step folder for checkpoint.load from a Mixtral, Qwen3-MoE, Llama, Mistral or Qwen3 folder",
     "to-inference": "cut a checkpoint into one file a rank",
     "verify": "compare two folders of any format; exit status 1 when they differ",
 }

@@ -23,7 +23,7 @@ from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.convert.architectures import from_config
+from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config, stored_tensors
 from gpt4moe.convert.logical import Box, Shape
 from gpt4moe.convert.model_files import KEPT, TOKENIZER_FOLDER
@@ -57,7 +57,7 @@ class Upcycling:
 
 
 def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None) -> Answer:
-    """Converts a Mixtral folder, or a dense Llama or Mistral one as it is or upcycled.
+    """Converts a folder of a known architecture as it is, or a dense one upcycled.
 
     Raises: ConversionError when the folder cannot be read or said, or `out` exists or cannot be written.
     """

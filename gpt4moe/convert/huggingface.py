@@ -9,13 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.convert.architectures import export_notes, from_config, hf_table, to_config
+from gpt4moe.convert.architectures import KNOWN, architecture_named, architecture_of, export_notes
+from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import model_card, tokenizer_files
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.rules import Link, Row, is_copy, links, require_whole
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor, packed
-from gpt4moe.convert.tables import LLAMA, MIXTRAL, MIXTRAL_FUSED
 from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
 
@@ -30,7 +30,7 @@ def to_huggingface(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
     tokenizer: Path | None = None, licence: str = "apache-2.0", dry_run: bool = False,
 ) -> Answer:  # fmt: skip
-    """Exports a checkpoint as a Mixtral (or, without experts, a Llama); with `dry_run` only says what would be written.
+    """Exports a checkpoint as what architecture_of says; with `dry_run` only says what would be written.
 
     Raises: ConversionError when the model cannot be said, or `out` exists or cannot be written; CheckpointError.
     """
@@ -38,7 +38,7 @@ def to_huggingface(
         refuse_existing(out)
     source = CheckpointWeights(checkpoint)
     code, torch_name = DTYPES[dtype]
-    all_links = list(links(hf_table(source.model), source.shapes, source.model))
+    all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)
     manifest = source.index.manifest
     files, eos_id = tokenizer_files(source.folder, manifest, source.run, tokenizer)
@@ -85,16 +85,17 @@ def _shards(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, lis
 
 
 def open_huggingface(folder: Path) -> FolderWeights:
-    """A Mixtral, Llama or Mistral folder; per-expert or fused names.
+    """A folder of a known architecture; per-expert or fused names.
 
     Raises: ConversionError when it is damaged, of another architecture, or its tensors are not its config's.
     """
     config = read_config(folder)
+    architecture = architecture_named(config)
     model = from_config(config, folder.resolve().name)
     model.validate()
     tensors = stored_tensors(folder)
     is_fused = any(name.endswith("mlp.experts.gate_up_proj") for name in tensors[0])
-    table = LLAMA if model.moe is None else MIXTRAL_FUSED if is_fused else MIXTRAL
+    table = (architecture.fused if is_fused else None) or architecture.rows
     dtypes = Counter(tensor.dtype for tensor in tensors[0].values())
     weights = FolderWeights(folder, model, dtypes.most_common(1)[0][0] if dtypes else "F32")
     weights.files.update(tensors[2])
@@ -171,7 +172,7 @@ def add_pieces(
     if unknown:
         raise ConversionError(
             f"{weights.folder} has {len(unknown)} tensors of unknown meaning, e.g. {unknown[0]}.",
-            "Only plain Mixtral, Llama and Mistral models convert, without adapters or quantisation.",
+            f"Only plain {KNOWN} models convert, without adapters or quantisation.",
         )
 
 

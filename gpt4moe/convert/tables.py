@@ -21,6 +21,16 @@ _AROUND = (
         "model.layers.{layer}.self_attn.{part}_proj.weight",
     ),
     Row(
+        "decoder.layers.{layer}.self_attention.q_layernorm.weight",
+        whole,
+        "model.layers.{layer}.self_attn.q_norm.weight",
+    ),
+    Row(
+        "decoder.layers.{layer}.self_attention.k_layernorm.weight",
+        whole,
+        "model.layers.{layer}.self_attn.k_norm.weight",
+    ),
+    Row(
         "decoder.layers.{layer}.self_attention.linear_proj.weight",
         whole,
         "model.layers.{layer}.self_attn.o_proj.weight",
@@ -58,15 +68,29 @@ MIXTRAL_FUSED = (
 )
 """The names of transformers 5's own modules (save_pretrained with save_original_format=False)."""
 
-LLAMA = (
+DENSE = (
     *_AROUND,
     Row("decoder.layers.{layer}.mlp.linear_fc1.weight", gate_up, "model.layers.{layer}.mlp.{part}_proj.weight"),
     Row("decoder.layers.{layer}.mlp.linear_fc2.weight", whole, "model.layers.{layer}.mlp.down_proj.weight"),
 )
+"""Llama, Mistral, Qwen3."""
+
+QWEN3_MOE = (
+    *DENSE,
+    Row(_ROUTER, whole, "model.layers.{layer}.mlp.gate.weight"),
+    Row(
+        _GATE_UP,
+        gate_up_of_experts("gate", "up"),
+        "model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight",
+    ),
+    Row(_DOWN, one_of_experts, "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"),
+)
+
+QWEN3_MOE_FUSED = (*DENSE, *(row for row in MIXTRAL_FUSED if row not in _AROUND))
 
 UPCYCLED = (
     *_AROUND,
     Row(_GATE_UP, copied_gate_up, "model.layers.{layer}.mlp.{part}_proj.weight"),
     Row(_DOWN, copied, "model.layers.{layer}.mlp.down_proj.weight"),
 )
-"""A dense Llama's MLP as every expert; the router has no counterpart."""
+"""A dense MLP as every expert; the router has no counterpart."""

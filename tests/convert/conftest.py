@@ -38,6 +38,13 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def normed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Norms of queries and keys, heads of their own width, a dense layer: a Qwen3-MoE."""
+    model = ("model.qk_norm=true", "model.head_dim=12", "model.moe.layer_pattern=[0,1]", "model.ffn_hidden_size=48")
+    return _run(tmp_path_factory, "normed", *SHAPE, *model)
+
+
+@pytest.fixture(scope="session")
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights."""
     return save_model(tmp_path_factory.mktemp("mixtral") / "hf", "Mixtral", **MIXTURE)

@@ -13,7 +13,7 @@ from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.errors import ConversionError
-from tests.convert.hf_models import MIXTURE, fuse, save_model
+from tests.convert.hf_models import MIXTURE, QWEN3_MOE, fuse, save_model
 from tests.convert.logits import our_logits, their_logits
 from tests.training.command import metrics, train
 
@@ -26,6 +26,10 @@ from tests.training.command import metrics, train
         ("Mixtral", MIXTURE | {"dtype": "bfloat16", "num_key_value_heads": 4}),
         ("Llama", {"rms_norm_eps": 1e-4}),
         ("Mistral", {"sliding_window": 64}),
+        ("Qwen3Moe", QWEN3_MOE),
+        ("Qwen3Moe", QWEN3_MOE | {"tie_word_embeddings": True, "mlp_only_layers": [0]}),
+        ("Qwen3Moe", QWEN3_MOE | {"decoder_sparse_step": 2}),
+        ("Qwen3", {"head_dim": 16}),
     ],
 )
 def test_a_folder_becomes_a_checkpoint_of_the_same_logits(
@@ -39,23 +43,37 @@ def test_a_folder_becomes_a_checkpoint_of_the_same_logits(
     assert np.abs(our_logits(tmp_path / "step-00000000") - wanted).max() < 1e-4
 
 
-def test_fused_and_sharded_folders_give_the_same_checkpoint(tmp_path: Path) -> None:
-    plain = save_model(tmp_path / "plain", "Mixtral", **MIXTURE)
-    many = save_model(tmp_path / "many", "Mixtral", shard_size="20KB", **MIXTURE)
+@pytest.mark.parametrize(
+    ("kind", "settings", "of_a_layer"),
+    [("Mixtral", MIXTURE, 7), ("Qwen3Moe", QWEN3_MOE, 9)],
+    ids=["mixtral", "qwen3-moe"],
+)
+def test_fused_and_sharded_folders_give_the_same_checkpoint(
+    kind: str, settings: dict[str, object], of_a_layer: int, tmp_path: Path
+) -> None:
+    plain = save_model(tmp_path / "plain", kind, **settings)
+    many = save_model(tmp_path / "many", kind, shard_size="20KB", **settings)
     assert len(list(many.glob("*.safetensors"))) > 3
-    fused = save_model(tmp_path / "fused", "Mixtral", **MIXTURE)
+    fused = save_model(tmp_path / "fused", kind, **settings)
     fuse(fused)
     states = []
     for folder in (plain, many, fused):
         from_huggingface(folder, folder / "ours")
         reader = CheckpointReader(folder / "ours")
         states.append({name: reader.tensor(name) for name in reader.shapes})
-    assert len(states[0]) == 3 + 2 * 7
+    assert len(states[0]) == 3 + 2 * of_a_layer
     for state in states[1:]:
         assert all(state[name].equal(tensor) for name, tensor in states[0].items())
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("Mixtral", MIXTURE), ("Llama", {"tie_word_embeddings": True})])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Mixtral", MIXTURE),
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Qwen3Moe", QWEN3_MOE | {"mlp_only_layers": [1]}),
+    ],
+)
 def test_there_and_back_is_the_same_bits(kind: str, settings: dict[str, object], tmp_path: Path) -> None:
     source = save_model(tmp_path / "hf", kind, **settings)
     from_huggingface(source, tmp_path / "ours")
@@ -111,11 +129,13 @@ def test_upcycling_noise_spares_the_first_expert_and_follows_the_seed(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"model_type": "qwen3_moe"}, "q_norm"),
+        ({"model_type": "qwen2_moe"}, "shared expert"),
+        ({"model_type": "qwen3_moe"}, "norm_topk_prob=None"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_scaling"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"head_dim": 16}, "head_dim=16"),
+        ({"head_dim": 16}, r"q_proj.weight is \[32, 32\], config.json says \[64, 32\]"),
+        ({"layer_types": ["linear_attention"] * 2}, "layer_types"),
         ({"intermediate_size": 40}, "w1.weight is"),
         ({"num_local_experts": 5}, "gate.weight is"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),

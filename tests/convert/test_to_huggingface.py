@@ -15,12 +15,16 @@ from tests.convert.logits import our_logits, their_logits
 from tests.training.command import train
 
 
-@pytest.mark.parametrize("name", ["trained", "tied"])
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("trained", "MixtralForCausalLM"), ("tied", "MixtralForCausalLM"), ("normed", "Qwen3MoeForCausalLM")],
+)
 def test_an_export_loads_strictly_and_gives_our_logits(
-    name: str, tmp_path: Path, request: pytest.FixtureRequest
+    name: str, architecture: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = request.getfixturevalue(name)
     answer = to_huggingface(run, tmp_path / "hf", dtype="fp32")
+    assert answer["architecture"] == architecture
     logits, info = their_logits(tmp_path / "hf")
     assert not any(info.values()), info  # nothing missing, unexpected, mismatched
     ours = our_logits(run)

@@ -1,0 +1,147 @@
+"""ModelConfig <-> config.json of Hugging Face, and what neither side can say to the other. No torch."""
+
+from typing import Any
+
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.moe import MoEConfig, RouterConfig
+from gpt4moe.convert.architectures import KNOWN, Architecture, architecture_named, architecture_of
+from gpt4moe.errors import ConversionError
+
+Json = dict[str, Any]
+
+_ATTENTION = {"full_attention", "sliding_attention"}
+
+
+def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
+    """config.json. rope_theta stands twice: engines before transformers 5 read only the first."""
+    architecture, moe = architecture_of(model), model.moe
+    config: Json = {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size or (moe.ffn_hidden_size if moe else None),
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.seq_length,
+        "initializer_range": model.init_std,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": model.tied_embeddings,
+        "use_cache": True,
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        **architecture.constants,
+    }
+    if moe is not None and architecture.num_experts_key is not None:
+        config |= {
+            architecture.num_experts_key: moe.num_experts,
+            architecture.expert_width_key: moe.ffn_hidden_size,
+            "num_experts_per_tok": moe.top_k,
+            "router_aux_loss_coef": moe.router.load_balancing_coefficient,
+        }
+        if architecture.qk_norm:
+            config["mlp_only_layers"] = [layer for layer, is_moe in enumerate(model.moe_layers) if not is_moe]
+    return config
+
+
+def from_config(config: Json, name: str) -> ModelConfig:
+    """The model of a config.json. Raises: ConversionError naming what ours cannot say."""
+    architecture = architecture_named(config)
+    _refuse_unsayable(config, architecture)
+    try:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        moe = _mixture(config, architecture)
+        head_dim = config.get("head_dim") or architecture.head_dim
+        has_window = config.get("use_sliding_window", architecture.is_windowed)
+        window = config.get("sliding_window") if has_window else None
+        is_all_moe = moe is not None and moe.layer_pattern is None
+        return ModelConfig(
+            name=name,
+            num_layers=config["num_hidden_layers"],
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            num_query_groups=config.get("num_key_value_heads") or heads,
+            head_dim=head_dim if head_dim is not None and head_dim * heads != hidden else None,
+            qk_norm=architecture.qk_norm,
+            ffn_hidden_size=None if is_all_moe else config["intermediate_size"],
+            seq_length=min(config["max_position_embeddings"], window or 2**31),
+            vocab_size=config["vocab_size"],
+            tied_embeddings=config.get("tie_word_embeddings", False),
+            rope_theta=_rope_theta(config, architecture.rope_theta),
+            norm_epsilon=config.get("rms_norm_eps", architecture.norm_epsilon),
+            init_std=config.get("initializer_range", 0.02),
+            moe=moe,
+        )
+    except KeyError as error:
+        raise ConversionError(f"config.json has no {error.args[0]}.", "Take the config.json of the model.") from error
+
+
+def _mixture(config: Json, architecture: Architecture) -> MoEConfig | None:
+    if architecture.num_experts_key is None:
+        return None
+    # transformers writes Qwen3-MoE's number under Mixtral's key.
+    keys = [key for key in (architecture.num_experts_key, "num_local_experts") if key in config]
+    return MoEConfig(
+        num_experts=config[keys[0] if keys else architecture.num_experts_key],
+        ffn_hidden_size=config[architecture.expert_width_key],
+        top_k=config["num_experts_per_tok"],
+        layer_pattern=_layer_pattern(config),
+        router=RouterConfig(load_balancing_coefficient=config.get("router_aux_loss_coef", 0.001)),
+    )
+
+
+def _layer_pattern(config: Json) -> list[int] | None:
+    """Qwen3-MoE's two ways to name dense layers: a list, and every n-th layer a mixture."""
+    dense, step = set(config.get("mlp_only_layers") or []), config.get("decoder_sparse_step") or 1
+    pattern = [
+        int(layer not in dense and (layer + 1) % step == 0) for layer in range(config["num_hidden_layers"])
+    ]  # fmt: skip
+    if not any(pattern):
+        raise ConversionError(
+            f"config.json: mlp_only_layers={sorted(dense)} and decoder_sparse_step={step} leave no layer a mixture.",
+            "Take the config.json of the model.",
+        )
+    return None if all(pattern) else pattern
+
+
+def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    unsayable = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "quantization_config": config.get("quantization_config") is not None,
+        "layer_types": bool(set(config.get("layer_types") or []) - _ATTENTION),
+        "norm_topk_prob": architecture.model_type == "qwen3_moe" and not config.get("norm_topk_prob", False),
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "partial_rotary_factor": {1.0, config.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)}
+        != {1.0},
+    }
+    for key, is_so in unsayable.items():
+        if is_so:
+            value = config.get(key, rope if key == "rope_scaling" else None)
+            raise ConversionError(
+                f"config.json: {key}={value} has no counterpart in model.*.", f"Only plain {KNOWN} models convert."
+            )
+
+
+def _rope_theta(config: Json, default: float) -> float:
+    sources = (config, config.get("rope_parameters") or {})
+    given = {float(source["rope_theta"]) for source in sources if source.get("rope_theta") is not None}
+    if len(given) > 1:
+        raise ConversionError(
+            f"config.json: rope_theta and rope_parameters.rope_theta differ: {sorted(given)}.", "Correct one of them."
+        )
+    theta = given.pop() if given else default
+    if not theta.is_integer():
+        raise ConversionError(f"config.json: rope_theta={theta} is no whole number.", "model.rope_theta is one.")
+    return theta
