@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.planned import MlaConfig, PlannedConfig
 from gpt4moe.errors import ConfigError
 
 
@@ -35,6 +36,10 @@ class ModelConfig:
     """Standard deviation of initial weights; projections back into the residual stream get / sqrt(2 * num_layers)."""
     moe: MoEConfig | None = None
     """null: a dense model."""
+    mla: MlaConfig | None = None
+    """Multi-head latent attention, for the planner alone; null: grouped-query attention."""
+    planned: PlannedConfig | None = None
+    """Parts of published models that the planner counts and the trainer refuses."""
 
     @property
     def query_groups(self) -> int:
@@ -76,6 +81,9 @@ class ModelConfig:
                 f"model.num_attention_heads={self.num_attention_heads}.",
                 f"Set model.num_query_groups to one of {divisors(self.num_attention_heads)}.",
             )
+        for part in (self.mla, self.planned):
+            if part is not None:
+                part.validate()
         if self.moe is not None:
             self.moe.validate(self.num_layers)
         if not all(self.moe_layers) and not self.ffn_hidden_size:

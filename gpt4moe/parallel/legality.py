@@ -5,7 +5,7 @@ arithmetic (something does not divide) and support (right in principle, not buil
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import gcd
 
 from gpt4moe.config.model import ModelConfig, divisors
@@ -40,7 +40,10 @@ def layout_problems(
 
 def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
     """What is legal arithmetic but not built or not proven in the trainer."""
+    planned = sorted(planned_parts(model))
     checks = [
+        (bool(planned), f"{' and '.join(planned)}: the planner counts it, the trainer cannot build it.",
+         "Choose a model without it: +experiment=gpt4, model=mixtral_8x7b, model=tiny."),
         (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallel is not supported yet.", "Set parallel.cp=1."),
         (parallel.recompute is not Recompute.none,
          f"parallel.recompute={parallel.recompute.value}: activation recompute is not supported yet.",
@@ -50,6 +53,15 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
+
+
+def planned_parts(model: ModelConfig) -> dict[str, object]:
+    """The keys of a model that only the planner knows, where they are set (config.planned)."""
+    parts = {} if model.mla is None else {"model.mla": model.mla}
+    if model.planned is None:
+        return parts
+    values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}
+    return parts | {f"model.planned.{name}={value}": value for name, value in values.items() if value}
 
 
 def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:

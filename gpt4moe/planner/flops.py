@@ -54,8 +54,16 @@ def flops_per_token(model: ModelConfig, recompute: Recompute = Recompute.none) -
 
 def attention_flops(model: ModelConfig) -> float:
     """Forward FLOP of scores and weighted values of one token, over all layers."""
-    seen = model.seq_length / 2
-    return model.num_layers * 4.0 * seen * model.num_attention_heads * model.head_size
+    width = 2 * model.head_size if model.mla is None else model.mla.qk_head_dim + model.mla.v_head_dim
+    return 2.0 * model.num_attention_heads * width * sum(tokens_seen(model, layer) for layer in range(model.num_layers))
+
+
+def tokens_seen(model: ModelConfig, layer: int) -> float:
+    """Tokens that a token of a layer attends to, on average over the sequence: half of it, or a window of w of S
+    tokens (w - w^2 / 2S) in every second layer."""
+    window = model.planned.sliding_window if model.planned else None
+    width = min(window, model.seq_length) if window and layer % 2 == 0 else model.seq_length
+    return width - width**2 / (2 * model.seq_length)
 
 
 def _recomputed(recompute: Recompute, layers: float, attention: float) -> float:

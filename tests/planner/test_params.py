@@ -4,7 +4,9 @@ import pytest
 
 from gpt4moe.config.load import CONFIG_FOLDER, load_run_config
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.legality import require_legal, support_problems
 from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.planner.params import chunk_tensors, count_parameters, rank_parameters
 from gpt4moe.planner.tensors import Spread, model_tensors
@@ -89,3 +91,48 @@ def test_experts_are_the_only_tensors_that_expert_parallelism_cuts() -> None:
     for tensor in model_tensors(model):
         parts = 4 if tensor.spread is Spread.experts else 1
         assert tensor.local_size(cut) * parts == tensor.local_size(whole)
+
+
+# Published: total (exact where weights are public), active as each source counts it, and by which of our counts.
+# Davinci is the paper's rounded 175.0B; gpt-oss counts the output layer as active and the embedding not.
+PUBLISHED = {
+    "mixtral_8x7b": (46_702_792_704, 12.9e9, "active_with_embeddings"),
+    "mixtral_8x22b": (140_620_634_112, 39.1e9, "active_with_embeddings"),
+    "qwen3_30b_a3b": (30_532_122_624, 3.35e9, "active_with_embeddings"),
+    "qwen3_235b_a22b": (235_093_634_560, 22.2e9, "active_with_embeddings"),
+    "gpt_oss_120b": (116_829_156_672, 5.13e9, "active_with_head"),
+    "llama3_405b": (405_853_388_800, 405.85e9, "active_with_embeddings"),
+    "davinci_175b": (175.0e9, 175.0e9, "active_with_embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_their_published_parameters(name: str) -> None:
+    total, active, which = PUBLISHED[name]
+    count = count_parameters(load_run_config(["+experiment=tiny", "run.name=count", f"model={name}"]).model)
+    assert count.total == pytest.approx(total, rel=3e-3 if isinstance(total, float) else 0)
+    assert getattr(count, which) == pytest.approx(active, rel=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [("deepseek_v3", "model.mla"), ("gpt_oss_120b", "model.planned.attention_sinks"),
+     ("davinci_175b", "model.planned.learned_positions"), ("mixtral_8x7b", None), ("qwen3_235b_a22b", None)],
+)  # fmt: skip
+def test_the_trainer_refuses_what_only_the_planner_knows(name: str, named: str | None) -> None:
+    run = load_run_config(["+experiment=tiny", "run.name=count", f"model={name}"])
+    problems = support_problems(run.model, run.parallel)
+    assert [named in problem.cause for problem in problems] == [True] if named else problems == []
+    if named:
+        with pytest.raises(LayoutError):
+            require_legal(run.model, run.parallel, run.training, 1)
+
+
+def test_wrong_sizes_of_planned_parts_are_refused() -> None:
+    for wrong in ("model.mla.kv_lora_rank=0", "model.mla.q_lora_rank=-1"):
+        with pytest.raises(ConfigError, match=wrong.split("=")[0]):
+            load_run_config(["+experiment=tiny", "run.name=count", "model=deepseek_v3", wrong])
+    with pytest.raises(ConfigError, match=r"model\.planned\.sliding_window"):
+        load_run_config([
+            "+experiment=tiny", "run.name=count", "model=gpt_oss_120b", "model.planned.sliding_window=0"
+        ])  # fmt: skip
