@@ -40,7 +40,7 @@ def layout_problems(
 
 def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
     """What is legal arithmetic but not built or not proven in the trainer."""
-    planned = sorted(planned_parts(model))
+    planned = planned_parts(model)
     checks = [
         (bool(planned), f"{' and '.join(planned)}: the planner counts it, the trainer cannot build it.",
          "Choose a model without it: +experiment=gpt4, model=mixtral_8x7b, model=tiny."),
@@ -55,13 +55,13 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
 
 
-def planned_parts(model: ModelConfig) -> dict[str, object]:
+def planned_parts(model: ModelConfig) -> list[str]:
     """The keys of a model that only the planner knows, where they are set (config.planned)."""
-    parts = {} if model.mla is None else {"model.mla": model.mla}
-    if model.planned is None:
-        return parts
-    values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}
-    return parts | {f"model.planned.{name}={value}": value for name, value in values.items() if value}
+    parts = [] if model.mla is None else ["model.mla"]
+    if model.planned is not None:
+        values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}
+        parts += [f"model.planned.{name}={value}" for name, value in sorted(values.items()) if value]
+    return parts
 
 
 def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:
