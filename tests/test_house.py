@@ -21,7 +21,7 @@ STOREYS = {
 # Rooms that may import less than everything below them (errors and config are open to all).
 NARROW = {
     "errors": set(), "planner": {"parallel"}, "data": {"parallel"}, "model": {"moe", "vision", "parallel"},
-    "checkpoint": {"parallel"}, "resilience": {"parallel"}, "telemetry": {"planner"},
+    "checkpoint": {"parallel"}, "resilience": {"parallel"}, "telemetry": {"planner", "parallel"},
     "inference": {"model", "checkpoint", "parallel", "data"},
     "convert": {"model", "checkpoint", "parallel", "data"},
     "launch": {"planner", "parallel", "data", "checkpoint"},

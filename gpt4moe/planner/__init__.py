@@ -3,6 +3,7 @@
 tensors.py            every tensor of a model: name, shape, cut
 params.py             parameters: whole, active, of a rank
 flops.py              operations of a token, row by row
+pipeline.py           a step's schedule: idle time, activations held
 
 Arithmetic alone: a login node runs it in milliseconds. Each formula is held against built objects or published numbers.
 """

@@ -9,6 +9,8 @@
     plots.py         PNG figures by matplotlib
     charts.py        line charts as inline SVG
     heat_map.py      expert load as inline SVG
+    gantt.py         a pipeline step as inline SVG
+    schedule_page.py the pipeline schedule as text, JSON, a section of the report
     report.py        report.html, one self-contained file
     report_page.py   the report's style sheet and script
     atomic_file.py   write whole files or nothing

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from gpt4moe.planner.pipeline import PipelinePlan
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.charts import Chart, Series, line_chart
@@ -17,6 +18,7 @@ from gpt4moe.telemetry.console import clock_time, short_count
 from gpt4moe.telemetry.heat_map import heat_map
 from gpt4moe.telemetry.metrics import METRICS, Record
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
+from gpt4moe.telemetry.schedule_page import schedule_section
 from gpt4moe.telemetry.series import middle, points, smooth, smoothing_span
 
 # A gradient norm that spans more than this is drawn on a logarithmic axis, else one spike flattens all the rest.
@@ -69,6 +71,8 @@ class ReportData:
     """nats/token of the corpus."""
     bigram_entropy: float | None = None
     expert_load: ExpertLoad | None = None
+    pipeline: PipelinePlan | None = None
+    """Of the last start; None without a pipeline."""
     starts: Sequence[RunStart] = ()
     samples: Sequence[Sample] = ()
     facts: dict[str, str] = field(default_factory=dict)
@@ -95,6 +99,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             f'<dl class="cards">{_cards(data)}</dl>',
             _section("Training", f'<div class="charts">{"".join(map(line_chart, _charts(data)))}</div>'),
             _section("Experts", f'<div class="charts">{_experts(data)}</div>'),
+            _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
             _section("Samples", "".join(map(_sample, data.samples))),
             _section("Starts", _starts(data.starts)),
             _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),

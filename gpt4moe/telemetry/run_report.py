@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.plots import plot_loss
@@ -26,7 +28,8 @@ def write_run_report(
     """
     entropies = entropies or {}
     records = read_metrics(run_folder / "metrics.jsonl")
-    starts = [_start(path) for path in sorted((run_folder / "starts").glob("*.yaml"))]
+    records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
+    starts = [_start(record) for record in records_of_starts]
     load = _expert_load(run_folder)
     steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
     levels = {f"{name} entropy": value for name, value in entropies.items()}
@@ -44,6 +47,7 @@ def write_run_report(
             unigram_entropy=entropies.get("unigram"),
             bigram_entropy=entropies.get("bigram"),
             expert_load=load,
+            pipeline=_pipeline(records_of_starts[-1]) if starts else None,
             starts=starts,
             samples=samples,
         ),
@@ -51,12 +55,18 @@ def write_run_report(
     return path
 
 
-def _start(path: Path) -> RunStart:
-    record: dict[str, Any] = yaml.safe_load(path.read_text())
+def _start(record: dict[str, Any]) -> RunStart:
     changed = [f"{key} {change['was']} -> {change['is']}" for key, change in record["changed"].items()]
     return RunStart(
         first_step=record["first_step"], when=record["time"], layout=record["layout"], note=", ".join(changed)
     )
+
+
+def _pipeline(record: dict[str, Any]) -> PipelinePlan | None:
+    """The schedule of a start; None without a pipeline."""
+    if record["config"]["parallel"]["pp"] == 1:
+        return None
+    return run_pipeline(config_from_dict(record["config"]), record["ranks"])
 
 
 def _expert_load(run_folder: Path) -> ExpertLoad | None:

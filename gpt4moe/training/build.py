@@ -47,7 +47,7 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
     state = _resume(run, groups, folder, data, engine, latest_step)
     with agreed(groups), _writable(folder):
         if groups.is_first_rank:
-            folder.record_start(run, layout=groups.layout.describe(), first_step=state.step + 1)
+            folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
     context = TrainingContext(
         run=run, groups=groups, folder=folder, data=data, engine=engine, runner=StepRunner(run, engine, groups),
         state=state,

@@ -23,6 +23,7 @@ import yaml
 from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.parallel.layout import Layout
 
 
 @dataclass(slots=True)
@@ -87,7 +88,7 @@ class RunFolder:
             identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
             _write(self.path / "identity.json", json.dumps(identity, indent=1))
 
-    def record_start(self, run: RunConfig, *, layout: str, first_step: int) -> None:
+    def record_start(self, run: RunConfig, *, layout: Layout, first_step: int) -> None:
         """Writes the record of this start. Rank 0 only, lock held, after freeze."""
         starts = self.path / "starts"
         starts.mkdir(exist_ok=True)
@@ -97,7 +98,8 @@ class RunFolder:
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "first_step": first_step,
-            "layout": layout,
+            "layout": layout.describe(),
+            "ranks": layout.world_size,
             "changed": {key: {"was": was, "is": now} for key, was, now in differences(frozen, config)},
             "config": config,
         }

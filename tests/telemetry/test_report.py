@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt4moe.config.load import load_run_config
+from gpt4moe.planner.pipeline import run_pipeline
 from gpt4moe.telemetry.metrics import Record
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
 from tests.telemetry.synthetic import falling_loss, uneven_load
@@ -146,3 +148,9 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         report(tmp_path, run_name="new")
     assert "<h1>old</h1>" in (tmp_path / "report.html").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_pipeline_schedule_is_shown_where_there_is_a_pipeline(tmp_path: Path) -> None:
+    run = load_run_config(["+experiment=tiny", "run.name=test", "parallel.pp=2"])
+    assert "Pipeline schedule" in report(tmp_path, pipeline=run_pipeline(run)).text
+    assert "Pipeline schedule" not in report(tmp_path).text
