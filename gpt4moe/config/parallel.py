@@ -7,9 +7,14 @@ from gpt4moe.errors import ConfigError
 
 
 class Recompute(str, Enum):
-    """Which activations are computed again in the backward pass instead of kept."""
+    """Which activations are computed again in the backward pass instead of kept.
+
+    none. selective: the core attention. moe: all between the router and the sum over experts. full: whole layers.
+    """
 
     none = "none"
+    selective = "selective"
+    moe = "moe"
     full = "full"
 
 
@@ -32,6 +37,8 @@ class ParallelConfig:
     layers_per_stage: list[int] | None = None
     """Layers of each stage, pp * vpp entries in model order; null: as even as it goes, larger stages first."""
     recompute: Recompute = Recompute.none
+    recompute_layers: int | None = None
+    """With recompute=full: only the first layers of each virtual stage, this many; null: all."""
 
     @property
     def sequence_parallel_on(self) -> bool:
@@ -43,3 +50,9 @@ class ParallelConfig:
                 raise ConfigError(
                     f"parallel.{name}={getattr(self, name)} is below 1.", f"Set parallel.{name}=1 or more."
                 )
+        if self.recompute_layers is not None and (self.recompute is not Recompute.full or self.recompute_layers < 1):
+            raise ConfigError(
+                f"parallel.recompute_layers={self.recompute_layers} with parallel.recompute={self.recompute.value}: it "
+                "counts the layers of a stage that full recompute takes, 1 or more.",
+                "Set parallel.recompute=full, or parallel.recompute_layers=null.",
+            )

@@ -44,7 +44,7 @@ def _build_chunk(
     model, pp_index = run.model, groups.coordinate["pp"]
     chunk = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(model, run.kernels, groups, layers),
+        transformer_layer_spec=block_spec(run, groups, layers),
         vocab_size=model.vocab_size,
         max_sequence_length=model.seq_length,
         pre_process=pp_index == 0 and vp_stage == 0,

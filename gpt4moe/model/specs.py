@@ -9,8 +9,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import nn
 
-from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.training import AttentionKernel, KernelsConfig, NormKernel
+from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
@@ -45,32 +46,33 @@ def norm_class(kernel: NormKernel) -> type[nn.Module]:
     return Norm
 
 
-def block_spec(
-    model: ModelConfig, kernels: KernelsConfig, groups: ProcessGroups, layers: list[int]
-) -> TransformerBlockSubmodules:
+def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> TransformerBlockSubmodules:
     """The layers of one virtual stage.
 
     Args:
         layers: their global indices, from 0: whether each has experts depends on its place in the whole model.
     """
-    norm = norm_class(kernels.norm)
+    norm = norm_class(run.kernels.norm)
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(model, kernels, groups, model.moe_layers[layer], norm) for layer in layers],
+        layer_specs=[_layer_spec(run, groups, run.model.moe_layers[layer], norm) for layer in layers],
         layer_norm=norm,
     )
 
 
-def _layer_spec(
-    model: ModelConfig, kernels: KernelsConfig, groups: ProcessGroups, has_experts: bool, norm: type[nn.Module]
-) -> ModuleSpec:
+def _layer_spec(run: RunConfig, groups: ProcessGroups, has_experts: bool, norm: type[nn.Module]) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(num_experts=None, normalization="RMSNorm")
     parts = spec.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = norm
     attention = parts.self_attention.submodules
-    attention.core_attention = ATTENTION[kernels.attention]()
-    if model.qk_norm:
+    attention.core_attention = ATTENTION[run.kernels.attention]()
+    if run.model.qk_norm:
         attention.q_layernorm = attention.k_layernorm = norm
     if has_experts:
-        params = {"moe": model.moe, "kernel": kernels.experts, "groups": groups}
+        params = {
+            "moe": run.model.moe,
+            "kernel": run.kernels.experts,
+            "groups": groups,
+            "recompute": run.parallel.recompute is Recompute.moe,
+        }
         parts.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)
     return spec

@@ -29,8 +29,26 @@ from gpt4moe.parallel.collectives import AllGather, ReduceScatter, gather_rows
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Who goes where, in one micro-batch of one layer: indices and counts, no activations, no gradient."""
+
+    num_tokens: int
+    """T x etp."""
+    top_k: int
+    assignment: Tensor
+    """[A], place in etp * T * K of each row sent, sorted by expert."""
+    counts_by_source: Tensor
+    """[ep, L], rows that arrive here, by the rank they come from and local expert."""
+    splits: tuple[list[int], list[int]]
+    """Rows sent to and received from each rank of ep."""
+    order: Tensor | None
+    """[2, N]: how arrived rows are sorted by local expert, and back; None where they are sorted already or DeepSpeed's
+    padded permutation sorts them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
-    """Rows on the rank of their experts, and what it takes to send them back."""
+    """Rows on the rank of their experts."""
 
     rows: Tensor
     """[N, H], sorted by local expert (N padded where the kernel needs it)."""
@@ -38,13 +56,8 @@ class Arrived:
     """[N, 1] fp32."""
     counts: Tensor
     """[L], rows of each local expert."""
-    assignment: Tensor
-    """[A], place in etp * T * K of each row sent."""
-    splits: tuple[list[int], list[int]]
-    """Rows sent to and received from each rank of ep."""
-    restore: Tensor | None
-    """How to undo the sort by local expert; None where there was none."""
-    padded: bool
+    padding: Tensor | None
+    """DeepSpeed's indices to undo its padded permutation."""
 
 
 class Dispatcher:
@@ -63,68 +76,72 @@ class Dispatcher:
         self.num_local = num_experts // self.ep_size
         self.padded = padded
 
-    def send(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor, keep_TK: Tensor | None) -> Arrived:
-        """Rows to the ranks of their experts. Collective over etp and ep, also for a rank without tokens.
+    def plan(self, expert_index_TK: Tensor, keep_TK: Tensor | None) -> Plan:
+        """Collective over etp and ep, also for a rank without tokens.
 
         Args:
             keep_TK: bool, False for dropped assignments; None keeps all.
         """
-        top_k = expert_index_TK.shape[1]
-        if self.etp.size() > 1:
-            x_TH, weight_TK = AllGather.apply(x_TH, self.etp), AllGather.apply(weight_TK, self.etp)
-            expert_index_TK = gather_rows(expert_index_TK, self.etp)
-            keep_TK = None if keep_TK is None else gather_rows(keep_TK, self.etp)
-        expert = expert_index_TK.flatten()
-        kept = None if keep_TK is None else keep_TK.flatten().nonzero().squeeze(1)
+        index = gather_rows(expert_index_TK, self.etp)
+        keep = None if keep_TK is None else gather_rows(keep_TK, self.etp)
+        expert = index.flatten()
+        kept = None if keep is None else keep.flatten().nonzero().squeeze(1)
         chosen = expert if kept is None else expert[kept]
         order = torch.argsort(chosen, stable=True)
-        assignment = order if kept is None else kept[order]
-        rows = GatherTokens.apply(x_TH, assignment, top_k)
-        weight = GatherTokens.apply(weight_TK.reshape(-1, 1), assignment, 1)
-        plan = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep)
-        splits = (plan.input_splits, plan.output_splits)
-        if self.ep_size > 1:
-            rows = _AllToAllV.apply(self.ep, rows, *splits)
-            weight = _AllToAllV.apply(self.ep, weight, *splits)
-        return self._by_local_expert(rows, weight, plan.local_counts_by_source, assignment, splits)
+        split = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep)
+        return Plan(
+            num_tokens=index.shape[0],
+            top_k=index.shape[1],
+            assignment=order if kept is None else kept[order],
+            counts_by_source=split.local_counts_by_source,
+            splits=(split.input_splits, split.output_splits),
+            order=None if self.ep_size == 1 or self.padded else _by_local_expert(split.local_counts_by_source),
+        )
 
-    def _by_local_expert(
-        self,
-        rows: Tensor,
-        weight: Tensor,
-        counts_by_source: Tensor,
-        assignment: Tensor,
-        splits: tuple[list[int], list[int]],
-    ) -> Arrived:
+    def send(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Arrived:
+        """Rows and weights to the ranks of their experts. Collective over etp and ep."""
+        if self.etp.size() > 1:
+            x_TH, weight_TK = AllGather.apply(x_TH, self.etp), AllGather.apply(weight_TK, self.etp)
+        rows = GatherTokens.apply(x_TH, plan.assignment, plan.top_k)
+        weight = GatherTokens.apply(weight_TK.reshape(-1, 1), plan.assignment, 1)
+        if self.ep_size > 1:
+            rows = _AllToAllV.apply(self.ep, rows, *plan.splits)
+            weight = _AllToAllV.apply(self.ep, weight, *plan.splits)
         if self.padded:
-            rows, indices, counts, _ = permute_by_local_expert(rows, counts_by_source)
+            rows, indices, counts, _ = permute_by_local_expert(rows, plan.counts_by_source)
             weight = torch.cat((weight, weight.new_zeros(1, 1)))[indices]
-            return Arrived(rows, weight, counts, assignment, splits, indices, True)
-        counts = counts_by_source.sum(dim=0)
-        if self.ep_size == 1:  # sorted by expert already
-            return Arrived(rows, weight, counts, assignment, splits, None, False)
-        # Rows arrive by source rank, then local expert: a stable sort by expert keeps the order of sources.
-        local = torch.arange(self.num_local, device=rows.device).repeat(self.ep_size)
-        order = torch.argsort(torch.repeat_interleave(local, counts_by_source.flatten()), stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(order.numel(), device=order.device)
-        rows, weight = PermuteRows.apply(rows, order, inverse), PermuteRows.apply(weight, order, inverse)
-        return Arrived(rows, weight, counts, assignment, splits, torch.stack((inverse, order)), False)
+            return Arrived(rows, weight, counts, indices)
+        if plan.order is not None:
+            order, inverse = plan.order.unbind()
+            rows, weight = PermuteRows.apply(rows, order, inverse), PermuteRows.apply(weight, order, inverse)
+        return Arrived(rows, weight, plan.counts_by_source.sum(dim=0), None)
 
-    def combine(self, y_NH: Tensor, arrived: Arrived, num_tokens: int, top_k: int) -> Tensor:
-        """Expert outputs back on the tokens' ranks, summed over each token's experts: [T, H]."""
-        num_rows = sum(arrived.splits[1])
-        if arrived.padded:
-            assert arrived.restore is not None
-            y_NH = unpermute_by_local_expert(y_NH, arrived.restore, num_rows)
-        elif arrived.restore is not None:
-            y_NH = PermuteRows.apply(y_NH, *arrived.restore.unbind())
+    def combine(self, y_NH: Tensor, arrived: Arrived, plan: Plan) -> Tensor:
+        """Expert outputs back on the tokens' ranks, summed over each token's experts: [T, H]. Collective as send is."""
+        if arrived.padding is not None:
+            y_NH = unpermute_by_local_expert(y_NH, arrived.padding, sum(plan.splits[1]))
+        elif plan.order is not None:
+            order, inverse = plan.order.unbind()
+            y_NH = PermuteRows.apply(y_NH, inverse, order)
         if self.ep_size > 1:
-            y_NH = _AllToAllV.apply(self.ep, y_NH, arrived.splits[1], arrived.splits[0])
-        shape = (1, num_tokens * self.etp.size(), y_NH.shape[-1])
+            y_NH = _AllToAllV.apply(self.ep, y_NH, plan.splits[1], plan.splits[0])
+        shape = (1, plan.num_tokens, y_NH.shape[-1])
         # "pre": the router's weights are in the rows already; the second argument is then unused.
-        y_TH = combine_from_routed(y_NH, arrived.weight, arrived.assignment, top_k, "pre", "weighted_sum", shape)[0]
+        y_TH = combine_from_routed(y_NH, arrived.weight, plan.assignment, plan.top_k, "pre", "weighted_sum", shape)[0]
         return ReduceScatter.apply(y_TH, self.etp) if self.etp.size() > 1 else y_TH
+
+
+def _by_local_expert(counts_by_source: Tensor) -> Tensor:
+    """Rows arrive by source rank, then local expert: their order by expert, sources in order inside, and its inverse.
+
+    Returns: [2, N] int64.
+    """
+    sources, num_local = counts_by_source.shape
+    local = torch.arange(num_local, device=counts_by_source.device).repeat(sources)
+    order = torch.argsort(torch.repeat_interleave(local, counts_by_source.flatten()), stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.numel(), device=order.device)
+    return torch.stack((order, inverse))
 
 
 class GatherTokens(torch.autograd.Function):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.training import ExpertKernel
 from gpt4moe.moe.capacity import kept_of_rank
-from gpt4moe.moe.dispatch import Dispatcher
+from gpt4moe.moe.dispatch import Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, PoolSum, load_balancing_loss, z_loss_sum
+from gpt4moe.moe.recompute import is_second_forward, recomputed
 from gpt4moe.moe.router import Router, Routing
 from gpt4moe.moe.statistics import RoutingStatistics
 from gpt4moe.parallel.groups import ProcessGroups
@@ -30,9 +31,12 @@ class ExpertParallelMLP(nn.Module):
     Args:
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
         moe, kernel, groups: ours, handed through ModuleSpec(params=...).
+        recompute: keep no rows of the experts for the backward pass, but send and compute them again (moe.recompute).
     """
 
-    def __init__(self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups):
+    def __init__(
+        self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False
+    ):
         super().__init__()
         hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
         ffn = moe.ffn_hidden_size // groups.etp.size()
@@ -46,6 +50,7 @@ class ExpertParallelMLP(nn.Module):
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
+        self.run_experts = recomputed(self._through_experts) if recompute else self._through_experts
         self.moe = moe
         self.pool = groups.tp_cp
         self.statistics = RoutingStatistics(moe.num_experts)
@@ -57,11 +62,15 @@ class ExpertParallelMLP(nn.Module):
         x_TH = hidden.reshape(-1, hidden.shape[-1])
         routing = self.router(x_TH)
         keep = self._kept(routing)
-        arrived = self.dispatcher.send(x_TH, routing.expert_index, routing.weight, keep)
-        y_NH = self.experts(arrived.rows, arrived.weight, arrived.counts)
-        output = self.dispatcher.combine(y_NH, arrived, *routing.expert_index.shape)
+        plan = self.dispatcher.plan(routing.expert_index, keep)
+        output = self.run_experts(x_TH, routing.weight, plan)
         output = self._with_losses(output, routing, keep)
         return output.view_as(hidden), None
+
+    def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
+        arrived = self.dispatcher.send(x_TH, weight_TK, plan)
+        y_NH = self.experts(arrived.rows, arrived.weight, arrived.counts)
+        return self.dispatcher.combine(y_NH, arrived, plan)
 
     def _kept(self, routing: Routing) -> Tensor | None:
         factor = self.moe.router.capacity_factor
@@ -85,6 +94,8 @@ class ExpertParallelMLP(nn.Module):
         z_loss = settings.z_loss_coefficient * (z_sum / num_tokens).squeeze(0)
         if torch.is_grad_enabled():
             output = AttachLoss.apply(output, balance + z_loss, self.auxiliary_scale)
+        if is_second_forward():  # counted in the first
+            return output
         dropped = 0 if keep is None else keep.numel() - keep.sum()
         self.statistics.add(
             load=load, dropped=dropped, probability=routing.probability.detach(), losses=(balance, z_loss),

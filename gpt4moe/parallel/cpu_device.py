@@ -3,7 +3,8 @@
 Active only when install() is called, which happens only where torch sees no GPU. Seen with megatron-core 0.16.1:
 - schedules, layers and the optimizer make tensors with device="cuda" or torch.cuda.current_device();
 - the optimizer tells dtypes apart by `tensor.type()` and accepts only torch.cuda.* names;
-- layers fork a CUDA random-number tracker.
+- layers fork a CUDA random-number tracker, and recompute keeps CUDA's random state;
+- rotary embeddings under context parallelism pin host memory and call .cuda().
 
 Tensors made in a step are redirected where they are made (a stand-in `torch` in a few modules), because a
 TorchFunctionMode around the step costs up to 7% of a small one; the mode is used for construction only.
@@ -24,15 +25,15 @@ _STEP_MODULES = (
     "megatron.core.optimizer.clip_grads",
     "megatron.core.optimizer.optimizer",
     "megatron.core.utils",
+    "megatron.core.models.common.embeddings.rope_utils",
 )
 
 
 class BuildOnCpu(TorchFunctionMode):
-    """Inside, device="cuda" means the CPU and `.cuda()` returns its tensor: for building Megatron modules."""
+    """Inside, device="cuda" means the CPU: for building Megatron modules."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = _on_cpu(kwargs or {})
-        return args[0] if func is torch.Tensor.cuda else func(*args, **kwargs)
+        return func(*args, **_on_cpu(kwargs or {}))
 
 
 class _CpuTorch(ModuleType):
@@ -85,6 +86,9 @@ def install() -> None:
     torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
     megatron_random._CUDA_RNG_STATE_TRACKER = _CpuRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: None
+    megatron_random._set_cuda_rng_state = lambda *args, **kwargs: None
+    torch.Tensor.cuda = lambda tensor, *args, **kwargs: tensor  # type: ignore[method-assign,assignment]
     torch.Tensor.type = _type_as_on_gpu(torch.Tensor.type)  # type: ignore[method-assign,assignment]
     stand_in = _CpuTorch("torch")
     for maker in ("zeros", "ones", "empty", "tensor", "full"):
@@ -97,6 +101,8 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     device = kwargs.get("device")
     if isinstance(device, str) and device.startswith("cuda"):
         kwargs = {**kwargs, "device": "cpu"}
+    if kwargs.get("pin_memory"):
+        kwargs = {**kwargs, "pin_memory": False}
     return kwargs
 
 

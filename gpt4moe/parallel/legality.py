@@ -44,10 +44,6 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
     checks = [
         (bool(planned), f"{' and '.join(planned)}: the planner counts it, the trainer cannot build it.",
          "Choose a model without it: +experiment=gpt4, model=mixtral_8x7b, model=tiny."),
-        (parallel.cp > 1, f"parallel.cp={parallel.cp}: context parallel is not supported yet.", "Set parallel.cp=1."),
-        (parallel.recompute is not Recompute.none,
-         f"parallel.recompute={parallel.recompute.value}: activation recompute is not supported yet.",
-         "Set parallel.recompute=none."),
         (parallel.tp > 1 and not parallel.sequence_parallel_on,
          f"parallel.sequence_parallel=false with parallel.tp={parallel.tp}: every tensor-parallel rank would route the "
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
@@ -160,6 +156,11 @@ def _expert_problems(model: ModelConfig, parallel: ParallelConfig, world_size: i
             yield Problem(
                 f"parallel.ep={parallel.ep} x etp={parallel.etp}, but model.moe is null: there are no experts.",
                 "Set parallel.ep=1 and parallel.etp=1.",
+            )
+        if parallel.recompute is Recompute.moe:
+            yield Problem(
+                "parallel.recompute=moe, but model.moe is null: 0 layers have experts.",
+                "Set parallel.recompute=none, selective or full.",
             )
         return
     if stage % experts:

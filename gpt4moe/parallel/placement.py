@@ -1,4 +1,4 @@
-"""Which layers a pipeline stage holds and which experts an expert-parallel rank holds. No torch."""
+"""Which layers, experts and parts of a sequence a rank holds. No torch."""
 
 from gpt4moe.config.parallel import ParallelConfig
 
@@ -25,3 +25,12 @@ def local_experts(num_experts: int, ep: int, ep_index: int) -> range:
     """Global ids of the experts that one expert-parallel rank holds: a contiguous block."""
     count = num_experts // ep
     return range(ep_index * count, (ep_index + 1) * count)
+
+
+def sequence_chunks(cp: int, cp_index: int) -> tuple[int, ...]:
+    """Which of a sequence's chunks a context-parallel rank holds, in its order.
+
+    Of 2 cp chunks the one at cp_index and the one as far from the end, as Megatron's rotary embedding expects: under a
+    causal mask all ranks then do the same work.
+    """
+    return (0,) if cp == 1 else (cp_index, 2 * cp - 1 - cp_index)

@@ -75,6 +75,7 @@ class StepRunner:
         batches = [_on_device(batch, self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens = self._global_tokens(batches)
+        batches = [batch.context_slice(self.groups.layout.cp, self.groups.coordinate["cp"]) for batch in batches]
         for layer in self.moe_layers.values():
             layer.auxiliary_scale = 1 / num_micro_batches
             layer.statistics.reset()
@@ -98,7 +99,11 @@ class StepRunner:
         return self._gathered(losses, num_tokens, num_micro_batches)
 
     def _global_tokens(self, batches: list[Batch]) -> int:
-        """Unmasked tokens of the global batch; at least 1, so that a fully masked batch has loss 0."""
+        """Unmasked tokens of the global batch; at least 1, so that a fully masked batch has loss 0.
+
+        Args:
+            batches: whole sequences, not cut over cp.
+        """
         count = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
         distributed.all_reduce(count, group=self.groups.dp)
         return max(1, round(count.item()))

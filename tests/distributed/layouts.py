@@ -32,6 +32,9 @@ LAYOUTS = {
     "pp2-dp2-ep2": _case(4, pp=2, ep=2),
     "tp2-pp2-ep2": _case(4, tp=2, pp=2, ep=2),
     "tp2-dp2-ep4": _case(4, tp=2, ep=4),
-    "tp2-etp2": _case(2, tp=2, etp=2),
+    "dp2-etp2": _case(2, etp=2),
     "tp2-dp2-ep2-etp2": _case(4, tp=2, ep=2, etp=2),
+    "cp2": _case(2, cp=2),
+    "pp2-cp2-ep2": _case(4, pp=2, cp=2, ep=2),
+    "tp2-cp2-ep2-etp2": _case(4, tp=2, cp=2, ep=2, etp=2),
 }

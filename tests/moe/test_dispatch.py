@@ -27,9 +27,10 @@ def _identity(environment: Environment) -> float:
     index = torch.rand(num_tokens, E, generator=generator).topk(K).indices
     with rank_groups(environment, ep=environment.world_size) as groups:
         dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
-        arrived = dispatcher.send(x, index, weight, None)
+        plan = dispatcher.plan(index, None)
+        arrived = dispatcher.send(x, weight, plan)
         assert arrived.counts.sum() == arrived.rows.shape[0]
-        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, num_tokens, K)
+        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, plan)
     return relative(back, x * weight.sum(dim=1, keepdim=True))
 
 
@@ -53,8 +54,9 @@ def _with_drops(environment: Environment) -> dict[str, float]:
     weight.requires_grad_()
     with rank_groups(environment) as groups:
         dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
-        arrived = dispatcher.send(x, index, weight, keep)
-        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, 6, K)
+        plan = dispatcher.plan(index, keep)
+        arrived = dispatcher.send(x, weight, plan)
+        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, plan)
         back.square().sum().backward()
     assert x.grad is not None and weight.grad is not None
     return {

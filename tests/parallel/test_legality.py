@@ -64,6 +64,8 @@ REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str,
         replace(MODEL, moe=MoEConfig(num_experts=16, ffn_hidden_size=33)), {"etp": 2}, {}, 2,
         "etp=2 ffn_hidden_size=33", "etp=1", {"etp": 1}),
     "experts of a dense model": (DENSE, {"ep": 2}, {}, 2, "ep=2", "ep=1", {"ep": 1}),
+    "recompute of experts that are not there": (
+        DENSE, {"recompute": Recompute.moe}, {}, 1, "recompute=moe 0", "recompute=none", {"recompute": Recompute.none}),
     "context parallel over the sequence": (
         replace(MODEL, seq_length=25), {"cp": 2}, {}, 2, "cp=2 seq_length=25", "multiple of 4", {"seq_length": 28}),
 }  # fmt: skip
@@ -90,8 +92,6 @@ def test_a_refusal_has_the_numbers_and_a_cure_that_cures(name: str) -> None:
 @pytest.mark.parametrize(
     ("degrees", "key"),
     [
-        ({"cp": 2}, "parallel.cp=1"),
-        ({"recompute": Recompute.full}, "parallel.recompute=none"),
         ({"tp": 2, "sequence_parallel": False}, "parallel.sequence_parallel"),
     ],
 )
