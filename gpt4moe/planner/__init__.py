@@ -3,6 +3,10 @@
 tensors.py            every tensor of a model: name, shape, cut
 params.py             parameters: whole, active, of a rank
 flops.py              operations of a token, row by row
+gradient_buffers.py   Megatron's packing, owned shares
+activations.py        saved tensors of a micro-batch
+workspace.py          what comes and goes
+memory.py             the fullest rank, stage by stage
 pipeline.py           a step's schedule: idle time, activations held
 
 Arithmetic alone: a login node runs it in milliseconds. Each formula is held against built objects or published numbers.

@@ -6,6 +6,7 @@ from gpt4moe.config.load import CONFIG_FOLDER, load_run_config
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal, support_problems
 from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.planner.params import chunk_tensors, count_parameters, rank_parameters
@@ -32,17 +33,18 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
 
 def _built_tensors(environment: Environment, overrides: tuple[str, ...], world_size: int) -> list[list[list[tuple]]]:  # type: ignore[type-arg]
     """(logical name, global shape, local elements) of each tensor of each chunk, for one rank of each stage."""
+    from gpt4moe.model.gpt import build_model
     from gpt4moe.model.parameters import shards
-    from tests.planner.meta import built
+    from gpt4moe.parallel.meta_device import pretended_rank
 
     run = load_run_config([*overrides, "run.name=count"])
     answers = []
     for stage in range(run.parallel.pp):
         rank = (stage + 1) * (world_size // run.parallel.pp) - 1
-        with built(run, world_size, rank) as (chunks, groups):
+        with pretended_rank(Layout.from_config(run.parallel, world_size), rank) as groups:
             answers.append([
                 [(shard.name, shard.global_shape, parameter.numel()) for parameter, shard, _ in shards([chunk], groups)]
-                for chunk in chunks
+                for chunk in build_model(run, groups, meta=True)
             ])  # fmt: skip
     return answers
 

@@ -1,0 +1,164 @@
+"""What one micro-batch leaves for the backward pass, per chunk of layers, in bytes: every saved tensor, by name.
+
+    embedding | per layer: norm, attention, norm, dense MLP or experts | final norm, output layer, cross-entropy
+
+Each line is a tensor that autograd keeps, read off a run with torch's saved-tensor hooks (torch 2.13, Megatron-core
+0.16.1); tests hold the sums to it. Kernels differ in what they keep, so they are named: RMSNorm is one kernel on GPUs
+and four operations on CPUs; grouped products keep their activation, the loop over experts computes it again.
+Shapes: t tokens of a micro-batch on a rank of cp, s = t / tp where sequences are parallel, N rows at local experts.
+"""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import ExpertKernel, NormKernel
+from gpt4moe.parallel.layout import Layout
+
+FLOAT, LONG, INT = 4, 8, 4
+"""Bytes of fp32, int64 and int32."""
+_GROUP_ALIGNMENT = 8
+"""Rows to which DeepSpeed 0.19.8 pads each local expert's group for grouped products."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """One micro-batch on one rank, and the kernels that run over it."""
+
+    model: ModelConfig
+    layout: Layout
+    batch: int
+    """Sequences."""
+    item: int
+    """Bytes of a weight or activation."""
+    fused_norm: bool
+    grouped: bool
+    """Experts by grouped products."""
+    imbalance: float
+    """Rows at the fullest rank's experts over an even share."""
+
+    @classmethod
+    def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
+        on_gpu, bf16 = run.cluster.name != "cpu", run.precision.dtype is Dtype.bf16
+        auto = ExpertKernel.grouped_mm if on_gpu and bf16 else ExpertKernel.per_expert
+        kernel = auto if run.kernels.experts is ExpertKernel.auto else run.kernels.experts
+        return cls(
+            model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
+            fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
+            imbalance=imbalance,
+        )  # fmt: skip
+
+    @property
+    def sequence(self) -> int:
+        """Positions of a sequence on this rank."""
+        return self.model.seq_length // self.layout.cp
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.sequence
+
+    @property
+    def split_tokens(self) -> int:
+        """Tokens between layers: cut over tp under sequence parallelism."""
+        return self.tokens // self.layout.tp if self.layout.sequence_parallel else self.tokens
+
+    @property
+    def hidden_bytes(self) -> int:
+        """One tensor [S/tp, B, H] between layers."""
+        return self.split_tokens * self.model.hidden_size * self.item
+
+    @property
+    def expert_rows(self) -> int:
+        """N: rows of the fullest rank's experts; without expert parallelism every row stays, however routed."""
+        moe = self.model.moe
+        assert moe is not None
+        even = self.split_tokens * moe.top_k * self.layout.etp
+        limit = moe.router.capacity_factor or float("inf")
+        rows = even if self.layout.ep == 1 and limit >= 1 else int(even * min(self.imbalance, limit))
+        return rows + self.local_experts * _GROUP_ALIGNMENT if self.grouped else rows
+
+    @property
+    def local_experts(self) -> int:
+        assert self.model.moe is not None
+        return self.model.moe.num_experts // self.layout.ep
+
+
+Bytes = dict[str, int]
+
+
+def layer_activations(micro: MicroBatch, layer: int) -> Bytes:
+    """Of one layer (its global index)."""
+    norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
+    mlp = expert_activations(micro) if micro.model.moe_layers[layer] else dense_activations(micro)
+    return {"norms": 2 * norm, **attention_activations(micro), **mlp}
+
+
+def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
+    """RMSNorm of `rows` x `width`: input and 1/rms; unfused, the input in fp32, 1/rms and the normalised input."""
+    if micro.fused_norm:
+        return rows * (width * micro.item + FLOAT)
+    return rows * (2 * width + 1) * FLOAT
+
+
+def attention_activations(micro: MicroBatch) -> Bytes:
+    """Queries and keys are kept after the rotary embedding, values where the projection wrote all three."""
+    model, tokens, item, tp = micro.model, micro.tokens, micro.item, micro.layout.tp
+    heads, groups, width = model.num_attention_heads // tp, model.query_groups // tp, model.head_size
+    rotary = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
+    return {
+        "attention_input": micro.hidden_bytes,
+        "qkv": tokens * (heads + 2 * groups) * width * item,
+        "rotary": rotary + tokens * (heads + groups) * width * item,
+        "qk_norms": _qk_norm_activations(micro, heads + groups) if model.qk_norm else 0,
+        "attention_output": tokens * heads * (width * item + FLOAT),  # and each row's logsumexp
+    }
+
+
+def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
+    rows, width = micro.tokens * heads, micro.model.head_size
+    whole = norm_activations(micro, rows, width)
+    # The input is the projection's output, counted there; in bf16 the unfused norm keeps an fp32 copy of it.
+    shared = rows * width * micro.item if micro.fused_norm or micro.item == FLOAT else 0
+    return whole - shared
+
+
+def dense_activations(micro: MicroBatch) -> Bytes:
+    """The input; gate and up as one; and three of their halves' size: silu(gate), up, the product."""
+    ffn = (micro.model.ffn_hidden_size or 0) // micro.layout.tp
+    return {"mlp_input": micro.hidden_bytes, "mlp_hidden": micro.tokens * 5 * ffn * micro.item}
+
+
+def expert_activations(micro: MicroBatch) -> Bytes:
+    """Router, dispatch and experts of one layer."""
+    model, moe, tokens, rows = micro.model, micro.model.moe, micro.split_tokens, micro.expert_rows
+    assert moe is not None
+    experts, ffn = moe.num_experts, moe.ffn_hidden_size // micro.layout.etp
+    weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT else 0  # the router multiplies in fp32
+    vectors = (5 * experts + 2) * FLOAT  # sums of the auxiliary losses
+    order = 3 * rows * LONG if micro.layout.ep > 1 else 0  # the sort by local expert, and back
+    hidden = rows * (2 * ffn * micro.item + FLOAT)  # and the router's weight
+    if micro.grouped:
+        order, hidden = rows * INT + micro.local_experts * INT, hidden + rows * ffn * micro.item
+    return {
+        "router": tokens * (model.hidden_size + 2 * experts + moe.top_k + 2) * FLOAT
+        + tokens * moe.top_k * LONG + weight_copy + vectors,
+        "dispatch": micro.layout.etp * tokens * moe.top_k * LONG + order,
+        "expert_input": rows * model.hidden_size * micro.item,
+        "expert_hidden": hidden,
+    }  # fmt: skip
+
+
+def embedding_activations(micro: MicroBatch) -> Bytes:
+    """Token ids, and which of them are this rank's."""
+    return {"embedding": micro.tokens * (LONG + (1 if micro.layout.tp > 1 else 0))}
+
+
+def head_activations(micro: MicroBatch) -> Bytes:
+    """Final norm, output layer, and the vocabulary-parallel cross-entropy: fp32 probabilities, in place of logits."""
+    vocabulary = micro.model.vocab_size // micro.layout.tp
+    return {
+        "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size),
+        "output_input": micro.hidden_bytes,
+        "logits": micro.tokens * (vocabulary * FLOAT + LONG + 1),
+    }

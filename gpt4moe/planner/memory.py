@@ -1,0 +1,193 @@
+"""Memory of the fullest rank of each pipeline stage, line by line, in bytes.
+
+    weights, gradients, optimizer   as Megatron's buffers and optimizer hold them, to the byte (gradient_buffers)
+    activations                     what autograd keeps (activations), for the micro-batches that are live at once
+    buffers                         messages between stages, one layer's workspace
+    reserve                         what no formula sees: the driver's context, NCCL's buffers, fragmentation
+
+Every stage by itself: stages differ in layers, in live micro-batches, and the first and last hold the vocabulary. Ranks
+of a stage differ in what their optimizers own (padding falls on the last ones).
+"""
+
+from dataclasses import dataclass, fields
+
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.placement import rank_chunks
+from gpt4moe.parallel.schedule import peak_live, schedule
+from gpt4moe.planner.activations import (
+    FLOAT,
+    MicroBatch,
+    embedding_activations,
+    head_activations,
+    layer_activations,
+)
+from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
+from gpt4moe.planner.params import chunk_tensors
+from gpt4moe.planner.tensors import Component, ModelTensor, Spread
+from gpt4moe.planner.workspace import head_workspace, layer_workspace
+
+DEFAULT_IMBALANCE = 1.25
+"""Rows of the fullest rank's experts over an even share: an assumption, for routers that balance their load."""
+CONTEXT_BYTES = 2_000_000_000
+"""A GPU's driver context and NCCL's buffers: an assumption."""
+FRAGMENTATION = 0.05
+"""Of activations and buffers, lost between the allocator's blocks: an assumption."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageMemory:
+    """The fullest rank of one pipeline stage."""
+
+    stage: int
+    rank: int
+    """The first one of those that hold the most."""
+    weights_bytes: int
+    gradients_bytes: int
+    """fp32, main gradients."""
+    optimizer_bytes: int
+    """fp32 masters (of bf16 weights), both moments, and a step count for every parameter."""
+    activations_bytes: int
+    buffers_bytes: int
+    reserve_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name.endswith("_bytes"))
+
+    @property
+    def states_bytes(self) -> int:
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkBuffers:
+    """The gradient buffers of one virtual stage."""
+
+    dense: GradientBuffer
+    expert: GradientBuffer
+
+    @property
+    def numel(self) -> int:
+        return self.dense.numel + self.expert.numel
+
+
+def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAULT_IMBALANCE) -> list[StageMemory]:
+    """Of a legal layout, for engine=megatron.
+
+    Args:
+        imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
+    """
+    micro = MicroBatch.of(run, layout, imbalance)
+    live = peak_live_bytes(run, layout, [chunk_activations(run, layout, micro, s) for s in range(layout.pp)])
+    passing = peak_live_bytes(run, layout, [_kept_messages(run, layout, micro, s) for s in range(layout.pp)])
+    optimizers: dict[tuple[object, ...], tuple[int, list[int]]] = {}  # stages in the middle are alike
+    stages = []
+    for stage in range(layout.pp):
+        chunks = rank_chunks(run.model.num_layers, run.parallel, stage)
+        kinds = tuple(tuple(run.model.moe_layers[layer] for layer in layers) for layers in chunks)
+        key = (kinds, stage == 0, stage == layout.pp - 1)
+        if key not in optimizers:
+            packed = stage_buffers(run, layout, stage)
+            optimizers[key] = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
+        numel, optimizer = optimizers[key]
+        buffers = passing[stage] + _workspace(run, layout, micro, stage)
+        lost = CONTEXT_BYTES + int(FRAGMENTATION * (live[stage] + buffers))
+        stages.append(StageMemory(
+            stage=stage,
+            rank=stage * layout.stage_size + optimizer.index(max(optimizer)),
+            weights_bytes=numel * micro.item,
+            gradients_bytes=numel * FLOAT,
+            optimizer_bytes=max(optimizer),
+            activations_bytes=live[stage],
+            buffers_bytes=buffers,
+            reserve_bytes=lost if run.cluster.name != "cpu" else 0,
+        ))  # fmt: skip
+    return stages
+
+
+def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffers]:
+    """The gradient buffers of each virtual stage of one pipeline stage."""
+    chunks = chunk_tensors(run.model, run.parallel, stage)
+    # Megatron cuts buffers into buckets on the first stage alone, and only to overlap.
+    buckets = stage == 0 and run.engine.overlap_grad_reduce
+    size = (run.engine.bucket_size or default_bucket_size(layout.dp)) if buckets else None
+
+    def packed(tensors: list[ModelTensor], is_expert: bool, ranks: int) -> GradientBuffer:
+        return pack(
+            (
+                PackedTensor(t.local_size(run.parallel), _own_bucket(run, t))
+                for t in tensors
+                if (t.spread is Spread.experts) is is_expert
+            ),
+            ranks,
+            size,
+        )
+
+    return [
+        ChunkBuffers(packed(chunk, False, layout.dp * layout.cp), packed(chunk, True, layout.expert_dp))
+        for chunk in chunks
+    ]
+
+
+def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers]) -> list[int]:
+    """Of every rank of a stage whose gradient buffers these are, in the order of its ranks."""
+    states = 2 if run.precision.dtype is Dtype.fp32 else 3  # a master of an fp32 weight is the weight
+
+    def held(parts: list[GradientBuffer]) -> list[int]:
+        elements = zip(*(part.owned_elements for part in parts), strict=True)
+        tensors = zip(*(part.owned_tensors for part in parts), strict=True)
+        return [(states * sum(e) + sum(t)) * FLOAT for e, t in zip(elements, tensors, strict=True)]
+
+    dense, expert = held([chunk.dense for chunk in buffers]), held([chunk.expert for chunk in buffers])
+    copies = layout.ep * layout.etp
+    return [dense[inside // layout.tp] + expert[inside // copies] for inside in range(layout.stage_size)]
+
+
+def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:
+    """The most that each pipeline stage holds at once, at the fullest moment of its schedule.
+
+    Args:
+        kept: by one micro-batch in each virtual stage of each pipeline stage.
+    """
+    micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * layout.dp)
+    enough = min(micro_batches, 3 * layout.pp)  # a longer steady state holds no more
+    table = schedule(pp=layout.pp, vpp=layout.vpp, micro_batches=enough)
+    weights = [float(kept[stage][vp_stage]) for vp_stage in range(layout.vpp) for stage in range(layout.pp)]
+    return [int(peak) for peak in peak_live(table, weights)]
+
+
+def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
+    """What one micro-batch leaves in each virtual stage of a pipeline stage."""
+    kept = []
+    for vp_stage, layers in enumerate(rank_chunks(run.model.num_layers, run.parallel, stage)):
+        parts = [layer_activations(micro, layer) for layer in layers]
+        if stage == 0 and vp_stage == 0:
+            parts.append(embedding_activations(micro))
+        if stage == layout.pp - 1 and vp_stage == layout.vpp - 1:
+            parts.append(head_activations(micro))
+        kept.append(sum(sum(part.values()) for part in parts))
+    return kept
+
+
+def _own_bucket(run: RunConfig, tensor: ModelTensor) -> bool:
+    return run.model.tied_embeddings and run.parallel.pp > 1 and tensor.component is Component.embedding
+
+
+def _kept_messages(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
+    """Inputs and outputs that the schedule keeps with a live micro-batch, of each virtual stage."""
+    last = layout.pp * layout.vpp - 1
+    # A fused norm keeps the input itself, the unfused one of bf16 a copy.
+    has_copy = not (micro.fused_norm or run.precision.dtype is Dtype.fp32)
+    places = range(stage, last + 1, layout.pp)
+    return [micro.hidden_bytes * ((place < last) + (place > 0 and has_copy)) for place in places]
+
+
+def _workspace(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
+    """The largest of the stage's layers and its head, which come one after another, and two messages under way."""
+    layers = [layer for chunk in rank_chunks(run.model.num_layers, run.parallel, stage) for layer in chunk]
+    largest = max(layer_workspace(micro, layer) for layer in layers)
+    if stage == layout.pp - 1:
+        largest = max(largest, head_workspace(micro))
+    return largest + (2 * micro.hidden_bytes if layout.pp > 1 else 0)
