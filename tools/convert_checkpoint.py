@@ -26,25 +26,14 @@ from gpt4moe.telemetry.console import error as print_error
 
 
 def logits(folder: Path, prompts: list[list[int]]) -> list[Any]:
-    """Of each prompt [S, V], fp32: by transformers for its own format, by our model for ours."""
-    import torch
+    """Of each prompt [S, V], fp32. Imported here: only verify --prompts needs a model, and torch."""
+    from gpt4moe.inference.logits import folder_logits
 
-    warnings.filterwarnings("ignore")
-    batches = [torch.tensor([prompt]) for prompt in prompts]
-    with torch.no_grad():
-        if (folder / "config.json").exists():
-            from transformers import AutoModelForCausalLM
-
-            theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            return [theirs(batch).logits[0].numpy() for batch in batches]
-        from gpt4moe.inference.load import loaded_model
-
-        with loaded_model(folder) as ours:
-            positions = [torch.arange(batch.shape[1]).unsqueeze(0) for batch in batches]
-            return [ours.chunk(*pair, None)[0].float().cpu().numpy() for pair in zip(batches, positions, strict=True)]
+    return folder_logits(folder, prompts)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    warnings.filterwarnings("ignore")
     given = command_line.parser(__doc__ or "").parse_args(arguments)
     try:
         answer = command_line.answered(given, logits)

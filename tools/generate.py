@@ -2,6 +2,7 @@
 
     python tools/generate.py runs/first --prompt "def main(" --prompt "The " --tokens 60
     python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
+    python tools/generate.py exported                    # a folder made by convert_checkpoint.py to-hf, by transformers
 
 One process, plain sampling. --json prints [{"prompt": ..., "text": ...}] alone on stdout.
 """
@@ -20,7 +21,7 @@ from gpt4moe.telemetry.console import error as print_error
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="a step folder, or a run folder (its latest checkpoint)")
+    parser.add_argument("folder", type=Path, help="a step folder, a run folder (its latest), or one made by to-hf")
     parser.add_argument("--prompt", action="append", help='text to go on from (may be repeated; default "The ")')
     parser.add_argument("--tokens", type=int, default=60, help="most tokens per sample (default 60)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the most probable token")
@@ -32,7 +33,7 @@ def main() -> int:
     try:
         from gpt4moe.inference.samples import write_samples
 
-        samples = write_samples(options.checkpoint, options.prompt or ["The "], num_tokens=options.tokens,
+        samples = write_samples(options.folder, options.prompt or ["The "], num_tokens=options.tokens,
                                 temperature=options.temperature, top_p=options.top_p, seed=options.seed)  # fmt: skip
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)

@@ -23,9 +23,11 @@ class ScheduleKind(str, Enum):
 
 
 class EngineKind(str, Enum):
-    """What reduces gradients and steps: Megatron's DistributedDataParallel and DistributedOptimizer."""
+    """What reduces gradients and steps: Megatron's DistributedDataParallel and DistributedOptimizer, or DeepSpeed's
+    ZeRO-1."""
 
     megatron = "megatron"
+    deepspeed = "deepspeed"
 
 
 class Dtype(str, Enum):
@@ -82,9 +84,29 @@ class ScheduleConfig:
 class EngineConfig:
     kind: EngineKind = EngineKind.megatron
     overlap_grad_reduce: bool = True
-    """Reduce-scatter gradients while the backward pass still runs."""
+    """Reduce-scatter gradients while the backward pass still runs; Megatron's engine only."""
     bucket_size: int | None = None
-    """Elements of a gradient bucket; null: Megatron's own choice."""
+    """Elements of a gradient bucket, Megatron's engine only; null: its own choice."""
+    offload_optimizer: bool = False
+    """fp32 masters and moments in host memory, where the update then runs; DeepSpeed's engine only."""
+
+    def validate(self) -> None:
+        kind = f"engine.kind={self.kind.value}"
+        checks = {
+            EngineKind.megatron: (
+                (self.offload_optimizer, "engine.offload_optimizer=true", "keeps masters and moments on the GPU",
+                 "Set engine=deepspeed, or engine.offload_optimizer=false."),
+            ),
+            EngineKind.deepspeed: (
+                (self.overlap_grad_reduce, "engine.overlap_grad_reduce=true", "reduces after the backward pass",
+                 "Set engine.overlap_grad_reduce=false, as engine=deepspeed does."),
+                (self.bucket_size is not None, f"engine.bucket_size={self.bucket_size}",
+                 "reduces each parameter group at once", "Set engine.bucket_size=null."),
+            ),
+        }  # fmt: skip
+        for wrong, setting, does, cure in checks[self.kind]:
+            if wrong:
+                raise ConfigError(f"{setting} with {kind}, which {does}.", cure)
 
 
 @dataclass(kw_only=True, slots=True)

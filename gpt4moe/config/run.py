@@ -42,7 +42,7 @@ class RunConfig:
         """Raises ConfigError for values that no world size could make right."""
         for group in (
             self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
-            self.checkpoint, self.cluster,
+            self.checkpoint, self.cluster, self.engine,
         ):  # fmt: skip
             group.validate()
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:

@@ -2,7 +2,8 @@
 
     leg 1: torchrun ... -> all ranks killed (kill -9) some steps after a checkpoint
     leg 2: the same command -> resumes; the redone steps must have the losses they had before, to the last bit
-    then: samples, held-out loss against the corpus's entropies, load per expert, report.html
+    then: held-out loss against the corpus's entropies, load per expert; export to Hugging Face format, loaded strictly
+    by transformers, logits compared; samples from the export; report.html
 
 A run that was cut elsewhere goes on where it stands; one that is done is only summed up again.
 """

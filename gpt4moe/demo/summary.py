@@ -1,8 +1,6 @@
 """How a finished demo run went: on the console, and in its report with samples and the corpus's entropies."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -11,39 +9,42 @@ from rich.table import Table
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.demo.entropy import corpus_entropies
+from gpt4moe.demo.export import export_and_compare, exported_samples
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.console import clock_time, short_count
 from gpt4moe.telemetry.metrics_log import read_metrics
-from gpt4moe.telemetry.report import Sample
 from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
-
-PROMPTS = ("def __init__(self, ", "import os\n", "The function returns ")
 
 
 def print_summary(folder: Path, run: RunConfig, console: Console) -> int:
-    """Prints the summary and writes report.html again, with samples. Returns the exit status: 1 when the held-out loss
-    is not below the unigram entropy, or an expert is dead."""
+    """Prints the summary, exports the model and writes report.html again, with samples from the export.
+
+    Returns: the exit status: 1 when the held-out loss is not below the unigram entropy, an expert is dead, or the
+    export is not the model that was trained.
+    """
     assert run.data.path is not None
     entropies = corpus_entropies(Path(run.data.path), run.data.sources)
-    samples = _samples(folder)
-    levels = {"unigram": entropies.unigram, "bigram": entropies.bigram}
-    report = write_run_report(folder, samples=samples, entropies=levels)
     records = read_metrics(folder / "metrics.jsonl")
     held_out = next(float(record["eval_loss"]) for record in reversed(records) if "eval_loss" in record)
     dead = _print_load(folder, console)
     console.rule("Held-out text", style="dim")
     console.print(_loss_table(held_out, entropies.unigram, entropies.bigram))
-    console.rule("Samples", style="dim")
+    exported, is_same = export_and_compare(folder, console)
+    console.rule("Samples, written by the export", style="dim")
+    samples = exported_samples(exported, console)
     for sample in samples:
         console.print(f"[bold]{escape(sample.prompt)}[/bold]{escape(sample.text)}\n")
+    levels = {"unigram": entropies.unigram, "bigram": entropies.bigram}
+    report = write_run_report(folder, samples=samples, entropies=levels)
     seconds = sum(float(record["step_seconds"]) for record in records)
     tokens = int(records[-1]["consumed_tokens"])
     console.rule("Done", style="dim")
     console.print(f"{len(records)} steps, {short_count(tokens)} tokens in {clock_time(seconds)} of training.")
     console.print(f"Checkpoint  {sorted((folder / 'checkpoints').glob('step-*'))[-1]}")
+    console.print(f"Export      {exported}")
     console.print(f"Loss plot   {folder / 'loss.png'}")
     console.print(f"Report      {report}")
-    return int(held_out >= entropies.unigram or dead > 0)
+    return int(held_out >= entropies.unigram or dead > 0 or not is_same)
 
 
 def _loss_table(held_out: float, unigram: float, bigram: float) -> Table:
@@ -74,14 +75,3 @@ def _print_load(folder: Path, console: Console) -> int:
     dead = load.dead_experts()
     console.print(f"Steps {stored['first_step']} to {stored['last_step']}: {len(dead)} dead experts.")
     return len(dead)
-
-
-def _samples(folder: Path) -> list[Sample]:
-    """Text by the finished model, from tools/generate.py in a process of its own."""
-    prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
-    tool = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
-    answer = subprocess.run(
-        [sys.executable, str(tool), str(folder), *prompts, "--tokens", "48", "--json"],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    return [Sample(**sample) for sample in json.loads(answer.stdout)]

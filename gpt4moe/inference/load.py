@@ -1,4 +1,4 @@
-"""A checkpoint's weights in one process, whatever layout wrote them."""
+"""A model's weights in one process: of a checkpoint, whatever layout wrote it, or of a Hugging Face folder."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,6 +25,22 @@ class LoadedModel:
     chunk: nn.Module
     run: RunConfig
     step: int
+
+
+@contextmanager
+def speaker(folder: Path) -> Iterator[nn.Module]:
+    """What answers for a folder, (tokens, positions, None) -> logits [B, S, V]: transformers where there is a
+    config.json, else our model.
+
+    Raises: CheckpointError or ConversionError when it is damaged.
+    """
+    if (folder / "config.json").exists():
+        from gpt4moe.inference.huggingface import load_strictly
+
+        yield load_strictly(folder)
+        return
+    with loaded_model(folder) as ours:
+        yield ours.chunk
 
 
 @contextmanager

@@ -1,12 +1,22 @@
 """Room `proof`, storey 6: a layout against one process, number by number. Above `training`, because it trains.
 
-    run --shrink--> small run --launch, ranks--> answers of the ranks --outcome--> logical tensors
+    run --mesh, shrink--> small run --plan--> phases --launch, ranks--> outcomes --compare, suspects--> proof --report
 
+    command.py   what tools/prove_layout.py calls: overrides in, report and exit status out
+    prove.py     the whole of it, in order
+    mesh.py      the mesh asked for, or a smaller one of its kind
+    shrink.py    widths, batch and the rest of a run, made small
+    depth.py     fewer layers of the same pattern
+    plan.py      which phases a proof has
     phase.py     one short training: which run, how many steps, by which update
     launch.py    gloo ranks of a fork server
-    ranks.py     what one rank does (torch, megatron)
-    batches.py   micro-batches, the same set on every layout
+    ranks.py     what one rank does (torch)
+    preload.py   what the fork server imports (torch)
+    batches.py   micro-batches, the same set on every layout (torch)
     outcome.py   answers of all ranks as whole tensors
+    compare.py   relative differences and their tolerances
+    evidence.py suspects.py   what differs, in terms of causes; what is likely wrong
+    report.py unproved.py     for people and as JSON; what was not shown
 
-Without torch: phase, launch, outcome. Called by tools/prove_layout.py and the tests.
+Without torch, but for the four marked. Called by tools/prove_layout.py and the tests.
 """

@@ -35,6 +35,24 @@ class WeightCopy:
     """Groups that its gradient is summed over."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnequalCopies:
+    """Ranks that hold the same rectangle of a weight with other bits."""
+
+    name: str
+    offset: tuple[int, ...]
+    ranks: tuple[tuple[int, ...], ...]
+    """Those of equal bits together."""
+    at_start: bool
+    """Before the first step already."""
+
+    @property
+    def text(self) -> str:
+        sides = " and ".join(f"ranks {list(ranks)}" for ranks in self.ranks)
+        when = "before the first step" if self.at_start else "after the last step"
+        return f"copies of {self.name} at {list(self.offset)} are not equal {when}: {sides}"
+
+
 @dataclass(kw_only=True, slots=True)
 class RankAnswer:
     """What one rank saw in one phase."""
@@ -42,9 +60,12 @@ class RankAnswer:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     routing: list[np.ndarray] = field(default_factory=list)
+    extras: tuple[str, ...] = ()
+    """What the last columns of a routing table are."""
     pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
     """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
     exp_avg, exp_avg_sq."""
+    copies_at_start: list[WeightCopy] = field(default_factory=list)
     copies: list[WeightCopy] = field(default_factory=list)
     """After the last step."""
 
@@ -58,13 +79,22 @@ class Outcome:
     norms: list[float]
     """Per step: global gradient norm before clipping."""
     routing: list[np.ndarray]
-    """Per step: [layers, E + 4], training.step.StepResult."""
+    """Per step: [layers, E + extras], training.step.StepResult."""
+    extras: tuple[str, ...]
     tensors: dict[str, dict[str, np.ndarray]]
     """Kind -> name -> logical tensor; NaN where no rank owns an element."""
     problems: list[str]
     """What does not fit together between ranks."""
+    unequal: list[UnequalCopies]
     holders: dict[str, dict[int, WeightCopy]]
     """Name -> rank -> its copy (the last, where it holds several)."""
+
+    def columns(self, extras: list[str] | None) -> list[np.ndarray]:
+        """Per step, of every layer: the named extras; None: tokens of each expert."""
+        if extras is None:
+            return [table[:, : table.shape[1] - len(self.extras)] for table in self.routing]
+        at = [self.extras.index(name) - len(self.extras) for name in extras]
+        return [table[:, at] for table in self.routing]
 
     @property
     def gradients(self) -> dict[str, np.ndarray]:
@@ -87,10 +117,14 @@ def assemble(answers: list[RankAnswer]) -> Outcome:
             if missing or twice:
                 problems.append(f"{kind} of {name}: of {count.size} elements {missing} have no owner, {twice} several")
     first = answers[0]
+    at_start = _unequal([answer.copies_at_start for answer in answers], at_start=True)
+    known = {unequal.name for unequal in at_start}
+    unequal = at_start + [
+        found for found in _unequal([answer.copies for answer in answers], at_start=False) if found.name not in known
+    ]
     return Outcome(
-        losses=first.losses, norms=first.norms, routing=first.routing, tensors=tensors,
-        problems=problems + _unequal_copies(answers),
-        holders=_holders(answers),
+        losses=first.losses, norms=first.norms, routing=first.routing, extras=first.extras, tensors=tensors,
+        problems=problems + [found.text for found in unequal], unequal=unequal, holders=_holders(answers),
     )  # fmt: skip
 
 
@@ -117,13 +151,13 @@ def _whole(pieces: list[TensorPiece]) -> tuple[dict[str, np.ndarray], dict[str, 
     return whole, times
 
 
-def _unequal_copies(answers: list[RankAnswer]) -> list[str]:
+def _unequal(copies: list[list[WeightCopy]], *, at_start: bool) -> list[UnequalCopies]:
     held: dict[tuple[str, tuple[int, ...]], dict[bytes, list[int]]] = {}
-    for rank, answer in enumerate(answers):
-        for copy in answer.copies:
+    for rank, own in enumerate(copies):
+        for copy in own:
             held.setdefault((copy.name, copy.offset), {}).setdefault(copy.digest, []).append(rank)
     return [
-        f"copies of {name} at {offset} are not equal: ranks {' / '.join(str(ranks) for ranks in digests.values())}"
+        UnequalCopies(name, offset, tuple(map(tuple, digests.values())), at_start)
         for (name, offset), digests in held.items()
         if len(digests) > 1
     ]

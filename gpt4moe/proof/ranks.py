@@ -15,6 +15,7 @@ import torch
 from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import reduced_over, shards
+from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -53,11 +54,12 @@ def run_phases(
 
 
 def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say: Callable[[str], Any]) -> RankAnswer:
-    run, answer = phase.run, RankAnswer()
+    run, answer = phase.run, RankAnswer(extras=EXTRAS)
     chunks = build_model(run, groups)
     if prepare is not None:
         prepare(chunks, groups)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
+    answer.copies_at_start = _copies(engine, groups)
     runner = StepRunner(run, engine, groups)
     for step in range(1, phase.steps + 1):
         done = runner.forward_backward(synthetic_batches(run, step, groups.layout.dp, groups.coordinate["dp"]))

@@ -1,9 +1,10 @@
 """A checked RunConfig and a live world -> everything one start of a run needs."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folder
@@ -20,6 +21,8 @@ from gpt4moe.training.callbacks.preemption import Preemption
 from gpt4moe.training.callbacks.report import Report
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.checkpointing import fill
+from gpt4moe.training.engine import Engine
+from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.loop import Trainer
 from gpt4moe.training.run_folder import RunFolder, identity_of
@@ -28,7 +31,10 @@ from gpt4moe.training.step import StepRunner
 
 logger = logging.getLogger(__name__)
 
-ENGINES = {EngineKind.megatron: MegatronEngine}
+ENGINES: dict[EngineKind, Callable[[list[Any], RunConfig, ProcessGroups], Engine]] = {
+    EngineKind.megatron: MegatronEngine,
+    EngineKind.deepspeed: DeepSpeedEngine,
+}
 
 
 def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Trainer:
@@ -84,7 +90,7 @@ def _writable(folder: RunFolder) -> Iterator[None]:
 
 
 def _resume(
-    run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: MegatronEngine, latest_step: int
+    run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: Engine, latest_step: int
 ) -> TrainState:
     """From the folder's latest checkpoint, else from checkpoint.load, else from nothing. Collective."""
     if not latest_step and run.checkpoint.load is None:

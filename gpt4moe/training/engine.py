@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from megatron.core.distributed import finalize_model_grads
 from torch import Tensor, nn
 
 
@@ -50,3 +51,12 @@ class Engine(Protocol):
 
     def finish_load(self, step: int) -> None:
         """After masters and moments were filled: sets the step count and the model's weights. Collective."""
+
+
+def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:
+    """Megatron's end of a schedule, without its division by tokens: the loss is already divided by the global number.
+
+    The chunks' own reduction, then sums over tp of what every tensor-parallel rank saw a part of, then the two copies
+    of tied embeddings.
+    """
+    finalize_model_grads(chunks, None, **groups)

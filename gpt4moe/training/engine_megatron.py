@@ -9,18 +9,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
-from torch import distributed, nn
+from torch import nn
 
 from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.config.optimizer import Dtype, OptimizerKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.parameters import shards
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.engine import OwnedRange
+from gpt4moe.training.clipping import clip_gradients, counted_parameters
+from gpt4moe.training.engine import OwnedRange, finalize
 
 # Megatron 0.16.1 shards no other optimizer than Adam.
 _MEGATRON_NAME = {OptimizerKind.adamw: "adam"}
@@ -39,8 +39,7 @@ class MegatronEngine:
         for group in self.optimizer.param_groups:
             # Megatron leaves this product to its own scheduler: without it norms would decay too.
             group["weight_decay"] = run.optimizer.weight_decay * group["wd_mult"]
-        # Each element of the model's gradient once: not a replica over tp, not the copy of a tied embedding.
-        self.counted = {id(p) for p, shard, _ in shards(self.chunks, groups) if shard.is_writer}
+        self.counted = counted_parameters(self.chunks, groups)
         self._start_moments(step=0)
         self._connect_schedule(run)
 
@@ -53,23 +52,7 @@ class MegatronEngine:
         self.optimizer.prepare_grads()
 
     def clip(self) -> float:
-        norm = self._norm()
-        if 0 < self.clip_norm < norm + 1e-6:
-            scale = self.clip_norm / (norm + 1e-6)
-            gradients = [owned.gradient for owned in self.owned()]
-            if gradients:
-                torch._foreach_mul_(gradients, scale)
-        return norm
-
-    def _norm(self) -> float:
-        """The global norm, summed in fp64: in fp32 torch's norm of a long vector is off by 1e-5 on CPUs, more than any
-        layout may move it, and Megatron's is made of it. Collective."""
-        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for owned in self.owned():
-            if id(owned.parameter) in self.counted:
-                square += torch.linalg.vector_norm(owned.gradient, dtype=torch.float64).square()
-        distributed.all_reduce(square)
-        return float(square.sqrt())
+        return clip_gradients(self.owned(), self.counted, clip_norm=self.clip_norm, device=self.groups.device)
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -122,14 +105,9 @@ class MegatronEngine:
     def _connect_schedule(self, run: RunConfig) -> None:
         """Hands Megatron's schedule the moments when gradients may be reduced."""
         config = self.chunks[0].config
-        config.finalize_model_grads_func = _finalize
+        config.finalize_model_grads_func = finalize
         no_sync = [chunk.no_sync for chunk in self.chunks]
         config.no_sync_func = no_sync if run.parallel.vpp > 1 else no_sync[0]
-
-
-def _finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:
-    """Megatron's finalize without its division by tokens: the loss is already divided by the global number."""
-    finalize_model_grads(chunks, None, **groups)
 
 
 def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> list[Any]:

@@ -19,7 +19,9 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
+from gpt4moe.training.build import ENGINES
 from gpt4moe.training.checkpointing import fill, owned_pieces
+from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.step import StepRunner
@@ -81,7 +83,7 @@ def _rank(
     with world(environment) as device:
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-        engine = MegatronEngine(build_model(run, groups), run, groups)
+        engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
         runner = StepRunner(run, engine, groups)
         if load is not None:
             reader = CheckpointReader(load)
@@ -101,7 +103,7 @@ def _rank(
     return answer
 
 
-def _save(folder: Path, engine: MegatronEngine, groups: ProcessGroups, step: int) -> None:
+def _save(folder: Path, engine: Engine, groups: ProcessGroups, step: int) -> None:
     saving = Save(
         SaveJob(
             folder=folder,
@@ -118,19 +120,20 @@ def _save(folder: Path, engine: MegatronEngine, groups: ProcessGroups, step: int
     assert saving.problem is None, saving.problem
 
 
-def _pieces(engine: MegatronEngine, groups: ProcessGroups) -> list[tuple[Any, ...]]:
+def _pieces(engine: Engine, groups: ProcessGroups) -> list[tuple[Any, ...]]:
     return [
         (piece.tensor, piece.global_shape, piece.offset, piece.values.detach().clone().view(piece.shape).numpy())
         for piece in owned_pieces(engine, groups)
     ]
 
 
-def _optimizer_steps(engine: MegatronEngine) -> list[float]:
-    states = [inner.optimizer.state for inner in engine._inner()]
+def _optimizer_steps(engine: Engine) -> list[float]:
+    inner = engine._inner() if isinstance(engine, MegatronEngine) else [engine.optimizer]
+    states = [each.optimizer.state for each in inner]
     return [entry["step"].item() for state in states for entry in state.values()]
 
 
-def _assert_every_copy_is_loaded(reader: CheckpointReader, engine: MegatronEngine, groups: ProcessGroups) -> None:
+def _assert_every_copy_is_loaded(reader: CheckpointReader, engine: Engine, groups: ProcessGroups) -> None:
     """The weights that the model computes with, also those that another rank writes, are the cast of the masters."""
     for parameter, shard, _ in shards(engine.chunks, groups):
         stored = torch.empty(shard.size)

@@ -109,6 +109,9 @@ def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> No
         (["data.path=null"], "data.path", ["data=mock"]),
         (["run.name=a/b"], "'a/b'", ["run.name=a-b"]),
         (["cluster.usd_per_hour=0"], "cluster.usd_per_hour=0", ["cluster=h100_80g", "cluster.usd_per_hour=2"]),
+        (["engine.offload_optimizer=true"], "engine.kind=megatron", ["engine=deepspeed"]),
+        (["engine.kind=deepspeed"], "overlap_grad_reduce=true", ["engine=deepspeed"]),
+        (["engine=deepspeed", "engine.bucket_size=9"], "engine.bucket_size=9", ["engine.bucket_size=null"]),
     ],
 )
 def test_a_conflict_has_the_numbers_and_its_cure_cures(overrides: list[str], cause: str, cured: list[str]) -> None:

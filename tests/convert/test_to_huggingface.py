@@ -2,16 +2,20 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.errors import ConversionError
+from gpt4moe.parallel.environment import Environment
 from tests.convert.logits import our_logits, their_logits
+from tests.spawn import run_ranks
 from tests.training.command import train
 
 
@@ -107,3 +111,20 @@ def test_a_gone_tokenizer_is_asked_for(tmp_path: Path, trained: Path, corpus: Pa
     finally:
         os.rename(hidden, corpus)
     assert (tmp_path / "hf" / "tokenizer.json").exists()
+
+
+def _strict_refusal(environment: Environment, folder: Path) -> str:
+    from gpt4moe.inference.huggingface import load_strictly
+
+    with pytest.raises(ConversionError) as caught:
+        load_strictly(folder)
+    return caught.value.cause
+
+
+def test_a_strict_load_refuses_what_transformers_would_fill_with_random_numbers(tmp_path: Path, mixtral: Path) -> None:
+    folder = shutil.copytree(mixtral, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (cause,) = run_ranks(1, _strict_refusal, folder)
+    assert "missing keys" in cause and "k_proj" in cause

@@ -52,6 +52,9 @@ def test_make_train_kills_resumes_with_equal_losses_and_sums_up(
     assert [record["step"] for record in read_metrics(folder / "metrics.jsonl")] == list(range(1, 17))
     assert (folder / "checkpoints" / "step-00000016" / "manifest.json").exists()
     assert "The function returns" in (folder / "report.html").read_text()
+    assert "nothing missing, unexpected or mismatched" in told.getvalue()
+    assert "Weights: 0 of 17 tensors differ. Logits of 3 prompts" in told.getvalue()
+    assert f"generate.py {folder / 'exported' / 'step-00000016'}" in told.getvalue()
     # The status is the model's: below the unigram entropy and no dead expert. So few steps need not reach it.
     assert status in (0, 1)
     assert story.tell(2, small) == status, "a finished story is told again from what is there"

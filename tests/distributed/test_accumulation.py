@@ -10,7 +10,8 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.engine import Engine
 from gpt4moe.training.step import StepRunner
 from tests.distributed.case import BASE, synthetic_batches
 from tests.distributed.layouts import LAYOUTS, LayoutCase
@@ -28,7 +29,7 @@ def _distances(environment: Environment, overrides: tuple[str, ...]) -> tuple[fl
     with world(environment) as device:
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-        engine = MegatronEngine(build_model(run, groups), run, groups)
+        engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
         runner = StepRunner(run, engine, groups)
         # Every label counts: each micro-batch then has exactly 1/64 of the tokens, and scaling by it rounds nothing.
         batches = [
@@ -44,15 +45,17 @@ def _distances(environment: Environment, overrides: tuple[str, ...]) -> tuple[fl
     return tuple(((value.double() - total).norm() / total.norm()).item() for value in (accumulated, rough))
 
 
-def _gradients(runner: StepRunner, engine: MegatronEngine, batches: list) -> torch.Tensor:
+def _gradients(runner: StepRunner, engine: Engine, batches: list) -> torch.Tensor:
     runner.forward_backward(batches)
     engine.reduce()
     return torch.cat([owned.gradient.flatten().clone() for owned in engine.owned()])
 
 
-@pytest.mark.parametrize("name", ["single", "tp2-pp2-ep2"])
-def test_64_micro_batches_in_bf16_equal_their_fp32_sum(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine"), [("single", "megatron"), ("tp2-pp2-ep2", "megatron"), ("tp2-pp2-ep2", "deepspeed")]
+)
+def test_64_micro_batches_in_bf16_equal_their_fp32_sum(name: str, engine: str) -> None:
     layout = LAYOUTS.get(name, LayoutCase(1, ()))
-    for ours, in_bf16 in run_ranks(layout.world_size, _distances, layout.overrides):
+    for ours, in_bf16 in run_ranks(layout.world_size, _distances, (*layout.overrides, f"engine={engine}")):
         assert ours < 1e-6
         assert in_bf16 > 1e-3, "a bf16 sum must be visibly worse, or this test sees nothing"

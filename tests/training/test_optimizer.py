@@ -1,5 +1,6 @@
 """What one update does to each parameter, and the norm at a size where fp32 sums go wrong."""
 
+import pytest
 import torch
 
 from gpt4moe.config.load import load_run_config
@@ -8,23 +9,24 @@ from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.engine import Engine
 from tests.spawn import run_ranks
 
 SMALL = ("+experiment=tiny", "run.name=x", "data=mock", "model.num_layers=1", "optimizer.weight_decay=0.5")
 
 
-def _engine(environment: Environment, *overrides: str) -> tuple[MegatronEngine, ProcessGroups]:
+def _engine(environment: Environment, *overrides: str) -> tuple[Engine, ProcessGroups]:
     run = load_run_config([*SMALL, *overrides])
     layout = Layout.from_config(run.parallel, environment.world_size)
     groups = ProcessGroups.create(layout, environment.rank, torch.device("cpu"), run.run.seed)
-    return MegatronEngine(build_model(run, groups), run, groups), groups
+    return ENGINES[run.engine.kind](build_model(run, groups), run, groups), groups
 
 
-def _after_a_step_without_gradient(environment: Environment) -> dict[str, float]:
+def _after_a_step_without_gradient(environment: Environment, overrides: tuple[str, ...]) -> dict[str, float]:
     """Size of each tensor after one update of rate 0.1, over its size before."""
     with world(environment):
-        engine, groups = _engine(environment)
+        engine, groups = _engine(environment, *overrides)
         before = {id(p): p.detach().norm().item() for p, _, _ in shards(engine.chunks, groups)}
         engine.zero_gradients()
         engine.chunks[0].finish_grad_sync()
@@ -33,8 +35,11 @@ def _after_a_step_without_gradient(environment: Environment) -> dict[str, float]
         return {s.name: p.detach().norm().item() / before[id(p)] for p, s, _ in shards(engine.chunks, groups)}
 
 
-def test_weight_decay_shrinks_matrices_and_leaves_norms_alone() -> None:
-    (ratios,) = run_ranks(1, _after_a_step_without_gradient)
+@pytest.mark.parametrize(
+    "overrides", [(), ("engine=deepspeed",), ("engine=deepspeed", "engine.offload_optimizer=true")]
+)
+def test_weight_decay_shrinks_matrices_and_leaves_norms_alone(overrides: tuple[str, ...]) -> None:
+    (ratios,) = run_ranks(1, _after_a_step_without_gradient, overrides)
     for name, ratio in ratios.items():
         wanted = 1.0 if "norm" in name else 1 - 0.1 * 0.5
         assert abs(ratio - wanted) < 1e-5, name

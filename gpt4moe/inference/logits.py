@@ -1,0 +1,22 @@
+"""Logits of any folder that something here can run: a checkpoint, or a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt4moe.inference.load import speaker
+
+
+@torch.no_grad()
+def folder_logits(folder: Path, prompts: list[list[int]]) -> list[Any]:
+    """Of each prompt [S, V], fp32, numpy.
+
+    Args:
+        folder: a step folder, a run folder (its latest checkpoint), or a folder with a config.json.
+    Raises: CheckpointError or ConversionError when it is damaged.
+    """
+    with speaker(folder) as chunk:
+        batches = [torch.tensor([prompt], device=next(chunk.parameters()).device) for prompt in prompts]
+        positions = [torch.arange(batch.shape[1], device=batch.device).unsqueeze(0) for batch in batches]
+        return [chunk(*pair, None)[0].float().cpu().numpy() for pair in zip(batches, positions, strict=True)]

@@ -1,0 +1,91 @@
+"""The command: overrides in, a proof out; progress on stderr.
+
+arguments --read--> overrides, ranks, form --load--> run --prove--> report, exit status
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
+from gpt4moe.proof import launch, plan, report
+from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
+
+EQUAL, DIFFERENT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for."""
+
+    overrides: list[str]
+    ranks: int | None
+    as_json: bool
+
+
+def read(arguments: list[str]) -> Request:
+    """Raises: ConfigError for a form or a number of ranks that is none."""
+    overrides, ranks, as_json = [], None, False
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if argument in ("--json", "output=json"):
+            as_json = True
+        elif key == "output" and value != "text":
+            raise ConfigError(f"output={value} is no form of output.", "Write output=json, or leave it out.")
+        elif key == "ranks":
+            if not value.isdecimal() or int(value) < 1:
+                raise ConfigError(f"ranks={value} is no number of ranks.", "Write ranks=8, or leave it out.")
+            ranks = int(value)
+        elif key != "output":
+            overrides.append(argument)
+    if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        overrides.append("run.name=proof")
+    return Request(overrides, ranks, as_json)
+
+
+def run(request: Request) -> int:
+    """Proves and prints; returns the exit status. Raises: Gpt4MoeError for bad input."""
+    asked = load_run_config(request.overrides)
+    launch.preload("gpt4moe.proof.preload")
+    errors = Console(stderr=True, highlight=False)
+    try:
+        with _progress(errors) as bar:
+
+            def start(world_size: int, small: RunConfig) -> Outcomes:
+                where = "one process" if world_size == 1 else f"{world_size} ranks"
+                steps = sum(phase.steps for phase in plan.phases(small).values())
+                task = bar.add_task(where, total=steps)
+                return run_on_ranks(world_size, small, lambda _: bar.advance(task))
+
+            proof = prove(asked, request.ranks, start)
+    except launch.RanksFailed as failed:
+        errors.print(failed.cause, markup=False, soft_wrap=True)
+        errors.print("[bold red]DIFFERENT:[/] this layout does not run; the first rank that failed is above.")
+        if request.as_json:
+            sys.stdout.write(json.dumps({"equal": False, "failed": failed.cause}) + "\n")
+        return DIFFERENT
+    if request.as_json:
+        sys.stdout.write(json.dumps(report.as_data(proof), indent=1) + "\n")
+    else:
+        report.show(proof, Console(highlight=False, soft_wrap=True))
+    return EQUAL if proof.is_equal else DIFFERENT
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield bar

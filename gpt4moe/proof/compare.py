@@ -1,0 +1,153 @@
+"""compare: one outcome against another, tensor by tensor, in model order. numpy, no torch.
+
+    |got - want| / max(|want|, floor)     per tensor; the floor keeps round-off in a tensor that hardly moves from
+                                          counting as a difference
+
+Tolerances are round-off of fp32 sums in another order, seen on every layout of the tests, times about five; a lost
+rank or a wrong scale moves a tensor by 0.1 and more.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt4moe.proof.outcome import GRADIENT, Outcome
+
+# Family -> what its names contain; the order of a layer's forward pass. First match wins.
+FAMILIES = (
+    ("embedding", "word_embeddings"), ("norm before attention", "input_layernorm"), ("attention qkv", "linear_qkv"),
+    ("query and key norms", "self_attention.q_layernorm"), ("query and key norms", "self_attention.k_layernorm"),
+    ("attention out", "linear_proj"), ("norm before mlp", "pre_mlp_layernorm"), ("router", ".router."),
+    ("shared experts", ".shared"), ("experts gate and up", "experts.gate_up"), ("experts down", "experts.down"),
+    ("dense gate and up", "linear_fc1"), ("dense down", "linear_fc2"), ("final norm", "final_layernorm"),
+    ("output layer", "output_layer"), ("other", ""),
+)  # fmt: skip
+# A tensor's norm counts as at least this share of all tensors' together.
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The largest relative difference that passes, and why so much."""
+
+    value: float
+    reason: str
+
+
+# Kind of tensor after clipped descent; after AdamW; numbers of a step.
+DESCENT = {
+    GRADIENT: Tolerance(1e-5, "fp32 sums in another order"),
+    "weight": Tolerance(1e-5, "fp32 sums in another order, three steps on"),
+}
+ADAMW = {
+    "weight": Tolerance(1e-4, "Adam divides by the gradient's own size: where that is near zero, round-off is a step"),
+    "exp_avg": Tolerance(1e-4, "means of gradients whose weights differ by that much"),
+    "exp_avg_sq": Tolerance(1e-4, "means of squared gradients"),
+}
+NUMBERS = {
+    "loss": Tolerance(1e-6, "an fp32 mean in another order"),
+    "gradient norm": Tolerance(1e-6, "summed in fp64; only the gradients' own round-off"),
+    "auxiliary losses": Tolerance(1e-5, "fp32 sums over a micro-batch in another order"),
+    "tokens per expert": Tolerance(0.0, "counts"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """One tensor of one kind."""
+
+    name: str
+    kind: str
+    relative: float
+    tolerance: float
+
+    @property
+    def is_different(self) -> bool:
+        return not self.relative <= self.tolerance  # NaN is different
+
+    @property
+    def family(self) -> str:
+        return family_of(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberDifference:
+    """One number of every step."""
+
+    name: str
+    relative: float
+    """The largest of the steps."""
+    tolerance: float
+    first_step: int
+    """That differs, from 1; 0: none."""
+
+    @property
+    def is_different(self) -> bool:
+        return not self.relative <= self.tolerance
+
+
+def family_of(name: str) -> str:
+    return next(family for family, part in FAMILIES if part in name)
+
+
+def model_order(name: str) -> tuple[int, int, int]:
+    """Embedding, layers, final norm, output layer; within a layer as its forward pass goes."""
+    layer = re.search(r"layers\.(\d+)\.", name)
+    place = next(at for at, (_, part) in enumerate(FAMILIES) if part in name)
+    section = 1 if layer else (0 if place == 0 else 2)
+    return section, int(layer.group(1)) if layer else 0, place
+
+
+def distance(ours: np.ndarray, reference: np.ndarray, floor: float = 0.0) -> float:
+    """|ours - reference| / max(|reference|, floor), in fp64; of a zero reference without a floor, |ours|."""
+    wanted = reference.astype(np.float64)
+    scale = max(float(np.linalg.norm(wanted)), floor)
+    return float(np.linalg.norm(ours.astype(np.float64) - wanted)) / (scale or 1.0)
+
+
+def tensor_differences(got: Outcome, want: Outcome, tolerances: dict[str, Tolerance]) -> list[TensorDifference]:
+    """Every tensor of every kind in `tolerances`, in model order; one that only one side has is infinitely far."""
+    found = []
+    for kind, tolerance in tolerances.items():
+        ours, theirs = got.tensors[kind], want.tensors[kind]
+        floor = _FLOOR * total_norm(theirs)
+        for name in sorted(ours.keys() | theirs.keys(), key=model_order):
+            both = name in ours and name in theirs and ours[name].shape == theirs[name].shape
+            relative = distance(ours[name], theirs[name], floor) if both else float("inf")
+            found.append(TensorDifference(name, kind, relative, tolerance.value))
+    return found
+
+
+def rounding_differences(got: Outcome, rounded: Outcome, exact: Outcome) -> list[TensorDifference]:
+    """bf16 gradients: how far each is from the exact (fp32) one; three times as far as one process in bf16 passes."""
+    found = []
+    floor = _FLOOR * total_norm(exact.gradients)
+    for name in sorted(exact.gradients, key=model_order):
+        want = exact.gradients[name]
+        allowed = 3 * distance(rounded.gradients[name], want, floor)
+        found.append(TensorDifference(name, "bf16 gradient", distance(got.gradients[name], want, floor), allowed))
+    return found
+
+
+def total_norm(tensors: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(float(np.square(value.astype(np.float64)).sum()) for value in tensors.values())))
+
+
+def number_differences(got: Outcome, want: Outcome, *, scale: float = 1.0) -> list[NumberDifference]:
+    """Losses, norms and routing of every step. `scale` widens the tolerances."""
+    losses = [name for name in want.extras if name.endswith("loss")]
+    columns = {"auxiliary losses": losses, "tokens per expert": None}
+    found = [_number("loss", got.losses, want.losses, scale), _number("gradient norm", got.norms, want.norms, scale)]
+    found += [_number(name, got.columns(these), want.columns(these), scale) for name, these in columns.items()]
+    return found
+
+
+def _number(
+    name: str, got: Sequence[float | np.ndarray], want: Sequence[float | np.ndarray], scale: float
+) -> NumberDifference:
+    tolerance = NUMBERS[name].value * scale
+    relative = [distance(np.asarray(a), np.asarray(b)) for a, b in zip(got, want, strict=True)]
+    first = next((step for step, value in enumerate(relative, 1) if not value <= tolerance), 0)
+    return NumberDifference(name, max(relative), tolerance, first)

@@ -1,0 +1,10 @@
+"""What the fork server of a proof imports once for all ranks. Proofs run on CPUs, also where there is a GPU."""
+
+import os
+import warnings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks; several ranks on one GPU are not what NCCL allows
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+warnings.filterwarnings("ignore")
+
+import gpt4moe.proof.ranks  # noqa: E402, F401

@@ -1,0 +1,125 @@
+"""prove: the run on its layout and in one process, compared.
+
+run --shrink--> small run --phases--> layout ranks -+
+                      \-> oracle --phases--> 1 rank -+--> compare --> suspects --> Proof
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.proof import compare, plan
+from gpt4moe.proof.compare import NumberDifference, TensorDifference
+from gpt4moe.proof.evidence import Evidence
+from gpt4moe.proof.launch import run_ranks
+from gpt4moe.proof.outcome import Outcome, RankAnswer, assemble
+from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.shrink import Shrunk, shrink
+from gpt4moe.proof.suspects import suspects
+
+SILENCE_SECONDS = 300.0
+Outcomes = dict[str, Outcome]
+Start = Callable[[int, RunConfig], Outcomes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """What was compared, and what came out."""
+
+    shrunk: Shrunk
+    tensors: dict[str, list[TensorDifference]]
+    """By phase."""
+    numbers: dict[str, list[NumberDifference]]
+    problems: list[str]
+    """What does not fit together between the layout's own ranks, over all phases."""
+    suspects: list[str]
+    first: TensorDifference | None
+    """The first tensor that differs, in model order: a gradient, if any gradient does."""
+    where: list[str] = field(default_factory=list)
+    """Of the first: its shards and the groups that reduce it."""
+    clipped_steps: int
+    steps: int
+    seconds: float
+
+    @property
+    def is_equal(self) -> bool:
+        tensors = any(item.is_different for items in self.tensors.values() for item in items)
+        numbers = any(item.is_different for items in self.numbers.values() for item in items)
+        return not (tensors or numbers or self.problems)
+
+
+def run_on_ranks(world_size: int, run: RunConfig, on_progress: Callable[[str], None] | None = None) -> Outcomes:
+    """The phases of `run` on `world_size` gloo ranks. Raises: launch.RanksFailed."""
+    wanted = plan.phases(run)
+    answers = run_ranks(
+        world_size, rank_phases, list(wanted.values()), timeout_seconds=SILENCE_SECONDS, on_progress=on_progress
+    )
+    return {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(wanted)}
+
+
+def rank_phases(environment: Environment, phases: list[Phase], say: Callable[[str], Any] = str) -> list[RankAnswer]:
+    """ranks.run_phases, imported on the rank alone: the process that asks needs no torch."""
+    from gpt4moe.proof.ranks import run_phases
+
+    return run_phases(environment, phases, None, say)
+
+
+def prove(run: RunConfig, ranks: int | None = None, start: Start = run_on_ranks) -> Proof:
+    """Raises: LayoutError when the trainer refuses the run; launch.RanksFailed when a rank fails or hangs.
+
+    Args:
+        ranks: the world size to prove; None: the smallest legal one.
+        start: runs a run's phases on so many ranks.
+    """
+    began = time.monotonic()
+    shrunk = shrink(run, ranks)
+    want = start(1, shrunk.oracle)
+    got = start(shrunk.layout.world_size, shrunk.run)
+    return judge(shrunk, got, want, time.monotonic() - began)
+
+
+def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proof:
+    """The verdict on outcomes that are there."""
+    tensors = {
+        plan.DESCENT: compare.tensor_differences(got[plan.DESCENT], want[plan.DESCENT], compare.DESCENT),
+        plan.ADAMW: compare.tensor_differences(got[plan.ADAMW], want[plan.ADAMW], compare.ADAMW),
+    }
+    numbers = {
+        plan.DESCENT: compare.number_differences(got[plan.DESCENT], want[plan.DESCENT]),
+        # Losses and norms of later steps carry what Adam made of round-off.
+        plan.ADAMW: compare.number_differences(got[plan.ADAMW], want[plan.ADAMW], scale=100),
+    }
+    if plan.ROUNDED in got:
+        tensors[plan.ROUNDED] = compare.rounding_differences(got[plan.ROUNDED], want[plan.ROUNDED], want[plan.DESCENT])
+    different = [item for items in tensors.values() for item in items if item.is_different]
+    first = different[0] if different else None
+    clip_norm, batch = shrunk.run.optimizer.clip_norm, shrunk.run.training
+    micro_batches = batch.global_batch_size // batch.micro_batch_size // shrunk.layout.dp
+    evidence = Evidence.of(shrunk.layout, micro_batches, got[plan.DESCENT], want[plan.DESCENT], tensors[plan.DESCENT])
+    return Proof(
+        shrunk=shrunk, tensors=tensors, numbers=numbers,
+        problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],
+        suspects=suspects(evidence),
+        first=first, where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]),
+        clipped_steps=sum(norm > clip_norm > 0 for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,
+    )  # fmt: skip
+
+
+def whereabouts(name: str, shrunk: Shrunk, got: Outcome) -> list[str]:
+    """How ranks hold a tensor and which groups sum its gradient."""
+    holders = got.holders.get(name, {})
+    if not holders:
+        return ["no rank holds it"]
+    any_copy = next(iter(holders.values()))
+    lines = [f"cut: {any_copy.cut}"]
+    by_offset: dict[tuple[int, ...], list[int]] = {}
+    for rank, copy in holders.items():
+        by_offset.setdefault(copy.offset, []).append(rank)
+    lines += [f"at {list(offset)}: ranks {ranks}" for offset, ranks in by_offset.items()]
+    for group in any_copy.reduced_over:
+        members = {tuple(shrunk.layout.members(group, rank)) for rank in holders}
+        lines.append(f"gradient summed over {group}: {' '.join(str(list(ranks)) for ranks in sorted(members))}")
+    return lines

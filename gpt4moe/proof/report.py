@@ -1,0 +1,133 @@
+"""A proof for people (rich) and for programs (plain nested data)."""
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gpt4moe.proof import compare, plan
+from gpt4moe.proof.compare import FAMILIES, TensorDifference
+from gpt4moe.proof.prove import Proof
+from gpt4moe.proof.shrink import changes
+from gpt4moe.proof.unproved import unproved
+
+# Phase, kind of tensor -> head of its column.
+COLUMNS = {
+    (plan.DESCENT, "gradient"): "gradient",
+    (plan.DESCENT, "weight"): "weight after descent",
+    (plan.ADAMW, "weight"): "weight after AdamW",
+    (plan.ADAMW, "exp_avg"): "exp_avg",
+    (plan.ADAMW, "exp_avg_sq"): "exp_avg_sq",
+    (plan.ROUNDED, "bf16 gradient"): "bf16 gradient",
+}
+
+
+def show(proof: Proof, console: Console) -> None:
+    console.print(Group(*_parts(proof)))
+
+
+def _parts(proof: Proof) -> list[RenderableType]:
+    shrunk = proof.shrunk
+    verdict = (
+        Text("EQUAL: this layout computes what one process computes.", style="bold green") if proof.is_equal
+        else Text("DIFFERENT: this layout does not compute what one process computes.", style="bold red")
+    )  # fmt: skip
+    parts: list[RenderableType] = [Text(shrunk.layout.describe(), style="bold"), _table(proof), Text()]
+    parts += [Text(line) for line in _number_lines(proof)]
+    parts += [Text(), *_difference_lines(proof), verdict, Text(), Text("Not proved:", style="bold")]
+    parts += [Text(f"  - {line}") for line in unproved(shrunk)]
+    return [*parts, Text(f"{proof.seconds:.0f} s")]
+
+
+def _table(proof: Proof) -> Table:
+    table = Table(title="largest relative difference to one process", title_justify="left", box=None, pad_edge=False)
+    table.add_column("tensors", no_wrap=True)
+    rows = families(proof)
+    kinds = [key for key in COLUMNS if any(key in row for row in rows.values())]
+    for key in kinds:
+        table.add_column(COLUMNS[key], justify="right")
+    for family, row in rows.items():
+        cells = [_cell(row.get(key)) for key in kinds]
+        table.add_row(family, *cells)
+    tolerances = {**{(plan.DESCENT, k): t for k, t in compare.DESCENT.items()},
+                  **{(plan.ADAMW, k): t for k, t in compare.ADAMW.items()}}  # fmt: skip
+    table.add_section()
+    table.add_row(
+        "tolerance",
+        *(f"{tolerances[key].value:.0e}" if key in tolerances else "3 x 1 rank" for key in kinds),
+        style="dim",
+    )
+    return table
+
+
+def _cell(worst: TensorDifference | None) -> Text:
+    if worst is None:
+        return Text("-", style="dim")
+    return Text(f"{worst.relative:.1e}", style="bold red" if worst.is_different else "green")
+
+
+def families(proof: Proof) -> dict[str, dict[tuple[str, str], TensorDifference]]:
+    """Family -> (phase, kind) -> the tensor that comes nearest to its tolerance, or passes it most."""
+    rows: dict[str, dict[tuple[str, str], TensorDifference]] = {}
+    for family, _ in FAMILIES:
+        for phase, items in proof.tensors.items():
+            for item in items:
+                key = (phase, item.kind)
+                row = rows.setdefault(family, {}) if item.family == family else None
+                if row is not None and (key not in row or _excess(item) > _excess(row[key])):
+                    row[key] = item
+    return rows
+
+
+def _excess(item: TensorDifference) -> float:
+    return item.relative / item.tolerance if item.tolerance else item.relative
+
+
+def _number_lines(proof: Proof) -> list[str]:
+    lines = []
+    for item in proof.numbers[plan.DESCENT]:
+        verdict = f"different from step {item.first_step} on" if item.is_different else "equal"
+        lines.append(f"{item.name}: {verdict}, {item.relative:.1e} at most ({item.tolerance:.0e} passes)")
+    return [*lines, f"clipped: {proof.clipped_steps} of {proof.steps} steps"]
+
+
+def _difference_lines(proof: Proof) -> list[Text]:
+    lines = [Text(f"between ranks: {problem}", style="red") for problem in proof.problems[:5]]
+    if len(proof.problems) > 5:
+        lines.append(Text(f"between ranks: {len(proof.problems) - 5} more like these", style="red"))
+    if proof.first is not None:
+        lines.append(Text(f"first to differ: {proof.first.kind} of {proof.first.name}, {proof.first.relative:.2e}"))
+        lines += [Text(f"  {line}") for line in proof.where]
+    lines += [Text(f"suspect: {line}", style="yellow") for line in proof.suspects]
+    return [*lines, Text()] if lines else []
+
+
+def as_data(proof: Proof) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    shrunk = proof.shrunk
+    return {
+        "equal": proof.is_equal,
+        "asked_layout": shrunk.asked_layout.describe(),
+        "proved_layout": shrunk.layout.describe(),
+        "changes": [{"key": key, "asked": before, "proved": after} for key, before, after in changes(shrunk)],
+        "families": [
+            {"family": family, "phase": phase, "kind": kind, "tensor": item.name, "relative": item.relative,
+             "tolerance": item.tolerance, "equal": not item.is_different}
+            for family, row in families(proof).items() for (phase, kind), item in row.items()
+        ],
+        "numbers": [
+            {"phase": phase, "name": item.name, "relative": item.relative, "tolerance": item.tolerance,
+             "equal": not item.is_different, "first_different_step": item.first_step}
+            for phase, items in proof.numbers.items() for item in items
+        ],
+        "clipped_steps": proof.clipped_steps,
+        "between_ranks": proof.problems,
+        "first_difference": None if proof.first is None else {
+            "tensor": proof.first.name, "kind": proof.first.kind, "relative": proof.first.relative,
+            "where": proof.where,
+        },
+        "suspects": proof.suspects,
+        "not_proved": unproved(shrunk),
+        "seconds": proof.seconds,
+    }  # fmt: skip

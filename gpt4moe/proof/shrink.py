@@ -1,0 +1,154 @@
+"""shrink: any run as a run of the same kind that a laptop trains in seconds. No torch.
+
+Kept: the mesh (up to 8 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
+router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
+below. Changed: widths, depth, vocabulary, sequence, batch; and what would hide a fault: initial weights are larger (so
+that every gradient stands far above round-off), small loss coefficients are raised, every step is clipped.
+"""
+
+from dataclasses import dataclass
+from math import ceil, gcd, lcm
+from typing import Any
+
+from gpt4moe.config.load import config_from_dict, config_to_dict
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError, LayoutError
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import require_legal
+from gpt4moe.proof.depth import Depth, shrunk_depth
+from gpt4moe.proof.mesh import asked_layout, reduced
+
+_WIDTH, _HEAD, _FFN, _VOCAB, _SEQ = 32, 8, 24, 64, 16
+_FIXED = {  # group -> what every proof has
+    "run": {"name": "proof"},
+    "data": {"kind": "mock", "path": None, "tokenizer": None, "sources": {}},
+    "schedule": {"kind": "constant", "total_steps": 100, "warmup_steps": 0},
+    "checkpoint": {"load": None},
+    "kernels": {"attention": "sdpa", "norm": "torch", "experts": "auto"},  # those that a CPU has
+    "optimizer": {"lr": 0.003},
+    "model": {"init_std": 0.2},
+}
+_CLIP_NORM = 0.1
+_SMALLEST_COEFFICIENT = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shrunk:
+    """A run to prove instead of the asked one, and the run of one process that it is compared with."""
+
+    asked: RunConfig
+    asked_layout: Layout
+    run: RunConfig
+    layout: Layout
+
+    @property
+    def oracle(self) -> RunConfig:
+        """The same model and batch on one rank, by the default engine, without recompute."""
+        raw = config_to_dict(self.run)
+        raw["parallel"] = config_to_dict(RunConfig())["parallel"]
+        raw["engine"] = config_to_dict(RunConfig())["engine"]
+        return config_from_dict(raw)
+
+
+def shrink(run: RunConfig, ranks: int | None = None) -> Shrunk:
+    """Raises: LayoutError when the trainer would refuse the run itself."""
+    asked = asked_layout(run, ranks)
+    proved = reduced(asked)
+    depth = shrunk_depth(run, proved.pp * proved.vpp)
+    raw = config_to_dict(run)
+    for group, values in _FIXED.items():
+        raw[group].update(values)
+    raw["parallel"].update(_parallel(proved, depth))
+    raw["model"].update(_model(run, proved, depth))
+    raw["training"].update(_batch(run, proved))
+    if run.optimizer.clip_norm:
+        raw["optimizer"]["clip_norm"] = _CLIP_NORM
+    return Shrunk(asked=run, asked_layout=asked, run=_with_experts(raw, run, proved, depth), layout=proved)
+
+
+def _parallel(proved: Layout, depth: Depth) -> dict[str, Any]:
+    degrees = {name: getattr(proved, name) for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
+    return degrees | {"layers_per_stage": depth.layers_per_stage}
+
+
+def _model(run: RunConfig, proved: Layout, depth: Depth) -> dict[str, Any]:
+    """Sizes that every cut divides; keys and values stay shared, heads of their own width stay so."""
+    model, tp = run.model, proved.tp
+    groups = 1 if model.query_groups == 1 else tp * ceil(2 / tp)
+    heads = groups * min(2, model.num_attention_heads // model.query_groups)
+    heads *= tp // gcd(heads, tp)
+    head = max(_HEAD // 2, 2 * ceil(_WIDTH / heads / 2))
+    sizes: dict[str, Any] = {
+        "num_layers": depth.num_layers,
+        "num_attention_heads": heads,
+        "num_query_groups": groups,
+        "hidden_size": heads * head,
+        "vocab_size": tp * ceil(_VOCAB / tp),
+        "seq_length": _rounded(_SEQ, 2 * proved.cp * tp),
+    }
+    if model.head_dim is not None:
+        sizes["head_dim"] = head + 2  # heads together wider than the hidden size
+    if model.ffn_hidden_size:
+        sizes["ffn_hidden_size"] = 2 * _rounded(_FFN, lcm(tp, 2))
+    return sizes
+
+
+def _rounded(size: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is at least `size`."""
+    return unit * ceil(size / unit)
+
+
+def _batch(run: RunConfig, proved: Layout) -> dict[str, Any]:
+    """More micro-batches than stages, so that every pipeline reaches its steady state; at least three a rank."""
+    count = _rounded(proved.pp + 1, proved.pp) if proved.vpp > 1 else max(3, proved.pp + 1)
+    micro = min(2, run.training.micro_batch_size)
+    return {"micro_batch_size": micro, "global_batch_size": micro * count * proved.dp}
+
+
+def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: Depth) -> RunConfig:
+    """The run with as few experts as the router's own checks and the layout allow; at least as many a rank as two, or
+    as the asked run has."""
+    moe = run.model.moe
+    if moe is None:
+        return config_from_dict(raw)
+    small = raw["model"]["moe"]
+    small |= {"ffn_hidden_size": _rounded(_FFN, 2 * proved.etp), "layer_pattern": depth.layer_pattern}
+    for name, smallest in _SMALLEST_COEFFICIENT.items():
+        if small["router"].get(name):
+            small["router"][name] = max(smallest, small["router"][name])
+    problem: ConfigError | LayoutError | None = None
+    at_least = min(moe.num_experts, max(4, moe.top_k + 1))
+    for count in range(proved.ep, max(moe.num_experts, proved.ep) + 1, proved.ep):
+        if count < at_least or count // proved.ep < min(2, moe.num_experts // run.parallel.ep):
+            continue
+        small["num_experts"] = count
+        try:
+            shrunk = config_from_dict(raw)
+            require_legal(shrunk.model, shrunk.parallel, shrunk.training, proved.world_size)
+            return shrunk
+        except (ConfigError, LayoutError) as error:
+            problem = error
+    assert problem is not None
+    raise problem
+
+
+def changes(shrunk: Shrunk) -> list[tuple[str, str, str]]:
+    """(key, asked, proved) of every value that is not the same, mesh and run folder aside."""
+    before, after = _leaves(config_to_dict(shrunk.asked)), _leaves(config_to_dict(shrunk.run))
+    degrees = {f"parallel.{name}" for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
+    unused = ("run.", "data.", "checkpoint.", "schedule.", "tracking.")
+    return [
+        (key, str(before.get(key)), str(value))
+        for key, value in after.items()
+        if before.get(key) != value and key not in degrees and not key.startswith(unused)
+    ]
+
+
+def _leaves(raw: dict[str, Any], path: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{path}{key}.")
+        else:
+            leaves[path + key] = value
+    return leaves

@@ -1,0 +1,169 @@
+"""engine=deepspeed: a DeepSpeedEngine with ZeRO-1 behind the seam; its optimizer may live in host memory.
+
+    Megatron's schedule over chunks, gradients add up in fp32           (deepspeed_partition)
+    -> finalize: tensor-parallel sums, tied embeddings                  (Megatron's, by the marks on parameters)
+    -> reduce: one reduce-scatter per parameter group                   (deepspeed_partition)
+    -> clip: the norm and rule of every engine                          (clipping)
+    -> update: DeepSpeed's step and its all-gather of the new weights
+
+DeepSpeed 0.19.8 sees one module that holds every chunk and never runs it: Megatron's schedule does.
+"""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from deepspeed import DeepSpeedConfig
+from deepspeed import DeepSpeedEngine as DeepSpeedRuntime
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.transformer import MegatronModule
+from torch import nn
+
+from gpt4moe.checkpoint.storage import MOMENTS
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel import deepspeed_groups
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.clipping import clip_gradients, counted_parameters
+from gpt4moe.training.deepspeed_partition import Partition
+from gpt4moe.training.engine import OwnedRange, finalize
+
+
+class DeepSpeedEngine:
+    """Owns DeepSpeed's engine and the gradients of its parameter groups for the time of a run."""
+
+    def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
+        self.groups = groups
+        self.clip_norm = run.optimizer.clip_norm
+        self.counted = counted_parameters(chunks, groups)
+        self.runtime = _runtime(chunks, run, groups)
+        self.chunks: list[Any] = [_Chunk(chunk) for chunk in chunks]
+        self.optimizer = self.runtime.optimizer
+        self.partitions = [Partition(self.optimizer, index) for index in range(len(self.optimizer.bit16_groups))]
+        self._start_moments(step=0)
+        self.chunks[0].config.finalize_model_grads_func = finalize
+
+    def zero_gradients(self) -> None:
+        for partition in self.partitions:
+            partition.zero_gradients()
+
+    def reduce(self) -> None:
+        for partition in self.partitions:
+            partition.reduce()
+
+    def clip(self) -> float:
+        return clip_gradients(self.owned(), self.counted, clip_norm=self.clip_norm, device=self.groups.device)
+
+    def update(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        for partition in self.partitions:
+            partition.hand_over()
+        self.runtime.step()
+
+    def owned(self) -> Iterator[OwnedRange]:
+        for partition in self.partitions:
+            yield from partition.owned()
+
+    def finish_load(self, step: int) -> None:
+        self._start_moments(step)
+        self.optimizer.update_lp_params()
+
+    def _start_moments(self, step: int) -> None:
+        """Moments before the first step, and the step count: one of each per group."""
+        for partition in self.partitions:
+            for name in MOMENTS:
+                partition.state.setdefault(name, torch.zeros_like(partition.master))
+            partition.state["step"] = torch.tensor(float(step), device=partition.master.device)
+
+
+class _Chunk(MegatronModule):
+    """A GPTModel in the coat that Megatron's schedule and its finalize expect; the data-parallel sum is reduce()'s."""
+
+    def __init__(self, chunk: Any):
+        super().__init__(config=chunk.config)
+        self.module = chunk
+        self.ddp_config = DistributedDataParallelConfig()
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.module(*inputs, **named)
+
+    def finish_grad_sync(self, force_all_reduce: bool = False) -> None: ...
+
+
+class _Runtime(DeepSpeedRuntime):
+    """DeepSpeed's engine, told what it cannot see: which ranks hold experts, and that weights are equal already."""
+
+    def _configure_distributed_model(self, model: nn.Module) -> None:
+        super()._configure_distributed_model(model)
+        # It looks for its own MoE classes. By rank, since a pipeline stage may have dense layers only.
+        self.has_moe_layers = any(map(_is_expert, model.parameters()))
+
+    def _broadcast_model(self) -> None:
+        """Initial weights are a function of the seed, the same on every layout: nothing to send."""
+
+
+def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> Any:
+    mpu = deepspeed_groups.lend(groups)
+    model = nn.ModuleList(chunks)
+    settings = run.optimizer
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay, deepspeed_groups.expert_group_name(groups)),
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+    config = _settings(run, on_gpu=groups.device.type == "cuda")
+    runtime = _Runtime(
+        args=SimpleNamespace(device_rank=groups.device.index or 0),
+        model=model,
+        optimizer=optimizer,
+        mpu=mpu,
+        config=config,
+        config_class=DeepSpeedConfig(config, mpu),
+    )
+    # Hooks of a backward pass that DeepSpeed would run itself: they would reduce after every micro-batch.
+    for hook in runtime.optimizer._grad_acc_hooks:
+        hook.remove()
+    runtime.optimizer.compute_grad_norm = False  # its configuration refuses this together with offload
+    return runtime
+
+
+def _settings(run: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration. Batch sizes are only its own log's: the schedule is Megatron's."""
+    zero: dict[str, Any] = {"stage": 1, "overlap_comm": False, "contiguous_gradients": False}
+    if run.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": None,
+        "bf16": {"enabled": run.precision.dtype is Dtype.bf16, "check_grad_overflow": False},
+        "gradient_clipping": 0.0,  # clip() does it
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # torch's fused AdamW: DeepSpeed's own CPU Adam wants a C++ compiler at the first start.
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) -> list[dict[str, Any]]:
+    """Experts apart, for they are summed over other ranks; norms apart, for they don't decay."""
+    parameters = list(model.parameters())
+    experts = [parameter for parameter in parameters if _is_expert(parameter)]
+    for parameter in experts:
+        parameter.group_name = expert_group  # type: ignore[attr-defined]
+    dense = [parameter for parameter in parameters if not _is_expert(parameter)]
+    made = [
+        {"params": [p for p in dense if p.ndim > 1], "weight_decay": weight_decay, "name": "dense"},
+        {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0, "name": "norms"},
+        {"params": experts, "weight_decay": weight_decay, "name": expert_group, "moe": True},
+    ]
+    return [group for group in made if group["params"]]
+
+
+def _is_expert(parameter: nn.Parameter) -> bool:
+    """By the mark of model.parameters, which Megatron and DeepSpeed share."""
+    return not getattr(parameter, "allreduce", True)

@@ -1,0 +1,73 @@
+"""engine=deepspeed equals one process under engine=megatron: gradients, norms, clipped and AdamW steps, bf16."""
+
+import numpy as np
+import pytest
+
+from tests.distributed.case import outcome
+from tests.distributed.layouts import LAYOUTS, LayoutCase
+from tests.distributed.test_gradients import GRADIENT, RATE, TIED, assert_same, distance, one_process
+from tests.distributed.test_training import BF16, bf16_spread
+from tests.distributed.test_training import one_process as one_process_adamw
+
+pytestmark = pytest.mark.layouts
+
+ENGINE = ("engine=deepspeed",)
+OFFLOAD = ("engine.offload_optimizer=true",)
+LAYOUTS_SHOWN = {"one": LayoutCase(1, ())} | {
+    name: LAYOUTS[name]
+    for name in ("dp2", "tp2", "pp2", "pp2-vpp2", "dp2-ep2", "tp2-ep2", "pp2-dp2-ep2", "tp2-pp2-ep2")
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [*((name, ()) for name in LAYOUTS_SHOWN), ("dp2-ep2", OFFLOAD), ("tp2-pp2-ep2", OFFLOAD)],
+)
+def test_gradients_norms_and_adamw_steps_equal_one_process(name: str, more: tuple[str, ...]) -> None:
+    layout, want = LAYOUTS_SHOWN[name], one_process_adamw(steps=3)
+    got = outcome(layout.world_size, (*layout.overrides, *ENGINE, *more), steps=3)
+    for parameter, gradient in want.gradients.items():
+        assert distance(got.gradients[parameter], gradient) <= GRADIENT, parameter
+    assert want.norms[0] > 0.5, "the first step must be clipped for this test to see the norm"
+    np.testing.assert_allclose(got.norms[0], want.norms[0], rtol=1e-6)
+    # Adam divides by the gradient's own size: where that is near zero, round-off is a whole step of lr (0.003).
+    np.testing.assert_allclose(got.losses, want.losses, rtol=1e-5)
+    for parameter, value in want.weights.items():
+        assert distance(got.weights[parameter], value) <= 1e-4, parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("dp3", ()),
+        ("tp2-pp2-ep2", TIED),
+        ("pp2-vpp2", TIED),
+        # The first stage has dense layers only: it has no expert group, and must not wait for one.
+        ("pp2-dp2-ep2", ("model.moe.layer_pattern=[0,0,1,1]", "model.ffn_hidden_size=48")),
+        ("dp2", ("model.moe=null", "model.ffn_hidden_size=48")),
+    ],
+    ids=["dp3", "tied", "tied-vpp2", "dense-first-stage", "dense"],
+)
+def test_clipped_descent_equals_one_process(name: str, model: tuple[str, ...]) -> None:
+    layout, want = LAYOUTS[name], one_process(model, steps=3)
+    got = outcome(layout.world_size, (*layout.overrides, *ENGINE, *model), steps=3, sgd=RATE)
+    assert all(norm > 0.5 for norm in want.norms), "every step must be clipped for this test to see the norm"
+    assert_same(got, want)
+
+
+def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else() -> None:
+    layout, overrides = LAYOUTS["dp2-ep2"], ("model.moe.num_experts=8",)
+    got = outcome(layout.world_size, (*layout.overrides, *overrides, *ENGINE), steps=1, sgd=RATE, starve=True)
+    for layer in range(4):
+        assert not got.gradients[f"decoder.layers.{layer}.mlp.experts.down"][4:].any()
+    assert_same(got, one_process(overrides, steps=1, starve=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("pp2-dp2-ep2", ()), ("tp2-ep2", OFFLOAD)], ids=["pp2-dp2-ep2", "tp2-ep2-offload"]
+)
+def test_bf16_gradients_are_as_near_to_fp32_as_one_process_is(name: str, more: tuple[str, ...]) -> None:
+    layout, exact = LAYOUTS[name], one_process_adamw(steps=1)
+    got = outcome(layout.world_size, (*layout.overrides, *BF16, *ENGINE, *more), steps=1)
+    for parameter, gradient in exact.gradients.items():
+        assert distance(got.gradients[parameter], gradient) <= 3 * bf16_spread(())[parameter], parameter
