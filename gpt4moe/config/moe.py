@@ -8,10 +8,20 @@ from gpt4moe.errors import ConfigError
 
 
 class RouterKind(str, Enum):
-    """How tokens choose experts."""
+    """How tokens choose experts (docs/moe.md has the equations)."""
 
     topk = "topk"
     switch = "switch"
+    sigmoid_bias = "sigmoid_bias"
+    group_limited = "group_limited"
+
+
+class LoadBalancingScope(str, Enum):
+    """Over which tokens the load-balancing loss takes its shares."""
+
+    micro_batch = "micro_batch"
+    sequence = "sequence"
+    global_batch = "global_batch"
 
 
 class DropPolicy(str, Enum):
@@ -21,39 +31,99 @@ class DropPolicy(str, Enum):
     position = "position"
 
 
+_BIASED = (RouterKind.sigmoid_bias, RouterKind.group_limited)
+_RENORMALISED = (RouterKind.topk, *_BIASED)
+
+
 @dataclass(kw_only=True, slots=True)
 class RouterConfig:
     kind: RouterKind = RouterKind.topk
-    """topk: softmax, renormalised over the chosen (Mixtral). switch: top-1, weighted by the raw probability."""
+    """topk: softmax, renormalised over the chosen (Mixtral). switch: top-1, weighted by the raw probability.
+    sigmoid_bias: sigmoid scores, a bias that balances the load (DeepSeek-V3). group_limited: the same, choosing only
+    among the experts of a token's best groups."""
     load_balancing_coefficient: float = 0.01
-    """Weight of the load-balancing loss, per MoE layer; 0 turns it off. Pooled over one micro-batch."""
+    """Weight of the load-balancing loss, per MoE layer; 0 turns it off."""
+    load_balancing_scope: LoadBalancingScope = LoadBalancingScope.micro_batch
+    """Shares of one micro-batch, of each sequence (the loss is their mean), or of the whole global batch of the step
+    before."""
     z_loss_coefficient: float = 0.0
     """Weight of the router z-loss, per MoE layer; 0 turns it off."""
     capacity_factor: float | None = None
     """Slots of an expert = ceil(factor * tokens * top_k / num_experts) per micro-batch; null: no token is dropped."""
     drop_policy: DropPolicy = DropPolicy.probability
     """With a capacity: keep the most probable tokens, or the earliest."""
+    input_jitter: float = 0.0
+    """In training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter]; 0: none."""
+    scaling_factor: float = 1.0
+    """Multiplies the chosen experts' weights (DeepSeek-V3: 2.5)."""
+    bias_update_rate: float = 0.0
+    """sigmoid_bias, group_limited: how far an expert's bias moves after each step, up when it got less than the mean
+    (DeepSeek-V3: 0.001); 0: it stays 0."""
+    num_groups: int | None = None
+    """group_limited: groups of neighbouring experts, num_experts / num_groups each."""
+    group_topk: int | None = None
+    """group_limited: groups a token chooses from, by the sum of their two best scores."""
 
-    def validate(self, top_k: int) -> None:
-        if self.kind is RouterKind.switch and top_k != 1:
-            raise ConfigError(
-                f"model.moe.router.kind=switch routes to one expert, but model.moe.top_k={top_k}.",
-                "Set model.moe.top_k=1, or router@model.moe.router=top2.",
-            )
-        if self.kind is RouterKind.topk and top_k == 1:
-            raise ConfigError(
-                "model.moe.router.kind=topk with model.moe.top_k=1 renormalises every weight to 1.0: the router "
-                "would get no gradient from the language model.",
-                "Set model.moe.top_k=2 or more, or router@model.moe.router=switch.",
-            )
+    def validate(self, top_k: int, num_experts: int) -> None:
+        self._validate_top_k(top_k)
+        self._validate_groups(top_k, num_experts)
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(
                 f"model.moe.router.capacity_factor={self.capacity_factor} leaves experts without slots.",
                 "Set it above 0 (1.25 is usual), or null to drop nothing.",
             )
-        for name in ("load_balancing_coefficient", "z_loss_coefficient"):
+        for name in ("load_balancing_coefficient", "z_loss_coefficient", "bias_update_rate"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.moe.router.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
+        if not 0 <= self.input_jitter < 1:
+            raise ConfigError(
+                f"model.moe.router.input_jitter={self.input_jitter} is outside [0, 1).", "Set 0.01 (Switch), or 0."
+            )
+        if self.scaling_factor <= 0:
+            raise ConfigError(f"model.moe.router.scaling_factor={self.scaling_factor} is not above 0.", "Set 1.0.")
+        if self.bias_update_rate and self.kind not in _BIASED:
+            raise ConfigError(
+                f"model.moe.router.bias_update_rate={self.bias_update_rate}, but kind={self.kind.value} has no bias.",
+                "Set it to 0, or router@model.moe.router=sigmoid_bias.",
+            )
+
+    def _validate_top_k(self, top_k: int) -> None:
+        if self.kind is RouterKind.switch and top_k != 1:
+            raise ConfigError(
+                f"model.moe.router.kind=switch routes to one expert, but model.moe.top_k={top_k}.",
+                "Set model.moe.top_k=1, or router@model.moe.router=top2.",
+            )
+        if self.kind in _RENORMALISED and top_k == 1:
+            raise ConfigError(
+                f"model.moe.router.kind={self.kind.value} with model.moe.top_k=1 renormalises every weight to 1.0: the "
+                "router would get no gradient from the language model.",
+                "Set model.moe.top_k=2 or more, or router@model.moe.router=switch.",
+            )
+
+    def _validate_groups(self, top_k: int, num_experts: int) -> None:
+        given = (self.num_groups, self.group_topk)
+        if self.kind is not RouterKind.group_limited:
+            if given != (None, None):
+                raise ConfigError(
+                    f"model.moe.router.num_groups={self.num_groups} and group_topk={self.group_topk}, but "
+                    f"kind={self.kind.value} has no groups.",
+                    "Leave both out, or set router@model.moe.router=group_limited.",
+                )
+            return
+        groups, chosen = self.num_groups or 0, self.group_topk or 0
+        if groups < 1 or num_experts % groups or num_experts // groups < 2:
+            fits = [n for n in range(1, num_experts // 2 + 1) if num_experts % n == 0]
+            raise ConfigError(
+                f"model.moe.router.num_groups={self.num_groups} does not divide model.moe.num_experts={num_experts} "
+                "into groups of two or more: a group is judged by its two best experts.",
+                f"Set model.moe.router.num_groups to one of {fits}." if fits else "Set router@model.moe.router=top2.",
+            )
+        if not 1 <= chosen <= groups or chosen * (num_experts // groups) < top_k:
+            raise ConfigError(
+                f"model.moe.router.group_topk={self.group_topk} of {groups} groups of {num_experts // groups} experts "
+                f"cannot give model.moe.top_k={top_k}.",
+                f"Set model.moe.router.group_topk between {-(-top_k * groups // num_experts)} and {groups}.",
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,6 +134,9 @@ class MoEConfig:
     """Inner width of one expert (SwiGLU: three matrices of hidden_size x ffn_hidden_size)."""
     top_k: int = 2
     """Experts a token goes to."""
+    shared_expert_ffn_hidden_size: int | None = None
+    """Inner width of the shared experts together: a dense SwiGLU that every token goes through, added to the routed
+    experts' output (n shared experts as wide as a routed one: n * ffn_hidden_size); null: none."""
     layer_pattern: list[int] | None = None
     """One 1 (MoE) or 0 (dense) per layer; null: every layer is MoE."""
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -83,4 +156,10 @@ class MoEConfig:
                 f"model.moe.layer_pattern has {len(pattern)} entries {pattern}; model.num_layers={num_layers}.",
                 "Give one 0 (dense) or 1 (MoE) per layer with at least one 1, or null for MoE everywhere.",
             )
-        self.router.validate(self.top_k)
+        shared = self.shared_expert_ffn_hidden_size
+        if shared is not None and shared < 1:
+            raise ConfigError(
+                f"model.moe.shared_expert_ffn_hidden_size={shared} is below 1.",
+                f"Set {self.ffn_hidden_size} for one shared expert as wide as a routed one, or null for none.",
+            )
+        self.router.validate(self.top_k, self.num_experts)

@@ -32,6 +32,8 @@ class TrainingConfig:
     """Steps between evaluations on held-out text; 0: only at the end."""
     eval_samples: int = 64
     """Held-out sequences of one evaluation; 0: none."""
+    check_replicas_every: int = 100
+    """Steps between checks that copies of one tensor on several ranks are still bit-equal; 0: never."""
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
@@ -43,8 +45,9 @@ class TrainingConfig:
                 f"training.micro_batch_size={self.micro_batch_size}.",
                 "Change one of the two.",
             )
-        if self.eval_every < 0 or self.eval_samples < 0:
-            raise ConfigError("training.eval_every and training.eval_samples cannot be negative.", "Set 0 or more.")
+        for name in ("eval_every", "eval_samples", "check_replicas_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
 
 
 class StageKind(str, Enum):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.moe import RouterKind
+from gpt4moe.config.moe import MoEConfig, RouterKind
 from gpt4moe.convert.rules import Row
 from gpt4moe.convert.tables import DENSE, MIXTRAL, MIXTRAL_FUSED, QWEN3_MOE, QWEN3_MOE_FUSED
 from gpt4moe.errors import ConversionError
@@ -74,13 +74,13 @@ def architecture_of(model: ModelConfig) -> Architecture:
     """What a model of ours is exported as. Raises: ConversionError naming the field that no architecture says."""
     if model.moe is None:
         return ARCHITECTURES["qwen3" if model.qk_norm else "llama"]
-    kind = model.moe.router.kind
-    if kind is not RouterKind.topk:
-        raise ConversionError(
-            f"model.moe.router.kind={kind.value}: Mixtral and Qwen3-MoE take a softmax and renormalise it over the "
-            "chosen experts.",
-            "Convert with to-inference instead, or train with router@model.moe.router=top2.",
-        )
+    for field, value, is_so, why in _unsayable(model.moe):
+        if is_so:
+            raise ConversionError(
+                f"model.moe.{field}={value}: {why}.",
+                "Convert with to-inference instead, or train with router@model.moe.router=top2 and without shared "
+                "experts.",
+            )
     if model.qk_norm:
         return ARCHITECTURES["qwen3_moe"]
     if not all(model.moe_layers):
@@ -102,6 +102,17 @@ def architecture_named(config: Json) -> Architecture:
     raise ConversionError(
         f"config.json: model_type={kind} {why}, which model.* cannot say.", f"Convert a {KNOWN} folder."
     )
+
+
+def _unsayable(moe: MoEConfig) -> list[tuple[str, object, bool, str]]:
+    """What neither Mixtral nor Qwen3-MoE can be: (field of model.moe, its value, whether it is so here, why)."""
+    router, shared = moe.router, moe.shared_expert_ffn_hidden_size
+    weights = "Mixtral and Qwen3-MoE take a softmax and renormalise it over the chosen experts"
+    return [
+        ("router.kind", router.kind.value, router.kind is not RouterKind.topk, weights),
+        ("router.scaling_factor", router.scaling_factor, router.scaling_factor != 1, weights),
+        ("shared_expert_ffn_hidden_size", shared, shared is not None, "Mixtral and Qwen3-MoE have no shared experts"),
+    ]
 
 
 def export_notes(model: ModelConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """Batch: what one forward pass of a rank gets."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ class Batch:
     """[B, S] int64: 0 .. S-1; positions do not start again at a document's end."""
     loss_mask: Tensor
     """[B, S] float32: weight of each label in the loss."""
+    token_ids: Tensor | None = None
+    """[B, S] int64: which token of the run stands where (sample * S + position), for noise that no layout changes;
+    below 0: padding, which no router counts. None: no padding, and no noise to draw."""
 
     def context_slice(self, cp: int, cp_index: int) -> "Batch":
         """What a context-parallel rank gets: every field [B, S/cp], in the order of placement.sequence_chunks."""
@@ -33,16 +37,23 @@ class Batch:
             chunks = whole.chunk(2 * cp, dim=1)
             return torch.cat([chunks[chunk] for chunk in sequence_chunks(cp, cp_index)], dim=1)
 
-        return Batch(**{field.name: part(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Batch(**{name: None if whole is None else part(whole) for name, whole in fields.items()})
 
 
-def stack(samples: list[Sample]) -> Batch:
-    """Samples of one length as a Batch."""
+def stack(samples: list[Sample], numbers: Sequence[int]) -> Batch:
+    """Samples of one length as a Batch.
+
+    Args:
+        numbers: which samples of the run they are.
+    """
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
-    positions = torch.arange(tokens.shape[1] - 1).repeat(len(samples), 1)
+    seq_length = tokens.shape[1] - 1
+    positions = torch.arange(seq_length).repeat(len(samples), 1)
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
         position_ids=positions,
         loss_mask=torch.from_numpy(np.stack([sample.loss_mask for sample in samples])),
+        token_ids=torch.tensor(numbers).unsqueeze(1) * seq_length + positions,
     )

@@ -76,7 +76,7 @@ class SampleStream:
             consumed_samples,
             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, dp=dp, dp_index=dp_index,
         )  # fmt: skip
-        return [stack([self.sample(n) for n in micro_batch]) for micro_batch in numbers]
+        return [stack([self.sample(n) for n in micro_batch], micro_batch) for micro_batch in numbers]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,6 +57,8 @@ RULES = (
     Rule("self_attention.linear_proj.weight", Cut.columns, Start.residual),
     Rule("mlp.linear_fc1.weight", Cut.gated_rows, Start.normal),
     Rule("mlp.linear_fc2.weight", Cut.columns, Start.residual),
+    Rule("mlp.shared_experts.linear_fc1.weight", Cut.gated_rows, Start.normal),
+    Rule("mlp.shared_experts.linear_fc2.weight", Cut.columns, Start.residual),
     Rule("mlp.router.weight", Cut.whole, Start.normal),
     Rule("mlp.experts.gate_up", Cut.experts_gated, Start.normal),
     Rule("mlp.experts.down", Cut.experts, Start.residual),

@@ -1,4 +1,4 @@
-"""Auxiliary losses of a router over one micro-batch, and how they join the backward pass.
+"""Auxiliary losses of a router, and how they join the backward pass.
 
 A micro-batch's tokens are spread over tp x cp (the pool). Sums over them are all-reduced in the forward pass and pass
 their gradient through unchanged: every rank then holds the same loss and adds the gradient of its own tokens only,
@@ -11,30 +11,34 @@ import torch
 from torch import Tensor, distributed
 
 
-def load_balancing_loss(probability_sum: Tensor, assigned: Tensor, num_tokens: int) -> Tensor:
-    """Smallest (1.0) when every expert gets the same share of tokens: E * sum_e f_e * P_e.
+def load_balancing_loss(probability_sum: Tensor, assigned: Tensor, num_tokens: Tensor | float) -> Tensor:
+    """Smallest (1.0) when every expert gets the same share of tokens: E * sum_e f_e * P_e, mean over G groups.
 
     f_e is the share of assignments that go to expert e, P_e its mean router probability.
-    Switch Transformer, arXiv:2101.03961, equations 4-6; for top-k, f_e is divided by k.
+    Switch Transformer, arXiv:2101.03961, equations 4-6, where f_e is divided by k for top-k; per sequence (G of them):
+    DeepSeek-V3, arXiv:2412.19437, equations 17-20.
 
     Args:
-        probability_sum: router probabilities summed over the pool's tokens, [E] fp32; gradient flows through it.
-        assigned: assignments of each expert over the pool, before any drop, [E]; no gradient.
-        num_tokens: of the pool.
-    Returns: scalar, fp32.
+        probability_sum: router probabilities summed over a group's tokens, [G, E] fp32; gradient flows through it.
+        assigned: anything proportional to f_e: assignments before any drop, or shares, [G, E]; no gradient.
+        num_tokens: of each group, [G]; a group without tokens does not count.
+    Returns: scalar, fp32; 0 when no group has tokens.
     """
-    share = assigned.float() / assigned.sum()
-    return probability_sum.numel() * (share * (probability_sum / num_tokens)).sum()
+    num_tokens = torch.as_tensor(num_tokens, dtype=torch.float32, device=probability_sum.device)
+    share = assigned.float() / assigned.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+    mean = probability_sum / num_tokens.clamp_min(1).unsqueeze(-1)
+    loss = probability_sum.shape[-1] * (share * mean).sum(dim=-1)
+    return loss.sum() / (num_tokens > 0).sum().clamp_min(1)
 
 
-def z_loss_sum(logits: Tensor) -> Tensor:
-    """Sum over tokens of logsumexp(logits)^2, which keeps logits small (ST-MoE, arXiv:2202.08906, equation 5).
+def z_loss_terms(logits: Tensor) -> Tensor:
+    """Of each token, logsumexp(logits)^2, which keeps logits small (ST-MoE, arXiv:2202.08906, equation 5).
 
     Args:
         logits: [T, E] fp32.
-    Returns: scalar, fp32; divide the pool's sum by its tokens.
+    Returns: [T] fp32; the loss is their mean over the pool.
     """
-    return torch.logsumexp(logits, dim=-1).square().sum()
+    return torch.logsumexp(logits, dim=-1).square()
 
 
 class PoolSum(torch.autograd.Function):

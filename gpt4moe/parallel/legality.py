@@ -101,6 +101,8 @@ def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[P
     }
     if model.ffn_hidden_size and not all(model.moe_layers):
         cut["model.ffn_hidden_size"] = model.ffn_hidden_size
+    if model.moe and model.moe.shared_expert_ffn_hidden_size:
+        cut["model.moe.shared_expert_ffn_hidden_size"] = model.moe.shared_expert_ffn_hidden_size
     uncut = [f"{name}={size}" for name, size in cut.items() if size % parallel.tp]
     if uncut:
         yield Problem(

@@ -1,7 +1,8 @@
 """Random numbers that depend on what they are for, not on who draws them.
 
 A row of a weight is drawn by a counter-based generator (Philox, Salmon et al. 2011) keyed by (seed, tensor name, row):
-a rank makes only its own slice, equal on every layout and device.
+a rank makes only its own slice, equal on every layout and device. Noise on activations is a hash of (key, counter) in
+integer arithmetic, made where it is used, for the same reason.
 """
 
 import hashlib
@@ -34,6 +35,30 @@ def normal_box(
         generator = np.random.Generator(np.random.Philox(key=np.array([key, row], dtype=np.uint64)))
         out[place] = generator.standard_normal(row_length, dtype=np.float32)[first_column : first_column + num_columns]
     return torch.from_numpy(out).view(shape)
+
+
+def counter_uniform(key: int, counter: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers in [0, 1), fp32, each a function of (key, its counter) alone, on the counter's device.
+
+    splitmix64 (Steele et al. 2014): the key's Weyl sequence through a 64-bit finaliser; the top 24 bits are kept.
+
+    Args:
+        key: 64 bits (tensor_key). counter: int64, any shape, not negative.
+    """
+    value = counter * _signed(0x9E3779B97F4A7C15) + _signed(key)
+    value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
+    return _shifted(value ^ _shifted(value, 31), 40).to(torch.float32) / 2**24
+
+
+def _shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """A shift to the right that fills with zeros; torch's fills with the sign."""
+    return (value >> bits) & ((1 << 64 - bits) - 1)
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the int64 that torch takes; its products wrap."""
+    return bits - (1 << 64) if bits >> 63 else bits
 
 
 def _strides(shape: tuple[int, ...]) -> np.ndarray:

@@ -16,8 +16,9 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int) -> list
     share = torch.rand(count, micro, 1, generator=generator) ** 2
     mask = (torch.rand(count, micro, seq, generator=generator) < share).float()
     positions = torch.arange(seq).expand(micro, seq)
+    first, rows = (step - 1) * run.training.global_batch_size, torch.arange(micro).unsqueeze(1)
     return [
         Batch(tokens=tokens[i][:, :-1].contiguous(), labels=tokens[i][:, 1:].contiguous(), loss_mask=mask[i],
-              position_ids=positions)
+              position_ids=positions, token_ids=(first + i * micro + rows) * seq + positions)
         for i in range(dp_index, count, dp)
     ]  # fmt: skip

@@ -73,6 +73,7 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
             engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
         else:
             _descend(engine, phase.descent, step)
+        runner.finish_step(done)
         say(f"step {step}")
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS))
     answer.copies = _copies(engine, groups)

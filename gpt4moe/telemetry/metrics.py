@@ -20,6 +20,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "dead_experts": ("experts", "experts that got no token in this step, counted over all MoE layers"),
     "dropped_share": ("share", "routed copies of tokens dropped for lack of capacity, over all of them; 0 to 1"),
     "router_entropy": ("nats", "entropy of the router's probabilities, mean over tokens and MoE layers"),
+    "router_margin": ("score", "last chosen expert's score minus the next one's, mean over tokens and MoE layers"),
 }
 
 TIMINGS = frozenset({"step_seconds", "tokens_per_second"})

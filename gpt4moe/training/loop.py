@@ -59,6 +59,7 @@ class Trainer:
             )
         rate = learning_rate(state.step + 1, run.optimizer.lr, run.schedule)
         context.engine.update(rate)
+        context.runner.finish_step(result)
         state.step += 1
         state.consumed_samples += run.training.global_batch_size
         seconds = time.perf_counter() - started

@@ -5,6 +5,7 @@ from typing import Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
+from gpt4moe.moe.statistics import LayerHealth
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
@@ -70,13 +71,15 @@ def routing_metrics(run: RunConfig, result: StepResult) -> dict[str, Any]:
     if moe is None:
         return {"aux_loss": 0.0, "z_loss": 0.0}
     table = result.routing[layers]
-    load, (dropped, entropy, balance, z_loss) = table[:, : moe.num_experts], table[:, moe.num_experts :].unbind(dim=1)
-    assigned = load.sum(dim=1)
+    health = LayerHealth.of(table, moe.num_experts, moe.top_k)
+    balance, z_loss = table[:, -2:].unbind(dim=1)
     return {
         "aux_loss": balance.mean().item(),
         "z_loss": z_loss.mean().item(),
-        "expert_load_max_over_mean": (load.max(dim=1).values * moe.num_experts / assigned).max().item(),
-        "dead_experts": int((load == 0).sum()),
-        "dropped_share": (dropped.sum() / assigned.sum()).item(),
-        "router_entropy": (entropy.sum() * moe.top_k / assigned.sum()).item(),
+        "expert_load_max_over_mean": health.load_max_over_mean.max().item(),
+        "dead_experts": int(health.dead_experts.sum()),
+        # Every MoE layer has the same tokens: a mean over layers is one over their assignments.
+        "dropped_share": health.dropped_share.mean().item(),
+        "router_entropy": health.entropy.mean().item(),
+        "router_margin": health.margin.mean().item(),
     }

@@ -23,6 +23,7 @@ from gpt4moe.data.batch import Batch
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.rng import tensor_key
 from gpt4moe.training.engine import Engine
 
 
@@ -35,7 +36,7 @@ class StepResult:
     num_tokens: int
     """Unmasked tokens."""
     routing: Tensor
-    """[layers, E + 4] fp64 on the CPU, a row for every layer (zeros for dense ones): statistics.RoutingStatistics,
+    """[layers, E + 5] fp64 on the CPU, a row for every layer (zeros for dense ones): statistics.RoutingStatistics,
     summed over the global batch; its losses are means over micro-batches."""
 
 
@@ -51,6 +52,9 @@ class StepRunner:
         )
         self.is_last_stage = groups.coordinate["pp"] == groups.layout.pp - 1
         self.moe_layers = _moe_layers(engine.chunks)
+        for layer, module in self.moe_layers.items():
+            module.router.noise_key = tensor_key(run.run.seed, f"router noise {layer}")
+        self.draws_noise = run.model.moe is not None and run.model.moe.router.input_jitter > 0
 
     def forward_backward(self, batches: list[Batch]) -> StepResult:
         """Gradients of the global batch into the engine's buffers. Collective.
@@ -60,6 +64,12 @@ class StepRunner:
         """
         self.engine.zero_gradients()
         return self._walk(batches, forward_only=False)
+
+    def finish_step(self, result: StepResult) -> None:
+        """Moves the routers' buffers, by the whole global batch's load. After the engine's update, once a step."""
+        for layer, module in self.moe_layers.items():
+            load = result.routing[layer, : module.moe.num_experts]
+            module.router.finish_step(load.to(self.groups.device))
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> StepResult:
@@ -74,7 +84,8 @@ class StepRunner:
     def _walk(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
         batches = [_on_device(batch, self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
-        num_tokens = self._global_tokens(batches)
+        num_tokens, has_padding = self._global_tokens(batches)
+        numbered = has_padding or (self.draws_noise and not forward_only)
         batches = [batch.context_slice(self.groups.layout.cp, self.groups.coordinate["cp"]) for batch in batches]
         for layer in self.moe_layers.values():
             layer.auxiliary_scale = 1 / num_micro_batches
@@ -82,7 +93,8 @@ class StepRunner:
 
         def forward(iterator: Iterator[Batch], chunk: Any) -> tuple[Tensor, Any]:
             batch = next(iterator)
-            output = chunk(batch.tokens, batch.position_ids, None, labels=batch.labels)
+            token_ids = self._token_ids(batch, chunk) if numbered else None
+            output = chunk(batch.tokens, batch.position_ids, None, labels=batch.labels, padding_mask=token_ids)
             return output, lambda token_losses: _scaled_loss(token_losses, batch.loss_mask, num_tokens)
 
         iterators = [iter(batches) for _ in self.engine.chunks]
@@ -98,15 +110,27 @@ class StepRunner:
         )
         return self._gathered(losses, num_tokens, num_micro_batches)
 
-    def _global_tokens(self, batches: list[Batch]) -> int:
-        """Unmasked tokens of the global batch; at least 1, so that a fully masked batch has loss 0.
+    def _global_tokens(self, batches: list[Batch]) -> tuple[int, bool]:
+        """Unmasked tokens of the global batch, at least 1, so that a fully masked batch has loss 0; and whether any
+        rank has padding, so that all take the same way through the layers.
 
         Args:
             batches: whole sequences, not cut over cp.
         """
-        count = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        unmasked = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        padding = [(batch.token_ids < 0).sum() for batch in batches if batch.token_ids is not None]
+        count = torch.stack((unmasked, sum(padding, torch.zeros_like(unmasked))))
         distributed.all_reduce(count, group=self.groups.dp)
-        return max(1, round(count.item()))
+        num_tokens, num_padding = count.tolist()
+        return max(1, round(num_tokens)), num_padding > 0
+
+    def _token_ids(self, batch: Batch, chunk: Any) -> Tensor:
+        """What a chunk's layers get as padding_mask (moe.layer): [B, S/tp] each, but Megatron cuts it over tp itself on
+        the stage that embeds, and only there (megatron-core 0.16.1)."""
+        assert batch.token_ids is not None, "noise or padding needs token_ids"
+        if self.groups.layout.sequence_parallel and not chunk.module.pre_process:
+            return batch.token_ids.chunk(self.groups.layout.tp, dim=1)[self.groups.coordinate["tp"]].contiguous()
+        return batch.token_ids
 
     def _gathered(self, losses: list[dict[str, Tensor]], num_tokens: int, num_micro_batches: int) -> StepResult:
         """One all-reduce over the world, of a table whose shape follows from the config alone."""
@@ -124,8 +148,10 @@ class StepRunner:
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
-    moved = {f.name: getattr(batch, f.name).to(device, non_blocking=True) for f in dataclasses.fields(batch)}
-    return Batch(**moved)
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return Batch(
+        **{name: None if value is None else value.to(device, non_blocking=True) for name, value in fields.items()}
+    )
 
 
 def _scaled_loss(token_losses: Tensor, mask: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

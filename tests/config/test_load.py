@@ -16,6 +16,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONFIG_FOLDER / "experiment").glob("
 GROUP_FILES = sorted(
     file.relative_to(CONFIG_FOLDER) for file in CONFIG_FOLDER.glob("*/*.yaml") if file.parent.name != "experiment"
 )
+SIGMOID, GROUPS = "router@model.moe.router=sigmoid_bias", "router@model.moe.router=group_limited"
 # A group file that needs company: what else the run must say.
 COMPANY = {"router/switch": ["model.moe.top_k=1"], "kernels/nvidia": ["precision=bf16"]}
 
@@ -102,6 +103,22 @@ def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> No
         (["model.head_dim=33"], "model.head_dim=33", ["model.head_dim=128"]),
         (["model.head_dim=0"], "model.head_dim=0", ["model.head_dim=null"]),
         (["model.moe.router.capacity_factor=0"], "without slots", ["model.moe.router.capacity_factor=1.25"]),
+        ([SIGMOID, "model.moe.top_k=1"], "kind=sigmoid_bias", ["router@model.moe.router=switch"]),
+        ([GROUPS, "model.moe.router.num_groups=3"], "num_experts=16", ["model.moe.router.num_groups=4"]),
+        ([GROUPS, "model.moe.router.num_groups=16"], "two best", ["model.moe.router.num_groups=8"]),
+        ([GROUPS, "model.moe.router.group_topk=5"], "group_topk=5", ["model.moe.router.group_topk=4"]),
+        ([GROUPS, "model.moe.top_k=9"], "top_k=9", ["model.moe.router.group_topk=3"]),
+        (["model.moe.router.group_topk=2"], "no groups", ["model.moe.router.group_topk=null"]),
+        (["model.moe.router.bias_update_rate=0.001"], "no bias", ["model.moe.router.bias_update_rate=0"]),
+        ([SIGMOID, "model.moe.router.bias_update_rate=-1"], "negative", ["model.moe.router.bias_update_rate=0"]),
+        (["model.moe.router.input_jitter=1"], "outside [0, 1)", ["model.moe.router.input_jitter=0.01"]),
+        (["model.moe.router.scaling_factor=0"], "not above 0", ["model.moe.router.scaling_factor=1.0"]),
+        (
+            ["model.moe.shared_expert_ffn_hidden_size=0"],
+            "below 1",
+            ["model.moe.shared_expert_ffn_hidden_size=256"],
+        ),
+        (["training.check_replicas_every=-1"], "negative", ["training.check_replicas_every=0"]),
         (["training.micro_batch_size=3"], "no multiple of", ["training.micro_batch_size=4"]),
         (["schedule.warmup_steps=201"], "schedule.total_steps=200", ["schedule.total_steps=201"]),
         (["parallel.ep=0"], "parallel.ep=0", ["parallel.ep=1"]),

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
+from gpt4moe.config.load import load_run_config
+from gpt4moe.convert.architectures import architecture_of
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.errors import ConversionError
@@ -99,6 +101,23 @@ def test_what_mixtral_cannot_say_is_refused_by_its_field(
     with pytest.raises(ConversionError, match=field):
         to_huggingface(tmp_path / "run", tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.moe.router.kind=sigmoid_bias",
+        "model.moe.router.kind=group_limited",
+        "model.moe.router.scaling_factor=2.5",
+        "model.moe.shared_expert_ffn_hidden_size=64",
+    ],
+)
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["mixtral", "qwen3_moe"])
+def test_what_no_router_of_theirs_does_is_refused_by_its_field(field: str, qk_norm: bool) -> None:
+    groups = ["model.moe.router.num_groups=4", "model.moe.router.group_topk=2"] if "group" in field else []
+    model = load_run_config(["+experiment=tiny", "run.name=x", f"model.qk_norm={qk_norm}", field, *groups]).model
+    with pytest.raises(ConversionError, match=field):
+        architecture_of(model)
 
 
 def test_a_gone_tokenizer_is_asked_for(tmp_path: Path, trained: Path, corpus: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_sample_needs_one_token_more_than_its_length(tokens: int, samples: int
 
 
 def test_a_batch_has_labels_shifted_by_one_and_counts_every_one() -> None:
-    batch = stack([packed_sample(STREAM, i, 4) for i in (0, 2)])
+    batch = stack([packed_sample(STREAM, i, 4) for i in (0, 2)], (0, 2))
     assert batch.tokens.tolist() == [[100, 101, 102, 103], [108, 109, 110, 111]]
     assert batch.labels.tolist() == [[101, 102, 103, 104], [109, 110, 111, 112]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2

@@ -22,19 +22,21 @@ def test_slots_are_the_even_share_times_the_factor_rounded_up(factor: float, slo
 def test_overflowing_tokens_are_dropped_in_arrival_order() -> None:
     expert = torch.tensor([[0], [1], [0], [0], [1], [0]])
     probability = torch.tensor([[0.1], [0.5], [0.2], [0.9], [0.6], [0.8]])
-    keep = kept_assignments(expert, probability, 2, DropPolicy.position)
+    keep = kept_assignments(expert, probability, 2, DropPolicy.position, EXPERTS)
     assert keep.flatten().tolist() == [True, True, True, False, True, False]
 
 
 def test_the_least_probable_tokens_are_dropped() -> None:
     expert = torch.tensor([[0], [1], [0], [0], [1], [0]])
     probability = torch.tensor([[0.1], [0.5], [0.2], [0.9], [0.6], [0.8]])
-    keep = kept_assignments(expert, probability, 2, DropPolicy.probability)
+    keep = kept_assignments(expert, probability, 2, DropPolicy.probability, EXPERTS)
     assert keep.flatten().tolist() == [False, True, False, True, True, True]
 
 
 def test_of_equally_probable_tokens_the_earlier_one_stays() -> None:
-    keep = kept_assignments(torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), 0.5), 3, DropPolicy.probability)
+    keep = kept_assignments(
+        torch.zeros(5, 1, dtype=torch.int64), torch.full((5, 1), 0.5), 3, DropPolicy.probability, EXPERTS
+    )
     assert keep.flatten().tolist() == [True, True, True, False, False]
 
 
@@ -47,7 +49,7 @@ def test_an_expert_keeps_as_many_as_it_has_slots_and_never_more(policy: DropPoli
     slots = data.draw(st.integers(0, 12))
     table = torch.tensor(rows, dtype=torch.int64).view(-1, 4)
     expert, probability = table[:, :2].contiguous(), table[:, 2:] / 8  # eighths: many ties
-    keep = kept_assignments(expert, probability, slots, policy)
+    keep = kept_assignments(expert, probability, slots, policy, EXPERTS)
     asked = torch.bincount(expert.flatten(), minlength=EXPERTS)
     assert torch.equal(torch.bincount(expert[keep], minlength=EXPERTS), asked.clamp_max(slots))
 
@@ -62,6 +64,7 @@ def test_the_same_assignments_are_dropped_when_ranks_share_the_pool(policy: Drop
 
 def _kept(environment: Environment, policy: str) -> list[list[bool]]:
     from gpt4moe.moe.capacity import kept_of_rank
+    from gpt4moe.moe.pool import Pool
     from tests.moe.case import rank_groups
 
     generator = torch.Generator().manual_seed(5)
@@ -72,5 +75,6 @@ def _kept(environment: Environment, policy: str) -> list[list[bool]]:
             24 // environment.world_size * environment.rank, 24 // environment.world_size * (environment.rank + 1)
         )
         return kept_of_rank(
-            expert[mine], chance[mine], num_experts=EXPERTS, factor=0.8, policy=DropPolicy(policy), pool=groups.tp_cp
-        ).tolist()
+            expert[mine], chance[mine], num_experts=EXPERTS, factor=0.8, policy=DropPolicy(policy), pool=Pool(groups),
+            batch=2,
+        ).tolist()  # fmt: skip

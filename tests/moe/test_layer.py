@@ -37,6 +37,7 @@ def _run(environment: Environment) -> dict[str, Any]:
         with torch.no_grad():
             layer = build_layer(groups, moe_config(E, K))
             layer.router.weight.zero_()
+            layer.eval()
             layer(hidden)
             layer(hidden)
             result["undecided"] = layer.statistics.read(groups.device).numpy()
@@ -69,4 +70,4 @@ def test_an_undecided_router_has_the_entropy_of_a_uniform_choice(ran: dict[str, 
 
 
 def test_a_layer_that_saw_nothing_reports_zeros(ran: dict[str, Any]) -> None:
-    assert ran["plain"]["empty"].shape == (E + 4,) and not ran["plain"]["empty"].any()
+    assert ran["plain"]["empty"].shape == (E + 5,) and not ran["plain"]["empty"].any()

@@ -5,7 +5,7 @@ from math import log
 import pytest
 import torch
 
-from gpt4moe.moe.losses import AttachLoss, load_balancing_loss, z_loss_sum
+from gpt4moe.moe.losses import AttachLoss, load_balancing_loss, z_loss_terms
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -13,25 +13,25 @@ T, E, K = 32, 4, 2
 
 
 def test_load_balancing_loss_is_one_when_every_expert_gets_the_same() -> None:
-    loss = load_balancing_loss(torch.full((E,), T / E), torch.full((E,), T * K // E), T)
+    loss = load_balancing_loss(torch.full((1, E), T / E), torch.full((1, E), T * K // E), T)
     assert loss.item() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_load_balancing_loss_is_the_number_of_experts_when_one_gets_all() -> None:
-    only = torch.tensor([float(T), 0, 0, 0])
+    only = torch.tensor([[float(T), 0, 0, 0]])
     assert load_balancing_loss(only, only, T).item() == pytest.approx(E)
 
 
 def test_load_balancing_loss_pushes_probability_away_from_the_crowded_expert() -> None:
-    probability_sum = torch.full((E,), T / E, requires_grad=True)
-    load_balancing_loss(probability_sum, torch.tensor([20, 4, 4, 4]), T).backward()
+    probability_sum = torch.full((1, E), T / E, requires_grad=True)
+    load_balancing_loss(probability_sum, torch.tensor([[20, 4, 4, 4]]), T).backward()
     assert probability_sum.grad is not None and probability_sum.grad.argmax() == 0
 
 
 def test_z_loss_is_zero_for_normalised_logits_and_grows_with_their_scale() -> None:
     normalised = torch.randn(T, E).log_softmax(dim=-1)
-    assert z_loss_sum(normalised).item() == pytest.approx(0, abs=1e-10)
-    assert z_loss_sum(torch.full((T, E), 3.0)).item() == pytest.approx(T * (3 + log(E)) ** 2, rel=1e-5)
+    assert z_loss_terms(normalised).sum().item() == pytest.approx(0, abs=1e-10)
+    assert z_loss_terms(torch.full((T, E), 3.0)).sum().item() == pytest.approx(T * (3 + log(E)) ** 2, rel=1e-5)
 
 
 def test_an_attached_loss_gets_its_scale_and_leaves_the_output_alone() -> None:
@@ -59,7 +59,8 @@ def _against_megatron(environment: Environment) -> dict[str, float]:
         probability = logits.softmax(dim=-1)
         load = torch.bincount(probability.topk(K).indices.flatten(), minlength=E)
         if ours:
-            balance, z_loss = 0.1 * load_balancing_loss(probability.sum(dim=0), load, T), 0.01 * z_loss_sum(logits) / T
+            balance = 0.1 * load_balancing_loss(probability.sum(dim=0, keepdim=True), load.unsqueeze(0), T)
+            z_loss = 0.01 * z_loss_terms(logits).mean()
         else:
             balance = switch_load_balancing_loss_func(probability, load, T, K, E, 0.1)
             z_loss = z_loss_func(logits, 0.01)

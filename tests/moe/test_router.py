@@ -1,10 +1,10 @@
-"""Routers: which experts, with which weight, and what the router learns from."""
+"""Softmax routers: which experts, with which weight, and what the router learns from."""
 
 import torch
 from torch import nn
 
-from gpt4moe.config.moe import RouterKind
-from gpt4moe.moe.router import Router, choose_topk
+from gpt4moe.config.moe import MoEConfig, RouterConfig, RouterKind
+from gpt4moe.moe.router import build_router
 
 T, H, E = 40, 8, 6
 
@@ -13,7 +13,8 @@ def _routed(kind: RouterKind, top_k: int, dtype: torch.dtype = torch.float32):
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(E, H, generator=generator).to(dtype))
     x = torch.randn(T, H, generator=generator).to(dtype)
-    return weight, Router(weight, kind, top_k)(x)
+    moe = MoEConfig(num_experts=E, ffn_hidden_size=1, top_k=top_k, router=RouterConfig(kind=kind))
+    return weight, build_router(weight, moe)(x)
 
 
 def test_topk_weights_are_a_softmax_over_the_chosen_logits() -> None:
@@ -43,10 +44,9 @@ def test_the_language_model_loss_reaches_a_switch_router() -> None:
 
 
 def test_a_single_renormalised_weight_would_teach_the_router_nothing() -> None:
-    probability = torch.softmax(torch.randn(T, E), dim=-1).requires_grad_()
-    _, weight = choose_topk(probability, 1)
-    weight.square().sum().backward()
-    assert probability.grad is not None and probability.grad.norm() < 1e-5
+    weight, routing = _routed(RouterKind.topk, 1)
+    routing.weight.square().sum().backward()
+    assert weight.grad is not None and weight.grad.norm() < 1e-5
 
 
 def test_routing_is_computed_in_fp32_under_bf16_weights() -> None:

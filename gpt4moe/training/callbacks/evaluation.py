@@ -17,7 +17,7 @@ def evaluate(context: TrainingContext) -> float:
     """Token mean over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
 
     The schedule wants whole micro-batches of every data-parallel rank (and whole rounds of an interleaved pipeline):
-    what is beyond the samples asked for is masked.
+    what is beyond the samples asked for is masked, and padding to the routers.
     """
     settings, layout = context.run.training, context.groups.layout
     unit = settings.micro_batch_size * layout.dp * (layout.pp if layout.vpp > 1 else 1)
@@ -31,5 +31,8 @@ def evaluate(context: TrainingContext) -> float:
     )
     for index, batch in enumerate(batches):
         first = (index * layout.dp + context.groups.coordinate["dp"]) * settings.micro_batch_size
-        batch.loss_mask[max(0, settings.eval_samples - first) :] = 0
+        beyond = max(0, settings.eval_samples - first)
+        batch.loss_mask[beyond:] = 0
+        assert batch.token_ids is not None
+        batch.token_ids[beyond:] = -1
     return context.runner.evaluate(batches).loss

@@ -1,0 +1,118 @@
+"""Router: one matrix, fp32 arithmetic, and what every kind of router shares.
+
+    x [T, H] --noise (training)--> --matrix--> logits [T, E] --choose (the kind)--> Choice --scaling--> Routing
+
+Shapes: T tokens of this rank, H hidden, E experts of the layer over all ranks, K experts a token goes to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt4moe.config.moe import LoadBalancingScope, MoEConfig
+from gpt4moe.parallel.rng import counter_uniform
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a kind makes of the logits."""
+
+    probability: Tensor
+    """[T, E] fp32, sums to 1 over the experts; auxiliary losses flow through it."""
+    expert_index: Tensor
+    """[T, K] int64."""
+    weight: Tensor
+    """[T, K] fp32, before scaling; the language model's gradient reaches the router through it."""
+    preferred_index: Tensor
+    """[T, K] int64, the K best by score alone, without bias and groups: what the load-balancing loss counts."""
+    margin: Tensor
+    """[T] fp32, how far the K-th choice was ahead of the next candidate; 0 where there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing(Choice):
+    """Where the tokens of one rank go; `weight` is what an expert's output is multiplied by."""
+
+    logits: Tensor
+    """[T, E] fp32."""
+
+
+class Router(nn.Module):
+    """Owns the routing matrix [E, H], stored in the model's dtype and multiplied in fp32, and fp32 buffers.
+
+    A buffer is state that no gradient moves (a bias, the load of the step before): the same on every rank of a
+    pipeline stage, part of checkpoints, changed by finish_step alone.
+    """
+
+    def __init__(self, weight: nn.Parameter, moe: MoEConfig):
+        super().__init__()
+        settings = moe.router
+        self.weight = weight
+        self.top_k = moe.top_k
+        self.scaling_factor = settings.scaling_factor
+        self.input_jitter = settings.input_jitter
+        self.noise_key = 0
+        """Stands for (seed, layer); training.step sets it."""
+        self.load_share: Tensor | None = None
+        if settings.load_balancing_scope is LoadBalancingScope.global_batch:
+            even = torch.full((moe.num_experts,), 1 / moe.num_experts, device=weight.device)
+            self.register_buffer("load_share", even)
+
+    def forward(self, x_TH: Tensor, token_id_T: Tensor | None = None) -> Routing:
+        """Args:
+        token_id_T: int64, which token of the run each row is; needed with input_jitter in training.
+        """
+        x = x_TH.float()
+        if self.input_jitter and self.training:
+            assert token_id_T is not None, "input_jitter without token numbers"
+            x = x * self._noise(token_id_T, x.shape[1])
+        logits = torch.nn.functional.linear(x, self.weight.float())
+        choice = self.choose(logits)
+        weight = choice.weight if self.scaling_factor == 1 else choice.weight * self.scaling_factor
+        return Routing(
+            choice.probability, choice.expert_index, weight, choice.preferred_index, choice.margin, logits
+        )  # fmt: skip
+
+    def choose(self, logits: Tensor) -> Choice:
+        """The kind's rule for logits [T, E] fp32."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def finish_step(self, load_E: Tensor) -> None:
+        """After an optimizer step: moves the buffers.
+
+        Args:
+            load_E: assignments of each expert over the whole global batch, the same on every rank.
+        """
+        if self.load_share is not None and load_E.sum() > 0:
+            self.load_share.copy_(load_E / load_E.sum())
+
+    def _noise(self, token_id_T: Tensor, width: int) -> Tensor:
+        """Uniform in [1 - jitter, 1 + jitter], [T, H], by (seed, layer, token of the run, column): equal on every
+        layout. Switch Transformer, arXiv:2101.03961, section 2.4."""
+        column = torch.arange(width, device=token_id_T.device)
+        uniform = counter_uniform(self.noise_key, token_id_T.unsqueeze(1) * width + column)
+        return 1 + self.input_jitter * (2 * uniform - 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Casts reach weights only: a bias that moves by 0.001 a step stands still in bf16."""
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            self._buffers[name] = buffer.to(self.weight.device)
+        return self
+
+
+def best(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The K largest of each row, and how far the last of them was ahead.
+
+    Args:
+        score: [T, E]; -inf: no candidate.
+    Returns: index [T, K], margin [T], 0 where no candidate was left.
+    """
+    value, index = torch.topk(score.detach(), min(top_k + 1, score.shape[1]), dim=-1)
+    margin = value[:, top_k - 1] - value[:, -1]  # 0 where all experts are chosen
+    return index[:, :top_k], torch.where(margin.isfinite(), margin, 0.0)
