@@ -1,15 +1,28 @@
 """Facts of one accelerator of a cluster: what MFU, the planner, cost and Slurm read. Each YAML names its sources."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.errors import ConfigError
 
 
+class Generation(str, Enum):
+    """Of the devices; the planner has an efficiency profile for each (planner/efficiency.py)."""
+
+    ampere = "ampere"
+    hopper = "hopper"
+    blackwell = "blackwell"
+    blackwell_ultra = "blackwell_ultra"
+    cpu = "cpu"
+
+
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     name: str = MISSING
+    generation: Generation = MISSING
+    """Hardware generation: how much of its peak a stack reaches."""
     devices: int | None = None
     """Devices of the run that is planned; null: as few as the layout allows. Training takes what the launcher gives."""
     peak_flops_bf16: float = MISSING

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 
@@ -34,26 +35,40 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
         overrides: Hydra's, as on a command line: `+experiment=tiny`, `parallel.tp=2`.
     Raises: ConfigError for an unknown key or group, a value of the wrong type, a missing value, a failed check.
     """
+    return config_from_dict(_compose(overrides, config_name, RunConfig))
+
+
+def load_plan_config(overrides: list[str]) -> PlanConfig:
+    """The run of configs/plan.yaml and the overrides, and the planner's own options beside it.
+
+    Raises: ConfigError as load_run_config does.
+    """
+    plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
+    assert isinstance(plan, PlanConfig)
+    return plan
+
+
+def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) -> dict[str, Any]:
     for override in overrides:
         if not re.match(r"~|[+]{0,2}[^=+~]+=", override):
             raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
         if re.match(r"[~+]*hydra\b", override):
             raise ConfigError(f"{override!r} is a setting of Hydra's own, which has no effect here.", "Leave it out.")
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name=f"{'run' if schema is RunConfig else 'plan'}_schema", node=schema)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = compose(config_name, overrides=overrides)
         raw = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error) from error
+        raise _explain(error, schema) from error
     except AssertionError as error:  # what OmegaConf raises where a value is set below a null
         raise ConfigError(
             "An override sets a key of a group that is null here (model.moe of a dense model?).",
             "Choose a model that has the group, or leave the key out.",
         ) from error
     assert isinstance(raw, dict)
-    return config_from_dict({str(key): value for key, value in raw.items()})
+    return {str(key): value for key, value in raw.items()}
 
 
 def config_from_dict(raw: dict[str, Any]) -> RunConfig:
@@ -61,12 +76,16 @@ def config_from_dict(raw: dict[str, Any]) -> RunConfig:
 
     Raises: ConfigError as load_run_config does.
     """
-    _refuse_unknown_keys(raw, RunConfig, "")
+    return _from_dict(raw, RunConfig)
+
+
+def _from_dict(raw: dict[str, Any], schema: type[RunConfig]) -> RunConfig:
+    _refuse_unknown_keys(raw, schema, "")
     _refuse_missing(raw, "")
     try:
-        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), raw))
+        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw))
     except OmegaConfBaseException as error:
-        raise _explain(error) from error
+        raise _explain(error, schema) from error
     assert isinstance(run, RunConfig)
     run.validate()
     return run
@@ -115,7 +134,7 @@ def _nearest(key: str, known: list[str], path: str) -> str:
     return f"Did you mean {prefix}{close[0]}?" if close else f"Keys here: {', '.join(prefix + name for name in known)}."
 
 
-def _explain(error: Exception) -> ConfigError:
+def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
     """Hydra's and OmegaConf's many-line messages as one line of cause and one of cure."""
     text = str(error.__cause__ or error)
     full_key = re.search(r"full_key: (\S+)", text)
@@ -123,7 +142,7 @@ def _explain(error: Exception) -> ConfigError:
     if unknown:
         path = full_key.group(1) if full_key else unknown.group(1)
         parent = path.rpartition(".")[0]
-        schema: type | None = RunConfig
+        schema: type | None = root
         for part in filter(None, parent.split(".")):
             schema = _dataclass_of(get_type_hints(schema)[part]) if schema else None
         if schema is None:  # an entry of a dictionary, data.sources

@@ -8,6 +8,13 @@ activations.py        saved tensors of a micro-batch
 workspace.py          what comes and goes
 memory.py             the fullest rank, stage by stage
 pipeline.py           a step's schedule: idle time, activations held
+efficiency.py         constants of stacks and generations
+layer_time.py         seconds of one layer
+step_time.py          seconds of a step
+estimate.py           all of one plan, JSON
+bottleneck.py         what binds, what to know
+run_time.py           days, with saves and failures
+cost.py               money and energy
 
 Arithmetic alone: a login node runs it in milliseconds. Each formula is held against built objects or published numbers.
 """

@@ -1,0 +1,78 @@
+"""What binds a plan, what would move it, and what a reader of the plan should know."""
+
+from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.plan import PlanConfig
+from gpt4moe.planner.memory import StageMemory
+from gpt4moe.planner.run_time import RunTime, Saving, best_interval
+from gpt4moe.planner.step_time import StepTime
+
+MOVES = {
+    "products": ("matrix units", "faster devices, or larger products: less tp and ep, a larger micro-batch"),
+    "attention": ("matrix units", "shorter sequences, fewer heads, or faster devices"),
+    "elementwise": ("device memory bandwidth", "fused kernels, more memory bandwidth, a smaller top_k"),
+    "tp": ("link of the tensor-parallel group", "less tp (more pp), tp within an NVLink domain, overlap"),
+    "cp": ("link of the context-parallel group", "less cp, overlap"),
+    "ep": ("link of the expert-parallel group", "ep within an NVLink domain, less etp, overlap of the all-to-all"),
+    "pp": ("fabric between stages", "less vpp, a faster fabric"),
+    "bubble": ("idle pipeline", "more micro-batches (a larger global batch, less dp), more vpp, less pp"),
+    "dp": ("fabric between data-parallel ranks", "more micro-batches a step, more vpp, a faster fabric"),
+    "optimizer": ("device memory bandwidth", "a larger global batch"),
+}
+"""Part of a step -> the resource it waits for, and what moves it."""
+TIGHT = 0.95
+"""Share of the memory from which a plan is called tight."""
+
+
+def binding(step: StepTime, parallel: ParallelConfig, memory: list[StageMemory], cluster: ClusterConfig) -> str:
+    """One sentence: the resource that binds, its share of the step, what would move it; memory first if it is short."""
+    fullest = max(memory, key=lambda stage: stage.total_bytes)
+    if fullest.total_bytes > cluster.memory_bytes:
+        return (
+            f"memory: stage {fullest.stage} needs {fullest.total_bytes / 1e9:.1f} GB of "
+            f"{cluster.memory_bytes / 1e9:.1f}; {_memory_move(parallel, fullest)} would move it"
+        )
+    ranked = sorted(step.parts, key=step.parts.__getitem__, reverse=True)
+    words = [f"{part} {step.parts[part] / step.seconds:.0%} of the step ({MOVES[part][0]})" for part in ranked[:2]]
+    second = "" if ranked[0] != "products" else f"; the next, {words[1]}: {MOVES[ranked[1]][1]}"
+    return f"{words[0]}: {MOVES[ranked[0]][1]}{second}"
+
+
+def warnings(
+    plan: PlanConfig, memory: list[StageMemory], saving: Saving, whole: RunTime, unsupported: list[str]
+) -> list[str]:
+    """What does not fit, what the trainer cannot run yet, what is lost to failures, what is assumed."""
+    cluster = plan.cluster
+    found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
+    fullest = max(memory, key=lambda stage: stage.total_bytes)
+    share = fullest.total_bytes / cluster.memory_bytes
+    if share > 1:
+        found.append(
+            f"does not fit: stage {fullest.stage} needs {fullest.total_bytes / 1e9:.1f} GB, {cluster.name} has "
+            f"{cluster.memory_bytes / 1e9:.1f} GB; {_memory_move(plan.parallel, fullest)} would help, or search=true"
+        )
+    elif share > TIGHT:
+        found.append(f"memory is tight: stage {fullest.stage} takes {share:.0%} of the device")
+    lost = whole.failure_seconds * plan.training.steps / whole.seconds
+    if lost > 0.1:
+        rate = whole.failures / whole.seconds
+        step = (whole.seconds - lost * whole.seconds) / plan.training.steps
+        found.append(
+            f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops; the interval that loses the least "
+            f"is checkpoint.every={best_interval(saving.seconds, rate, step)}"
+        )
+    if cluster.generation.value == "cpu":
+        found.append("FLOP/s, bandwidths and price of cluster=cpu are nominal: its time and cost are only a trend")
+    elif cluster.generation.value != "hopper":
+        found.append(
+            "time on this generation was checked against other stacks' published runs, never against this trainer "
+            "(docs/planner.md has the errors)"
+        )
+    return found
+
+
+def _memory_move(parallel: ParallelConfig, stage: StageMemory) -> str:
+    if stage.activations_bytes > stage.states_bytes:
+        more = "a smaller training.micro_batch_size, more parallel.tp"
+        return more if parallel.recompute.value == "full" else f"parallel.recompute=full, {more}"
+    return "more parallel.ep or parallel.pp, more devices for the optimizer's share"

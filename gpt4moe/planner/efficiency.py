@@ -1,0 +1,79 @@
+"""How much of its peak a device reaches: a few constants for each software stack and hardware generation.
+
+    published runs (benchmarks/planner_error.yaml) --fit--> PROFILES --layer_time, step_time--> seconds
+
+The constants for everyone are stated here and were never fitted to a row. Those of a profile were: three for dense
+stacks, five where a stack has mixtures of experts; `python -m benchmarks.planner_error fit` finds them again, and
+docs/planner.md has every row with its error, fitted and left out.
+"""
+
+from dataclasses import dataclass, replace
+
+from gpt4moe.config.cluster import Generation
+
+ATTENTION_SHARE = 0.4
+"""Of the bf16 peak, that fused attention reaches on causal scores, forward and backward together."""
+RING_SHARE = 0.8
+"""Of a link, that all-gathers and reduce-scatters reach."""
+ALL_TO_ALL_SHARE = 0.6
+"""Of a link, that all-to-alls reach: many small messages."""
+MEMORY_SHARE = 0.8
+"""Of the memory bandwidth, that element-wise kernels reach."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Efficiency:
+    """The constants of one software stack on one hardware generation."""
+
+    matrix: float
+    """Of the peak, that products of large matrices reach."""
+    exposed: float
+    """Of tensor-, context- and expert-parallel communication, that no computation hides."""
+    copy_passes: float
+    """How often the row of a token's copy for an expert passes through memory, forward: permuting, padding, casting."""
+    moe_layer_seconds: float = 0.0
+    """Launches and waits of a MoE layer, forward; twice that backward."""
+    score_passes: float = 0.0
+    """How often attention scores pass through memory, forward: 0 where attention is fused (flash attention)."""
+    one_copy_per_domain: bool = False
+    """Whether a token travels once to an NVLink domain with several of its experts (DeepEP, HybridEP)."""
+    gathers_copies: bool = False
+    """Expert tensor parallelism: copies are gathered after the all-to-all (Megatron-core's dispatcher) instead of
+    tokens before routing (ours), whose copies then leave from every member."""
+    gradient_bytes: int = 4
+    """Of a gradient that travels between data-parallel ranks."""
+
+
+PROFILES: dict[str, Efficiency] = {
+    # Unfused attention: scores written; softmax reads and writes; dropout reads, writes, masks; read: 6.5 passes.
+    "megatron-lm-2022/ampere": Efficiency(matrix=0.70, exposed=0.25, copy_passes=0, score_passes=6.5),
+    "llama3-2024/hopper": Efficiency(matrix=0.54, exposed=0.56, copy_passes=0),
+    "megatron-core-2025/hopper": Efficiency(
+        matrix=0.64, exposed=1.0, copy_passes=19, gathers_copies=True, gradient_bytes=2
+    ),
+}
+"""Stack and generation -> constants."""
+
+
+def planning_profile(generation: Generation) -> Efficiency:
+    """What a plan of our own trainer counts with: the nearest measured stack's, for no run of ours on GPUs has been.
+
+    Attention is fused, gradients travel in fp32, and nothing of the expert-parallel communication hides.
+    """
+    profile = PROFILES[NEAREST[generation]]
+    return replace(
+        profile,
+        copy_passes=profile.copy_passes or PROFILES["megatron-core-2025/hopper"].copy_passes,
+        score_passes=0.0,
+        gathers_copies=False,
+        gradient_bytes=4,
+    )
+
+
+NEAREST = {
+    Generation.ampere: "megatron-lm-2022/ampere",
+    Generation.hopper: "megatron-core-2025/hopper",
+    Generation.blackwell: "megatron-core-2025/hopper",
+    Generation.blackwell_ultra: "megatron-core-2025/hopper",
+    Generation.cpu: "megatron-core-2025/hopper",
+}

@@ -1,0 +1,177 @@
+"""The plan of one run on one layout: parameters, operations, memory, time, money, and what binds.
+
+RunConfig + devices -> params, flops, memory, step_time, run_time, cost -> Estimate -> planner.report, JSON, HTML
+"""
+
+from dataclasses import dataclass
+from math import lcm
+
+from gpt4moe.config.plan import PlanConfig
+from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import layout_problems, support_problems
+from gpt4moe.planner.bottleneck import binding, warnings
+from gpt4moe.planner.cost import Cost, cost
+from gpt4moe.planner.efficiency import planning_profile
+from gpt4moe.planner.flops import FlopsPerToken, flops_per_token
+from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
+from gpt4moe.planner.memory import StageMemory, memory_per_stage
+from gpt4moe.planner.params import ParameterCount, count_parameters
+from gpt4moe.planner.run_time import RunTime, Saving, run_time, save_seconds
+from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
+
+STATE_BYTES = 12
+"""A checkpoint's, a parameter: master weight and both moments, fp32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """All numbers of one plan. Units: FLOP, bytes, seconds, days, USD, kWh."""
+
+    plan: PlanConfig
+    layout: Layout
+    parameters: ParameterCount
+    flops: FlopsPerToken
+    memory: list[StageMemory]
+    step: StepTime
+    run: RunTime
+    cost: Cost
+    bottleneck: str
+    warnings: list[str]
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.plan.training.global_batch_size * self.plan.model.seq_length
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_per_step * self.plan.training.steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens_per_step / self.step.seconds
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs with attention, nothing recomputed, over the dense peak, 0 to 1."""
+        peak = self.plan.cluster.peak_flops(self.plan.precision.dtype) * self.layout.world_size
+        return self.flops.model * self.tokens_per_second / peak
+
+    @property
+    def days(self) -> float:
+        return self.run.seconds / 86400
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return max(stage.total_bytes for stage in self.memory)
+
+    @property
+    def headroom_bytes(self) -> float:
+        """Device memory that the fullest stage leaves; negative: it does not fit."""
+        return self.plan.cluster.memory_bytes - self.peak_memory_bytes
+
+
+def world_of(plan: PlanConfig) -> int:
+    """Devices of the plan: gpus, the cluster's, or the fewest that hold the layout."""
+    parallel = plan.parallel
+    size, experts = parallel.tp * parallel.cp, parallel.ep * parallel.etp
+    return plan.gpus or plan.cluster.devices or parallel.pp * lcm(size, experts)
+
+
+def timed_work(plan: PlanConfig, kinds: list[LayerKind] | None = None) -> Work:
+    """What layer_time needs, of a plan; kinds are made anew when not given."""
+    cluster = plan.cluster
+    return Work(
+        model=plan.model,
+        kinds=kinds or layer_kinds(plan.model),
+        parallel=plan.parallel,
+        micro_batch_size=plan.training.micro_batch_size,
+        cluster=cluster,
+        efficiency=planning_profile(cluster.generation),
+        matrix_peak=cluster.peak_flops(plan.precision.dtype),
+        imbalance=plan.imbalance if plan.parallel.ep > 1 else 1.0,
+        value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
+    )
+
+
+def estimate(plan: PlanConfig) -> Estimate:
+    """The plan of a run on its layout.
+
+    Raises: LayoutError where the layout is no legal arithmetic; ConfigError where a price is missing or the run would
+        never end. What the trainer cannot run, and what does not fit the memory, is a warning.
+    """
+    world = world_of(plan)
+    problems = layout_problems(plan.model, plan.parallel, plan.training, world)
+    if problems:
+        raise LayoutError(problems[0].cause, problems[0].cure)
+    work = timed_work(plan)
+    layout = Layout.from_config(plan.parallel, world)
+    step = step_time(work, plan.training, world)
+    saving = Saving(
+        every_steps=plan.checkpoint.every,
+        seconds=save_seconds(saved_bytes(work, world), asynchronous=plan.checkpoint.asynchronous),
+    )
+    hours_between = plan.cluster.hours_between_failures
+    whole = run_time(
+        plan.training.steps, step.seconds, saving,
+        failures_per_hour=world / hours_between if hours_between else 0.0,
+        restart_seconds=60 * plan.restart_minutes,
+    )  # fmt: skip
+    memory = memory_per_stage(plan, layout, imbalance=plan.imbalance)
+    unsupported = [problem.cause for problem in support_problems(plan.model, plan.parallel)]
+    return Estimate(
+        plan=plan, layout=layout, parameters=count_parameters(plan.model),
+        flops=flops_per_token(plan.model, plan.parallel.recompute), memory=memory, step=step, run=whole,
+        cost=cost(plan.cluster, world, whole.seconds / 3600),
+        bottleneck=binding(step, plan.parallel, memory, plan.cluster),
+        warnings=warnings(plan, memory, saving, whole, unsupported),
+    )  # fmt: skip
+
+
+def saved_bytes(work: Work, world_size: int) -> float:
+    """What a rank of the heaviest stage saves: its share of states, each kept once over data-parallel ranks."""
+    stage = world_size // work.parallel.pp
+    dense, expert = heaviest_stage(work)
+    copies = (stage // work.parallel.tp, stage // (work.parallel.ep * work.parallel.etp))
+    return STATE_BYTES * (dense / copies[0] + expert / copies[1])
+
+
+def to_json(result: Estimate) -> dict[str, object]:
+    """The contract: these keys, these units."""
+    layout, step, run = result.layout, result.step, result.run
+    stalls = {"checkpoint": run.checkpoint_seconds, "failures": run.failure_seconds}
+    return {
+        "parameters": {
+            "total": result.parameters.total,
+            "active": result.parameters.active,
+            "per_component": result.parameters.per_component,
+        },
+        "flops": {
+            "per_token": result.flops.layers,
+            "total": result.flops.layers * result.tokens,
+            "total_with_attention": result.flops.model * result.tokens,
+        },
+        "layout": {
+            **{name: getattr(layout, name) for name in ("tp", "pp", "vpp", "ep", "etp", "cp", "dp")},
+            "world": layout.world_size,
+        },
+        "memory": {"per_stage": [_memory_json(stage) for stage in result.memory]},
+        "time": {
+            "step_seconds": step.seconds,
+            "tokens_per_second": result.tokens_per_second,
+            "tokens_per_second_per_gpu": result.tokens_per_second / layout.world_size,
+            "mfu": result.mfu,
+            "days": result.days,
+            "parts": {**step.parts, **stalls},
+        },
+        "cost": {"usd": result.cost.usd, "gpu_hours": result.cost.gpu_hours, "kwh": result.cost.kwh},
+        "bottleneck": result.bottleneck,
+        "warnings": result.warnings,
+    }
+
+
+def _memory_json(stage: StageMemory) -> dict[str, int]:
+    """The reserve counts as a buffer, so that the lines sum up to the total."""
+    names = ("weights", "gradients", "optimizer", "activations")
+    lines = {f"{name}_bytes": int(getattr(stage, f"{name}_bytes")) for name in names}
+    return {**lines, "buffers_bytes": stage.buffers_bytes + stage.reserve_bytes, "total_bytes": stage.total_bytes}

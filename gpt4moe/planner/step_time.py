@@ -1,0 +1,133 @@
+"""Seconds of one optimizer step: the busiest pipeline stage, the bubble, data parallelism, the optimizer.
+
+    layer_time -> seconds of a stage for one micro-batch (t) -> x micro-batches (m)
+    + bubble t (pp - 1) / vpp + messages between stages + gradients and weights over dp + optimizer = a step
+
+The sum follows arXiv:2104.04473, section 2.2; parallel.schedule, slot by slot, has the same bubble (tested).
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.training import TrainingConfig
+from gpt4moe.parallel.placement import stage_layers
+from gpt4moe.planner.efficiency import RING_SHARE
+from gpt4moe.planner.layer_time import PARTS, LayerKind, Work, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.tensors import ModelTensor, Spread, embedding_tensors, output_tensors
+
+STEP_PARTS = (*PARTS, "pp", "bubble", "dp", "optimizer")
+UPDATE_BYTES = 30
+"""Memory traffic of AdamW, a parameter: gradient, master, two moments read and three written in fp32, a bf16 weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step along the busiest stage."""
+
+    parts: dict[str, float]
+    """Seconds by part (STEP_PARTS); they sum up to the step."""
+    stages: list[float]
+    """Seconds of each stage for one micro-batch, forward and backward: [pp]."""
+    micro_batches: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
+def step_time(work: Work, training: TrainingConfig, world_size: int, *, balanced: bool = False) -> StepTime:
+    """One step of a legal layout.
+
+    Args:
+        balanced: every stage takes the mean, as in published runs whose hand-made placement of layers is not known;
+            otherwise the slowest stage sets the pace.
+    """
+    parallel = work.parallel
+    dp = world_size // (parallel.tp * parallel.cp * parallel.pp)
+    micro_batches = training.global_batch_size // (work.micro_batch_size * dp)
+    stages = stage_parts(work)
+    totals = [sum(stage.values()) for stage in stages]
+    busiest = stages[max(range(parallel.pp), key=totals.__getitem__)]
+    if balanced:
+        busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in PARTS}
+        totals = [sum(totals) / parallel.pp] * parallel.pp
+    pace = sum(busiest.values())
+    parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
+    parts["pp"] = _message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
+    parts["bubble"] = pace * (parallel.pp - 1) / parallel.vpp
+    parts.update(_after_seconds(work, world_size, pace))
+    return StepTime(parts, totals, micro_batches)
+
+
+def stage_parts(work: Work) -> list[dict[str, float]]:
+    """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]."""
+    seconds = {id(kind): layer_seconds(work, kind) for kind in {id(kind): kind for kind in work.kinds}.values()}
+    stages = []
+    for counts in _kinds_of_stages(work):
+        stage = dict.fromkeys(PARTS, 0.0)
+        for kind, count in counts.items():
+            for part, value in seconds[kind].items():
+                stage[part] += count * value
+        stages.append(stage)
+    for part, value in head_seconds(work).items():
+        stages[-1][part] += value
+    return stages
+
+
+def _kinds_of_stages(work: Work) -> list[Counter[int]]:
+    """How many layers of each kind (by its id) each pipeline rank has."""
+    counts: list[Counter[int]] = [Counter() for _ in range(work.parallel.pp)]
+    for chunk, layers in enumerate(stage_layers(work.model.num_layers, work.parallel)):
+        counts[chunk % work.parallel.pp].update(id(work.kinds[layer]) for layer in layers)
+    return counts
+
+
+def _message_seconds(work: Work) -> float:
+    """An activation to the next stage, or its gradient back: the part that no computation hides."""
+    sent = work.value_bytes * work.rank_tokens * work.model.hidden_size
+    # Neighbouring stages lie a whole stage of ranks apart: the fabric is between them.
+    return work.efficiency.exposed * sent / (RING_SHARE * work.cluster.fabric_bytes_per_second)
+
+
+def _after_seconds(work: Work, world_size: int, pace: float) -> dict[str, float]:
+    """What no computation hides of gradients and weights over data-parallel ranks; the update.
+
+    A chunk's gradients travel once its last micro-batch is through: while that one passes the rank's other chunks, or
+    with one chunk, during the pass itself. Weights come back before the first forward pass of their chunk.
+    """
+    parallel = work.parallel
+    stage = world_size // parallel.pp
+    reduced = gathered = update = 0.0
+    dense, expert = heaviest_stage(work)
+    for size, copies in ((dense, stage // parallel.tp), (expert, stage // (parallel.ep * parallel.etp))):
+        seconds = size * (copies - 1) / copies / link_rate(work.cluster, stage)
+        reduced += work.efficiency.gradient_bytes * seconds
+        gathered += work.value_bytes * seconds
+        update += UPDATE_BYTES * size / copies / work.memory_rate
+    passes = (parallel.pp * (parallel.vpp - 1) + 1) / parallel.vpp
+    exposed = max(0.0, reduced - passes * pace * 2 / 3) + max(0.0, gathered - passes * pace / 3)
+    return {"dp": exposed, "optimizer": update}
+
+
+def heaviest_stage(work: Work) -> tuple[float, float]:
+    """Dense and expert parameters of a rank of the stage that has most of them."""
+    of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
+    stages = [
+        [sum(count * of_kind[kind][which] for kind, count in counts.items()) for which in (0, 1)]
+        for counts in _kinds_of_stages(work)
+    ]
+    stages[0][0] += _local(embedding_tensors(work.model), work.parallel)
+    stages[-1][0] += _local(output_tensors(work.model), work.parallel)
+    dense, expert = max(stages, key=sum)
+    return dense, expert
+
+
+def kind_sizes(kind: LayerKind, parallel: ParallelConfig) -> tuple[int, int]:
+    """Dense and expert parameters of a layer on one rank."""
+    expert = _local([tensor for tensor in kind.tensors if tensor.spread is Spread.experts], parallel)
+    return _local(list(kind.tensors), parallel) - expert, expert
+
+
+def _local(tensors: list[ModelTensor], parallel: ParallelConfig) -> int:
+    return sum(tensor.local_size(parallel) for tensor in tensors)

@@ -1,0 +1,81 @@
+"""Money, energy and the days that failures take."""
+
+import pytest
+
+from gpt4moe.config.load import load_plan_config
+from gpt4moe.errors import ConfigError
+from gpt4moe.planner.cost import cost
+from gpt4moe.planner.run_time import Saving, best_interval, run_time
+
+DAY = 86400.0
+
+
+def test_25000_a100_for_95_days_cost_63_million_dollars_as_reported() -> None:
+    cluster = load_plan_config(["+experiment=gpt4"]).cluster
+    spent = cost(cluster, 25_000, 95 * 24)
+    assert spent.gpu_hours == 57.0e6
+    assert spent.usd == pytest.approx(63e6, rel=0.01)  # 1.10 a device hour against the 1.105 that the report implies
+    assert spent.kwh == pytest.approx(57.0e6 * 0.812)
+
+
+def test_a_cluster_without_a_price_is_refused_and_the_cure_cures() -> None:
+    with pytest.raises(ConfigError, match=r"cluster=gb300 has no price") as caught:
+        cost(load_plan_config(["cluster=gb300"]).cluster, 8, 1)
+    assert "cluster.usd_per_hour" in caught.value.cure
+    assert cost(load_plan_config(["cluster=gb300", "cluster.usd_per_hour=5"]).cluster, 8, 1).usd == 40
+
+
+def test_without_failures_a_run_is_its_steps_and_saves() -> None:
+    whole = run_time(100, 10.0, Saving(every_steps=10, seconds=5.0), failures_per_hour=0.0, restart_seconds=600)
+    assert whole.seconds == pytest.approx(100 * 10.5)
+    assert (whole.failures, whole.failure_seconds) == (0, 0)
+
+
+def test_failures_cost_their_restarts_and_half_an_interval_each() -> None:
+    step, rate, restart, every = 10.0, 0.5, 600.0, 30
+    whole = run_time(
+        10_000, step, Saving(every_steps=every, seconds=0), failures_per_hour=rate, restart_seconds=restart
+    )
+    expected = whole.failures * (restart + every * step / 2)
+    assert whole.seconds - 10_000 * step == pytest.approx(expected)
+    assert whole.failures == pytest.approx(whole.seconds / 3600 * rate)
+    assert whole.failure_seconds * 10_000 == pytest.approx(expected)
+
+
+def test_a_run_that_failures_eat_up_is_refused_with_an_interval_that_ends_it() -> None:
+    rare = Saving(every_steps=2000, seconds=2.0)
+    with pytest.raises(ConfigError, match="would not end") as caught:
+        run_time(10_000, 10.0, rare, failures_per_hour=0.5, restart_seconds=600)
+    every = int(caught.value.cure.split("checkpoint.every=")[1].split()[0])
+    assert every == best_interval(2.0, 0.5 / 3600, 10.001)
+    assert run_time(10_000, 10.0, Saving(every_steps=every, seconds=2.0), failures_per_hour=0.5, restart_seconds=600)
+
+
+def test_the_best_interval_loses_less_than_its_neighbours() -> None:
+    def seconds(every: int) -> float:
+        saving = Saving(every_steps=every, seconds=20.0)
+        return run_time(10_000, 10.0, saving, failures_per_hour=0.5, restart_seconds=600).seconds
+
+    best = best_interval(20.0, 0.5 / 3600, 10.0)
+    assert seconds(best) < min(seconds(best // 2), seconds(best * 2))
+
+
+@pytest.mark.parametrize(
+    ("override", "cured"),
+    [
+        ("gpus=0", "gpus=8"),
+        ("imbalance=0.5", "imbalance=1"),
+        ("restart_minutes=-1", "restart_minutes=0"),
+        ("top=0", "top=1"),
+    ],
+)
+def test_a_planner_option_out_of_range_is_refused(override: str, cured: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        load_plan_config([override])
+    assert load_plan_config([cured])
+
+
+def test_a_misspelt_planner_option_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_plan_config(["budgt_usd=3"])
+    assert caught.value.cure == "Did you mean budget_usd?"
