@@ -36,6 +36,8 @@ Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or g
 The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
 The same command again goes on from the latest checkpoint of the run folder, runs/<run.name>.
 
+USR1 saves now and goes on; TERM or USR2 saves and ends.
+
 Exit status: 0 done; 1 the loss or gradient was not finite; 2 bad input; 85 saved after a signal, please requeue.
 """
 
@@ -65,6 +67,7 @@ def main(arguments: list[str]) -> int:
 def _checked(arguments: list[str], environment: Environment) -> RunConfig:
     """A run that may start, as far as one rank can tell without torch. Raises: Gpt4MoeError."""
     from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+    from gpt4moe.resilience.restarts import refuse_endless_restarts
     from gpt4moe.training.run_folder import RunFolder
 
     run = _load(arguments)
@@ -72,9 +75,18 @@ def _checked(arguments: list[str], environment: Environment) -> RunConfig:
     check_data(run)
     folder = RunFolder.of(run)
     folder.check_identity(run, data_identity(run))
-    if not committed_steps(folder.checkpoints) and run.checkpoint.load is not None:
+    saved = max(committed_steps(folder.checkpoints), default=0)
+    if not saved and run.checkpoint.load is not None:
         find_checkpoint(Path(run.checkpoint.load))
+    if saved < run.training.steps:
+        began = [start["first_step"] for start in folder.starts()]
+        refuse_endless_restarts(_restarts(), began, saved + 1, run.resilience)
     return run
+
+
+def _restarts() -> int:
+    """How many starts of this run Slurm has made by itself: requeues of this job, jobs before it in a chain."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) + int(os.environ.get("GPT4MOE_CHAIN_LINK", "0"))
 
 
 def _load(arguments: list[str]) -> RunConfig:
@@ -82,7 +94,7 @@ def _load(arguments: list[str]) -> RunConfig:
     from gpt4moe.training.run_folder import RunFolder
 
     run = load_run_config(arguments)
-    frozen = RunFolder.of(run).last_config() if int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0 else None
+    frozen = RunFolder.of(run).last_config() if _restarts() > 0 else None
     return run if frozen is None else config_from_dict(frozen)
 
 

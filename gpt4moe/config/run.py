@@ -7,6 +7,7 @@ from gpt4moe.config.data import DataConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.config.training import (
     CheckpointConfig,
     ExpertKernel,
@@ -36,13 +37,14 @@ class RunConfig:
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def validate(self) -> None:
         """Raises ConfigError for values that no world size could make right."""
         for group in (
             self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
-            self.checkpoint, self.cluster, self.engine,
+            self.checkpoint, self.resilience, self.cluster, self.engine,
         ):  # fmt: skip
             group.validate()
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:

@@ -107,12 +107,16 @@ class RunFolder:
 
     def last_config(self) -> dict[str, Any] | None:
         """The config of the last start, which a requeued job runs again; None before the first."""
-        starts = sorted((self.path / "starts").glob("*.yaml"))
+        starts = self.starts()
         if not starts:
             return None
-        config = yaml.safe_load(starts[-1].read_text())["config"]
+        config = starts[-1]["config"]
         assert isinstance(config, dict)
         return config
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What record_start wrote, in order."""
+        return [yaml.safe_load(file.read_text()) for file in sorted((self.path / "starts").glob("*.yaml"))]
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:

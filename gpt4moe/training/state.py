@@ -37,6 +37,8 @@ class TrainingContext:
     state: TrainState = field(default_factory=TrainState)
     stop_requested: str | None = None
     """Why the loop should save and end after this step; the same on every rank."""
+    save_requested: bool = False
+    """The step just done gets a checkpoint because somebody asked for one; the same on every rank."""
 
     @property
     def is_last_step(self) -> bool:
@@ -46,7 +48,7 @@ class TrainingContext:
     def is_saved_step(self) -> bool:
         """Whether the step just done gets a checkpoint."""
         every = self.run.checkpoint.every
-        return self.is_last_step or (every > 0 and self.state.step % every == 0)
+        return self.is_last_step or self.save_requested or (every > 0 and self.state.step % every == 0)
 
 
 class Callback:

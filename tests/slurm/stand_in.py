@@ -1,6 +1,6 @@
 """Stands for gpt4moe/train.py in tests of slurm/train.sh itself: notes what its rank sees, then ends as told.
 
-`end=N`: exit status. `signal=N`: waits for USR1, then exits with N; a restart ends at once.
+`end=N`: exit status. `signal=N`: waits for USR2 or TERM, then exits with N, and notes a USR1; a restart ends at once.
 """
 
 import json
@@ -20,7 +20,9 @@ def save_and_leave(*_: object) -> None:
 
 
 if "signal" in arguments:
-    signal.signal(signal.SIGUSR1, save_and_leave)
+    signal.signal(signal.SIGUSR1, lambda *_: Path(f"saved-{start}-{rank}").touch())
+    signal.signal(signal.SIGUSR2, save_and_leave)
+    signal.signal(signal.SIGTERM, save_and_leave)
 seen = {"argv": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}
 note = Path(f"rank-{start}-{rank}.json")
 note.with_suffix(".part").write_text(json.dumps(seen))
@@ -28,5 +30,8 @@ note.with_suffix(".part").rename(note)
 sys.stdout.write(f"rank {rank} of start {start}\n")
 sys.stdout.flush()
 if "signal" in arguments and start == 0:
-    time.sleep(60)
+    Path(f"pid-{rank}").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
 sys.exit(int(arguments.get("end", "0")))

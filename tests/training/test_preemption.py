@@ -10,7 +10,7 @@ from tests.training.command import Event, metrics, saved_state, train
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_signal_saves_exits_85_and_the_restart_equals_a_run_never_stopped(
     number: signal.Signals, tmp_path: Path, whole_run: Path
 ) -> None:
@@ -42,8 +42,17 @@ def test_two_signals_in_one_step_are_one_stop(tmp_path: Path) -> None:
     assert metrics(tmp_path / "x")[-1]["step"] == 3
 
 
+def test_usr1_saves_now_and_training_goes_on(tmp_path: Path, whole_run: Path) -> None:
+    folder = tmp_path / "x"
+    (ended,) = train(folder, *TEN, events=(Event(after_step=2, sent=signal.SIGUSR1),))
+    assert (ended.status, ended.err) == (0, "")
+    assert "SIGUSR1 received: saving step 3, then going on" in ended.out
+    assert saved_state(folder, 3) and not (folder / "checkpoints" / "step-00000004").exists()
+    assert metrics(folder) == metrics(whole_run)
+
+
 def test_a_signal_in_the_last_step_finds_the_run_done(tmp_path: Path) -> None:
-    event = Event(after_step=2, sent=signal.SIGUSR1)
+    event = Event(after_step=2, sent=signal.SIGUSR2)
     (ended,) = train(tmp_path / "x", "training.steps=3", events=(event,))
     assert ended.status == 0, "nothing is left to do: a requeue would be for nothing"
     assert saved_state(tmp_path / "x", 3)

@@ -35,6 +35,8 @@ class Tracking(Callback):
                 self.console.message(
                     f"{context.stop_requested} received: saving step {context.state.step}, then ending."
                 )
+            elif context.save_requested:
+                self.console.message(f"SIGUSR1 received: saving step {context.state.step}, then going on.")
 
     def on_exit(self, context: TrainingContext) -> None:
         if self.log:

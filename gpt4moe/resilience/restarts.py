@@ -1,0 +1,34 @@
+"""The brake on restarts: Slurm requeues a job as often as it is told to, and a run may die at one step for ever.
+
+train.sh: 85, or a rank killed -- requeue--> SLURM_RESTART_COUNT + 1 --refuse_endless_restarts--> a start, or 2
+"""
+
+from gpt4moe.config.resilience import ResilienceConfig
+from gpt4moe.errors import LaunchError
+
+
+def refuse_endless_restarts(restarts: int, first_steps: list[int], next_step: int, limits: ResilienceConfig) -> None:
+    """Raises LaunchError when an automatic restart would be one too many.
+
+    Args:
+        restarts: how often Slurm has restarted this job; 0: a person started it, who may try as often as he likes.
+        first_steps: the step that each start so far began at, in order.
+        next_step: the step that this start would begin at.
+    """
+    if restarts == 0:
+        return
+    if restarts > limits.max_restarts:
+        raise LaunchError(
+            f"This job was restarted {restarts} times, more than resilience.max_restarts={limits.max_restarts}.",
+            "Look at the logs; submit it again, or set resilience.max_restarts higher.",
+        )
+    stuck = 0
+    while stuck < len(first_steps) and first_steps[-1 - stuck] == next_step:
+        stuck += 1
+    if stuck >= limits.max_stuck_starts:
+        raise LaunchError(
+            f"{stuck} starts in a row began at step {next_step} and saved nothing new: another restart would do no "
+            "better.",
+            "Look at the logs of these starts. A time limit too short for the first checkpoint: lower "
+            "checkpoint.every. A crash at one step: mend its cause. Then submit the job again.",
+        )

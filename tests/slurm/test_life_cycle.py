@@ -1,0 +1,111 @@
+"""What befalls a job: preemption, a killed rank, a lost node, scancel, a chain; around a stand-in trainer."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.slurm_lab.cluster import SlurmLab
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+ROOT = Path(__file__).resolve().parents[2]
+TWO_BY_TWO = ("sbatch", "--nodes=2", "--ntasks-per-node=2")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that train.sh takes for the checkout; its gpt4moe.train is the stand-in."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "gpt4moe").mkdir()
+    shutil.copy(Path(__file__).with_name("stand_in.py"), tmp_path / "gpt4moe" / "train.py")
+    with (tmp_path / "slurm" / "cluster.env").open("a") as site:
+        site.write(f"venv={sys.prefix}\n")
+    return tmp_path
+
+
+def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def waiting_job(slurm: SlurmLab, checkout: Path, *options: str, ranks: int = 4) -> int:
+    """A job whose ranks all wait for a signal, which they answer with 85."""
+    job = slurm.submit(*(options or TWO_BY_TWO), "slurm/train.sh", "run.name=x", "signal=85", cwd=checkout)
+    until(lambda: len(list(checkout.glob("pid-*"))) == ranks)
+    return job
+
+
+def goes_on(slurm: SlurmLab, checkout: Path, job: int) -> None:
+    """The job is in the queue again, and its second start ends well."""
+    assert slurm.wait(job, 60, "PENDING")["Restarts"] == "1"
+    slurm.start_again(job)
+    assert slurm.wait(job, 60)["JobState"] == "COMPLETED"
+    assert len(list(checkout.glob("rank-1-*.json"))) == 4
+
+
+def test_usr1_by_hand_reaches_every_rank_and_the_job_goes_on(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout)
+    slurm.call("scancel", "--signal=USR1", str(job))
+    until(lambda: len(list(checkout.glob("saved-0-*"))) == 4)
+    assert slurm.job(job)["JobState"] == "RUNNING"
+    slurm.call("scancel", str(job))
+
+
+def test_a_cancelled_job_saves_and_is_not_put_back(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout)
+    slurm.call("scancel", str(job))
+    time.sleep(3)
+    ended = slurm.wait(job, 60)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_a_rank_killed_by_the_system_puts_the_job_back(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout)
+    for rank in (1, 0, 2, 3):  # in the real trainer the others end by the broken connection
+        os.kill(int((checkout / f"pid-{rank}").read_text()), signal.SIGKILL if rank == 1 else signal.SIGTERM)
+    goes_on(slurm, checkout, job)
+
+
+def test_a_preempted_job_saves_within_its_grace_and_goes_on(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout)
+    urgent = slurm.submit(
+        "sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 2", f"--output={checkout}/urgent.log",
+        cwd=checkout,
+    )  # fmt: skip
+    assert slurm.wait(urgent, 60)["JobState"] == "COMPLETED"
+    goes_on(slurm, checkout, job)
+
+
+@pytest.mark.slurm_long
+def test_a_lost_node_puts_the_job_back(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout)
+    slurm.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    try:
+        assert slurm.wait(job, 60, "PENDING")["Restarts"] == "1"
+    finally:
+        slurm.call("scontrol", "update", "nodename=node2", "state=resume")
+    goes_on(slurm, checkout, job)
+
+
+@pytest.mark.slurm_long
+def test_the_time_limit_comes_with_a_warning_and_the_job_goes_on(slurm: SlurmLab, checkout: Path) -> None:
+    job = waiting_job(slurm, checkout, *TWO_BY_TWO, "--time=1", "--signal=B:USR1@40")
+    goes_on(slurm, checkout, job)
+
+
+def test_a_chain_runs_its_jobs_one_after_the_other(slurm: SlurmLab, checkout: Path) -> None:
+    answer = slurm.call("bash", "slurm/train.sh", "--chain=3", "--ntasks=1", "run.name=x", cwd=checkout)
+    jobs = [int(line.split()[-1]) for line in answer.stdout.splitlines()]
+    assert len(jobs) == 3, answer.stderr
+    ends = [slurm.wait(job, 60) for job in jobs]
+    assert [ended["JobState"] for ended in ends] == ["COMPLETED"] * 3
+    for before, after in pairwise(ends):
+        assert before["EndTime"] <= after["StartTime"]

@@ -1,0 +1,48 @@
+"""A job that Slurm restarts by itself stops when that leads nowhere, and says why."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.config.resilience import ResilienceConfig
+from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.resilience.restarts import refuse_endless_restarts
+from tests.training.command import train
+
+LIMITS = ResilienceConfig()
+
+
+def test_starts_from_one_step_are_stopped_once_slurm_makes_them() -> None:
+    refuse_endless_restarts(0, [41] * 9, 41, LIMITS)  # a person may try as often as he likes
+    refuse_endless_restarts(9, [1, 41, 41], 41, LIMITS)
+    with pytest.raises(LaunchError, match="3 starts in a row began at step 41"):
+        refuse_endless_restarts(1, [1, 41, 41, 41], 41, LIMITS)
+
+
+def test_progress_between_restarts_is_no_loop() -> None:
+    refuse_endless_restarts(50, [1, 41, 41, 41], 61, LIMITS)
+    refuse_endless_restarts(50, [41, 41, 1, 41], 41, LIMITS)
+
+
+def test_restarts_have_a_cap() -> None:
+    with pytest.raises(LaunchError, match=r"101 times, more than resilience.max_restarts=100"):
+        refuse_endless_restarts(101, list(range(101)), 500, LIMITS)
+
+
+def test_a_limit_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would refuse the first restart"):
+        ResilienceConfig(max_stuck_starts=0).validate()
+
+
+def test_the_trainer_ends_with_2_in_a_crash_loop(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    keys = ("resilience.max_stuck_starts=1", "training.steps=4")
+    assert train(folder, *keys, "training.steps=2")[0].status == 0
+    last = folder / "starts" / "001.yaml"
+    last.write_text(last.read_text().replace("first_step: 1", "first_step: 3"))
+    (ended,) = train(folder, *keys, variables={"GPT4MOE_CHAIN_LINK": "1", "SLURM_RESTART_COUNT": "0"})
+    assert ended.status == 0, "the last start's config asks for 2 steps: done"
+    last.write_text(last.read_text().replace("  steps: 2", "  steps: 4"))
+    (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "2"})
+    assert ended.status == 2
+    assert "1 starts in a row began at step 3" in ended.err
