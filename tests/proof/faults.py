@@ -1,0 +1,118 @@
+"""Faults, planted inside the ranks by patching the product there. Nothing in the product knows of them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from gpt4moe.model import gpt
+from gpt4moe.model.parameters import shards
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.proof.outcome import RankAnswer
+from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.ranks import run_phases
+from gpt4moe.training import step
+from gpt4moe.training.engine_megatron import MegatronEngine
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, on the smallest mesh that shows it, and the words by which the suspects must name it."""
+
+    layout: tuple[str, ...]
+    suspect: str
+    plant: Callable[[], AbstractContextManager[Any]] = nullcontext
+    prepare: Callable[[list[Any], ProcessGroups], None] | None = None
+
+
+def faulty_phases(environment: Environment, phases: list[Phase], fault: str) -> list[RankAnswer]:
+    """ranks.run_phases with the fault in place."""
+    with FAULTS[fault].plant():
+        return run_phases(environment, phases, FAULTS[fault].prepare)
+
+
+def _after(module: Any, name: str, change: Callable[..., None]) -> AbstractContextManager[Any]:
+    """`change(result, *args)` after each call of module.name."""
+    original = getattr(module, name)
+
+    @wraps(original)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        change(result, *args)
+        return result
+
+    return patch.object(module, name, changed)
+
+
+def _mark_of(suffix: str, mark: str, value: bool) -> Callable[..., None]:
+    def change(_: None, chunks: list[Any], *rest: Any) -> None:
+        for chunk in chunks:
+            for name, parameter in chunk.named_parameters():
+                if name.endswith(suffix):
+                    setattr(parameter, mark, value)
+
+    return change
+
+
+def _experts_times_ep(_: None, engine: MegatronEngine) -> None:
+    for owned in engine.owned():
+        if not getattr(owned.parameter, "allreduce", True):
+            owned.gradient.mul_(engine.groups.layout.ep)
+
+
+def _forget_experts(_: None, engine: MegatronEngine, chunks: list[Any], *rest: Any) -> None:
+    owned = {id(item.parameter): item.parameter for item in engine.owned()}
+    engine.counted = {key for key in engine.counted if getattr(owned.get(key), "allreduce", True)}
+
+
+def _batched_messages(config: Any, *rest: Any) -> None:
+    config.batch_p2p_comm, config.overlap_p2p_comm = True, False
+
+
+def _one_micro_batch_less(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+    schedule = _schedule(*args, **kwargs)
+    return lambda **call: schedule(**call | {"num_microbatches": call["num_microbatches"] - 1})
+
+
+_schedule = step.get_forward_backward_func
+
+
+@torch.no_grad()
+def _nudge_second_router(chunks: list[Any], groups: ProcessGroups) -> None:
+    for parameter, shard, _ in shards(chunks, groups):
+        if shard.name.endswith("layers.1.mlp.router.weight") and groups.coordinate["tp"] == 1:
+            parameter += 1e-3
+
+
+EP2, TP2, VPP2 = ("parallel.ep=2",), ("parallel.tp=2",), ("parallel.pp=2", "parallel.vpp=2")
+FAULTS = {
+    "a wrong reduce group": Fault(
+        EP2, "wrong reduce group", lambda: _after(gpt, "mark", _mark_of("experts.down", "allreduce", True))
+    ),
+    "a norm weight without its tp sum": Fault(
+        TP2, "missing sum over tp: of all gradients only decoder.layers.2.pre_mlp_layernorm.weight differ",
+        lambda: _after(gpt, "mark", _mark_of("layers.2.pre_mlp_layernorm.weight", "sequence_parallel", False)),
+    ),
+    "expert gradients times ep": Fault(
+        EP2, "gradients of experts are 2 times what they should be, and 2 is dp = ep",
+        lambda: _after(MegatronEngine, "reduce", _experts_times_ep),
+    ),
+    "a clip norm without the experts": Fault(
+        EP2, "the norm without experts", lambda: _after(MegatronEngine, "__init__", _forget_experts)
+    ),
+    "crossed pipeline messages": Fault(
+        VPP2, "crossed pipeline messages", lambda: _after(gpt, "transformer_config", _batched_messages)
+    ),
+    "an unsynced router": Fault(
+        TP2, "unsynchronised copies: decoder.layers.1.mlp.router.weight differs over tp", prepare=_nudge_second_router
+    ),
+    "a lost micro-batch": Fault(
+        EP2, "5 of 6 micro-batches a rank",
+        lambda: patch.object(step, "get_forward_backward_func", _one_micro_batch_less),
+    ),
+}  # fmt: skip

@@ -1,0 +1,73 @@
+"""Faults that other stacks shipped, each planted on the smallest mesh that shows it: all are caught, and named."""
+
+from functools import cache
+
+import pytest
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.proof import plan
+from gpt4moe.proof.outcome import assemble
+from gpt4moe.proof.prove import Outcomes, Proof, judge, rank_phases
+from gpt4moe.proof.shrink import Shrunk
+from tests.distributed.case import BASE
+from tests.proof.faults import EP2, FAULTS, TP2, VPP2, faulty_phases
+from tests.spawn import run_ranks
+
+pytestmark = pytest.mark.layouts
+
+RANKS = 2
+
+
+@cache
+def one_process() -> Outcomes:
+    """Of the one model that every fault is planted in."""
+    return _outcomes(1, (), None)
+
+
+@cache
+def proof_of(layout: tuple[str, ...], fault: str | None) -> Proof:
+    run = load_run_config([*BASE, *layout])
+    proved = Layout.from_config(run.parallel, RANKS)
+    shrunk = Shrunk(asked=run, asked_layout=proved, run=run, layout=proved)
+    return judge(shrunk, _outcomes(RANKS, layout, fault), one_process(), 0.0)
+
+
+def _outcomes(world_size: int, layout: tuple[str, ...], fault: str | None) -> Outcomes:
+    phases = plan.phases(load_run_config([*BASE, *layout]))
+    given = (rank_phases, list(phases.values())) if fault is None else (faulty_phases, list(phases.values()), fault)
+    answers = run_ranks(world_size, *given)
+    return {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(phases)}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught_and_named(fault: str) -> None:
+    proof = proof_of(FAULTS[fault].layout, fault)
+    assert not proof.is_equal
+    assert any(FAULTS[fault].suspect in line for line in proof.suspects), proof.suspects
+
+
+@pytest.mark.parametrize("layout", [EP2, TP2, VPP2], ids=["ep2", "tp2", "pp2-vpp2"])
+def test_without_a_fault_the_same_meshes_are_equal_and_nobody_is_suspected(layout: tuple[str, ...]) -> None:
+    proof = proof_of(layout, None)
+    assert proof.is_equal and proof.first is None and proof.suspects == []
+    assert proof.clipped_steps == proof.steps, "steps that are not clipped do not see the norm"
+
+
+def test_adamw_losses_hide_expert_gradients_times_ep_and_descent_shows_them() -> None:
+    fault = "expert gradients times ep"
+    proof, want = proof_of(EP2, fault), one_process()
+    adamw = {item.name: item for item in proof.numbers[plan.ADAMW]}
+    assert adamw["loss"].relative < 1e-4, "twenty AdamW steps of two layouts that are equal are allowed as much"
+    wrong = {item.name for item in proof.tensors[plan.DESCENT] if item.kind == "gradient" and item.is_different}
+    assert wrong == {name for name in want[plan.DESCENT].gradients if ".experts." in name}
+    moved = {item.name for item in proof.tensors[plan.DESCENT] if item.kind == "weight" and item.is_different}
+    assert wrong <= moved
+
+
+def test_a_missing_sum_names_the_first_tensor_its_cut_and_its_groups() -> None:
+    proof = proof_of(TP2, "a norm weight without its tp sum")
+    assert proof.first is not None
+    assert proof.first.name == "decoder.layers.2.pre_mlp_layernorm.weight"
+    assert "cut: every rank holds all of it" in proof.where
+    assert "gradient summed over dp_cp: [0] [1]" in proof.where
