@@ -32,8 +32,8 @@ test: lint ## lint, then every test but the long Slurm ones
 test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long ones too
 	@$(RUN) -m pytest -m "slurm or slurm_long"
 
-test-layouts: $(INSTALLED) ## every layout against one process, nothing else
-	@$(RUN) -m pytest -m layouts
+test-layouts: $(INSTALLED) ## every layout against one process, and DRAWS=60 random ones, nothing else
+	@LAYOUT_DRAWS=$(or $(DRAWS),60) $(RUN) -m pytest -m layouts
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

@@ -7,12 +7,11 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan
-from gpt4moe.proof.outcome import assemble
-from gpt4moe.proof.prove import Outcomes, Proof, judge, rank_phases
+from gpt4moe.proof.prove import Outcomes, Proof, judge
 from gpt4moe.proof.shrink import Shrunk
 from tests.distributed.case import BASE
-from tests.proof.faults import EP2, FAULTS, TP2, VPP2, faulty_phases
-from tests.spawn import run_ranks
+from tests.proof.faults import EP2, FAULTS, TP2, VPP2
+from tests.proof.outcomes import outcomes
 
 pytestmark = pytest.mark.layouts
 
@@ -22,7 +21,7 @@ RANKS = 2
 @cache
 def one_process() -> Outcomes:
     """Of the one model that every fault is planted in."""
-    return _outcomes(1, (), None)
+    return outcomes(1, load_run_config([*BASE]))
 
 
 @cache
@@ -30,14 +29,7 @@ def proof_of(layout: tuple[str, ...], fault: str | None) -> Proof:
     run = load_run_config([*BASE, *layout])
     proved = Layout.from_config(run.parallel, RANKS)
     shrunk = Shrunk(asked=run, asked_layout=proved, run=run, layout=proved)
-    return judge(shrunk, _outcomes(RANKS, layout, fault), one_process(), 0.0)
-
-
-def _outcomes(world_size: int, layout: tuple[str, ...], fault: str | None) -> Outcomes:
-    phases = plan.phases(load_run_config([*BASE, *layout]))
-    given = (rank_phases, list(phases.values())) if fault is None else (faulty_phases, list(phases.values()), fault)
-    answers = run_ranks(world_size, *given)
-    return {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(phases)}
+    return judge(shrunk, outcomes(RANKS, run, fault), one_process(), 0.0)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

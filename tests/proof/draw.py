@@ -1,0 +1,88 @@
+"""A random run and layout from a seed: meshes, stages, patterns, experts, routers, precision, engine, recompute.
+
+What is drawn is asked of the configuration's own checks and of parallel.legality, and drawn again until both agree: a
+refused combination is no test, an accepted one is a promise.
+"""
+
+import random
+from dataclasses import dataclass
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.model import divisors
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError, LayoutError
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import require_legal
+from tests.distributed.case import BASE
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One accepted draw."""
+
+    overrides: tuple[str, ...]
+    run: RunConfig
+    layout: Layout
+
+
+def draw(seed: int) -> Draw:
+    """The same for the same seed, as long as the rules of what is legal stay the same."""
+    rng = random.Random(seed)
+    while True:
+        world_size = rng.choice((2, 4, 4, 4, 4, 6, 8))
+        overrides = (*_mesh(rng, world_size), *_model(rng), *_run(rng))
+        try:
+            run = load_run_config([*BASE, *overrides])
+            require_legal(run.model, run.parallel, run.training, world_size)
+        except (ConfigError, LayoutError):
+            continue
+        return Draw(overrides, run, Layout.from_config(run.parallel, world_size))
+
+
+def _mesh(rng: random.Random, world_size: int) -> list[str]:
+    sizes, rest = {}, world_size
+    for axis in rng.sample(("tp", "pp", "cp"), 3):
+        sizes[axis] = rng.choice(divisors(rest))
+        rest //= sizes[axis]
+    stage = world_size // sizes["pp"]
+    sizes["ep"] = rng.choice(divisors(stage))
+    sizes["etp"] = rng.choice((1, 1, *divisors(stage // sizes["ep"])))
+    sizes["vpp"] = rng.choice((1, 2)) if sizes["pp"] > 1 else 1
+    recompute = rng.choice(("none", "none", "full", "selective", "moe"))
+    return [*(f"parallel.{axis}={size}" for axis, size in sizes.items()), f"parallel.recompute={recompute}"]
+
+
+def _model(rng: random.Random) -> list[str]:
+    layers = rng.randint(2, 6)
+    chosen = [f"model.num_layers={layers}", f"model.tied_embeddings={rng.choice(('true', 'false'))}",
+              f"model.qk_norm={rng.choice(('true', 'false'))}", "model.ffn_hidden_size=48",
+              f"model.num_query_groups={rng.choice((2, 4))}"]  # fmt: skip
+    if rng.random() < 0.3:
+        chosen.append("model.head_dim=10")
+    if rng.random() < 0.4:
+        chosen.append(f"model.moe.layer_pattern={[rng.randint(0, 1) for _ in range(layers)]}".replace(" ", ""))
+    chosen.append(f"model.moe.num_experts={rng.choice((4, 6, 8, 12))}")
+    return [*chosen, *_router(rng)]
+
+
+def _router(rng: random.Random) -> list[str]:
+    kind = rng.choice(("top2", "top2", "switch", "sigmoid_bias", "group_limited"))
+    chosen = [f"router@model.moe.router={kind}", f"model.moe.top_k={1 if kind == 'switch' else rng.choice((2, 3))}"]
+    if kind == "group_limited":
+        chosen += ["model.moe.router.num_groups=2", f"model.moe.router.group_topk={rng.choice((1, 2))}"]
+    chosen += ["model.moe.router.load_balancing_coefficient=0.1", "model.moe.router.z_loss_coefficient=0.01"]
+    if rng.random() < 0.3:
+        policy = rng.choice(("probability", "position"))
+        chosen += [f"model.moe.router.capacity_factor={rng.choice((0.8, 1.25))}",
+                   f"model.moe.router.drop_policy={policy}"]  # fmt: skip
+    return chosen
+
+
+def _run(rng: random.Random) -> list[str]:
+    return [
+        f"precision={rng.choice(('fp32', 'fp32', 'bf16'))}",
+        f"engine={rng.choice(('megatron', 'megatron', 'deepspeed'))}",
+        f"training.global_batch_size={rng.choice((24, 48))}",
+        f"training.micro_batch_size={rng.choice((1, 2))}",
+        "optimizer.clip_norm=0.1",
+    ]

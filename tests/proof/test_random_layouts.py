@@ -1,0 +1,37 @@
+"""Layouts that nobody chose: drawn from a seed, each equal to one process.
+
+CI draws a few. `make test-layouts` draws many; LAYOUT_SEED and LAYOUT_DRAWS say which and how many:
+
+    LAYOUT_SEED=17 LAYOUT_DRAWS=1 python -m pytest tests/proof/test_random_layouts.py
+"""
+
+import os
+
+import pytest
+
+from gpt4moe.proof.prove import judge
+from gpt4moe.proof.shrink import Shrunk
+from tests.proof.draw import draw
+from tests.proof.outcomes import outcomes
+
+pytestmark = pytest.mark.layouts
+
+SEED = int(os.environ.get("LAYOUT_SEED", "0"))
+DRAWS = int(os.environ.get("LAYOUT_DRAWS", "6"))
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + DRAWS))
+def test_a_drawn_layout_equals_one_process(seed: int) -> None:
+    drawn = draw(seed)
+    shrunk = Shrunk(asked=drawn.run, asked_layout=drawn.layout, run=drawn.run, layout=drawn.layout)
+    proof = judge(shrunk, outcomes(drawn.layout.world_size, drawn.run), outcomes(1, shrunk.oracle), 0.0)
+    again = f"LAYOUT_SEED={seed} LAYOUT_DRAWS=1 python -m pytest tests/proof/test_random_layouts.py"
+    report = "\n".join([again, drawn.layout.describe(), " ".join(drawn.overrides), str(proof.first), *proof.problems,
+                        *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
+                        *proof.where, *proof.suspects])  # fmt: skip
+    assert proof.is_equal, report
+
+
+def test_the_same_seed_draws_the_same_layout() -> None:
+    assert draw(SEED).overrides == draw(SEED).overrides
+    assert len({draw(seed).overrides for seed in range(20)}) == 20
