@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import ExpertKernel, NormKernel
 from gpt4moe.parallel.layout import Layout
@@ -87,11 +88,17 @@ class MicroBatch:
 Bytes = dict[str, int]
 
 
-def layer_activations(micro: MicroBatch, layer: int) -> Bytes:
-    """Of one layer (its global index)."""
+def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> Bytes:
+    """What one layer (its global index) keeps from its forward to its backward pass."""
+    if recompute is Recompute.full:
+        return {"layer_input": micro.hidden_bytes}
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
-    mlp = expert_activations(micro) if micro.model.moe_layers[layer] else dense_activations(micro)
-    return {"norms": 2 * norm, **attention_activations(micro), **mlp}
+    attention = attention_activations(micro, again=recompute is Recompute.selective)
+    if micro.model.moe_layers[layer]:
+        mlp = expert_activations(micro, again=recompute is Recompute.moe)
+    else:
+        mlp = dense_activations(micro)
+    return {"norms": 2 * norm, **attention, **mlp}
 
 
 def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
@@ -101,18 +108,35 @@ def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
     return rows * (2 * width + 1) * FLOAT
 
 
-def attention_activations(micro: MicroBatch) -> Bytes:
-    """Queries and keys are kept after the rotary embedding, values where the projection wrote all three."""
-    model, tokens, item, tp = micro.model, micro.tokens, micro.item, micro.layout.tp
-    heads, groups, width = model.num_attention_heads // tp, model.query_groups // tp, model.head_size
-    rotary = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
-    return {
+def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
+    """Queries and keys are kept after the rotary embedding, values where the projection wrote all three; under context
+    parallelism the gathered keys and values, and the masks of its chunks.
+
+    Args:
+        again: the core attention is computed again: kept are what it was given and what it gave.
+    """
+    model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
+    heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
+    tables = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
+    output = tokens * heads * width * item
+    parts = {
         "attention_input": micro.hidden_bytes,
-        "qkv": tokens * (heads + 2 * groups) * width * item,
-        "rotary": rotary + tokens * (heads + groups) * width * item,
+        "rotary": tables + tokens * (heads + groups) * width * item,
         "qk_norms": _qk_norm_activations(micro, heads + groups) if model.qk_norm else 0,
-        "attention_output": tokens * heads * (width * item + FLOAT),  # and each row's logsumexp
+        "attention_output": output,
     }
+    if again or layout.cp == 1:
+        parts["qkv"] = tokens * (heads + 2 * groups) * width * item
+    if again:
+        return parts
+    parts["softmax"] = tokens * heads * FLOAT  # each row's logsumexp
+    if layout.cp > 1:
+        parts["rotary"] -= tokens * groups * width * item  # of the rank's own keys: gathered ones take their place
+        parts["qkv"] = layout.cp * tokens * 2 * groups * width * item
+        parts["attention_output"] += output  # of two chunks, then as one
+        chunk = micro.sequence // 2
+        parts["masks"] = (2 * layout.cp + 1) * chunk * chunk * item  # a chunk n of queries sees n + 1 chunks of keys
+    return parts
 
 
 def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
@@ -129,24 +153,34 @@ def dense_activations(micro: MicroBatch) -> Bytes:
     return {"mlp_input": micro.hidden_bytes, "mlp_hidden": micro.tokens * 5 * ffn * micro.item}
 
 
-def expert_activations(micro: MicroBatch) -> Bytes:
-    """Router, dispatch and experts of one layer."""
+def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
+    """Router, dispatch and experts of one layer.
+
+    Args:
+        again: what lies between the router and the sum over experts is sent and computed again.
+    """
     model, moe, tokens, rows = micro.model, micro.model.moe, micro.split_tokens, micro.expert_rows
     assert moe is not None
     experts, ffn = moe.num_experts, moe.ffn_hidden_size // micro.layout.etp
     weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT else 0  # the router multiplies in fp32
     vectors = (5 * experts + 2) * FLOAT  # sums of the auxiliary losses
-    order = 3 * rows * LONG if micro.layout.ep > 1 else 0  # the sort by local expert, and back
+    router = tokens * (model.hidden_size + 2 * experts + moe.top_k + 2) * FLOAT
+    router += tokens * moe.top_k * LONG + weight_copy + vectors
+    assignment = micro.layout.etp * tokens * moe.top_k * LONG
+    order = 2 * rows * LONG if micro.layout.ep > 1 else 0  # the sort by local expert, and back
+    if again:  # the plan stays; of bf16 tokens the router has a copy in fp32
+        input_copy = micro.hidden_bytes if micro.item != FLOAT else 0
+        weights = tokens * moe.top_k * FLOAT
+        return {"router": router, "dispatch": assignment + order, "expert_input": input_copy + weights}
     hidden = rows * (2 * ffn * micro.item + FLOAT)  # and the router's weight
     if micro.grouped:
         order, hidden = rows * INT + micro.local_experts * INT, hidden + rows * ffn * micro.item
     return {
-        "router": tokens * (model.hidden_size + 2 * experts + moe.top_k + 2) * FLOAT
-        + tokens * moe.top_k * LONG + weight_copy + vectors,
-        "dispatch": micro.layout.etp * tokens * moe.top_k * LONG + order,
+        "router": router,
+        "dispatch": assignment + order,
         "expert_input": rows * model.hidden_size * micro.item,
         "expert_hidden": hidden,
-    }  # fmt: skip
+    }
 
 
 def embedding_activations(micro: MicroBatch) -> Bytes:

@@ -48,7 +48,7 @@ def flops_per_token(model: ModelConfig, recompute: Recompute = Recompute.none) -
         layers=layers,
         head=6.0 * model.vocab_size * model.hidden_size,  # a tied one multiplies too
         attention=attention,
-        recompute=_recomputed(recompute, layers, attention),
+        recompute=_recomputed(recompute, rows, attention),
     )
 
 
@@ -66,6 +66,12 @@ def tokens_seen(model: ModelConfig, layer: int) -> float:
     return width - width**2 / (2 * model.seq_length)
 
 
-def _recomputed(recompute: Recompute, layers: float, attention: float) -> float:
-    """A forward pass is a third of forward and backward."""
-    return {Recompute.none: 0.0, Recompute.full: (layers + attention) / 3}[recompute]
+def _recomputed(recompute: Recompute, rows: dict[Component, float], attention: float) -> float:
+    """A forward pass is a third of forward and backward. Of the experts, the second product's result is not needed
+    again: two of their three matrices are (moe.recompute)."""
+    return {
+        Recompute.none: 0.0,
+        Recompute.selective: attention / 3,
+        Recompute.moe: rows[Component.experts] / 3 * 2 / 3,
+        Recompute.full: (sum(rows.values()) + attention) / 3,
+    }[recompute]

@@ -12,6 +12,7 @@ of a stage differ in what their optimizers own (padding falls on the last ones).
 from dataclasses import dataclass, fields
 
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
@@ -80,7 +81,7 @@ def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAU
         imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
     """
     micro = MicroBatch.of(run, layout, imbalance)
-    live = peak_live_bytes(run, layout, [chunk_activations(run, layout, micro, s) for s in range(layout.pp)])
+    live = live_activations(run, layout, micro)
     passing = peak_live_bytes(run, layout, [_kept_messages(run, layout, micro, s) for s in range(layout.pp)])
     optimizers: dict[tuple[object, ...], tuple[int, list[int]]] = {}  # stages in the middle are alike
     stages = []
@@ -145,6 +146,13 @@ def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers])
     return [dense[inside // layout.tp] + expert[inside // copies] for inside in range(layout.stage_size)]
 
 
+def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[int]:
+    """What autograd keeps at the fullest moment of each pipeline stage."""
+    kept = [chunk_activations(run, layout, micro, stage) for stage in range(layout.pp)]
+    again = [again_bytes(run, layout, micro, stage) for stage in range(layout.pp)]
+    return [a + b for a, b in zip(peak_live_bytes(run, layout, kept), again, strict=True)]
+
+
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:
     """The most that each pipeline stage holds at once, at the fullest moment of its schedule.
 
@@ -162,13 +170,32 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
     """What one micro-batch leaves in each virtual stage of a pipeline stage."""
     kept = []
     for vp_stage, layers in enumerate(rank_chunks(run.model.num_layers, run.parallel, stage)):
-        parts = [layer_activations(micro, layer) for layer in layers]
+        parts = [layer_activations(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers)]
+        if Recompute.full in {recompute_of(run, place) for place in range(len(layers))}:
+            parts.append({"rotary": micro.sequence * run.model.head_size * FLOAT})  # handed to every such layer
         if stage == 0 and vp_stage == 0:
             parts.append(embedding_activations(micro))
         if stage == layout.pp - 1 and vp_stage == layout.vpp - 1:
             parts.append(head_activations(micro))
         kept.append(sum(sum(part.values()) for part in parts))
     return kept
+
+
+def recompute_of(run: RunConfig, place: int) -> Recompute:
+    """What is computed again of the layer at a place within its virtual stage."""
+    limit = run.parallel.recompute_layers
+    return Recompute.none if limit is not None and place >= limit else run.parallel.recompute
+
+
+def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
+    """What the backward pass of one layer brings back, the most of any. The head's is gone by then."""
+    most = 0
+    for layers in rank_chunks(run.model.num_layers, run.parallel, stage):
+        for place, layer in enumerate(layers):
+            whole = sum(layer_activations(micro, layer).values())
+            most = max(most, whole - sum(layer_activations(micro, layer, recompute_of(run, place)).values()))
+    head = sum(head_activations(micro).values()) if stage == layout.pp - 1 else 0
+    return max(0, most - head)
 
 
 def _own_bucket(run: RunConfig, tensor: ModelTensor) -> bool:

@@ -3,9 +3,11 @@
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.memory import memory_per_stage, optimizer_bytes, stage_buffers
+from gpt4moe.planner.activations import MicroBatch
+from gpt4moe.planner.memory import again_bytes, live_activations, memory_per_stage, optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks
 
@@ -69,3 +71,98 @@ def test_states_are_what_buffers_and_optimizer_hold_to_the_byte(
         fullest = max(range(layout.stage_size), key=lambda inside, ranks=ranks: sum(ranks[inside]))  # type: ignore[misc]
         assert memory.rank == stage * layout.stage_size + fullest
         assert memory.states_bytes == sum(ranks[fullest])
+
+
+# Ranks and overrides on top of BASE, wide enough that index tensors do not rule.
+ACTIVATIONS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "dense between, bf16": (1, ("model.moe.layer_pattern=[0,1,0,1]", "model.ffn_hidden_size=96", "precision=bf16")),
+    "grouped products, query and key norms": (1, (
+        "precision=bf16", "kernels.experts=grouped_mm", "model.qk_norm=true", "model.head_dim=32",
+    )),
+    "tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
+    "pp2-vpp2, bf16": (2, ("parallel.pp=2", "parallel.vpp=2", "precision=bf16")),
+    "uneven, recompute moe": (2, ("parallel.pp=2", "parallel.layers_per_stage=[3,1]", "parallel.recompute=moe")),
+    "recompute full, tp2-ep2": (2, ("parallel.tp=2", "parallel.ep=2", "parallel.recompute=full", "precision=bf16")),
+    "cp2-ep2": (2, ("parallel.cp=2", "parallel.ep=2")),
+    "recompute selective, cp2": (2, ("parallel.cp=2", "parallel.recompute=selective", "precision=bf16")),
+    "etp2": (2, ("parallel.tp=2", "parallel.etp=2")),
+}  # fmt: skip
+WIDE = (
+    *BASE, "model.hidden_size=64", "model.num_attention_heads=4", "model.seq_length=32", "model.vocab_size=128",
+    "model.moe.ffn_hidden_size=64", "model.moe.router.load_balancing_coefficient=0.5", "model.init_std=0.02",
+)  # fmt: skip
+
+
+class _Live:
+    """Saved tensors of a step, each storage once while anybody keeps it, and the most there was at once."""
+
+    def __init__(self) -> None:
+        self.count: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def pack(self, tensor):  # type: ignore[no-untyped-def]
+        return _Kept(self, tensor)
+
+    def add(self, storage: int, size: int, sign: int) -> None:
+        self.count[storage] = self.count.get(storage, 0) + sign
+        if self.count[storage] == (1 if sign > 0 else 0):
+            self.now += sign * size
+            self.peak = max(self.peak, self.now)
+
+
+class _Kept:
+    def __init__(self, live: _Live, tensor):  # type: ignore[no-untyped-def]
+        storage = tensor.untyped_storage()
+        self.live, self.tensor, self.key = live, tensor, (storage._cdata, storage.nbytes())
+        live.add(*self.key, 1)
+
+    def __del__(self) -> None:
+        self.live.add(*self.key, -1)
+
+
+def _kept_in_a_step(environment: Environment, overrides: tuple[str, ...]) -> tuple[int, float]:
+    """(the most that autograd keeps at once in a real step, without parameters; rows at this rank's experts over an
+    even share, in the fullest micro-batch: what is live at once, one layer where full recompute brings back one)."""
+    import torch
+
+    from gpt4moe.model.gpt import build_model
+    from gpt4moe.moe.experts import Experts
+    from gpt4moe.parallel.groups import ProcessGroups, world
+    from gpt4moe.proof.batches import synthetic_batches
+    from gpt4moe.training.engine_megatron import MegatronEngine
+    from gpt4moe.training.step import StepRunner
+
+    run = load_run_config([*WIDE, *overrides])
+    with world(environment) as device:
+        layout = Layout.from_config(run.parallel, environment.world_size)
+        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+        engine = MegatronEngine(build_model(run, groups), run, groups)
+        live, rows = _Live(), []
+        for chunk in engine.chunks:
+            for parameter in chunk.parameters():  # never counted
+                live.count[parameter.untyped_storage()._cdata] = 1
+            experts = [module for module in chunk.modules() if isinstance(module, Experts)]
+            layers = len(experts)
+            for module in experts:
+                module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].sum())))
+        runner = StepRunner(run, engine, groups)
+        with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
+            runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
+    at_once = 1 if run.parallel.recompute is Recompute.full else layers
+    fullest = max(sum(rows[i : i + at_once]) / at_once for i in range(0, len(rows), at_once))
+    even = run.training.micro_batch_size * run.model.seq_length // (layout.tp * layout.cp) * layout.etp
+    assert run.model.moe is not None
+    return live.peak, fullest / (even * run.model.moe.top_k) if layout.ep > 1 else 1.0
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name: str) -> None:
+    world_size, overrides = ACTIVATIONS[name]
+    run = load_run_config([*WIDE, *overrides])
+    layout = Layout.from_config(run.parallel, world_size)
+    for rank, (kept, imbalance) in enumerate(run_ranks(world_size, _kept_in_a_step, overrides)):
+        micro, stage = MicroBatch.of(run, layout, imbalance), layout.coordinate(rank)["pp"]
+        planned = live_activations(run, layout, micro)[stage]
+        if run.parallel.recompute is Recompute.moe:  # torch's checkpoint hides from our hooks what it computes again
+            planned -= again_bytes(run, layout, micro, stage)
+        assert planned == pytest.approx(kept, rel=0.05), rank
