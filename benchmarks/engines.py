@@ -3,11 +3,12 @@
     python -m benchmarks.engines              by the clock
     python -m benchmarks.engines --shared     on a machine that others use: CPU time
 
-21.9M parameters. Both engines wrap the same model in the same two processes (one thread each, gloo) and take their steps in turns. Few
-tokens show what a step costs beside the model: reduction, norm, clipping, AdamW, all-gather.
+The engines wrap the same model of 21.9M parameters in the same two processes (one thread each, gloo) and take their steps
+in turns. Few tokens show what a step costs beside the model: reduction, norm, clipping, AdamW, all-gather.
 """
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the ranks' imports
     torch.multiprocessing.spawn(_rank, (port, "--shared" not in arguments), nprocs=RANKS)
 
 
