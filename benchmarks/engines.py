@@ -3,8 +3,8 @@
     python -m benchmarks.engines              by the clock
     python -m benchmarks.engines --shared     on a machine that others use: CPU time
 
-The engines wrap the same model of 21.9M parameters in the same two processes (one thread each, gloo) and take their steps
-in turns. Few tokens show what a step costs beside the model: reduction, norm, clipping, AdamW, all-gather.
+The engines wrap the same model of 21.9M parameters in the same two processes (one thread each, gloo) and take their
+steps in turns. Few tokens show what a step costs beside the model: reduction, norm, clipping, AdamW, all-gather.
 """
 
 import logging
