@@ -27,6 +27,7 @@ class Component(str, Enum):
     dense_mlp = "dense_mlp"
     router = "router"
     experts = "experts"
+    shared_experts = "shared_experts"
     norms = "norms"
     output_layer = "output_layer"
 
@@ -166,6 +167,10 @@ def _experts(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
     yield from _linear(f"{prefix}.router", Component.router, (count, hidden), bias=bias, spread=Spread.whole)
     yield ModelTensor(f"{prefix}.experts.gate_up", kind, (count, 2, ffn, hidden), Spread.experts)
     yield ModelTensor(f"{prefix}.experts.down", kind, (count, hidden, ffn), Spread.experts)
+    if moe.shared_expert_ffn_hidden_size is not None:
+        shared, kind_of_shared = moe.shared_expert_ffn_hidden_size, Component.shared_experts
+        for name, shape in (("linear_fc1", (2, shared, hidden)), ("linear_fc2", (hidden, shared))):
+            yield ModelTensor(f"{prefix}.shared_experts.{name}.weight", kind_of_shared, shape, Spread.tp)
     if bias:
         yield ModelTensor(f"{prefix}.experts.gate_up_bias", kind, (count, 2, ffn), Spread.experts)
         yield ModelTensor(f"{prefix}.experts.down_bias", kind, (count, hidden), Spread.experts)

@@ -27,6 +27,7 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
                "model.qk_norm=true", "parallel.tp=4"), 4),
     "uneven": ((*SMALL, "model.num_layers=5", "parallel.pp=2", "parallel.layers_per_stage=[3,2]"), 2),
     "vpp, tied": ((*SMALL, "parallel.pp=2", "parallel.vpp=2", "model.tied_embeddings=true"), 2),
+    "shared experts": ((*SMALL, "model.moe.shared_expert_ffn_hidden_size=24", "parallel.tp=2"), 2),
     "tied": ((*SMALL, "model.tied_embeddings=true", "parallel.tp=2", "parallel.ep=4", "model.moe.num_experts=8"), 4),
 }  # fmt: skip
 
@@ -102,6 +103,7 @@ PUBLISHED = {
     "mixtral_8x22b": (140_620_634_112, 39.1e9, "active_with_embeddings"),
     "qwen3_30b_a3b": (30_532_122_624, 3.35e9, "active_with_embeddings"),
     "qwen3_235b_a22b": (235_093_634_560, 22.2e9, "active_with_embeddings"),
+    "deepseek_v3": (671_026_404_352, 37.55e9, "active_with_embeddings"),
     "gpt_oss_120b": (116_829_156_672, 5.13e9, "active_with_head"),
     "llama3_405b": (405_853_388_800, 405.85e9, "active_with_embeddings"),
     "davinci_175b": (175.0e9, 175.0e9, "active_with_embeddings"),
