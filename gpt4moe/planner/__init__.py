@@ -12,6 +12,9 @@ efficiency.py         constants of stacks and generations
 layer_time.py         seconds of one layer
 step_time.py          seconds of a step
 estimate.py           all of one plan, JSON
+search.py             legal layouts, fastest first
+report.py             tables for people
+answer.py             what a plan asks for
 bottleneck.py         what binds, what to know
 run_time.py           days, with saves and failures
 cost.py               money and energy

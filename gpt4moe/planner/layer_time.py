@@ -13,7 +13,7 @@ from math import prod
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.planner.efficiency import (
     ALL_TO_ALL_SHARE,
     ATTENTION_SHARE,
@@ -25,13 +25,6 @@ from gpt4moe.planner.flops import tokens_seen
 from gpt4moe.planner.tensors import Component, ModelTensor, Spread, layer_tensors
 
 PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
-# What a kind of recomputation (config.parallel.Recompute) does again in the backward pass.
-RECOMPUTED: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "selective": ("attention",),
-    "moe": ("products", "elementwise", "ep"),
-    "full": PARTS,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +99,11 @@ class Product:
     n: float
     k: float
     count: float = 1.0
+    """Local experts; 1 where all tokens meet the matrix."""
 
 
-def layer_seconds(work: Work, kind: LayerKind) -> dict[str, float]:
-    """Forward and backward pass of one layer, by part, recomputation included."""
+def layer_seconds(work: Work, kind: LayerKind, *, recomputes: bool = True) -> dict[str, float]:
+    """Forward and backward pass of one layer, by part, with what parallel.recompute does again unless told not to."""
     products = [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
     moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
     sent = wire_bytes(work, kind)
@@ -130,10 +124,21 @@ def layer_seconds(work: Work, kind: LayerKind) -> dict[str, float]:
         "cp": forward["cp"],
         "ep": forward["ep"],
     }
-    again = RECOMPUTED[parallel.recompute.value]
-    if parallel.recompute.value == "moe" and not kind.is_moe:
-        again = ()
-    return {part: forward[part] * (1 + (part in again)) + backward[part] for part in PARTS}
+    again = _recomputed(work, kind, forward) if recomputes else {}
+    return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in PARTS}
+
+
+def _recomputed(work: Work, kind: LayerKind, forward: dict[str, float]) -> dict[str, float]:
+    """Seconds that are spent a second time. moe: the way to the experts and their first product (moe.recompute)."""
+    recompute = work.parallel.recompute
+    if recompute is Recompute.full:
+        return forward
+    if recompute is Recompute.selective:
+        return {"attention": forward["attention"]}
+    if recompute is Recompute.none or not kind.is_moe:
+        return {}
+    experts = sum(_forward_seconds(work, _product(work, t)) for t in kind.tensors if t.spread is Spread.experts)
+    return {"products": experts * 2 / 3, "elementwise": forward["elementwise"] / 2, "ep": forward["ep"] / 2}
 
 
 def head_seconds(work: Work) -> dict[str, float]:

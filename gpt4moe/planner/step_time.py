@@ -62,24 +62,28 @@ def step_time(work: Work, training: TrainingConfig, world_size: int, *, balanced
 
 def stage_parts(work: Work) -> list[dict[str, float]]:
     """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]."""
-    seconds = {id(kind): layer_seconds(work, kind) for kind in {id(kind): kind for kind in work.kinds}.values()}
-    stages = []
-    for counts in _kinds_of_stages(work):
-        stage = dict.fromkeys(PARTS, 0.0)
-        for kind, count in counts.items():
-            for part, value in seconds[kind].items():
+    seconds = {
+        (id(kind), again): layer_seconds(work, kind, recomputes=again)
+        for kind in {id(kind): kind for kind in work.kinds}.values()
+        for again in (True, False)
+    }
+    stages = [dict.fromkeys(PARTS, 0.0) for _ in range(work.parallel.pp)]
+    for stage, counts in zip(stages, _kinds_of_stages(work), strict=True):
+        for key, count in counts.items():
+            for part, value in seconds[key].items():
                 stage[part] += count * value
-        stages.append(stage)
     for part, value in head_seconds(work).items():
         stages[-1][part] += value
     return stages
 
 
-def _kinds_of_stages(work: Work) -> list[Counter[int]]:
-    """How many layers of each kind (by its id) each pipeline rank has."""
-    counts: list[Counter[int]] = [Counter() for _ in range(work.parallel.pp)]
+def _kinds_of_stages(work: Work) -> list[Counter[tuple[int, bool]]]:
+    """How many layers of each kind (by its id), recomputed and not, each pipeline rank has."""
+    counts: list[Counter[tuple[int, bool]]] = [Counter() for _ in range(work.parallel.pp)]
+    most = work.parallel.recompute_layers or work.model.num_layers
     for chunk, layers in enumerate(stage_layers(work.model.num_layers, work.parallel)):
-        counts[chunk % work.parallel.pp].update(id(work.kinds[layer]) for layer in layers)
+        kinds = ((id(work.kinds[layer]), place < most) for place, layer in enumerate(layers))
+        counts[chunk % work.parallel.pp].update(kinds)
     return counts
 
 
@@ -114,7 +118,7 @@ def heaviest_stage(work: Work) -> tuple[float, float]:
     """Dense and expert parameters of a rank of the stage that has most of them."""
     of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
     stages = [
-        [sum(count * of_kind[kind][which] for kind, count in counts.items()) for which in (0, 1)]
+        [sum(count * of_kind[kind][which] for (kind, _), count in counts.items()) for which in (0, 1)]
         for counts in _kinds_of_stages(work)
     ]
     stages[0][0] += _local(embedding_tensors(work.model), work.parallel)

@@ -1,0 +1,122 @@
+"""tools/plan.py: the JSON contract, what it refuses, and that it stays light."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.planner.answer import json_answer, table_answer
+from tests.planner.timed import plan_of
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRACT = {
+    "parameters": {"total", "active", "per_component"},
+    "flops": {"per_token", "total", "total_with_attention"},
+    "layout": {"tp", "pp", "vpp", "ep", "etp", "cp", "dp", "world"},
+    "memory": {"per_stage"},
+    "time": {"step_seconds", "tokens_per_second", "tokens_per_second_per_gpu", "mfu", "days", "parts"},
+    "cost": {"usd", "gpu_hours", "kwh"},
+}
+STAGE = {"weights", "gradients", "optimizer", "activations", "buffers", "total"}
+
+
+def plan_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/plan.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@cache
+def gpt4() -> dict:
+    return json.loads(plan_command("+experiment=gpt4", "output=json").stdout)
+
+
+def test_the_json_has_the_keys_of_the_contract_and_no_others() -> None:
+    assert set(gpt4()) == {*CONTRACT, "bottleneck", "warnings"}
+    for section, keys in CONTRACT.items():
+        assert set(gpt4()[section]) == keys, section
+    assert {key for stage in gpt4()["memory"]["per_stage"] for key in stage} == {f"{name}_bytes" for name in STAGE}
+
+
+def test_the_numbers_of_the_json_agree_with_each_other() -> None:
+    plan = gpt4()
+    assert plan["layout"]["world"] == 24960 == 8 * 15 * 208
+    assert len(plan["memory"]["per_stage"]) == 15
+    for stage in plan["memory"]["per_stage"]:
+        lines = [value for name, value in stage.items() if name != "total_bytes"]
+        assert sum(lines) == stage["total_bytes"]
+    time, cost = plan["time"], plan["cost"]
+    stalls = time["parts"]["checkpoint"] + time["parts"]["failures"]
+    assert sum(time["parts"].values()) - stalls == pytest.approx(time["step_seconds"])
+    assert time["days"] * 86400 == pytest.approx(217_000 * sum(time["parts"].values()))
+    assert cost["gpu_hours"] == pytest.approx(24960 * 24 * time["days"])
+    assert cost["usd"] == pytest.approx(1.10 * cost["gpu_hours"])
+    assert time["tokens_per_second_per_gpu"] * 24960 == pytest.approx(time["tokens_per_second"])
+    used = plan["flops"]["total_with_attention"] / (217_000 * time["step_seconds"] * 24960 * 312e12)
+    assert time["mfu"] == pytest.approx(used)
+    assert sum(plan["parameters"]["per_component"].values()) == plan["parameters"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "cure"),
+    [
+        (["+experiment=gpt4", "parallel.tp=7"], "parallel.tp=7", "Start a multiple of"),
+        (["+experiment=gpt4", "gpus=25000"], "does not divide", "multiple of 120"),
+        (["model=mixtral_8x7b", "cluster=h1000"], "cluster/h1000", "h100_80g"),
+        (["model=mixtral_8x7b", "cluster=gb300"], "cluster=gb300 has no price", "cluster.usd_per_hour"),
+        (["+experiment=gpt4", "ouput=json"], "ouput", "output"),
+    ],
+)
+def test_bad_input_is_one_line_of_cause_and_one_of_cure(arguments: list[str], cause: str, cure: str) -> None:
+    result = plan_command(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    said, cured = result.stderr.strip().splitlines()
+    assert cause in said and cure in cured
+
+
+def test_help_teaches_by_examples_and_needs_no_configuration() -> None:
+    result = plan_command("--help")
+    assert result.returncode == 0
+    assert result.stdout.count("python tools/plan.py") >= 5
+
+
+def test_every_column_and_row_says_its_unit() -> None:
+    console = Console(width=220, record=True, file=StringIO())
+    for part in table_answer(plan_of("+experiment=gpt4")):
+        console.print(part)
+    text = console.export_text()
+    for unit in ("[GB]", "time [s]", "share [%]", "USD", "kWh", "days", "tokens/s", "FLOP", "10^9 parameters"):
+        assert unit in text, unit
+
+
+def test_the_search_finds_a_layout_that_fits_and_is_no_slower_than_the_next() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "gpus=32", "training.global_batch_size=64", "search=true")
+    layouts = json_answer(plan)["layouts"]
+    assert isinstance(layouts, list) and len(layouts) == plan.top
+    steps = [found["time"]["step_seconds"] for found in layouts]
+    assert steps == sorted(steps)
+    for found in layouts:
+        assert max(stage["total_bytes"] for stage in found["memory"]["per_stage"]) <= plan.cluster.memory_bytes
+
+
+def test_a_budget_buys_devices_and_tokens() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "search=true", "training.global_batch_size=64")
+    plan.budget_usd, plan.days = 64 * 24 * 10 * 2.50, 10.0
+    result = json_answer(plan)
+    assert result["gpus"] == 64
+    best = result["layouts"][0]  # type: ignore[index]
+    seconds = 10 * 86400
+    assert result["tokens"] == pytest.approx(best["time"]["tokens_per_second"] * seconds, rel=0.05)
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_what_would_help() -> None:
+    plan = plan_of("+experiment=gpt4", "gpus=64", "training.global_batch_size=64", "search=true")
+    with pytest.raises(Gpt4MoeError, match="fits") as caught:
+        json_answer(plan)
+    assert "gpus=128" in caught.value.cure
