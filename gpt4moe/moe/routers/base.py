@@ -47,6 +47,9 @@ class Router(nn.Module):
     pipeline stage, part of checkpoints, changed by finish_step alone.
     """
 
+    load_share: Tensor | None
+    """Of each expert in the step before, [E], even at first; None where no loss looks back."""
+
     def __init__(self, weight: nn.Parameter, moe: MoEConfig):
         super().__init__()
         settings = moe.router
@@ -56,10 +59,9 @@ class Router(nn.Module):
         self.input_jitter = settings.input_jitter
         self.noise_key = 0
         """Stands for (seed, layer); training.step sets it."""
-        self.load_share: Tensor | None = None
-        if settings.load_balancing_scope is LoadBalancingScope.global_batch:
-            even = torch.full((moe.num_experts,), 1 / moe.num_experts, device=weight.device)
-            self.register_buffer("load_share", even)
+        looks_back = settings.load_balancing_scope is LoadBalancingScope.global_batch
+        even = torch.full((moe.num_experts,), 1 / moe.num_experts, device=weight.device)
+        self.register_buffer("load_share", even if looks_back else None)
 
     def forward(self, x_TH: Tensor, token_id_T: Tensor | None = None) -> Routing:
         """Args:
