@@ -40,3 +40,9 @@ class DivergenceError(Gpt4MoeError):
     """A loss or gradient that is not finite: training stops before it can spoil the weights."""
 
     exit_code = 1
+
+
+class ReplicaError(Gpt4MoeError):
+    """Copies of one tensor on several ranks that are not equal any more."""
+
+    exit_code = 1

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard
@@ -99,6 +100,19 @@ def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.
             if is_copy:
                 logical = logical.replace(*_TIED_COPY)
             yield parameter, _shard(logical, tuple(parameter.shape), rule.cut, groups, not is_copy), rule
+
+
+def buffers(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[Tensor, Shard]]:
+    """State of the model that no gradient moves (a router's bias): fp32, whole and the same on every rank of a pipeline
+    stage. The stage's first rank writes it."""
+    is_first = all(groups.coordinate[axis] == 0 for axis in ("tp", "cp", "dp"))
+    for wrapped in chunks:
+        chunk = getattr(wrapped, "module", wrapped)
+        numbers = [layer.layer_number - 1 for layer in chunk.decoder.layers]
+        for name, buffer in chunk.named_buffers():
+            assert buffer.dtype == torch.float32, name
+            shape = tuple(buffer.shape)
+            yield buffer, Shard(_global_name(name, numbers), shape, (0,) * len(shape), shape, is_first)
 
 
 def _global_name(name: str, layer_numbers: list[int]) -> str:

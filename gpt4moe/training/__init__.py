@@ -2,6 +2,9 @@
 
 engine.py           the seam: what reduces gradients, clips and steps
 engine_megatron.py  Megatron's DistributedDataParallel + DistributedOptimizer behind it
+engine_deepspeed.py DeepSpeed's engine with ZeRO-1 behind it, optimizer on the host if wanted
+deepspeed_partition.py  its flat gradients, and the cut of masters and moments a rank owns
+clipping.py         the gradient norm and clipping of every engine
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 learning_rate.py    the schedule, a pure function of the step
 state.py            TrainState: what a step advances, and TrainingContext: what callbacks see

@@ -18,6 +18,7 @@ from gpt4moe.training.agreement import agreed
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation
 from gpt4moe.training.callbacks.preemption import Preemption
+from gpt4moe.training.callbacks.replicas import Replicas
 from gpt4moe.training.callbacks.report import Report
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.checkpointing import fill
@@ -63,7 +64,7 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
 
 def build_callbacks() -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
-    return [Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
+    return [Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
 
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:

@@ -55,7 +55,7 @@ class Partition:
     def reduce(self) -> None:
         """The sum over the group, of this rank's cut. Collective."""
         if self.group.size() > 1:
-            distributed.reduce_scatter_tensor(self.gradient, self.gradients, group=self.group)
+            distributed.reduce_scatter_single(self.gradient, self.gradients, group=self.group)
         if self.optimizer.cpu_offload:
             self._stepped_gradient().copy_(self.gradient)
 

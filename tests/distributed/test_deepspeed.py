@@ -15,7 +15,17 @@ ENGINE = ("engine=deepspeed",)
 OFFLOAD = ("engine.offload_optimizer=true",)
 LAYOUTS_SHOWN = {"one": LayoutCase(1, ())} | {
     name: LAYOUTS[name]
-    for name in ("dp2", "tp2", "pp2", "pp2-vpp2", "dp2-ep2", "tp2-ep2", "pp2-dp2-ep2", "tp2-pp2-ep2")
+    for name in (
+        "dp2",
+        "tp2",
+        "pp2",
+        "pp2-vpp2",
+        "dp2-ep2",
+        "tp2-ep2",
+        "pp2-dp2-ep2",
+        "tp2-pp2-ep2",
+        "tp2-dp2-ep2-etp2",
+    )
 }
 
 

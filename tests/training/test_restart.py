@@ -40,13 +40,16 @@ def test_steps_lost_to_a_kill_are_redone_bit_for_bit_and_written_once(tmp_path: 
     assert saved_state(folder, 10) == saved_state(whole_run, 10)
 
 
-def test_a_kill_of_one_rank_of_several_costs_no_step(tmp_path: Path) -> None:
-    folder = tmp_path / "x"
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_a_kill_of_one_rank_of_several_costs_no_step(engine: str, tmp_path: Path) -> None:
+    folder, layout = tmp_path / "x", ("parallel.ep=2", f"engine={engine}")
     with pytest.raises(AssertionError, match="rank 1: the process died"):
-        train(folder, *TEN, "parallel.ep=2", ranks=2, events=(Event(after_step=7, rank=1, sent=signal.SIGKILL),))
+        train(folder, *TEN, *layout, ranks=2, events=(Event(after_step=7, rank=1, sent=signal.SIGKILL),))
     before = metrics(folder)
     assert before[-1]["step"] in (6, 7)  # the first rank may have died before it wrote its line
-    assert [ended.status for ended in train(folder, *TEN, "parallel.ep=2", ranks=2)] == [0, 0]
+    ended = train(folder, *TEN, *layout, ranks=2)
+    assert [(each.status, each.err) for each in ended] == [(0, ""), (0, "")]
+    assert "DeepSpeed" not in ended[0].out and "WARNING" not in ended[0].out
     assert steps(folder) == list(range(1, 11))
     assert metrics(folder)[: len(before)] == before
 

@@ -1,0 +1,101 @@
+"""Copies of one tensor on several ranks must be equal to the bit; what is not is named, with its ranks.
+
+    whole weights, buffers            copies on every rank of a pipeline stage     tp, then dp x cp
+    weights cut over tp               on the ranks that hold the same cut          dp x cp
+    experts                           on the ranks that hold the same experts      expert_dp
+    masters, moments of whole ones    sharded over dp, copies over tp              tp
+    a tied embedding                  on the first and the last stage              Megatron's embedding group
+
+A checksum of 64 bits a tensor; its least and largest over the group are equal, or some copy is another. The tables are
+the same on all ranks of a stage whatever the tensors hold, so no collective depends on data.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from gpt4moe.model.parameters import Cut, buffers, shards
+from gpt4moe.parallel.collectives import gather_rows
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.engine import Engine
+
+Copies = list[tuple[str, Tensor]]
+_CHUNK_ELEMENTS = 1 << 22
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class Unequal:
+    """A tensor whose copies are not equal."""
+
+    name: str
+    odd_ranks: list[int]
+    """Those that hold another value than most (of two halves, than the lower rank's)."""
+    other_ranks: list[int]
+
+
+def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
+    """What diverged among the copies that this rank has a part in; empty: nothing. Collective."""
+    live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp")} | {"embedding": groups.megatron.embd}
+    return [
+        found
+        for names, copies in _copies(engine, groups).items()
+        for found in _compared(copies, [live[name] for name in names], groups)
+    ]
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """64 bits of a tensor's bits and their order: one flipped bit always changes it. Scalar int64."""
+    bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, bits.numel(), _CHUNK_ELEMENTS):
+        part = bits[start : start + _CHUNK_ELEMENTS].to(torch.int64)
+        place = torch.arange(start, start + part.numel(), device=tensor.device)
+        total += (part * (2 * place + 1)).sum()  # odd factors lose no bit in the wrap-around
+    return total
+
+
+def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copies]:
+    """Groups whose ranks hold copies -> names and tensors, in the same order on every member."""
+    stage, cut, experts, sharded, tied = ("tp", "dp_cp"), ("dp_cp",), ("expert_dp",), ("tp",), ("embedding",)
+    table: dict[tuple[str, ...], Copies] = {stage: [], cut: [], experts: [], sharded: [], tied: []}
+    whole = {}
+    for parameter, shard, rule in shards(engine.chunks, groups):
+        if rule.cut is Cut.whole:
+            whole[id(parameter)] = shard.name
+        is_expert = rule.cut in (Cut.experts, Cut.experts_gated)
+        table[stage if rule.cut is Cut.whole else experts if is_expert else cut].append((shard.name, parameter))
+        if groups.layout.pp > 1 and getattr(parameter, "shared_embedding", False):
+            table[tied].append((shard.name, parameter))
+    table[stage] += [(shard.name, buffer) for buffer, shard in buffers(engine.chunks, groups)]
+    for owned in engine.owned():
+        if id(owned.parameter) in whole:
+            place = f"of {whole[id(owned.parameter)]}[{owned.start}:{owned.end}]"
+            table[sharded] += [(f"fp32 master {place}", owned.master)]
+            table[sharded] += [(f"{name} {place}", moment) for name, moment in owned.moments.items()]
+    return table
+
+
+def _compared(copies: Copies, over: list[distributed.ProcessGroup], groups: ProcessGroups) -> Iterator[Unequal]:
+    if not copies or all(group.size() == 1 for group in over):
+        return
+    mine = torch.stack([checksum(tensor).to(groups.device) for _, tensor in copies])
+    least, largest = mine.clone(), mine.clone()
+    for group in over:
+        distributed.all_reduce(least, op=distributed.ReduceOp.MIN, group=group)
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX, group=group)
+    places = (least != largest).nonzero().flatten()  # the same on every member
+    if not len(places):
+        return
+    held = torch.cat((torch.tensor([groups.rank], device=groups.device), mine[places])).unsqueeze(0)
+    for group in over:
+        held = gather_rows(held, group)
+    held = held[held[:, 0].argsort()].cpu()
+    ranks = held[:, 0].tolist()
+    for column, place in enumerate(places.tolist(), start=1):
+        values = held[:, column].tolist()
+        usual = max(values, key=values.count)  # the first of equally frequent ones
+        odd = [rank for rank, value in zip(ranks, values, strict=True) if value != usual]
+        yield Unequal(copies[place][0], odd, [rank for rank in ranks if rank not in odd])
