@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt4moe.proof.outcome import GRADIENT, Outcome
+from gpt4moe.proof.outcome import BUFFER, GRADIENT, Outcome
 
 # Family -> what its names contain; the order of a layer's forward pass. First match wins.
 FAMILIES = (
@@ -39,6 +39,7 @@ class Tolerance:
 # Kind of tensor after clipped descent; after AdamW; numbers of a step.
 DESCENT = {
     GRADIENT: Tolerance(1e-5, "fp32 sums in another order"),
+    BUFFER: Tolerance(0.0, "a router's buffers come from counts"),
     "weight": Tolerance(1e-5, "fp32 sums in another order, three steps on"),
 }
 ADAMW = {

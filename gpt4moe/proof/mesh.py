@@ -78,7 +78,7 @@ def _smaller(asked: Layout) -> Iterator[Layout]:
 
 def _likeness(layout: Layout, asked: Layout) -> tuple[int, ...]:
     kept = sum((getattr(layout, axis) > 1) == (getattr(asked, axis) > 1) for axis in _AXES)
-    alike = sum(trait(layout) == trait(asked) for trait in (_spans_dp, _has_copies))
+    alike = sum(trait(layout) == trait(asked) for trait in _TRAITS.values())
     return kept, alike, layout.world_size, -sum(getattr(layout, axis) for axis in _AXES)
 
 
@@ -88,6 +88,14 @@ def _spans_dp(layout: Layout) -> bool:
 
 def _has_copies(layout: Layout) -> bool:
     return layout.expert_dp > 1
+
+
+_TRAITS = {"experts spread beyond tp x cp": _spans_dp, "copies of experts": _has_copies}
+
+
+def lost_traits(asked: Layout, proved: Layout) -> list[str]:
+    """What `asked` has and `proved` had no ranks for."""
+    return [name for name, trait in _TRAITS.items() if trait(asked) and not trait(proved)]
 
 
 def reductions(asked: Layout, proved: Layout) -> list[str]:

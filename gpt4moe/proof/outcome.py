@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-GRADIENT, WEIGHT = "gradient", "weight"
+GRADIENT, WEIGHT, BUFFER = "gradient", "weight", "buffer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class TensorPiece:
 
 @dataclass(frozen=True, slots=True)
 class WeightCopy:
-    """A weight as one rank computes with it; every rank that holds the same rectangle must hold the same bits."""
+    """A weight or buffer as one rank computes with it; ranks with the same rectangle must hold the same bits."""
 
     name: str
     offset: tuple[int, ...]
@@ -64,7 +64,7 @@ class RankAnswer:
     """What the last columns of a routing table are."""
     pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
     """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
-    exp_avg, exp_avg_sq."""
+    exp_avg, exp_avg_sq, and buffer: what no gradient moves (a router's bias)."""
     copies_at_start: list[WeightCopy] = field(default_factory=list)
     copies: list[WeightCopy] = field(default_factory=list)
     """After the last step."""

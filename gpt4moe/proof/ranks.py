@@ -14,7 +14,7 @@ import torch
 
 from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.model.gpt import build_model
-from gpt4moe.model.parameters import reduced_over, shards
+from gpt4moe.model.parameters import Cut, buffers, reduced_over, shards
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -22,7 +22,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.shard import flat_rectangles
 from gpt4moe.proof.batches import synthetic_batches
-from gpt4moe.proof.outcome import GRADIENT, WEIGHT, RankAnswer, TensorPiece, WeightCopy
+from gpt4moe.proof.outcome import BUFFER, GRADIENT, WEIGHT, RankAnswer, TensorPiece, WeightCopy
 from gpt4moe.proof.phase import Phase
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine, OwnedRange
@@ -75,7 +75,7 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
             _descend(engine, phase.descent, step)
         runner.finish_step(done)
         say(f"step {step}")
-    answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS))
+    answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS)) | {BUFFER: _buffers(engine, groups)}
     answer.copies = _copies(engine, groups)
     return answer
 
@@ -110,14 +110,26 @@ def _flat(owned: OwnedRange, kind: str) -> torch.Tensor:
     return owned.master if kind == WEIGHT else owned.moments[kind]
 
 
+def _buffers(engine: Engine, groups: ProcessGroups) -> list[TensorPiece]:
+    return [
+        TensorPiece(shard.name, shard.global_shape, shard.offset, buffer.cpu().numpy().copy())
+        for buffer, shard in buffers(engine.chunks, groups) if shard.is_writer
+    ]  # fmt: skip
+
+
 def _copies(engine: Engine, groups: ProcessGroups) -> list[WeightCopy]:
-    """The weights this rank computes with, as digests."""
+    """The weights and buffers this rank computes with, as digests."""
+    held = [
+        (parameter, shard, rule.cut, reduced_over(parameter))
+        for parameter, shard, rule in shards(engine.chunks, groups)
+    ]  # fmt: skip
+    held += [(buffer, shard, Cut.whole, ()) for buffer, shard in buffers(engine.chunks, groups)]
     return [
         WeightCopy(
-            name=shard.name, offset=shard.offset, cut=rule.cut.value, reduced_over=reduced_over(parameter),
+            name=shard.name, offset=shard.offset, cut=cut.value, reduced_over=reduced,
             digest=hashlib.blake2b(
-                parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16
             ).digest(),
         )
-        for parameter, shard, rule in shards(engine.chunks, groups)
+        for tensor, shard, cut, reduced in held
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from gpt4moe.proof.unproved import unproved
 # Phase, kind of tensor -> head of its column.
 COLUMNS = {
     (plan.DESCENT, "gradient"): "gradient",
+    (plan.DESCENT, "buffer"): "buffer",
     (plan.DESCENT, "weight"): "weight after descent",
     (plan.ADAMW, "weight"): "weight after AdamW",
     (plan.ADAMW, "exp_avg"): "exp_avg",

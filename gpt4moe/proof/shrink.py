@@ -3,7 +3,8 @@
 Kept: the mesh (up to 8 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
 router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
 below. Changed: widths, depth, vocabulary, sequence, batch; and what would hide a fault: initial weights are larger (so
-that every gradient stands far above round-off), small loss coefficients are raised, every step is clipped.
+that every gradient stands far above round-off), small loss coefficients and steps of a router's bias are raised, every
+step is clipped.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ _FIXED = {  # group -> what every proof has
     "model": {"init_std": 0.2},
 }
 _CLIP_NORM = 0.1
-_SMALLEST_COEFFICIENT = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01}
+# Of what is not 0: a loss that gradients feel, a bias that turns choices within the three steps.
+_SMALLEST = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01, "bias_update_rate": 0.02}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +115,9 @@ def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: De
         return config_from_dict(raw)
     small = raw["model"]["moe"]
     small |= {"ffn_hidden_size": _rounded(_FFN, 2 * proved.etp), "layer_pattern": depth.layer_pattern}
-    for name, smallest in _SMALLEST_COEFFICIENT.items():
+    if moe.shared_expert_ffn_hidden_size is not None:
+        small["shared_expert_ffn_hidden_size"] = 2 * _rounded(_FFN, lcm(proved.tp, 2))
+    for name, smallest in _SMALLEST.items():
         if small["router"].get(name):
             small["router"][name] = max(smallest, small["router"][name])
     problem: ConfigError | LayoutError | None = None

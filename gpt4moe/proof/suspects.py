@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from gpt4moe.proof.evidence import Evidence, is_near
-from gpt4moe.proof.outcome import GRADIENT
+from gpt4moe.proof.outcome import BUFFER, GRADIENT
 
 
 def suspects(seen: Evidence) -> list[str]:
@@ -149,6 +149,16 @@ def _copies_drifted(seen: Evidence) -> Iterator[str]:
         )
 
 
+def _buffers(seen: Evidence) -> Iterator[str]:
+    got, want = seen.got.tensors[BUFFER], seen.want.tensors[BUFFER]
+    wrong = {name for name in want if not np.array_equal(got.get(name, np.empty(0)), want[name])}
+    if wrong and not seen.different and not seen.loss_differs:
+        yield (
+            f"router state: {_listed(wrong)} moved otherwise although the first step's gradients and loss are right; "
+            "the load it moves by must be the whole global batch's (StepRunner.finish_step)."
+        )
+
+
 def _listed(names: set[str] | frozenset[str]) -> str:
     ordered = sorted(names)
     rest = f" and {len(ordered) - 2} more" if len(ordered) > 2 else ""
@@ -157,5 +167,5 @@ def _listed(names: set[str] | frozenset[str]) -> str:
 
 RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum, _expert_group,
-    _norm, _forward, _copies_drifted, _backward,
+    _norm, _forward, _buffers, _copies_drifted, _backward,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
-from gpt4moe.proof.mesh import reductions
+from gpt4moe.proof.mesh import lost_traits, reductions
 from gpt4moe.proof.shrink import Shrunk, changes
 
 
@@ -15,7 +15,8 @@ def _mesh(shrunk: Shrunk) -> list[str]:
     asked, proved = shrunk.asked_layout, shrunk.layout
     if asked != proved:
         return [f"the mesh itself: {asked.world_size} ranks were reduced to {proved.world_size} "
-                f"({', '.join(reductions(asked, proved))})"]  # fmt: skip
+                f"({', '.join(reductions(asked, proved))})",
+                *(f"{name}: {proved.world_size} ranks are too few" for name in lost_traits(asked, proved))]  # fmt: skip
     return [f"more data-parallel ranks than dp {proved.dp}: the mesh was proved whole, at {proved.world_size} ranks"]
 
 

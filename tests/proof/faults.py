@@ -11,6 +11,7 @@ import torch
 
 from gpt4moe.model import gpt
 from gpt4moe.model.parameters import shards
+from gpt4moe.moe.routers.sigmoid_bias import SigmoidBias
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.proof.outcome import RankAnswer
@@ -34,6 +35,18 @@ def faulty_phases(environment: Environment, phases: list[Phase], fault: str) -> 
     """ranks.run_phases with the fault in place."""
     with FAULTS[fault].plant():
         return run_phases(environment, phases, FAULTS[fault].prepare)
+
+
+def tool_phases(environment: Environment, phases: list[Phase], say: Callable[[str], Any]) -> list[RankAnswer]:
+    """prove.rank_phases, with a router's bias that moves the wrong way on several ranks and not on one."""
+    several = environment.world_size > 1
+    with patch.object(SigmoidBias, "finish_step", _wrong_way) if several else nullcontext():
+        return run_phases(environment, phases, None, say)
+
+
+@torch.no_grad()
+def _wrong_way(router: SigmoidBias, load_E: torch.Tensor) -> None:
+    router.bias.sub_(torch.sign(load_E.mean() - load_E).float(), alpha=router.bias_update_rate)
 
 
 def _after(module: Any, name: str, change: Callable[..., None]) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from tests.proof.outcomes import outcomes
 pytestmark = pytest.mark.layouts
 
 SEED = int(os.environ.get("LAYOUT_SEED", "0"))
-DRAWS = int(os.environ.get("LAYOUT_DRAWS", "6"))
+DRAWS = int(os.environ.get("LAYOUT_DRAWS", "4"))
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + DRAWS))
