@@ -30,7 +30,7 @@ def draw(seed: int) -> Draw:
     rng = random.Random(seed)
     while True:
         world_size = rng.choice((2, 4, 4, 4, 4, 6, 8))
-        overrides = (*_mesh(rng, world_size), *_model(rng), *_run(rng))
+        overrides = (*_mesh(rng, world_size), *_model(rng), *_run(rng), *_beside_the_router(rng))
         try:
             run = load_run_config([*BASE, *overrides])
             require_legal(run.model, run.parallel, run.training, world_size)
@@ -75,6 +75,15 @@ def _router(rng: random.Random) -> list[str]:
         policy = rng.choice(("probability", "position"))
         chosen += [f"model.moe.router.capacity_factor={rng.choice((0.8, 1.25))}",
                    f"model.moe.router.drop_policy={policy}"]  # fmt: skip
+    return chosen
+
+
+def _beside_the_router(rng: random.Random) -> list[str]:
+    chosen = [f"model.moe.router.load_balancing_scope={rng.choice(('micro_batch', 'sequence', 'global_batch'))}"]
+    if rng.random() < 0.3:
+        chosen.append("model.moe.shared_expert_ffn_hidden_size=40")
+    if rng.random() < 0.3:
+        chosen.append("model.moe.router.input_jitter=0.01")
     return chosen
 
 
