@@ -33,10 +33,15 @@ def moe_config(num_experts: int, top_k: int, **router: Any) -> MoEConfig:
 
 
 def build_layer(
-    groups: ProcessGroups, moe: MoEConfig, kernel: ExpertKernel = ExpertKernel.per_expert, *, padded: bool = False
-) -> ExpertParallelMLP:
-    """The layer with weights drawn for all experts, of which this rank keeps its own."""
-    config = SimpleNamespace(hidden_size=HIDDEN, params_dtype=torch.float32, use_cpu_initialization=True)
+    groups: ProcessGroups, moe: MoEConfig, kernel: ExpertKernel = ExpertKernel.per_expert, *, padded: bool = False,
+    config: Any = None,
+) -> ExpertParallelMLP:  # fmt: skip
+    """The layer with weights drawn for all experts, of which this rank keeps its own.
+
+    Args:
+        config: Megatron's, which shared experts need (on one rank, with weights of their own start).
+    """
+    config = config or SimpleNamespace(hidden_size=HIDDEN, params_dtype=torch.float32, use_cpu_initialization=True)
     layer = ExpertParallelMLP(config, moe, kernel, groups)
     layer.dispatcher.padded = padded
     num_local, first = layer.dispatcher.num_local, layer.dispatcher.num_local * groups.ep.rank()

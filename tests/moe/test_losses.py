@@ -92,3 +92,45 @@ def _pooled(environment: Environment) -> dict[str, list]:
         (output * 0).sum().backward()
         losses = layer.statistics.read(groups.device)[-2:] * environment.world_size  # its share is 1 / ranks
         return {"losses": losses.tolist(), "gradient": layer.router.weight.grad.tolist()}
+
+
+def test_per_sequence_and_global_losses_are_the_papers_sums_token_by_token() -> None:
+    (found,) = run_ranks(1, _scopes)
+    for scope, (loss, reference) in found.items():
+        assert loss == pytest.approx(reference, rel=1e-6), scope
+    assert len({round(reference, 5) for _, reference in found.values()}) == 3, "the scopes must be seen apart"
+
+
+def _scopes(environment: Environment) -> dict[str, tuple[float, float]]:
+    """Scope -> the layer's loss, and a plain reference that walks over tokens."""
+    from gpt4moe.config.moe import LoadBalancingScope
+    from tests.moe.case import build_layer, moe_config, rank_groups, tokens
+
+    load = torch.tensor([30.0, 5.0, 10.0, 19.0], dtype=torch.float64)  # of the step before
+    found = {}
+    with rank_groups(environment) as groups:
+        for scope in LoadBalancingScope:
+            layer = build_layer(groups, moe_config(E, K, load_balancing_coefficient=1.0, load_balancing_scope=scope))
+            layer.router.finish_step(load)
+            hidden, _ = tokens(8, 3)
+            layer(hidden)
+            logits = (hidden.detach().double() @ layer.router.weight.detach().double().t()).transpose(0, 1)  # [B, S, E]
+            sequences = [*logits] if scope is LoadBalancingScope.sequence else [logits.reshape(-1, E)]
+            share = load / load.sum() if scope is LoadBalancingScope.global_batch else None
+            reference = sum(_reference(sequence, share) for sequence in sequences) / len(sequences)
+            found[scope.value] = (layer.statistics.read(groups.device)[-2].item(), reference)
+    return found
+
+
+def _reference(logits: torch.Tensor, share: torch.Tensor | None) -> float:
+    """DeepSeek-V3's equations 17-20 for one sequence [T, E]: sum_e f_e P_e, with f_e = E / (K T) * tokens that chose e
+    (`share`: E * share_e instead)."""
+    fraction, probability = [0.0] * E, [0.0] * E
+    for row in logits:
+        chances = row.softmax(dim=0).tolist()
+        for expert in sorted(range(E), key=lambda e: -chances[e])[:K]:
+            fraction[expert] += E / (K * len(logits))
+        probability = [total + chance / len(logits) for total, chance in zip(probability, chances, strict=True)]
+    if share is not None:
+        fraction = (E * share).tolist()
+    return sum(f * p for f, p in zip(fraction, probability, strict=True))

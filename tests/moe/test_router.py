@@ -1,20 +1,32 @@
-"""Softmax routers: which experts, with which weight, and what the router learns from."""
+"""Routers: which experts, with which weight, and what the router learns from."""
 
+import pytest
 import torch
 from torch import nn
 
 from gpt4moe.config.moe import MoEConfig, RouterConfig, RouterKind
 from gpt4moe.moe.router import build_router
+from gpt4moe.moe.routers.base import Router, Routing
 
 T, H, E = 40, 8, 6
 
 
-def _routed(kind: RouterKind, top_k: int, dtype: torch.dtype = torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    weight = nn.Parameter(torch.randn(E, H, generator=generator).to(dtype))
-    x = torch.randn(T, H, generator=generator).to(dtype)
-    moe = MoEConfig(num_experts=E, ffn_hidden_size=1, top_k=top_k, router=RouterConfig(kind=kind))
-    return weight, build_router(weight, moe)(x)
+def _built(kind: RouterKind, top_k: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Parameter, Router]:
+    weight = nn.Parameter(torch.randn(E, H, generator=torch.Generator().manual_seed(0)).to(dtype))
+    settings = RouterConfig(kind=kind, bias_update_rate=0.5)
+    if kind is RouterKind.group_limited:
+        settings.num_groups, settings.group_topk = 3, 1
+    moe = MoEConfig(num_experts=E, ffn_hidden_size=1, top_k=top_k, router=settings)
+    return weight, build_router(weight, moe)
+
+
+def _routed(
+    kind: RouterKind, top_k: int, dtype: torch.dtype = torch.float32, bias: list[float] | None = None
+) -> tuple[nn.Parameter, Routing]:
+    weight, router = _built(kind, top_k, dtype)
+    if bias is not None:
+        router.bias.copy_(torch.tensor(bias))
+    return weight, router(torch.randn(T, H, generator=torch.Generator().manual_seed(1)).to(dtype))
 
 
 def test_topk_weights_are_a_softmax_over_the_chosen_logits() -> None:
@@ -37,10 +49,42 @@ def test_switch_weight_is_the_raw_probability_of_the_one_expert() -> None:
     assert (routing.weight < 1).all()
 
 
-def test_the_language_model_loss_reaches_a_switch_router() -> None:
-    weight, routing = _routed(RouterKind.switch, 1)
+@pytest.mark.parametrize("kind", RouterKind)
+def test_the_language_model_loss_reaches_every_kind_of_router(kind: RouterKind) -> None:
+    weight, routing = _routed(kind, 1 if kind is RouterKind.switch else 2)
     routing.weight.square().sum().backward()
     assert weight.grad is not None and weight.grad.norm() > 1e-2
+
+
+def test_a_bias_changes_who_is_chosen_but_no_weight_of_the_same_choice() -> None:
+    _, before = _routed(RouterKind.sigmoid_bias, 2)
+    _, after = _routed(RouterKind.sigmoid_bias, 2, bias=[0.0, 0.0, 0.0, 0.3, 0.0, 0.0])
+    same = (before.expert_index.sort(dim=1).values == after.expert_index.sort(dim=1).values).all(dim=1)
+    assert 0 < same.sum() < T and torch.equal(before.probability, after.probability)
+    assert torch.equal(before.preferred_index, after.preferred_index)
+    order = [routing.expert_index.argsort(dim=1) for routing in (before, after)]
+    weights = [r.weight.gather(1, o)[same] for r, o in zip((before, after), order, strict=True)]
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=0)
+
+
+def test_a_bias_rises_where_the_load_is_below_the_mean_and_stays_where_it_is_the_mean() -> None:
+    _, router = _built(RouterKind.sigmoid_bias, 2)
+    router.finish_step(torch.tensor([9.0, 3.0, 0.0, 12.0, 6.0, 6.0], dtype=torch.float64))
+    assert torch.equal(router.bias, torch.tensor([-0.5, 0.5, 0.5, -0.5, 0.0, 0.0]))
+
+
+def test_a_group_limited_token_stays_within_its_best_groups() -> None:
+    _, routing = _routed(RouterKind.group_limited, 2)
+    score = routing.logits.sigmoid().view(T, 3, 2)
+    best = score.sum(dim=-1).argmax(dim=-1)  # groups of two: the sum of the two best is the sum
+    assert torch.equal(routing.expert_index // 2, best.unsqueeze(1).expand(T, 2))
+    unlimited = routing.logits.topk(2).indices // 2
+    assert (unlimited != best.unsqueeze(1)).any(), "the limit must have been felt"
+
+
+def test_a_cast_of_the_model_leaves_the_bias_in_fp32() -> None:
+    _, router = _built(RouterKind.sigmoid_bias, 2)
+    assert router.to(torch.bfloat16).bias.dtype is torch.float32 and router.weight.dtype is torch.bfloat16
 
 
 def test_a_single_renormalised_weight_would_teach_the_router_nothing() -> None:
