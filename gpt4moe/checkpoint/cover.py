@@ -1,6 +1,7 @@
 """Whether rectangles cover a tensor exactly once: nothing missing, nothing twice. No torch."""
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from math import prod
 
 from gpt4moe.checkpoint.storage import KINDS, MOMENTS
@@ -12,24 +13,49 @@ Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 def cover_problem(global_shape: tuple[int, ...], rectangles: list[Rectangle]) -> str | None:
     """What is wrong with the cover, or None.
 
-    Volumes alone would miss a piece written twice while another is missing, so overlap is checked too: rectangles
-    sorted by their start along axis 0 can only overlap while both are open (a sweep).
+    Volumes alone would miss a piece written twice while another is missing, so overlap is checked too.
     """
     for offset, shape in rectangles:
         if any(o < 0 or o + n > g for o, n, g in zip(offset, shape, global_shape, strict=True)):
             return f"the piece at {offset} of {shape} reaches outside {global_shape}"
-    open_now: list[Rectangle] = []
-    for offset, shape in sorted(rectangles):
-        open_now = [other for other in open_now if other[0][0] + other[1][0] > offset[0]]
-        for other_offset, other_shape in open_now:
+    for cluster in _clusters(rectangles, len(global_shape)):
+        for (offset, shape), (other_offset, other_shape) in combinations(cluster, 2):
             if all(
                 max(a, b) < min(a + n, b + m)
                 for a, n, b, m in zip(offset, shape, other_offset, other_shape, strict=True)
             ):
-                return f"the pieces at {other_offset} and {offset} overlap"
-        open_now.append((offset, shape))
+                return f"the pieces at {offset} and {other_offset} overlap"
     volume, whole = sum(prod(shape) for _, shape in rectangles), prod(global_shape)
     return None if volume == whole else f"{whole - volume} of {whole} elements are missing"
+
+
+def _clusters(rectangles: list[Rectangle], num_dims: int) -> Iterator[list[Rectangle]]:
+    """Rectangles that may overlap, together: split along one axis after the other wherever no interval reaches across,
+    until no axis splits. A tensor cut over thousands of ranks falls apart to few rectangles each."""
+    waiting = [(rectangles, 0, 0)]
+    while waiting:
+        cluster, axis, unsplit = waiting.pop()
+        if len(cluster) < 2:
+            continue
+        if unsplit == num_dims:
+            yield cluster
+            continue
+        parts = _split(cluster, axis)
+        unsplit = unsplit + 1 if len(parts) == 1 else 1
+        waiting += [(part, (axis + 1) % num_dims, unsplit) for part in parts]
+
+
+def _split(rectangles: list[Rectangle], axis: int) -> list[list[Rectangle]]:
+    """Runs of rectangles whose intervals along the axis touch none of another run's."""
+    parts: list[list[Rectangle]] = []
+    end = -1
+    for rectangle in sorted(rectangles, key=lambda rectangle: rectangle[0][axis]):
+        start = rectangle[0][axis]
+        if start >= end:
+            parts.append([])
+        parts[-1].append(rectangle)
+        end = max(end, start + rectangle[1][axis])
+    return parts
 
 
 def tensor_problems(shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[str, list[Rectangle]]) -> Iterator[str]:

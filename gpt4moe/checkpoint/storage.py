@@ -81,6 +81,17 @@ def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) 
 
     Raises: OSError (a full disk, say); CheckpointError when two pieces have one place.
     """
+    header, end = pieces_header(path, pieces)
+    with path.open("wb") as file:
+        data = HashingWriter(file, header, block_bytes or block_bytes_for(end))
+        for piece in pieces:
+            array = piece.values.detach().cpu().float().contiguous().numpy()
+            data.write(memoryview(array.reshape(-1)).cast("B"))
+        return data.finish(path.name)
+
+
+def pieces_header(path: Path, pieces: list[Piece]) -> tuple[bytes, int]:
+    """(header, bytes of data) of a file of these pieces. Raises: CheckpointError when two pieces have one place."""
     layout: dict[str, Any] = {
         "__metadata__": {"shapes": json.dumps({piece.tensor: piece.global_shape for piece in pieces})}
     }
@@ -93,12 +104,7 @@ def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) 
                 f"{path} would hold {key} twice.", "This is a mistake in the program: please report it."
             )
         layout[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
-    with path.open("wb") as file:
-        data = HashingWriter(file, encoded_header(layout), block_bytes or block_bytes_for(end))
-        for piece in pieces:
-            array = piece.values.detach().cpu().float().contiguous().numpy()
-            data.write(memoryview(array.reshape(-1)).cast("B"))
-        return data.finish(path.name)
+    return encoded_header(layout), end
 
 
 def encoded_header(layout: dict[str, Any]) -> bytes:

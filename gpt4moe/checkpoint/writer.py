@@ -20,7 +20,15 @@ from gpt4moe.errors import CheckpointError
 
 def write_own(folder: Path, pieces: list[Piece], rank: int) -> None:
     """Writes one rank's file and the note that says so. Raises: OSError (a full disk, say)."""
-    entry = write_file(folder / f"rank-{rank:05d}.safetensors", pieces)
+    note_written(folder, rank, write_file(folder / file_name(rank), pieces))
+
+
+def file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def note_written(folder: Path, rank: int, entry: FileEntry) -> None:
+    """Tells the rank that commits that this one's file is whole."""
     partial = folder / f"rank-{rank:05d}.tmp"
     partial.write_text(json.dumps(dataclasses.asdict(entry)))
     os.replace(partial, _note_of(folder, rank))

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.huggingface import DTYPES
@@ -46,38 +47,61 @@ def to_inference_layout(
     if not dry_run:
         refuse_existing(out)
     source = CheckpointWeights(checkpoint)
-    stages = _stages(source.model, tp, pp, layers_per_stage)
+    stages, ranks = rank_contents(source, tp, pp, layers_per_stage)
     code = DTYPES[dtype][0]
-    ranks = {
-        (t, p): rank_boxes(source, _names_of(source.model, source.shapes, stages, p), t, tp)
-        for p in range(pp)
-        for t in range(tp)
-    }
     sizes = {rank: sum(prod(box[1]) for _, box in held) * BYTES[code] for rank, held in ranks.items()}
     total = sum(sizes.values())
     answer: Answer = {
         "out": str(out), "tp": tp, "pp": pp, "layers_per_stage": [len(layers) for layers in stages],
         "dtype": DTYPES[dtype][1], "size_bytes": total,
-        "files": [{"name": _file_name(*rank), "size_bytes": size} for rank, size in sizes.items()],
+        "files": [{"name": file_name(*rank), "size_bytes": size} for rank, size in sizes.items()],
     }  # fmt: skip
     if dry_run:
         return answer
-    manifest = source.index.manifest
-    plan = json.dumps(["to-inference", answer, [entry.block_hashes for entry in manifest.files]])
+    plan = json.dumps(["to-inference", answer, [entry.block_hashes for entry in source.index.manifest.files]])
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
         files = []
         for rank, held in ranks.items():
-            tensors = [_new(source, name, box) for name, box in held]
-            shapes = json.dumps({name: source.shapes[name] for name, _ in held})
-            entry = draft.tensors(_file_name(*rank), tensors, dtype=code, metadata={"shapes": shapes}, advance=advance)
-            place = {"tp": rank[0], "pp": rank[1], "layers": stages[rank[1]]}
-            files.append(place | dataclasses.asdict(entry))
-        facts = {key: answer[key] for key in ("tp", "pp", "layers_per_stage", "dtype")}
-        draft.json(INDEX, {
-            "format": FORMAT, **facts, "step": manifest.step, "run_id": manifest.run_id, "config": manifest.config,
-            "files": files,
-        })  # fmt: skip
+            tensors, metadata = rank_file(source, held)
+            entry = draft.tensors(file_name(*rank), tensors, dtype=code, metadata=metadata, advance=advance)
+            files.append(index_row(rank, stages, entry))
+        draft.json(INDEX, index_of(source, answer, files))
     return answer
+
+
+def rank_contents(
+    weights: Weights, tp: int, pp: int, layers_per_stage: list[int] | None
+) -> tuple[list[list[int]], dict[tuple[int, int], list[tuple[str, Box]]]]:
+    """(layers of each stage, (tp index, pp index) -> what that rank holds).
+
+    Raises: ConversionError when the grid does not fit the model.
+    """
+    stages = _stages(weights.model, tp, pp, layers_per_stage)
+    return stages, {
+        (t, p): rank_boxes(weights, _names_of(weights.model, weights.shapes, stages, p), t, tp)
+        for p in range(pp)
+        for t in range(tp)
+    }
+
+
+def rank_file(source: Weights, held: list[tuple[str, Box]]) -> tuple[list[NewTensor], dict[str, str]]:
+    """(tensors, metadata) of one rank's file."""
+    shapes = json.dumps({name: source.shapes[name] for name, _ in held})
+    return [_new(source, name, box) for name, box in held], {"shapes": shapes}
+
+
+def index_row(rank: tuple[int, int], stages: list[list[int]], entry: FileEntry) -> dict[str, Any]:
+    """A rank's file in index.json."""
+    return {"tp": rank[0], "pp": rank[1], "layers": stages[rank[1]]} | dataclasses.asdict(entry)
+
+
+def index_of(source: CheckpointWeights, answer: Answer, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """What index.json says."""
+    manifest = source.index.manifest
+    return {
+        "format": FORMAT, **{key: answer[key] for key in ("tp", "pp", "layers_per_stage", "dtype")},
+        "step": manifest.step, "run_id": manifest.run_id, "config": manifest.config, "files": files,
+    }  # fmt: skip
 
 
 def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
@@ -147,5 +171,5 @@ def _new(source: Weights, name: str, box: Box) -> NewTensor:
     return NewTensor(f"{name}@{','.join(map(str, box[0]))}", box[1], lambda: source.values(name, [box]))
 
 
-def _file_name(tp_index: int, pp_index: int) -> str:
+def file_name(tp_index: int, pp_index: int) -> str:
     return f"tp-{tp_index:02d}-pp-{pp_index:02d}.safetensors"

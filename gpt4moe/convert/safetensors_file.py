@@ -142,7 +142,7 @@ def write_stream(
     rounder = Rounder()
     block_bytes = block_bytes_for(sum(tensor.size_bytes(dtype) for tensor in tensors))
     with path.open("wb") as file:
-        data = HashingWriter(file, _header(tensors, dtype, metadata), block_bytes)
+        data = HashingWriter(file, tensors_header(tensors, dtype, metadata), block_bytes)
         for tensor in tensors:
             left = tensor.size_bytes(dtype)
             for values in tensor.values():
@@ -156,7 +156,8 @@ def write_stream(
         return data.finish(path.name)
 
 
-def _header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> bytes:
+def tensors_header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> bytes:
+    """The first bytes of a file of these tensors."""
     layout: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for tensor in tensors:

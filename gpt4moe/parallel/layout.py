@@ -12,6 +12,8 @@ so ep may span tp, cp and dp. A MoE layer's all-to-all runs over `ep`, its exper
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, product
+from operator import mul
 
 from gpt4moe.config.parallel import ParallelConfig
 
@@ -77,15 +79,15 @@ class Layout:
         `group` is an axis (tp, cp, dp, pp, ep, etp, expert_dp) or a product (dp_cp, tp_cp, model).
         """
         varying = COMBINED_AXES.get(group, (group,))
-        grid = EXPERT_AXES + ("pp",) if varying[0] in EXPERT_AXES else DENSE_AXES
-        assert set(varying) <= set(grid), group
+        strides = self._strides(EXPERT_AXES if varying[0] in EXPERT_AXES else DENSE_AXES)
         mine = self.coordinate(rank)
-        fixed = [axis for axis in grid if axis not in varying]
-        return [
-            other
-            for other in range(self.world_size)
-            if all(self.coordinate(other)[axis] == mine[axis] for axis in fixed)
-        ]
+        first = rank - sum(mine[axis] * strides[axis] for axis in varying)
+        steps = [range(0, getattr(self, axis) * strides[axis], strides[axis]) for axis in varying]
+        return sorted(first + sum(step) for step in product(*steps))
+
+    def _strides(self, grid: tuple[str, ...]) -> dict[str, int]:
+        """How far apart neighbours along an axis of a grid are."""
+        return dict(zip(grid, accumulate((getattr(self, axis) for axis in grid[:-1]), mul, initial=1), strict=True))
 
     def describe(self) -> str:
         """One line for people: `8 ranks = tp 2 x pp 2 x dp 2, ep 4, sequence parallel`."""

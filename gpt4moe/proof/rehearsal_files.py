@@ -1,0 +1,76 @@
+"""The inference files of a rehearsed checkpoint: headers and index, no data; read back and checked. No torch."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt4moe.checkpoint.cover import cover_problem
+from gpt4moe.checkpoint.hollow import write_hollow
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.convert.huggingface import DTYPES
+from gpt4moe.convert.inference_layout import (
+    file_name,
+    index_of,
+    index_row,
+    rank_contents,
+    rank_file,
+)
+from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
+from gpt4moe.convert.safetensors_file import tensors_header
+from gpt4moe.convert.weights import CheckpointWeights, Weights
+
+_DTYPE = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceFiles:
+    """A serving layout's files, without their data."""
+
+    folder: Path
+    tp: int
+    pp: int
+    layers_per_stage: list[int]
+    files: int
+    size_bytes: int
+    """What they would take, bf16."""
+    largest_bytes: int
+    index_bytes: int
+    problems: list[str]
+    """Tensors that the files do not cover exactly."""
+
+
+def require_grid(model: ModelConfig, tp: int, pp: int) -> None:
+    """Raises: ConversionError when a model cannot be cut so."""
+    rank_contents(Weights(Path(), model, "F32"), tp, pp, None)
+
+
+def write_inference(checkpoint: Path, out: Path, tp: int, pp: int) -> InferenceFiles:
+    """Writes a hollow file a rank and the index, reads all back.
+
+    Raises: ConversionError when the grid does not fit the model, or it has parts that no conversion knows.
+    """
+    source = CheckpointWeights(checkpoint)
+    stages, ranks = rank_contents(source, tp, pp, None)
+    code, word = DTYPES[_DTYPE]
+    sizes = [len(layers) for layers in stages]
+    out.mkdir(parents=True)
+    rows = []
+    for rank, held in ranks.items():
+        tensors, metadata = rank_file(source, held)
+        size = sum(tensor.size_bytes(code) for tensor in tensors)
+        entry = write_hollow(out / file_name(*rank), tensors_header(tensors, code, metadata), size)
+        rows.append(index_row(rank, stages, entry))
+    facts = {"tp": tp, "pp": pp, "layers_per_stage": sizes, "dtype": word}
+    (out / INDEX).write_text(json.dumps(index_of(source, facts, rows)))
+    return InferenceFiles(
+        folder=out, tp=tp, pp=pp, layers_per_stage=sizes, files=len(rows),
+        size_bytes=sum(row["size"] for row in rows), largest_bytes=max(row["size"] for row in rows),
+        index_bytes=(out / INDEX).stat().st_size, problems=_problems(out),
+    )  # fmt: skip
+
+
+def _problems(folder: Path) -> list[str]:
+    weights = open_inference_layout(folder)
+    boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in weights.pieces.items()}
+    covers = ((name, cover_problem(shape, boxes[name])) for name, shape in weights.shapes.items())
+    return [f"{folder}: {name}: {wrong}" for name, wrong in covers if wrong]
