@@ -12,6 +12,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from torch import nn
 
 from gpt4moe.checkpoint.storage import MOMENTS
@@ -57,7 +58,12 @@ class MegatronEngine:
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step_with_ready_grads()
+        for inner in self._inner():
+            # Not its own step, which then gathers every weight of its chunks: the dense and the expert optimizer would
+            # each gather all of them, twice the bytes (megatron-core 0.16.1).
+            MixedPrecisionOptimizer.step_with_ready_grads(inner)
+        for chunk in self.chunks:
+            chunk.start_param_sync()
 
     def owned(self) -> Iterator[OwnedRange]:
         for inner in self._inner():

@@ -1,0 +1,125 @@
+"""Bytes on the wire, counted at the collective: what this rank sends, by group and kind of operation.
+
+    with WireCounter(groups) as wire: one step  ->  wire.sent["dp_cp", "reduce_scatter"] bytes
+
+A dispatch mode sees every c10d operation, Megatron's, DeepSpeed's and ours, forward and backward. Counted is what a
+ring sends, the least there is: an all-gather or reduce-scatter over p ranks p - 1 times a rank's part, an all-reduce
+both. Tensors are counted as handed in, padding included; groups of one send nothing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt4moe.parallel.groups import ProcessGroups
+
+GROUPS = ("tp", "cp", "tp_cp", "ep", "etp", "expert_dp", "dp", "dp_cp", "model", "pp", "embedding", "world", "other")
+"""In this order a group of several names is named."""
+KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "broadcast", "other")
+
+
+class WireCounter(TorchDispatchMode):  # type: ignore[misc]
+    """Counts from __enter__ to __exit__; adds up over several uses."""
+
+    def __init__(self, groups: ProcessGroups):
+        super().__init__()
+        self.sent: Counter[tuple[str, str]] = Counter()
+        self.names = _names(groups)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self._count(func._opname, args)
+        return func(*args, **(kwargs or {}))
+
+    def _count(self, operation: str, args: Sequence[Any]) -> None:
+        if operation in _SILENT:
+            return
+        group = next(distributed.ProcessGroup.unbox(argument) for argument in args if _is_group(argument))
+        if group.size() == 1:
+            return
+        kind, bytes_sent = _OPERATIONS.get(operation, ("other", _handed_in))
+        # Megatron sends half the messages of a pipeline of two over the world's group: messages are the pipeline's.
+        name = "pp" if kind == "send" else self.names.get(group.group_name, "other")
+        self.sent[name, kind] += bytes_sent(args, group.size(), group.rank())
+
+    def table(self) -> Tensor:
+        """[groups, kinds] int64, the same shape on every rank."""
+        return torch.tensor([[self.sent[group, kind] for kind in KINDS] for group in GROUPS], dtype=torch.int64)
+
+
+def _names(groups: ProcessGroups) -> dict[str, str]:
+    """c10d's name of each group -> ours."""
+    live: dict[str, Any] = {name: getattr(groups, name, None) for name in GROUPS}
+    live |= {"embedding": groups.megatron.embd, "world": distributed.group.WORLD}
+    names: dict[str, str] = {}
+    for name in GROUPS:
+        if live[name] is not None:
+            names.setdefault(live[name].group_name, name)
+    return names
+
+
+def _is_group(argument: Any) -> bool:
+    return isinstance(argument, torch.ScriptObject) and argument._type().qualified_name().endswith(".ProcessGroup")
+
+
+def _bytes(tensors: Any) -> int:
+    """Of a tensor, or of all tensors in nested lists."""
+    if isinstance(tensors, Tensor):
+        return int(tensors.numel() * tensors.element_size())
+    return sum(map(_bytes, tensors))
+
+
+# Each: the operation's arguments, the ranks of its group and this rank's place in it -> bytes this rank sends.
+
+
+def _gathered(args: Sequence[Any], ranks: int, place: int) -> int:
+    return (ranks - 1) * _bytes(args[1])
+
+
+def _scattered(args: Sequence[Any], ranks: int, place: int) -> int:
+    return (ranks - 1) * _bytes(args[0])
+
+
+def _reduced(args: Sequence[Any], ranks: int, place: int) -> int:
+    return round(2 * (ranks - 1) * _bytes(args[0]) / ranks)
+
+
+def _broadcast(args: Sequence[Any], ranks: int, place: int) -> int:
+    return round((ranks - 1) * _bytes(args[0]) / ranks)
+
+
+def _exchanged(args: Sequence[Any], ranks: int, place: int) -> int:
+    """All but what stays here; without sizes the parts are equal."""
+    given, sizes = args[1], args[4]
+    rows = given.shape[0]
+    own = sizes[place] if sizes else rows // ranks
+    return (rows - own) * (_bytes(given) // rows) if rows else 0
+
+
+def _exchanged_lists(args: Sequence[Any], ranks: int, place: int) -> int:
+    return _bytes(args[1]) - _bytes(args[1][place])
+
+
+def _handed_in(args: Sequence[Any], ranks: int, place: int) -> int:
+    return _bytes(args[0])
+
+
+_SILENT = ("recv_", "recv_any_source_", "barrier", "monitored_barrier_")
+_OPERATIONS: dict[str, tuple[str, Callable[[Sequence[Any], int, int], int]]] = {
+    "allgather_": ("all_gather", _gathered),
+    "_allgather_base_": ("all_gather", _gathered),
+    "allgather_into_tensor_coalesced_": ("all_gather", _gathered),
+    "reduce_scatter_": ("reduce_scatter", _scattered),
+    "_reduce_scatter_base_": ("reduce_scatter", _scattered),
+    "reduce_scatter_tensor_coalesced_": ("reduce_scatter", _scattered),
+    "allreduce_": ("all_reduce", _reduced),
+    "allreduce_coalesced_": ("all_reduce", _reduced),
+    "alltoall_base_": ("all_to_all", _exchanged),
+    "alltoall_": ("all_to_all", _exchanged_lists),
+    "broadcast_": ("broadcast", _broadcast),
+    "send": ("send", _handed_in),
+}

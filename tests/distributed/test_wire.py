@@ -1,0 +1,144 @@
+"""Bytes counted at the collective equal the papers' formulas to the byte; what is added is named item by item."""
+
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.model.gpt import build_model
+from gpt4moe.moe.dispatch import Arrived, Dispatcher
+from gpt4moe.moe.statistics import EXTRAS
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.groups import ProcessGroups, world
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.placement import rank_chunks
+from gpt4moe.parallel.wire import WireCounter
+from gpt4moe.planner.communication import RoutedRows, bytes_per_step
+from gpt4moe.planner.params import rank_parameters
+from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.step import StepRunner
+from tests.distributed.case import BASE, synthetic_batches
+from tests.spawn import run_ranks
+
+pytestmark = pytest.mark.layouts
+
+Sent = Counter[tuple[str, str]]
+# Two layers, the first one dense; four micro-batches.
+SMALL = (
+    "model.num_layers=2", "model.moe.layer_pattern=[0,1]", "model.ffn_hidden_size=48", "training.global_batch_size=8",
+)  # fmt: skip
+TIED, BF16 = "model.tied_embeddings=true", "precision=bf16"
+CASES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "tp2": (2, ("parallel.tp=2",)),
+    "pp2-tied": (2, ("parallel.pp=2", TIED)),
+    "pp2-vpp2": (2, ("parallel.pp=2", "parallel.vpp=2", "model.num_layers=4", "model.moe.layer_pattern=[0,1,1,1]")),
+    "dp2-bf16": (2, (BF16,)),
+    "dp2-ep2": (2, ("parallel.ep=2",)),
+    "tp2-etp2": (2, ("parallel.tp=2", "parallel.etp=2")),
+    "cp2": (2, ("parallel.cp=2",)),
+    "tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
+}
+
+
+def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent, RoutedRows, Sent]:
+    """One whole step of a rank: bytes counted, rows that crossed, and what the formula leaves out."""
+    run = load_run_config([*BASE, *SMALL, *overrides])
+    with world(environment) as device, pytest.MonkeyPatch.context() as patch:
+        layout = Layout.from_config(run.parallel, environment.world_size)
+        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+        engine = MegatronEngine(build_model(run, groups), run, groups)
+        runner = StepRunner(run, engine, groups)
+        splits = _watch_splits(patch)
+        with WireCounter(groups) as wire:
+            runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
+            engine.reduce()
+            engine.clip()
+            engine.update(0.1)
+        own = groups.coordinate["ep"]
+        sent, received = (sum(sum(one[side]) - one[side][own] for one in splits) for side in (0, 1))
+        rows = RoutedRows(sent=sent, received=received)
+        return wire.sent, rows, surplus(run, groups, engine, rows)
+
+
+def _watch_splits(patch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
+    splits = []
+    original = Dispatcher.send
+
+    def send(self: Dispatcher, *given: Tensor) -> Arrived:
+        arrived = original(self, *given)
+        splits.append(arrived.splits)
+        return arrived
+
+    patch.setattr(Dispatcher, "send", send)
+    return splits
+
+
+def surplus(run: RunConfig, groups: ProcessGroups, engine: MegatronEngine, rows: RoutedRows) -> Sent:
+    """What a step sends besides, item by item."""
+    layout, stage, model = groups.layout, groups.coordinate["pp"], run.model
+    assert model.moe is not None
+    sent: Sent = Counter()
+
+    def all_reduced(group: str, ranks: int, size: int) -> None:
+        sent[group, "all_reduce"] += round(2 * (ranks - 1) * size / ranks)
+
+    all_reduced("dp", layout.dp, 8)  # how many tokens the loss counts
+    all_reduced("world", layout.world_size, 8)  # the gradient norm
+    # The loss and every layer's routing, for the log.
+    all_reduced("world", layout.world_size, 8 * (model.num_layers + 1) * (model.moe.num_experts + len(EXTRAS)))
+    experts, micro_batches = model.moe.num_experts, run.training.global_batch_size // 2 // layout.dp
+    layers = [layer for chunk in rank_chunks(model.num_layers, run.parallel, stage) for layer in chunk]
+    passes = micro_batches * sum(model.moe_layers[layer] for layer in layers)
+    # What the load-balancing and z-losses pool.
+    all_reduced("tp_cp", layout.tp * layout.cp, passes * 4 * (2 * experts + 1))
+    # How many rows come; and every row's router weight, in fp32.
+    sent["ep", "all_to_all"] += passes * 4 * experts * (layout.ep - 1) // layout.ep + 4 * int(rows.sent + rows.received)
+    tokens = model.seq_length * run.training.micro_batch_size // layout.tp
+    gathered = passes * (layout.etp - 1) * tokens * model.moe.top_k
+    sent["etp", "all_gather"] += gathered * (4 + 8)  # router weights and expert numbers
+    sent["etp", "reduce_scatter"] += gathered * 4
+    sizes = rank_parameters(model, run.parallel, stage)
+    element = 2 if run.precision.dtype.value == "bf16" else 4
+    for group, ranks, buffers, size in (
+        ("dp_cp", layout.dp * layout.cp, "buffers", sizes.dense),
+        ("expert_dp", layout.expert_dp, "expert_parallel_buffers", sizes.expert),
+    ):
+        padding = sum(buffer.numel for chunk in engine.chunks for buffer in getattr(chunk, buffers)) - size
+        sent[group, "reduce_scatter"] += padding * 4 * (ranks - 1) // ranks
+        sent[group, "all_gather"] += padding * element * (ranks - 1) // ranks
+    return +sent
+
+
+@cache
+def answers(name: str) -> list[tuple[Sent, RoutedRows, Sent]]:
+    world_size, overrides = CASES[name]
+    return run_ranks(world_size, counted, overrides)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_sends_what_the_formulas_say_and_a_known_surplus(name: str) -> None:
+    world_size, overrides = CASES[name]
+    run = load_run_config([*BASE, *SMALL, *overrides])
+    layout = Layout.from_config(run.parallel, world_size)
+    for rank, (sent, rows, more) in enumerate(answers(name)):
+        formula: Sent = Counter()
+        for group, kinds in bytes_per_step(run, layout, stage=layout.coordinate(rank)["pp"], routed=rows).items():
+            for kind, size in kinds.items():
+                assert size == int(size)
+                formula[group, kind] += int(size)
+        assert sent == formula + more, (rank, sent, formula, more)
+
+
+def test_rows_that_leave_a_rank_arrive_on_another_and_are_near_the_even_share() -> None:
+    sent = sum(rows.sent for _, rows, _ in answers("dp2-ep2"))
+    assert sent == sum(rows.received for _, rows, _ in answers("dp2-ep2"))
+    run = load_run_config([*BASE, *SMALL, "parallel.ep=2"])
+    layout = Layout.from_config(run.parallel, 2)
+    # 8 sequences x 16 tokens x top 2, half of which an even router sends to the other rank.
+    even: dict[str, Any] = bytes_per_step(run, layout, stage=0)["ep"]
+    assert even["all_to_all"] == 4 * (8 * 16 * 2 / 2 / 2) * run.model.hidden_size * 4
+    assert 0.5 < sent / (8 * 16 * 2 / 2) < 1.5
