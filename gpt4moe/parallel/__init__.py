@@ -6,6 +6,7 @@ legality.py        the one function that says whether a layout is legal, and why
 schedule.py        the pipeline schedule as data: slots, time axis, bubble, live activations (no torch)
 messages.py        every send and receive between stages, in Megatron's order (no torch)
 message_check.py   do they meet? crossed messages and deadlocks, by simulation (no torch)
+wire.py            bytes on the wire, counted at the collective
 environment.py     rank, world, device and backend from Slurm, torchrun or nothing
 groups.py          ProcessGroups: the live groups, handed on by argument
 megatron_state.py  embassy: Megatron's parallel_state and random-number trackers

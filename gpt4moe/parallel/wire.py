@@ -38,9 +38,10 @@ class WireCounter(TorchDispatchMode):  # type: ignore[misc]
     def _count(self, operation: str, args: Sequence[Any]) -> None:
         if operation in _SILENT:
             return
-        group = next(distributed.ProcessGroup.unbox(argument) for argument in args if _is_group(argument))
-        if group.size() == 1:
+        groups = [distributed.ProcessGroup.unbox(argument) for argument in args if _is_group(argument)]
+        if not groups or groups[0].size() == 1:
             return
+        group = groups[0]
         kind, bytes_sent = _OPERATIONS.get(operation, ("other", _handed_in))
         # Megatron sends half the messages of a pipeline of two over the world's group: messages are the pipeline's.
         name = "pp" if kind == "send" else self.names.get(group.group_name, "other")

@@ -7,6 +7,7 @@ gradient_buffers.py   Megatron's packing, owned shares
 activations.py        saved tensors of a micro-batch
 workspace.py          what comes and goes
 memory.py             the fullest rank, stage by stage
+communication.py      bytes a rank sends, group by group
 pipeline.py           a step's schedule: idle time, activations held
 efficiency.py         constants of stacks and generations
 layer_time.py         seconds of one layer

@@ -10,7 +10,8 @@
     expert_dp  and experts apart
 
 A ring over p ranks sends p - 1 times a rank's part in an all-gather or reduce-scatter, and both in an all-reduce
-(parallel.wire counts the same way). What an engine sends besides (counts, statistics, norms, padding) is its surplus.
+(parallel.wire counts the same way). Without parallel.recompute, which does forward operations twice. What an engine
+sends besides (counts, statistics, norms, padding) is its surplus.
 """
 
 from dataclasses import dataclass
@@ -70,6 +71,17 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
     traffic["expert_dp"] = _zero_1(sizes.expert, layout.expert_dp, element)
     sent = {group: {kind: value for kind, value in kinds.items() if value} for group, kinds in traffic.items()}
     return {group: kinds for group, kinds in sent.items() if kinds}
+
+
+def bytes_of_all_ranks(run: RunConfig, layout: Layout) -> Traffic:
+    """The sum over all ranks, with even routing."""
+    total: Traffic = {}
+    for stage in range(layout.pp):
+        for group, kinds in bytes_per_step(run, layout, stage=stage).items():
+            for kind, size in kinds.items():
+                row = total.setdefault(group, {})
+                row[kind] = row.get(kind, 0.0) + size * layout.stage_size
+    return total
 
 
 def _even_rows(model: ModelConfig, layout: Layout, moe_layers: int, tokens: int, micro_batches: int) -> RoutedRows:

@@ -5,12 +5,11 @@ from functools import cache
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.gpt import build_model
-from gpt4moe.moe.dispatch import Arrived, Dispatcher
+from gpt4moe.moe.dispatch import Dispatcher, Plan
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -66,14 +65,14 @@ def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent,
 
 def _watch_splits(patch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
     splits = []
-    original = Dispatcher.send
+    original = Dispatcher.plan
 
-    def send(self: Dispatcher, *given: Tensor) -> Arrived:
-        arrived = original(self, *given)
-        splits.append(arrived.splits)
-        return arrived
+    def plan(self: Dispatcher, *given: Any) -> Plan:
+        made = original(self, *given)
+        splits.append(made.splits)
+        return made
 
-    patch.setattr(Dispatcher, "send", send)
+    patch.setattr(Dispatcher, "plan", plan)
     return splits
 
 
