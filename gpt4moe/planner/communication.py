@@ -96,8 +96,9 @@ def _tensor_parallel(
     model: ModelConfig, parallel: ParallelConfig, *, stage: int, layers: list[int], shard: int
 ) -> dict[str, float]:
     """shard: bytes of S/cp/tp x B x H, all micro-batches."""
-    # Attention is one block; a dense MLP a second one. Experts are not cut over tp.
-    blocks = sum(1 if model.moe_layers[layer] else 2 for layer in layers)
+    # Attention is one block; a dense MLP, or shared experts, a second one. Routed experts are not cut over tp.
+    shared = model.moe is not None and model.moe.shared_expert_ffn_hidden_size is not None
+    blocks = sum(2 if shared or not model.moe_layers[layer] else 1 for layer in layers)
     first, last = stage == 0, stage == parallel.pp - 1
     # The embedding scatters forward; the output layer gathers forward, and again backward.
     gathers = 3 * blocks + first + 2 * last

@@ -32,7 +32,7 @@ SMALL = (
 )  # fmt: skip
 TIED, BF16 = "model.tied_embeddings=true", "precision=bf16"
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "tp2": (2, ("parallel.tp=2",)),
+    "tp2-shared": (2, ("parallel.tp=2", "model.moe.shared_expert_ffn_hidden_size=16")),
     "pp2-tied": (2, ("parallel.pp=2", TIED)),
     "pp2-vpp2": (2, ("parallel.pp=2", "parallel.vpp=2", "model.num_layers=4", "model.moe.layer_pattern=[0,1,1,1]")),
     "dp2-bf16": (2, (BF16,)),
@@ -85,15 +85,15 @@ def surplus(run: RunConfig, groups: ProcessGroups, engine: MegatronEngine, rows:
     def all_reduced(group: str, ranks: int, size: int) -> None:
         sent[group, "all_reduce"] += round(2 * (ranks - 1) * size / ranks)
 
-    all_reduced("dp", layout.dp, 8)  # how many tokens the loss counts
+    all_reduced("dp", layout.dp, 2 * 8)  # how many tokens the loss counts, how many are padding
     all_reduced("world", layout.world_size, 8)  # the gradient norm
     # The loss and every layer's routing, for the log.
     all_reduced("world", layout.world_size, 8 * (model.num_layers + 1) * (model.moe.num_experts + len(EXTRAS)))
     experts, micro_batches = model.moe.num_experts, run.training.global_batch_size // 2 // layout.dp
     layers = [layer for chunk in rank_chunks(model.num_layers, run.parallel, stage) for layer in chunk]
     passes = micro_batches * sum(model.moe_layers[layer] for layer in layers)
-    # What the load-balancing and z-losses pool.
-    all_reduced("tp_cp", layout.tp * layout.cp, passes * 4 * (2 * experts + 1))
+    # What the load-balancing and z-losses pool: probabilities and assignments of each expert, tokens, z.
+    all_reduced("tp_cp", layout.tp * layout.cp, passes * 4 * (2 * experts + 2))
     # How many rows come; and every row's router weight, in fp32.
     sent["ep", "all_to_all"] += passes * 4 * experts * (layout.ep - 1) // layout.ep + 4 * int(rows.sent + rows.received)
     tokens = model.seq_length * run.training.micro_batch_size // layout.tp
