@@ -94,6 +94,8 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    count_bytes: bool = True
+    """Count the bytes that the first step of a start on several ranks sends, for the report; that step is slower."""
 
 
 class AttentionKernel(str, Enum):

@@ -11,6 +11,7 @@
     heat_map.py      expert load as inline SVG
     gantt.py         a pipeline step as inline SVG
     schedule_page.py the pipeline schedule as text, JSON, a section of the report
+    wire_table.py    bytes on the wire, counted and by formula, as a table
     report.py        report.html, one self-contained file
     report_page.py   the report's style sheet and script
     atomic_file.py   write whole files or nothing

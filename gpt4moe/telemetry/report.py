@@ -20,6 +20,7 @@ from gpt4moe.telemetry.metrics import METRICS, Record
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
 from gpt4moe.telemetry.schedule_page import schedule_section
 from gpt4moe.telemetry.series import middle, points, smooth, smoothing_span
+from gpt4moe.telemetry.wire_table import WireCount, wire_table
 
 # A gradient norm that spans more than this is drawn on a logarithmic axis, else one spike flattens all the rest.
 WIDE_SPAN = 30.0
@@ -73,6 +74,7 @@ class ReportData:
     expert_load: ExpertLoad | None = None
     pipeline: PipelinePlan | None = None
     """Of the last start; None without a pipeline."""
+    wire: WireCount | None = None
     starts: Sequence[RunStart] = ()
     samples: Sequence[Sample] = ()
     facts: dict[str, str] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             _section("Training", f'<div class="charts">{"".join(map(line_chart, _charts(data)))}</div>'),
             _section("Experts", f'<div class="charts">{_experts(data)}</div>'),
             _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
+            _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
             _section("Samples", "".join(map(_sample, data.samples))),
             _section("Starts", _starts(data.starts)),
             _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),

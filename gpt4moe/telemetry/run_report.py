@@ -8,14 +8,20 @@ from typing import Any
 import yaml
 
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.plots import plot_loss
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
+from gpt4moe.telemetry.wire_table import WireCount
 
 EXPERT_LOAD_FILE = "expert_load.json"
 """{"layers": [...], "tokens": [[...]], "first_step", "last_step"}: tokens per expert over the last steps of a start."""
+
+WIRE_FILE = "wire.json"
+"""{"step", "ranks", "sent": {group: {kind: bytes}}}: what the first step of the last start sent, all ranks together."""
 
 
 def write_run_report(
@@ -48,6 +54,7 @@ def write_run_report(
             bigram_entropy=entropies.get("bigram"),
             expert_load=load,
             pipeline=_pipeline(records_of_starts[-1]) if starts else None,
+            wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
             starts=starts,
             samples=samples,
         ),
@@ -67,6 +74,19 @@ def _pipeline(record: dict[str, Any]) -> PipelinePlan | None:
     if record["config"]["parallel"]["pp"] == 1:
         return None
     return run_pipeline(config_from_dict(record["config"]), record["ranks"])
+
+
+def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
+    """The count of a start; None where it has none of its own."""
+    path = run_folder / WIRE_FILE
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    if stored["step"] != record["first_step"]:
+        return None
+    run = config_from_dict(record["config"])
+    formula = bytes_of_all_ranks(run, Layout.from_config(run.parallel, stored["ranks"]))
+    return WireCount(step=stored["step"], counted=stored["sent"], formula=formula)
 
 
 def _expert_load(run_folder: Path) -> ExpertLoad | None:

@@ -21,6 +21,7 @@ from gpt4moe.training.callbacks.preemption import Preemption
 from gpt4moe.training.callbacks.replicas import Replicas
 from gpt4moe.training.callbacks.report import Report
 from gpt4moe.training.callbacks.tracking import Tracking
+from gpt4moe.training.callbacks.wire import WireBytes
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
@@ -64,7 +65,7 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
 
 def build_callbacks() -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
-    return [Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
+    return [WireBytes(), Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
 
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:

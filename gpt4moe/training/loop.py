@@ -28,6 +28,8 @@ class Trainer:
                 with agreed(context.groups):
                     callback.on_start(context)
             while not context.is_last_step:
+                for callback in self.callbacks:
+                    callback.before_step(context)
                 record, result = self._one_step()
                 for callback in self.callbacks:
                     callback.on_step(context, record, result)

@@ -57,6 +57,9 @@ class Callback:
     def on_start(self, context: TrainingContext) -> None:
         """Before the first step of this start; the state is loaded. No collective; a Gpt4MoeError ends every rank."""
 
+    def before_step(self, context: TrainingContext) -> None:
+        """Right before a step's batches are made."""
+
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         """After an update; may add metrics to the record, which later callbacks write."""
 
