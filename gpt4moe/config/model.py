@@ -1,6 +1,7 @@
 """The transformer's shape (Mixtral's architecture: RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases)."""
 
 from dataclasses import dataclass
+from math import isqrt
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.config.moe import MoEConfig
@@ -53,10 +54,7 @@ class ModelConfig:
     @property
     def moe_layers(self) -> list[bool]:
         """For each layer, whether its MLP is a mixture of experts."""
-        if self.moe is None:
-            return [False] * self.num_layers
-        pattern = self.moe.layer_pattern
-        return [True] * self.num_layers if pattern is None else [bool(flag) for flag in pattern]
+        return [False] * self.num_layers if self.moe is None else self.moe.layers(self.num_layers)
 
     def validate(self) -> None:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
@@ -96,4 +94,5 @@ class ModelConfig:
 
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number, ascending."""
-    return [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]

@@ -138,8 +138,19 @@ class MoEConfig:
     """Inner width of the shared experts together: a dense SwiGLU that every token goes through, added to the routed
     experts' output (n shared experts as wide as a routed one: n * ffn_hidden_size); null: none."""
     layer_pattern: list[int] | None = None
-    """One 1 (MoE) or 0 (dense) per layer; null: every layer is MoE."""
+    """One 1 (MoE) or 0 (dense) per layer; null: by the two keys below, which leave every layer MoE."""
+    layer_frequency: int = 1
+    """Of layers 0, 1, 2, ... those whose number divides by this are MoE; 1: all."""
+    dense_first_layers: int = 0
+    """The first layers of the model that are dense, whatever layer_frequency says (DeepSeek-V3: 3)."""
     router: RouterConfig = field(default_factory=RouterConfig)
+
+    def layers(self, num_layers: int) -> list[bool]:
+        """For each layer, whether it is MoE."""
+        if self.layer_pattern is not None:
+            return [bool(flag) for flag in self.layer_pattern]
+        first, frequency = self.dense_first_layers, self.layer_frequency
+        return [layer >= first and layer % frequency == 0 for layer in range(num_layers)]
 
     def validate(self, num_layers: int) -> None:
         for name in ("num_experts", "ffn_hidden_size", "top_k"):
@@ -156,6 +167,7 @@ class MoEConfig:
                 f"model.moe.layer_pattern has {len(pattern)} entries {pattern}; model.num_layers={num_layers}.",
                 "Give one 0 (dense) or 1 (MoE) per layer with at least one 1, or null for MoE everywhere.",
             )
+        self._validate_rule(num_layers)
         shared = self.shared_expert_ffn_hidden_size
         if shared is not None and shared < 1:
             raise ConfigError(
@@ -163,3 +175,17 @@ class MoEConfig:
                 f"Set {self.ffn_hidden_size} for one shared expert as wide as a routed one, or null for none.",
             )
         self.router.validate(self.top_k, self.num_experts)
+
+    def _validate_rule(self, num_layers: int) -> None:
+        frequency, first = self.layer_frequency, self.dense_first_layers
+        rule = f"model.moe.layer_frequency={frequency} with model.moe.dense_first_layers={first}"
+        if self.layer_pattern is not None and (frequency, first) != (1, 0):
+            raise ConfigError(
+                f"{rule} and model.moe.layer_pattern={self.layer_pattern} both say which layers are MoE.",
+                "Set model.moe.layer_pattern=null, or model.moe.layer_frequency=1 and model.moe.dense_first_layers=0.",
+            )
+        if frequency < 1 or first < 0 or not any(self.layers(num_layers)):
+            raise ConfigError(
+                f"{rule} leaves none of model.num_layers={num_layers} layers MoE.",
+                "Set model.moe.layer_frequency=1 or more and model.moe.dense_first_layers below the number of layers.",
+            )

@@ -36,6 +36,10 @@ class ParallelConfig:
     """Activations between layers cut over tp along the sequence; null: on when tp > 1."""
     layers_per_stage: list[int] | None = None
     """Layers of each stage, pp * vpp entries in model order; null: as even as it goes, larger stages first."""
+    embedding_counts_as_layer: bool = False
+    """The embedding takes one layer's place on the first stage, which then has a layer less."""
+    head_counts_as_layer: bool = False
+    """So does the output layer with the loss, on the last stage."""
     recompute: Recompute = Recompute.none
     recompute_layers: int | None = None
     """With recompute=full: only the first layers of each virtual stage, this many; null: all."""
@@ -50,6 +54,14 @@ class ParallelConfig:
                 raise ConfigError(
                     f"parallel.{name}={getattr(self, name)} is below 1.", f"Set parallel.{name}=1 or more."
                 )
+        counts = (self.embedding_counts_as_layer, self.head_counts_as_layer)
+        if self.layers_per_stage is not None and any(counts):
+            raise ConfigError(
+                f"parallel.layers_per_stage={self.layers_per_stage} and embedding_counts_as_layer={counts[0]}, "
+                f"head_counts_as_layer={counts[1]} both say how many layers a stage has.",
+                "Set parallel.layers_per_stage=null, or parallel.embedding_counts_as_layer=false and "
+                "parallel.head_counts_as_layer=false.",
+            )
         if self.recompute_layers is not None and (self.recompute is not Recompute.full or self.recompute_layers < 1):
             raise ConfigError(
                 f"parallel.recompute_layers={self.recompute_layers} with parallel.recompute={self.recompute.value}: it "

@@ -139,6 +139,13 @@ def _pipeline_problems(
                 f"Give {chunks} numbers of 1 or more that sum to {model.num_layers}, e.g. "
                 f"{[len(stage) for stage in stage_layers(model.num_layers, ParallelConfig(pp=chunks))]}, or null.",
             )
+    elif (sizes := [len(stage) for stage in stage_layers(model.num_layers, parallel)]) and min(sizes) < 1:
+        yield Problem(
+            f"{name} for model.num_layers={model.num_layers} with "
+            f"parallel.embedding_counts_as_layer={parallel.embedding_counts_as_layer} and "
+            f"head_counts_as_layer={parallel.head_counts_as_layer} have {sizes} layers: some are empty.",
+            "Set both to false, or parallel.pp x vpp lower.",
+        )
     dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
     micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
     if parallel.vpp > 1 and micro_batches % parallel.pp:

@@ -7,13 +7,23 @@ def stage_layers(num_layers: int, parallel: ParallelConfig) -> list[list[int]]:
     """Global layer indices (from 0) of each of the pp * vpp chunks, in model order.
 
     Chunk c runs on pipeline rank c % pp as its virtual stage c // pp. Without `layers_per_stage`, as even as it goes,
-    larger chunks first: 120 layers over 16 stages give eight of 8 and eight of 7.
+    larger chunks first: 120 layers over 16 stages give eight of 8 and eight of 7. An embedding or head that counts as a
+    layer takes one's place in the first or last chunk (Megatron: account_for_embedding_in_pipeline_split): 7, nine of
+    8, five of 7, 6.
     """
-    num_chunks = parallel.pp * parallel.vpp
-    base, extra = divmod(num_layers, num_chunks)
-    sizes = parallel.layers_per_stage or [base + (chunk < extra) for chunk in range(num_chunks)]
-    starts = [sum(sizes[:chunk]) for chunk in range(num_chunks)]
+    sizes = parallel.layers_per_stage or _even_sizes(num_layers, parallel)
+    starts = [sum(sizes[:chunk]) for chunk in range(len(sizes))]
     return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _even_sizes(num_layers: int, parallel: ParallelConfig) -> list[int]:
+    embedding, head = int(parallel.embedding_counts_as_layer), int(parallel.head_counts_as_layer)
+    num_chunks = parallel.pp * parallel.vpp
+    base, extra = divmod(num_layers + embedding + head, num_chunks)
+    sizes = [base + (chunk < extra) for chunk in range(num_chunks)]
+    sizes[0] -= embedding
+    sizes[-1] -= head
+    return sizes
 
 
 def rank_chunks(num_layers: int, parallel: ParallelConfig, pp_index: int) -> list[list[int]]:

@@ -70,7 +70,9 @@ def shrink(run: RunConfig, ranks: int | None = None) -> Shrunk:
 
 def _parallel(proved: Layout, depth: Depth) -> dict[str, Any]:
     degrees = {name: getattr(proved, name) for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
-    return degrees | {"layers_per_stage": depth.layers_per_stage}
+    # The list of layers says where the embedding and the head counted too.
+    counts = {"embedding_counts_as_layer": False, "head_counts_as_layer": False}
+    return degrees | counts | {"layers_per_stage": depth.layers_per_stage}
 
 
 def _model(run: RunConfig, proved: Layout, depth: Depth) -> dict[str, Any]:
@@ -115,6 +117,7 @@ def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: De
         return config_from_dict(raw)
     small = raw["model"]["moe"]
     small |= {"ffn_hidden_size": _rounded(_FFN, 2 * proved.etp), "layer_pattern": depth.layer_pattern}
+    small |= {"layer_frequency": 1, "dense_first_layers": 0}
     if moe.shared_expert_ffn_hidden_size is not None:
         small["shared_expert_ffn_hidden_size"] = 2 * _rounded(_FFN, lcm(proved.tp, 2))
     for name, smallest in _SMALLEST.items():

@@ -96,10 +96,22 @@ def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(overrides: t
     assert_same(got, want)
 
 
-def test_dense_first_layers_and_uneven_stages_equal_one_process() -> None:
-    pattern = ("model.moe.layer_pattern=[0,1,0,1]", "model.ffn_hidden_size=48")
-    layout = ("parallel.pp=2", "parallel.tp=2", "parallel.ep=2", "parallel.layers_per_stage=[1,3]")
-    assert_same(outcome(4, (*layout, *pattern), steps=3, sgd=RATE), one_process(pattern, steps=3))
+@pytest.mark.parametrize(
+    ("layout", "pattern"),
+    [
+        (("tp=2", "ep=2", "pp=2", "layers_per_stage=[1,3]"), ("model.moe.layer_pattern=[0,1,0,1]",)),
+        # 1, 2, 2 and 1 layers, of which layer 4 alone, on the third stage, has experts.
+        (
+            ("pp=4", "embedding_counts_as_layer=true", "head_counts_as_layer=true"),
+            ("model.num_layers=6", "model.moe.layer_frequency=2", "model.moe.dense_first_layers=3"),
+        ),
+    ],
+    ids=["dense-between", "stages-of-dense-layers-alone"],
+)
+def test_dense_layers_and_uneven_stages_equal_one_process(layout: tuple[str, ...], pattern: tuple[str, ...]) -> None:
+    pattern = (*pattern, "model.ffn_hidden_size=48")
+    parallel = tuple(f"parallel.{key}" for key in layout)
+    assert_same(outcome(4, (*parallel, *pattern), steps=3, sgd=RATE), one_process(pattern, steps=3))
 
 
 def test_a_dense_model_equals_one_process() -> None:

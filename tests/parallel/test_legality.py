@@ -51,6 +51,9 @@ REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str,
         {"layers_per_stage": [2, 2]}),
     "stage list of another length": (
         MODEL, {"pp": 2, "layers_per_stage": [4]}, {}, 2, "[4] pp=2", "null", {"layers_per_stage": None}),
+    "a stage that the head fills alone": (
+        MODEL, {"pp": 4, "head_counts_as_layer": True}, {}, 4, "pp=4 num_layers=4 [2, 1, 1, 0]", "false",
+        {"head_counts_as_layer": False}),
     "interleaved micro-batches": (
         MODEL, {"pp": 2, "vpp": 2}, {"global_batch_size": 25}, 2, "vpp=2 pp=2 25", "multiple of 2",
         {"global_batch_size": 26}),

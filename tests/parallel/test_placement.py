@@ -11,6 +11,13 @@ def test_120_layers_over_16_stages_are_eight_of_8_and_eight_of_7() -> None:
     assert [len(stage) for stage in stages] == [8] * 8 + [7] * 8
 
 
+def test_an_embedding_and_a_head_that_count_as_layers_take_the_place_of_one_each() -> None:
+    both = ParallelConfig(pp=16, embedding_counts_as_layer=True, head_counts_as_layer=True)
+    assert [len(stage) for stage in stage_layers(120, both)] == [7] + [8] * 9 + [7] * 5 + [6]
+    head = ParallelConfig(pp=2, vpp=2, head_counts_as_layer=True)
+    assert [len(stage) for stage in stage_layers(7, head)] == [2, 2, 2, 1]
+
+
 @pytest.mark.parametrize(("num_layers", "pp", "vpp"), [(4, 1, 1), (5, 2, 1), (8, 2, 2), (13, 3, 4), (120, 15, 2)])
 def test_every_layer_is_in_one_chunk_and_in_order(num_layers: int, pp: int, vpp: int) -> None:
     stages = stage_layers(num_layers, ParallelConfig(pp=pp, vpp=vpp))
