@@ -39,7 +39,7 @@ def layout_problems(
 
 
 def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
-    """What is legal arithmetic but not built or not proven in the trainer."""
+    """What is legal arithmetic (layout_problems is empty) but not built or not proven in the trainer."""
     planned = planned_parts(model)
     checks = [
         (bool(planned), f"{' and '.join(planned)}: the planner counts it, the trainer cannot build it.",
@@ -47,8 +47,21 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
         (parallel.tp > 1 and not parallel.sequence_parallel_on,
          f"parallel.sequence_parallel=false with parallel.tp={parallel.tp}: every tensor-parallel rank would route the "
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
+        (_noise_is_lost(model, parallel),
+         f"parallel.recompute=full with recompute_layers={parallel.recompute_layers} and model.moe.router.input_jitter: "
+         "Megatron 0.16.1 does not tell the layers it keeps which tokens they hold, and noise is drawn by token.",
+         "Set parallel.recompute_layers=null, or model.moe.router.input_jitter=0."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
+
+
+def _noise_is_lost(model: ModelConfig, parallel: ParallelConfig) -> bool:
+    """Whether a router with input noise gets no token numbers: in a MoE layer that partial recompute keeps, to which
+    Megatron's transformer_block (recompute_method "block") hands no padding_mask, which carries them (moe.layer)."""
+    if model.moe is None or not model.moe.router.input_jitter or parallel.recompute_layers is None:
+        return False
+    kept = [layer for chunk in stage_layers(model.num_layers, parallel) for layer in chunk[parallel.recompute_layers :]]
+    return any(model.moe_layers[layer] for layer in kept)
 
 
 def planned_parts(model: ModelConfig) -> list[str]:
@@ -62,7 +75,7 @@ def planned_parts(model: ModelConfig) -> list[str]:
 
 def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:
     """Raises: LayoutError with the first problem, arithmetic before support."""
-    problems = layout_problems(model, parallel, training, world_size) + support_problems(model, parallel)
+    problems = layout_problems(model, parallel, training, world_size) or support_problems(model, parallel)
     if problems:
         raise LayoutError(problems[0].cause, problems[0].cure)
 

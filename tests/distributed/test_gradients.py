@@ -87,8 +87,10 @@ def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else(name
     ],
     ids=["capacity-probability", "capacity-position", "switch"],
 )
-def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(overrides: tuple[str, ...]) -> None:
-    layout = LAYOUTS["tp2-pp2-ep2"]
+@pytest.mark.parametrize("name", ["tp2-pp2-ep2", "cp2", "tp2-cp2-ep2-etp2"])
+def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(name: str, overrides: tuple[str, ...]) -> None:
+    """A capacity counts the whole micro-batch, whatever ranks its tokens are on."""
+    layout = LAYOUTS[name]
     got = outcome(layout.world_size, (*layout.overrides, *overrides), steps=2, sgd=RATE)
     want = one_process(overrides, steps=2)
     assert want.routing[0][:, 4].min() > 0, "every layer must drop something"
