@@ -166,3 +166,14 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name:
         if run.parallel.recompute is Recompute.moe:  # torch's checkpoint hides from our hooks what it computes again
             planned -= again_bytes(run, layout, micro, stage)
         assert planned == pytest.approx(kept, rel=0.05), rank
+
+
+@pytest.mark.parametrize(("experiment", "change"), [("gpt4", "parallel.recompute=moe"), ("gpt4_8x220b", "parallel.etp=1")])
+def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment: str, change: str) -> None:
+    def fullest(*more: str) -> float:
+        run = load_run_config([f"+experiment={experiment}", "run.name=test", *more])
+        stages = memory_per_stage(run, Layout.from_config(run.parallel, run.cluster.devices or 0))
+        return max(stage.total_bytes for stage in stages) / run.cluster.memory_bytes
+
+    assert fullest() < 0.8
+    assert fullest(change) > 1

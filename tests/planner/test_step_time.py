@@ -10,6 +10,7 @@ from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.planner.step_time import STEP_PARTS, StepTime
 from tests.planner.timed import plan_of, step_of
 
+# The report says nothing of recompute, which the experiment needs to fit.
 GPT4 = ("+experiment=gpt4", "parallel.recompute=none", "parallel.recompute_layers=null")
 DENSE = ("model=llama3_405b", "cluster=h100_80g", "training.global_batch_size=256", "parallel.tp=8", "parallel.pp=8")
 
