@@ -48,8 +48,9 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
          f"parallel.sequence_parallel=false with parallel.tp={parallel.tp}: every tensor-parallel rank would route the "
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
         (_noise_is_lost(model, parallel),
-         f"parallel.recompute=full with recompute_layers={parallel.recompute_layers} and model.moe.router.input_jitter: "
-         "Megatron 0.16.1 does not tell the layers it keeps which tokens they hold, and noise is drawn by token.",
+         f"parallel.recompute_layers={parallel.recompute_layers} with model.moe.router.input_jitter="
+         f"{model.moe.router.input_jitter if model.moe else 0}: Megatron 0.16.1 does not tell the layers it keeps which "
+         "tokens they hold, and the noise is drawn by token.",
          "Set parallel.recompute_layers=null, or model.moe.router.input_jitter=0."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]

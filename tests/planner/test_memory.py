@@ -168,7 +168,9 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name:
         assert planned == pytest.approx(kept, rel=0.05), rank
 
 
-@pytest.mark.parametrize(("experiment", "change"), [("gpt4", "parallel.recompute=moe"), ("gpt4_8x220b", "parallel.etp=1")])
+@pytest.mark.parametrize(
+    ("experiment", "change"), [("gpt4", "parallel.recompute=moe"), ("gpt4_8x220b", "parallel.etp=1")]
+)
 def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment: str, change: str) -> None:
     def fullest(*more: str) -> float:
         run = load_run_config([f"+experiment={experiment}", "run.name=test", *more])

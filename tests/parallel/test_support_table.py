@@ -1,0 +1,30 @@
+"""docs/layouts.md says what the functions that refuse say, and which accepted pairs no layout of the tests has."""
+
+from itertools import combinations
+from pathlib import Path
+
+from gpt4moe.parallel.support_table import COLUMNS, DEGREES, SETTINGS, refusal, support_table
+from tests.distributed.layouts import LAYOUTS
+
+PARTIAL = "recompute=full recompute_layers=1"
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text()
+
+
+def test_the_page_holds_the_table_that_the_checks_give() -> None:
+    assert support_table() in PAGE, "python -m gpt4moe.parallel.support_table prints the new one"
+
+
+def test_the_table_tells_apart_what_is_refused_alone_and_together() -> None:
+    table = support_table().splitlines()
+    rows = dict(zip(SETTINGS, (line.strip("| ").split(" | ")[1:] for line in table[2:]), strict=False))
+    assert rows["engine.offload_optimizer=true"][0].startswith("no")
+    assert rows["engine.offload_optimizer=true"][list(COLUMNS).index("engine=deepspeed")] == "yes"
+    assert rows["sequence_parallel=false"][:3] == ["yes", "no (1)", "yes"]
+    assert "input_jitter" in (refusal(SETTINGS["model.moe.router.input_jitter=0.01"], COLUMNS[PARTIAL]) or "")
+
+
+def test_the_page_names_the_pairs_of_degrees_that_no_tested_layout_has() -> None:
+    degrees = [name.split("=")[0] for name in DEGREES if " " not in name] + ["vpp"]
+    together = [{key.split(".")[1].split("=")[0] for key in case.overrides} for case in LAYOUTS.values()]
+    untested = [f"{a} with {b}" for a, b in combinations(degrees, 2) if not any({a, b} <= case for case in together)]
+    assert f"can draw: {', '.join(untested)}." in PAGE
