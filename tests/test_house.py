@@ -36,8 +36,7 @@ EMBASSIES = {
 }  # fmt: skip
 TORCH_FREE = [
     "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/schedule",
-    "parallel/support_table",
-    "parallel/messages", "parallel/message_check", "planner/*",
+    "parallel/messages", "parallel/message_check", "parallel/support_table", "planner/*",
 ]  # fmt: skip
 
 

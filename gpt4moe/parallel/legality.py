@@ -49,8 +49,8 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
         (_noise_is_lost(model, parallel),
          f"parallel.recompute_layers={parallel.recompute_layers} with model.moe.router.input_jitter="
-         f"{model.moe.router.input_jitter if model.moe else 0}: Megatron 0.16.1 does not tell the layers it keeps which "
-         "tokens they hold, and the noise is drawn by token.",
+         f"{model.moe.router.input_jitter if model.moe else 0}: Megatron 0.16.1 does not tell the layers that it keeps "
+         "which tokens they hold, and the noise is drawn by token.",
          "Set parallel.recompute_layers=null, or model.moe.router.input_jitter=0."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]

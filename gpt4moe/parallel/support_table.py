@@ -5,6 +5,7 @@
 Run: python -m gpt4moe.parallel.support_table
 """
 
+from dataclasses import replace
 from typing import Any
 
 from gpt4moe.config.model import ModelConfig
@@ -45,6 +46,9 @@ SETTINGS: dict[str, Setting] = {
     "engine.overlap_grad_reduce=true": {"engine": {"overlap_grad_reduce": True}},
     "engine.offload_optimizer=true": {"engine": {"offload_optimizer": True}},
 }
+_SMALL = ModelConfig(
+    name="small", num_layers=8, hidden_size=32, num_attention_heads=4, seq_length=16, vocab_size=64, ffn_hidden_size=32
+)
 COLUMNS: dict[str, Setting] = {"alone": {}, **DEGREES, **PARTIAL, **DEEPSPEED}
 
 
@@ -60,8 +64,7 @@ def refusal(*settings: Setting) -> str | None:
     if groups["engine"].get("kind") is EngineKind.deepspeed:
         groups["engine"].setdefault("overlap_grad_reduce", False)
     moe = MoEConfig(num_experts=4, ffn_hidden_size=32, router=RouterConfig(**groups["router"]))
-    sizes = {"num_layers": 8, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 64}
-    model = ModelConfig(**({"name": "small", "ffn_hidden_size": 32, "moe": moe} | sizes | groups["model"]))
+    model = replace(_SMALL, **({"moe": moe} | groups["model"]))
     parallel, training = ParallelConfig(**groups["parallel"]), TrainingConfig(steps=1, global_batch_size=64)
     try:
         for config in (model, parallel, training, EngineConfig(**groups["engine"])):
@@ -83,9 +86,8 @@ def support_table() -> str:
 
 
 def _cell(row: Setting, column: Setting, notes: list[str]) -> str:
-    if any(
-        row.get(group, {}).get(key, value) != value for group, keys in column.items() for key, value in keys.items()
-    ):
+    keys = [(group, key, value) for group, fields in column.items() for key, value in fields.items()]
+    if any(row.get(group, {}).get(key, value) != value for group, key, value in keys):
         return ""  # both set one key, differently
     reason = refusal(row, column)
     if reason is None:

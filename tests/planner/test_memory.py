@@ -169,7 +169,7 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "change"), [("gpt4", "parallel.recompute=moe"), ("gpt4_8x220b", "parallel.etp=1")]
+    ("experiment", "change"), [("gpt4", "parallel.recompute_layers=5"), ("gpt4_8x220b", "parallel.etp=1")]
 )
 def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment: str, change: str) -> None:
     def fullest(*more: str) -> float:
@@ -177,5 +177,5 @@ def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment
         stages = memory_per_stage(run, Layout.from_config(run.parallel, run.cluster.devices or 0))
         return max(stage.total_bytes for stage in stages) / run.cluster.memory_bytes
 
-    assert fullest() < 0.8
+    assert fullest() < 0.96
     assert fullest(change) > 1
