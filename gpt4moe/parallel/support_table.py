@@ -64,7 +64,8 @@ def refusal(*settings: Setting) -> str | None:
     if groups["engine"].get("kind") is EngineKind.deepspeed:
         groups["engine"].setdefault("overlap_grad_reduce", False)
     moe = MoEConfig(num_experts=4, ffn_hidden_size=32, router=RouterConfig(**groups["router"]))
-    model = replace(_SMALL, **({"moe": moe} | groups["model"]))
+    changes: dict[str, Any] = {"moe": moe} | groups["model"]
+    model = replace(_SMALL, **changes)
     parallel, training = ParallelConfig(**groups["parallel"]), TrainingConfig(steps=1, global_batch_size=64)
     try:
         for config in (model, parallel, training, EngineConfig(**groups["engine"])):
