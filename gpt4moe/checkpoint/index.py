@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4moe.checkpoint.cover import tensor_problems
+from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import ITEM_BYTES, BlockCache, StoredPiece, VerifiedFile, stored_pieces
 from gpt4moe.errors import CheckpointError
@@ -65,11 +65,10 @@ class CheckpointIndex:
         Values are fp32, at most RUN_ELEMENTS (or one row), and not to be written to.
         """
         for piece in self.pieces[name]:
-            begin = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
-            end = [min(a + n, b + m) for a, n, b, m in zip(offset, shape, piece.offset, piece.shape, strict=True)]
-            if any(a >= b for a, b in zip(begin, end, strict=True)):
+            common = overlap((offset, shape), (piece.offset, piece.shape))
+            if common is None:
                 continue
-            for at, size in runs(piece, begin, end):
+            for at, size in runs(piece, *common):
                 values = self.read_run(piece, at, size)
                 yield tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True)), values
 
@@ -79,6 +78,13 @@ class CheckpointIndex:
             (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
         )
         return self.files[piece.file].read_floats(piece.start + ITEM_BYTES * place, prod(size)).reshape(size)
+
+
+def overlap(a: Rectangle, b: Rectangle) -> tuple[list[int], list[int]] | None:
+    """What two boxes of a tensor have in common, as (begin, end); None: nothing."""
+    begin = [max(x, y) for x, y in zip(a[0], b[0], strict=True)]
+    end = [min(x + n, y + m) for x, n, y, m in zip(*a, *b, strict=True)]
+    return (begin, end) if all(x < y for x, y in zip(begin, end, strict=True)) else None
 
 
 def runs(piece: StoredPiece, begin: list[int], end: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -7,6 +7,7 @@ tables.py             names, ours and Hugging Face's
 architectures.py      which architecture of Hugging Face a model is
 hf_config.py          ModelConfig <-> config.json; what is refused
 safetensors_file.py   any float type: read, cast, streamed out
+conveyor.py           one thread reads, another casts and writes
 weights.py            Weights: boxes of logical tensors from any folder
 huggingface.py        ours -> Hugging Face; such a folder as Weights
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled

@@ -90,7 +90,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
 
 def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
     key = f"{WEIGHT}/{name}@{','.join(map(str, box[0]))}"
-    return NewTensor(key, box[1], lambda: weights.values(name, [box]))
+    return NewTensor(key, box[1], lambda take: weights.values(name, [box], take))
 
 
 def _run_of(model: ModelConfig) -> RunConfig:

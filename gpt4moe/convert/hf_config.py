@@ -41,6 +41,8 @@ def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
         "torch_dtype": dtype,
         **architecture.constants,
     }
+    if not architecture.is_windowed:
+        config["max_window_layers"] = model.num_layers  # mistral.rs asks for it, whether windows are used or not
     if moe is not None and architecture.num_experts_key is not None:
         config |= {
             architecture.num_experts_key: moe.num_experts,

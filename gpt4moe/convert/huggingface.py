@@ -71,7 +71,7 @@ def to_huggingface(
 
 
 def _new(link: Link, source: CheckpointWeights) -> NewTensor:
-    return NewTensor(link.theirs, link.shape, lambda: source.values(link.ours, link.boxes))
+    return NewTensor(link.theirs, link.shape, lambda take: source.values(link.ours, link.boxes, take))
 
 
 def _shards(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, list[Link]]:

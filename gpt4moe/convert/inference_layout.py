@@ -168,7 +168,7 @@ def _require_division(model: ModelConfig, name: str, size: int, tp: int) -> None
 
 
 def _new(source: Weights, name: str, box: Box) -> NewTensor:
-    return NewTensor(f"{name}@{','.join(map(str, box[0]))}", box[1], lambda: source.values(name, [box]))
+    return NewTensor(f"{name}@{','.join(map(str, box[0]))}", box[1], lambda take: source.values(name, [box], take))
 
 
 def file_name(tp_index: int, pp_index: int) -> str:

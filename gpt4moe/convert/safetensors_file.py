@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
+from gpt4moe.convert.conveyor import Conveyor
 from gpt4moe.convert.logical import Shape
 from gpt4moe.errors import ConversionError
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+Take = Callable[[], np.ndarray]
+"""Gives a free buffer (conveyor.py)."""
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _CAST_ELEMENTS = 2**17  # a part and its scratch stay in the cache
 
@@ -108,12 +111,12 @@ class Rounder:
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time,
-    each valid until the next."""
+    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time, each in a
+    buffer that it was given."""
 
     key: str
     shape: Shape
-    values: Callable[[], Iterator[np.ndarray]]
+    values: Callable[[Take], Iterator[np.ndarray]]
 
     def size_bytes(self, dtype: str) -> int:
         return prod(self.shape) * BYTES[dtype]
@@ -133,7 +136,7 @@ def packed(sizes: list[int], limit: int) -> list[slice]:
 def write_stream(
     path: Path, tensors: list[NewTensor], dtype: str, metadata: dict[str, str], advance: Callable[[int], None]
 ) -> FileEntry:
-    """Writes a file and syncs it; in memory is one part of a tensor.
+    """Writes a file and syncs it, while the next parts are read; in memory are a few parts of a tensor.
 
     Args:
         advance: is told how many bytes were written since it was told last.
@@ -143,16 +146,21 @@ def write_stream(
     block_bytes = block_bytes_for(sum(tensor.size_bytes(dtype) for tensor in tensors))
     with path.open("wb") as file:
         data = HashingWriter(file, tensors_header(tensors, dtype, metadata), block_bytes)
-        for tensor in tensors:
-            left = tensor.size_bytes(dtype)
-            for values in tensor.values():
-                view = memoryview((rounder(values) if dtype == "BF16" else values).data).cast("B")
-                left -= view.nbytes
-                data.write(view)
-                advance(view.nbytes)
-                # The kernel begins to write these pages now, while the next ones are read; fsync then waits for few.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            assert left == 0, f"{tensor.key}: {left} bytes left"
+
+        def write(values: np.ndarray) -> None:
+            view = memoryview((rounder(values) if dtype == "BF16" else values).data).cast("B")
+            data.write(view)
+            # The kernel begins to write these pages now, while the next ones are read; fsync then waits for few.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        with Conveyor(write) as conveyor:
+            for tensor in tensors:
+                left = prod(tensor.shape)
+                for values in tensor.values(conveyor.take):
+                    conveyor.put(values)
+                    left -= values.size
+                    advance(values.size * BYTES[dtype])
+                assert left == 0, f"{tensor.key}: {left} elements left"
         return data.finish(path.name)
 
 

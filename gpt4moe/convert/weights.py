@@ -13,17 +13,16 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt4moe.checkpoint.index import CheckpointIndex, Where, runs
+from gpt4moe.checkpoint.index import CheckpointIndex, Where, overlap, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
 from gpt4moe.convert.logical import Box, Shape, logical_shapes
-from gpt4moe.convert.safetensors_file import BYTES, decoded
+from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import flat_rectangles
-
-CHUNK_ELEMENTS = 2**20  # 4 MiB of fp32 in memory at a time
 
 
 class Weights:
@@ -38,37 +37,40 @@ class Weights:
         """A box that is contiguous in the piece, fp32."""
         raise NotImplementedError
 
-    def read_box(self, name: str, offset: Shape, shape: Shape) -> Iterator[tuple[Where, np.ndarray]]:
-        """What is stored of a box: (where in the box, values)."""
-        for piece in self.pieces[name]:
-            begin = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
-            end = [min(a + n, b + m) for a, n, b, m in zip(offset, shape, piece.offset, piece.shape, strict=True)]
-            if all(a < b for a, b in zip(begin, end, strict=True)):
-                for at, size in runs(piece, begin, end):
+    def read_box(self, pieces: list[StoredPiece], offset: Shape, shape: Shape) -> Iterator[tuple[Where, np.ndarray]]:
+        """What `pieces` of a tensor hold of a box: (where in the box, values)."""
+        for piece in pieces:
+            common = overlap((offset, shape), (piece.offset, piece.shape))
+            if common is not None:
+                for at, size in runs(piece, *common):
                     where = tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
                     yield where, self.read_run(piece, at, size)
 
-    def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]:
+    def values(self, name: str, boxes: list[Box], take: Take | None = None) -> Iterator[np.ndarray]:
         """The elements of the boxes, one box after the other in C order; flat fp32, CHUNK_ELEMENTS at a time.
 
-        A chunk is valid until the next one: fresh memory for each would cost more than reading it.
+        Args:
+            take: gives a buffer of CHUNK_ELEMENTS for each chunk. Without, a chunk is valid until the next one: fresh
+                memory for each would cost more than reading it.
         Raises: CheckpointError or ConversionError when a part is damaged or missing.
         """
-        buffer = np.empty(min(CHUNK_ELEMENTS, max(prod(shape) for _, shape in boxes)), dtype=np.float32)
+        buffer = np.empty(CHUNK_ELEMENTS if take is None else 0, dtype=np.float32)
         for offset, shape in boxes:
+            # Of the thousands of pieces of a large tensor only these matter for the chunks of the box.
+            pieces = [p for p in self.pieces[name] if overlap((offset, shape), (p.offset, p.shape)) is not None]
             total = prod(shape)
             for start in range(0, total, CHUNK_ELEMENTS):
                 end = min(total, start + CHUNK_ELEMENTS)
-                chunk = buffer[: end - start]
+                chunk = (take() if take else buffer)[: end - start]
                 for part in flat_rectangles(start, end, shape):
                     target = chunk[part.start - start :][: prod(part.shape)].reshape(part.shape)
                     low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))
-                    self._fill(name, low, target)
+                    self._fill(name, pieces, low, target)
                 yield chunk
 
-    def _fill(self, name: str, offset: Shape, target: np.ndarray) -> None:
+    def _fill(self, name: str, pieces: list[StoredPiece], offset: Shape, target: np.ndarray) -> None:
         filled = 0
-        for where, values in self.read_box(name, offset, target.shape):
+        for where, values in self.read_box(pieces, offset, target.shape):
             target[where] = values
             filled += values.size
         if filled < target.size:

@@ -15,7 +15,7 @@ from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import Save, SaveJob
 from gpt4moe.checkpoint.staging import Staging
-from gpt4moe.checkpoint.storage import WEIGHT, Piece
+from gpt4moe.checkpoint.storage import KINDS, WEIGHT, Piece
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.parameters import shards
@@ -149,11 +149,13 @@ def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
     """What this rank owns and writes, as rectangles of logical tensors."""
     places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
     pieces = []
-    for owned in engine.owned():
-        shard = places[id(owned.parameter)]
-        if not shard.is_writer:
-            continue
-        for kind, flat in {WEIGHT: owned.master, **owned.moments}.items():
+    owned_shards = [(owned, places[id(owned.parameter)]) for owned in engine.owned()]
+    # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of moments.
+    for kind in KINDS:
+        for owned, shard in owned_shards:
+            if not shard.is_writer:
+                continue
+            flat = owned.master if kind == WEIGHT else owned.moments[kind]
             for part in flat_rectangles(owned.start, owned.end, shard.shape):
                 values = flat[part.start - owned.start :][: prod(part.shape)]
                 offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
