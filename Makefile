@@ -12,8 +12,11 @@ OWN_TORCH := import sys; from importlib.metadata import version as v; \
 	sys.exit(sys.prefix != sys.base_prefix or tuple(map(int, v("torch").split(".")[:2])) < (2, 8))
 BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard benchmarks/*.py))))
 
+# Programs that tests load exports into; nothing else needs them.
+ENGINES := mistralrs==0.9.5
+
 .DEFAULT_GOAL := help
-.PHONY: help setup data train test test-slurm test-layouts lint bench bench-gpu clean distclean
+.PHONY: help setup data train test test-slurm test-engines test-layouts lint bench bench-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -34,6 +37,9 @@ test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long
 
 test-layouts: $(INSTALLED) ## every layout against one process, and DRAWS=60 random ones, nothing else
 	@LAYOUT_DRAWS=$(or $(DRAWS),60) $(RUN) -m pytest -m layouts
+
+test-engines: $(INSTALLED) ## exports in mistral.rs (installs its wheel, 26 MB): the same greedy text
+	@$(RUN) -m pip install -qq --disable-pip-version-check $(ENGINES) && $(RUN) -m pytest -m engines
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

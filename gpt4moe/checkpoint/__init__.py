@@ -8,6 +8,7 @@
     staging.py     the host copy that is written while training goes on
     index.py       CheckpointIndex: where each piece lies; any box of any tensor
     reader.py      CheckpointReader: any flat range of any shard, on any layout, into torch tensors
+    selection.py   what a new run takes from a checkpoint
     retention.py   which checkpoints a run folder has, and which stay
     inspection.py  list, show, verify and compare checkpoints
 

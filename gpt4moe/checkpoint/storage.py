@@ -30,6 +30,8 @@ WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Kinds of Adam's moments: a parameter has both or none."""
 KINDS = (WEIGHT, *MOMENTS)
+BUFFER = "buffer"
+"""Kind of what no gradient moves, a router's bias say."""
 ITEM_BYTES = 4  # everything stored is F32
 _MIB = 2**20
 _STREAM_BYTES = _MIB  # xxhash holds the interpreter's lock: 0.3 ms at a time keeps the training thread going

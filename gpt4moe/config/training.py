@@ -73,10 +73,18 @@ class CheckpointConfig:
     """Write in the background, from a copy in host memory (12 bytes a parameter of the rank); off: training waits."""
     load: str | None = None
     """Step folder or run folder that a new run starts from."""
+    load_only: list[str] = field(default_factory=list)
+    """With load: shell-like patterns of the tensors to take (decoder.layers.*, *.experts.*); the others keep their
+    initial values. Empty: every tensor, and the checkpoint must have no others."""
 
     def validate(self) -> None:
         if min(self.every, self.keep, self.keep_every) < 0:
             raise ConfigError("checkpoint.every, keep and keep_every cannot be negative.", "Set 0 or more.")
+        if self.load_only and self.load is None:
+            raise ConfigError(
+                f"checkpoint.load_only={self.load_only}, but checkpoint.load is not set.",
+                "Set checkpoint.load to a step folder or a run folder, or checkpoint.load_only=[].",
+            )
 
 
 class WandbMode(str, Enum):

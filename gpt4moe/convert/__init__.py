@@ -1,7 +1,6 @@
 """Room `convert`, storey 5: names and shapes to and from other formats. May import the storeys below
 (data, model: names and places of files), never torch.distributed.
 
-logical.py            a model's logical tensors, from its configuration
 rules.py              links: how a tensor of theirs lies in one of ours
 tables.py             names, ours and Hugging Face's
 architectures.py      which architecture of Hugging Face a model is

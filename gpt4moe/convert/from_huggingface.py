@@ -25,7 +25,6 @@ from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config, stored_tensors
-from gpt4moe.convert.logical import Box, Shape
 from gpt4moe.convert.model_files import KEPT, TOKENIZER_FOLDER
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
@@ -33,6 +32,7 @@ from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
+from gpt4moe.model.logical import Box, Shape
 
 FILE_BYTES = 4 * 10**9
 ROUTER = "mlp.router.weight"

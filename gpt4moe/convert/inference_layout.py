@@ -18,12 +18,12 @@ from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_reading import FORMAT, INDEX
-from gpt4moe.convert.logical import Box
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
+from gpt4moe.model.logical import Box
 from gpt4moe.model.parameters import Cut, rule_of
 from gpt4moe.parallel.placement import stage_layers
 

@@ -13,8 +13,8 @@ from math import prod
 
 from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.convert.logical import Box, Shape
 from gpt4moe.errors import ConversionError
+from gpt4moe.model.logical import Box, Shape
 
 Parts = Iterator[tuple[dict[str, object], Shape, list[Box]]]
 """(what fills the placeholders of their name, their shape, the boxes of ours)"""

@@ -19,9 +19,9 @@ from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
-from gpt4moe.convert.logical import Box, Shape, logical_shapes
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
+from gpt4moe.model.logical import Box, Shape, logical_shapes
 from gpt4moe.parallel.shard import flat_rectangles
 
 

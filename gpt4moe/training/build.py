@@ -22,7 +22,7 @@ from gpt4moe.training.callbacks.replicas import Replicas
 from gpt4moe.training.callbacks.report import Report
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.callbacks.wire import WireBytes
-from gpt4moe.training.checkpointing import fill
+from gpt4moe.training.checkpointing import fill, selection_of
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
@@ -104,14 +104,17 @@ def _resume(
         reader = CheckpointReader(source)
         manifest = reader.manifest
         same = manifest.identity == identity_of(run, data.identity)
-        if same and manifest.step >= run.training.steps:
+        patterns = [] if latest_step else run.checkpoint.load_only
+        whole = same and not patterns
+        if whole and manifest.step >= run.training.steps:
             raise CheckpointError(
                 f"{source} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
                 f"Set training.steps above {manifest.step}.",
             )
-        fill(reader, engine, groups, weights_only=not same)
-        logger.info("loaded %s: %s", source, "everything" if same else "weights")
-        if same:
+        selection = selection_of(reader, run.model, patterns)
+        fill(reader, engine, groups, weights_only=not whole, names=frozenset(selection.loaded))
+        logger.info("loaded %s: %s", source, "everything" if whole else f"weights, {selection.describe()}")
+        if whole:
             state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples)
             optimizer_step = manifest.optimizer_step
     engine.finish_load(optimizer_step)

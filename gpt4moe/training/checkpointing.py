@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from collections.abc import Collection
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -14,11 +15,14 @@ from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import Save, SaveJob
+from gpt4moe.checkpoint.selection import Selection, select
 from gpt4moe.checkpoint.staging import Staging
-from gpt4moe.checkpoint.storage import KINDS, WEIGHT, Piece
+from gpt4moe.checkpoint.storage import BUFFER, KINDS, WEIGHT, Piece
 from gpt4moe.config.load import config_to_dict
+from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
-from gpt4moe.model.parameters import shards
+from gpt4moe.model.logical import logical_buffers, logical_shapes
+from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import flat_rectangles
 from gpt4moe.training.agreement import agreed
@@ -160,18 +164,38 @@ def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
                 values = flat[part.start - owned.start :][: prod(part.shape)]
                 offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
                 pieces.append(Piece(f"{kind}/{shard.name}", shard.global_shape, offset, part.shape, values))
+    for tensor, shard in buffers(engine.chunks, groups):
+        if shard.is_writer:
+            values = tensor.detach().reshape(-1)
+            pieces.append(Piece(f"{BUFFER}/{shard.name}", shard.global_shape, shard.offset, shard.shape, values))
     return pieces
 
 
-def fill(reader: CheckpointReader, engine: Engine, groups: ProcessGroups, *, weights_only: bool) -> None:
-    """Fills what this rank's optimizer owns, whatever layout wrote it. Call engine.finish_load on every rank after.
+def selection_of(reader: CheckpointReader, model: ModelConfig, patterns: list[str]) -> Selection:
+    """What a run with `model` takes from a checkpoint; the same on every rank. Raises: CheckpointError."""
+    needed = {WEIGHT: logical_shapes(model), BUFFER: logical_buffers(model)}
+    stored = [name for name in reader.shapes if name.partition("/")[0] in needed]
+    return select(reader.folder, stored, (f"{kind}/{name}" for kind in needed for name in needed[kind]), patterns)
+
+
+def fill(
+    reader: CheckpointReader, engine: Engine, groups: ProcessGroups, *, weights_only: bool, names: Collection[str]
+) -> None:
+    """Fills what this rank's optimizer owns and the model's buffers, whatever layout wrote them. Call
+    engine.finish_load on every rank after.
 
     Args:
         weights_only: moments stay as they are: a new run from old weights.
+        names: the weights and buffers to fill (selection_of); the others stay as they are, moments too.
     Raises: CheckpointError, on this rank alone, when the checkpoint is of another model or damaged.
     """
     places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
     for owned in engine.owned():
         shard = places[id(owned.parameter)]
+        if f"{WEIGHT}/{shard.name}" not in names:
+            continue
         for kind, flat in {WEIGHT: owned.master, **({} if weights_only else owned.moments)}.items():
             reader.fill(f"{kind}/{shard.name}", shard, owned.start, owned.end, flat.detach())
+    for tensor, shard in buffers(engine.chunks, groups):
+        if f"{BUFFER}/{shard.name}" in names:
+            reader.fill(f"{BUFFER}/{shard.name}", shard, 0, shard.size, tensor.detach().view(-1))

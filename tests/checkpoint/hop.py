@@ -87,7 +87,7 @@ def _rank(
         runner = StepRunner(run, engine, groups)
         if load is not None:
             reader = CheckpointReader(load)
-            fill(reader, engine, groups, weights_only=False)
+            fill(reader, engine, groups, weights_only=False, names=reader.shapes)
             engine.finish_load(reader.manifest.optimizer_step)
             answer |= {"loaded": _pieces(engine, groups), "optimizer_steps": _optimizer_steps(engine)}
             _assert_every_copy_is_loaded(reader, engine, groups)

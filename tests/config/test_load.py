@@ -138,6 +138,7 @@ def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> No
         (["optimizer.lr=0"], "optimizer.lr=0", ["optimizer.lr=3e-4"]),
         (["data.path=null"], "data.path", ["data=mock"]),
         (["run.name=a/b"], "'a/b'", ["run.name=a-b"]),
+        (["checkpoint.load_only=[decoder.*]"], "checkpoint.load is not set", ["checkpoint.load=runs/first"]),
         (["cluster.usd_per_hour=0"], "cluster.usd_per_hour=0", ["cluster=h100_80g", "cluster.usd_per_hour=2"]),
         (["engine.offload_optimizer=true"], "engine.kind=megatron", ["engine=deepspeed"]),
         (["engine.kind=deepspeed"], "overlap_grad_reduce=true", ["engine=deepspeed"]),

@@ -46,6 +46,36 @@ def test_another_identity_starts_anew_from_the_weights(given: str, step: int, tm
             assert new.tensor(f"exp_avg_sq/{parameter}").allclose(0.05 * gradient**2, rtol=1e-4, atol=1e-12), name
 
 
+def test_a_part_is_loaded_and_the_rest_keeps_its_initial_values(tmp_path: Path, whole_run: Path) -> None:
+    deeper = (*STAND_STILL, "run.seed=7", "model.num_layers=3")
+    part = "checkpoint.load_only=[embedding.*,decoder.layers.1.mlp.*]"
+    (ended,) = train(tmp_path / "x", *deeper, f"checkpoint.load={whole_run}", part)
+    assert ended.status == 0, ended.err
+    assert "weights, 4 tensors; 20 from their initial values (weight/decoder.final_layernorm.weight" in ended.out
+    assert "13 of the checkpoint not used" in ended.out
+    assert train(tmp_path / "fresh", *deeper)[0].status == 0
+    old, new, fresh = checkpoint(whole_run, 10), checkpoint(tmp_path / "x", 1), checkpoint(tmp_path / "fresh", 1)
+    for name in [name for name in new.shapes if name.startswith("weight/")]:
+        is_loaded = name.startswith(("weight/embedding.", "weight/decoder.layers.1.mlp."))
+        assert new.tensor(name).equal((old if is_loaded else fresh).tensor(name)), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause", "cure"),
+    [
+        (["model.num_layers=1"], "has 7 tensors that the model has not", "checkpoint.load_only"),
+        (["model.num_layers=3"], "lacks 7 tensors that the model needs", "checkpoint.load_only"),
+        (["checkpoint.load_only=[encoder.*]"], "encoder.* matches none of the model's 17 tensors", "such as"),
+    ],
+)
+def test_no_tensor_is_left_out_in_silence(
+    overrides: list[str], cause: str, cure: str, tmp_path: Path, whole_run: Path
+) -> None:
+    (ended,) = train(tmp_path / "x", "run.seed=7", *overrides, f"checkpoint.load={whole_run}")
+    assert ended.status == 2
+    assert cause in ended.err.splitlines()[0] and cure in ended.err.splitlines()[1]
+
+
 def test_the_own_checkpoint_comes_before_the_loaded_one(tmp_path: Path, whole_run: Path) -> None:
     load = f"checkpoint.load={whole_run / 'checkpoints' / 'step-00000005'}"
     assert train(tmp_path / "x", *TEN, "training.steps=7", load)[0].status == 0

@@ -28,6 +28,11 @@ def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
     return shapes
 
 
+def logical_buffers(model: ModelConfig) -> dict[str, Shape]:
+    """Name -> shape of the state that no gradient moves (model.parameters.buffers)."""
+    return {}
+
+
 def _head_norms(model: ModelConfig) -> dict[str, Shape]:
     return {f"self_attention.{part}_layernorm.weight": (model.head_size,) for part in "qk"}
 

@@ -1,0 +1,72 @@
+"""What a new run takes from a checkpoint: all of it, or the tensors that checkpoint.load_only names. No torch.
+
+    needed by the model, stored, patterns  ->  loaded | from initial values | left in the checkpoint
+
+Nothing is left out in silence: without patterns both sides must have the same tensors, and with them each must match.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gpt4moe.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Every tensor of the model, and of the checkpoint, in one of three lists (KIND/NAME, sorted)."""
+
+    loaded: list[str]
+    initial: list[str]
+    """The model's own, which keep their initial values."""
+    unused: list[str]
+    """The checkpoint's own."""
+
+    def describe(self) -> str:
+        """All of it in one line, for the log."""
+        parts = [f"{len(self.loaded)} tensors"]
+        for names, what in ((self.initial, "from their initial values"), (self.unused, "of the checkpoint not used")):
+            if names:
+                shown = ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+                parts.append(f"{len(names)} {what} ({shown})")
+        return "; ".join(parts)
+
+
+def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns: list[str]) -> Selection:
+    """Which tensors are loaded.
+
+    Args:
+        folder: of the checkpoint, for errors.
+        stored, needed: names with their kind, as weight/decoder.final_layernorm.weight.
+        patterns: of checkpoint.load_only, shell-like, over names without their kind; empty: everything.
+    Raises: CheckpointError when a pattern matches nothing, when the checkpoint lacks what is loaded, or, without
+        patterns, has what the model has not.
+    """
+    has, wants = set(stored), set(needed)
+    for pattern in patterns:
+        if not any(fnmatchcase(_bare(name), pattern) for name in wants):
+            near = get_close_matches(pattern, sorted(map(_bare, wants)), n=1, cutoff=0)
+            raise CheckpointError(
+                f"checkpoint.load_only: {pattern} matches none of the model's {len(wants)} tensors.",
+                f"Give a pattern over names such as {near[0]}.",
+            )
+    loaded = {name for name in wants if not patterns or any(fnmatchcase(_bare(name), p) for p in patterns)}
+    missing = sorted(loaded - has)
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors that the model needs, e.g. {missing[0]}.",
+            "Load another checkpoint, or give checkpoint.load_only patterns that leave them out.",
+        )
+    unused = sorted(has - loaded)
+    if unused and not patterns:
+        raise CheckpointError(
+            f"{folder} has {len(unused)} tensors that the model has not, e.g. {unused[0]}: it is of another model.",
+            "Check model.* against its manifest.json, or name what to load by checkpoint.load_only.",
+        )
+    return Selection(sorted(loaded), sorted(wants - loaded), unused)
+
+
+def _bare(name: str) -> str:
+    return name.partition("/")[2]
