@@ -31,8 +31,8 @@ class DropPolicy(str, Enum):
     position = "position"
 
 
-_BIASED = (RouterKind.sigmoid_bias, RouterKind.group_limited)
-_RENORMALISED = (RouterKind.topk, *_BIASED)
+BIASED = (RouterKind.sigmoid_bias, RouterKind.group_limited)
+_RENORMALISED = (RouterKind.topk, *BIASED)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class RouterConfig:
             )
         if self.scaling_factor <= 0:
             raise ConfigError(f"model.moe.router.scaling_factor={self.scaling_factor} is not above 0.", "Set 1.0.")
-        if self.bias_update_rate and self.kind not in _BIASED:
+        if self.bias_update_rate and self.kind not in BIASED:
             raise ConfigError(
                 f"model.moe.router.bias_update_rate={self.bias_update_rate}, but kind={self.kind.value} has no bias.",
                 "Set it to 0, or router@model.moe.router=sigmoid_bias.",

@@ -23,7 +23,7 @@ from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box
+from gpt4moe.model.logical import Box, routing_buffers
 from gpt4moe.model.parameters import Cut, rule_of
 from gpt4moe.parallel.placement import stage_layers
 
@@ -106,10 +106,10 @@ def index_of(source: CheckpointWeights, answer: Answer, files: list[dict[str, An
 
 def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
     """What one rank holds of each tensor of its stage. Raises: ConversionError when tp does not divide one."""
-    held = []
+    held, biases = [], routing_buffers(weights.model)
     for name in names:
         shape = weights.shapes[name]
-        axis = _AXIS.get(rule_of(name).cut)
+        axis = None if name in biases else _AXIS.get(rule_of(name).cut)
         if axis is None:
             held.append((name, ((0,) * len(shape), shape)))
             continue

@@ -15,13 +15,13 @@ import numpy as np
 
 from gpt4moe.checkpoint.index import CheckpointIndex, Where, overlap, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
-from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
+from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box, Shape, logical_shapes
+from gpt4moe.model.logical import Box, Shape, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.parallel.shard import flat_rectangles
 
 
@@ -30,7 +30,7 @@ class Weights:
 
     def __init__(self, folder: Path, model: ModelConfig, dtype: str):
         self.folder, self.model, self.dtype = folder, model, dtype
-        self.shapes: dict[str, Shape] = logical_shapes(model)
+        self.shapes: dict[str, Shape] = logical_shapes(model) | routing_buffers(model)
         self.pieces: dict[str, list[StoredPiece]] = {name: [] for name in self.shapes}
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
@@ -92,20 +92,26 @@ class CheckpointWeights(Weights):
         self.index = CheckpointIndex(find_checkpoint(path))
         self.run = config_from_dict(self.index.manifest.config)
         super().__init__(self.index.folder, self.run.model, "F32")
-        prefix = f"{WEIGHT}/"
-        stored = {name.removeprefix(prefix) for name in self.index.shapes if name.startswith(prefix)}
+        buffers = routing_buffers(self.model)
+        key = {name: f"{BUFFER if name in buffers else WEIGHT}/{name}" for name in self.shapes}
+        all_buffers = {f"{BUFFER}/{name}" for name in logical_buffers(self.model)}
+        kinds = (f"{WEIGHT}/", f"{BUFFER}/")
+        useless = all_buffers - set(key.values())  # of training alone
+        stored = {
+            name.partition("/")[2] for name in self.index.shapes if name.startswith(kinds) and name not in useless
+        }
         for name in sorted(stored ^ self.shapes.keys()):
             what = "has a tensor that its model has not" if name in stored else "lacks a tensor of its model"
             raise ConversionError(
                 f"{self.folder} {what}: {name}.", "Only checkpoints of text models, with all their weights, convert."
             )
         for name, shape in self.shapes.items():
-            if self.index.shape(prefix + name) != shape:
+            if self.index.shape(key[name]) != shape:
                 raise ConversionError(
-                    f"{self.folder}: {name} is {list(self.index.shape(prefix + name))}, its model says {list(shape)}.",
+                    f"{self.folder}: {name} is {list(self.index.shape(key[name]))}, its model says {list(shape)}.",
                     "The checkpoint and its manifest do not belong together: take another one.",
                 )
-            self.pieces[name] = self.index.pieces[prefix + name]
+            self.pieces[name] = self.index.pieces[key[name]]
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
         return self.index.read_run(piece, at, size)

@@ -10,6 +10,7 @@ from torch import nn
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.storage import BUFFER, WEIGHT
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
@@ -56,11 +57,13 @@ def loaded_model(path: Path) -> Iterator[LoadedModel]:
     with world(environment) as device:
         # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
         from gpt4moe.model.gpt import build_model
-        from gpt4moe.model.parameters import shards
+        from gpt4moe.model.parameters import buffers, shards
 
         groups = ProcessGroups.create(Layout.from_config(run.parallel, 1), 0, device, run.run.seed)
         (chunk,) = build_model(run, groups)
         with torch.no_grad():
             for parameter, shard, _ in shards([chunk], groups):
-                reader.fill(f"weight/{shard.name}", shard, 0, shard.size, parameter.view(-1))
+                reader.fill(f"{WEIGHT}/{shard.name}", shard, 0, shard.size, parameter.view(-1))
+            for buffer, shard in buffers([chunk], groups):
+                reader.fill(f"{BUFFER}/{shard.name}", shard, 0, shard.size, buffer.view(-1))
         yield LoadedModel(chunk.eval(), run, reader.manifest.step)

@@ -1,6 +1,7 @@
 """The logical tensors of a model and their shapes, from its configuration alone. No torch."""
 
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.moe import BIASED, LoadBalancingScope
 
 Shape = tuple[int, ...]
 Box = tuple[Shape, Shape]
@@ -29,8 +30,28 @@ def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
 
 
 def logical_buffers(model: ModelConfig) -> dict[str, Shape]:
-    """Name -> shape of the state that no gradient moves (model.parameters.buffers)."""
-    return {}
+    """Name -> shape of the state that no gradient moves (model.parameters.buffers).
+
+    A router's bias, and the load of the step before where the load-balancing loss looks at it.
+    """
+    if model.moe is None:
+        return {}
+    router = model.moe.router
+    held = {
+        "load_share": router.load_balancing_scope is LoadBalancingScope.global_batch,
+        "bias": router.kind in BIASED,
+    }
+    return {
+        f"decoder.layers.{layer}.mlp.router.{name}": (model.moe.num_experts,)
+        for layer, is_moe in enumerate(model.moe_layers)
+        for name, is_held in held.items()
+        if is_moe and is_held
+    }
+
+
+def routing_buffers(model: ModelConfig) -> dict[str, Shape]:
+    """The buffers that decide what the model says, not only how it trains: the biases."""
+    return {name: shape for name, shape in logical_buffers(model).items() if name.endswith(".bias")}
 
 
 def _head_norms(model: ModelConfig) -> dict[str, Shape]:
@@ -40,7 +61,13 @@ def _head_norms(model: ModelConfig) -> dict[str, Shape]:
 def _mixture(model: ModelConfig) -> dict[str, Shape]:
     assert model.moe is not None
     experts, hidden, ffn = model.moe.num_experts, model.hidden_size, model.moe.ffn_hidden_size
+    shared = model.moe.shared_expert_ffn_hidden_size
+    of_shared: dict[str, Shape] = {
+        "mlp.shared_experts.linear_fc1.weight": (2, shared or 0, hidden),
+        "mlp.shared_experts.linear_fc2.weight": (hidden, shared or 0),
+    }
     return {
+        **(of_shared if shared else {}),
         "mlp.router.weight": (experts, hidden),
         "mlp.experts.gate_up": (experts, 2, ffn, hidden),
         "mlp.experts.down": (experts, hidden, ffn),

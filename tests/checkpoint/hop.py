@@ -14,7 +14,7 @@ from gpt4moe.checkpoint.saving import Save, SaveJob
 from gpt4moe.checkpoint.staging import Staging
 from gpt4moe.config.load import load_run_config
 from gpt4moe.model.gpt import build_model
-from gpt4moe.model.parameters import shards
+from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -96,6 +96,7 @@ def _rank(
             engine.reduce()
             engine.clip()
             engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
+            runner.finish_step(done)
             answer["losses"].append(done.loss)
         answer["final"] = _pieces(engine, groups)
         if save is not None:
@@ -139,3 +140,5 @@ def _assert_every_copy_is_loaded(reader: CheckpointReader, engine: Engine, group
         stored = torch.empty(shard.size)
         reader.fill(f"weight/{shard.name}", shard, 0, shard.size, stored)
         assert parameter.detach().reshape(-1).equal(stored.to(parameter.dtype)), shard.name
+    for buffer, shard in buffers(engine.chunks, groups):
+        assert buffer.equal(reader.tensor(f"buffer/{shard.name}")), shard.name

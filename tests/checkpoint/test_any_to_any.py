@@ -84,6 +84,28 @@ def test_more_virtual_stages_go_on_on_any_pipeline(tmp_path: Path) -> None:
     assert_losses_follow(hops, uninterrupted(3 * STEPS, eight.model))
 
 
+def test_context_parallel_and_expert_tensor_parallel_are_layouts_as_others_are(tmp_path: Path) -> None:
+    names = ("tp2-cp2-ep2-etp2", "dp3", "pp2-cp2-ep2", "dp2-etp2")
+    hops = walk([(FOUR_LAYERS[name], ()) for name in names], (), tmp_path)
+    assert_goes_on(hops)
+    assert_losses_follow(hops, uninterrupted(4 * STEPS))
+
+
+def test_router_biases_and_shared_experts_reach_every_replica(tmp_path: Path) -> None:
+    """A bias is no parameter: it is stored once and loaded by every rank of its stage (hop asserts it for each)."""
+    model = (
+        "router@model.moe.router=sigmoid_bias", "model.moe.router.bias_update_rate=0.01",
+        "model.moe.router.load_balancing_scope=global_batch", "model.moe.shared_expert_ffn_hidden_size=24",
+    )  # fmt: skip
+    hops = walk([(FOUR_LAYERS[name], ()) for name in ("tp2-pp2-ep2", "one", "pp2-vpp2")], model, tmp_path)
+    for layer in range(4):
+        bias = hops[0].final[f"buffer/decoder.layers.{layer}.mlp.router.bias"]
+        assert bias.shape == (4,) and np.abs(bias).max() >= 0.01
+        assert hops[0].final[f"buffer/decoder.layers.{layer}.mlp.router.load_share"].sum() == pytest.approx(1)
+    assert_goes_on(hops)
+    assert_losses_follow(hops, uninterrupted(3 * STEPS, model))
+
+
 def test_tied_embeddings_are_stored_once_and_reach_both_ends(tmp_path: Path) -> None:
     tied = ("model.tied_embeddings=true",)
     hops = walk([(LAYOUTS["tp2-pp2-ep2"], ()), (FOUR_LAYERS["one"], ()), (LAYOUTS["pp2-vpp2"], ())], tied, tmp_path)

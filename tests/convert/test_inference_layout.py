@@ -58,6 +58,19 @@ def test_listed_stages_are_taken(tmp_path: Path, five_layers: Path) -> None:
     assert verify(five_layers, tmp_path / "out")["different"] == []
 
 
+def test_router_biases_and_shared_experts_go_to_their_ranks(tmp_path: Path) -> None:
+    model = ("router@model.moe.router=sigmoid_bias", "model.moe.shared_expert_ffn_hidden_size=48",
+             "model.moe.router.load_balancing_scope=global_batch")  # fmt: skip
+    (ended,) = train(tmp_path / "run", "training.steps=1", *model)
+    assert ended.status == 0, ended.err
+    to_inference_layout(tmp_path / "run", tmp_path / "out", tp=2, pp=2, dtype="fp32")
+    keys = load_file(tmp_path / "out" / "tp-01-pp-01.safetensors")
+    assert np.abs(keys["decoder.layers.1.mlp.router.bias@0"]).max() > 0
+    assert keys["decoder.layers.1.mlp.shared_experts.linear_fc1.weight@0,24,0"].shape == (2, 24, 32)
+    assert not any("load_share" in key for key in keys)
+    assert verify(tmp_path / "run", tmp_path / "out")["different"] == []
+
+
 def test_the_last_stage_has_a_tied_embedding_too(tmp_path: Path, tied: Path) -> None:
     to_inference_layout(tied, tmp_path / "out", tp=1, pp=2)
     last = load_file_keys(tmp_path / "out" / "tp-00-pp-01.safetensors")
