@@ -1,7 +1,8 @@
 """Rehearse a run of any size without its devices: build what its ranks would build, check it, write its files hollow.
 
-Of every pipeline stage it builds the first and last rank of each axis (tp, cp, dp, ep, etp, copies of experts) and the
-one with most memory: real modules, gradient buffers and optimizers on the meta device. Then it checks
+It builds the first rank of every pipeline stage, and of every kind of stage (first, last, and those between by their
+layers) the first and last rank of each axis (tp, cp, dp, ep, etp, copies of experts) and the one with most memory: real
+modules, gradient buffers and optimizers on the meta device. Then it checks
   - every process group of these ranks against the layout;
   - parameter, gradient and optimizer bytes, read off the built objects, against the planner's, to the byte;
   - that the checkpoint files of all ranks of the world hold every tensor and its moments exactly once

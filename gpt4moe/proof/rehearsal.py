@@ -26,6 +26,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import CheckpointError, ConfigError, ConversionError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.planner.memory import StageMemory, memory_per_stage, optimizer_bytes, stage_buffers
 from gpt4moe.planner.params import count_parameters
 from gpt4moe.proof.held import HeldBytes
@@ -80,16 +81,26 @@ def total_bytes(held: HeldBytes, planned: StageMemory) -> int:
     return states + planned.total_bytes - planned.states_bytes
 
 
-def roles(layout: Layout, fullest: list[int]) -> list[int]:
-    """The ranks to build: of every stage the corners of both its grids (tp x cp x dp and etp x ep x expert_dp, first
-    and last of each axis), and those that the planner calls the fullest."""
+def roles(run: RunConfig, layout: Layout, fullest: list[int]) -> list[int]:
+    """The ranks to build: the first of every stage, and of every kind of stage the corners of both its grids
+    (tp x cp x dp and etp x ep x expert_dp, first and last of each axis) and the one in `fullest`.
+
+    Stages are of one kind that have the same kinds of layers and are both, or neither, the first or last.
+    """
     corners = {
         inside
         for inside in range(layout.stage_size)
         for axes in (_DENSE, _EXPERT)
         if all(layout.coordinate(inside)[axis] in (0, getattr(layout, axis) - 1) for axis in axes)
     }
-    return sorted({stage * layout.stage_size + inside for stage in range(layout.pp) for inside in corners} | {*fullest})
+    kinds: dict[Any, int] = {}  # kind -> its first stage
+    for stage in range(layout.pp):
+        chunks = rank_chunks(run.model.num_layers, run.parallel, stage)
+        layers = tuple(tuple(run.model.moe_layers[layer] for layer in chunk) for chunk in chunks)
+        kinds.setdefault((layers, stage == 0, stage == layout.pp - 1), stage)
+    firsts = {stage * layout.stage_size for stage in range(layout.pp)}
+    whole = {stage * layout.stage_size + inside for stage in kinds.values() for inside in corners}
+    return sorted(firsts | whole | {fullest[stage] for stage in kinds.values()})
 
 
 def rehearse(
@@ -117,7 +128,7 @@ def rehearse(
     planned = memory_per_stage(run, layout)
     folder = step_folder(out / "checkpoints", 1)
     _make(folder)
-    ranks = roles(layout, [stage.rank for stage in planned])
+    ranks = roles(run, layout, [stage.rank for stage in planned])
     on_start(len(ranks))
     reports = _build(run, layout, ranks, folder, on_rank)
     problems = [f"rank {report.rank}: {problem}" for report in reports for problem in report.problems]
@@ -214,7 +225,9 @@ def _measured(folder: Path) -> CheckpointFiles:
     index = CheckpointIndex(folder)
     elements = dict.fromkeys(KINDS, 0)
     for name, shape in index.shapes.items():
-        elements[name.partition("/")[0]] += prod(shape)
+        kind = name.partition("/")[0]
+        if kind in elements:  # the model's buffers are no parameters
+            elements[kind] += prod(shape)
     return CheckpointFiles(
         folder=folder,
         files=len(index.files),

@@ -149,8 +149,8 @@ def _lines(rehearsal: Rehearsal, kept: bool) -> list[str]:
     at = rehearsal.layout.coordinate(peak.rank)
     place = " ".join(f"{axis} {index}" for axis, index in at.items())
     lines = [
-        f"built: {len(rehearsal.ranks)} of {rehearsal.layout.world_size} ranks, every stage's first and last of each "
-        "axis and its fullest; groups and bytes are compared on each",
+        f"built: {len(rehearsal.ranks)} of {rehearsal.layout.world_size} ranks: the first of every stage, of each kind "
+        "of stage the first and last of every axis and the fullest; groups and bytes are compared on each",
         f"peak: rank {peak.rank} ({place}), {total / 1e9:.1f} GB of {memory / 1e9:.1f} GB; states as built, "
         "activations and buffers as planned",
     ]

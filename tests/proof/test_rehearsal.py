@@ -96,11 +96,14 @@ def test_a_group_that_is_not_the_layouts_is_named() -> None:
     ]
 
 
-def test_roles_are_the_corners_of_both_grids_and_the_fullest() -> None:
-    layout = Layout.from_config(load_run_config(["run.name=x", "+experiment=gpt4"]).parallel, 24960)
-    ranks = rehearsal.roles(layout, [100])
-    first_stage = [0, 7, 15, 100, 1648, 1656, 1663]  # tp 0 and 7 at dp 0 and 207; ep 0 and 15 of the two outer copies
-    assert ranks[:7] == first_stage and len(ranks) == 15 * 6 + 1 and ranks[-1] == 24959
+def test_roles_are_the_corners_of_each_kind_of_stage_and_its_fullest_and_every_stages_first() -> None:
+    run = load_run_config(["run.name=x", "+experiment=gpt4"])
+    layout = Layout.from_config(run.parallel, 24960)
+    ranks = rehearsal.roles(run, layout, [stage * 1664 + 100 for stage in range(15)])
+    corners = [0, 7, 15, 100, 1648, 1656, 1663]  # tp 0 and 7 at dp 0 and 207; ep 0 and 15 of the two outer copies
+    assert ranks[:14] == corners + [1664 + inside for inside in corners]
+    assert ranks[14:-7] == [stage * 1664 for stage in range(2, 14)]
+    assert ranks[-7:] == [14 * 1664 + inside for inside in corners]
 
 
 @pytest.mark.parametrize(
