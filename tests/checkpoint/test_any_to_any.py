@@ -52,9 +52,9 @@ def assert_goes_on(hops: list[Hop]) -> None:
         assert after.optimizer_steps == {number * STEPS}
 
 
-def assert_losses_follow(hops: list[Hop], want: Hop) -> None:
+def assert_losses_follow(hops: list[Hop], want: Hop, *, rtol: float = 2e-6) -> None:
     # The order of sums differs by layout: 1e-7 over ten steps was measured.
-    np.testing.assert_allclose([loss for each in hops for loss in each.losses], want.losses, rtol=2e-6)
+    np.testing.assert_allclose([loss for each in hops for loss in each.losses], want.losses, rtol=rtol)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -103,7 +103,11 @@ def test_router_biases_and_shared_experts_reach_every_replica(tmp_path: Path) ->
     assert max(np.abs(hops[0].final[f"{router}.bias"]).max() for router in routers) >= 0.01
     assert all(hops[0].final[f"{router}.load_share"].sum() == pytest.approx(1) for router in routers)
     assert_goes_on(hops)
-    assert_losses_follow(hops, uninterrupted(3 * STEPS, model))
+    want = uninterrupted(3 * STEPS, model)
+    # Sigmoid scores and a shared expert grow round-off faster: 3e-6 was measured. A bias less changes whole choices.
+    assert_losses_follow(hops, want, rtol=1e-5)
+    for router in routers:
+        np.testing.assert_array_equal(hops[-1].final[f"{router}.bias"], want.final[f"{router}.bias"])
 
 
 def test_tied_embeddings_are_stored_once_and_reach_both_ends(tmp_path: Path) -> None:
