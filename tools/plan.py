@@ -1,16 +1,16 @@
 """Plan a run before a GPU-hour is spent: parameters, memory, time, money, the layout, what binds. No torch, no GPU.
 
-  python tools/plan.py +experiment=gpt4                                   one layout, as tables
-  python tools/plan.py +experiment=gpt4 parallel.recompute=selective      any key of a run may be changed
-  python tools/plan.py +experiment=gpt4 output=json                       JSON alone on stdout
-  python tools/plan.py +experiment=gpt4 search=true                       all legal layouts that fit, fastest first
+  python tools/plan.py +experiment=gpt4                                 one layout, as tables
+  python tools/plan.py +experiment=gpt4 parallel.pp=30                  any key of a run may be changed
+  python tools/plan.py +experiment=gpt4 output=json                     JSON alone; output=html file=plan.html: a page
+  python tools/plan.py +experiment=gpt4 search=true                     all legal layouts that fit, fastest first
   python tools/plan.py model=mixtral_8x22b cluster=h100_80g search=true budget_usd=1e6 days=30
-  python tools/plan.py cluster=h100_80g cluster.usd_per_hour=2.1 ...      your own price
+  python tools/plan.py report=leak                                      GPT-4's reported numbers, claim by claim
+  python tools/plan.py calibrate=runs/first                             a run of yours against its plan
 
-Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own, with their defaults
-in configs/plan.yaml: gpus, search, top, budget_usd, days, output, file, report, calibrate, imbalance, restart_minutes.
-docs/planner.md says how each number is made and how far it was off for published runs.
-
+Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own, with defaults in
+configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes.
+docs/planner.md says how a number is made, docs/planner-error.md how far it was off for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
 """
 
@@ -21,23 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.config.load import load_plan_config
-from gpt4moe.config.plan import PlanConfig, PlanOutput
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry.console import error as print_error
-
-
-def answer(plan: PlanConfig) -> None:
-    """Prints what the plan asks for. Raises: Gpt4MoeError."""
-    from gpt4moe.planner.answer import json_answer, table_answer
-
-    if plan.output is PlanOutput.json:
-        sys.stdout.write(json.dumps(json_answer(plan), indent=1) + "\n")
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for part in table_answer(plan):
-        console.print(part)
 
 
 def main(arguments: list[str]) -> int:
@@ -45,10 +30,21 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(__doc__ or "")
         return 0
     try:
-        answer(load_plan_config(arguments))
+        plan = load_plan_config(arguments)
+        from gpt4moe.telemetry.plan_answer import answered
+
+        told = answered(plan)
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
+    if isinstance(told, str | dict):
+        sys.stdout.write(told if isinstance(told, str) else json.dumps(told, indent=1) + "\n")
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    for part in told:
+        console.print(part, markup=False)
     return 0
 
 

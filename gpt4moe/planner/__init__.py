@@ -13,6 +13,9 @@ efficiency.py         constants of stacks and generations
 layer_time.py         seconds of one layer
 step_time.py          seconds of a step
 estimate.py           all of one plan, JSON
+inference.py          serving: cache, latency, money
+leak.py               reported numbers, claim by claim
+calibrate.py          predicted against measured
 search.py             legal layouts, fastest first
 report.py             tables for people
 answer.py             what a plan asks for

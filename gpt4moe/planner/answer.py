@@ -1,15 +1,23 @@
-"""What a plan asks for, as data or as tables: an estimate or a search."""
+"""What a plan asks for, as data or as tables: an estimate, a search, the leak report, a calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 from rich.table import Table
 
+from gpt4moe.config.load import config_from_dict, load_plan_config
 from gpt4moe.config.plan import PlanConfig
+from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.estimate import estimate, to_json
-from gpt4moe.planner.report import estimate_tables, search_tables
+from gpt4moe.planner.leak import Claim, Material, claims, leak_page
+from gpt4moe.planner.report import estimate_tables, rows_table, search_tables
 from gpt4moe.planner.search import search
 
 
 def json_answer(plan: PlanConfig) -> dict[str, object]:
     """Plain data. Raises: Gpt4MoeError."""
+    if plan.report is not None:
+        return {"claims": [asdict(claim) for claim in leak_rows()]}
     if not plan.search:
         return to_json(estimate(plan))
     result = search(plan)
@@ -20,6 +28,42 @@ def json_answer(plan: PlanConfig) -> dict[str, object]:
 def table_answer(plan: PlanConfig) -> list[Table | str]:
     """Tables and sentences. Raises: Gpt4MoeError."""
     return search_tables(search(plan)) if plan.search else estimate_tables(estimate(plan))
+
+
+def leak_rows() -> list[Claim]:
+    """The report about GPT-4: it plans its own runs, whatever else was asked."""
+    return claims(
+        Material(
+            load_plan_config(["+experiment=gpt4"]),
+            load_plan_config(["+experiment=gpt4_8x220b"]),
+            load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
+        )
+    )
+
+
+def leak_markdown() -> str:
+    """docs/gpt4-numbers.md, whole."""
+    return leak_page(leak_rows())
+
+
+def calibration(
+    plan: PlanConfig, resolved: dict[str, object], records: Sequence[Mapping[str, float]], ranks: int
+) -> list[Compared]:
+    """A finished or running run against its plan.
+
+    Args:
+        resolved: the run's resolved.yaml; its own keys count, the plan's only where they are the planner's.
+        ranks: that it ran on.
+    """
+    run = config_from_dict(resolved)
+    groups = {name: getattr(run, name) for name in type(run).__dataclass_fields__}
+    return calibrate(replace(plan, **groups, gpus=ranks), records)
+
+
+def calibration_table(rows: Sequence[Compared]) -> list[Table | str]:
+    cells = [[r.name, f"{r.predicted:.4g}", f"{r.measured:.4g}", r.unit, f"{100 * r.error:+.1f}"] for r in rows]
+    head = ("what", "predicted", "measured", "unit", "error [%]")
+    return [rows_table("Planned and measured", head, cells), advice(rows)]
 
 
 def _layout(numbers: dict[str, object], plan: PlanConfig) -> dict[str, object]:

@@ -44,13 +44,19 @@ class Efficiency:
     """Of a gradient that travels between data-parallel ranks."""
 
 
+_BRIDGE = Efficiency(
+    matrix=0.65, exposed=0.09, copy_passes=5.1, moe_layer_seconds=1.7e-3, one_copy_per_domain=True, gradient_bytes=2
+)
 PROFILES: dict[str, Efficiency] = {
     # Unfused attention: scores written; softmax reads and writes; dropout reads, writes, masks; read: 6.5 passes.
-    "megatron-lm-2022/ampere": Efficiency(matrix=0.70, exposed=0.25, copy_passes=0, score_passes=6.5),
+    "megatron-lm-2022/ampere": Efficiency(matrix=0.70, exposed=0.31, copy_passes=0, score_passes=6.5),
     "llama3-2024/hopper": Efficiency(matrix=0.54, exposed=0.56, copy_passes=0),
     "megatron-core-2025/hopper": Efficiency(
-        matrix=0.64, exposed=1.0, copy_passes=19, gathers_copies=True, gradient_bytes=2
+        matrix=0.69, exposed=1.0, copy_passes=14.3, moe_layer_seconds=2.9e-4, gathers_copies=True, gradient_bytes=2
     ),
+    "megatron-bridge-26.04/hopper": _BRIDGE,
+    "megatron-bridge-26.04/blackwell": replace(_BRIDGE, matrix=0.56),
+    "megatron-bridge-26.04/blackwell_ultra": replace(_BRIDGE, matrix=0.66),
 }
 """Stack and generation -> constants."""
 

@@ -53,6 +53,14 @@ def search_tables(result: Search) -> list[Table | str]:
     return lines
 
 
+def rows_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:
+    """A table of cells that are ready."""
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(escape(first))

@@ -1,0 +1,101 @@
+"""Serving a model: latency and throughput of a generated token, the cache, money for 1,000 tokens.
+
+    weights and cache read from memory | products | all-reduce over tp -> a stage's time for one micro-batch
+    latency of a token = all stages one after another; throughput = a batch a stage-time, when the pipeline is full
+
+Decoding reads every weight that the batch meets once a token: memory bandwidth binds until the batch is large.
+"""
+
+from dataclasses import dataclass, replace
+
+from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.parallel.placement import stage_layers
+from gpt4moe.planner.cost import hourly_price
+from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profile
+from gpt4moe.planner.layer_time import layer_kinds
+from gpt4moe.planner.tensors import Spread, output_tensors
+
+VALUE_BYTES = 2
+"""Weights and cache are bf16."""
+ALL_REDUCE_SECONDS = 10e-6
+"""Latency of one small all-reduce over NVLink, or of one message between stages: an assumption."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """One model on tp x pp devices, a number of sequences in flight."""
+
+    devices: int
+    sequences: int
+    context: int
+    """Tokens that each sequence has in its cache."""
+    weight_bytes: float
+    """Of the fullest device."""
+    cache_bytes_per_token: float
+    """Of one token of one sequence, over all devices."""
+    cache_bytes: float
+    """Of the fullest device."""
+    latency_seconds: float
+    """From a token to the next one of the same sequence."""
+    tokens_per_second: float
+    """Of all sequences together, all devices busy."""
+
+    def usd_per_1000_tokens(self, cluster: ClusterConfig, utilisation: float = 1.0) -> float:
+        """Args: utilisation: share of the throughput that requests fill; an assumption."""
+        seconds = 1000 / (self.tokens_per_second * utilisation)
+        return self.devices * hourly_price(cluster) * seconds / 3600
+
+
+def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, sequences: int, context: int) -> Serving:
+    """Decoding with `sequences` in flight, in pp groups that follow each other through the pipeline; stages may be
+    uneven (120 layers over 16: eight of 8, eight of 7)."""
+    group = max(1.0, sequences / pp)
+    kinds, stages = layer_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
+    per_token = cache_bytes_per_token(model)
+    in_cache = per_token / model.num_layers * sequences * context / min(tp, model.query_groups)
+    peak = cluster.peak_flops_bf16 * planning_profile(cluster.generation).matrix
+    seconds, weights = [], []
+    for stage, layers in enumerate(stages):
+        tensors = [tensor for layer in layers for tensor in kinds[layer].tensors]
+        tensors += output_tensors(model) if stage == pp - 1 else []
+        held = read = operations = 0.0
+        for tensor in tensors:
+            size = tensor.size / (1 if tensor.spread is Spread.whole else tp)
+            held += size
+            met = active = 1.0
+            if tensor.spread is Spread.experts:
+                assert model.moe is not None
+                active = model.moe.top_k / model.moe.num_experts
+                met = 1 - (1 - active) ** group  # experts that no token of the group chose are not read
+            read += size * met
+            operations += 2 * size * active * group if tensor.is_matrix else 0
+        moved = VALUE_BYTES * read + in_cache * len(layers) / pp
+        wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * VALUE_BYTES * group * model.hidden_size / (
+            RING_SHARE * cluster.nvlink_bytes_per_second)) * (tp > 1)  # fmt: skip
+        work = max(moved / (cluster.memory_bytes_per_second * MEMORY_SHARE), operations / peak)
+        seconds.append(work + wire + ALL_REDUCE_SECONDS * (pp > 1))
+        weights.append(VALUE_BYTES * held)
+    return Serving(
+        devices=tp * pp, sequences=sequences, context=context, weight_bytes=max(weights),
+        cache_bytes_per_token=per_token, cache_bytes=in_cache * max(map(len, stages)),
+        latency_seconds=max(sum(seconds), pp * max(seconds) if sequences >= pp else 0.0),
+        tokens_per_second=group / max(seconds) if sequences >= pp else sequences / sum(seconds),
+    )  # fmt: skip
+
+
+def cache_bytes_per_token(model: ModelConfig) -> float:
+    """Keys and values of one token over all layers, each head group once."""
+    return VALUE_BYTES * 2 * model.num_layers * model.query_groups * model.head_size
+
+
+def with_query_groups(model: ModelConfig, groups: int) -> ModelConfig:
+    """The model with other heads of keys and values: as many as queries (multi-head), some, or one (multi-query)."""
+    return replace(model, num_query_groups=groups)
+
+
+def most_sequences(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, context: int) -> int:
+    """Sequences whose caches fit beside the weights, a tenth of the memory left free."""
+    one = serve(model, cluster, tp=tp, pp=pp, sequences=1, context=context)
+    return max(0, int((0.9 * cluster.memory_bytes - one.weight_bytes) / one.cache_bytes))

@@ -1,0 +1,42 @@
+"""The answer of tools/plan.py in the form that was asked for: data, text, or tables."""
+
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from gpt4moe.config.plan import PlanConfig, PlanOutput
+from gpt4moe.errors import DataError
+from gpt4moe.planner.answer import calibration, calibration_table, json_answer, leak_markdown, table_answer
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.plan_page import write_plan_page
+
+
+def answered(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
+    """A dictionary for JSON, a text, or tables. Raises: Gpt4MoeError."""
+    if plan.calibrate is not None:
+        return _calibrated(plan, Path(plan.calibrate))
+    if plan.output is PlanOutput.json:
+        return json_answer(plan)
+    if plan.report is not None:
+        return leak_markdown()
+    if plan.output is PlanOutput.html:
+        write_plan_page(plan.file, estimate(plan))
+        return f"{plan.file}\n"
+    return table_answer(plan)
+
+
+def _calibrated(plan: PlanConfig, folder: Path) -> dict[str, object] | list[Table | str]:
+    """Of the run's last start: its config and the ranks it had."""
+    starts = sorted((folder / "starts").glob("*.yaml"))
+    if not starts or not (folder / "metrics.jsonl").exists():
+        raise DataError(
+            f"calibrate={folder} is no run folder: it lacks starts/ or metrics.jsonl.",
+            "Give the folder of a run, runs/<run.name>.",
+        )
+    last = yaml.safe_load(starts[-1].read_text())
+    rows = calibration(plan, last["config"], read_metrics(folder / "metrics.jsonl"), last["ranks"])
+    if plan.output is PlanOutput.json:
+        return {row.name: {"predicted": row.predicted, "measured": row.measured, "unit": row.unit} for row in rows}
+    return calibration_table(rows)
