@@ -1,10 +1,15 @@
-"""One process with its groups, and a line that says what machine this is."""
+"""One process with its groups, another process measured, and a line that says what machine this is."""
 
 import os
 import platform
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +28,40 @@ def one_process(threads: int | None = None) -> Iterator[ProcessGroups]:
         torch.set_num_threads(threads)
     with world(Environment(rank=0, world_size=1, local_rank=0, master=None, source="benchmark")) as device:
         yield ProcessGroups.create(Layout.from_config(ParallelConfig(), 1), 0, device, seed=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a process took."""
+
+    seconds: float
+    peak_bytes: int
+    """Largest anonymous memory: files that the kernel keeps at hand do not count."""
+    out: str
+
+
+def measured(*arguments: str) -> Measured:
+    """Runs Python with the arguments to its end. Raises: RuntimeError when it fails."""
+    begin, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=file)
+        while process.poll() is None:
+            peak = max(peak, _anonymous_bytes(process.pid))
+            time.sleep(0.01)
+        seconds = time.perf_counter() - begin
+        file.seek(0)
+        out = file.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {process.returncode}")
+    return Measured(seconds, peak, out)
+
+
+def _anonymous_bytes(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def machine() -> str:
