@@ -16,7 +16,7 @@ BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard
 ENGINES := mistralrs==0.9.5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train test test-slurm test-engines test-layouts lint bench bench-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint bench bench-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -28,6 +28,9 @@ data: $(INSTALLED) ## build the demo corpus and its tokenizer from this machine'
 
 train: data ## train the tiny mixture of experts, NPROC=1, 2, 4 (default) or 8; resume it, report (minutes)
 	@$(RUN) -m gpt4moe.demo.story $(if $(NPROC),--nproc $(NPROC))
+
+plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, money, what binds
+	@$(RUN) tools/plan.py +experiment=gpt4
 
 test: lint ## lint, then every test but the long Slurm ones
 	@$(RUN) -m pytest
