@@ -1,9 +1,7 @@
 """What befalls a job: preemption, a killed rank, a lost node, scancel, a chain; around a stand-in trainer."""
 
 import os
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,19 +12,7 @@ import pytest
 from tests.slurm_lab.cluster import SlurmLab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
-ROOT = Path(__file__).resolve().parents[2]
 TWO_BY_TWO = ("sbatch", "--nodes=2", "--ntasks-per-node=2")
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder that train.sh takes for the checkout; its gpt4moe.train is the stand-in."""
-    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
-    (tmp_path / "gpt4moe").mkdir()
-    shutil.copy(Path(__file__).with_name("stand_in.py"), tmp_path / "gpt4moe" / "train.py")
-    with (tmp_path / "slurm" / "cluster.env").open("a") as site:
-        site.write(f"venv={sys.prefix}\n")
-    return tmp_path
 
 
 def until(condition: Callable[[], bool], seconds: float = 40) -> None:

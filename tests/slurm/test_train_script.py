@@ -1,8 +1,6 @@
 """slurm/train.sh on a real Slurm, around a stand-in trainer that starts at once."""
 
 import json
-import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,6 @@ from tests.slurm_lab.cluster import SlurmLab
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder that train.sh takes for the checkout; its gpt4moe.train is the stand-in."""
-    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
-    (tmp_path / "gpt4moe").mkdir()
-    shutil.copy(Path(__file__).with_name("stand_in.py"), tmp_path / "gpt4moe" / "train.py")
-    with (tmp_path / "slurm" / "cluster.env").open("a") as site:
-        site.write(f"venv={sys.prefix}\nexport SBATCH_TIMELIMIT=7\n")
-    return tmp_path
 
 
 def notes(checkout: Path, start: int = 0) -> list[dict[str, Any]]:
