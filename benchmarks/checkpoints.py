@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,6 +41,7 @@ SHAPE = (
     "model.num_query_groups=4", "model.vocab_size=8192", "model.moe.num_experts=8", "model.moe.ffn_hidden_size=3584",
 )  # fmt: skip
 LARGEST_SLICE_BYTES = 4 * 1024 * 3584  # one expert's gate: all others are smaller or as small as a chunk
+ROUNDS = 3  # a conversion and `cp` in turns: what a disk gives changes by the minute
 ALLOWED_FACTOR, ALLOWED_BYTES = 1.25, 300e6 + 2 * LARGEST_SLICE_BYTES
 BY_TRANSFORMERS = """
 import sys, torch
@@ -108,14 +111,21 @@ def _measure_peers(root: Path, run: RunConfig, state: dict[str, torch.Tensor], s
 
 def _measure_conversion(root: Path, command: list[str], size: int, interpreter: int, *, with_peer: bool) -> None:
     peaks: list[int] = []
-    run = ["tools/convert_checkpoint.py", *command]
-    seconds = _report(f"{command[0]}, bf16", size, lambda: peaks.append(measured(*run).peak_bytes), Path(command[1]))
-    files, target = sorted((root / "out").iterdir()), root / "copy"
-    cp = _report("      cp of its output", size, lambda: _copy(files, target), root / "out")
-    memory = peaks[0] - interpreter
-    judged = "reached" if seconds <= ALLOWED_FACTOR * cp and memory <= ALLOWED_BYTES else "NOT reached"
-    print(f"      {seconds / cp:.2f} times cp, {memory / 1e6:.0f} MB of anonymous memory: {judged}")
-    shutil.rmtree(target)
+    ratios = []
+    run, out, target = ["tools/convert_checkpoint.py", *command], root / "out", root / "copy"
+    for _ in range(ROUNDS):
+        shutil.rmtree(out, ignore_errors=True)
+        ours = _report(f"{command[0]}, bf16", size, lambda: peaks.append(measured(*run).peak_bytes), Path(command[1]))
+        files = sorted(out.iterdir())
+        cp = _report("      cp of its output", size, partial(_copy, files, target), out)
+        ratios.append(ours / cp)
+        shutil.rmtree(target)
+    ratio, memory = median(ratios), max(peaks) - interpreter
+    for what, is_reached in (
+        (f"{ratio:.2f} times cp (at most {ALLOWED_FACTOR})", ratio <= ALLOWED_FACTOR),
+        (f"{memory / 1e6:.0f} MB of anonymous memory (at most {ALLOWED_BYTES / 1e6:.0f})", memory <= ALLOWED_BYTES),
+    ):
+        print(f"      {what}: {'reached' if is_reached else 'NOT reached'}")
     if with_peer and command[0] == "to-hf":
         _report("      transformers, load + save", size, lambda: _by_transformers(root / "out", target), root / "out")
         shutil.rmtree(target)

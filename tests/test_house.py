@@ -37,6 +37,7 @@ EMBASSIES = {
 TORCH_FREE = [
     "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/schedule",
     "parallel/messages", "parallel/message_check", "parallel/support_table", "planner/*",
+    "model/cuts", "model/logical", "convert/[!p]*", "convert/pr*", "convert/pu*",
 ]  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
+from gpt4moe.model.cuts import Cut, rule_of
 from gpt4moe.model.logical import Box, routing_buffers
-from gpt4moe.model.parameters import Cut, rule_of
 from gpt4moe.parallel.placement import stage_layers
 
 _AXIS = {Cut.rows: 0, Cut.columns: 1, Cut.gated_rows: 1, Cut.experts_gated: 0, Cut.experts: 0}

@@ -1,6 +1,7 @@
 """Room `model`, storey 3: assembly, no new mathematics. May import config, parallel, moe, megatron.core.
 
-parameters.py         the table of parameters: name -> shard, initial value
+cuts.py               the table of parameters: how each is cut over ranks, its initial value (no torch)
+parameters.py         a rank's parameters: logical name and shard, and the marks that Megatron reads
 logical.py            the logical tensors of a model, from its configuration (no torch)
 transformer_config.py ModelConfig + parallel degrees -> Megatron's TransformerConfig (the only translation)
 attention.py          core attention over scaled_dot_product_attention

@@ -1,7 +1,7 @@
-"""The table of parameters: what each is called in the whole model, how ranks cut and reduce it, how it starts.
+"""Parameters of a rank: what each is called in the whole model, which part of it the rank holds, how it is reduced.
 
-One place for each truth: initial weights, checkpoints, conversions and the layout tests all read `shards`; Megatron's
-gradient buffers, finalisation and norm read the marks that `mark` puts on the parameters.
+The table is cuts.py. One place for each truth: initial weights, checkpoints and the layout tests all read `shards`;
+Megatron's gradient buffers, finalisation and norm read the marks that `mark` puts on the parameters.
 
     a chunk's name                                     the logical tensor
     decoder.layers.1.mlp.experts.gate_up  [L, 2F, H]   decoder.layers.7.mlp.experts.gate_up  [E, 2, F, H]
@@ -11,77 +11,15 @@ Layer numbers are global, expert axes too; gate and up are an axis of their own,
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
+from gpt4moe.model.cuts import AXES, Cut, Rule, rule_of
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard
 
-
-class Cut(Enum):
-    """How ranks divide a parameter."""
-
-    whole = "every rank holds all of it"
-    rows = "dim 0 over tp"
-    columns = "dim 1 over tp"
-    gated_rows = "[2F, H]: the same rows of gate and up over tp"
-    experts_gated = "[L, 2F, H]: experts over ep, the same rows of gate and up over etp"
-    experts = "[L, H, F]: experts over ep, columns over etp"
-
-
-class Start(Enum):
-    """The initial value."""
-
-    ones = "1"
-    normal = "normal, init_std"
-    residual = "normal, init_std / sqrt(2 * num_layers): it adds to the residual stream"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row of the table: parameters whose name ends with `suffix`."""
-
-    suffix: str
-    cut: Cut
-    start: Start
-
-
-RULES = (
-    Rule("embedding.word_embeddings.weight", Cut.rows, Start.normal),
-    # Of layers, of the whole, and q_layernorm and k_layernorm [D], which every head of a layer shares.
-    Rule("layernorm.weight", Cut.whole, Start.ones),
-    # Rows are, per query group, its query heads, then its key, then its value: a plain cut over tp.
-    Rule("self_attention.linear_qkv.weight", Cut.rows, Start.normal),
-    Rule("self_attention.linear_proj.weight", Cut.columns, Start.residual),
-    Rule("mlp.linear_fc1.weight", Cut.gated_rows, Start.normal),
-    Rule("mlp.linear_fc2.weight", Cut.columns, Start.residual),
-    Rule("mlp.shared_experts.linear_fc1.weight", Cut.gated_rows, Start.normal),
-    Rule("mlp.shared_experts.linear_fc2.weight", Cut.columns, Start.residual),
-    Rule("mlp.router.weight", Cut.whole, Start.normal),
-    Rule("mlp.experts.gate_up", Cut.experts_gated, Start.normal),
-    Rule("mlp.experts.down", Cut.experts, Start.residual),
-    Rule("output_layer.weight", Cut.rows, Start.normal),
-)
-# Dimension of the logical tensor -> the axis of ranks that cuts it.
-_AXES: dict[Cut, dict[int, str]] = {
-    Cut.whole: {},
-    Cut.rows: {0: "tp"},
-    Cut.columns: {1: "tp"},
-    Cut.gated_rows: {1: "tp"},
-    Cut.experts_gated: {0: "ep", 2: "etp"},
-    Cut.experts: {0: "ep", 2: "etp"},
-}
 _TIED_COPY = ("output_layer.weight", "embedding.word_embeddings.weight")
-
-
-def rule_of(name: str) -> Rule:
-    """The row of a parameter's name; a parameter without one is a programming error."""
-    matches = [rule for rule in RULES if name.endswith(rule.suffix)]
-    assert len(matches) == 1, f"{name}: {len(matches)} rules"
-    return matches[0]
 
 
 def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, Rule]]:
@@ -150,7 +88,7 @@ def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, i
     layout, at = groups.layout, groups.coordinate
     if cut in (Cut.gated_rows, Cut.experts_gated):
         local = (*local[:-2], 2, local[-2] // 2, local[-1])
-    axes = _AXES[cut]
+    axes = AXES[cut]
     sizes = [getattr(layout, axes[dim]) if dim in axes else 1 for dim in range(len(local))]
     global_shape = tuple(n * size for n, size in zip(local, sizes, strict=True))
     offset = tuple(n * at[axes[dim]] if dim in axes else 0 for dim, n in enumerate(local))

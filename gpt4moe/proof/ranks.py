@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from gpt4moe.checkpoint.storage import MOMENTS
+from gpt4moe.model.cuts import Cut
 from gpt4moe.model.gpt import build_model
-from gpt4moe.model.parameters import Cut, buffers, reduced_over, shards
+from gpt4moe.model.parameters import buffers, reduced_over, shards
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
