@@ -37,4 +37,6 @@ LAYOUTS = {
     "cp2": _case(2, cp=2),
     "pp2-cp2-ep2": _case(4, pp=2, cp=2, ep=2),
     "tp2-cp2-ep2-etp2": _case(4, tp=2, cp=2, ep=2, etp=2),
+    "tp2-pp2-vpp2-ep2": _case(4, tp=2, pp=2, vpp=2, ep=2),
+    "pp2-vpp2-cp2-etp2": _case(4, pp=2, vpp=2, cp=2, etp=2),
 }

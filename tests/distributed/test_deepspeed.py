@@ -25,6 +25,7 @@ LAYOUTS_SHOWN = {"one": LayoutCase(1, ())} | {
         "pp2-dp2-ep2",
         "tp2-pp2-ep2",
         "tp2-dp2-ep2-etp2",
+        "pp2-cp2-ep2",
     )
 }
 
@@ -59,8 +60,26 @@ def test_gradients_norms_and_adamw_steps_equal_one_process(name: str, more: tupl
     ids=["dp3", "tied", "tied-vpp2", "dense-first-stage", "dense"],
 )
 def test_clipped_descent_equals_one_process(name: str, model: tuple[str, ...]) -> None:
-    layout, want = LAYOUTS[name], one_process(model, steps=3)
-    got = outcome(layout.world_size, (*layout.overrides, *ENGINE, *model), steps=3, sgd=RATE)
+    assert_descends_as_one_process(name, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [
+        ("tp2-pp2-vpp2-ep2", ("parallel.recompute=moe",)),
+        ("pp2-vpp2-cp2-etp2", ("parallel.recompute=full", "parallel.recompute_layers=1")),
+        ("cp2", ("parallel.recompute=selective",)),
+    ],
+    ids=["moe", "full", "selective"],
+)
+def test_what_is_computed_again_is_added_once(name: str, recompute: tuple[str, ...]) -> None:
+    """DeepSpeed hooks the backward pass of every parameter; a second forward pass must not run a hook twice."""
+    assert_descends_as_one_process(name, layout=recompute)
+
+
+def assert_descends_as_one_process(name: str, model: tuple[str, ...] = (), layout: tuple[str, ...] = ()) -> None:
+    case, want = LAYOUTS[name], one_process(model, steps=3)
+    got = outcome(case.world_size, (*case.overrides, *ENGINE, *model, *layout), steps=3, sgd=RATE)
     assert all(norm > 0.5 for norm in want.norms), "every step must be clipped for this test to see the norm"
     assert_same(got, want)
 
