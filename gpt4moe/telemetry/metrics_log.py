@@ -22,6 +22,7 @@ from gpt4moe.telemetry.metrics import Number, Record, check_record
 
 logger = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.jsonl"
 NONFINITE = "nonfinite"
 
 

@@ -17,6 +17,7 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.agreement import agreed
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation
+from gpt4moe.training.callbacks.events import Events
 from gpt4moe.training.callbacks.preemption import Preemption
 from gpt4moe.training.callbacks.replicas import Replicas
 from gpt4moe.training.callbacks.report import Report
@@ -65,7 +66,7 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
 
 def build_callbacks() -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
-    return [WireBytes(), Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
+    return [Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
 
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:

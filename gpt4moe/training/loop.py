@@ -36,7 +36,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_end(context)
         finally:
-            for callback in self.callbacks:
+            for callback in reversed(self.callbacks):
                 callback.on_exit(context)
 
     def _one_step(self) -> tuple[Record, StepResult]:

@@ -1,5 +1,8 @@
 """What a step advances, and what callbacks see of a run."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +10,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
 from gpt4moe.moe.statistics import LayerHealth
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.telemetry.events_log import EventsLog
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.step import StepResult, StepRunner
@@ -39,6 +43,8 @@ class TrainingContext:
     """Why the loop should save and end after this step; the same on every rank."""
     save_requested: bool = False
     """The step just done gets a checkpoint because somebody asked for one; the same on every rank."""
+    events: EventsLog | None = None
+    """The open events.jsonl, on the first rank."""
 
     @property
     def is_last_step(self) -> bool:
@@ -49,6 +55,14 @@ class TrainingContext:
         """Whether the step just done gets a checkpoint."""
         every = self.run.checkpoint.every
         return self.is_last_step or self.save_requested or (every > 0 and self.state.step % every == 0)
+
+    @contextmanager
+    def pause(self, kind: str) -> Iterator[None]:
+        """Around what training waits for: its seconds become an event of this kind (telemetry.events_log.EVENTS)."""
+        began = time.perf_counter()
+        yield
+        if self.events is not None:
+            self.events.write(kind, step=self.state.step, seconds=time.perf_counter() - began)
 
 
 class Callback:
@@ -67,7 +81,7 @@ class Callback:
         """After the last step of this start, not after an error."""
 
     def on_exit(self, context: TrainingContext) -> None:
-        """Always, also after an error: close what is open. No collective here."""
+        """Always, also after an error, the first callback last: close what is open. No collective here."""
 
 
 def routing_metrics(run: RunConfig, result: StepResult) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Features at the loop's edges, one a file; build.build_callbacks lists them in the order they run.
 
+events.py       events.jsonl: start, first step, stop; the pauses of the others
 wire.py         bytes sent in the first step of a start
 replicas.py     copies on several ranks still equal to the bit
 evaluation.py   loss on held-out text, added to the record

@@ -14,9 +14,10 @@ class Checkpoints(Callback):
         if not context.is_saved_step:
             return
         in_background = context.run.checkpoint.asynchronous and not context.is_last_step
-        self.saver.start(context, staged=in_background)
-        if not in_background:  # nothing is left to do meanwhile, and the process may end only with it committed
-            self.saver.wait(context.groups)
+        with context.pause("checkpoint"):
+            self.saver.start(context, staged=in_background)
+            if not in_background:  # nothing is left to do meanwhile, and the process may end only with it committed
+                self.saver.wait(context.groups)
 
     def on_exit(self, context: TrainingContext) -> None:
         self.saver.leave()

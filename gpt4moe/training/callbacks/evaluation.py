@@ -10,7 +10,8 @@ class Evaluation(Callback):
         if not context.run.training.eval_samples:
             return
         if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
-            record["eval_loss"] = evaluate(context)
+            with context.pause("evaluation"):
+                record["eval_loss"] = evaluate(context)
 
 
 def evaluate(context: TrainingContext) -> float:

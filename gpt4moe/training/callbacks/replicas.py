@@ -26,7 +26,8 @@ class Replicas(Callback):
         every, step = context.run.training.check_replicas_every, context.state.step
         if not every or step % every:
             return
-        found = unequal_copies(context.engine, context.groups)
+        with context.pause("replica_check"):
+            found = unequal_copies(context.engine, context.groups)
         try:
             with agreed(context.groups):
                 if found:

@@ -30,7 +30,9 @@ class Report(Callback):
             return
         if self.loads:
             self._write_load(context)
-        logger.info("report %s", write_run_report(context.folder.path))
+        with context.pause("report"):
+            path = write_run_report(context.folder.path)
+        logger.info("report %s", path)
 
     def _write_load(self, context: TrainingContext) -> None:
         layers = [index for index, has in enumerate(context.run.model.moe_layers) if has]

@@ -15,7 +15,7 @@ from gpt4moe.training.step import StepResult
 
 
 class WireBytes(Callback):
-    """First of the callbacks, so that what others send between steps is not counted."""
+    """First of those that send anything, so that what others send between steps is not counted."""
 
     def __init__(self) -> None:
         self.counter: WireCounter | None = None
