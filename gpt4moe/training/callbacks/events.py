@@ -54,8 +54,8 @@ class Events(Callback):
         # The loop calls this in a `finally`: what ends the run by an error is in flight.
         error = sys.exception()
         reason = type(error).__name__ if error is not None else context.stop_requested or "finished"
-        cause = {"cause": error.cause} if isinstance(error, Gpt4MoeError) else {}
-        context.events.write("stop", step=context.state.step, reason=reason, **cause)
+        cause = error.cause if isinstance(error, Gpt4MoeError) else None
+        context.events.write("stop", step=context.state.step, reason=reason, cause=cause)
         context.events.close()
 
 
