@@ -60,8 +60,15 @@ class ProcessGroups:
 
 
 @contextmanager
-def world(environment: Environment) -> Iterator[torch.device]:
-    """torch.distributed, DeepSpeed's communication and the CPU mends, for the time of a run; yields the device."""
+def world(
+    environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = _TIMEOUT
+) -> Iterator[torch.device]:
+    """torch.distributed, DeepSpeed's communication and the CPU mends, for the time of a run; yields the device.
+
+    Args:
+        store: where the ranks have met already; by default they meet at the environment's address.
+        timeout: of a collective.
+    """
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
     if torch.cuda.is_available():
@@ -72,9 +79,9 @@ def world(environment: Environment) -> Iterator[torch.device]:
     else:
         device, backend = torch.device("cpu"), "gloo"
         cpu_device.install()
-    place: dict[str, Any] = {"rank": environment.rank, "world_size": environment.world_size, "timeout": _TIMEOUT}
-    if environment.master is None:
-        distributed.init_process_group(backend, store=distributed.HashStore(), **place)
+    place: dict[str, Any] = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
+    if store is not None or environment.master is None:
+        distributed.init_process_group(backend, store=store or distributed.HashStore(), **place)
     else:
         address, port = environment.master
         distributed.init_process_group(backend, init_method=f"tcp://{address}:{port}", **place)

@@ -1,0 +1,137 @@
+"""Checks of the plan: is the layout legal, does it fit the memory, does the job live to its first checkpoint."""
+
+from gpt4moe.config.optimizer import EngineKind
+from gpt4moe.launch.evidence import CheckResult, Evidence, Status, not_checked
+from gpt4moe.launch.needs import Needs
+
+LITTLE_HEADROOM = 0.05
+"""Share of the memory that a plan should leave: docs/planner-error.md says how far plans were off."""
+STARTUP_SECONDS = 180.0
+"""From a job's start to its first step: imports, groups, reading a checkpoint. An assumption."""
+WARNING_SECONDS = 120.0
+"""Between Slurm's signal and the time limit: --signal of slurm/train.sh."""
+ILLEGAL = "the layout is not legal"
+
+
+def layout_legal(evidence: Evidence) -> CheckResult:
+    """By the trainer's own function (parallel.legality)."""
+    if evidence.problems:
+        causes, cures = zip(*evidence.problems, strict=True)
+        return CheckResult(
+            name="layout", status=Status.failed, measured=" ".join(causes), expected="legal", cure=" ".join(cures)
+        )
+    assert evidence.layout is not None
+    return CheckResult(name="layout", status=Status.passed, measured=evidence.layout.describe(), expected="legal")
+
+
+def device_memory(evidence: Evidence) -> CheckResult:
+    """The fullest rank's, as planned, against the smallest GPU's, as found."""
+    needs, cluster = evidence.needs, evidence.run.cluster
+    if needs is None:
+        return not_checked("device memory", ILLEGAL)
+    gpus = [facts.gpu.memory_bytes for facts in evidence.facts.values() if facts.gpu is not None]
+    if evidence.is_nominal and not gpus:
+        return not_checked("device memory", "no GPU; the plan counts as host memory")
+    if evidence.run.engine.kind is not EngineKind.megatron:
+        return not_checked("device memory", "the planner counts engine=megatron alone")
+    has = min(gpus, default=cluster.memory_bytes)
+    need = needs.fullest.total_bytes
+    measured = f"{need / 1e9:.1f} GB planned on rank {needs.fullest.rank} (stage {needs.fullest.stage})"
+    expected = f"{has / 1e9:.1f} GB of {'the smallest GPU' if gpus else f'cluster={cluster.name}'}"
+    cure = (
+        "Set parallel.recompute=full or recompute_layers=null, more of parallel.pp, tp or ep, or a smaller "
+        "training.micro_batch_size; tools/plan.py ... search=true lists layouts that fit."
+    )
+    status = Status.passed
+    if need > (1 - LITTLE_HEADROOM) * has:
+        status = Status.failed if need > has else Status.warned
+    return CheckResult(
+        name="device memory", status=status, measured=measured, expected=expected,
+        cure="" if status is Status.passed else cure,
+    )  # fmt: skip
+
+
+def host_memory(evidence: Evidence) -> CheckResult:
+    """For copies that asynchronous saves make, a whole plan on CPUs, an offloaded optimizer; with this process up."""
+    needs, run = evidence.needs, evidence.run
+    if needs is None:
+        return not_checked("host memory", ILLEGAL)
+    if not evidence.is_whole:
+        return not_checked("host memory", f"{evidence.started} of {evidence.world_size} ranks is here")
+    parts = {
+        "a copy to save": needs.rank_state_bytes if run.checkpoint.asynchronous else 0.0,
+        "the plan": needs.fullest.total_bytes if evidence.is_nominal else 0,
+        "offloaded optimizer": needs.rank_state_bytes if run.engine.offload_optimizer else 0.0,
+    }
+    hosts = [facts.host for facts in evidence.facts.values()]
+    need = {host: hosts.count(host) * sum(parts.values()) for host in set(hosts)}
+    short = {rank: facts for rank, facts in evidence.facts.items() if facts.available_bytes < need[facts.host]}
+    least = min(evidence.facts.values(), key=lambda facts: facts.available_bytes)
+    what = " and ".join(name for name, size in parts.items() if size) or "nothing beyond this process"
+    expected = f"{max(need.values()) / 1e9:.2f} GB a node: {what}"
+    if short:
+        least = min(short.values(), key=lambda facts: facts.available_bytes)
+        return CheckResult(
+            name="host memory", status=Status.failed, expected=expected,
+            measured=f"{least.available_bytes / 1e9:.2f} GB available to {evidence.named(list(short))}",
+            cure="Ask sbatch for more (--mem=0 is the whole node), start fewer ranks a node, or set "
+            "checkpoint.asynchronous=false.",
+        )  # fmt: skip
+    measured = f"{least.available_bytes / 1e9:.2f} GB available on {least.host}"
+    return CheckResult(name="host memory", status=Status.passed, measured=measured, expected=expected)
+
+
+def first_checkpoint(evidence: Evidence) -> CheckResult:
+    """Whether a job reaches a checkpoint of its own before the time limit: with none, a lost node costs all."""
+    needs, run, limit = evidence.needs, evidence.run, evidence.time_limit_seconds
+    name = "first checkpoint"
+    if needs is None:
+        return not_checked(name, ILLEGAL)
+    every = min(run.checkpoint.every or run.training.steps, run.training.steps)
+    save = save_seconds(evidence, needs)
+    seconds = STARTUP_SECONDS + every * needs.step_seconds + save
+    measured = (
+        f"after {span(seconds)} as planned: start {span(STARTUP_SECONDS)}, {every} steps of "
+        f"{span(needs.step_seconds)}, save {span(save)}"
+    )
+    if limit is None:
+        return not_checked(name, f"{measured}; no time limit is known", "time_limit=24:00:00, or a Slurm job with one")
+    expected = f"before the time limit of {span(limit)}"
+    if seconds <= limit:
+        return CheckResult(name=name, status=Status.passed, measured=measured, expected=expected)
+    fits = int((limit - STARTUP_SECONDS - save) / needs.step_seconds)
+    cure = f"Set checkpoint.every={fits} or less, or a longer --time." if fits >= 1 else "Set a longer --time."
+    return CheckResult(name=name, status=Status.failed, measured=measured, expected=expected, cure=cure)
+
+
+def last_save(evidence: Evidence) -> CheckResult:
+    """Whether the save that Slurm's warning starts is done before the time limit kills it."""
+    needs, name = evidence.needs, "save on warning"
+    expected = f"within {span(WARNING_SECONDS)} (--signal in slurm/train.sh)"
+    if needs is None:
+        return not_checked(name, ILLEGAL)
+    if not evidence.disk:
+        return not_checked(name, "the write speed was not measured", expected)
+    save = save_seconds(evidence, needs)
+    seconds = needs.step_seconds + save
+    measured = f"{span(seconds)}: a step of {span(needs.step_seconds)}, a save of {span(save)} at the measured speed"
+    if seconds <= WARNING_SECONDS:
+        return CheckResult(name=name, status=Status.passed, measured=measured, expected=expected)
+    return CheckResult(
+        name=name, status=Status.failed, measured=measured, expected=expected,
+        cure=f"Submit with --signal=B:USR1@{int(2 * seconds)}, or run on faster storage.",
+    )  # fmt: skip
+
+
+def save_seconds(evidence: Evidence, needs: Needs) -> float:
+    """What a rank's share of a checkpoint takes at the slowest rank's measured speed; 0 where none was measured."""
+    rates = [disk.bytes_per_second for disk in evidence.disk.values() if disk.bytes_per_second]
+    return needs.rank_state_bytes / min(rates) if rates else 0.0
+
+
+def span(seconds: float) -> str:
+    """0.25 s, 90 s, 12.5 min, 3.2 h."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,156 @@
+"""Checks of speeds: each rank's products, each group's messages, each node's links; against figures and each other.
+
+Two questions. Is it as fast as the cluster's figures (configs/cluster) let the planner count with? Is anything slower
+than its like? The second one finds the bad card, cable or fan, and needs no figures; so it is asked on CPUs too.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from statistics import median
+
+from gpt4moe.launch.evidence import KINDS, CheckResult, Evidence, Status, Timed, not_checked
+from gpt4moe.launch.links import bus_bytes, promised_rate
+from gpt4moe.planner.efficiency import planning_profile
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Below `warned` and `failed` of what was expected."""
+
+    warned: float
+    failed: float
+
+    def status(self, share: float) -> Status:
+        if share < self.failed:
+            return Status.failed
+        return Status.warned if share < self.warned else Status.passed
+
+
+FIGURES = Floor(0.9, 0.6)
+LIKES = {"cuda": Floor(0.93, 0.85), "cpu": Floor(0.5, 0.2)}
+"""Against the median of its like. Cores of a CPU are shared with whatever else runs."""
+LIKE_LINKS = {"cuda": Floor(0.9, 0.7), "cpu": Floor(0.5, 0.2)}
+SLOW_LINK = (
+    "Look at NCCL_DEBUG=INFO: it says whether NVLink and the fabric are used; NCCL_SOCKET_IFNAME and NCCL_IB_HCA in "
+    "slurm/cluster.env choose it."
+)
+NOMINAL = "alike (cluster=cpu has no figures to judge by)"
+
+
+def matrix_speed(evidence: Evidence) -> CheckResult:
+    """The slow rank, by name; and the wrong cluster=..., by figures."""
+    name, cluster = "matrix products", evidence.run.cluster
+    rates = {rank: speeds.matrix_flops for rank, speeds in evidence.speeds.items()}
+    if not rates:
+        return not_checked(name, evidence.unmeasured)
+    usual = median(rates.values())
+    slowest = min(rates, key=rates.__getitem__)
+    floor = LIKES[evidence.speeds[slowest].device]
+    slow = sorted(rank for rank, rate in rates.items() if floor.status(rate / usual) is not Status.passed)
+    measured = f"median {usual / 1e12:.3g} TFLOP/s, slowest {evidence.named([slowest])} {rates[slowest] / 1e12:.3g}"
+    if slow:
+        return CheckResult(
+            name=name, status=floor.status(rates[slowest] / usual),
+            measured=f"{measured}; slow: {evidence.named(slow)}", expected=_alike(floor),
+            cure="Look for heat, power caps or another process there; leave the node out: sbatch --exclude=NODE.",
+        )  # fmt: skip
+    if evidence.is_nominal:
+        return CheckResult(name=name, status=Status.passed, measured=measured, expected=NOMINAL)
+    planned = cluster.peak_flops(evidence.run.precision.dtype) * planning_profile(cluster.generation).matrix
+    status = FIGURES.status(usual / planned)
+    return CheckResult(
+        name=name, status=status, measured=measured, expected=f"{planned / 1e12:.3g} as planned for {cluster.name}",
+        cure="" if status is Status.passed else "Choose the cluster=... that these GPUs are, or look for power caps.",
+    )  # fmt: skip
+
+
+def group_speeds(evidence: Evidence) -> list[CheckResult]:
+    """One result for each kind of group and operation, and one for the kinds whose groups are single ranks."""
+    layout = evidence.layout
+    if not evidence.speeds or layout is None:
+        return [not_checked("groups", evidence.unmeasured)]
+    rows: dict[tuple[str, str], dict[int, Timed]] = defaultdict(dict)
+    for rank, speeds in evidence.speeds.items():
+        for timed in speeds.messages:
+            rows[timed.group, timed.operation][rank] = timed
+    alone = [name for name in KINDS if len(layout.members(name, 0)) == 1]
+    results = [_group_speed(evidence, *key, ranks) for key, ranks in rows.items()]
+    return results + ([not_checked(", ".join(alone), "groups of one rank")] if alone else [])
+
+
+def _group_speed(evidence: Evidence, kind: str, operation: str, timed: dict[int, Timed]) -> CheckResult:
+    layout, hosts = evidence.layout, evidence.hosts
+    assert layout is not None
+    name = f"{kind} {operation.replace('_', '-')}"
+    shares, rates = {}, {}
+    for rank in timed:
+        members = tuple(layout.members(kind, rank))
+        if members in rates or members[0] != rank:
+            continue
+        seconds = max(timed[member].seconds for member in members)
+        rates[members] = bus_bytes(operation, timed[rank].size_bytes, len(members)) / seconds
+        shares[members] = rates[members] / promised_rate(evidence.run.cluster, operation, [hosts[m] for m in members])
+    usual, slowest = median(rates.values()), min(rates, key=rates.__getitem__)
+    floor = LIKE_LINKS[evidence.speeds[slowest[0]].device]
+    slow = [members for members, rate in rates.items() if floor.status(rate / usual) is not Status.passed]
+    measured = f"{rates[slowest] / 1e9:.3g} GB/s in the slowest of {len(rates)}, median {usual / 1e9:.3g}"
+    if slow:
+        return CheckResult(
+            name=name, status=floor.status(rates[slowest] / usual), expected=_alike(floor),
+            measured=f"{measured}; slow: {_common_nodes(slow, list(rates), hosts)}",
+            cure="Look at that node's links (ibstat, nvidia-smi nvlink -e); leave it out: sbatch --exclude=NODE.",
+        )  # fmt: skip
+    if evidence.is_nominal:
+        return CheckResult(name=name, status=Status.passed, measured=measured, expected=NOMINAL)
+    worst = min(shares, key=shares.__getitem__)
+    promised = rates[worst] / shares[worst]
+    status = FIGURES.status(shares[worst])
+    return CheckResult(
+        name=name, status=status, measured=f"{measured}, over {len({hosts[m] for m in worst})} nodes",
+        expected=f"{promised / 1e9:.3g} GB/s as planned for {evidence.run.cluster.name}",
+        cure="" if status is Status.passed else SLOW_LINK,
+    )  # fmt: skip
+
+
+def _common_nodes(slow: list[tuple[int, ...]], everyone: list[tuple[int, ...]], hosts: list[str]) -> str:
+    """The nodes that slow groups have and good ones have not; where there is none, all of the slow groups'."""
+    good = {hosts[rank] for members in everyone if members not in slow for rank in members}
+    count = Counter(host for members in slow for host in {hosts[rank] for rank in members})
+    guilty = [host for host in count if host not in good] or list(count)
+    return ", ".join(f"{host} (in {count[host]} of {len(slow)} slow groups)" for host in sorted(guilty)[:4])
+
+
+def _alike(floor: Floor) -> str:
+    return f"all above {floor.warned:.0%} of the median"
+
+
+def node_links(evidence: Evidence) -> CheckResult:
+    """What every node sends to its better partner: a slow node is slow with both of its partners."""
+    name, cluster = "node links", evidence.run.cluster
+    if not evidence.speeds:
+        return not_checked(name, evidence.unmeasured)
+    sent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for rank, speeds in evidence.speeds.items():
+        for partner, rate in speeds.pairs.items():
+            sent[evidence.facts[rank].host][partner] += rate
+    if not sent:
+        return not_checked(name, "one node")
+    best = {node: max(rates.values()) for node, rates in sent.items()}
+    usual, slowest = median(best.values()), min(best, key=best.__getitem__)
+    floor = LIKE_LINKS[next(iter(evidence.speeds.values())).device]
+    slow = sorted(node for node, rate in best.items() if floor.status(rate / usual) is not Status.passed)
+    measured = f"{best[slowest] / 1e9:.3g} GB/s out of {slowest}, the slowest of {len(best)}; median {usual / 1e9:.3g}"
+    if slow:
+        return CheckResult(
+            name=name, status=floor.status(best[slowest] / usual), measured=f"{measured}; slow: {', '.join(slow[:4])}",
+            expected=_alike(floor), cure="Look at that node's ports (ibstat), or leave it out: sbatch --exclude=NODE.",
+        )  # fmt: skip
+    if evidence.is_nominal:
+        return CheckResult(name=name, status=Status.passed, measured=measured, expected=NOMINAL)
+    promised = promised_rate(cluster, "send", ["a", "b"]) * evidence.ranks_on_node
+    status = FIGURES.status(best[slowest] / promised)
+    return CheckResult(
+        name=name, status=status, measured=measured,
+        expected=f"{promised / 1e9:.3g} GB/s as planned for {cluster.name}",
+        cure="" if status is Status.passed else SLOW_LINK,
+    )  # fmt: skip

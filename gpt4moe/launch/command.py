@@ -1,0 +1,94 @@
+"""The command: overrides in, a table or JSON out; progress on stderr. Every rank runs it, the first one prints.
+
+arguments --read--> overrides, ranks, time limit, form --load--> run --preflight--> report, exit status
+"""
+
+import json
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.errors import ConfigError
+from gpt4moe.launch import report
+from gpt4moe.parallel.environment import Environment
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for."""
+
+    overrides: list[str]
+    ranks: int | None
+    time_limit_seconds: float | None
+    as_json: bool
+
+
+def read(arguments: list[str]) -> Request:
+    """Raises: ConfigError for a value that is none."""
+    overrides, own = [], {"ranks": "", "time_limit": "", "output": "text"}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        elif argument != "--json":
+            overrides.append(argument)
+    if own["output"] not in ("text", "json"):
+        raise ConfigError(f"output={own['output']} is no form of output.", "Write output=json, or leave it out.")
+    if own["ranks"] and not re.fullmatch(r"[1-9]\d*", own["ranks"]):
+        raise ConfigError(f"ranks={own['ranks']} is no number of ranks.", "Write ranks=24960, or leave it out.")
+    if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        overrides.append("run.name=preflight")
+    return Request(
+        overrides=overrides,
+        ranks=int(own["ranks"]) if own["ranks"] else None,
+        time_limit_seconds=seconds_of(own["time_limit"]),
+        as_json="--json" in arguments or own["output"] == "json",
+    )
+
+
+def seconds_of(time_limit: str) -> float | None:
+    """Slurm's ways to write one: 90 (minutes), 90:30, 24:00:00, 1-12, 1-12:30:00. None for none (empty, UNLIMITED)."""
+    if time_limit.upper() in ("", "UNLIMITED", "INFINITE"):
+        return None
+    match = _TIME.fullmatch(time_limit)
+    if match is None:
+        raise ConfigError(f"time_limit={time_limit} is no time.", "Write time_limit=24:00:00, or 1-12:00:00.")
+    parts = [int(part) for part in match["clock"].split(":")]
+    if match["days"] is not None:  # hours first
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) < 3:  # minutes first
+        hours, minutes, seconds = 0, *[*parts, 0][:2]
+    else:
+        hours, minutes, seconds = parts
+    return 86400 * int(match["days"] or 0) + 3600 * hours + 60 * minutes + float(seconds)
+
+
+def run(request: Request, environment: Environment) -> int:
+    """The exit status: 0, or 1 when a check failed. Raises: Gpt4MoeError for bad input."""
+    asked = load_run_config(request.overrides)
+    world_size = request.ranks or environment.world_size
+    if environment.world_size not in (1, world_size):
+        raise ConfigError(
+            f"ranks={world_size}, but {environment.source} started {environment.world_size}.",
+            "Leave ranks out, or start one process.",
+        )
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")
+    from gpt4moe.launch.preflight import exit_status, preflight
+
+    answer = preflight(asked, environment, world_size=world_size, time_limit_seconds=request.time_limit_seconds)
+    if isinstance(answer, int):
+        return answer
+    evidence, results = answer
+    if request.as_json:
+        sys.stdout.write(json.dumps(report.as_data(evidence, results), indent=1) + "\n")
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        report.show(evidence, results, console)
+    sys.stdout.flush()
+    return exit_status(results)

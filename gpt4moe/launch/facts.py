@@ -1,0 +1,115 @@
+"""What a rank sees of its machine: versions, memory, its GPU."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+import gpt4moe
+
+PACKAGES = ("torch", "megatron-core", "deepspeed", "numpy", "safetensors")
+PACKAGE_FOLDER = Path(gpt4moe.__file__).parent
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """The GPU that this rank takes."""
+
+    name: str
+    identity: str
+    """The device's own number: two ranks with one identity share it."""
+    memory_bytes: int
+    free_bytes: int
+    """Before this run has taken any: less than all of it means that another process is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankFacts:
+    """Of one rank, in plain numbers and texts."""
+
+    host: str
+    versions: dict[str, str]
+    available_bytes: int
+    """Of host memory, with this process started: the node's, or its job's limit where that is less."""
+    gpu: Gpu | None
+
+
+def rank_facts(local_rank: int, variables: Mapping[str, str] = os.environ) -> RankFacts:
+    """Looks around; no other rank takes part."""
+    gpu, cuda = _gpu(local_rank)
+    return RankFacts(
+        host=variables.get("SLURMD_NODENAME") or platform.node(),
+        versions=_versions() | cuda,
+        available_bytes=min(psutil.virtual_memory().available, _job_limit()),
+        gpu=gpu,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"gpt4moe": f"{gpt4moe.__version__} {_commit()}", "gpt4moe's source": source_hash(PACKAGE_FOLDER)}
+
+
+def source_hash(folder: Path) -> str:
+    """Of every Python file: a copy on one node that somebody has edited, or forgot to update, has another."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(PACKAGE_FOLDER), "rev-parse", "--short=12", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "commit unknown"
+    return answer.stdout.strip() or "commit unknown"
+
+
+def _gpu(local_rank: int) -> tuple[Gpu | None, dict[str, str]]:
+    """As parallel.groups.world would choose it; nothing is allocated on it but a context."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None, {}
+    index = local_rank % torch.cuda.device_count()
+    properties = torch.cuda.get_device_properties(index)
+    free, total = torch.cuda.mem_get_info(index)
+    gpu = Gpu(
+        name=properties.name,
+        identity=str(getattr(properties, "uuid", f"device {index}")),
+        memory_bytes=total,
+        free_bytes=free,
+    )
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    driver = next(iter(_DRIVER.read_text().splitlines()), "") if _DRIVER.exists() else "unknown"
+    return gpu, {"CUDA": str(torch.version.cuda), "NCCL": nccl, "driver": driver}
+
+
+def _job_limit(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
+    """What this process' control groups (version 2) leave it of memory; infinite where there is no limit."""
+    if not groups.exists():
+        return float("inf")
+    left = float("inf")
+    for line in groups.read_text().splitlines():
+        if not line.startswith("0::"):
+            continue
+        folder = mount / line.removeprefix("0::").lstrip("/")
+        for place in (folder, *folder.parents):
+            limit, used = place / "memory.max", place / "memory.current"
+            if place.is_relative_to(mount) and limit.exists() and used.exists() and limit.read_text().strip() != "max":
+                left = min(left, int(limit.read_text()) - int(used.read_text()))
+    return left

@@ -1,0 +1,96 @@
+"""The ranks' notes to the first one, by a key-value store: they work before any process group, and without some ranks.
+
+every rank: note("facts", ...)     rank 0: notes("facts", ranks) -> of those that came in time
+rank 0:     tell("go", ...)        the others: hear("go")
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from torch import distributed
+
+from gpt4moe.errors import LaunchError
+from gpt4moe.parallel.environment import Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Open for the time of one preflight."""
+
+    store: distributed.Store
+    rank: int
+    world_size: int
+
+    @classmethod
+    def open(cls, environment: Environment, seconds: float) -> "Meeting":
+        """Rank 0 listens at the environment's address; under torchrun its agent does already.
+
+        Raises: LaunchError when rank 0 is not reached within `seconds`, or cannot listen.
+        """
+        if environment.master is None:
+            return cls(distributed.HashStore(), environment.rank, environment.world_size)
+        address, port = environment.master
+        agent_listens = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        try:
+            store = distributed.TCPStore(
+                address, port, environment.world_size, environment.rank == 0 and not agent_listens,
+                timeout=timedelta(seconds=seconds), wait_for_workers=False,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise LaunchError(
+                f"Rank {environment.rank} on {os.uname().nodename} did not reach rank 0 at {address}:{port} within "
+                f"{seconds:g} s ({str(error).splitlines()[0]}).",
+                "Check that the address is one that all nodes reach, that no firewall closes the port, and that rank 0 "
+                "has started; MASTER_ADDR and MASTER_PORT choose another.",
+            ) from error
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(distributed.PrefixStore(f"preflight-{attempt}", store), environment.rank, environment.world_size)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def note(self, topic: str, value: Any) -> None:
+        """Leaves this rank's JSON for the first one."""
+        self.store.set(f"{topic}/{self.rank}", json.dumps(value))
+
+    def notes(self, topic: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
+        """What the ranks noted, of those that did within `seconds` from now. Rank 0 calls it."""
+        deadline = time.monotonic() + seconds
+        found = {}
+        for rank in ranks:
+            key = f"{topic}/{rank}"
+            left = max(0.001, deadline - time.monotonic())
+            try:
+                self.store.wait([key], timedelta(seconds=left))
+            except RuntimeError:  # it did not come
+                continue
+            found[rank] = json.loads(self.store.get(key))
+        return found
+
+    def tell(self, topic: str, value: Any) -> Any:
+        """Gives the other ranks JSON to hear(); returns it. Rank 0 calls it."""
+        self.store.set(topic, json.dumps(value))
+        return value
+
+    def hear(self, topic: str, seconds: float) -> Any:
+        """What rank 0 tells. Raises: LaunchError when it does not within `seconds`, or has left."""
+        try:
+            self.store.wait([topic], timedelta(seconds=seconds))
+            return json.loads(self.store.get(topic))
+        except RuntimeError as error:
+            raise LaunchError(
+                f"Rank 0 said nothing about {topic!r} within {seconds:g} s, or has left.", "Look at rank 0's output."
+            ) from error
+
+    def part(self, seconds: float = 10.0) -> None:
+        """Rank 0 keeps listening until the others have heard everything; they say so."""
+        if self.is_first:
+            self.notes("parted", range(1, self.world_size), seconds)
+        else:
+            self.note("parted", True)

@@ -1,0 +1,190 @@
+"""The preflight, in order; every rank walks it, and the first one judges.
+
+    facts, data   --notes-->  who came, is anything unlike           (no process group: works without some ranks)
+    a file        --notes-->  who sees it, how fast
+    groups, times --notes-->  evidence --CHECKS--> results           (only where groups can be made)
+
+A rank that fails somewhere says so in its next note, so that the first one can name it; it waits for none for ever.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import LaunchError
+from gpt4moe.launch import checks_files, checks_plan, checks_ranks, checks_speed, disk
+from gpt4moe.launch.data_facts import DataFacts, data_facts
+from gpt4moe.launch.disk import DiskFacts
+from gpt4moe.launch.evidence import CheckResult, Evidence, Speeds, Status, Timed
+from gpt4moe.launch.facts import Gpu, RankFacts, rank_facts
+from gpt4moe.launch.meeting import Meeting
+from gpt4moe.launch.needs import needs
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import layout_problems, support_problems
+
+COME_SECONDS = 180.0
+"""That ranks may start apart: nodes boot and load Python from one file system."""
+GROUP_SECONDS = 120.0
+"""Of one collective; a first one of thousands of ranks makes their connections."""
+MEASURE_SECONDS = 900.0
+"""For everything that is measured in groups."""
+
+CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
+    checks_ranks.ranks_came, checks_ranks.versions_equal, checks_ranks.gpus_present, checks_plan.layout_legal,
+    checks_ranks.placement, checks_plan.device_memory, checks_plan.host_memory, checks_files.data_readable,
+    checks_files.folder_shared, checks_files.disk_space, checks_files.write_speed, checks_plan.first_checkpoint,
+    checks_plan.last_save, checks_speed.matrix_speed, checks_speed.node_links,
+)  # fmt: skip
+
+
+def preflight(
+    run: RunConfig, environment: Environment, *, world_size: int, time_limit_seconds: float | None,
+    come_seconds: float = COME_SECONDS,
+) -> tuple[Evidence, list[CheckResult]] | int:  # fmt: skip
+    """Looks, measures and judges. Every rank calls it.
+
+    Args:
+        world_size: ranks of the run; another number than the environment's only in a single process.
+        time_limit_seconds: of the training job.
+        come_seconds: that the first rank waits for the others.
+    Returns: evidence and results on the first rank; the exit status, as the first rank says it, on the others.
+    Raises: LaunchError when this rank does not meet the first one.
+    """
+    meeting = Meeting.open(environment, come_seconds)
+    facts, data = rank_facts(environment.local_rank), data_facts(run)
+    meeting.note("facts", {"facts": asdict(facts), "data": asdict(data)})
+    evidence = None
+    if meeting.is_first:
+        notes = meeting.notes("facts", range(environment.world_size), come_seconds)
+        evidence = _gathered(run, world_size, environment.world_size, notes)
+        evidence.time_limit_seconds = time_limit_seconds
+        _say(f"{len(notes)} of {environment.world_size} ranks met")
+    _write_files(run, meeting, evidence)
+    _measure(run, environment, meeting, evidence)
+    if evidence is None:
+        status = int(meeting.hear("status", MEASURE_SECONDS))
+        meeting.part()
+        return status
+    results = judge(evidence)
+    meeting.tell("status", exit_status(results))
+    meeting.part()
+    return evidence, results
+
+
+def judge(evidence: Evidence) -> list[CheckResult]:
+    """Every check, in the order in which a person should read them."""
+    return [*(check(evidence) for check in CHECKS), *checks_speed.group_speeds(evidence)]
+
+
+def exit_status(results: list[CheckResult]) -> int:
+    return int(any(result.status is Status.failed for result in results))
+
+
+def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, Any]) -> Evidence:
+    problems = layout_problems(run.model, run.parallel, run.training, world_size)
+    problems = problems or support_problems(run.model, run.parallel)
+    layout = None if problems else Layout.from_config(run.parallel, world_size)
+    facts = {rank: note["facts"] for rank, note in notes.items()}
+    evidence = Evidence(
+        run=run, world_size=world_size, started=started,
+        facts={r: RankFacts(**{**f, "gpu": Gpu(**f["gpu"]) if f["gpu"] else None}) for r, f in facts.items()},
+        data={rank: DataFacts(**note["data"]) for rank, note in notes.items()},
+        problems=[(problem.cause, problem.cure) for problem in problems],
+        layout=layout, needs=needs(run, layout) if layout else None,
+    )  # fmt: skip
+    evidence.unmeasured = _why_not(evidence)
+    return evidence
+
+
+def _why_not(evidence: Evidence) -> str:
+    """Why groups cannot be made, or should not be tried; empty: they can."""
+    if not evidence.is_whole:
+        return f"{evidence.started} of {evidence.world_size} ranks is here"
+    if evidence.missing:
+        return "ranks are missing"
+    if evidence.layout is None:
+        return checks_plan.ILLEGAL
+    for check in (checks_ranks.versions_equal, checks_ranks.gpus_present):
+        if (found := check(evidence)).status is Status.failed:
+            return f"ranks that differ may hang: see {found.name}"
+    return ""
+
+
+def _write_files(run: RunConfig, meeting: Meeting, evidence: Evidence | None) -> None:
+    """Every rank writes its file at once, then looks for the first one's."""
+    if evidence is not None:
+        size = evidence.needs.rank_state_bytes if evidence.needs else disk.LEAST_BYTES
+        meeting.tell("folder", [*disk.begin(run), size, list(evidence.facts)])
+    folder, problem, size, ranks = meeting.hear("folder", COME_SECONDS)
+    written = disk.write(Path(folder), meeting.rank, size) if folder else DiskFacts(problem=problem)
+    meeting.note("written", asdict(written))
+    if evidence is not None:
+        found = meeting.notes("written", ranks, MEASURE_SECONDS)
+        meeting.tell("all written", True)
+    meeting.hear("all written", MEASURE_SECONDS)
+    meeting.note("sees", bool(folder) and disk.sees(disk.probe_file(Path(folder), 0)))
+    if evidence is not None:
+        sees = meeting.notes("sees", found, MEASURE_SECONDS)
+        evidence.disk = {rank: DiskFacts(**{**found[rank], "sees_first": sees.get(rank, False)}) for rank in found}
+        meeting.tell("all looked", True)
+    meeting.hear("all looked", MEASURE_SECONDS)
+    if folder:
+        disk.end(Path(folder))
+
+
+def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidence: Evidence | None) -> None:
+    """Makes the run's groups, as the trainer does, and times them; nothing where the first rank says so."""
+    if evidence is not None:
+        hosts = [] if evidence.unmeasured else evidence.hosts
+        _say(f"groups are not measured: {evidence.unmeasured}" if evidence.unmeasured else "measuring groups ...")
+        meeting.tell("hosts", hosts)
+    hosts = meeting.hear("hosts", MEASURE_SECONDS)
+    if not hosts:
+        return
+    meeting.note("speeds", _speeds(run, environment, meeting, hosts))
+    if evidence is None:
+        return
+    notes = meeting.notes("speeds", range(environment.world_size), MEASURE_SECONDS)
+    broken = {rank: note["problem"] for rank, note in notes.items() if "problem" in note}
+    silent = [rank for rank in range(environment.world_size) if rank not in notes]
+    if broken or silent:
+        first = min(broken or silent)
+        evidence.unmeasured = f"{evidence.named([first])}: {broken.get(first, 'no answer')}"
+        return
+    evidence.speeds = {
+        rank: Speeds(**{**note, "messages": [Timed(**timed) for timed in note["messages"]]})
+        for rank, note in notes.items()
+    }
+
+
+def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: list[str]) -> dict[str, object]:
+    """This rank's Speeds, or the problem that it met, as JSON."""
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout is then an exception, not the end of the process
+    import torch
+
+    from gpt4moe.launch.speed import measure
+    from gpt4moe.parallel.groups import ProcessGroups, world
+
+    layout = Layout.from_config(run.parallel, environment.world_size)
+    dtype = torch.bfloat16 if run.precision.dtype is Dtype.bf16 else torch.float32
+    store = distributed.PrefixStore("groups", meeting.store)
+    try:
+        with world(environment, store=store, timeout=timedelta(seconds=GROUP_SECONDS)) as device:
+            groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+            return asdict(measure(groups, hosts, dtype))
+    except (RuntimeError, LaunchError) as error:  # what torch.distributed raises, and a GPU that is not there
+        return {"problem": str(error).splitlines()[0]}
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"preflight: {text}\n")
+    sys.stderr.flush()
