@@ -27,13 +27,17 @@ class Batch:
     token_ids: Tensor | None = None
     """[B, S] int64: which token of the run stands where (sample * S + position), for noise that no layout changes;
     below 0: padding, which no router counts. None: no padding, and no noise to draw."""
+    source_index: Tensor | None = None
+    """[B] int64: which of the data's sources each sequence is of. None: nobody asks."""
 
     def context_slice(self, cp: int, cp_index: int) -> "Batch":
-        """What a context-parallel rank gets: every field [B, S/cp], in the order of placement.sequence_chunks."""
+        """What a context-parallel rank gets: [B, S/cp] of every [B, S], in the order of placement.sequence_chunks."""
         if cp == 1:
             return self
 
         def part(whole: Tensor) -> Tensor:
+            if whole.dim() == 1:
+                return whole
             chunks = whole.chunk(2 * cp, dim=1)
             return torch.cat([chunks[chunk] for chunk in sequence_chunks(cp, cp_index)], dim=1)
 
@@ -56,4 +60,5 @@ def stack(samples: list[Sample], numbers: Sequence[int]) -> Batch:
         position_ids=positions,
         loss_mask=torch.from_numpy(np.stack([sample.loss_mask for sample in samples])),
         token_ids=torch.tensor(numbers).unsqueeze(1) * seq_length + positions,
+        source_index=torch.tensor([sample.source_index for sample in samples]),
     )

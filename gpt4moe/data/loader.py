@@ -5,7 +5,7 @@
 Nothing here has state: a stream is asked for the samples after `consumed_samples`, whatever was asked before.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -50,7 +50,8 @@ class MixedSamples:
         stream = self.streams[draw.source]
         epoch = draw.epoch if self.reshuffle else 0
         order = Permutation(num_samples(len(stream), self.seq_length), self.seed, epoch, draw.source)
-        return packed_sample(stream, order(draw.position), self.seq_length)
+        sample = packed_sample(stream, order(draw.position), self.seq_length)
+        return replace(sample, source_index=list(self.streams).index(draw.source))
 
     def consumed(self, n: int) -> dict[str, int]:
         return self.mixture.consumed(n)

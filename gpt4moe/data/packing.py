@@ -19,6 +19,8 @@ class Sample:
     """[S + 1]"""
     loss_mask: NDArray[np.float32]
     """[S], of the label at each place."""
+    source_index: int = 0
+    """Which of the data's sources it is of (Data.source_names)."""
 
 
 def num_samples(num_tokens: int, seq_length: int) -> int:

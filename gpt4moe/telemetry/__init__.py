@@ -1,9 +1,11 @@
 """Room `telemetry`, storey 4: name, write, send and draw what a run does. No torch: plain numbers in.
 
-    metrics.py       METRICS: name -> unit, meaning; which are timings
+    metrics.py       METRICS: name -> unit, meaning, parts; which are timings
+    metrics_table.py that table as Markdown, for docs/metrics.md
     metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
     console.py       live progress on a terminal, single lines elsewhere; the two-line error
     wandb_run.py     embassy: wandb, one run over all restarts
+    pace.py          how fast steps go by, time left
     series.py        records -> points; smoothing and thinning
     balance.py       what a table of tokens per expert says
     plots.py         PNG figures by matplotlib

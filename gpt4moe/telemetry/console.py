@@ -7,7 +7,6 @@ Only the logging rank makes one.
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
@@ -16,9 +15,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from gpt4moe.telemetry.metrics import Number
+from gpt4moe.telemetry.pace import Pace
 
 SECONDS_BETWEEN_LINES = 5.0
-SPEED_WINDOW_STEPS = 50
 
 
 def error(cause: str, cure: str) -> None:
@@ -67,13 +66,12 @@ class Console:
         self.total_steps = total_steps
         self.start_step = start_step
         self.run_name = run_name
-        self._clock = clock
+        self._pace = Pace(clock)
         # Asked of the stream, not of rich: FORCE_COLOR and the like must not put a bar into a log file.
         live = stream.isatty()
         self._rich = RichConsole(file=stream, highlight=False, force_terminal=live)
         self._progress = self._bar() if live and not self._rich.is_dumb_terminal else None
         self._task = TaskID(0)
-        self._marks: deque[tuple[float, int]] = deque(maxlen=SPEED_WINDOW_STEPS)
         self._last_line = float("-inf")
         self._eval_loss: Number | None = None
 
@@ -90,7 +88,7 @@ class Console:
 
     def start(self) -> None:
         """Show the bar, or say that the run begins."""
-        self._marks.append((self._clock(), self.start_step))
+        self._pace.mark(self.start_step)
         if self._progress is None:
             begin = "start" if self.start_step == 0 else f"resume after step {self.start_step}"
             self._line(f"{self.run_name}: {begin}, to step {self.total_steps}")
@@ -102,8 +100,8 @@ class Console:
 
     def step(self, record: Mapping[str, Number]) -> None:
         """Show one finished step. In a log: the first, the last, those that evaluate, else one every few seconds."""
-        now, step = self._clock(), int(record["step"])
-        self._marks.append((now, step))
+        step = int(record["step"])
+        now = self._pace.mark(step)
         self._eval_loss = record.get("eval_loss", self._eval_loss)
         numbers = self._numbers(record)
         if self._progress is not None:
@@ -123,15 +121,8 @@ class Console:
         if self._progress is not None:
             self._progress.stop()
 
-    def eta_seconds(self) -> float | None:
-        """Seconds to the last step at the pace of the last steps, evaluations and checkpoints included."""
-        (first_time, first_step), (last_time, last_step) = self._marks[0], self._marks[-1]
-        if last_step == first_step:
-            return None
-        return (last_time - first_time) / (last_step - first_step) * (self.total_steps - last_step)
-
     def _numbers(self, record: Mapping[str, Number]) -> str:
-        eta = self.eta_seconds()
+        eta = self._pace.eta_seconds(self.total_steps)
         parts = [
             f"loss {record['loss']:.4f}" if "loss" in record else "",
             f"eval {self._eval_loss:.4f}" if self._eval_loss is not None else "",

@@ -16,7 +16,7 @@ from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.charts import Chart, Series, line_chart
 from gpt4moe.telemetry.console import clock_time, short_count
 from gpt4moe.telemetry.heat_map import heat_map
-from gpt4moe.telemetry.metrics import METRICS, Record
+from gpt4moe.telemetry.metrics import Record, metric_of
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
 from gpt4moe.telemetry.schedule_page import schedule_section
 from gpt4moe.telemetry.series import middle, points, smooth, smoothing_span
@@ -203,7 +203,7 @@ def _simple_chart(data: ReportData, name: str, title: str) -> Chart:
         smoothed = Series(name="smoothed", points=smooth(curve, smoothing_span(len(curve))))
         series = [Series(name="each step", points=curve, look="raw"), smoothed]
     is_log = name == "grad_norm" and bool(values) and min(values) > 0 and max(values) / min(values) > WIDE_SPAN
-    return Chart(title=title, unit=METRICS[name][0], series=series, log_y=is_log)
+    return Chart(title=title, unit=metric_of(name).unit, series=series, log_y=is_log)
 
 
 def _experts(data: ReportData) -> str:

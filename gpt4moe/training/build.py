@@ -21,6 +21,7 @@ from gpt4moe.training.callbacks.events import Events
 from gpt4moe.training.callbacks.preemption import Preemption
 from gpt4moe.training.callbacks.replicas import Replicas
 from gpt4moe.training.callbacks.report import Report
+from gpt4moe.training.callbacks.resources import Resources
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.callbacks.wire import WireBytes
 from gpt4moe.training.checkpointing import fill, selection_of
@@ -57,16 +58,18 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
     with agreed(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
+    runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
     context = TrainingContext(
-        run=run, groups=groups, folder=folder, data=data, engine=engine, runner=StepRunner(run, engine, groups),
-        state=state,
-    )  # fmt: skip
+        run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
+    )
     return Trainer(context, build_callbacks())
 
 
 def build_callbacks() -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
-    return [Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Tracking(), Checkpoints(), Report()]
+    return [
+        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Resources(), Tracking(), Checkpoints(), Report(),
+    ]  # fmt: skip
 
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:

@@ -6,8 +6,9 @@ import time
 from gpt4moe.errors import DivergenceError
 from gpt4moe.training.agreement import agreed
 from gpt4moe.training.learning_rate import learning_rate
-from gpt4moe.training.state import Callback, Record, TrainingContext, routing_metrics
+from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
+from gpt4moe.training.step_metrics import routing_metrics, source_losses
 
 
 class Trainer:
@@ -41,7 +42,7 @@ class Trainer:
 
     def _one_step(self) -> tuple[Record, StepResult]:
         context, run = self.context, self.context.run
-        started = time.perf_counter()
+        times = [time.perf_counter()]
         layout, state = context.groups.layout, context.state
         batches = context.data.train.micro_batches(
             state.consumed_samples,
@@ -50,7 +51,9 @@ class Trainer:
             dp=layout.dp,
             dp_index=context.groups.coordinate["dp"],
         )
+        times.append(time.perf_counter())
         result = context.runner.forward_backward(batches)
+        times.append(time.perf_counter())
         context.engine.reduce()
         norm = context.engine.clip()
         if not math.isfinite(norm) or not math.isfinite(result.loss):
@@ -64,15 +67,21 @@ class Trainer:
         context.runner.finish_step(result)
         state.step += 1
         state.consumed_samples += run.training.global_batch_size
-        seconds = time.perf_counter() - started
+        times.append(time.perf_counter())
+        data_seconds, forward_backward_seconds, optimizer_seconds = map(float.__sub__, times[1:], times)
+        seconds = times[-1] - times[0]
         record: Record = {
             "step": state.step,
             "loss": result.loss,
+            **source_losses("loss", result, context.data.source_names),
             **routing_metrics(run, result),
             "grad_norm": norm,
             "learning_rate": rate,
             "consumed_tokens": state.consumed_samples * run.model.seq_length,
             "step_seconds": seconds,
+            "data_seconds": data_seconds,
+            "forward_backward_seconds": forward_backward_seconds,
+            "optimizer_seconds": optimizer_seconds,
             "tokens_per_second": run.training.global_batch_size * run.model.seq_length / seconds,
         }
         return record, result

@@ -4,11 +4,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
-from gpt4moe.moe.statistics import LayerHealth
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.telemetry.events_log import EventsLog
 from gpt4moe.training.engine import Engine
@@ -82,23 +80,3 @@ class Callback:
 
     def on_exit(self, context: TrainingContext) -> None:
         """Always, also after an error, the first callback last: close what is open. No collective here."""
-
-
-def routing_metrics(run: RunConfig, result: StepResult) -> dict[str, Any]:
-    """Auxiliary losses (scaled, mean over MoE layers) and router health of one step, from the statistics table."""
-    moe, layers = run.model.moe, [index for index, has in enumerate(run.model.moe_layers) if has]
-    if moe is None:
-        return {"aux_loss": 0.0, "z_loss": 0.0}
-    table = result.routing[layers]
-    health = LayerHealth.of(table, moe.num_experts, moe.top_k)
-    balance, z_loss = table[:, -2:].unbind(dim=1)
-    return {
-        "aux_loss": balance.mean().item(),
-        "z_loss": z_loss.mean().item(),
-        "expert_load_max_over_mean": health.load_max_over_mean.max().item(),
-        "dead_experts": int(health.dead_experts.sum()),
-        # Every MoE layer has the same tokens: a mean over layers is one over their assignments.
-        "dropped_share": health.dropped_share.mean().item(),
-        "router_entropy": health.entropy.mean().item(),
-        "router_margin": health.margin.mean().item(),
-    }

@@ -38,15 +38,23 @@ class StepResult:
     routing: Tensor
     """[layers, E + 5] fp64 on the CPU, a row for every layer (zeros for dense ones): statistics.RoutingStatistics,
     summed over the global batch; its losses are means over micro-batches."""
+    sources: Tensor
+    """[2, sources] fp64 on the CPU: loss summed over the unmasked tokens of each data source, and those tokens; empty
+    where there is one source alone."""
 
 
 class StepRunner:
-    """Runs the schedule for one engine, forward and backward or forward only."""
+    """Runs the schedule for one engine, forward and backward or forward only.
 
-    def __init__(self, run: RunConfig, engine: Engine, groups: ProcessGroups):
+    Args:
+        num_sources: of the data; with several, batches say which one each sequence is of.
+    """
+
+    def __init__(self, run: RunConfig, engine: Engine, groups: ProcessGroups, *, num_sources: int = 1):
         self.run = run
         self.engine = engine
         self.groups = groups
+        self.num_sources = num_sources if num_sources > 1 else 0
         self.schedule = get_forward_backward_func(
             pp_size=groups.layout.pp, vp_size=groups.layout.vpp if groups.layout.vpp > 1 else None
         )
@@ -95,7 +103,7 @@ class StepRunner:
             batch = next(iterator)
             token_ids = self._token_ids(batch, chunk) if numbered else None
             output = chunk(batch.tokens, batch.position_ids, None, labels=batch.labels, padding_mask=token_ids)
-            return output, lambda token_losses: _scaled_loss(token_losses, batch.loss_mask, num_tokens)
+            return output, lambda token_losses: self._scaled_loss(token_losses, batch, num_tokens)
 
         iterators = [iter(batches) for _ in self.engine.chunks]
         interleaved = self.groups.layout.vpp > 1
@@ -136,15 +144,37 @@ class StepRunner:
         """One all-reduce over the world, of a table whose shape follows from the config alone."""
         model, device = self.run.model, self.groups.device
         num_experts = model.moe.num_experts if model.moe else 0
-        table = torch.zeros(model.num_layers + 1, num_experts + len(EXTRAS), dtype=torch.float64, device=device)
+        shape = (model.num_layers + 1, num_experts + len(EXTRAS))
+        size = shape[0] * shape[1]
+        numbers = torch.zeros(size + 2 * self.num_sources, dtype=torch.float64, device=device)
+        table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
         for layer, module in self.moe_layers.items():
             table[layer] = module.statistics.read(device)
         if self.is_last_stage and self.groups.coordinate["tp"] == 0:
             table[-1, 0] = torch.stack([entry["loss"] for entry in losses]).sum(dtype=torch.float64)
-        distributed.all_reduce(table)
+            if self.num_sources:
+                sources += torch.stack([entry["sources"] for entry in losses]).sum(dim=0)
+        distributed.all_reduce(numbers)
         table[:-1, -2:] /= num_micro_batches
-        table = table.cpu()
-        return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1])
+        numbers = numbers.cpu()
+        table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
+        return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1], sources=sources)
+
+    def _scaled_loss(
+        self, token_losses: Tensor, batch: Batch, num_tokens: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """This micro-batch's part of the global token mean. Megatron's three-part answer: loss, tokens (unused),
+        logged."""
+        masked = token_losses.float() * batch.loss_mask
+        loss = masked.sum() / num_tokens
+        # Cloned: Megatron's schedule scales losses in place.
+        logged = {"loss": loss.detach().clone()}
+        if self.num_sources:
+            assert batch.source_index is not None, "several sources, and a batch that does not say which it has"
+            of_samples = torch.stack((masked.detach(), batch.loss_mask)).sum(dim=2, dtype=torch.float64)
+            sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=loss.device)
+            logged["sources"] = sums.index_add(1, batch.source_index, of_samples)
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), logged
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
@@ -152,13 +182,6 @@ def _on_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(
         **{name: None if value is None else value.to(device, non_blocking=True) for name, value in fields.items()}
     )
-
-
-def _scaled_loss(token_losses: Tensor, mask: Tensor, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """This micro-batch's part of the global token mean. Megatron's three-part answer: loss, tokens (unused), logged."""
-    loss = (token_losses.float() * mask).sum() / num_tokens
-    # Cloned: Megatron's schedule scales losses in place.
-    return loss, torch.zeros((), dtype=torch.int, device=loss.device), {"loss": loss.detach().clone()}
 
 
 def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:

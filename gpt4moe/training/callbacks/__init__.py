@@ -5,6 +5,7 @@ wire.py         bytes sent in the first step of a start
 replicas.py     copies on several ranks still equal to the bit
 evaluation.py   loss on held-out text, added to the record
 preemption.py   a signal -> save and end with 85 after this step
+resources.py    memory, MFU, device hours and money, time left, added to the record
 tracking.py     metrics.jsonl, console, wandb
 checkpoints.py  every so many steps, at the end, when asked to stop
 report.py       loss.png and report.html at the end

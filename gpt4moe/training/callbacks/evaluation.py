@@ -2,6 +2,7 @@
 
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
+from gpt4moe.training.step_metrics import source_losses
 
 
 class Evaluation(Callback):
@@ -11,11 +12,13 @@ class Evaluation(Callback):
             return
         if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
             with context.pause("evaluation"):
-                record["eval_loss"] = evaluate(context)
+                evaluated = evaluate(context)
+            record["eval_loss"] = evaluated.loss
+            record.update(source_losses("eval_loss", evaluated, context.data.source_names))
 
 
-def evaluate(context: TrainingContext) -> float:
-    """Token mean over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
+def evaluate(context: TrainingContext) -> StepResult:
+    """Losses over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
 
     The schedule wants whole micro-batches of every data-parallel rank (and whole rounds of an interleaved pipeline):
     what is beyond the samples asked for is masked, and padding to the routers.
@@ -36,4 +39,4 @@ def evaluate(context: TrainingContext) -> float:
         batch.loss_mask[beyond:] = 0
         assert batch.token_ids is not None
         batch.token_ids[beyond:] = -1
-    return context.runner.evaluate(batches).loss
+    return context.runner.evaluate(batches)

@@ -1,0 +1,68 @@
+"""What a run uses: memory of the fullest rank, share of the devices' peak, device hours and money, time left.
+
+metrics.jsonl before this start -> device hours so far --+ this process's age x ranks -> device_hours, cost_usd
+"""
+
+import resource
+import time
+
+import psutil
+import torch
+from torch import distributed
+
+from gpt4moe.config.cluster import Generation
+from gpt4moe.planner.flops import flops_per_token
+from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.pace import Pace
+from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.step import StepResult
+
+
+class Resources(Callback):
+    """Before Tracking, which drops the records of steps that are redone: they cost money too."""
+
+    def __init__(self) -> None:
+        self.pace = Pace()
+        self.last_time: float | None = None
+        self.earlier_device_hours = self.earlier_usd = 0.0
+        self.flops_per_token = 0.0
+
+    def on_start(self, context: TrainingContext) -> None:
+        if context.groups.is_first_rank:
+            records = read_metrics(context.folder.metrics)
+            self.earlier_device_hours = max((record.get("device_hours", 0.0) for record in records), default=0.0)
+            self.earlier_usd = max((record.get("cost_usd", 0.0) for record in records), default=0.0)
+        self.flops_per_token = flops_per_token(context.run.model).model
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        record["peak_memory_bytes"] = _most_memory(context.groups.device)
+        now = self.pace.mark(context.state.step)
+        if self.last_time is not None:
+            record["other_seconds"] = max(0.0, now - self.last_time - record["step_seconds"])
+        self.last_time = now
+        eta = self.pace.eta_seconds(context.run.training.steps)
+        if eta is not None:
+            record["eta_seconds"] = eta
+        self._add_money(context, record)
+
+    def _add_money(self, context: TrainingContext, record: Record) -> None:
+        run, devices = context.run, context.groups.layout.world_size
+        hours = devices * (time.time() - psutil.Process().create_time()) / 3600
+        record["device_hours"] = self.earlier_device_hours + hours
+        if (run.cluster.generation is Generation.cpu) != (context.groups.device.type == "cpu"):
+            return  # the config describes other devices than these
+        peak = devices * run.cluster.peak_flops(run.precision.dtype)
+        record["mfu"] = self.flops_per_token * record["tokens_per_second"] / peak
+        if run.cluster.usd_per_hour is not None:
+            record["cost_usd"] = self.earlier_usd + hours * run.cluster.usd_per_hour
+
+
+def _most_memory(device: torch.device) -> int:
+    """Of all ranks. Collective."""
+    if device.type == "cuda":
+        own = torch.cuda.max_memory_allocated(device)
+    else:
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    most = torch.tensor(own, dtype=torch.int64, device=device)
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+    return int(most.item())
