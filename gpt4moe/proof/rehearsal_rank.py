@@ -17,11 +17,13 @@ from gpt4moe.checkpoint.storage import MOMENTS, Piece, pieces_header
 from gpt4moe.checkpoint.writer import file_name, note_written
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.model.gpt import build_model
+from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.layout import COMBINED_AXES, DENSE_AXES, EXPERT_AXES, Layout
 from gpt4moe.parallel.meta_device import pretended_rank
+from gpt4moe.parallel.shard import Shard
 from gpt4moe.proof.held import HeldBytes, held_bytes
-from gpt4moe.training.checkpointing import owned_pieces
+from gpt4moe.training.checkpointing import buffer_pieces, pieces_of
 from gpt4moe.training.engine import OwnedRange
 from gpt4moe.training.engine_megatron import MegatronEngine
 
@@ -40,24 +42,16 @@ class RankReport:
     """Checkpoint files written for its stage."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageRank:
-    """What owned_pieces needs of an engine, of a rank that was not built: the chunks of one that was, and what the
-    cut of their buffers gives it."""
-
-    chunks: list[Any]
-    coordinate: dict[str, int]
-    layout: Layout
-
-    def owned(self) -> Iterator[OwnedRange]:
-        at, layout = self.coordinate, self.layout
-        for chunk in self.chunks:
-            for buffers, index, count in (
-                (chunk.buffers, at["cp"] + layout.cp * at["dp"], layout.cp * layout.dp),
-                (chunk.expert_parallel_buffers, at["expert_dp"], layout.expert_dp),
-            ):
-                for buffer in buffers:
-                    yield from _share(buffer, index, count)
+def owned_by(chunks: list[Any], layout: Layout, rank: int) -> Iterator[OwnedRange]:
+    """What the optimizer of any rank of a stage owns, from the buffers that another of its ranks has built."""
+    at = layout.coordinate(rank)
+    for chunk in chunks:
+        for packed, index, count in (
+            (chunk.buffers, at["cp"] + layout.cp * at["dp"], layout.cp * layout.dp),
+            (chunk.expert_parallel_buffers, at["expert_dp"], layout.expert_dp),
+        ):
+            for buffer in packed:
+                yield from _share(buffer, index, count)
 
 
 def _share(buffer: Any, index: int, count: int) -> Iterator[OwnedRange]:
@@ -86,8 +80,10 @@ def rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint
         parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
         report = RankReport(rank=rank, held=held_bytes(engine), parameters=parameters)
         report.problems += group_problems(groups)
-        ours = StageRank(engine.chunks, groups.coordinate, layout)
-        if _boxes(owned_pieces(ours, groups)) != _boxes(owned_pieces(engine, groups)):  # type: ignore[arg-type]
+        places = _places(engine.chunks, groups)
+        if _boxes(pieces_of(owned_by(engine.chunks, layout, rank), places)) != _boxes(
+            pieces_of(engine.owned(), places)
+        ):
             report.problems.append("its optimizer owns other parts of the weights than the cut of its buffers says")
         if checkpoint is not None:
             report.stage_files = _write_stage(checkpoint, engine.chunks, groups)
@@ -107,6 +103,10 @@ def _short(ranks: list[int]) -> str:
     return str(ranks) if len(ranks) <= 8 else f"{str(ranks[:8])[:-1]}, ... {len(ranks)} ranks]"
 
 
+def _places(chunks: list[Any], groups: ProcessGroups) -> dict[int, Shard]:
+    return {id(parameter): shard for parameter, shard, _ in shards(chunks, groups)}
+
+
 def _boxes(pieces: list[Piece]) -> list[tuple[Any, ...]]:
     return sorted((piece.tensor, piece.global_shape, piece.offset, piece.shape) for piece in pieces)
 
@@ -115,9 +115,15 @@ def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups) -> int:
     """The checkpoint file of every rank of the groups' stage, with true headers and holes for data."""
     layout = groups.layout
     first = groups.coordinate["pp"] * layout.stage_size
+    places: dict[tuple[int, ...], dict[int, Shard]] = {}  # of the few kinds of ranks: copies hold the same
+    has_buffers = any(True for _ in buffers(chunks, groups))
     for rank in range(first, first + layout.stage_size):
         other = replace(groups, rank=rank)
-        pieces = owned_pieces(StageRank(chunks, other.coordinate, layout), other)  # type: ignore[arg-type]
+        kind = tuple(other.coordinate[axis] for axis in ("tp", "etp", "ep"))
+        if kind not in places:
+            places[kind] = _places(chunks, other)
+        pieces = pieces_of(owned_by(chunks, layout, rank), places[kind])
+        pieces += buffer_pieces(chunks, other) if has_buffers else []
         path = folder / file_name(rank)
         note_written(folder, rank, write_hollow(path, *pieces_header(path, pieces)))
     return layout.stage_size

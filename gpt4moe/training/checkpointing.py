@@ -3,10 +3,11 @@
 import logging
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -24,9 +25,9 @@ from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.logical import logical_buffers, logical_shapes
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.parallel.shard import flat_rectangles
+from gpt4moe.parallel.shard import Shard, flat_rectangles
 from gpt4moe.training.agreement import agreed
-from gpt4moe.training.engine import Engine
+from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
 
@@ -152,8 +153,13 @@ def manifest_of(context: TrainingContext) -> Manifest:
 def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
     """What this rank owns and writes, as rectangles of logical tensors."""
     places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
+    return pieces_of(engine.owned(), places) + buffer_pieces(engine.chunks, groups)
+
+
+def pieces_of(ranges: Iterable[OwnedRange], places: dict[int, Shard]) -> list[Piece]:
+    """Those of the ranges that this rank writes; `places` has the shard of each parameter, by id."""
     pieces = []
-    owned_shards = [(owned, places[id(owned.parameter)]) for owned in engine.owned()]
+    owned_shards = [(owned, places[id(owned.parameter)]) for owned in ranges]
     # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of moments.
     for kind in KINDS:
         for owned, shard in owned_shards:
@@ -164,11 +170,16 @@ def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
                 values = flat[part.start - owned.start :][: prod(part.shape)]
                 offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
                 pieces.append(Piece(f"{kind}/{shard.name}", shard.global_shape, offset, part.shape, values))
-    for tensor, shard in buffers(engine.chunks, groups):
-        if shard.is_writer:
-            values = tensor.detach().reshape(-1)
-            pieces.append(Piece(f"{BUFFER}/{shard.name}", shard.global_shape, shard.offset, shard.shape, values))
     return pieces
+
+
+def buffer_pieces(chunks: list[Any], groups: ProcessGroups) -> list[Piece]:
+    """The model's buffers that this rank writes."""
+    return [
+        Piece(f"{BUFFER}/{shard.name}", shard.global_shape, shard.offset, shard.shape, tensor.detach().reshape(-1))
+        for tensor, shard in buffers(chunks, groups)
+        if shard.is_writer
+    ]
 
 
 def selection_of(reader: CheckpointReader, model: ModelConfig, patterns: list[str]) -> Selection:
