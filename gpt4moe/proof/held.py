@@ -1,10 +1,11 @@
 """What the built objects of one rank hold, in bytes: read off tensors' storages, whatever any formula says."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the process that collects reports needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,22 @@ class HeldBytes:
     optimizer: int
 
 
+@dataclass(kw_only=True, slots=True)
+class RankReport:
+    """What was built of one rank of a rehearsal."""
+
+    rank: int
+    held: HeldBytes
+    parameters: int
+    problems: list[str] = field(default_factory=list)
+    stage_files: int = 0
+    """Checkpoint files written for its stage."""
+
+
 def held_bytes(engine: Any) -> HeldBytes:
     """Of engine=megatron: parameter buffers, gradient buffers, and the optimizer's own tensors."""
+    from torch import Tensor
+
     chunks = engine.chunks
     buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
     weights = _storages(
@@ -38,7 +53,7 @@ def held_bytes(engine: Any) -> HeldBytes:
     return HeldBytes(sum(weights.values()), sum(gradients.values()), sum(optimizer.values()))
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def _storages(tensors: "Iterable[Tensor]") -> dict[int, int]:
     """Bytes of every storage once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return {storage._cdata: storage.nbytes() for storage in storages}

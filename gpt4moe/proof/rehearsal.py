@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import NAME, Manifest
@@ -29,12 +29,9 @@ from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.planner.memory import StageMemory, memory_per_stage, optimizer_bytes, stage_buffers
 from gpt4moe.planner.params import count_parameters
-from gpt4moe.proof.held import HeldBytes
+from gpt4moe.proof.held import HeldBytes, RankReport
 from gpt4moe.proof.rehearsal_files import InferenceFiles, require_grid, write_inference
 from gpt4moe.training.run_folder import identity_of
-
-if TYPE_CHECKING:
-    from gpt4moe.proof.rehearsal_rank import RankReport
 
 GPT4_SERVING = (8, 16)
 _DENSE, _EXPERT = ("tp", "cp", "dp"), ("etp", "ep", "expert_dp")
@@ -59,7 +56,7 @@ class Rehearsal:
 
     run: RunConfig
     layout: Layout
-    ranks: list["RankReport"]
+    ranks: list[RankReport]
     planned: list[StageMemory]
     checkpoint: CheckpointFiles | None
     inference: InferenceFiles | None
@@ -67,11 +64,11 @@ class Rehearsal:
     problems: list[str]
 
     @property
-    def peak(self) -> "RankReport":
+    def peak(self) -> RankReport:
         """Of the ranks built, the one whose stage needs most memory; of its stage, the one that holds most."""
         return max(self.ranks, key=lambda report: total_bytes(report.held, self.planned[self.stage(report)]))
 
-    def stage(self, report: "RankReport") -> int:
+    def stage(self, report: RankReport) -> int:
         return self.layout.coordinate(report.rank)["pp"]
 
 
@@ -164,7 +161,7 @@ def _serving_grid(run: RunConfig, asked: tuple[int, int] | None) -> tuple[tuple[
 
 def _build(
     run: RunConfig, layout: Layout, ranks: list[int], folder: Path, on_rank: Callable[[], None]
-) -> list["RankReport"]:
+) -> list[RankReport]:
     """The reports, by rank."""
     config = config_to_dict(run)
     processes = min(len(ranks), os.cpu_count() or 1)
@@ -178,16 +175,14 @@ def _build(
         return [future.result() for future in started]
 
 
-def _rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint: Path | None) -> "RankReport":
+def _rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint: Path | None) -> RankReport:
     # Megatron takes seconds to import: this process, which builds nothing, does without.
     from gpt4moe.proof.rehearsal_rank import rehearse_rank
 
     return rehearse_rank(config, world_size, rank, checkpoint)
 
 
-def _byte_problems(
-    run: RunConfig, layout: Layout, reports: list["RankReport"], planned: list[StageMemory]
-) -> list[str]:
+def _byte_problems(run: RunConfig, layout: Layout, reports: list[RankReport], planned: list[StageMemory]) -> list[str]:
     """Where what was built holds other bytes than the planner says."""
     problems = []
     for stage, memory in enumerate(planned):

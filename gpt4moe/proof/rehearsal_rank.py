@@ -5,7 +5,7 @@ groups --> model --> engine --> bytes, groups against Layout, owned ranges again
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,12 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.layout import COMBINED_AXES, DENSE_AXES, EXPERT_AXES, Layout
 from gpt4moe.parallel.meta_device import pretended_rank
 from gpt4moe.parallel.shard import Shard
-from gpt4moe.proof.held import HeldBytes, held_bytes
+from gpt4moe.proof.held import RankReport, held_bytes
 from gpt4moe.training.checkpointing import buffer_pieces, pieces_of
 from gpt4moe.training.engine import OwnedRange
 from gpt4moe.training.engine_megatron import MegatronEngine
 
 GROUPS = (*DENSE_AXES, *EXPERT_AXES, *COMBINED_AXES)
-
-
-@dataclass(kw_only=True, slots=True)
-class RankReport:
-    """What was built of one rank."""
-
-    rank: int
-    held: HeldBytes
-    parameters: int
-    problems: list[str] = field(default_factory=list)
-    stage_files: int = 0
-    """Checkpoint files written for its stage."""
 
 
 def owned_by(chunks: list[Any], layout: Layout, rank: int) -> Iterator[OwnedRange]:
