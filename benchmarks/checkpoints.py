@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
         if given.convert_only:
             # One block of noise, seen by every tensor: nothing of the model's size is in memory here.
             noise = torch.randn(max(map(prod, shapes.values())))
-            _save(
+            save_checkpoint(
                 root / "step-00000001", run, {name: noise[: prod(shape)].view(shape) for name, shape in shapes.items()}
             )
         else:
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 def _measure_peers(root: Path, run: RunConfig, state: dict[str, torch.Tensor], size: int) -> None:
     """Saving and loading of the whole state, which is dropped at the end."""
     ours, folder = root / "step-00000001", root / "d"
-    _report("save  gpt4moe, hashed", size, lambda: _save(ours, run, state))
+    _report("save  gpt4moe, hashed", size, lambda: save_checkpoint(ours, run, state))
     _report("      safetensors", size, lambda: _synced(root / "s", lambda path: save_file(state, path)))
     _report("      torch.save", size, lambda: _synced(root / "t", lambda path: torch.save(state, path)))
     writer = torch_checkpoint.FileSystemWriter(folder, sync_files=True)
@@ -148,7 +148,8 @@ def _report(what: str, size: int, do: Callable[[], object], cold: Path | None = 
     return seconds
 
 
-def _save(folder: Path, run: RunConfig, state: dict[str, torch.Tensor]) -> None:
+def save_checkpoint(folder: Path, run: RunConfig, state: dict[str, torch.Tensor]) -> None:
+    """Writes a checkpoint as RANKS ranks of a sharded optimizer would: each a flat range of every tensor."""
     folder.mkdir()
     entries: list[FileEntry] = []
     for rank in range(RANKS):

@@ -2,10 +2,14 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
+import yaml
 
 from tests.training.command import SMALL, metrics, outside
 
@@ -67,3 +71,45 @@ def test_a_signal_to_torchrun_leaves_a_checkpoint_of_the_last_step_in_metrics(tm
     manifest = folder / "checkpoints" / f"step-{len(steps):08d}" / "manifest.json"
     assert json.loads(manifest.read_text())["step"] == len(steps)
     assert "SIGTERM received" in printed(logs, "stdout")[0]
+
+
+def test_torchrun_goes_on_with_the_node_that_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = free.getsockname()[1]
+
+    def node(name: str) -> subprocess.Popen[bytes]:
+        elastic = [
+            "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.1",
+            "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{meeting}", "--rdzv-id=elastic",
+            "--rdzv-conf=last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+            f"--log-dir={tmp_path / name}", "--redirects=3", "-m",
+        ]  # fmt: skip
+        arguments = command(elastic, folder, "training.steps=100", "checkpoint.every=5")
+        return subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd=ROOT, env=outside())
+
+    deadline = time.monotonic() + 180
+    nodes = [node("first")]
+    try:
+        while not _answers(meeting):  # the place to meet is on the node that stays
+            assert nodes[0].poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        nodes.append(node("second"))
+        while not list(folder.glob("checkpoints/*/manifest.json")):
+            assert nodes[0].poll() is None and time.monotonic() < deadline, printed(tmp_path / "first", "stderr")
+            time.sleep(0.02)
+        for process in [*psutil.Process(nodes[1].pid).children(recursive=True), nodes[1]]:
+            process.kill()
+        assert nodes[0].wait(180) == 0
+    finally:
+        for launcher in nodes:
+            launcher.kill()
+    starts = [yaml.safe_load(file.read_text()) for file in sorted(folder.glob("starts/*.yaml"))]
+    assert [start["ranks"] for start in starts] == [2, 1]
+    assert [record["step"] for record in metrics(folder)] == list(range(1, 101))
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0

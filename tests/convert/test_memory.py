@@ -1,0 +1,34 @@
+"""A conversion's memory does not grow with the model: measured on one that is larger than what is allowed."""
+
+import shutil
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.checkpoints import ALLOWED_BYTES, SHAPE, save_checkpoint
+from benchmarks.harness.process import measured
+from gpt4moe.config.load import load_run_config
+from gpt4moe.model.logical import logical_shapes
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """0.8 GB of weights, more than twice what a conversion may hold; all tensors show parts of one block of noise."""
+    run = load_run_config([*SHAPE, "model.num_layers=2"])
+    shapes = logical_shapes(run.model)
+    assert 4 * sum(map(prod, shapes.values())) > 2 * ALLOWED_BYTES
+    noise = torch.randn(max(map(prod, shapes.values())))
+    folder = tmp_path_factory.mktemp("large") / "step-00000001"
+    save_checkpoint(folder, run, {name: noise[: prod(shape)].view(shape) for name, shape in shapes.items()})
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("options", [["to-hf"], ["to-inference", "--tp", "4", "--pp", "2"]], ids=lambda o: o[0])
+def test_a_conversion_holds_two_slices_and_300_mb(options: list[str], large: Path, tmp_path: Path) -> None:
+    arguments = ["tools/convert_checkpoint.py", options[0], str(large), str(tmp_path / "out"), *options[1:]]
+    assert measured(*arguments).peak_bytes - measured("-c", "import numpy").peak_bytes <= ALLOWED_BYTES
+    shutil.rmtree(tmp_path / "out")
