@@ -3,6 +3,13 @@
     metrics.py       METRICS: name -> unit, meaning, parts; which are timings
     metrics_table.py that table as Markdown, for docs/metrics.md
     metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
+    events_log.py    EventsLog: events.jsonl, starts, pauses and ends
+    goodput.py       events + metrics -> seconds by cause
+    goodput_page.py  seconds by cause as a bar and table of the report
+    slurm_queue.py   states and times of jobs, if there is Slurm
+    run_process.py   whether a run folder's process lives
+    run_status.py    RunStatus: where each run of a folder stands
+    run_table.py     runs and one run's account as terminal tables
     console.py       live progress on a terminal, single lines elsewhere; the two-line error
     wandb_run.py     embassy: wandb, one run over all restarts
     pace.py          how fast steps go by, time left

@@ -30,7 +30,7 @@ EVENTS: dict[str, str] = {
     "evaluation": "training waited for the loss on held-out text: step, seconds",
     "replica_check": "training waited for the comparison of copies: step, seconds",
     "report": "loss.png and report.html were written: step, seconds",
-    "stop": "step, reason: finished, a signal's name, or an error's class; cause: in words, where the error is ours",
+    "stop": "step, reason: finished, a signal's name, or an error's class; is_error; cause in words, where we know it",
 }
 """Each event's fields besides `event` and `time` (seconds since 1970)."""
 

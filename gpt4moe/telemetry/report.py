@@ -15,6 +15,8 @@ from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.charts import Chart, Series, line_chart
 from gpt4moe.telemetry.console import clock_time, short_count
+from gpt4moe.telemetry.goodput import Goodput
+from gpt4moe.telemetry.goodput_page import goodput_section
 from gpt4moe.telemetry.heat_map import heat_map
 from gpt4moe.telemetry.metrics import Record, metric_of
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
@@ -75,6 +77,7 @@ class ReportData:
     pipeline: PipelinePlan | None = None
     """Of the last start; None without a pipeline."""
     wire: WireCount | None = None
+    account: Goodput | None = None
     starts: Sequence[RunStart] = ()
     samples: Sequence[Sample] = ()
     facts: dict[str, str] = field(default_factory=dict)
@@ -104,6 +107,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
             _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
             _section("Samples", "".join(map(_sample, data.samples))),
+            _section("Where the time went", goodput_section(data.account) if data.account else ""),
             _section("Starts", _starts(data.starts)),
             _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),
             _section(

@@ -12,6 +12,8 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
 from gpt4moe.telemetry.balance import ExpertLoad
+from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, read_events
+from gpt4moe.telemetry.goodput import goodput
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.plots import plot_loss
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
@@ -34,6 +36,7 @@ def write_run_report(
     """
     entropies = entropies or {}
     records = read_metrics(run_folder / "metrics.jsonl")
+    events = read_events(run_folder / EVENTS_FILE)
     records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]
     load = _expert_load(run_folder)
@@ -55,6 +58,7 @@ def write_run_report(
             expert_load=load,
             pipeline=_pipeline(records_of_starts[-1]) if starts else None,
             wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
+            account=goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events)),
             starts=starts,
             samples=samples,
         ),

@@ -6,6 +6,7 @@ import pytest
 
 from gpt4moe.telemetry.events_log import Event
 from gpt4moe.telemetry.goodput import CAUSES, Goodput, goodput
+from gpt4moe.telemetry.goodput_page import goodput_section
 
 
 def start(time: float, resumed_step: int = 0, **fields: Any) -> Event:
@@ -124,3 +125,14 @@ def test_a_copy_counts_from_its_own_first_start() -> None:
 
 def test_a_run_without_events_has_no_account() -> None:
     assert goodput([], [{"step": 1, "step_seconds": 1.0}], last_sign_of_life=5.0) is None
+
+
+def test_the_report_shows_every_cause_that_took_time_and_no_other() -> None:
+    section = goodput_section(account([*KILLED, *RESUMED], STEPS))
+    assert "Goodput 8.5%" in section and "1 restart." in section
+    rows = section.split("<tr>")[1:]
+    assert [row.split("</i>")[1].split("</td>")[0] for row in rows] == [
+        "productive", "start up", "redone", "checkpoint", "evaluation", "report", "other", "queue", "down",
+    ]  # fmt: skip
+    assert "<td>150.0 s</td><td>64.1%</td>" in rows[7]
+    assert goodput_section(account([start(100.0)], {})) == "", "a run without a second has no bar"

@@ -46,6 +46,7 @@ def test_a_killed_and_resumed_run_accounts_for_every_second(tmp_path: Path, whol
     assert found.seconds["productive"] == pytest.approx(productive)
     assert found.seconds["redone"] == pytest.approx(sum(lost))
     assert min(found.seconds.values()) >= 0.0, found.seconds
+    assert "Where the time went" in (folder / "report.html").read_text()
     assert [(attempt.end, attempt.last_step) for attempt in found.attempts] == [("killed", 7), ("finished", 10)]
 
 

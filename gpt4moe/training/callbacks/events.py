@@ -6,12 +6,11 @@ after all others have closed (on_exit runs in reverse order).
 
 import os
 import sys
-import time
-from pathlib import Path
 
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry import slurm_queue
 from gpt4moe.telemetry.events_log import EVENTS_FILE, EventsLog, before_start
+from gpt4moe.telemetry.run_process import process_began
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -30,7 +29,7 @@ class Events(Callback):
         context.events = EventsLog(context.folder.path / EVENTS_FILE)
         context.events.write(
             "start",
-            at=_process_began(),
+            at=process_began("self"),
             run=run.run.name,
             job=int(job) if job.isdecimal() else None,
             restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
@@ -55,12 +54,6 @@ class Events(Callback):
         error = sys.exception()
         reason = type(error).__name__ if error is not None else context.stop_requested or "finished"
         cause = error.cause if isinstance(error, Gpt4MoeError) else None
-        context.events.write("stop", step=context.state.step, reason=reason, cause=cause)
+        step = context.state.step
+        context.events.write("stop", step=step, reason=reason, is_error=error is not None, cause=cause)
         context.events.close()
-
-
-def _process_began() -> float:
-    """Seconds since 1970, to 10 ms (psutil's are off by up to a second: the kernel tells its boot in whole ones)."""
-    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    began = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # since boot: field 22 of proc(5)
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - began)

@@ -1,0 +1,57 @@
+"""The runs of a folder: state, queue, step, loss, speed, ETA, restarts, goodput. No torch, no GPU; only reads.
+
+  python tools/runs.py                        every run in runs/, a line each
+  python tools/runs.py runs/first /data/runs  run folders, and folders of run folders
+  python tools/runs.py show first             where the time of one run went, by cause, and each of its starts
+  python tools/runs.py show first --json      all of it as JSON; times are seconds (since 1970 where they are dates)
+
+state     running, waiting (in the queue), finished, stopped (by a signal), failed (by an error), killed (it left no
+          word), damaged (metrics.jsonl), unknown (on a node that this one cannot ask)
+job       the Slurm job of the last start and its state there; "not in a queue" for runs without Slurm
+ETA       at the pace of the last start, evaluations and checkpoints included
+goodput   seconds of the steps that count over wall time since the first submission; `show` says where the rest went
+seen      since the last step or event
+
+exit status: 0 done; 2 bad input.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.telemetry.run_status import named_run, run_folders, statuses
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        usage="runs.py [FOLDER ...] [--json]\n       runs.py show RUN [--json]", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("words", nargs="*", metavar="FOLDER", help="default: runs; or `show` and one run")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    given = parser.parse_args(arguments)
+    is_one = given.words[:1] == ["show"]
+    if is_one and len(given.words) != 2:
+        parser.error("show wants one run, such as: runs.py show first")
+    try:
+        paths = [Path(word) for word in given.words or ["runs"]]
+        runs = statuses([named_run(given.words[1])] if is_one else run_folders(paths))
+    except Gpt4MoeError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    if given.json:
+        answers = [run.as_dict() for run in runs]
+        sys.stdout.write(json.dumps(answers[0] if is_one else answers, indent=1) + "\n")
+    else:
+        from gpt4moe.telemetry.run_table import print_runs
+
+        print_runs(runs, is_detailed=is_one)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
