@@ -28,8 +28,8 @@ def goodput_section(account: Goodput) -> str:
     )
     restarts = len(account.attempts) - 1
     return (
-        f'<p class="verdict"><b>Goodput {account.share:.1%}</b>: {account.seconds[PRODUCTIVE]:,.1f} s of steps that count '
-        f"in {account.wall_seconds:,.1f} s, {restarts} restart{'' if restarts == 1 else 's'}.</p>"
+        f'<p class="verdict"><b>Goodput {account.share:.1%}</b>: {account.seconds[PRODUCTIVE]:,.1f} s of steps that '
+        f"count in {account.wall_seconds:,.1f} s, {restarts} restart{'' if restarts == 1 else 's'}.</p>"
         f'<div role="img" aria-label="Wall time by cause" style="display:flex;height:18px;margin:14px 0;'
         f'border-radius:6px;overflow:hidden">{parts}</div>'
         f'<div class="table"><table><tbody>{rows}</tbody></table></div>'
