@@ -1,8 +1,11 @@
 """Embassy to wandb: one wandb run over all starts of a training run, and never a reason to stop.
 
-    <run folder>/wandb_id.txt    the wandb run's id, made at the first start
+    <run folder>/wandb_id.txt    the wandb run's id, made at the first start, and the run's name
     <run folder>/wandb_step.txt  the last step sent: a redone step is not sent again
-    <run folder>/wandb/          wandb's own files; `wandb sync <run folder>/wandb/offline-run-*` uploads them
+    <run folder>/wandb/          wandb's own files; `wandb sync` uploads those of offline starts
+
+A run folder copied and started under a new name (run.name) is a fork: another id, no step sent yet. A new run from
+checkpoint.load has a folder, and so an id, of its own.
 
 The only file that imports wandb, when a run starts: the import costs a second, and a run without tracking none.
 """
@@ -30,16 +33,28 @@ STEP_FILE = "wandb_step.txt"
 NETWORK_SECONDS = 30.0
 
 
-def run_id(run_folder: Path) -> str:
-    """The wandb id of this run folder; made and kept at the first call."""
+def run_id(run_folder: Path, run_name: str) -> str:
+    """The wandb id of this run; made and kept at the first call, and anew in a folder copied from another run's."""
     file = run_folder / ID_FILE
-    kept = file.read_text().strip() if file.exists() else ""
-    if kept:
+    kept, _, name = file.read_text().strip().partition(" ") if file.exists() else ("", "", "")
+    if kept and name == run_name:
         return kept
+    if kept:
+        logger.info(
+            "wandb: this folder was run %s (%s): %s is a fork of it with an id of its own", name, kept, run_name
+        )
+        # Before the id: a kill in between leaves the old id, and the next start forks again.
+        (run_folder / STEP_FILE).unlink(missing_ok=True)
     # wandb's own form, 8 of a-z and 0-9. From the system's entropy: the run's seed must not name two runs alike.
     made = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
-    replace_file(file, f"{made}\n".encode())
+    replace_file(file, f"{made} {run_name}\n".encode())
     return made
+
+
+def offline_folders(run_folder: Path, wandb_id: str) -> list[Path]:
+    """wandb's folders of this run's offline starts that nobody has uploaded yet, oldest first."""
+    folders = sorted((run_folder / "wandb").glob(f"offline-run-*-{wandb_id}"))
+    return [folder for folder in folders if not list(folder.glob("*.wandb.synced"))]
 
 
 def has_key(base_url: str) -> bool:
@@ -62,6 +77,8 @@ class WandbRun:
     def __init__(self, run_folder: Path):
         """Use `start`."""
         self.run: wandb.Run | None = None
+        self.wandb_id: str | None = None
+        self.run_folder = run_folder
         self._step_file = run_folder / STEP_FILE
         self.last_sent_step = 0
 
@@ -94,6 +111,12 @@ class WandbRun:
             self._attempt("finish", lambda: run.finish(exit_code=exit_code))
         self.run = None
 
+    def sync_command(self) -> str | None:
+        """What uploads the offline starts of this run; None when there is nothing to upload."""
+        if self.wandb_id is None or not offline_folders(self.run_folder, self.wandb_id):
+            return None
+        return f"wandb sync {self.run_folder}/wandb/offline-run-*-{self.wandb_id}"
+
     def read_mark(self) -> None:
         """Learn from the run folder which steps are sent already."""
         if self._step_file.exists():
@@ -108,6 +131,7 @@ class WandbRun:
             self.run = None
 
     def _open(self, tracking: TrackingConfig, run_folder: Path, run_name: str, config: dict[str, Any]) -> None:
+        self.wandb_id = wandb_id = run_id(run_folder, run_name)
         self.read_mark()
         # Read at wandb's import: its crash reports are network calls.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -123,7 +147,7 @@ class WandbRun:
 
         def connect(mode: Literal["offline", "online"]) -> "wandb.Run":
             return wandb.init(
-                mode=mode, id=run_id(run_folder), resume="allow", dir=str(run_folder), name=run_name, config=config,
+                mode=mode, id=wandb_id, resume="allow", dir=str(run_folder), name=run_name, config=config,
                 project=tracking.project, entity=tracking.entity, group=tracking.group, tags=list(tracking.tags),
                 settings=settings,
             )  # fmt: skip

@@ -1,9 +1,11 @@
 """One wandb run over all starts, each step sent once, and never a reason for training to stop."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,13 +50,17 @@ def test_an_offline_run_is_in_the_run_folder_and_a_restart_keeps_its_id(
 ) -> None:
     for first in (1, 4):
         tracker = WandbRun.start(OFFLINE, tmp_path, "name", {"model": {"hidden_size": 32}})
-        assert tracker.run is not None and tracker.run.id == run_id(tmp_path)
+        assert tracker.run is not None and tracker.run.id == run_id(tmp_path, "name")
         for step in range(first, first + 3):
             tracker.log({"step": step, "loss": 1.0 / step})
         tracker.finish()
+        assert tracker.sync_command() == f"wandb sync {tmp_path}/wandb/offline-run-*-{tracker.wandb_id}"
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert folders and all(run_id(tmp_path) in folder.name for folder in folders)
+    assert folders and all(run_id(tmp_path, "name") in folder.name for folder in folders)
     assert all(list(folder.glob("*.wandb")) for folder in folders)
+    for folder in folders:
+        (folder / "run.wandb.synced").touch()  # what `wandb sync` leaves
+    assert tracker.sync_command() is None
     assert (tmp_path / "wandb_step.txt").read_text() == "000000000006\n"
     assert capfd.readouterr() == ("", ""), "wandb must not chatter"
 
@@ -111,8 +117,35 @@ def test_an_unreadable_mark_does_not_stop_a_start(tmp_path: Path, caplog: pytest
 def test_two_run_folders_get_two_ids(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    assert run_id(tmp_path / "a") != run_id(tmp_path / "b")
-    assert run_id(tmp_path / "a") == run_id(tmp_path / "a")
+    assert run_id(tmp_path / "a", "x") != run_id(tmp_path / "b", "x")
+    assert run_id(tmp_path / "a", "x") == run_id(tmp_path / "a", "x")
+
+
+def test_a_copied_folder_under_a_new_name_gets_an_id_and_sends_its_steps_anew(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    parent = run_id(tmp_path / "a", "a")
+    (tmp_path / "a" / "wandb_step.txt").write_text("000000000009\n")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    fork = run_id(tmp_path / "b", "b")
+    assert fork != parent
+    assert run_id(tmp_path / "b", "b") == fork, "and keeps it"
+    assert not (tmp_path / "b" / "wandb_step.txt").exists()
+    assert run_id(tmp_path / "a", "a") == parent
+    assert (tmp_path / "a" / "wandb_step.txt").exists()
+
+
+def test_project_entity_group_and_tags_reach_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(wandb, "init", lambda **values: given.update(values) or FakeRun())
+    tracking = TrackingConfig(project="p", entity="e", group="g", tags=["a", "b"])
+    WandbRun.start(tracking, tmp_path, "name", {"model": {"hidden_size": 32}})
+    wanted = {
+        "mode": "offline", "id": run_id(tmp_path, "name"), "resume": "allow", "dir": str(tmp_path), "name": "name",
+        "project": "p", "entity": "e", "group": "g", "tags": ["a", "b"], "config": {"model": {"hidden_size": 32}},
+    }  # fmt: skip
+    assert {name: given[name] for name in wanted} == wanted
 
 
 def test_a_netrc_entry_of_wandbs_server_is_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

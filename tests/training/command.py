@@ -58,7 +58,7 @@ def train(
 ) -> list[Ended]:
     """Runs the command for the run folder `folder` on `ranks` ranks, small unless overridden; how each ended."""
     arguments = [*SMALL, f"run.root={folder.parent}", f"run.name={folder.name}", *overrides]
-    return run_ranks(ranks, _rank, arguments, events, variables or {})
+    return run_ranks(ranks, run_rank, arguments, events, variables or {})
 
 
 def outside() -> Variables:
@@ -84,7 +84,7 @@ def saved_state(folder: Path, step: int) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def _rank(environment: Environment, arguments: list[str], events: tuple[Event, ...], variables: Variables) -> Ended:
+def run_rank(environment: Environment, arguments: list[str], events: tuple[Event, ...], variables: Variables) -> Ended:
     from gpt4moe.parallel import environment as resolver
     from gpt4moe.train import main
 

@@ -41,7 +41,10 @@ class Tracking(Callback):
     def on_exit(self, context: TrainingContext) -> None:
         if self.log:
             self.log.close()
-        if self.console:
-            self.console.close()
         if self.wandb:
             self.wandb.finish(0 if context.is_last_step else 1)
+        if self.console and self.wandb:
+            self.console.close()
+            command = self.wandb.sync_command()
+            if command:
+                self.console.message(f"wandb was offline; to upload this run: {command}")
