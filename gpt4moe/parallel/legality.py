@@ -12,7 +12,7 @@ from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
-from gpt4moe.parallel.placement import stage_layers
+from gpt4moe.parallel.placement import stage_layers, stage_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ def _pipeline_problems(
                 f"parallel.layers_per_stage={listed} ({len(listed)} stages, {sum(listed)} layers) does not describe "
                 f"{name} and model.num_layers={model.num_layers}.",
                 f"Give {chunks} numbers of 1 or more that sum to {model.num_layers}, e.g. "
-                f"{[len(stage) for stage in stage_layers(model.num_layers, ParallelConfig(pp=chunks))]}, or null.",
+                f"{stage_sizes(model.num_layers, ParallelConfig(pp=chunks))}, or null.",
             )
-    elif (sizes := [len(stage) for stage in stage_layers(model.num_layers, parallel)]) and min(sizes) < 1:
+    elif min(sizes := stage_sizes(model.num_layers, parallel)) < 1:
         yield Problem(
             f"{name} for model.num_layers={model.num_layers} with "
             f"parallel.embedding_counts_as_layer={parallel.embedding_counts_as_layer} and "

@@ -1,5 +1,7 @@
 """Which layers, experts and parts of a sequence a rank holds. No torch."""
 
+from itertools import accumulate
+
 from gpt4moe.config.parallel import ParallelConfig
 
 
@@ -11,9 +13,14 @@ def stage_layers(num_layers: int, parallel: ParallelConfig) -> list[list[int]]:
     layer takes one's place in the first or last chunk (Megatron: account_for_embedding_in_pipeline_split): 7, nine of
     8, five of 7, 6.
     """
-    sizes = parallel.layers_per_stage or _even_sizes(num_layers, parallel)
-    starts = [sum(sizes[:chunk]) for chunk in range(len(sizes))]
-    return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    sizes = stage_sizes(num_layers, parallel)
+    ends = list(accumulate(sizes))
+    return [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
+
+
+def stage_sizes(num_layers: int, parallel: ParallelConfig) -> list[int]:
+    """How many layers each of the pp * vpp chunks has (stage_layers)."""
+    return parallel.layers_per_stage or _even_sizes(num_layers, parallel)
 
 
 def _even_sizes(num_layers: int, parallel: ParallelConfig) -> list[int]:

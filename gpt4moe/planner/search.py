@@ -6,7 +6,8 @@ Memory is exact but slow, so it is asked best first, and only of layouts whose s
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
@@ -20,14 +21,15 @@ from gpt4moe.planner.activations import MicroBatch, layer_activations
 from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.estimate import Estimate, estimate, timed_work, world_of
 from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
+from gpt4moe.planner.memory import CONTEXT_BYTES, FRAGMENTATION
 from gpt4moe.planner.step_time import heaviest_stage, step_time
 
 MOST_CHECKS = 40
 """Layouts whose memory is worked out exactly before the search gives up."""
+EXPERT_CUTS = (2, 4, 8)
+"""Of etp, above 1."""
 MICRO_BATCHES = (1, 2, 4, 8)
 RECOMPUTATIONS = (Recompute.none, Recompute.selective, Recompute.moe, Recompute.full)
-SMALLEST_SHARE = 0.95
-"""Of the memory, for the quick look: it leaves buffers and reserve out, so it never refuses what would fit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,7 @@ class Search:
     found: list[Estimate]
     """Fastest first; each fits the memory."""
     legal: int
-    """Layouts that the trainer would run."""
+    """Layouts that the trainer would run, with each micro-batch and recomputation."""
     fits_at_a_glance: int
     """Of those, how many the quick look at the memory let through."""
     gpus: int
@@ -52,18 +54,7 @@ def search(plan: PlanConfig) -> Search:
     """
     gpus = plan.gpus or _affordable(plan) or world_of(plan)
     plan = replace(plan, gpus=gpus)
-    kinds = layer_kinds(plan.model)
-    legal = 0
-    timed: list[tuple[float, int, PlanConfig]] = []
-    sizes: dict[tuple[int, ...], tuple[float, float]] = {}  # of parameters: one answer for many candidates
-    for candidate in candidates(plan, gpus):
-        legal += 1
-        work, cut = timed_work(candidate, kinds), candidate.parallel
-        key = (cut.tp, cut.pp, cut.vpp, cut.ep)
-        if key not in sizes:
-            sizes[key] = heaviest_stage(work)
-        if _can_fit(candidate, work, gpus, sizes[key]):
-            timed.append((step_time(work, candidate.training, gpus).seconds, len(timed), candidate))
+    legal, timed = _timed(plan, gpus)
     if not legal:
         raise LayoutError(
             f"No layout of {plan.model.name} on {gpus} devices is legal with training.global_batch_size="
@@ -71,7 +62,6 @@ def search(plan: PlanConfig) -> Search:
             f"Choose gpus that divide by 8 and a batch that divides by them, for example training.global_batch_size="
             f"{gpus}.",
         )
-    timed.sort(key=lambda entry: entry[:2])
     found: list[Estimate] = []
     for _, _, candidate in timed[:MOST_CHECKS]:
         result = estimate(candidate)
@@ -88,41 +78,65 @@ def search(plan: PlanConfig) -> Search:
     return Search(found=found, legal=legal, fits_at_a_glance=len(timed), gpus=gpus, tokens=_tokens(plan, found[0]))
 
 
-def candidates(plan: PlanConfig, gpus: int) -> Iterator[PlanConfig]:
-    """Every legal layout, micro-batch and recomputation, in a fixed order."""
+def _timed(plan: PlanConfig, gpus: int) -> tuple[int, list[tuple[float, int, PlanConfig]]]:
+    """(how many are legal; those that can fit as seconds of a step, a number, the plan: the fastest first)"""
+    kinds, legal = layer_kinds(plan.model), 0
+    look = _QuickLook(plan.cluster.memory_bytes - (0 if plan.cluster.name == "cpu" else CONTEXT_BYTES), gpus)
+    timed: list[tuple[float, int, PlanConfig]] = []
+    again = [r for r in RECOMPUTATIONS if r is not Recompute.moe or plan.model.moe is not None]
+    for parallel in layouts(plan, gpus):
+        trainings = list(_legal_trainings(plan, parallel, gpus))
+        legal += len(trainings) * len(again)
+        if not trainings:
+            continue
+        work = timed_work(replace(plan, parallel=parallel), kinds)
+        if not look.states_fit(work):
+            continue
+        for training in trainings:
+            for recompute in again:
+                candidate = replace(plan, parallel=replace(parallel, recompute=recompute), training=training)
+                if look.activations_fit(candidate, kinds):
+                    work = timed_work(candidate, kinds)
+                    step = step_time(work, training, gpus, heaviest=look.parameters(work))
+                    timed.append((step.seconds, len(timed), candidate))
+    return legal, sorted(timed, key=lambda entry: entry[:2])
+
+
+def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
+    """Every layout worth asking the trainer about, in a fixed order."""
     model, domain = plan.model, plan.cluster.devices_per_nvlink_domain
     experts = divisors(model.moe.num_experts) if model.moe else [1]
-    is_planned = bool(planned_parts(model))  # the trainer refuses the model itself: weigh its layouts all the same
     batch = plan.training.global_batch_size
     for tp in (d for d in divisors(model.num_attention_heads) if d <= domain and gpus % d == 0):
         for pp in (d for d in divisors(gpus // tp) if d <= model.num_layers):
             for cp in (d for d in (1, 2, 4, 8, 16) if gpus % (tp * pp * d) == 0):
-                dp = gpus // (tp * pp * cp)
-                if batch % dp or (cp > 1 and model.seq_length // cp < 1024):
+                if batch % (gpus // (tp * pp * cp)) or (cp > 1 and model.seq_length // cp < 1024):
                     continue  # the batch does not divide; or a rank's part of a sequence would be tiny
                 for vpp in _interleavings(model.num_layers, pp):
-                    for ep in (d for d in experts if gpus // pp % d == 0):
-                        yield from _variants(
-                            plan, gpus, ParallelConfig(tp=tp, pp=pp, cp=cp, vpp=vpp, ep=ep), dp, is_planned
-                        )
+                    for ep, etp in _expert_cuts(experts, gpus // pp):
+                        yield ParallelConfig(tp=tp, pp=pp, cp=cp, vpp=vpp, ep=ep, etp=etp)
 
 
-def _variants(plan: PlanConfig, gpus: int, parallel: ParallelConfig, dp: int, is_planned: bool) -> Iterator[PlanConfig]:
+def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
+    """ep and etp over the ranks of a stage. Experts themselves are cut (etp 2 to 8) only where ep is as large as it
+    goes: on the same ranks, more ep sends each row once, more etp to all that share an expert."""
+    fits = [ep for ep in experts if ranks % ep == 0]
+    yield from ((ep, 1) for ep in fits)
+    if experts[-1] > 1:
+        yield from ((fits[-1], etp) for etp in EXPERT_CUTS if ranks % (fits[-1] * etp) == 0)
+
+
+def _legal_trainings(plan: PlanConfig, parallel: ParallelConfig, gpus: int) -> Iterator[TrainingConfig]:
+    """Micro-batches that the trainer would run the layout with."""
+    dp = gpus // (parallel.tp * parallel.pp * parallel.cp)
+    is_planned = bool(planned_parts(plan.model))  # the trainer refuses the model itself: weigh its layouts all the same
     for size in MICRO_BATCHES:
-        training = replace(plan.training, micro_batch_size=size)
-        if plan.training.global_batch_size % (dp * size) or not _is_legal(plan, parallel, training, gpus, is_planned):
-            continue
-        for recompute in RECOMPUTATIONS:
-            if recompute is not Recompute.moe or plan.model.moe is not None:
-                yield replace(plan, parallel=replace(parallel, recompute=recompute), training=training)
-
-
-def _is_legal(
-    plan: PlanConfig, parallel: ParallelConfig, training: TrainingConfig, gpus: int, is_planned: bool
-) -> bool:
-    if layout_problems(plan.model, parallel, training, gpus):
-        return False
-    return is_planned or not support_problems(plan.model, parallel)
+        if plan.training.global_batch_size % (dp * size) == 0:
+            training = replace(plan.training, micro_batch_size=size)
+            if not layout_problems(plan.model, parallel, training, gpus) and (
+                is_planned or not support_problems(plan.model, parallel)
+            ):
+                yield training
 
 
 def _interleavings(num_layers: int, pp: int) -> list[int]:
@@ -131,28 +145,46 @@ def _interleavings(num_layers: int, pp: int) -> list[int]:
     return [1, *even[:3]]
 
 
-def _can_fit(plan: PlanConfig, work: Work, gpus: int, parameters: tuple[float, float]) -> bool:
-    """States and live activations of the first stage, without padding, buffers and reserve.
+@dataclass(frozen=True, slots=True)
+class _QuickLook:
+    """Whether states and live activations of the first stage fit, without padding and buffers: it refuses nothing that
+    would fit. What many layouts share is worked out once."""
 
-    Args: parameters: dense and expert ones of a rank of the heaviest stage.
-    """
-    layout = Layout.from_config(work.parallel, gpus)
-    dense, expert = parameters
-    owned = 12 * (dense / (layout.dp * layout.cp) + expert / layout.expert_dp)
-    states = (work.value_bytes + 4) * (dense + expert) + owned
-    limit = plan.cluster.memory_bytes * SMALLEST_SHARE
-    return states < limit and states + _live_bytes(plan, work, layout) < limit
+    limit: float
+    """Bytes."""
+    gpus: int
+    sizes: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
+    layers: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
+    def parameters(self, work: Work) -> tuple[float, float]:
+        """Dense and expert ones of a rank of the heaviest stage."""
+        cut = work.parallel
+        key = (cut.tp, cut.pp, cut.vpp, cut.ep, cut.etp)
+        if key not in self.sizes:
+            self.sizes[key] = heaviest_stage(work)
+        return self.sizes[key]
 
-def _live_bytes(plan: PlanConfig, work: Work, layout: Layout) -> float:
-    micro = MicroBatch.of(plan, layout, plan.imbalance)
-    micro_batches = plan.training.global_batch_size // (plan.training.micro_batch_size * layout.dp)
-    live = 1 + warmup_forwards(0, pp=layout.pp, vpp=layout.vpp, micro_batches=micro_batches)
-    first: dict[int, tuple[int, LayerKind]] = {}
-    for layer, kind in enumerate(work.kinds):
-        first.setdefault(id(kind), (layer, kind))
-    per_layer = [sum(layer_activations(micro, layer, plan.parallel.recompute).values()) for layer, _ in first.values()]
-    return live * min(per_layer) * (len(work.kinds) // (layout.pp * layout.vpp))
+    def states(self, work: Work) -> float:
+        dense, expert = self.parameters(work)
+        layout = Layout.from_config(work.parallel, self.gpus)
+        owned = 12 * (dense / (layout.dp * layout.cp) + expert / layout.expert_dp)
+        return (work.value_bytes + 4) * (dense + expert) + owned
+
+    def states_fit(self, work: Work) -> bool:
+        return self.states(work) < self.limit
+
+    def activations_fit(self, plan: PlanConfig, kinds: list[LayerKind]) -> bool:
+        cut, size = plan.parallel, plan.training.micro_batch_size
+        layout = Layout.from_config(cut, self.gpus)
+        key = (cut.tp, cut.cp, cut.ep, cut.etp, size, cut.recompute)
+        if key not in self.layers:
+            micro = MicroBatch.of(plan, layout, plan.imbalance)
+            first = {id(kind): layer for layer, kind in reversed(list(enumerate(kinds)))}.values()
+            self.layers[key] = min(sum(layer_activations(micro, layer, cut.recompute).values()) for layer in first)
+        micro_batches = plan.training.global_batch_size // (size * layout.dp)
+        live = 1 + warmup_forwards(0, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches)
+        held = live * self.layers[key] * (len(kinds) // (cut.pp * cut.vpp))
+        return self.states(timed_work(plan, kinds)) + (1 + FRAGMENTATION) * held < self.limit
 
 
 def _affordable(plan: PlanConfig) -> int | None:

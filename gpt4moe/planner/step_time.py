@@ -8,10 +8,11 @@ The sum follows arXiv:2104.04473, section 2.2; parallel.schedule, slot by slot, 
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.training import TrainingConfig
-from gpt4moe.parallel.placement import stage_layers
+from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
 from gpt4moe.planner.layer_time import PARTS, LayerKind, Work, head_seconds, layer_seconds, link_rate
 from gpt4moe.planner.tensors import ModelTensor, Spread, embedding_tensors, output_tensors
@@ -36,10 +37,14 @@ class StepTime:
         return sum(self.parts.values())
 
 
-def step_time(work: Work, training: TrainingConfig, world_size: int, *, balanced: bool = False) -> StepTime:
+def step_time(
+    work: Work, training: TrainingConfig, world_size: int, *, balanced: bool = False,
+    heaviest: tuple[float, float] | None = None,
+) -> StepTime:  # fmt: skip
     """One step of a legal layout.
 
     Args:
+        heaviest: heaviest_stage(work), where it is known already.
         balanced: every stage takes the mean, as in published runs whose hand-made placement of layers is not known;
             otherwise the slowest stage sets the pace.
     """
@@ -56,35 +61,43 @@ def step_time(work: Work, training: TrainingConfig, world_size: int, *, balanced
     parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
     parts["pp"] = _message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
     parts["bubble"] = pace * (parallel.pp - 1) / parallel.vpp
-    parts.update(_after_seconds(work, world_size, pace))
+    parts.update(_after_seconds(work, world_size, pace, heaviest or heaviest_stage(work)))
     return StepTime(parts, totals, micro_batches)
 
 
 def stage_parts(work: Work) -> list[dict[str, float]]:
-    """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]."""
-    seconds = {
-        (id(kind), again): layer_seconds(work, kind, recomputes=again)
-        for kind in {id(kind): kind for kind in work.kinds}.values()
-        for again in (True, False)
+    """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]. Stages with the
+    same layers share one dictionary."""
+    stages = _kinds_of_stages(work)
+    kinds = {id(kind): kind for kind in work.kinds}
+    keys = {key for stage in stages for key in stage}
+    seconds = {key: layer_seconds(work, kinds[key[0]], recomputes=key[1]) for key in keys}
+    of_stage = {
+        name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in PARTS}
+        for name, stage in {id(stage): stage for stage in stages}.items()
     }
-    stages = [dict.fromkeys(PARTS, 0.0) for _ in range(work.parallel.pp)]
-    for stage, counts in zip(stages, _kinds_of_stages(work), strict=True):
-        for key, count in counts.items():
-            for part, value in seconds[key].items():
-                stage[part] += count * value
-    for part, value in head_seconds(work).items():
-        stages[-1][part] += value
-    return stages
+    parts, head = [of_stage[id(stage)] for stage in stages], head_seconds(work)
+    parts[-1] = {part: value + head.get(part, 0.0) for part, value in parts[-1].items()}
+    return parts
 
 
 def _kinds_of_stages(work: Work) -> list[Counter[tuple[int, bool]]]:
     """How many layers of each kind (by its id), recomputed and not, each pipeline rank has."""
-    counts: list[Counter[tuple[int, bool]]] = [Counter() for _ in range(work.parallel.pp)]
+    sizes = tuple(stage_sizes(work.model.num_layers, work.parallel))
     most = work.parallel.recompute_layers or work.model.num_layers
-    for chunk, layers in enumerate(stage_layers(work.model.num_layers, work.parallel)):
-        kinds = ((id(work.kinds[layer]), place < most) for place, layer in enumerate(layers))
-        counts[chunk % work.parallel.pp].update(kinds)
-    return counts
+    return _counted(tuple(map(id, work.kinds)), sizes, work.parallel.pp, most)
+
+
+@lru_cache(maxsize=4096)
+def _counted(kinds: tuple[int, ...], sizes: tuple[int, ...], pp: int, most: int) -> list[Counter[tuple[int, bool]]]:
+    """Cached for the search, which times a pipeline at many other degrees; equal stages are one object."""
+    counts: list[Counter[tuple[int, bool]]] = [Counter() for _ in range(pp)]
+    start = 0
+    for chunk, size in enumerate(sizes):
+        counts[chunk % pp].update((kinds[start + place], place < most) for place in range(size))
+        start += size
+    first: dict[frozenset[tuple[tuple[int, bool], int]], Counter[tuple[int, bool]]] = {}
+    return [first.setdefault(frozenset(stage.items()), stage) for stage in counts]
 
 
 def _message_seconds(work: Work) -> float:
@@ -94,7 +107,7 @@ def _message_seconds(work: Work) -> float:
     return work.efficiency.exposed * sent / (RING_SHARE * work.cluster.fabric_bytes_per_second)
 
 
-def _after_seconds(work: Work, world_size: int, pace: float) -> dict[str, float]:
+def _after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[float, float]) -> dict[str, float]:
     """What no computation hides of gradients and weights over data-parallel ranks; the update.
 
     A chunk's gradients travel once its last micro-batch is through: while that one passes the rank's other chunks, or
@@ -103,7 +116,7 @@ def _after_seconds(work: Work, world_size: int, pace: float) -> dict[str, float]
     parallel = work.parallel
     stage = world_size // parallel.pp
     reduced = gathered = update = 0.0
-    dense, expert = heaviest_stage(work)
+    dense, expert = heaviest
     for size, copies in ((dense, stage // parallel.tp), (expert, stage // (parallel.ep * parallel.etp))):
         seconds = size * (copies - 1) / copies / link_rate(work.cluster, stage)
         reduced += work.efficiency.gradient_bytes * seconds
@@ -117,10 +130,12 @@ def _after_seconds(work: Work, world_size: int, pace: float) -> dict[str, float]
 def heaviest_stage(work: Work) -> tuple[float, float]:
     """Dense and expert parameters of a rank of the stage that has most of them."""
     of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
-    stages = [
-        [sum(count * of_kind[kind][which] for (kind, _), count in counts.items()) for which in (0, 1)]
-        for counts in _kinds_of_stages(work)
-    ]
+    counts = _kinds_of_stages(work)
+    sizes = {
+        name: [sum(count * of_kind[kind][which] for (kind, _), count in stage.items()) for which in (0, 1)]
+        for name, stage in {id(stage): stage for stage in counts}.items()
+    }
+    stages = [list(sizes[id(stage)]) for stage in counts]
     stages[0][0] += _local(embedding_tensors(work.model), work.parallel)
     stages[-1][0] += _local(output_tensors(work.model), work.parallel)
     dense, expert = max(stages, key=sum)
