@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.planned import MlaConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import ExpertKernel, NormKernel
 from gpt4moe.parallel.layout import Layout
@@ -115,6 +116,8 @@ def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
     Args:
         again: the core attention is computed again: kept are what it was given and what it gave.
     """
+    if micro.model.mla is not None:
+        return _latent_attention_activations(micro, micro.model.mla, again=again)
     model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
     tables = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
@@ -137,6 +140,23 @@ def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
         chunk = micro.sequence // 2
         parts["masks"] = (2 * layout.cp + 1) * chunk * chunk * item  # a chunk n of queries sees n + 1 chunks of keys
     return parts
+
+
+def _latent_attention_activations(micro: MicroBatch, mla: MlaConfig, *, again: bool) -> Bytes:
+    """Multi-head latent attention, which the trainer cannot build: from the architecture (arXiv:2405.04434, section
+    2.1), measured on nothing. Latents are normed, then opened to as many keys and values as there are heads."""
+    tokens, item, heads = micro.tokens, micro.item, micro.model.num_attention_heads // micro.layout.tp
+    latents = [width for width in (mla.q_lora_rank, mla.kv_lora_rank) if width is not None]
+    parts = {
+        "attention_input": micro.hidden_bytes,
+        "latents": sum(
+            norm_activations(micro, micro.split_tokens, width) + micro.split_tokens * width * item for width in latents
+        ),
+        "rotary": 2 * 2 * micro.sequence * mla.qk_rope_head_dim * item,
+        "qkv": tokens * heads * (2 * mla.qk_head_dim + mla.v_head_dim) * item,
+        "attention_output": tokens * heads * mla.v_head_dim * item,
+    }
+    return parts if again else parts | {"softmax": tokens * heads * FLOAT}
 
 
 def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
@@ -165,13 +185,18 @@ def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
     weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT else 0  # the router multiplies in fp32
     vectors = (5 * experts + 2) * FLOAT  # sums of the auxiliary losses
     router = tokens * (model.hidden_size + 2 * experts + moe.top_k + 2) * FLOAT
+    router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
     assignment = micro.layout.etp * tokens * moe.top_k * LONG
     order = 2 * rows * LONG if micro.layout.ep > 1 else 0  # the sort by local expert, and back
-    if again:  # the plan stays; of bf16 tokens the router has a copy in fp32
-        input_copy = micro.hidden_bytes if micro.item != FLOAT else 0
-        weights = tokens * moe.top_k * FLOAT
-        return {"router": router, "dispatch": assignment + order, "expert_input": input_copy + weights}
+    input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # of bf16 tokens the router has a copy in fp32
+    if again:  # the plan stays
+        kept = {
+            "router": router,
+            "dispatch": assignment + order,
+            "expert_input": input_copy + tokens * moe.top_k * FLOAT,
+        }
+        return kept | _shared_activations(micro, input_copy=0)
     hidden = rows * (2 * ffn * micro.item + FLOAT)  # and the router's weight
     if micro.grouped:
         order, hidden = rows * INT + micro.local_experts * INT, hidden + rows * ffn * micro.item
@@ -180,7 +205,21 @@ def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
         "dispatch": assignment + order,
         "expert_input": rows * model.hidden_size * micro.item,
         "expert_hidden": hidden,
+        **_shared_activations(micro, input_copy=input_copy),
     }
+
+
+def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
+    """Of shared experts, a dense MLP beside the routed ones; never computed again by itself.
+
+    Args:
+        input_copy: bytes of their input where nothing else of the layer keeps it.
+    """
+    moe = micro.model.moe
+    if moe is None or moe.shared_expert_ffn_hidden_size is None:
+        return {}
+    ffn = moe.shared_expert_ffn_hidden_size // micro.layout.tp
+    return {"shared_experts": input_copy + micro.tokens * 5 * ffn * micro.item}
 
 
 def embedding_activations(micro: MicroBatch) -> Bytes:

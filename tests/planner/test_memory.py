@@ -1,15 +1,22 @@
 """Memory against what is built: states to the byte, activations against what autograd keeps in a real step."""
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.activations import MicroBatch
 from gpt4moe.planner.memory import again_bytes, live_activations, memory_per_stage, optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks
+
+if TYPE_CHECKING:
+    from gpt4moe.parallel.groups import ProcessGroups
 
 # Ranks and overrides on top of BASE. Sizes are chosen so that 64, 128 and the ranks leave padding everywhere.
 STATES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -86,6 +93,20 @@ ACTIVATIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "cp2-ep2": (2, ("parallel.cp=2", "parallel.ep=2")),
     "recompute selective, cp2": (2, ("parallel.cp=2", "parallel.recompute=selective", "precision=bf16")),
     "etp2": (2, ("parallel.tp=2", "parallel.etp=2")),
+    "shared experts": (1, ("model.moe.shared_expert_ffn_hidden_size=96", "precision=bf16")),
+    "shared experts, tp2, dense first layer, recompute moe": (2, (
+        "model.moe.shared_expert_ffn_hidden_size=96", "parallel.tp=2", "parallel.ep=2", "parallel.recompute=moe",
+        "model.moe.layer_pattern=[0,1,1,1]", "model.ffn_hidden_size=96",
+    )),
+    "sigmoid router with a bias": (1, ("router@model.moe.router=sigmoid_bias",)),
+    "group-limited router, loss by sequence": (1, (
+        "router@model.moe.router=group_limited", "model.moe.num_experts=8", "model.moe.router.num_groups=4",
+        "model.moe.router.load_balancing_coefficient=0.1", "precision=bf16",
+    )),
+    "switch with capacity and noise": (1, ("router@model.moe.router=switch", "model.moe.top_k=1")),
+    "cp2-etp2, recompute selective": (2, (
+        "parallel.cp=2", "parallel.etp=2", "parallel.recompute=selective", "precision=bf16",
+    )),
 }  # fmt: skip
 WIDE = (
     *BASE, "model.hidden_size=64", "model.num_attention_heads=4", "model.seq_length=32", "model.vocab_size=128",
@@ -120,34 +141,44 @@ class _Kept:
         self.live.add(*self.key, -1)
 
 
-def _kept_in_a_step(environment: Environment, overrides: tuple[str, ...]) -> tuple[int, float]:
+def _kept_in_steps(environment: Environment, names: list[str]) -> dict[str, tuple[int, float]]:
+    """Of each case in turn, see _kept_in_a_step."""
+    from gpt4moe.parallel.groups import ProcessGroups, world
+
+    answers = {}
+    with world(environment) as device:
+        for name in names:
+            run = load_run_config([*WIDE, *ACTIVATIONS[name][1]])
+            layout = Layout.from_config(run.parallel, environment.world_size)
+            groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+            answers[name] = _kept_in_a_step(run, groups)
+    return answers
+
+
+def _kept_in_a_step(run: RunConfig, groups: "ProcessGroups") -> tuple[int, float]:
     """(the most that autograd keeps at once in a real step, without parameters; rows at this rank's experts over an
     even share, in the fullest micro-batch: what is live at once, one layer where full recompute brings back one)."""
     import torch
 
     from gpt4moe.model.gpt import build_model
     from gpt4moe.moe.experts import Experts
-    from gpt4moe.parallel.groups import ProcessGroups, world
     from gpt4moe.proof.batches import synthetic_batches
     from gpt4moe.training.engine_megatron import MegatronEngine
     from gpt4moe.training.step import StepRunner
 
-    run = load_run_config([*WIDE, *overrides])
-    with world(environment) as device:
-        layout = Layout.from_config(run.parallel, environment.world_size)
-        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-        engine = MegatronEngine(build_model(run, groups), run, groups)
-        live, rows = _Live(), []
-        for chunk in engine.chunks:
-            for parameter in chunk.parameters():  # never counted
-                live.count[parameter.untyped_storage()._cdata] = 1
-            experts = [module for module in chunk.modules() if isinstance(module, Experts)]
-            layers = len(experts)
-            for module in experts:
-                module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].sum())))
-        runner = StepRunner(run, engine, groups)
-        with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
-            runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
+    layout = groups.layout
+    engine = MegatronEngine(build_model(run, groups), run, groups)
+    live, rows = _Live(), []
+    for chunk in engine.chunks:
+        for parameter in chunk.parameters():  # never counted
+            live.count[parameter.untyped_storage()._cdata] = 1
+        experts = [module for module in chunk.modules() if isinstance(module, Experts)]
+        layers = len(experts)
+        for module in experts:
+            module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].sum())))
+    runner = StepRunner(run, engine, groups)
+    with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
+        runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
     at_once = 1 if run.parallel.recompute is Recompute.full else layers
     fullest = max(sum(rows[i : i + at_once]) / at_once for i in range(0, len(rows), at_once))
     even = run.training.micro_batch_size * run.model.seq_length // (layout.tp * layout.cp) * layout.etp
@@ -155,12 +186,20 @@ def _kept_in_a_step(environment: Environment, overrides: tuple[str, ...]) -> tup
     return live.peak, fullest / (even * run.model.moe.top_k) if layout.ep > 1 else 1.0
 
 
+@cache
+def kept_of_ranks(world_size: int) -> list[dict[str, tuple[int, float]]]:
+    """All cases of one number of ranks, in one start of them; by rank."""
+    names = [name for name, (ranks, _) in ACTIVATIONS.items() if ranks == world_size]
+    return run_ranks(world_size, _kept_in_steps, names)
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name: str) -> None:
     world_size, overrides = ACTIVATIONS[name]
     run = load_run_config([*WIDE, *overrides])
     layout = Layout.from_config(run.parallel, world_size)
-    for rank, (kept, imbalance) in enumerate(run_ranks(world_size, _kept_in_a_step, overrides)):
+    for rank, answers in enumerate(kept_of_ranks(world_size)):
+        kept, imbalance = answers[name]
         micro, stage = MicroBatch.of(run, layout, imbalance), layout.coordinate(rank)["pp"]
         planned = live_activations(run, layout, micro)[stage]
         if run.parallel.recompute is Recompute.moe:  # torch's checkpoint hides from our hooks what it computes again

@@ -6,12 +6,15 @@ import sys
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from time import process_time
 
 import pytest
 from rich.console import Console
 
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.planner.answer import json_answer, table_answer
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.search import search
 from tests.planner.timed import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +106,17 @@ def test_the_search_finds_a_layout_that_fits_and_is_no_slower_than_the_next() ->
     assert steps == sorted(steps)
     for found in layouts:
         assert max(stage["total_bytes"] for stage in found["memory"]["per_stage"]) <= plan.cluster.memory_bytes
+
+
+def test_experts_are_cut_where_they_are_spread_as_far_as_they_go_and_the_search_takes_seconds() -> None:
+    """GPT-4 on its 24,960 devices; seconds of this process' own work, so that a busy machine changes little."""
+    plan = plan_of("+experiment=gpt4", "search=true")
+    started = process_time()
+    estimate(plan)
+    arithmetic = process_time() - started
+    found = search(plan).found
+    assert arithmetic < 0.1 and process_time() - started < 3
+    assert {(best.layout.ep, best.layout.etp) for best in found} >= {(16, 1), (16, 2)}
 
 
 def test_a_budget_buys_devices_and_tokens() -> None:
