@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from gpt4moe.telemetry.metrics import TIMINGS
+from gpt4moe.telemetry.run_status import RunStatus, statuses
 from tests.slurm_lab.cluster import SlurmLab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,9 @@ def test_a_layout_that_does_not_fit_ends_with_2_and_one_rank_says_why(slurm: Slu
 
 @pytest.mark.slurm
 @pytest.mark.timeout(600)
-def test_a_killed_rank_and_a_warning_cost_no_step_and_change_no_loss(slurm: SlurmLab, tmp_path: Path) -> None:
+def test_a_killed_rank_and_a_warning_cost_no_step_and_change_no_loss(
+    slurm: SlurmLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics = tmp_path / "x" / "metrics.jsonl"
     overrides = ("parallel=tp2_pp2_ep2", "training.steps=400", "checkpoint.every=5", "checkpoint.keep=1")
     job = submit(slurm, tmp_path, *overrides)
@@ -65,12 +68,20 @@ def test_a_killed_rank_and_a_warning_cost_no_step_and_change_no_loss(slurm: Slur
     assert slurm.wait(job, 120, "PENDING", "COMPLETED", "FAILED")["Restarts"] == "2"
     stopped = records(metrics)
     assert stopped[: len(before)] == before, "redone steps are the same to the bit"
+    monkeypatch.setenv("SLURM_CONF", str(slurm.folder / "slurm.conf"))
+    waiting = status(tmp_path / "x")
+    assert (waiting.state, waiting.job) == ("waiting", job)
+    assert waiting.job_state is not None and waiting.job_state.startswith("PENDING (")
     assert (tmp_path / "x" / "checkpoints" / f"step-{len(stopped):08}").is_dir()
 
     slurm.start_again(job)
     wait_for_steps(metrics, len(stopped) + 3)
+    assert status(tmp_path / "x").job_state == "RUNNING"
     slurm.call("scancel", str(job))
     slurm.wait(job, 120)
+    every_second_is_accounted_for(status(tmp_path / "x"), job)
+    log = (tmp_path / "x" / "logs" / f"{job}-0.log").read_text()
+    assert "\nstep 1/400  loss " in log and "\x1b" not in log, "a log gets plain lines"
     assert [step["step"] for step in records(metrics)] == list(range(1, len(records(metrics)) + 1))
     never_stopped = tmp_path / "y"
     steps = len(stopped) + 3
@@ -78,6 +89,26 @@ def test_a_killed_rank_and_a_warning_cost_no_step_and_change_no_loss(slurm: Slur
     assert slurm.wait(job, 200)["JobState"] == "COMPLETED"
     losses = [step["loss"] for step in records(never_stopped / "metrics.jsonl")]
     assert [step["loss"] for step in records(metrics)][:steps] == losses
+
+
+def status(folder: Path) -> RunStatus:
+    (found,) = statuses([folder])
+    return found
+
+
+def every_second_is_accounted_for(run: RunStatus, job: int) -> None:
+    """A rank killed, a warning, a scancel: three starts of one job, and two waits of 3 s and more in the queue."""
+    assert (run.job, run.restarts, run.state) == (job, 2, "stopped")
+    assert run.account is not None
+    first, second, third = run.account.attempts
+    assert [start.job for start in (first, second, third)] == [job] * 3
+    assert (second.end, third.end, third.resumed_step) == ("SIGUSR2", "SIGTERM", second.last_step)
+    assert first.last_step > second.resumed_step and run.account.seconds["redone"] > 0
+    assert second.seconds["queue"] > 2 and third.seconds["queue"] > 2
+    assert run.account.wall_seconds == pytest.approx(sum(run.account.seconds.values()))
+    begun = first.began - first.seconds["queue"]
+    assert run.account.wall_seconds == pytest.approx(third.ended - begun, abs=1e-3)
+    assert min(run.account.seconds.values()) >= 0, run.account.seconds
 
 
 def a_rank(folder: Path) -> psutil.Process:

@@ -18,7 +18,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.telemetry import wandb_run
 from gpt4moe.telemetry.wandb_run import WandbRun
 from tests.spawn import run_ranks
-from tests.training.command import SMALL, Ended, Event, Variables, run_rank
+from tests.training.command import SMALL, Ended, Event, Variables, metrics, run_rank
 
 FOUR = ("training.steps=4", "checkpoint.every=2", "tracking.wandb=offline")
 
@@ -68,7 +68,8 @@ def without_network(
 
 def train(folder: Path, *overrides: str, proxy: Trap, events: tuple[Event, ...] = (), ranks: int = 1) -> Ended:
     arguments = [*SMALL, *FOUR, f"run.root={folder.parent}", f"run.name={folder.name}", *overrides]
-    return run_ranks(ranks, without_network, arguments, events, proxy.variables)[0]
+    first: Ended = run_ranks(ranks, without_network, arguments, events, proxy.variables)[0]
+    return first
 
 
 def ids(folder: Path) -> list[str]:
@@ -103,6 +104,36 @@ def test_restarts_are_one_wandb_run_forks_are_others_and_nothing_asks_the_networ
         (path / "wandb_step.txt").read_text().strip("0\n") == last for path, last in ((a, "4"), (b, "5"), (c, "5"))
     )
     assert re.fullmatch(r"[a-z0-9]{8}", own)
+
+
+def test_steps_that_wandb_missed_are_sent_at_the_next_start(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    quiet = [*SMALL, f"run.root={tmp_path}", "run.name=x"]
+    run_ranks(1, run_rank, [*quiet, "training.steps=2"], (), {})
+    assert not (folder / "wandb").exists()
+    sent = run_ranks(1, sent_steps, [*quiet, "training.steps=3", "tracking.wandb=offline"], {})
+    assert sent == [[1, 2, 3]]
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3]
+
+
+def sent_steps(environment: Environment, arguments: list[str], variables: Variables) -> list[int]:
+    """What the train command sends to wandb."""
+    import wandb
+
+    class Listener:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            self.steps.append(step)
+
+        def finish(self, exit_code: int) -> None:
+            pass
+
+    listener = Listener()
+    wandb.init = lambda **values: listener
+    run_rank(environment, arguments, (), variables)
+    return listener.steps
 
 
 def test_an_unreachable_server_is_asked_and_then_tracking_goes_offline(
