@@ -9,10 +9,7 @@ permutation, fused AdamW with fp32 masters and gradients. Measured is the whole 
 backward, gradient norm, clipping, update. Weights are drawn on the CPU first (a minute).
 
 MFU = model FLOPs of the tokens of a second / the device's dense bf16 FLOP/s (configs/cluster, by the device's name).
-Model FLOPs a token, forward and backward, nothing recomputed (arXiv:2204.02311, appendix B; causal: half the scores):
-
-    6 * (layers * (attention projections + router + top_k * 3 * hidden * ffn) + vocabulary * hidden)
-      + 6 * layers * sequence * heads * head_dim
+Model FLOPs are the planner's (planner/flops.py): layers, output layer and causal attention, nothing recomputed.
 """
 
 import argparse
@@ -30,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness.process import one_process
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 
@@ -65,7 +62,7 @@ def main(arguments: list[str]) -> int:
     with one_process() as groups:
         seconds, num_parameters = measure(run, groups, options.steps)
     tokens = run.training.global_batch_size * run.model.seq_length
-    flops = flops_per_token(run.model) * tokens / seconds
+    flops = flops_per_token(run.model).model * tokens / seconds
     print(f"{name}, torch {torch.__version__}")
     print(f"{options.layers} layers of Mixtral 8x7B, {num_parameters / 1e9:.2f}B parameters, bf16")
     print(f"step of {tokens} tokens   {seconds:9.3f} s (median of {options.steps})")
@@ -78,16 +75,6 @@ def main(arguments: list[str]) -> int:
         print(f"MFU                    {100 * flops / peak:8.1f} % of {peak / 1e12:.0f} TFLOP/s ({cluster})")
     print(f"peak memory            {torch.cuda.max_memory_allocated() / 1e9:9.1f} GB")
     return 0
-
-
-def flops_per_token(model: ModelConfig) -> float:
-    """Forward and backward, see the top of this file."""
-    assert model.moe is not None
-    hidden, heads, width = model.hidden_size, model.num_attention_heads, model.head_size
-    attention = hidden * (heads + 2 * model.query_groups) * width + heads * width * hidden
-    experts = model.moe.num_experts * hidden + model.moe.top_k * 3 * hidden * model.moe.ffn_hidden_size
-    products = model.num_layers * (attention + experts) + model.vocab_size * hidden
-    return 6.0 * products + 6.0 * model.num_layers * model.seq_length * heads * width
 
 
 def measure(run: RunConfig, groups: ProcessGroups, steps: int) -> tuple[float, int]:

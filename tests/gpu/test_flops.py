@@ -1,4 +1,4 @@
-"""The FLOP formula behind benchmarks/gpu.py's MFU, against torch's own counter. Needs no GPU."""
+"""The planner's FLOPs of a token, behind every MFU, against torch's own counter. Needs no GPU."""
 
 import pytest
 
@@ -6,19 +6,20 @@ from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
 
-def test_flops_of_a_token_are_what_torch_counts_but_for_the_masked_half_of_attention() -> None:
+def test_products_of_a_token_are_what_torch_counts() -> None:
+    """Attention apart: the counter takes it whole and its backward pass as 2.5 forwards, the planner halves and takes
+    2 (tests/planner/test_params.py holds it to the formula of the papers)."""
     (answer,) = run_ranks(1, _counted)
-    # The counter takes attention whole and its backward pass as 2.5 forwards; the formula halves it and takes 2.
-    assert answer["counted products"] == pytest.approx(answer["formula"] - answer["formula's attention"], rel=1e-6)
+    assert answer["counted products"] == pytest.approx(answer["planned products"], rel=1e-6)
 
 
 def _counted(environment: Environment) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.gpu import flops_per_token
     from gpt4moe.config.load import load_run_config
     from gpt4moe.model.gpt import build_model
+    from gpt4moe.planner.flops import flops_per_token
     from tests.distributed.case import BASE
     from tests.moe.case import rank_groups
 
@@ -34,9 +35,5 @@ def _counted(environment: Environment) -> dict[str, float]:
             chunk(tokens, positions, None, labels=tokens).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     products = sum(value for operation, value in counts.items() if "attention" not in str(operation))
-    attention = 6.0 * model.num_layers * model.seq_length * model.num_attention_heads * model.head_size
-    return {
-        "counted products": products / tokens.numel(),
-        "formula": flops_per_token(model),
-        "formula's attention": attention,
-    }
+    flops = flops_per_token(model)
+    return {"counted products": products / tokens.numel(), "planned products": flops.layers + flops.head}
