@@ -59,9 +59,9 @@ def step_time(
         totals = [sum(totals) / parallel.pp] * parallel.pp
     pace = sum(busiest.values())
     parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
-    parts["pp"] = _message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
+    parts["pp"] = message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
     parts["bubble"] = pace * (parallel.pp - 1) / parallel.vpp
-    parts.update(_after_seconds(work, world_size, pace, heaviest or heaviest_stage(work)))
+    parts.update(after_seconds(work, world_size, pace, heaviest or heaviest_stage(work)))
     return StepTime(parts, totals, micro_batches)
 
 
@@ -100,14 +100,14 @@ def _counted(kinds: tuple[int, ...], sizes: tuple[int, ...], pp: int, most: int)
     return [first.setdefault(frozenset(stage.items()), stage) for stage in counts]
 
 
-def _message_seconds(work: Work) -> float:
+def message_seconds(work: Work) -> float:
     """An activation to the next stage, or its gradient back: the part that no computation hides."""
     sent = work.value_bytes * work.rank_tokens * work.model.hidden_size
     # Neighbouring stages lie a whole stage of ranks apart: the fabric is between them.
     return work.efficiency.exposed * sent / (RING_SHARE * work.cluster.fabric_bytes_per_second)
 
 
-def _after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[float, float]) -> dict[str, float]:
+def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[float, float]) -> dict[str, float]:
     """What no computation hides of gradients and weights over data-parallel ranks; the update.
 
     A chunk's gradients travel once its last micro-batch is through: while that one passes the rank's other chunks, or
