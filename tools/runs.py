@@ -10,7 +10,7 @@ state     running, waiting (in the queue), finished, stopped (by a signal), fail
 job       the Slurm job of the last start and its state there; "not in a queue" for runs without Slurm
 ETA       at the pace of the last start, evaluations and checkpoints included
 goodput   seconds of the steps that count over wall time since the first submission; `show` says where the rest went
-seen      since the last step or event
+seen      how long ago the last step or event was
 
 exit status: 0 done; 2 bad input.
 """

@@ -34,7 +34,7 @@ def runs_table(runs: Sequence[RunStatus], now: float) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("run", overflow="fold", min_width=8)
     for column in ("state", "job"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", min_width=8)
     for column in ("step", "loss", "tokens/s", "ETA", "restarts", "goodput", "seen"):
         table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
@@ -48,9 +48,17 @@ def runs_table(runs: Sequence[RunStatus], now: float) -> Table:
             _NONE if run.eta_seconds is None else clock_time(run.eta_seconds),
             str(run.restarts),
             _NONE if run.account is None else f"{run.account.share:.1%}",
-            _NONE if run.last_seen is None else f"{clock_time(max(0.0, now - run.last_seen))} ago",
+            _NONE if run.last_seen is None else ago(now - run.last_seen),
         )
     return table
+
+
+def ago(seconds: float) -> str:
+    """One number and its unit: 13 s, 5 min, 3 h, 2 d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def job_text(run: RunStatus) -> str:

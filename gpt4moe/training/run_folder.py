@@ -3,7 +3,7 @@
     runs/NAME/resolved.yaml      the config of the first start; never changes
               identity.json      what every start must match, and the run's id
               starts/001.yaml    one per start: when, on what layout, what differed from resolved.yaml, the whole config
-              checkpoints/  metrics.jsonl  logs/  wandb/  report.html  loss.png
+              checkpoints/  metrics.jsonl  events.jsonl  logs/  wandb/  report.html  loss.png
 
 Rank 0 alone writes here; what it finds wrong is agreed on by all ranks (build.py).
 """

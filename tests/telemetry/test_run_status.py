@@ -1,5 +1,6 @@
 """What tools/runs.py says of run folders: states from the folder, the process, the queue; fast, and without torch."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.telemetry.events_log import EventsLog
 from gpt4moe.telemetry.run_status import RunStatus, named_run, run_folders, statuses
+from gpt4moe.telemetry.run_table import ago, runs_table
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_000_000.0
@@ -163,6 +166,21 @@ def test_the_tool_prints_tables_and_json_within_a_second_and_without_torch(tmp_p
     assert sum(answer["seconds"].values()) == pytest.approx(answer["wall_seconds"]) == 60.0
     assert (answer["goodput"], answer["starts"][0]["end"]) == (pytest.approx(8 / 60), "SIGTERM")
     assert [run["name"] for run in json.loads(tool(str(folder.parent), "--json").stdout)] == ["first"]
+
+
+def test_a_narrow_terminal_folds_words_and_cuts_none(tmp_path: Path) -> None:
+    stop = {"reason": "DivergenceError", "is_error": True}
+    table = runs_table([status(a_run(tmp_path / "first", stop=stop))], NOW)
+    stream = io.StringIO()
+    Console(file=stream, width=90).print(table)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in stream.getvalue() and "failed" in stream.getvalue()
+    assert [ago(seconds) for seconds in (-1.0, 13.2, 300.0, 10_000.0, 200_000.0)] == [
+        "0 s",
+        "13 s",
+        "5 min",
+        "3 h",
+        "2 d",
+    ]
 
 
 def test_the_tool_refuses_with_2_and_two_lines(tmp_path: Path) -> None:
