@@ -94,8 +94,10 @@ class EngineConfig:
         kind = f"engine.kind={self.kind.value}"
         checks = {
             EngineKind.megatron: (
-                (self.offload_optimizer, "engine.offload_optimizer=true", "keeps masters and moments on the GPU",
-                 "Set engine=deepspeed, or engine.offload_optimizer=false."),
+                (self.offload_optimizer, "engine.offload_optimizer=true",
+                 "would offload by Megatron-core 0.16.1's HybridDeviceOptimizer: its step fails for weights on a CPU, "
+                 "so no layout of it has been compared with one process, and in bf16 it leaves the masters on the GPU",
+                 "Set engine=deepspeed (same layouts and checkpoints), or engine.offload_optimizer=false."),
             ),
             EngineKind.deepspeed: (
                 (self.overlap_grad_reduce, "engine.overlap_grad_reduce=true", "reduces after the backward pass",

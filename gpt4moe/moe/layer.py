@@ -17,7 +17,7 @@ from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.training import ExpertKernel
 from gpt4moe.moe.auxiliary import auxiliary_losses, count_assignments
 from gpt4moe.moe.capacity import kept_of_rank
-from gpt4moe.moe.dispatch import Dispatcher, Plan
+from gpt4moe.moe.dispatch import Arrived, Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss
 from gpt4moe.moe.pool import Pool
@@ -77,16 +77,16 @@ class ExpertParallelMLP(nn.Module):
         routing = self.router(x_TH, token_id_T)
         keep = self._kept(routing, real_T, hidden.shape[1])
         plan = self.dispatcher.plan(routing.expert_index, keep)
-        output = self.run_experts(x_TH, routing.weight, plan)
+        output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
         output = self._with_losses(output, routing, real_T, keep, hidden.shape[1]).view_as(hidden)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)[0]
         return output, None
 
-    def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
+    def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> tuple[Tensor, Arrived]:
+        """To the experts and through them; not the way back, which keeps no rows and would be sent once more."""
         arrived = self.dispatcher.send(x_TH, weight_TK, plan)
-        y_NH = self.experts(arrived.rows, arrived.weight, arrived.counts)
-        return self.dispatcher.combine(y_NH, arrived, plan)
+        return self.experts(arrived.rows, arrived.weight, arrived.counts), arrived
 
     def _kept(self, routing: Routing, real_T: Tensor | None, batch: int) -> Tensor | None:
         """[T, K] bool: which assignments are sent; None: all."""

@@ -111,7 +111,7 @@ def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
 
 def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
     """Queries and keys are kept after the rotary embedding, values where the projection wrote all three; under context
-    parallelism the gathered keys and values, and the masks of its chunks.
+    parallelism the gathered keys and values. Masks are the rank's (mask_bytes).
 
     Args:
         again: the core attention is computed again: kept are what it was given and what it gave.
@@ -137,9 +137,14 @@ def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
         parts["rotary"] -= tokens * groups * width * item  # of the rank's own keys: gathered ones take their place
         parts["qkv"] = layout.cp * tokens * 2 * groups * width * item
         parts["attention_output"] += output  # of two chunks, then as one
-        chunk = micro.sequence // 2
-        parts["masks"] = (2 * layout.cp + 1) * chunk * chunk * item  # a chunk n of queries sees n + 1 chunks of keys
     return parts
+
+
+def mask_bytes(micro: MicroBatch) -> int:
+    """The masks of a rank's two chunks under context parallelism, one of each for all its layers and micro-batches."""
+    chunk, cp = micro.sequence // 2, micro.layout.cp
+    # A chunk n of queries sees n + 1 chunks of keys; the ranks' pairs of chunks see equally many.
+    return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 else 0
 
 
 def _latent_attention_activations(micro: MicroBatch, mla: MlaConfig, *, again: bool) -> Bytes:
@@ -188,7 +193,8 @@ def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
     router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
     assignment = micro.layout.etp * tokens * moe.top_k * LONG
-    order = 2 * rows * LONG if micro.layout.ep > 1 else 0  # the sort by local expert, and back
+    # The sort by local expert, and back; grouped products have DeepSpeed's padded one.
+    order = rows * INT if micro.grouped else 2 * rows * LONG if micro.layout.ep > 1 else 0
     input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # of bf16 tokens the router has a copy in fp32
     if again:  # the plan stays
         kept = {
@@ -199,7 +205,7 @@ def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
         return kept | _shared_activations(micro, input_copy=0)
     hidden = rows * (2 * ffn * micro.item + FLOAT)  # and the router's weight
     if micro.grouped:
-        order, hidden = rows * INT + micro.local_experts * INT, hidden + rows * ffn * micro.item
+        order, hidden = order + micro.local_experts * INT, hidden + rows * ffn * micro.item
     return {
         "router": router,
         "dispatch": assignment + order,

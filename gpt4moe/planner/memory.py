@@ -23,6 +23,7 @@ from gpt4moe.planner.activations import (
     embedding_activations,
     head_activations,
     layer_activations,
+    mask_bytes,
 )
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
 from gpt4moe.planner.params import chunk_tensors
@@ -147,10 +148,10 @@ def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers])
 
 
 def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[int]:
-    """What autograd keeps at the fullest moment of each pipeline stage."""
+    """What autograd keeps at the fullest moment of each pipeline stage, and masks."""
     kept = [chunk_activations(run, layout, micro, stage) for stage in range(layout.pp)]
     again = [again_bytes(run, layout, micro, stage) for stage in range(layout.pp)]
-    return [a + b for a, b in zip(peak_live_bytes(run, layout, kept), again, strict=True)]
+    return [a + b + mask_bytes(micro) for a, b in zip(peak_live_bytes(run, layout, kept), again, strict=True)]
 
 
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:

@@ -15,6 +15,7 @@
     batches.py   micro-batches, the same set on every layout (torch)
     outcome.py   answers of all ranks as whole tensors
     compare.py   relative differences and their tolerances
+    ties.py      a difference that only round-off between equal experts made: other tokens
     evidence.py suspects.py   what differs, in terms of causes; what is likely wrong
     report.py unproved.py     for people and as JSON; what was not shown
 

@@ -58,11 +58,12 @@ def run(request: Request) -> int:
     try:
         with _progress(errors) as bar:
 
-            def start(world_size: int, small: RunConfig) -> Outcomes:
+            def start(world_size: int, small: RunConfig, tokens: int) -> Outcomes:
                 where = "one process" if world_size == 1 else f"{world_size} ranks"
+                where += ", other tokens" if tokens else ""
                 steps = sum(phase.steps for phase in plan.phases(small).values())
                 task = bar.add_task(where, total=steps)
-                return run_on_ranks(world_size, small, lambda _: bar.advance(task))
+                return run_on_ranks(world_size, small, tokens, lambda _: bar.advance(task))
 
             proof = prove(asked, request.ranks, start)
     except launch.RanksFailed as failed:

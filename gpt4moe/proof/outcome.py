@@ -62,6 +62,8 @@ class RankAnswer:
     routing: list[np.ndarray] = field(default_factory=list)
     extras: tuple[str, ...] = ()
     """What the last columns of a routing table are."""
+    margins: list[float] = field(default_factory=list)
+    """Per step: how near the nearest choice of an expert was to another one, in units of its scores."""
     pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
     """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
     exp_avg, exp_avg_sq, and buffer: what no gradient moves (a router's bias)."""
@@ -81,6 +83,8 @@ class Outcome:
     routing: list[np.ndarray]
     """Per step: [layers, E + extras], training.step.StepResult."""
     extras: tuple[str, ...]
+    margins: list[float]
+    """Per step: the nearest choice of all ranks; infinite without a router."""
     tensors: dict[str, dict[str, np.ndarray]]
     """Kind -> name -> logical tensor; NaN where no rank owns an element."""
     problems: list[str]
@@ -123,7 +127,8 @@ def assemble(answers: list[RankAnswer]) -> Outcome:
         found for found in _unequal([answer.copies for answer in answers], at_start=False) if found.name not in known
     ]
     return Outcome(
-        losses=first.losses, norms=first.norms, routing=first.routing, extras=first.extras, tensors=tensors,
+        losses=first.losses, norms=first.norms, routing=first.routing, extras=first.extras,
+        margins=[min(step) for step in zip(*(answer.margins for answer in answers), strict=True)], tensors=tensors,
         problems=problems + [found.text for found in unequal], unequal=unequal, holders=_holders(answers),
     )  # fmt: skip
 

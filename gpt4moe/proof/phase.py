@@ -14,3 +14,5 @@ class Phase:
     descent: float | None = None
     """A rate: weights move by plain descent along the reduced and clipped gradients, which shows a wrong gradient
     scale that AdamW divides away. None: the run's own optimizer."""
+    tokens: int = 0
+    """Which set of synthetic tokens."""

@@ -16,13 +16,13 @@ RATE = 2.0
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
 
 
-def phases(run: RunConfig) -> dict[str, Phase]:
+def phases(run: RunConfig, tokens: int = 0) -> dict[str, Phase]:
     raw = config_to_dict(run)
     exact = config_from_dict(raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}})
     plan = {
-        DESCENT: Phase(run=exact, steps=STEPS, descent=RATE),
-        ADAMW: Phase(run=exact, steps=STEPS),
+        DESCENT: Phase(run=exact, steps=STEPS, descent=RATE, tokens=tokens),
+        ADAMW: Phase(run=exact, steps=STEPS, tokens=tokens),
     }
     if run.precision.dtype is not Dtype.fp32:
-        plan[ROUNDED] = Phase(run=run, steps=1)
+        plan[ROUNDED] = Phase(run=run, steps=1, tokens=tokens)
     return plan

@@ -2,8 +2,11 @@
 
 run --shrink--> small run --phases--> layout ranks -+
                       \-> oracle --phases--> 1 rank -+--> compare --> suspects --> Proof
+                                   ^                          | a tie that round-off turned
+                                   +-------- other tokens ----+
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +18,17 @@ from gpt4moe.proof import compare, plan
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.evidence import Evidence
 from gpt4moe.proof.launch import run_ranks
-from gpt4moe.proof.outcome import Outcome, RankAnswer, assemble
+from gpt4moe.proof.outcome import GRADIENT, Outcome, RankAnswer, assemble
 from gpt4moe.proof.phase import Phase
 from gpt4moe.proof.shrink import Shrunk, shrink
 from gpt4moe.proof.suspects import suspects
+from gpt4moe.proof.ties import turned_by_round_off
 
 SILENCE_SECONDS = 300.0
 Outcomes = dict[str, Outcome]
-Start = Callable[[int, RunConfig], Outcomes]
+Start = Callable[[int, RunConfig, int], Outcomes]
+"""Ranks, run, which set of tokens."""
+SETS_OF_TOKENS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +46,8 @@ class Proof:
     """The first tensor that differs, in model order: a gradient, if any gradient does."""
     where: list[str] = field(default_factory=list)
     """Of the first: its shards and the groups that reduce it."""
+    ties: list[str] = field(default_factory=list)
+    """Sets of tokens that were set aside, each with the tie for which."""
     clipped_steps: int
     steps: int
     seconds: float
@@ -50,10 +58,16 @@ class Proof:
         numbers = any(item.is_different for items in self.numbers.values() for item in items)
         return not (tensors or numbers or self.problems)
 
+    def is_phase_equal(self, phase: str) -> bool:
+        compared = (*self.tensors[phase], *self.numbers.get(phase, ()))
+        return not any(item.is_different for item in compared)
 
-def run_on_ranks(world_size: int, run: RunConfig, on_progress: Callable[[str], None] | None = None) -> Outcomes:
+
+def run_on_ranks(
+    world_size: int, run: RunConfig, tokens: int = 0, on_progress: Callable[[str], None] | None = None
+) -> Outcomes:
     """The phases of `run` on `world_size` gloo ranks. Raises: launch.RanksFailed."""
-    wanted = plan.phases(run)
+    wanted = plan.phases(run, tokens)
     answers = run_ranks(
         world_size, rank_phases, list(wanted.values()), timeout_seconds=SILENCE_SECONDS, on_progress=on_progress
     )
@@ -74,11 +88,34 @@ def prove(run: RunConfig, ranks: int | None = None, start: Start = run_on_ranks)
         ranks: the world size to prove; None: the smallest legal one.
         start: runs a run's phases on so many ranks.
     """
+    return prove_shrunk(shrink(run, ranks), start)
+
+
+def prove_shrunk(shrunk: Shrunk, start: Start) -> Proof:
+    """With other tokens where a tie in the first ones, and nothing else, made a difference (proof.ties)."""
     began = time.monotonic()
-    shrunk = shrink(run, ranks)
-    want = start(1, shrunk.oracle)
-    got = start(shrunk.layout.world_size, shrunk.run)
-    return judge(shrunk, got, want, time.monotonic() - began)
+    aside: list[str] = []
+    for tokens in range(SETS_OF_TOKENS):
+        want = start(1, shrunk.oracle, tokens)
+        got = start(shrunk.layout.world_size, shrunk.run, tokens)
+        proof = judge(shrunk, got, want, time.monotonic() - began)
+        tie = None if proof.is_equal or proof.problems else _only_ties(proof, got, want)
+        if tie is None:
+            break
+        aside.append(f"tokens {tokens + 1}: {tie}")
+    return dataclasses.replace(proof, ties=aside)
+
+
+def _only_ties(proof: Proof, got: Outcomes, want: Outcomes) -> str | None:
+    """The ties that explain every phase that differs; None: something else differs too."""
+    lines = []
+    for phase in (phase for phase in proof.tensors if not proof.is_phase_equal(phase)):
+        tie = turned_by_round_off(got[phase], want[phase]) if phase != plan.ROUNDED else None
+        first_step = any(item.is_different for item in proof.tensors[phase] if item.kind == GRADIENT)
+        if tie is None or (first_step and tie.step > 1):
+            return None
+        lines.append(f"{phase}, {tie.text}")
+    return "; ".join(lines) or None
 
 
 def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proof:

@@ -7,7 +7,7 @@ The same code as training from the model down to the weights; only data and upda
 
 import hashlib
 from collections.abc import Callable
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.model.cuts import Cut
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
+from gpt4moe.moe.routers.base import Routing
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -62,13 +63,17 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     answer.copies_at_start = _copies(engine, groups)
     runner = StepRunner(run, engine, groups)
+    margins = _watch_margins(runner)
     for step in range(1, phase.steps + 1):
-        done = runner.forward_backward(synthetic_batches(run, step, groups.layout.dp, groups.coordinate["dp"]))
+        margins.clear()
+        dp = groups.layout.dp, groups.coordinate["dp"]
+        done = runner.forward_backward(synthetic_batches(run, step, *dp, phase.tokens))
         engine.reduce()
         if step == 1:
             answer.pieces |= _pieces(engine, groups, (GRADIENT,))
         answer.losses.append(done.loss)
         answer.routing.append(done.routing.numpy())
+        answer.margins.append(min(margins, default=inf))
         answer.norms.append(engine.clip())
         if phase.descent is None:
             engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
@@ -79,6 +84,20 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS)) | {BUFFER: _buffers(engine, groups)}
     answer.copies = _copies(engine, groups)
     return answer
+
+
+def _watch_margins(runner: StepRunner) -> list[float]:
+    """A list that gets the smallest margin of every call of a router; 0 means that nothing was left to choose."""
+    seen: list[float] = []
+
+    def watch(_: Any, given: Any, routing: Routing) -> None:
+        margin = routing.margin[routing.margin > 0]
+        if margin.numel():
+            seen.append(margin.min().item())
+
+    for layer in runner.moe_layers.values():
+        layer.router.register_forward_hook(watch)
+    return seen
 
 
 @torch.no_grad()

@@ -90,6 +90,7 @@ def _number_lines(proof: Proof) -> list[str]:
     for item in proof.numbers[plan.DESCENT]:
         verdict = f"different from step {item.first_step} on" if item.is_different else "equal"
         lines.append(f"{item.name}: {verdict}, {item.relative:.1e} at most ({item.tolerance:.0e} passes)")
+    lines += [f"set aside, {tie}" for tie in proof.ties]
     return [*lines, f"clipped: {proof.clipped_steps} of {proof.steps} steps"]
 
 
@@ -123,6 +124,7 @@ def as_data(proof: Proof) -> dict[str, Any]:
             for phase, items in proof.numbers.items() for item in items
         ],
         "clipped_steps": proof.clipped_steps,
+        "ties_set_aside": proof.ties,
         "between_ranks": proof.problems,
         "first_difference": None if proof.first is None else {
             "tensor": proof.first.name, "kind": proof.first.kind, "relative": proof.first.relative,

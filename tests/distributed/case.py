@@ -15,11 +15,11 @@ from tests.spawn import run_ranks
 
 __all__ = ["BASE", "Outcome", "outcome", "synthetic_batches"]
 
-# Twelve micro-batches of two: at least three a rank on every layout, and whole rounds of an interleaved pp 4.
+# Six micro-batches of two: at least three a rank under dp 2, and whole rounds of an interleaved pp 2.
 BASE = (
     "+experiment=tiny", "run.name=test", "data=mock", "model.num_layers=4", "model.hidden_size=32",
     "model.num_attention_heads=4", "model.num_query_groups=2", "model.seq_length=16", "model.vocab_size=64",
-    "model.moe.num_experts=4", "model.moe.ffn_hidden_size=24", "training.global_batch_size=24",
+    "model.moe.num_experts=4", "model.moe.ffn_hidden_size=24", "training.global_batch_size=12",
     "training.micro_batch_size=2", "model.moe.router.load_balancing_coefficient=0.1",
     "model.moe.router.z_loss_coefficient=0.01", "model.init_std=0.2", "optimizer.clip_norm=0.5", "optimizer.lr=0.003",
     "schedule=constant", "schedule.total_steps=100", "schedule.warmup_steps=0",

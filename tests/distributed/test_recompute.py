@@ -48,7 +48,7 @@ def test_recompute_changes_no_bit_of_losses_gradients_weights_and_counts(kind: s
 def test_recompute_keeps_fewer_activations() -> None:
     kept = run_ranks(2, _kept_bytes)[0]
     # Attention over cp gathers keys and values of the whole sequence: what selective recompute does not keep.
-    assert kept["selective"] < 0.95 * kept["none"]
+    assert kept["selective"] < 0.96 * kept["none"]
     # 4 layers of 128 tokens with 2 experts each: rows [256, 32] and gate and up [256, 48], fp32.
     assert kept["none"] - kept["moe"] >= 4 * 256 * (32 + 48) * 4
     assert kept["full, first layer of a stage"] < 0.8 * kept["none"]

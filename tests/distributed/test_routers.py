@@ -8,13 +8,13 @@ import pytest
 from gpt4moe.proof.outcome import BUFFER
 from tests.distributed.case import Outcome, outcome
 from tests.distributed.layouts import LAYOUTS
-from tests.distributed.test_gradients import RATE, assert_same
+from tests.distributed.runs import RATE
+from tests.distributed.test_gradients import assert_same
 
 pytestmark = pytest.mark.layouts
 
 STEPS = 3
-# Two layers, six micro-batches: three a rank under dp 2.
-SMALL = ("model.num_layers=2", "training.global_batch_size=12")
+SMALL = ("model.num_layers=2",)
 BIAS_RATE = 0.02
 TP_PP_EP, TP_CP = LAYOUTS["tp2-pp2-ep2"].overrides, ("parallel.tp=2", "parallel.cp=2", "parallel.ep=4")
 ROUTER = "model.moe.router"

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.gpt import build_model
 from gpt4moe.moe.dispatch import Dispatcher, Plan
+from gpt4moe.moe.recompute import is_second_forward
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -18,7 +20,8 @@ from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.parallel.wire import WireCounter
 from gpt4moe.planner.communication import RoutedRows, bytes_per_step
 from gpt4moe.planner.params import rank_parameters
-from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.step import StepRunner
 from tests.distributed.case import BASE, synthetic_batches
 from tests.spawn import run_ranks
@@ -40,6 +43,13 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp2-etp2": (2, ("parallel.tp=2", "parallel.etp=2")),
     "cp2": (2, ("parallel.cp=2",)),
     "tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
+    "dp2-ep2-bf16, deepspeed": (2, ("parallel.ep=2", BF16, "engine=deepspeed")),
+    "tp2-pp2-ep2, deepspeed": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2", "engine=deepspeed")),
+    "tp2-ep2, recompute full": (2, ("parallel.tp=2", "parallel.ep=2", "parallel.recompute=full")),
+    "tp2-etp2, recompute moe": (2, ("parallel.tp=2", "parallel.etp=2", "parallel.recompute=moe")),
+    "cp2-ep2, recompute moe": (2, ("parallel.cp=2", "parallel.ep=2", "parallel.recompute=moe")),
+    "cp2-etp2, recompute full": (2, ("parallel.cp=2", "parallel.etp=2", "parallel.recompute=full")),
+    "cp2, recompute selective": (2, ("parallel.cp=2", "parallel.recompute=selective")),
 }
 
 
@@ -49,7 +59,7 @@ def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent,
     with world(environment) as device, pytest.MonkeyPatch.context() as patch:
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-        engine = MegatronEngine(build_model(run, groups), run, groups)
+        engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
         runner = StepRunner(run, engine, groups)
         splits = _watch_splits(patch)
         with WireCounter(groups) as wire:
@@ -60,7 +70,7 @@ def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent,
         own = groups.coordinate["ep"]
         sent, received = (sum(sum(one[side]) - one[side][own] for one in splits) for side in (0, 1))
         rows = RoutedRows(sent=sent, received=received)
-        return wire.sent, rows, surplus(run, groups, engine, rows)
+        return wire.sent, rows, surplus(run, groups, engine, rows) + computed_again(run, layout, groups, rows)
 
 
 def _watch_splits(patch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
@@ -69,14 +79,15 @@ def _watch_splits(patch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]
 
     def plan(self: Dispatcher, *given: Any) -> Plan:
         made = original(self, *given)
-        splits.append(made.splits)
+        if not is_second_forward():
+            splits.append(made.splits)
         return made
 
     patch.setattr(Dispatcher, "plan", plan)
     return splits
 
 
-def surplus(run: RunConfig, groups: ProcessGroups, engine: MegatronEngine, rows: RoutedRows) -> Sent:
+def surplus(run: RunConfig, groups: ProcessGroups, engine: Any, rows: RoutedRows) -> Sent:
     """What a step sends besides, item by item."""
     layout, stage, model = groups.layout, groups.coordinate["pp"], run.model
     assert model.moe is not None
@@ -96,19 +107,56 @@ def surplus(run: RunConfig, groups: ProcessGroups, engine: MegatronEngine, rows:
     all_reduced("tp_cp", layout.tp * layout.cp, passes * 4 * (2 * experts + 2))
     # How many rows come; and every row's router weight, in fp32.
     sent["ep", "all_to_all"] += passes * 4 * experts * (layout.ep - 1) // layout.ep + 4 * int(rows.sent + rows.received)
-    tokens = model.seq_length * run.training.micro_batch_size // layout.tp
+    tokens = model.seq_length // layout.cp * run.training.micro_batch_size // layout.tp
     gathered = passes * (layout.etp - 1) * tokens * model.moe.top_k
     sent["etp", "all_gather"] += gathered * (4 + 8)  # router weights and expert numbers
     sent["etp", "reduce_scatter"] += gathered * 4
     sizes = rank_parameters(model, run.parallel, stage)
     element = 2 if run.precision.dtype.value == "bf16" else 4
-    for group, ranks, buffers, size in (
-        ("dp_cp", layout.dp * layout.cp, "buffers", sizes.dense),
-        ("expert_dp", layout.expert_dp, "expert_parallel_buffers", sizes.expert),
-    ):
-        padding = sum(buffer.numel for chunk in engine.chunks for buffer in getattr(chunk, buffers)) - size
+    for group, ranks, size in (
+        ("dp_cp", layout.dp * layout.cp, sizes.dense), ("expert_dp", layout.expert_dp, sizes.expert),
+    ):  # fmt: skip
+        padding = _flat_elements(engine, of_experts=group == "expert_dp") - size
         sent[group, "reduce_scatter"] += padding * 4 * (ranks - 1) // ranks
         sent[group, "all_gather"] += padding * element * (ranks - 1) // ranks
+    return +sent
+
+
+def _flat_elements(engine: Any, *, of_experts: bool) -> int:
+    """Of the flat gradients that an engine reduces, padding included."""
+    if isinstance(engine, DeepSpeedEngine):
+        flat = [part for part in engine.partitions if getattr(part.parameters[0], "allreduce", True) != of_experts]
+        return sum(part.gradients.numel() for part in flat)
+    name = "expert_parallel_buffers" if of_experts else "buffers"
+    return sum(buffer.numel for chunk in engine.chunks for buffer in getattr(chunk, name))
+
+
+def computed_again(run: RunConfig, layout: Layout, groups: ProcessGroups, rows: RoutedRows) -> Sent:
+    """What recompute sends a second time: of one pipeline stage, whose first layer is dense, fp32."""
+    sent: Sent = Counter()
+    kind, model = run.parallel.recompute, run.model
+    if kind is Recompute.none:
+        return sent
+    assert layout.pp == 1 and model.moe is not None
+    formula = bytes_per_step(run, layout, stage=0, routed=rows)
+    micro_batches = run.training.global_batch_size // 2 // layout.dp
+    tokens = micro_batches * model.seq_length * run.training.micro_batch_size // layout.cp // layout.tp
+    if kind in (Recompute.selective, Recompute.full):  # the core attention's keys and values
+        sent["cp", "all_gather"] += int(formula.get("cp", {}).get("all_gather", 0))
+    if kind in (Recompute.moe, Recompute.full):  # tokens and their router's weights, to the experts
+        sent["ep", "all_to_all"] += int(rows.sent) * 4 * (model.hidden_size + 1)
+        sent["etp", "all_gather"] += (layout.etp - 1) * tokens * 4 * (model.hidden_size + model.moe.top_k)
+    if kind is Recompute.full:
+        # Back from the experts; which experts, and how many rows come; what the losses pool.
+        sent["ep", "all_to_all"] += int(rows.received) * 4 * model.hidden_size
+        sent["ep", "all_to_all"] += micro_batches * 4 * model.moe.num_experts * (layout.ep - 1) // layout.ep
+        sent["etp", "reduce_scatter"] += (layout.etp - 1) * tokens * 4 * model.hidden_size
+        sent["etp", "all_gather"] += (layout.etp - 1) * tokens * 8 * model.moe.top_k
+        pool, pooled = layout.tp * layout.cp, 4 * (2 * model.moe.num_experts + 2)
+        sent["tp_cp", "all_reduce"] += micro_batches * round(2 * (pool - 1) * pooled / pool)
+        # Three blocks (two attentions, a dense MLP) gather and scatter.
+        for operation in ("all_gather", "reduce_scatter"):
+            sent["tp", operation] += 3 * (layout.tp - 1) * tokens * 4 * model.hidden_size
     return +sent
 
 

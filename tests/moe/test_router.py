@@ -98,3 +98,13 @@ def test_routing_is_computed_in_fp32_under_bf16_weights() -> None:
     assert {routing.logits.dtype, routing.probability.dtype, routing.weight.dtype} == {torch.float32}
     routing.weight[:, 0].sum().backward()
     assert weight.grad is not None and weight.grad.dtype is torch.bfloat16
+
+
+def test_the_margin_of_a_group_limited_router_counts_the_choice_of_groups_too() -> None:
+    settings = RouterConfig(kind=RouterKind.group_limited, num_groups=2, group_topk=1)
+    router = build_router(
+        nn.Parameter(torch.zeros(4, H)), MoEConfig(num_experts=4, ffn_hidden_size=1, top_k=1, router=settings)
+    )
+    # Within its group the first expert is far ahead; the groups are nearly equal.
+    score = torch.tensor([[0.9, 0.1, 0.5, 0.499]])
+    assert router.choose(score.logit()).margin.item() == pytest.approx(0.001, abs=1e-6)

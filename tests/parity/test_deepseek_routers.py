@@ -40,18 +40,16 @@ def _against_megatron(environment: Environment, kind: str) -> dict[str, Any]:
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_updated_expert_bias
 
     from tests.moe.case import rank_groups, relative
+    from tests.parity.megatron_layer import expert_gradients, megatron_layer
 
     with rank_groups(environment) as groups:
         config = _megatron_config(kind)
         layer = _layer(groups, config, kind, BALANCE)
-        theirs = _megatron_layer(groups, config, layer)
+        theirs = megatron_layer(groups, config, layer)
         layer.auxiliary_scale = 1.0
         MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
         ours = _ran(layer, layer)
-        wanted = _ran(theirs, theirs)
-        for name, linear in (("gate_up", "linear_fc1"), ("down", "linear_fc2")):
-            experts = theirs.experts.local_experts
-            wanted[name] = torch.stack([getattr(expert, linear).weight.grad for expert in experts])
+        wanted = _ran(theirs, theirs) | expert_gradients(theirs)
         ours |= {name: getattr(layer.experts, name).grad for name in ("gate_up", "down")}
         load, before = layer.statistics.read(groups.device)[:E], layer.router.bias.tolist()
         layer.router.finish_step(load)
@@ -134,48 +132,16 @@ def _layer(groups: Any, config: Any, kind: str, balance: float) -> Any:
 
 
 def _megatron_config(kind: str) -> Any:
-    from megatron.core.transformer import TransformerConfig
-
-    from tests.moe.case import FFN, HIDDEN
+    from tests.moe.case import FFN
+    from tests.parity.megatron_layer import megatron_config
 
     num_groups, group_topk = GROUPS[kind]
-    return TransformerConfig(
-        num_layers=1, hidden_size=HIDDEN, num_attention_heads=1, num_moe_experts=E, moe_router_topk=K,
-        moe_ffn_hidden_size=FFN, moe_token_dispatcher_type="allgather", moe_router_load_balancing_type="seq_aux_loss",
-        moe_aux_loss_coeff=BALANCE, moe_router_dtype="fp32", moe_router_score_function="sigmoid",
-        moe_router_enable_expert_bias=True, moe_router_bias_update_rate=BIAS_RATE, moe_router_num_groups=num_groups,
-        moe_router_group_topk=group_topk, moe_router_topk_scaling_factor=SCALING,
-        moe_shared_expert_intermediate_size=2 * FFN, gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu, add_bias_linear=False, bias_activation_fusion=False,
-        gradient_accumulation_fusion=False, use_cpu_initialization=True,
+    return megatron_config(
+        E, K, moe_router_load_balancing_type="seq_aux_loss", moe_aux_loss_coeff=BALANCE,
+        moe_router_score_function="sigmoid", moe_router_enable_expert_bias=True,
+        moe_router_bias_update_rate=BIAS_RATE, moe_router_num_groups=num_groups, moe_router_group_topk=group_topk,
+        moe_router_topk_scaling_factor=SCALING, moe_shared_expert_intermediate_size=2 * FFN,
     )  # fmt: skip
-
-
-def _megatron_layer(groups: Any, config: Any, layer: Any) -> Any:
-    """Megatron's layer with `layer`'s weights and bias."""
-    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
-    from megatron.core.transformer.moe import moe_utils
-    from megatron.core.transformer.spec_utils import build_module
-
-    from gpt4moe.parallel.cpu_device import BuildOnCpu
-
-    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it.
-    moe_utils.te_general_gemm = None
-    with BuildOnCpu():
-        spec = get_moe_module_spec(use_te=False, num_experts=E, moe_grouped_gemm=False)
-        theirs = build_module(spec, config=config, pg_collection=groups.megatron)
-    theirs.set_layer_number(1)
-    with torch.no_grad():
-        theirs.router.weight.copy_(layer.router.weight)
-        theirs.router.expert_bias.copy_(layer.router.bias)
-        for expert, gate_up, down in zip(
-            theirs.experts.local_experts, layer.experts.gate_up, layer.experts.down, strict=True
-        ):
-            expert.linear_fc1.weight.copy_(gate_up)
-            expert.linear_fc2.weight.copy_(down)
-        for name in ("linear_fc1", "linear_fc2"):
-            getattr(theirs.shared_experts, name).weight.copy_(getattr(layer.shared_experts, name).weight)
-    return theirs
 
 
 def _ran(run: Any, holder: Any) -> dict[str, Tensor]:

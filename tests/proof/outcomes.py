@@ -8,8 +8,8 @@ from tests.proof.faults import faulty_phases
 from tests.spawn import run_ranks
 
 
-def outcomes(world_size: int, run: RunConfig, fault: str | None = None) -> Outcomes:
-    phases = plan.phases(run)
+def outcomes(world_size: int, run: RunConfig, tokens: int = 0, *, fault: str | None = None) -> Outcomes:
+    phases = plan.phases(run, tokens)
     given = (rank_phases, list(phases.values())) if fault is None else (faulty_phases, list(phases.values()), fault)
     answers = run_ranks(world_size, *given)
     return {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(phases)}

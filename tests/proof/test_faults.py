@@ -29,7 +29,7 @@ def proof_of(layout: tuple[str, ...], fault: str | None) -> Proof:
     run = load_run_config([*BASE, *layout])
     proved = Layout.from_config(run.parallel, RANKS)
     shrunk = Shrunk(asked=run, asked_layout=proved, run=run, layout=proved)
-    return judge(shrunk, outcomes(RANKS, run, fault), one_process(), 0.0)
+    return judge(shrunk, outcomes(RANKS, run, fault=fault), one_process(), 0.0)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

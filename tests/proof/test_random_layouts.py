@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from gpt4moe.proof.prove import judge
+from gpt4moe.proof.prove import prove_shrunk
 from gpt4moe.proof.shrink import Shrunk
 from tests.proof.draw import draw
 from tests.proof.outcomes import outcomes
@@ -24,10 +24,10 @@ DRAWS = int(os.environ.get("LAYOUT_DRAWS", "4"))
 def test_a_drawn_layout_equals_one_process(seed: int) -> None:
     drawn = draw(seed)
     shrunk = Shrunk(asked=drawn.run, asked_layout=drawn.layout, run=drawn.run, layout=drawn.layout)
-    proof = judge(shrunk, outcomes(drawn.layout.world_size, drawn.run), outcomes(1, shrunk.oracle), 0.0)
+    proof = prove_shrunk(shrunk, outcomes)
     again = f"LAYOUT_SEED={seed} LAYOUT_DRAWS=1 python -m pytest tests/proof/test_random_layouts.py"
     report = "\n".join([again, drawn.layout.describe(), " ".join(drawn.overrides), str(proof.first), *proof.problems,
-                        *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
+                        *proof.ties, *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
                         *proof.where, *proof.suspects])  # fmt: skip
     assert proof.is_equal, report
 

@@ -29,7 +29,8 @@ class Choice:
     preferred_index: Tensor
     """[T, K] int64, the K best by score alone, without bias and groups: what the load-balancing loss counts."""
     margin: Tensor
-    """[T] fp32, how far the K-th choice was ahead of the next candidate; 0 where there was none."""
+    """[T] fp32, how far the K-th choice was ahead of the next candidate (a group's, where groups are chosen first and
+    were nearer); 0 where there was none."""
 
 
 @dataclass(frozen=True, slots=True)

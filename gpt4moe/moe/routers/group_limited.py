@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt4moe.config.moe import MoEConfig
+from gpt4moe.moe.routers.base import best
 from gpt4moe.moe.routers.sigmoid_bias import SigmoidBias
 
 _JUDGED_BY = 2
@@ -22,9 +23,9 @@ class GroupLimited(SigmoidBias):
         assert moe.router.num_groups is not None and moe.router.group_topk is not None
         self.num_groups, self.group_topk = moe.router.num_groups, moe.router.group_topk
 
-    def candidates(self, biased: Tensor) -> Tensor:
+    def candidates(self, biased: Tensor) -> tuple[Tensor, Tensor]:
         by_group = biased.view(biased.shape[0], self.num_groups, -1)
-        group_score = by_group.topk(_JUDGED_BY, dim=-1).values.sum(dim=-1)
-        stays = torch.zeros_like(group_score, dtype=torch.bool)
-        stays.scatter_(1, group_score.topk(self.group_topk, dim=-1).indices, True)
-        return by_group.masked_fill(~stays.unsqueeze(-1), -torch.inf).view_as(biased)
+        group_index, margin = best(by_group.topk(_JUDGED_BY, dim=-1).values.sum(dim=-1), self.group_topk)
+        stays = torch.zeros_like(by_group[..., 0], dtype=torch.bool).scatter_(1, group_index, True)
+        near = margin if self.group_topk < self.num_groups else margin + torch.inf
+        return by_group.masked_fill(~stays.unsqueeze(-1), -torch.inf).view_as(biased), near

@@ -26,16 +26,17 @@ class SigmoidBias(Router):
 
     def choose(self, logits: Tensor) -> Choice:
         score = torch.sigmoid(logits)
-        expert_index, margin = best(self.candidates(score.detach() + self.bias), self.top_k)
+        candidates, near = self.candidates(score.detach() + self.bias)
+        expert_index, margin = best(candidates, self.top_k)
         chosen = score.gather(1, expert_index)
         weight = chosen / (chosen.sum(dim=-1, keepdim=True) + _TINY)
         probability = score / (score.sum(dim=-1, keepdim=True) + _TINY)
         preferred_index, _ = best(score, self.top_k)
-        return Choice(probability, expert_index, weight, preferred_index, margin)
+        return Choice(probability, expert_index, weight, preferred_index, margin.minimum(near))
 
-    def candidates(self, biased: Tensor) -> Tensor:
-        """Biased scores [T, E] with -inf where a token may not go."""
-        return biased
+    def candidates(self, biased: Tensor) -> tuple[Tensor, Tensor]:
+        """Biased scores [T, E] with -inf where a token may not go; and how near other candidates were, [T]."""
+        return biased, biased.new_full(biased.shape[:1], torch.inf)
 
     @torch.no_grad()
     def finish_step(self, load_E: Tensor) -> None:

@@ -1,0 +1,51 @@
+"""A tie: two experts (or groups) so nearly equal that round-off decides between them. numpy, no torch.
+
+Two layouts are then two runs from that token on, and both are right. A tie is no excuse for a difference: the proof
+takes other tokens and compares everything again. It is believed only with evidence for all of this:
+
+    some choice of the one process was nearer to another than round-off moves a score
+    until that step losses and loads were equal
+    in that step at most a few choices moved, and no token was lost
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt4moe.proof.compare import NUMBERS, distance
+from gpt4moe.proof.outcome import Outcome
+
+ROUND_OFF = 1e-5
+"""In units of a score (a probability or a sigmoid, at most 1): what fp32 sums in another order move it by, at most,
+within a proof's steps; 1e-6 was seen after three steps of AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """The first step whose choices differ."""
+
+    step: int
+    text: str
+
+
+def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
+    """The tie that explains why choices differ; None: no tie does, or none differ."""
+    loads = list(zip(got.columns(None), want.columns(None), strict=True))
+    at = next((at for at, (ours, theirs) in enumerate(loads) if not np.array_equal(ours, theirs)), None)
+    if at is None or want.margins[at] > ROUND_OFF:
+        return None
+    ours, theirs = loads[at]
+    moved, total = float(np.abs(ours - theirs).sum()) / 2, float(theirs.sum())
+    before = distance(np.array(got.losses[:at]), np.array(want.losses[:at]))
+    if ours.sum() != total or moved > few(total) or before > 100 * NUMBERS["loss"].value:
+        return None
+    return Tie(
+        at + 1,
+        f"step {at + 1}: {moved:g} of {total:g} choices of experts differ; the nearest choice was "
+        f"{want.margins[at]:.1e} from another, where round-off decides",
+    )
+
+
+def few(total: float) -> float:
+    """Choices that ties may move at once, of all."""
+    return 2 + 1e-3 * total
