@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # What every job script of this folder begins with: sourced, from the checkout, inside a job.
 #
-#     start_job "$@"     reads cluster.env; sets overrides (arguments), python, MASTER_ADDR, MASTER_PORT
+#     start_job          reads cluster.env; sets python, restart, MASTER_ADDR, MASTER_PORT
+#     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
 #     run_ranks ARGS...  srun of the job's tasks: one rank each, in the container if there is one
 
 refuse() { # cause, cure
@@ -21,9 +22,12 @@ split_arguments() {
     done
 }
 
-start_job() {
+take_overrides() {
     split_arguments "$@"
     [ ${#options[@]} -eq 0 ] || refuse "${options[*]} came after the script's name." "Put sbatch's options before it."
+}
+
+start_job() {
     # shellcheck source=slurm/cluster.env
     . slurm/cluster.env
 

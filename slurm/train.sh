@@ -60,7 +60,8 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     exit
 fi
 
-start_job "$@"
+take_overrides "$@"
+start_job
 logs=$folder_root/$name/logs
 mkdir -p "$logs"
 srun_options=("--output=$logs/$SLURM_JOB_ID-$restart.log")

@@ -36,7 +36,7 @@ EMBASSIES = {
 }  # fmt: skip
 TORCH_FREE = [
     "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/schedule",
-    "parallel/messages", "parallel/message_check", "parallel/support_table", "planner/*",
+    "parallel/messages", "parallel/message_check", "parallel/support_table", "planner/*", "launch/checks_*",
     "model/cuts", "model/logical", "convert/[!p]*", "convert/pr*", "convert/pu*",
 ]  # fmt: skip
 

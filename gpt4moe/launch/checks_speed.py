@@ -34,6 +34,7 @@ SLOW_LINK = (
     "Look at NCCL_DEBUG=INFO: it says whether NVLink and the fabric are used; NCCL_SOCKET_IFNAME and NCCL_IB_HCA in "
     "slurm/cluster.env choose it."
 )
+UNFINISHED = "the measurement broke off: see groups"
 NOMINAL = "alike (cluster=cpu has no figures to judge by)"
 
 
@@ -42,7 +43,7 @@ def matrix_speed(evidence: Evidence) -> CheckResult:
     name, cluster = "matrix products", evidence.run.cluster
     rates = {rank: speeds.matrix_flops for rank, speeds in evidence.speeds.items()}
     if not rates:
-        return not_checked(name, evidence.unmeasured)
+        return not_checked(name, evidence.unmeasured or UNFINISHED)
     usual = median(rates.values())
     slowest = min(rates, key=rates.__getitem__)
     floor = LIKES[evidence.speeds[slowest].device]
@@ -67,6 +68,14 @@ def matrix_speed(evidence: Evidence) -> CheckResult:
 def group_speeds(evidence: Evidence) -> list[CheckResult]:
     """One result for each kind of group and operation, and one for the kinds whose groups are single ranks."""
     layout = evidence.layout
+    if evidence.broken:
+        return [
+            CheckResult(
+                name="groups", status=Status.failed, measured=evidence.broken, expected="every rank reaches the others",
+                cure="Choose the network that all nodes share: NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME in "
+                "slurm/cluster.env; NCCL_DEBUG=INFO says what it tries.",
+            )
+        ]  # fmt: skip
     if not evidence.speeds or layout is None:
         return [not_checked("groups", evidence.unmeasured)]
     rows: dict[tuple[str, str], dict[int, Timed]] = defaultdict(dict)
@@ -128,7 +137,7 @@ def node_links(evidence: Evidence) -> CheckResult:
     """What every node sends to its better partner: a slow node is slow with both of its partners."""
     name, cluster = "node links", evidence.run.cluster
     if not evidence.speeds:
-        return not_checked(name, evidence.unmeasured)
+        return not_checked(name, evidence.unmeasured or UNFINISHED)
     sent: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for rank, speeds in evidence.speeds.items():
         for partner, rate in speeds.pairs.items():

@@ -52,7 +52,7 @@ def write(folder: Path, rank: int, size_bytes: float) -> DiskFacts:
     size = int(min(MOST_BYTES, max(LEAST_BYTES, size_bytes)))
     block = os.urandom(1 << 20)  # zeros might be compressed away
     try:
-        folder.mkdir(exist_ok=True)  # where the root is no shared file system, this node has none yet
+        folder.mkdir(parents=True, exist_ok=True)  # where the root is no shared file system, this node has none yet
         free = shutil.disk_usage(folder).free
         if free < 2 * size:
             return DiskFacts(free_bytes=free, problem=f"{free / 1e9:.3g} GB free, too little for a test file")

@@ -83,7 +83,9 @@ class Evidence:
     disk: dict[int, DiskFacts] = field(default_factory=dict)
     speeds: dict[int, Speeds] = field(default_factory=dict)
     unmeasured: str = ""
-    """Why speeds are missing, of any rank."""
+    """Why groups were not made, so that no speeds are here."""
+    broken: str = ""
+    """What went wrong when they were made and measured."""
     time_limit_seconds: float | None = None
     """Of the training job."""
 

@@ -8,7 +8,10 @@ A rank that fails somewhere says so in its next note, so that the first one can 
 """
 
 import os
+import re
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -36,7 +39,7 @@ COME_SECONDS = 180.0
 GROUP_SECONDS = 120.0
 """Of one collective; a first one of thousands of ranks makes their connections."""
 MEASURE_SECONDS = 900.0
-"""For everything that is measured in groups."""
+"""For everything that is measured, and for the first rank's waiting until it is."""
 
 CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
     checks_ranks.ranks_came, checks_ranks.versions_equal, checks_ranks.gpus_present, checks_plan.layout_legal,
@@ -124,7 +127,7 @@ def _write_files(run: RunConfig, meeting: Meeting, evidence: Evidence | None) ->
     if evidence is not None:
         size = evidence.needs.rank_state_bytes if evidence.needs else disk.LEAST_BYTES
         meeting.tell("folder", [*disk.begin(run), size, list(evidence.facts)])
-    folder, problem, size, ranks = meeting.hear("folder", COME_SECONDS)
+    folder, problem, size, ranks = meeting.hear("folder", MEASURE_SECONDS)
     written = disk.write(Path(folder), meeting.rank, size) if folder else DiskFacts(problem=problem)
     meeting.note("written", asdict(written))
     if evidence is not None:
@@ -154,16 +157,24 @@ def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidenc
     if evidence is None:
         return
     notes = meeting.notes("speeds", range(environment.world_size), MEASURE_SECONDS)
-    broken = {rank: note["problem"] for rank, note in notes.items() if "problem" in note}
-    silent = [rank for rank in range(environment.world_size) if rank not in notes]
-    if broken or silent:
-        first = min(broken or silent)
-        evidence.unmeasured = f"{evidence.named([first])}: {broken.get(first, 'no answer')}"
+    silent = {"problem": "no answer", "after_seconds": MEASURE_SECONDS}
+    broken = {rank: notes.get(rank, silent) for rank in range(environment.world_size)}
+    if broken := {rank: note for rank, note in broken.items() if "problem" in note}:
+        evidence.broken = _told_apart(evidence, broken)
         return
     evidence.speeds = {
         rank: Speeds(**{**note, "messages": [Timed(**timed) for timed in note["messages"]]})
         for rank, note in notes.items()
     }
+
+
+def _told_apart(evidence: Evidence, broken: dict[int, dict[str, Any]]) -> str:
+    """The kinds of problem, the earliest first: where one rank fails, the others' collectives end by it, later."""
+    ranks = defaultdict(list)
+    for rank, note in sorted(broken.items(), key=lambda item: item[1]["after_seconds"]):
+        ranks[re.sub(r"[\d.:\[\]]+", "", note["problem"])].append(rank)  # one text, whatever addresses are in it
+    told = [f"{evidence.named(of)}: {broken[of[0]]['problem']}" for of in ranks.values()]
+    return "; ".join(told[:3])
 
 
 def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: list[str]) -> dict[str, object]:
@@ -176,13 +187,14 @@ def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: l
 
     layout = Layout.from_config(run.parallel, environment.world_size)
     dtype = torch.bfloat16 if run.precision.dtype is Dtype.bf16 else torch.float32
-    store = distributed.PrefixStore("groups", meeting.store)
+    store, timeout = distributed.PrefixStore("groups", meeting.store), timedelta(seconds=GROUP_SECONDS)
+    started = time.monotonic()
     try:
-        with world(environment, store=store, timeout=timedelta(seconds=GROUP_SECONDS)) as device:
-            groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+        with world(environment, store=store, timeout=timeout) as device:
+            groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed, timeout=timeout)
             return asdict(measure(groups, hosts, dtype))
     except (RuntimeError, LaunchError) as error:  # what torch.distributed raises, and a GPU that is not there
-        return {"problem": str(error).splitlines()[0]}
+        return {"problem": str(error).splitlines()[0], "after_seconds": time.monotonic() - started}
 
 
 def _say(text: str) -> None:

@@ -47,11 +47,17 @@ class ProcessGroups:
         return self.rank == 0
 
     @classmethod
-    def create(cls, layout: Layout, rank: int, device: torch.device, seed: int) -> "ProcessGroups":
-        """The groups of `layout`; torch.distributed is up (see world). Collective: every rank calls it."""
+    def create(
+        cls, layout: Layout, rank: int, device: torch.device, seed: int, *, timeout: timedelta = _TIMEOUT
+    ) -> "ProcessGroups":
+        """The groups of `layout`; torch.distributed is up (see world). Collective: every rank calls it.
+
+        Args:
+            timeout: of a collective in any of them.
+        """
         from gpt4moe.parallel import megatron_state
 
-        groups = megatron_state.start(layout, seed)
+        groups = megatron_state.start(layout, seed, timeout)
         for name, group in groups.items():
             if name != "megatron":  # Megatron's order of ranks and ours are one truth
                 members = distributed.get_process_group_ranks(group)

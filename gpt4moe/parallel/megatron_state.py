@@ -1,5 +1,6 @@
 """Embassy to Megatron's parallel_state: the only file that reads or writes those globals."""
 
+from datetime import timedelta
 from typing import Any
 
 from megatron.core import parallel_state
@@ -9,12 +10,13 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from gpt4moe.parallel.layout import Layout
 
 
-def start(layout: Layout, seed: int) -> dict[str, Any]:
+def start(layout: Layout, seed: int, timeout: timedelta = timedelta(minutes=30)) -> dict[str, Any]:
     """Makes Megatron's groups for this layout and returns them by our names, with its own collection as "megatron".
 
     Args:
         seed: of Megatron's trackers; nothing random is drawn from them in training (no dropout), weights come from
             parallel.rng.
+        timeout: of a collective; groups do not take the world's.
     """
     stop()
     parallel_state.initialize_model_parallel(
@@ -25,6 +27,7 @@ def start(layout: Layout, seed: int) -> dict[str, Any]:
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.etp,
         create_gloo_process_groups=False,
+        distributed_timeout_minutes=timeout / timedelta(minutes=1),  # type: ignore[arg-type]  # handed to timedelta
     )
     model_parallel_cuda_manual_seed(seed)
     collection = ProcessGroupCollection.use_mpu_process_groups()

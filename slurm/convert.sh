@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Converts a checkpoint in a job of one task, which needs no GPU; arguments are those of tools/convert_checkpoint.py:
+#
+#     sbatch --mem=64G slurm/convert.sh to-hf runs/first exported --max-shard-size 5GB
+#     bash slurm/convert.sh --mem=64G to-inference runs/first served --tp 8 --pp 16    # submits itself: sbatch's options
+#                                                                                      # before the sub-command
+# Submitting itself, it asks for no GPU and goes to cpu_partition of slurm/cluster.env.
+# A job that Slurm stops (time limit, preemption, lost node) goes back into the queue and goes on with the files that
+# are not finished; nothing is seen under the folder's own name before all are. Exit status: the program's.
+#
+#SBATCH --job-name=convert
+#SBATCH --output=convert-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --signal=B:USR1@60
+set -euo pipefail
+
+# In a job this file is a copy in Slurm's spool: the checkout is where sbatch was called.
+[ -n "${SLURM_JOB_ID:-}" ] || cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "${SLURM_SUBMIT_DIR:-.}"
+if [ ! -f slurm/prologue.sh ]; then
+    printf '%s\n' "$PWD is no checkout: it has no slurm/prologue.sh." "Call sbatch in the checkout." >&2
+    exit 2
+fi
+. slurm/prologue.sh
+
+submit() {
+    options=()
+    while [[ ${1:-} == -* ]]; do
+        options+=("$1")
+        shift
+    done
+    # shellcheck source=slurm/cluster.env
+    . slurm/cluster.env
+    unset SBATCH_GPUS SBATCH_GPUS_PER_NODE SBATCH_GPUS_PER_TASK SBATCH_GRES
+    [ -z "$cpu_partition" ] || export SBATCH_PARTITION=$cpu_partition
+    exec sbatch "${options[@]}" slurm/convert.sh "$@"
+}
+[ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
+
+start_job
+most_restarts=20
+srun_options=(--nodes=1 --ntasks=1)
+
+# At the time limit the program is stopped as a kill would stop it: what is finished stays, the rest is done again.
+stopped='' cancelled=''
+trap 'interrupted=yes stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
+trap 'interrupted=yes cancelled=yes' TERM
+run_ranks tools/convert_checkpoint.py "$@" &
+step=$!
+while true; do
+    interrupted='' status=0
+    wait "$step" || status=$?
+    [ -n "$interrupted" ] || break # a wait that a signal cut short does not tell srun's status
+done
+
+echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
+if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -gt 128 ]; }; then
+    if [ "$restart" -ge "$most_restarts" ]; then
+        echo "It has started $((restart + 1)) times: give it more time (--time) or memory (--mem)." >&2
+    else
+        scontrol requeue "$SLURM_JOB_ID" || echo "Slurm does not requeue this job: submit it again." >&2
+    fi
+fi
+exit "$status"

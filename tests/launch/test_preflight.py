@@ -1,0 +1,106 @@
+"""The preflight on gloo ranks: the whole way, with what is planted on single ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.data.manifest import file_sha256
+from gpt4moe.launch.data_facts import data_facts, data_files
+from tests.launch.faults import Planted, flown
+from tests.spawn import run_ranks
+
+MODEL = [
+    "+experiment=tiny", "run.name=x", "model.num_layers=2", "model.hidden_size=32", "model.seq_length=16",
+    "model.moe.num_experts=4", "model.moe.ffn_hidden_size=16", "training.global_batch_size=8",
+    "parallel.tp=2", "parallel.ep=2",
+]  # fmt: skip
+MOCK = [*MODEL, "model.vocab_size=64", "data=mock"]
+
+
+def fly(tmp_path: Path, overrides: list[str], planted: Planted | None = None, come_seconds: float = 60.0) -> Any:
+    """The first rank's report, its checks by name; every other rank that came has ended with the same status."""
+    root = tmp_path / "runs"
+    answers = run_ranks(4, flown, [*overrides, f"run.root={root}"], planted or {}, come_seconds)
+    report, others = answers[0], [status for status in answers[1:] if status is not None]
+    assert set(others) == {0 if report["fit"] else 1}
+    assert list(root.iterdir()) == [], "nothing is left behind"
+    return report | {"checks": {check["name"]: check for check in report["checks"]}}
+
+
+def status(report: Any, name: str) -> str:
+    return str(report["checks"][name]["status"])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from gpt4moe.data.preprocess import SourceText, write_data_folder
+    from gpt4moe.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
+    train_tokenizer(texts, vocab_size=300).backend.save(str(folder / "tokenizer.json"))
+    source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
+    write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
+    return folder
+
+
+def test_four_healthy_ranks_are_fit_and_every_group_is_measured(tmp_path: Path, corpus: Path) -> None:
+    report = fly(tmp_path, [*MODEL, "model.vocab_size=300", f"data.path={corpus}"])
+    assert report["fit"], json.dumps(report, indent=1)
+    for name in ("ranks", "versions", "layout", "data", "run folder", "disk space", "write speed", "first checkpoint"):
+        assert status(report, name) == "passed"
+    for name in ("tp all-reduce", "tp all-to-all", "ep all-to-all", "dp_cp all-reduce", "expert_dp all-reduce"):
+        assert report["checks"][name]["measured"].split()[1] == "GB/s"
+    assert report["checks"]["cp, etp, pp"]["measured"] == "groups of one rank"
+    assert status(report, "GPUs") == status(report, "node links") == "not checked"
+
+
+def test_unlike_ranks_are_named_and_their_groups_are_not_tried(tmp_path: Path) -> None:
+    report = fly(tmp_path, MOCK, {1: "no data", 2: "other torch", 3: "sees nothing"})
+    assert "torch 2.8.0 on rank 2" in report["checks"]["versions"]["measured"]
+    assert "rank 3" in report["checks"]["run folder"]["measured"]
+    assert status(report, "groups") == "not checked"
+    assert status(report, "versions") == status(report, "run folder") == "failed"
+
+
+def test_data_missing_on_one_rank_is_a_failure_that_names_it(tmp_path: Path, corpus: Path) -> None:
+    report = fly(tmp_path, [*MODEL, "model.vocab_size=300", f"data.path={corpus}"], {1: "no data", 3: "slow"})
+    assert (status(report, "data"), status(report, "matrix products")) == ("failed", "failed")
+    assert report["checks"]["data"]["measured"].startswith("rank 1 (")
+    assert "/nowhere does not exist" in report["checks"]["data"]["measured"]
+    assert "slow: rank 3 (" in report["checks"]["matrix products"]["measured"]
+
+
+def test_a_rank_that_stays_away_is_named_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    report = fly(tmp_path, MOCK, {2: "stays away"}, come_seconds=6.0)
+    assert report["checks"]["ranks"]["measured"].startswith("rank 2 did not come")
+    assert status(report, "groups") == "not checked"
+    assert status(report, "run folder") == "passed"
+
+
+def test_a_rank_that_breaks_off_among_groups_is_told_from_those_it_left(tmp_path: Path) -> None:
+    report = fly(tmp_path, MOCK, {0: "is left", 1: "breaks off", 2: "is left", 3: "is left"})
+    assert status(report, "groups") == "failed"
+    measured = report["checks"]["groups"]["measured"]
+    assert measured.startswith("rank 1 (") and "): the card fell off the bus; rank" in measured
+
+
+def test_the_fingerprint_changes_with_a_byte_of_the_tokens(tmp_path: Path, corpus: Path) -> None:
+    import shutil
+
+    from gpt4moe.config.load import load_run_config
+
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    run = load_run_config([*MODEL, "model.vocab_size=300", f"data.path={copy}"])
+    before = data_facts(run).fingerprint
+    tokens = copy / "alpha-train.bin"
+    assert tokens in data_files(run)
+    changed = bytearray(tokens.read_bytes())
+    hashed = file_sha256(tokens)
+    changed[10] ^= 1
+    tokens.write_bytes(changed)
+    assert file_sha256(tokens) != hashed
+    assert before and data_facts(run).fingerprint not in ("", before)
