@@ -41,6 +41,8 @@ class Chart:
     marks: Mapping[str, float] = field(default_factory=dict)
     """name -> step, vertical lines."""
     log_y: bool = False
+    first_colour: int = 0
+    """Of the style sheet's c0, c1, ...: c0 is for a raw curve under its smoothed one."""
     is_wide: bool = False
     """Over the whole width of the page."""
 
@@ -101,11 +103,11 @@ def line_chart(chart: Chart) -> str:
     values = [y for s in series for _, y in s.points] + list(chart.levels.values())
     y_axis = value_axis(values, height - BOTTOM_GAP, log=chart.log_y)
     parts = _grid(x_axis, y_axis) + _marks(chart.marks, x_axis, y_axis) + _levels(chart.levels, x_axis, y_axis)
-    for index, s in enumerate(series):
+    for index, s in enumerate(series, start=chart.first_colour):
         parts.extend(_curve(s, x_axis, y_axis, index))
     label = f"{chart.title} over steps"
     return (
-        f'<figure class="{look}" data-chart="{escape(_hover_data(series, x_axis))}">{heading}{_legend(series)}'
+        f'<figure class="{look}" data-chart="{escape(_hover_data(series, x_axis))}">{heading}{_legend(series, chart.first_colour)}'
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}'
         f'<line class="cursor" y1="{TOP:g}" y2="{y_axis.start:g}" hidden></line></svg>'
         '<output class="tip" hidden></output></figure>'
@@ -161,10 +163,13 @@ def _curve(series: Series, x_axis: Axis, y_axis: Axis, index: int) -> list[str]:
     return parts
 
 
-def _legend(series: Sequence[Series]) -> str:
+def _legend(series: Sequence[Series], first_colour: int) -> str:
     if len(series) < 2:
         return ""
-    keys = "".join(f'<span class="key {s.look} c{i}">{escape(s.name)}</span>' for i, s in enumerate(series))
+    keys = "".join(
+        f'<span class="key {s.look} c{colour}">{escape(s.name)}</span>'
+        for colour, s in enumerate(series, start=first_colour)
+    )
     return f'<div class="legend">{keys}</div>'
 
 

@@ -1,6 +1,6 @@
 """report.html: what a run did, in one file that opens anywhere, offline, in light or dark.
 
-ReportData -> head line, verdict, cards -> charts, expert load -> samples -> starts, checkpoint, config -> one file
+ReportData -> head line, verdict, cards -> the dashboard's panels, expert load -> samples -> starts, config -> one file
 """
 
 import math
@@ -13,22 +13,21 @@ from pathlib import Path
 from gpt4moe.planner.pipeline import PipelinePlan
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.balance import ExpertLoad
-from gpt4moe.telemetry.charts import Chart, Series, line_chart
+from gpt4moe.telemetry.charts import line_chart
 from gpt4moe.telemetry.console import clock_time, short_count
+from gpt4moe.telemetry.dashboard import PanelSection, read_dashboard
 from gpt4moe.telemetry.goodput import Goodput
 from gpt4moe.telemetry.goodput_page import goodput_section
 from gpt4moe.telemetry.heat_map import heat_map
-from gpt4moe.telemetry.metrics import Record, metric_of
+from gpt4moe.telemetry.metrics import Record
+from gpt4moe.telemetry.panel_charts import panel_charts
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
 from gpt4moe.telemetry.schedule_page import schedule_section
-from gpt4moe.telemetry.series import middle, points, smooth, smoothing_span
+from gpt4moe.telemetry.series import middle, points
 from gpt4moe.telemetry.wire_table import WireCount, wire_table
 
-# A gradient norm that spans more than this is drawn on a logarithmic axis, else one spike flattens all the rest.
-WIDE_SPAN = 30.0
-# From here on a noisy curve is a band of ink, and a smoothed one is drawn over it.
-NOISY_POINTS = 300
-SMOOTH_BY_NATURE = ("learning_rate", "dead_experts")
+EXPERTS = "Experts"
+"""The section of the dashboard that the heat maps go to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +78,9 @@ class ReportData:
     wire: WireCount | None = None
     account: Goodput | None = None
     starts: Sequence[RunStart] = ()
+    sections: Sequence[PanelSection] = field(default_factory=lambda: read_dashboard().sections)
+    alerts: Sequence[tuple[int, str, str]] = ()
+    """(step, name, text) of every alert that training told."""
     samples: Sequence[Sample] = ()
     facts: dict[str, str] = field(default_factory=dict)
     """Further cards: title -> text."""
@@ -102,8 +104,8 @@ def write_report(path: Path | str, data: ReportData) -> None:
             f'<h1>{title}</h1><p class="under-title">{_under_title(data)}</p>',
             _verdict(data),
             f'<dl class="cards">{_cards(data)}</dl>',
-            _section("Training", f'<div class="charts">{"".join(map(line_chart, _charts(data)))}</div>'),
-            _section("Experts", f'<div class="charts">{_experts(data)}</div>'),
+            _section("Alerts", _alerts(data.alerts)),
+            *(_section(section.title, _panels(section, data)) for section in data.sections),
             _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
             _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
             _section("Samples", "".join(map(_sample, data.samples))),
@@ -149,12 +151,16 @@ def _cards(data: ReportData) -> str:
     loss, held_out, tokens = data.last("loss"), data.last("eval_loss"), data.last("consumed_tokens")
     speed = middle([value for _, value in points(data.records, "tokens_per_second")])
     seconds = data.duration_seconds or sum(value for _, value in points(data.records, "step_seconds"))
+    utilization = middle([value for _, value in points(data.records, "mfu")])
+    cost, hours = data.last("cost_usd"), data.last("device_hours")
     best = min((value for _, value in points(data.records, "eval_loss")), default=None)
     cards = [
         ("Training loss", f"{loss:.3f}", "last step, nats per token") if loss is not None else None,
         ("Held-out loss", f"{held_out:.3f}", f"best {best:.3f}") if held_out is not None and best is not None else None,
         ("Tokens", short_count(tokens), f"{tokens:,.0f}") if tokens is not None else None,
         ("Speed", f"{short_count(speed)}/s", "tokens per second, median step") if speed is not None else None,
+        ("MFU", f"{utilization:.1%}", "of the devices' dense peak, median step") if utilization is not None else None,
+        ("Cost", f"${cost:,.2f}", f"{hours:,.3g} device hours") if cost is not None else None,
         ("Duration", clock_time(seconds), "h:mm:ss") if seconds else None,
         _parameter_card(data),
     ]
@@ -175,53 +181,28 @@ def _parameter_card(data: ReportData) -> tuple[str, str, str] | None:
     return "Parameters", short_count(data.num_parameters), f"{short_count(active)} for each token" if active else ""
 
 
-def _charts(data: ReportData) -> list[Chart]:
-    marks = {
-        "resume" if i == 1 else f"resume {i}": start.first_step for i, start in enumerate(data.starts[1:], start=1)
-    }
-    train = points(data.records, "loss")
-    loss = Chart(
-        title="Loss",
-        unit="nats per token",
-        series=[
-            Series(name="training", points=train, look="raw"),
-            Series(name="training, smoothed", points=smooth(train, smoothing_span(len(train)))),
-            Series(name="held-out", points=points(data.records, "eval_loss"), look="dots"),
-        ],
-        levels=data.levels(),
-        marks=marks,
-        is_wide=True,
-    )
-    titles = {
-        "grad_norm": "Gradient norm, before clipping", "learning_rate": "Learning rate",
-        "tokens_per_second": "Speed", "aux_loss": "Load-balancing loss",
-    }  # fmt: skip
-    return [loss] + [_simple_chart(data, name, title) for name, title in titles.items()]
+def _marks(starts: Sequence[RunStart]) -> dict[str, float]:
+    return {"resume" if i == 1 else f"resume {i}": start.first_step for i, start in enumerate(starts[1:], start=1)}
 
 
-def _simple_chart(data: ReportData, name: str, title: str) -> Chart:
-    curve = points(data.records, name)
-    values = [value for _, value in curve]
-    series = [Series(name=name, points=curve)]
-    if len(curve) > NOISY_POINTS and name not in SMOOTH_BY_NATURE:
-        smoothed = Series(name="smoothed", points=smooth(curve, smoothing_span(len(curve))))
-        series = [Series(name="each step", points=curve, look="raw"), smoothed]
-    is_log = name == "grad_norm" and bool(values) and min(values) > 0 and max(values) / min(values) > WIDE_SPAN
-    return Chart(title=title, unit=metric_of(name).unit, series=series, log_y=is_log)
-
-
-def _experts(data: ReportData) -> str:
-    titles = {"expert_load_max_over_mean": "Busiest expert over the mean, worst layer", "dead_experts": "Dead experts"}
-    charts = "".join(
-        line_chart(_simple_chart(data, name, title)) for name, title in titles.items() if points(data.records, name)
-    )
-    return (heat_map(data.expert_load) if data.expert_load else "") + charts
+def _panels(section: PanelSection, data: ReportData) -> str:
+    charts = panel_charts(section.panels, data.records, levels=data.levels(), marks=_marks(data.starts))
+    maps = heat_map(data.expert_load) if section.title == EXPERTS and data.expert_load else ""
+    return f'<div class="charts">{maps}{"".join(map(line_chart, charts))}</div>'
 
 
 def _sample(sample: Sample) -> str:
     return (
         f'<div class="sample"><pre><span class="prompt">{_text(sample.prompt)}</span>{_text(sample.text)}</pre></div>'
     )
+
+
+def _alerts(alerts: Sequence[tuple[int, str, str]]) -> str:
+    if not alerts:
+        return ""
+    rows = "".join(f"<tr><td>{step:,}</td><td>{_text(name)}</td><td>{_text(text)}</td></tr>" for step, name, text in alerts)
+    head = "<tr><th>after step</th><th>alert</th><th>what it saw</th></tr>"
+    return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 
 
 def _starts(starts: Sequence[RunStart]) -> str:

@@ -6,11 +6,13 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 STYLE = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #18212c; --soft: #5b6775; --line: #e3e7ec; --floor: #eef0f3;
-  --c0: #2563eb; --c1: #2563eb; --c2: #ea580c; --l0: #7c3aed; --l1: #0f766e; --over: #e07a10; --under: #5b3fa8;
+  --c0: #2563eb; --c1: #2563eb; --c2: #ea580c; --c3: #0d9488; --c4: #9333ea; --c5: #ca8a04;
+  --c6: #db2777; --c7: #4d7c0f; --c8: #64748b; --c9: #b91c1c; --l0: #7c3aed; --l1: #0f766e; --over: #e07a10; --under: #5b3fa8;
   --dead: #dc2626; --good: #15803d; --bad: #b45309; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #0f141a; --card: #18202a; --ink: #e6ebf1; --soft: #94a1b0; --line: #2a3542; --floor: #222c38;
-  --c0: #6ea8fe; --c1: #6ea8fe; --c2: #ff9352; --l0: #b79bff; --l1: #4fd1b8; --over: #f59e3a; --under: #9d83f0;
+  --c0: #6ea8fe; --c1: #6ea8fe; --c2: #ff9352; --c3: #2dd4bf; --c4: #c084fc; --c5: #facc15;
+  --c6: #f472b6; --c7: #a3e635; --c8: #94a3b8; --c9: #f87171; --l0: #b79bff; --l1: #4fd1b8; --over: #f59e3a; --under: #9d83f0;
   --dead: #f04b4b; --good: #5ad08a; --bad: #f2b134; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -44,6 +46,8 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-
 .grid { stroke: var(--line); } .axis { stroke: var(--soft); stroke-opacity: .5; }
 polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .c0 { --stroke: var(--c0); } .c1 { --stroke: var(--c1); } .c2 { --stroke: var(--c2); }
+.c3 { --stroke: var(--c3); } .c4 { --stroke: var(--c4); } .c5 { --stroke: var(--c5); } .c6 { --stroke: var(--c6); }
+.c7 { --stroke: var(--c7); } .c8 { --stroke: var(--c8); } .c9 { --stroke: var(--c9); }
 polyline.raw { stroke: var(--stroke); stroke-width: 1; stroke-opacity: .38; }
 polyline.line { stroke: var(--stroke); stroke-width: 2; }
 polyline.dots { stroke: var(--stroke); stroke-width: 1.4; }

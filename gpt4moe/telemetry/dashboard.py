@@ -1,0 +1,146 @@
+"""configs/dashboard.yaml, read and checked: sections of panels, and alerts. report.html, wandb and training use it.
+
+YAML --read_dashboard--> Dashboard(sections of panels, alerts): every name is one of telemetry/metrics.py METRICS
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from gpt4moe.config.load import CONFIG_FOLDER
+from gpt4moe.errors import ConfigError
+from gpt4moe.telemetry.alerts import RULES, Alert, Rule, Stalled
+from gpt4moe.telemetry.metrics import METRICS, Parts, metric_of
+
+DASHBOARD_FILE = CONFIG_FOLDER / "dashboard.yaml"
+
+
+class Scale(str, Enum):
+    """Of the vertical axis. auto: logarithmic where values span much."""
+
+    linear = "linear"
+    log = "log"
+    auto = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    title: str
+    metrics: list[str]
+    """Of the table; name/* is every part of one."""
+    scale: Scale = Scale.linear
+    wide: bool = False
+    smooth: bool = False
+
+    @property
+    def unit(self) -> str:
+        return metric_of(self.metrics[0]).unit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PanelSection:
+    title: str
+    panels: list[Panel]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dashboard:
+    sections: list[PanelSection]
+    alerts: list[Alert]
+
+
+def read_dashboard(path: Path = DASHBOARD_FILE) -> Dashboard:
+    """Raises: ConfigError naming the place in the file, for anything that is not as the file's comments say."""
+    try:
+        given = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read: {why}.", "Give a YAML file like configs/dashboard.yaml.") from error
+    reader = _Reader(path)
+    top = reader.keys(given, "the file", required=("sections", "alerts"))
+    return Dashboard(
+        sections=reader.each(top["sections"], "sections", reader.section),
+        alerts=reader.each(top["alerts"], "alerts", reader.alert),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Turns plain YAML into the classes above; `place` is where in the file, for errors."""
+
+    path: Path
+
+    def section(self, given: object, place: str) -> PanelSection:
+        found = self.keys(given, place, required=("title", "panels"))
+        panels = self.each(found["panels"], f"{place}.panels", self.panel)
+        return PanelSection(title=self.a(str, found["title"], f"{place}.title"), panels=panels)
+
+    def panel(self, given: object, place: str) -> Panel:
+        found = self.keys(given, place, required=("title", "metrics"), optional=("scale", "wide", "smooth"))
+        metrics = self.each(found["metrics"], f"{place}.metrics", self.metric)
+        if len({metric_of(name).unit for name in metrics}) != 1:
+            self.refuse(place, f"has metrics {metrics} of several units, or none", "Give one axis one unit.")
+        scale = found.get("scale", "linear")
+        if scale not in {it.value for it in Scale}:
+            self.refuse(f"{place}.scale", f"is {scale!r}", "Set linear, log or auto.")
+        return Panel(
+            title=self.a(str, found["title"], f"{place}.title"), metrics=metrics, scale=Scale(scale),
+            wide=self.a(bool, found.get("wide", False), f"{place}.wide"),
+            smooth=self.a(bool, found.get("smooth", False), f"{place}.smooth"),
+        )  # fmt: skip
+
+    def alert(self, given: object, place: str) -> Alert:
+        kind = given.get("rule") if isinstance(given, dict) else None
+        if kind not in RULES:
+            self.refuse(f"{place}.rule", f"is {kind!r}", f"Set one of {', '.join(RULES)}.")
+        settings = [f.name for f in fields(RULES[kind])]  # type: ignore[arg-type]
+        found = self.keys(given, place, required=("name", "metric", "rule", *settings))
+        numbers = {name: self.positive(found[name], f"{place}.{name}", zero=name == "limit") for name in settings}
+        metric = self.metric(found["metric"], f"{place}.metric")
+        if "*" in metric:
+            self.refuse(f"{place}.metric", f"is {metric!r}", "Name one metric.")
+        if RULES[kind] is Stalled and metric != "step_seconds":
+            self.refuse(f"{place}.metric", f"is {metric}", "rule: stalled compares with step_seconds.")
+        rule: Rule = RULES[kind](**numbers)
+        return Alert(name=self.a(str, found["name"], f"{place}.name"), metric=metric, rule=rule)
+
+    def metric(self, given: object, place: str) -> str:
+        name: str = self.a(str, given, place)
+        whole, _, part = name.partition("/")
+        has_parts = whole in METRICS and METRICS[whole].parts is not Parts.none
+        if whole not in METRICS or (part and not (has_parts and part == "*")) or name == "step":
+            self.refuse(place, f"is {name!r}, no metric", "docs/metrics.md lists them; name/* is for those with parts.")
+        return name
+
+    def positive(self, given: object, place: str, *, zero: bool) -> float:
+        if isinstance(given, bool) or not isinstance(given, int | float) or given < 0 or (given == 0 and not zero):
+            self.refuse(place, f"is {given!r}", f"Set a number {'of 0 or more' if zero else 'above 0'}.")
+        if place.endswith(("steps", "recent")) and (given != int(given) or given < 2):
+            self.refuse(place, f"is {given!r}", "Set a whole number from 2.")
+        return given
+
+    def each(self, given: object, place: str, read: Callable[[object, str], Any]) -> list[Any]:
+        if not isinstance(given, list):
+            self.refuse(place, "is no list", "Give a YAML list.")
+        return [read(item, f"{place}[{number}]") for number, item in enumerate(given)]
+
+    def keys(
+        self, given: object, place: str, *, required: Sequence[str], optional: Sequence[str] = ()
+    ) -> Mapping[str, Any]:
+        if not isinstance(given, dict) or not set(required) <= set(given) <= {*required, *optional}:
+            has = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
+            more = f", optionally {', '.join(optional)}" if optional else ""
+            self.refuse(place, f"has {has}", f"Give {', '.join(required)}{more}.")
+        return given
+
+    def a(self, kind: type, given: object, place: str) -> Any:
+        if not isinstance(given, kind) or given == "":
+            self.refuse(place, f"is {given!r}", f"Give a {kind.__name__}.")
+        return given
+
+    def refuse(self, place: str, what: str, cure: str) -> NoReturn:
+        raise ConfigError(f"{self.path}: {place} {what}.", cure)

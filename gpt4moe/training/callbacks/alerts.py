@@ -1,0 +1,62 @@
+"""Alerts of configs/dashboard.yaml: a line on the console, an event, a wandb alert when online. On the first rank alone.
+
+    on_step -> Watch.step                     a thread, every second -> Watch.idle: a hanging collective ends no step
+"""
+
+import threading
+import time
+
+from gpt4moe.telemetry.alerts import Told, Watch
+from gpt4moe.telemetry.dashboard import read_dashboard
+from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.training.callbacks.tracking import Tracking
+from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.step import StepResult
+
+_LOOK_SECONDS = 1.0
+
+
+class Alerts(Callback):
+    """After Tracking, whose console and wandb run it tells."""
+
+    def __init__(self, tracking: Tracking):
+        self.tracking = tracking
+        self.watch: Watch | None = None
+        self.last_step_time = 0.0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def on_start(self, context: TrainingContext) -> None:
+        """Raises: ConfigError when the dashboard is not as it should be."""
+        if not context.groups.is_first_rank:
+            return
+        self.watch = Watch(read_dashboard().alerts, read_metrics(context.folder.metrics))
+        self.last_step_time = time.monotonic()
+        threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        if self.watch is None:
+            return
+        with self._lock:
+            self.last_step_time = time.monotonic()
+            told = self.watch.step(record)
+        self._tell(context, told)
+
+    def on_exit(self, context: TrainingContext) -> None:
+        self._ended.set()
+
+    def _look(self, context: TrainingContext) -> None:
+        assert self.watch is not None
+        while not self._ended.wait(_LOOK_SECONDS):
+            with self._lock:
+                told = self.watch.idle(time.monotonic() - self.last_step_time)
+            self._tell(context, told)
+
+    def _tell(self, context: TrainingContext, told: list[Told]) -> None:
+        for alert in told:
+            if self.tracking.console:
+                self.tracking.console.message(f"alert after step {context.state.step}: {alert.name}: {alert.text}")
+            if context.events:
+                context.events.write("alert", step=context.state.step, name=alert.name, text=alert.text)
+            if self.tracking.wandb:
+                self.tracking.wandb.alert(alert.name, f"step {context.state.step}, {alert.text}")
