@@ -68,11 +68,13 @@ def _checked(arguments: list[str], environment: Environment) -> RunConfig:
     """A run that may start, as far as one rank can tell without torch. Raises: Gpt4MoeError."""
     from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
     from gpt4moe.resilience.restarts import refuse_endless_restarts
+    from gpt4moe.telemetry.dashboard import read_dashboard
     from gpt4moe.training.run_folder import RunFolder
 
     run = _load(arguments)
     require_legal(run.model, run.parallel, run.training, environment.world_size)
     check_data(run)
+    read_dashboard(run.tracking.dashboard)
     folder = RunFolder.of(run)
     folder.check_identity(run, data_identity(run))
     saved = max(committed_steps(folder.checkpoints), default=0)

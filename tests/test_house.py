@@ -30,7 +30,7 @@ EMBASSIES = {
     "megatron.core.parallel_state": ["gpt4moe/parallel/megatron_state.py"],
     "deepspeed.utils.groups": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
     "deepspeed.initialize": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
-    "wandb": ["gpt4moe/telemetry/wandb_run.py"],
+    "wandb": ["gpt4moe/telemetry/wandb_run.py"], "wandb_workspaces": ["gpt4moe/telemetry/wandb_workspace.py"],
     "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
     "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip

@@ -102,6 +102,8 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    dashboard: str | None = None
+    """YAML of the report's panels and of alerts; null: configs/dashboard.yaml."""
     count_bytes: bool = True
     """Count the bytes that the first step of a start on several ranks sends, for the report; that step is slower."""
 

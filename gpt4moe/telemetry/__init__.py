@@ -13,11 +13,17 @@
     console.py       live progress on a terminal, single lines elsewhere; the two-line error
     wandb_run.py     embassy: wandb, one run over all restarts
     pace.py          how fast steps go by, time left
+    dashboard.py     configs/dashboard.yaml: panels and alerts, checked
+    alerts.py        rules over a metric's values; which alerts are on
+    panel_charts.py  a dashboard's panels -> charts
+    wandb_workspace.py embassy: a dashboard -> a wandb workspace
     series.py        records -> points; smoothing and thinning
     balance.py       what a table of tokens per expert says
     plots.py         PNG figures by matplotlib
     charts.py        line charts as inline SVG
     heat_map.py      expert load as inline SVG
+    load_history.py  tokens of every expert over the whole run, in windows that grow
+    load_maps.py     those windows as small heat maps
     gantt.py         a pipeline step as inline SVG
     schedule_page.py the pipeline schedule as text, JSON, a section of the report
     wire_table.py    bytes on the wire, counted and by formula, as a table

@@ -106,8 +106,9 @@ def line_chart(chart: Chart) -> str:
     for index, s in enumerate(series, start=chart.first_colour):
         parts.extend(_curve(s, x_axis, y_axis, index))
     label = f"{chart.title} over steps"
+    legend = _legend(series, chart.first_colour)
     return (
-        f'<figure class="{look}" data-chart="{escape(_hover_data(series, x_axis))}">{heading}{_legend(series, chart.first_colour)}'
+        f'<figure class="{look}" data-chart="{escape(_hover_data(series, x_axis))}">{heading}{legend}'
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}'
         f'<line class="cursor" y1="{TOP:g}" y2="{y_axis.start:g}" hidden></line></svg>'
         '<output class="tip" hidden></output></figure>'

@@ -53,8 +53,11 @@ class Dashboard:
     alerts: list[Alert]
 
 
-def read_dashboard(path: Path = DASHBOARD_FILE) -> Dashboard:
-    """Raises: ConfigError naming the place in the file, for anything that is not as the file's comments say."""
+def read_dashboard(file: Path | str | None = None) -> Dashboard:
+    """Of tracking.dashboard; None: configs/dashboard.yaml.
+
+    Raises: ConfigError naming the place in the file, for anything that is not as the file's comments say."""
+    path = DASHBOARD_FILE if file is None else Path(file)
     try:
         given = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -30,6 +30,7 @@ EVENTS: dict[str, str] = {
     "evaluation": "training waited for the loss on held-out text: step, seconds",
     "replica_check": "training waited for the comparison of copies: step, seconds",
     "report": "loss.png and report.html were written: step, seconds",
+    "alert": "an alert of configs/dashboard.yaml began: step, name, text",
     "stop": "step, reason: finished, a signal's name, or an error's class; is_error; cause in words, where we know it",
 }
 """Each event's fields besides `event` and `time` (seconds since 1970)."""

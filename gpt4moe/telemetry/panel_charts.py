@@ -9,7 +9,7 @@ from gpt4moe.telemetry.series import Point, points, smooth, smoothing_span
 
 # A curve that spans more than this is drawn on a logarithmic axis (scale: auto), else one spike flattens all the rest.
 WIDE_SPAN = 30.0
-# From here on a noisy curve is a band of ink, and a smoothed one is drawn over it, or in its place where there are more.
+# From here on a noisy curve is a band of ink: a smoothed one is drawn over it, or in its place where there are several.
 NOISY_POINTS = 300
 CALM = ("learning_rate", "dead_experts", "device_hours", "cost_usd", "peak_memory_bytes", "consumed_tokens")
 # With fewer points than this share of the steps, a metric is one of some steps only: a dot each.

@@ -19,6 +19,8 @@ from gpt4moe.telemetry.dashboard import PanelSection, read_dashboard
 from gpt4moe.telemetry.goodput import Goodput
 from gpt4moe.telemetry.goodput_page import goodput_section
 from gpt4moe.telemetry.heat_map import heat_map
+from gpt4moe.telemetry.load_history import LoadWindow
+from gpt4moe.telemetry.load_maps import load_maps
 from gpt4moe.telemetry.metrics import Record
 from gpt4moe.telemetry.panel_charts import panel_charts
 from gpt4moe.telemetry.report_page import POLICY, SCRIPT, STYLE
@@ -73,6 +75,7 @@ class ReportData:
     """nats/token of the corpus."""
     bigram_entropy: float | None = None
     expert_load: ExpertLoad | None = None
+    load_windows: Sequence[LoadWindow] = ()
     pipeline: PipelinePlan | None = None
     """Of the last start; None without a pipeline."""
     wire: WireCount | None = None
@@ -187,7 +190,9 @@ def _marks(starts: Sequence[RunStart]) -> dict[str, float]:
 
 def _panels(section: PanelSection, data: ReportData) -> str:
     charts = panel_charts(section.panels, data.records, levels=data.levels(), marks=_marks(data.starts))
-    maps = heat_map(data.expert_load) if section.title == EXPERTS and data.expert_load else ""
+    maps = ""
+    if section.title == EXPERTS and data.expert_load:
+        maps = heat_map(data.expert_load) + load_maps(data.load_windows, data.expert_load.layers)
     return f'<div class="charts">{maps}{"".join(map(line_chart, charts))}</div>'
 
 
@@ -200,7 +205,9 @@ def _sample(sample: Sample) -> str:
 def _alerts(alerts: Sequence[tuple[int, str, str]]) -> str:
     if not alerts:
         return ""
-    rows = "".join(f"<tr><td>{step:,}</td><td>{_text(name)}</td><td>{_text(text)}</td></tr>" for step, name, text in alerts)
+    rows = "".join(
+        f"<tr><td>{step:,}</td><td>{_text(name)}</td><td>{_text(text)}</td></tr>" for step, name, text in alerts
+    )
     head = "<tr><th>after step</th><th>alert</th><th>what it saw</th></tr>"
     return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
 

@@ -7,12 +7,14 @@ STYLE = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #18212c; --soft: #5b6775; --line: #e3e7ec; --floor: #eef0f3;
   --c0: #2563eb; --c1: #2563eb; --c2: #ea580c; --c3: #0d9488; --c4: #9333ea; --c5: #ca8a04;
-  --c6: #db2777; --c7: #4d7c0f; --c8: #64748b; --c9: #b91c1c; --l0: #7c3aed; --l1: #0f766e; --over: #e07a10; --under: #5b3fa8;
+  --c6: #db2777; --c7: #4d7c0f; --c8: #64748b; --c9: #b91c1c;
+  --l0: #7c3aed; --l1: #0f766e; --over: #e07a10; --under: #5b3fa8;
   --dead: #dc2626; --good: #15803d; --bad: #b45309; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #0f141a; --card: #18202a; --ink: #e6ebf1; --soft: #94a1b0; --line: #2a3542; --floor: #222c38;
   --c0: #6ea8fe; --c1: #6ea8fe; --c2: #ff9352; --c3: #2dd4bf; --c4: #c084fc; --c5: #facc15;
-  --c6: #f472b6; --c7: #a3e635; --c8: #94a3b8; --c9: #f87171; --l0: #b79bff; --l1: #4fd1b8; --over: #f59e3a; --under: #9d83f0;
+  --c6: #f472b6; --c7: #a3e635; --c8: #94a3b8; --c9: #f87171;
+  --l0: #b79bff; --l1: #4fd1b8; --over: #f59e3a; --under: #9d83f0;
   --dead: #f04b4b; --good: #5ad08a; --bad: #f2b134; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -71,6 +73,10 @@ rect.floor { fill: var(--floor); } rect.over { fill: var(--over); } rect.under {
 rect.dead { fill: var(--dead); }
 svg .cell { text-anchor: middle; fill: var(--ink); } svg .cell.strong { fill: #fff; }
 svg .worst { fill: var(--ink); }
+.maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 14px; margin: 8px 0 6px; }
+.map svg { width: 100%; height: 130px; border-radius: 4px; overflow: hidden; }
+.map span { display: block; margin-top: 3px; font-size: 12px; color: var(--soft); }
+path.over { stroke: var(--over); } path.under { stroke: var(--under); } path.dead { stroke: var(--dead); }
 figcaption { margin: 8px 0 6px; font-size: 13.5px; }
 .tip { position: absolute; pointer-events: none; padding: 6px 9px; border-radius: 6px; font-size: 12.5px;
   line-height: 1.45; background: var(--ink); color: var(--card); white-space: pre;

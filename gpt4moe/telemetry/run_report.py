@@ -12,15 +12,18 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
 from gpt4moe.telemetry.balance import ExpertLoad
-from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, read_events
+from gpt4moe.telemetry.dashboard import read_dashboard
+from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
 from gpt4moe.telemetry.goodput import goodput
+from gpt4moe.telemetry.load_history import LoadHistory, LoadWindow
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.plots import plot_loss
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.telemetry.wire_table import WireCount
 
 EXPERT_LOAD_FILE = "expert_load.json"
-"""{"layers": [...], "tokens": [[...]], "first_step", "last_step"}: tokens per expert over the last steps of a start."""
+"""{"layers": [...], "tokens": [[...]], "first_step", "last_step"}: tokens per expert over the last steps of a start;
+"history": load_history.LoadHistory, over the whole run."""
 
 WIRE_FILE = "wire.json"
 """{"step", "ranks", "sent": {group: {kind: bytes}}}: what the first step of the last start sent, all ranks together."""
@@ -39,7 +42,7 @@ def write_run_report(
     events = read_events(run_folder / EVENTS_FILE)
     records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]
-    load = _expert_load(run_folder)
+    load, windows = _expert_load(run_folder)
     steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
     levels = {f"{name} entropy": value for name, value in entropies.items()}
     plot_loss(run_folder / "loss.png", records, title=run_folder.name, levels=levels)
@@ -56,14 +59,23 @@ def write_run_report(
             unigram_entropy=entropies.get("unigram"),
             bigram_entropy=entropies.get("bigram"),
             expert_load=load,
+            load_windows=windows,
             pipeline=_pipeline(records_of_starts[-1]) if starts else None,
             wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
             account=goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events)),
             starts=starts,
+            sections=read_dashboard(_dashboard_file(records_of_starts)).sections,
+            alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
             samples=samples,
         ),
     )
     return path
+
+
+def _dashboard_file(starts: Sequence[dict[str, Any]]) -> str | None:
+    """Of the last start, while it is there: a report outlives files beside the run."""
+    file = starts[-1]["config"]["tracking"].get("dashboard") if starts else None
+    return file if file is not None and Path(file).is_file() else None
 
 
 def _start(record: dict[str, Any]) -> RunStart:
@@ -93,9 +105,11 @@ def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
     return WireCount(step=stored["step"], counted=stored["sent"], formula=formula)
 
 
-def _expert_load(run_folder: Path) -> ExpertLoad | None:
+def _expert_load(run_folder: Path) -> tuple[ExpertLoad | None, list[LoadWindow]]:
+    """Over the last steps, and over the run."""
     path = run_folder / EXPERT_LOAD_FILE
     if not path.exists():
-        return None
+        return None, []
     stored = json.loads(path.read_text())
-    return ExpertLoad(layers=stored["layers"], tokens=stored["tokens"])
+    load = ExpertLoad(layers=stored["layers"], tokens=stored["tokens"])
+    return load, LoadHistory.from_json(stored.get("history")).windows

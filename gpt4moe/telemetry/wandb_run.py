@@ -104,6 +104,13 @@ class WandbRun:
         self._attempt("log", lambda: self._mark(step))
         self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
 
+    def alert(self, title: str, text: str) -> None:
+        """Have wandb tell the run's people, by mail or chat as they set it there. Online alone: an offline run is
+        synced when nobody can do anything about it any more."""
+        run = self.run
+        if run is not None and not run.offline:
+            self._attempt("alert", lambda: run.alert(title=title, text=text))
+
     def finish(self, exit_code: int = 0) -> None:
         """Close the run; `exit_code` other than 0 marks it as failed. A second call does nothing."""
         run = self.run

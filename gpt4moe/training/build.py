@@ -15,6 +15,7 @@ from gpt4moe.errors import CheckpointError, LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.agreement import agreed
+from gpt4moe.training.callbacks.alerts import Alerts
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation
 from gpt4moe.training.callbacks.events import Events
@@ -67,8 +68,10 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Tr
 
 def build_callbacks() -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
+    tracking = Tracking()
     return [
-        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Resources(), Tracking(), Checkpoints(), Report(),
+        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Resources(), tracking, Alerts(tracking),
+        Checkpoints(), Report(),
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ evaluation.py   loss on held-out text, added to the record
 preemption.py   a signal -> save and end with 85 after this step
 resources.py    memory, MFU, device hours and money, time left, added to the record
 tracking.py     metrics.jsonl, console, wandb
+alerts.py       a spike, a dead expert, a hang: told on console, as event, by wandb
 checkpoints.py  every so many steps, at the end, when asked to stop
 report.py       loss.png and report.html at the end
 """

@@ -1,6 +1,6 @@
-"""Alerts of configs/dashboard.yaml: a line on the console, an event, a wandb alert when online. On the first rank alone.
+"""Alerts of configs/dashboard.yaml: a line on the console, an event, a wandb alert when online. On the first rank.
 
-    on_step -> Watch.step                     a thread, every second -> Watch.idle: a hanging collective ends no step
+on_step -> Watch.step                     a thread, every second -> Watch.idle: a hanging collective ends no step
 """
 
 import threading
@@ -27,10 +27,9 @@ class Alerts(Callback):
         self._ended = threading.Event()
 
     def on_start(self, context: TrainingContext) -> None:
-        """Raises: ConfigError when the dashboard is not as it should be."""
         if not context.groups.is_first_rank:
             return
-        self.watch = Watch(read_dashboard().alerts, read_metrics(context.folder.metrics))
+        self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, read_metrics(context.folder.metrics))
         self.last_step_time = time.monotonic()
         threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
 

@@ -1,4 +1,7 @@
-"""At the end of a start: what the experts got over its last steps, loss.png and report.html. On the first rank."""
+"""What the experts got, over the last steps and over the run; at the end of a start loss.png and report.html.
+
+On the first rank. The loads are written with every checkpoint too: a start that goes on from there goes on with them.
+"""
 
 import json
 import logging
@@ -7,6 +10,7 @@ from collections import deque
 from torch import Tensor
 
 from gpt4moe.telemetry.atomic_file import replace_file
+from gpt4moe.telemetry.load_history import LoadHistory
 from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
@@ -19,28 +23,40 @@ _WINDOW_STEPS = 50
 class Report(Callback):
     def __init__(self) -> None:
         self.loads: deque[Tensor] = deque(maxlen=_WINDOW_STEPS)
+        self.history = LoadHistory()
+
+    def on_start(self, context: TrainingContext) -> None:
+        file = context.folder.path / EXPERT_LOAD_FILE
+        if not context.groups.is_first_rank or not file.exists():
+            return
+        self.history = LoadHistory.from_json(json.loads(file.read_text()).get("history"))
+        self.history.drop_after(context.state.step)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         moe = context.run.model.moe
-        if moe is not None and context.groups.is_first_rank:
-            self.loads.append(result.routing[:, : moe.num_experts])
+        if moe is None or not context.groups.is_first_rank:
+            return
+        layers = [index for index, has in enumerate(context.run.model.moe_layers) if has]
+        load = result.routing[layers, : moe.num_experts]
+        self.loads.append(load)
+        self.history.add(context.state.step, load.numpy())
+        if context.is_saved_step:
+            self._write_load(context, layers)
 
     def on_end(self, context: TrainingContext) -> None:
         if not context.groups.is_first_rank or not context.state.step:
             return
-        if self.loads:
-            self._write_load(context)
         with context.pause("report"):
             path = write_run_report(context.folder.path)
         logger.info("report %s", path)
 
-    def _write_load(self, context: TrainingContext) -> None:
-        layers = [index for index, has in enumerate(context.run.model.moe_layers) if has]
+    def _write_load(self, context: TrainingContext, layers: list[int]) -> None:
         last = context.state.step
         stored = {
             "first_step": last - len(self.loads) + 1,
             "last_step": last,
             "layers": layers,
-            "tokens": sum(self.loads)[layers].tolist(),  # type: ignore[index]
+            "tokens": sum(self.loads).tolist(),  # type: ignore[union-attr]
+            "history": self.history.to_json(),
         }
         replace_file(context.folder.path / EXPERT_LOAD_FILE, json.dumps(stored).encode())

@@ -1,0 +1,73 @@
+"""Tokens of every layer and expert over the whole run, in a few windows of steps that grow with it.
+
+    step -> the window in work; full -> the next one; too many windows -> neighbours are added up, windows twice as long
+
+So a run of any length is 12 to 24 windows (fewer where layers x experts are many), and its file stays small. A redone
+step is counted once: windows that reach beyond the checkpoint are dropped when a start goes on from there.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_WINDOWS, MIN_WINDOWS, MAX_NUMBERS = 24, 4, 60_000
+
+
+@dataclass(slots=True)
+class LoadWindow:
+    first_step: int
+    last_step: int
+    tokens: NDArray[np.float64]
+    """[MoE layers, experts], summed over the steps."""
+
+
+@dataclass(slots=True)
+class LoadHistory:
+    """Of one run; `add` every step once."""
+
+    steps_per_window: int = 1
+    windows: list[LoadWindow] = field(default_factory=list)
+
+    def add(self, step: int, tokens: NDArray[np.float64]) -> None:
+        """The tokens of a step, [MoE layers, experts]."""
+        last = self.windows[-1] if self.windows else None
+        if last is not None and last.last_step - last.first_step + 1 < self.steps_per_window:
+            last.tokens, last.last_step = last.tokens + tokens, step
+            return
+        if len(self.windows) == max_windows(tokens.size):
+            self._halve()
+        self.windows.append(LoadWindow(step, step, tokens))
+
+    def drop_after(self, step: int) -> None:
+        """Forgets windows with a later step."""
+        self.windows = [window for window in self.windows if window.last_step <= step]
+
+    def to_json(self) -> dict[str, Any]:
+        windows = [
+            {"first_step": it.first_step, "last_step": it.last_step, "tokens": it.tokens.astype(int).tolist()}
+            for it in self.windows
+        ]
+        return {"steps_per_window": self.steps_per_window, "windows": windows}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any] | None) -> Self:
+        """None: of a run from before there were histories."""
+        if stored is None:
+            return cls()
+        windows = [
+            LoadWindow(it["first_step"], it["last_step"], np.array(it["tokens"], dtype=np.float64))
+            for it in stored["windows"]
+        ]
+        return cls(stored["steps_per_window"], windows)
+
+    def _halve(self) -> None:
+        pairs = zip(self.windows[::2], self.windows[1::2], strict=True)
+        self.windows = [LoadWindow(a.first_step, b.last_step, a.tokens + b.tokens) for a, b in pairs]
+        self.steps_per_window *= 2
+
+
+def max_windows(numbers: int) -> int:
+    """How many windows of so many numbers are kept; even."""
+    return max(MIN_WINDOWS, min(MAX_WINDOWS, MAX_NUMBERS // numbers // 2 * 2))

@@ -1,0 +1,157 @@
+"""The dashboard's file: what is wrong in it is named; wandb-workspaces takes it and sends it, all of it."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gpt4moe.errors import ConfigError
+from gpt4moe.telemetry.dashboard import DASHBOARD_FILE, Dashboard, read_dashboard
+from gpt4moe.telemetry.metrics import METRICS, Parts
+from tests.training.command import outside
+
+ROOT = DASHBOARD_FILE.parents[1]
+SPIKE = {"name": "n", "metric": "loss", "rule": "spike", "steps": 50, "times": 6}
+
+
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "tools/dashboard.py", *arguments], cwd=ROOT, env=outside() | variables, capture_output=True,
+        text=True, timeout=100,
+    )  # fmt: skip
+
+
+def shown(dashboard: Dashboard) -> set[str]:
+    return {name for section in dashboard.sections for panel in section.panels for name in panel.metrics}
+
+
+def test_the_shipped_panels_show_all_but_the_clock() -> None:
+    names = shown(read_dashboard())
+    assert set(METRICS) - {name.partition("/")[0] for name in names} == {
+        "step", "consumed_tokens", "step_seconds", "eta_seconds",
+    }  # fmt: skip
+    assert {f"{name}/*" for name, metric in METRICS.items() if metric.parts is not Parts.none} - names == {
+        "dead_experts/*"
+    }
+
+
+@pytest.mark.parametrize(
+    ("panel", "said"),
+    [
+        ({"metrics": ["loss"]}, "title"),
+        ({"title": "t", "metrics": ["los"]}, "'los', no metric"),
+        ({"title": "t", "metrics": ["grad_norm/*"]}, "no metric"),
+        ({"title": "t", "metrics": ["loss/code"]}, "no metric"),
+        ({"title": "t", "metrics": []}, "none"),
+        ({"title": "t", "metrics": ["loss", "mfu"]}, "several units"),
+        ({"title": "t", "metrics": ["loss"], "scale": "cubic"}, "cubic"),
+        ({"title": "t", "metrics": ["loss"], "wide": 1}, "wide"),
+        ({"title": "t", "metrics": ["loss"], "colour": "red"}, "colour"),
+        ("loss", "str"),
+    ],
+)
+def test_a_wrong_panel_is_refused_by_its_place(panel: object, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text(yaml.safe_dump({"sections": [{"title": "s", "panels": [panel]}], "alerts": []}))
+    with pytest.raises(ConfigError, match=said) as error:
+        read_dashboard(file)
+    assert "sections[0].panels[0]" in error.value.cause
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rule": "guess"}, "guess"),
+        ({"times": 0}, "times"),
+        ({"steps": 2.5}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"limit": 1}, "limit"),
+        ({"metric": "loss/*"}, "one metric"),
+        ({"metric": "step"}, "no metric"),
+    ],
+)
+def test_a_wrong_alert_is_refused_by_its_place(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "d.yaml"
+    file.write_text(yaml.safe_dump({"sections": [], "alerts": [SPIKE]}))
+    assert len(read_dashboard(file).alerts) == 1
+    file.write_text(yaml.safe_dump({"sections": [], "alerts": [SPIKE | change]}))
+    with pytest.raises(ConfigError, match=said) as error:
+        read_dashboard(file)
+    assert "alerts[0]" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "sections: []", "[]"])
+def test_a_file_that_is_no_dashboard_is_refused(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "d.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=r"d\.yaml"):
+        read_dashboard(file)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers as much of wandb's GraphQL as saving a view asks for, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.saved: list[dict[str, Any]] = []
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        sent = json.loads(body) if self.path == "/graphql" else {"query": ""}
+        if "upsertView" in sent["query"]:
+            self.server.saved.append(sent["variables"])
+        user = {"id": "1", "username": "u", "email": "e", "flags": "{}", "entity": "u", "teams": {"edges": []}}
+        view = {"view": {"id": "1", "name": "nw-abc-v"}, "inserted": True}
+        answer = json.dumps({"data": {"viewer": user, "upsertView": view}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_push_sends_every_panel_and_prints_the_address(server: Server) -> None:
+    address = f"http://127.0.0.1:{server.server_port}"
+    pushed = command("push", "--entity", "team", WANDB_BASE_URL=address, WANDB_API_KEY="0" * 40)
+    assert (pushed.returncode, pushed.stdout) == (0, f"{address}/team/gpt4moe?nw=abc\n"), pushed.stderr
+    (view,) = server.saved
+    assert (view["entityName"], view["projectName"], view["displayName"]) == ("team", "gpt4moe", "gpt4moe")
+    sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    dashboard = read_dashboard()
+    assert [section["name"] for section in sections] == [section.title for section in dashboard.sections]
+    for sent, section in zip(sections, dashboard.sections, strict=True):
+        configs = [panel["config"] for panel in sent["panels"]]
+        assert [config["chartTitle"] for config in configs] == [panel.title for panel in section.panels]
+        for config, panel in zip(configs, section.panels, strict=True):
+            assert config["metrics"] == [name for name in panel.metrics if not name.endswith("/*")]
+            assert config.get("metricRegex", "") == "".join(f"^({n[:-1]})" for n in panel.metrics if n.endswith("/*"))
+
+
+def test_check_needs_no_network_and_refuses_with_status_2(tmp_path: Path) -> None:
+    checked = command("check", WANDB_BASE_URL="http://127.0.0.1:9")
+    assert checked.returncode == 0 and "all good" in checked.stdout, checked.stderr
+    (tmp_path / "d.yaml").write_text("sections: 1\nalerts: []\n")
+    refused = command("check", "--file", str(tmp_path / "d.yaml"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "sections is no list" in refused.stderr and "Traceback" not in refused.stderr
