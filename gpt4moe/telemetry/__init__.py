@@ -29,6 +29,7 @@
     wire_table.py    bytes on the wire, counted and by formula, as a table
     report.py        report.html, one self-contained file
     report_page.py   the report's style sheet and script
+    browser.py       headless Chromium over pipes: screenshots, and the report's tests
     atomic_file.py   write whole files or nothing
 
 Called by training callbacks, the demo and tools, on the logging rank alone. Never imports training or model.
