@@ -16,7 +16,7 @@ BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard
 ENGINES := mistralrs==0.9.5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint bench bench-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint screenshots bench bench-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run slurm/*.sh slurm/*.env tests/slurm_lab/*.sh; \
 	elif [ -n "$$CI" ]; then echo "shellcheck is missing. Install it: apt-get install shellcheck"; exit 1; \
 	else echo "shellcheck is not installed: the scripts were not checked."; fi
+
+screenshots: $(INSTALLED) ## docs/images of a run's report, REPORT=runs/tiny-4/report.html (needs Chromium)
+	@$(RUN) tools/screenshots.py $(or $(REPORT),runs/tiny-4/report.html) --out docs/images
 
 bench: $(INSTALLED) ## every benchmark that runs on a CPU
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) -m benchmarks.$$name || exit 1; done
