@@ -25,20 +25,11 @@ from pathlib import Path
 # Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.proof import command
-from gpt4moe.telemetry.console import error as print_error
+from gpt4moe.proof import command, script
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        sys.stdout.write((__doc__ or "").lstrip())
-        return 0 if arguments else 2
-    try:
-        return command.run(command.read(arguments))
-    except Gpt4MoeError as error:
-        print_error(error.cause, error.cure)
-        return error.exit_code
+    return script.answer(arguments, __doc__, lambda asked: command.run(command.read(asked)))
 
 
 if __name__ == "__main__":

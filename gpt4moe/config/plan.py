@@ -52,6 +52,11 @@ class PlanConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value} is not above 0.", f"Set {name} above 0, or leave it out.")
+        if self.report is not None and self.output is PlanOutput.html:
+            raise ConfigError(
+                f"report={self.report.value} with output=html: a report is a text or data, no page.",
+                "Leave output out (markdown), or set output=json.",
+            )
         if self.imbalance < 1 or self.restart_minutes < 0:
             raise ConfigError(
                 f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is too small.",

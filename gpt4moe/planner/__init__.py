@@ -4,6 +4,7 @@ tensors.py            every tensor of a model: name, shape, cut
 params.py             parameters: whole, active, of a rank
 flops.py              operations of a token, row by row
 gradient_buffers.py   Megatron's packing, owned shares
+zero_partition.py     DeepSpeed's packing, owned shares
 activations.py        saved tensors of a micro-batch
 workspace.py          what comes and goes
 memory.py             the fullest rank, stage by stage

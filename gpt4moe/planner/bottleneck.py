@@ -66,7 +66,7 @@ def warnings(
     elif cluster.generation.value != "hopper":
         found.append(
             "time on this generation was checked against other stacks' published runs, never against this trainer "
-            "(docs/planner.md has the errors)"
+            "(docs/planner-error.md)"
         )
     return found
 

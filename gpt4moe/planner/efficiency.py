@@ -4,7 +4,7 @@
 
 The constants for everyone are stated here and were never fitted to a row. Those of a profile were: three for dense
 stacks, five where a stack has mixtures of experts; `python -m benchmarks.planner_error fit` finds them again, and
-docs/planner.md has every row with its error, fitted and left out.
+docs/planner-error.md has every row with its error, fitted and left out.
 """
 
 from dataclasses import dataclass, replace

@@ -1,6 +1,7 @@
 """Memory of the fullest rank of each pipeline stage, line by line, in bytes.
 
-    weights, gradients, optimizer   as Megatron's buffers and optimizer hold them, to the byte (gradient_buffers)
+    weights, gradients, optimizer   as the engine's buffers and optimizer hold them, to the byte (gradient_buffers,
+                                    zero_partition)
     activations                     what autograd keeps (activations), for the micro-batches that are live at once
     buffers                         messages between stages, one layer's workspace
     reserve                         what no formula sees: the driver's context, NCCL's buffers, fragmentation
@@ -11,7 +12,7 @@ of a stage differ in what their optimizers own (padding falls on the last ones).
 
 from dataclasses import dataclass, fields
 
-from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
@@ -29,6 +30,7 @@ from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, defau
 from gpt4moe.planner.params import chunk_tensors
 from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 from gpt4moe.planner.workspace import head_workspace, layer_workspace
+from gpt4moe.planner.zero_partition import zero_states
 
 DEFAULT_IMBALANCE = 1.25
 """Rows of the fullest rank's experts over an even share: an assumption, for routers that balance their load."""
@@ -49,7 +51,7 @@ class StageMemory:
     gradients_bytes: int
     """fp32, main gradients."""
     optimizer_bytes: int
-    """fp32 masters (of bf16 weights), both moments, and a step count for every parameter."""
+    """fp32 masters (of bf16 weights), both moments, step counts; 0 where the optimizer lives in host memory."""
     activations_bytes: int
     buffers_bytes: int
     reserve_bytes: int
@@ -76,7 +78,7 @@ class ChunkBuffers:
 
 
 def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAULT_IMBALANCE) -> list[StageMemory]:
-    """Of a legal layout, for engine=megatron.
+    """Of a legal layout.
 
     Args:
         imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
@@ -84,24 +86,23 @@ def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAU
     micro = MicroBatch.of(run, layout, imbalance)
     live = live_activations(run, layout, micro)
     passing = peak_live_bytes(run, layout, [_kept_messages(run, layout, micro, s) for s in range(layout.pp)])
-    optimizers: dict[tuple[object, ...], tuple[int, list[int]]] = {}  # stages in the middle are alike
+    states: dict[tuple[object, ...], _States] = {}  # stages in the middle are alike
     stages = []
     for stage in range(layout.pp):
         chunks = rank_chunks(run.model.num_layers, run.parallel, stage)
         kinds = tuple(tuple(run.model.moe_layers[layer] for layer in layers) for layers in chunks)
         key = (kinds, stage == 0, stage == layout.pp - 1)
-        if key not in optimizers:
-            packed = stage_buffers(run, layout, stage)
-            optimizers[key] = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
-        numel, optimizer = optimizers[key]
+        if key not in states:
+            states[key] = _STATES[run.engine.kind](run, layout, stage)
+        held = states[key]
         buffers = passing[stage] + _workspace(run, layout, micro, stage)
         lost = CONTEXT_BYTES + int(FRAGMENTATION * (live[stage] + buffers))
         stages.append(StageMemory(
             stage=stage,
-            rank=stage * layout.stage_size + optimizer.index(max(optimizer)),
-            weights_bytes=numel * micro.item,
-            gradients_bytes=numel * FLOAT,
-            optimizer_bytes=max(optimizer),
+            rank=stage * layout.stage_size + held.fullest,
+            weights_bytes=held.weights,
+            gradients_bytes=held.gradients,
+            optimizer_bytes=held.optimizer,
             activations_bytes=live[stage],
             buffers_bytes=buffers,
             reserve_bytes=lost if run.cluster.name != "cpu" else 0,
@@ -109,8 +110,33 @@ def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAU
     return stages
 
 
+@dataclass(frozen=True, slots=True)
+class _States:
+    """Bytes of the fullest rank of a stage, and its place in it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    fullest: int
+
+
+def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> _States:
+    packed = stage_buffers(run, layout, stage)
+    numel, optimizer = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
+    item = 2 if run.precision.dtype is Dtype.bf16 else FLOAT
+    return _States(numel * item, numel * FLOAT, max(optimizer), optimizer.index(max(optimizer)))
+
+
+def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> _States:
+    held = zero_states(run, layout, stage)
+    return _States(held.weights, held.gradients, held.optimizer, 0)
+
+
+_STATES = {EngineKind.megatron: _megatron_states, EngineKind.deepspeed: _deepspeed_states}
+
+
 def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffers]:
-    """The gradient buffers of each virtual stage of one pipeline stage."""
+    """engine=megatron's gradient buffers of each virtual stage of one pipeline stage."""
     chunks = chunk_tensors(run.model, run.parallel, stage)
     # Megatron cuts buffers into buckets on the first stage alone, and only to overlap.
     buckets = stage == 0 and run.engine.overlap_grad_reduce

@@ -1,7 +1,7 @@
 """An estimate and a search as tables for people: a unit in every column or row."""
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gpt4moe.planner.bottleneck import MOVES
 from gpt4moe.planner.estimate import Estimate
@@ -30,15 +30,15 @@ def search_tables(result: Search) -> list[Table | str]:
     model, cluster = best.plan.model.name, best.plan.cluster
     table = _table(
         "Layouts, fastest first",
-        "tp", "pp", "vpp", "cp", "ep", "dp", "micro-batch [seq]", "recompute", "step [s]", "MFU [%]", "tokens/s/GPU",
-        "memory [GB]", "headroom [GB]", "days", "cost [USD]", "largest cost beside products",
+        "tp", "pp", "vpp", "cp", "ep", "etp", "dp", "micro-batch [seq]", "recompute", "step [s]", "MFU [%]",
+        "tokens/s/GPU", "memory [GB]", "headroom [GB]", "days", "cost [USD]", "largest cost beside products",
     )  # fmt: skip
     for found in result.found:
         layout, plan = found.layout, found.plan
         others = {part: seconds for part, seconds in found.step.parts.items() if part != "products"}
         worst = max(others, key=others.__getitem__)
         table.add_row(
-            *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "dp")),
+            *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")),
             str(plan.training.micro_batch_size), plan.parallel.recompute.value, f"{found.step.seconds:.3g}",
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
@@ -63,9 +63,9 @@ def rows_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> T
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(escape(first))
+    table.add_column(Text(first))  # as text: "[s]" would be taken for markup
     for column in columns:
-        table.add_column(escape(column), justify="right")
+        table.add_column(Text(column), justify="right")
     return table
 
 

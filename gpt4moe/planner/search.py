@@ -7,9 +7,11 @@ Memory is exact but slow, so it is asked best first, and only of layouts whose s
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 from gpt4moe.config.model import divisors
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.training import TrainingConfig
@@ -19,9 +21,10 @@ from gpt4moe.parallel.legality import layout_problems, planned_parts, support_pr
 from gpt4moe.parallel.schedule import warmup_forwards
 from gpt4moe.planner.activations import MicroBatch, layer_activations
 from gpt4moe.planner.cost import hourly_price
-from gpt4moe.planner.estimate import Estimate, estimate, timed_work, world_of
+from gpt4moe.planner.estimate import STATE_BYTES, Estimate, estimate, timed_work, world_of
 from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
 from gpt4moe.planner.memory import CONTEXT_BYTES, FRAGMENTATION
+from gpt4moe.planner.params import count_parameters
 from gpt4moe.planner.step_time import heaviest_stage, step_time
 
 MOST_CHECKS = 40
@@ -73,7 +76,8 @@ def search(plan: PlanConfig) -> Search:
         raise LayoutError(
             f"None of {legal} legal layouts of {plan.model.name} on {gpus} x {plan.cluster.name} fits "
             f"{plan.cluster.memory_bytes / 1e9:.0f} GB ({min(len(timed), MOST_CHECKS)} were worked out in full).",
-            f"Take more devices (gpus={2 * gpus}) or ones with more memory (cluster=h200_141g, cluster=gb300).",
+            f"Take more devices (weights and gradients alone need gpus={_fewest(plan, gpus)} of these) or ones with "
+            "more memory (cluster=h200_141g, cluster=gb300).",
         )
     return Search(found=found, legal=legal, fits_at_a_glance=len(timed), gpus=gpus, tokens=_tokens(plan, found[0]))
 
@@ -81,7 +85,9 @@ def search(plan: PlanConfig) -> Search:
 def _timed(plan: PlanConfig, gpus: int) -> tuple[int, list[tuple[float, int, PlanConfig]]]:
     """(how many are legal; those that can fit as seconds of a step, a number, the plan: the fastest first)"""
     kinds, legal = layer_kinds(plan.model), 0
-    look = _QuickLook(plan.cluster.memory_bytes - (0 if plan.cluster.name == "cpu" else CONTEXT_BYTES), gpus)
+    reserve = 0 if plan.cluster.name == "cpu" else CONTEXT_BYTES
+    owned = 0 if plan.engine.offload_optimizer else STATE_BYTES
+    look = _QuickLook(plan.cluster.memory_bytes - reserve, gpus, owned)
     timed: list[tuple[float, int, PlanConfig]] = []
     again = [r for r in RECOMPUTATIONS if r is not Recompute.moe or plan.model.moe is not None]
     for parallel in layouts(plan, gpus):
@@ -153,6 +159,8 @@ class _QuickLook:
     limit: float
     """Bytes."""
     gpus: int
+    owned_bytes: int
+    """On the device, of an element that a rank's optimizer owns."""
     sizes: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
     layers: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
@@ -167,7 +175,7 @@ class _QuickLook:
     def states(self, work: Work) -> float:
         dense, expert = self.parameters(work)
         layout = Layout.from_config(work.parallel, self.gpus)
-        owned = 12 * (dense / (layout.dp * layout.cp) + expert / layout.expert_dp)
+        owned = self.owned_bytes * (dense / (layout.dp * layout.cp) + expert / layout.expert_dp)
         return (work.value_bytes + 4) * (dense + expert) + owned
 
     def states_fit(self, work: Work) -> bool:
@@ -198,6 +206,13 @@ def _affordable(plan: PlanConfig) -> int | None:
             "Raise budget_usd, or take fewer days.",
         )
     return gpus
+
+
+def _fewest(plan: PlanConfig, gpus: int) -> int:
+    """The multiple of `gpus`, at least twice as many, that holds weights and fp32 gradients, each once."""
+    item = 2 if plan.precision.dtype is Dtype.bf16 else 4
+    needed = count_parameters(plan.model).total * (item + 4) / plan.cluster.memory_bytes
+    return gpus * max(2, ceil(needed / gpus))
 
 
 def _tokens(plan: PlanConfig, best: Estimate) -> float | None:

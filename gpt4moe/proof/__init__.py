@@ -18,6 +18,15 @@
     ties.py      a difference that only round-off between equal experts made: other tokens
     evidence.py suspects.py   what differs, in terms of causes; what is likely wrong
     report.py unproved.py     for people and as JSON; what was not shown
+    script.py    help, bad input, exit status of both tools
 
-Without torch, but for the four marked. Called by tools/prove_layout.py and the tests.
+A rehearsal builds a rank of every kind on the meta device, without its world:
+
+    rehearsal_command.py   what tools/rehearse.py calls
+    rehearsal.py           which ranks, and the whole of it, in order
+    rehearsal_rank.py      one rank: groups, bytes, hollow checkpoint files (torch)
+    rehearsal_files.py     hollow inference files, read back
+    held.py                bytes read off built objects (torch)
+
+Without torch, but for those marked. Called by tools/prove_layout.py, tools/rehearse.py and the tests.
 """

@@ -53,6 +53,17 @@ def held_bytes(engine: Any) -> HeldBytes:
     return HeldBytes(sum(weights.values()), sum(gradients.values()), sum(optimizer.values()))
 
 
+def zero_held_bytes(engine: Any) -> HeldBytes:
+    """Of engine=deepspeed: parameters, their fp32 gradients, and the tensors of DeepSpeed's inner optimizer that are on
+    the parameters' device."""
+    weights = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
+    inner = engine.optimizer.optimizer
+    states = [tensor for group in inner.param_groups for tensor in group["params"]]
+    states += [tensor for state in inner.state.values() for tensor in state.values()]
+    parts = (weights, [partition.gradients for partition in engine.partitions], states)
+    return HeldBytes(*(sum(_storages(part).values()) for part in parts))
+
+
 def _storages(tensors: "Iterable[Tensor]") -> dict[int, int]:
     """Bytes of every storage once."""
     storages = (tensor.untyped_storage() for tensor in tensors)

@@ -117,7 +117,7 @@ def rehearse(
     require_legal(run.model, run.parallel, run.training, world_size)
     if run.engine.kind is not EngineKind.megatron:
         raise ConfigError(
-            f"engine={run.engine.kind.value} is not rehearsed: the planner counts engine=megatron's buffers.",
+            f"engine={run.engine.kind.value} is not rehearsed: DeepSpeed's does not build on torch's meta device.",
             "Leave engine as it is; the layout is the same under both.",
         )
     grid, missing = _serving_grid(run, inference)

@@ -9,6 +9,7 @@ from gpt4moe.config.plan import PlanConfig, PlanOutput
 from gpt4moe.errors import DataError
 from gpt4moe.planner.answer import calibration, calibration_table, json_answer, leak_markdown, table_answer
 from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.search import search
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.plan_page import write_plan_page
 
@@ -22,7 +23,8 @@ def answered(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
     if plan.report is not None:
         return leak_markdown()
     if plan.output is PlanOutput.html:
-        write_plan_page(plan.file, estimate(plan))
+        # Of a search, the page of the fastest layout.
+        write_plan_page(plan.file, search(plan).found[0] if plan.search else estimate(plan))
         return f"{plan.file}\n"
     return table_answer(plan)
 

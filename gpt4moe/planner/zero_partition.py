@@ -1,0 +1,54 @@
+"""States of engine=deepspeed: DeepSpeed's ZeRO-1 packs three groups of parameters and cuts each over its copies.
+
+    dense matrices | norms | experts    each flat, padded to 2 x ranks; an equal cut of it to every rank
+
+Weights and fp32 gradients are whole on every rank, master and moments are of its cut (training.deepspeed_partition).
+DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py.
+"""
+
+from dataclasses import dataclass
+
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.params import chunk_tensors
+from gpt4moe.planner.tensors import ModelTensor, Spread
+
+_ALIGNMENT = 2
+"""Elements to which a rank's cut is padded."""
+_CUT_BYTES = 12
+"""Master and both moments of an element, fp32; a master of fp32 weights is a copy too."""
+_STEP_BYTES = 4
+"""One step count a group."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroStates:
+    """Bytes of one rank; all ranks of a stage hold equally much."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """On the device: 0 where it lives in host memory."""
+
+
+def zero_states(run: RunConfig, layout: Layout, stage: int) -> ZeroStates:
+    """Of any rank of a pipeline stage of a legal layout."""
+    groups: dict[str, tuple[int, int]] = {}  # name -> elements, ranks that share it
+    for chunk in chunk_tensors(run.model, run.parallel, stage):
+        for tensor in chunk:
+            name = _group(tensor)
+            size, _ = groups.get(name, (0, 0))
+            ranks = layout.expert_dp if name == "experts" else layout.dp * layout.cp
+            groups[name] = size + tensor.local_size(run.parallel), ranks
+    cuts = [(-(-size // (_ALIGNMENT * ranks)) * _ALIGNMENT, ranks) for size, ranks in groups.values()]
+    whole = sum(cut * ranks for cut, ranks in cuts)
+    item = 2 if run.precision.dtype is Dtype.bf16 else 4
+    owned = sum(cut * _CUT_BYTES + _STEP_BYTES for cut, _ in cuts)
+    return ZeroStates(whole * item, whole * 4, 0 if run.engine.offload_optimizer else owned)
+
+
+def _group(tensor: ModelTensor) -> str:
+    if tensor.spread is Spread.experts:
+        return "experts"
+    return "matrices" if len(tensor.shape) > 1 else "norms"
