@@ -17,6 +17,8 @@ from gpt4moe.telemetry.series import Point, thin
 
 SIZE, WIDE_SIZE = (540.0, 250.0), (1100.0, 360.0)
 LEFT, RIGHT_GAP, TOP, BOTTOM_GAP = 50.0, 14.0, 14.0, 40.0
+LABEL = 7.0
+"""Width of a digit of the axes' numbers."""
 MAX_POINTS = 600
 
 
@@ -56,6 +58,8 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """Only whole numbers are ticks: steps."""
 
     def place(self, value: float) -> float:
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
@@ -70,6 +74,8 @@ class Axis:
             every = max(1, len(candidates) // 8)
             return [tick for tick in candidates[::every] if self.low <= tick <= self.high]
         step = nice_step((self.high - self.low) / 6)
+        if self.whole:
+            step = float(math.ceil(step))
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -99,9 +105,10 @@ def line_chart(chart: Chart) -> str:
         return f'<figure class="{look}">{heading}<p class="none">not recorded in this run</p></figure>'
     steps = [x for s in series for x, _ in s.points]
     width, height = WIDE_SIZE if chart.is_wide else SIZE
-    x_axis = Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, width - RIGHT_GAP)
     values = [y for s in series for _, y in s.points] + list(chart.levels.values())
     y_axis = value_axis(values, height - BOTTOM_GAP, log=chart.log_y)
+    left = max(LEFT, 14 + LABEL * max((len(label) for label in axis_labels(y_axis.ticks())), default=0))
+    x_axis = Axis(min(steps), max(max(steps), min(steps) + 1), left, width - RIGHT_GAP, whole=True)
     parts = _grid(x_axis, y_axis) + _marks(chart.marks, x_axis, y_axis) + _levels(chart.levels, x_axis, y_axis)
     for index, s in enumerate(series, start=chart.first_colour):
         parts.extend(_curve(s, x_axis, y_axis, index))
@@ -117,18 +124,17 @@ def line_chart(chart: Chart) -> str:
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
     parts = []
-    for tick in y_axis.ticks():
+    left, ticks = x_axis.start, y_axis.ticks()
+    for tick, label in zip(ticks, axis_labels(ticks), strict=True):
         y = y_axis.place(tick)
-        parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{x_axis.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{LEFT - 8:g}" y="{y + 4:.1f}" text-anchor="end">{axis_number(tick)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="{left:g}" x2="{x_axis.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8:g}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     for tick in x_axis.ticks():
         x = x_axis.place(tick)
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{y_axis.start + 18:g}" text-anchor="middle">{axis_number(tick)}</text>'
         )
-    parts.append(f'<line class="axis" x1="{LEFT:g}" x2="{x_axis.end:g}" y1="{y_axis.start:g}" y2="{y_axis.start:g}"/>')
+    parts.append(f'<line class="axis" x1="{left:g}" x2="{x_axis.end:g}" y1="{y_axis.start:g}" y2="{y_axis.start:g}"/>')
     parts.append(f'<text class="tick" x="{x_axis.end:g}" y="{y_axis.start + 34:g}" text-anchor="end">step</text>')
     return parts
 
@@ -137,7 +143,9 @@ def _levels(levels: Mapping[str, float], x_axis: Axis, y_axis: Axis) -> list[str
     parts = []
     for index, (name, value) in enumerate(levels.items()):
         y = y_axis.place(value)
-        parts.append(f'<line class="level l{index}" x1="{LEFT:g}" x2="{x_axis.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="level l{index}" x1="{x_axis.start:g}" x2="{x_axis.end:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         text = f"{escape(name)} {value:.2f}"
         parts.append(
             f'<text class="level-name l{index}" x="{x_axis.end:g}" y="{y - 6:.1f}" text-anchor="end">{text}</text>'
@@ -179,12 +187,23 @@ def _hover_data(series: Sequence[Series], x_axis: Axis) -> str:
     curves = [
         {"name": s.name, "x": [x for x, _ in s.points], "text": [f"{y:.5g}" for _, y in s.points]} for s in series
     ]
-    return json.dumps({"low": x_axis.low, "high": x_axis.high, "left": LEFT, "right": x_axis.end, "curves": curves})
+    return json.dumps(
+        {"low": x_axis.low, "high": x_axis.high, "left": x_axis.start, "right": x_axis.end, "curves": curves}
+    )
 
 
-def axis_number(value: float) -> str:
-    """0, 0.25, 1500 -> 1.5k, 3e-4."""
+def axis_labels(ticks: Sequence[float]) -> list[str]:
+    """Short, and long enough to tell neighbours apart: 1.001M and 1.002M, not 1M twice."""
+    for digits in range(2, 8):
+        labels = [axis_number(tick, digits) for tick in ticks]
+        if len(set(labels)) == len(labels):
+            break
+    return labels if ticks else []
+
+
+def axis_number(value: float, digits: int = 2) -> str:
+    """0, 0.25, 1500 -> 1.5k, 3e-4. `digits` of the mantissa are kept, of thousands and more one more."""
     if value and abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.1e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
-    return short_count(value) if abs(value) >= 1000 else f"{value:.6g}"
+    return short_count(value, digits + 1) if abs(value) >= 1000 else f"{value:.6g}"

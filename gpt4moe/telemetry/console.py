@@ -27,13 +27,13 @@ def error(cause: str, cure: str) -> None:
         console.print(Text.assemble((label, style), " ", " ".join(text.split())), soft_wrap=True)
 
 
-def short_count(value: float) -> str:
+def short_count(value: float, digits: int = 3) -> str:
     """Three digits and a letter: 12345 -> 12.3k."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         # 0.9995: from there on %.3g rounds up into the next letter.
         if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+            return f"{value / size:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
 
 
 def clock_time(seconds: float) -> str:

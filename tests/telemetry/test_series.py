@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt4moe.telemetry.charts import Axis, axis_number
+from gpt4moe.telemetry.charts import Axis, axis_labels, axis_number
 from gpt4moe.telemetry.series import points, smooth, thin
 from tests.telemetry.synthetic import uneven_load
 
@@ -53,6 +53,18 @@ def test_a_logarithmic_axis_places_decades_evenly() -> None:
     axis = Axis(0.1, 1000.0, 0.0, 400.0, log=True)
     assert [axis.place(v) for v in (0.1, 1.0, 10.0, 1000.0)] == pytest.approx([0, 100, 200, 400])
     assert {1.0, 10.0, 100.0} <= set(axis.ticks())
+
+
+def test_labels_of_one_axis_differ() -> None:
+    assert axis_labels([1.001e6, 1.002e6]) == ["1.001M", "1.002M"]
+    assert axis_labels([1e6, 2e6]) == ["1M", "2M"]
+    assert axis_labels([1.23e-4, 1.24e-4]) == ["1.23e-4", "1.24e-4"]
+    assert axis_labels([]) == []
+
+
+def test_steps_have_whole_ticks() -> None:
+    assert Axis(1, 3, 0, 100, whole=True).ticks() == [1, 2, 3]
+    assert all(tick == int(tick) for tick in Axis(1, 13, 0, 100, whole=True).ticks())
 
 
 def test_axis_numbers_are_short() -> None:
