@@ -6,7 +6,8 @@
   python tools/runs.py show first --json      all of it as JSON; times are seconds (since 1970 where they are dates)
 
 state     running, waiting (in the queue), finished, stopped (by a signal), failed (by an error), killed (it left no
-          word), damaged (metrics.jsonl), unknown (on a node that this one cannot ask)
+          word), damaged (metrics.jsonl), unknown (on a node that this one cannot ask); of a running one in brackets
+          the alerts of configs/dashboard.yaml that are on, such as no progress
 job       the Slurm job of the last start and its state there; "not in a queue" for runs without Slurm
 ETA       at the pace of the last start, evaluations and checkpoints included
 goodput   seconds of the steps that count over wall time since the first submission; `show` says where the rest went

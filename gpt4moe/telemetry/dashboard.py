@@ -3,6 +3,7 @@
 YAML --read_dashboard--> Dashboard(sections of panels, alerts): every name is one of telemetry/metrics.py METRICS
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -11,12 +12,14 @@ from typing import Any, NoReturn
 
 import yaml
 
-from gpt4moe.config.load import CONFIG_FOLDER
 from gpt4moe.errors import ConfigError
 from gpt4moe.telemetry.alerts import RULES, Alert, Rule, Stalled
 from gpt4moe.telemetry.metrics import METRICS, Parts, metric_of
 
-DASHBOARD_FILE = CONFIG_FOLDER / "dashboard.yaml"
+logger = logging.getLogger(__name__)
+
+# Not by config.load, which imports Hydra: a list of runs reads this too.
+DASHBOARD_FILE = Path(__file__).resolve().parents[2] / "configs" / "dashboard.yaml"
 
 
 class Scale(str, Enum):
@@ -69,6 +72,20 @@ def read_dashboard(file: Path | str | None = None) -> Dashboard:
         sections=reader.each(top["sections"], "sections", reader.section),
         alerts=reader.each(top["alerts"], "alerts", reader.alert),
     )
+
+
+def dashboard_of(run_folder: Path) -> Dashboard:
+    """Of a run's last start, as its file is now; the shipped one where that is gone or wrong: a run outlives it."""
+    starts = sorted((run_folder / "starts").glob("*.yaml"))
+    config = yaml.safe_load(starts[-1].read_text())["config"] if starts else {}
+    file = config.get("tracking", {}).get("dashboard")
+    try:
+        return read_dashboard(file)
+    except ConfigError as error:
+        if file is None:
+            raise
+        logger.warning("%s The shipped dashboard is taken.", error.cause)
+        return read_dashboard()
 
 
 @dataclass(frozen=True, slots=True)

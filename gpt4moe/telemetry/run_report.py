@@ -12,7 +12,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
 from gpt4moe.telemetry.balance import ExpertLoad
-from gpt4moe.telemetry.dashboard import read_dashboard
+from gpt4moe.telemetry.dashboard import dashboard_of
 from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
 from gpt4moe.telemetry.goodput import goodput
 from gpt4moe.telemetry.load_history import LoadHistory, LoadWindow
@@ -64,18 +64,12 @@ def write_run_report(
             wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
             account=goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events)),
             starts=starts,
-            sections=read_dashboard(_dashboard_file(records_of_starts)).sections,
+            sections=dashboard_of(run_folder).sections,
             alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
             samples=samples,
         ),
     )
     return path
-
-
-def _dashboard_file(starts: Sequence[dict[str, Any]]) -> str | None:
-    """Of the last start, while it is there: a report outlives files beside the run."""
-    file = starts[-1]["config"]["tracking"].get("dashboard") if starts else None
-    return file if file is not None and Path(file).is_file() else None
 
 
 def _start(record: dict[str, Any]) -> RunStart:

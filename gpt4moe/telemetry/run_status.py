@@ -8,7 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import yaml
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.telemetry import slurm_queue
+from gpt4moe.telemetry.alerts import Told, standing
+from gpt4moe.telemetry.dashboard import dashboard_of
 from gpt4moe.telemetry.events_log import EVENTS_FILE, Event, last_sign_of_life, own_events, read_events
 from gpt4moe.telemetry.goodput import Goodput, goodput
 from gpt4moe.telemetry.metrics import Record
@@ -51,6 +53,8 @@ class RunStatus:
     last_seen: float | None = None
     """Seconds since 1970 of the last step or event."""
     account: Goodput | None = None
+    alerts: list[Told] = field(default_factory=list)
+    """What is wrong now with a run that is running."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -135,6 +139,7 @@ def _status(folder: Path, events: list[Event], job: int | None, job_state: str |
         eta_seconds=_eta(events, records, seen, total) if state in ("running", "waiting") else None,
         restarts=max(0, (len(starts) or len(list(folder.glob("starts/*.yaml")))) - 1),
         last_seen=seen or None,
+        alerts=_alerts(folder, events, records, now) if is_alive else [],
         account=goodput(
             events, records, last_sign_of_life=now if is_alive else seen, is_running=is_alive,
             waiting_until=now if state == "waiting" else None,
@@ -160,6 +165,12 @@ def _state(folder: Path, events: list[Event], job_state: str | None, *, is_done:
     # Without a word of Slurm, a process of another node may live or not.
     is_elsewhere = found is not None and found[1] != os.uname().nodename and job_state is None
     return ("unknown", f"on {found[1]}") if found and is_elsewhere else ("killed", "")
+
+
+def _alerts(folder: Path, events: list[Event], records: list[Record], now: float) -> list[Told]:
+    # An alert is a sign of life of the process, not of its progress.
+    seen = last_sign_of_life(folder, [event for event in events if event["event"] != "alert"])
+    return standing(dashboard_of(folder).alerts, records, now - seen)
 
 
 def _speed(records: list[Record]) -> float | None:

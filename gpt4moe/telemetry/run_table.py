@@ -40,7 +40,7 @@ def runs_table(runs: Sequence[RunStatus], now: float) -> Table:
     for run in runs:
         table.add_row(
             Text(run.name, style="bold"),
-            Text(f"{run.state} {run.why}".strip(), style=STATES[run.state]),
+            Text(f"{run.state} {run.why}".strip(), style=STATES[run.state]).append(_alerts(run), style="bold red"),
             job_text(run),
             f"{run.step:,}/{run.total_steps:,}" if run.total_steps is not None else f"{run.step:,}",
             _NONE if run.loss is None else f"{run.loss:.4f}",
@@ -70,6 +70,8 @@ def job_text(run: RunStatus) -> str:
 def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     """One run: its line, its seconds by cause, its starts."""
     yield runs_table([run], now)
+    for alert in run.alerts:
+        yield Text(f"alert: {alert.name}: {alert.text}", style="bold red")
     yield ""
     if run.account is None:
         yield "No events.jsonl: nothing is known of its starts and its lost time."
@@ -77,6 +79,10 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     yield _causes(run.account)
     yield ""
     yield _starts(run.account)
+
+
+def _alerts(run: RunStatus) -> str:
+    return f" ({', '.join(alert.name for alert in run.alerts)})" if run.alerts else ""
 
 
 def _causes(account: Goodput) -> Table:

@@ -113,6 +113,23 @@ def test_the_queue_knows_better(line: str, state: str, job_state: str | None, tm
         assert found.account is not None and found.account.seconds["queue"] == pytest.approx(79.0)
 
 
+def test_a_running_run_without_steps_is_told_and_one_that_has_ended_is_not(tmp_path: Path, no_slurm: Path) -> None:
+    command(no_slurm / "squeue", "12|RUNNING|None")
+    folder = a_run(tmp_path / "x", job=12)
+    (early,) = statuses([folder], now=NOW)
+    assert early.alerts == []  # no step for 79 s
+    with EventsLog(folder / "events.jsonl") as log:
+        log.write("alert", at=NOW + 500, step=4, name="no progress", text="told by the run itself")
+    (late,) = statuses([folder], now=NOW + 501)
+    (told,) = late.alerts
+    assert told.name == "no progress" and told.text.startswith("step_seconds: no step for 0:09:40")
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(runs_table([late], NOW + 501))
+    assert "running (no progress)" in stream.getvalue()
+    command(no_slurm / "squeue", "12|FAILED|None")
+    assert statuses([folder], now=NOW + 501)[0].alerts == []
+
+
 def test_a_job_that_has_left_the_queue_is_looked_up_in_the_accounts(tmp_path: Path, no_slurm: Path) -> None:
     command(no_slurm / "squeue")
     command(no_slurm / "sacct", "12|CANCELLED by 1000", "12.batch|CANCELLED")
