@@ -12,6 +12,7 @@
     run_table.py     runs and one run's account as terminal tables
     console.py       live progress on a terminal, single lines elsewhere; the two-line error
     wandb_run.py     embassy: wandb, one run over all restarts
+    wandb_mark.py    the last step that wandb has
     pace.py          how fast steps go by, time left
     dashboard.py     configs/dashboard.yaml: panels and alerts, checked
     alerts.py        rules over a metric's values; which alerts are on

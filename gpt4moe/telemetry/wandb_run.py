@@ -1,7 +1,7 @@
 """Embassy to wandb: one wandb run over all starts of a training run, and never a reason to stop.
 
     <run folder>/wandb_id.txt    the wandb run's id, made at the first start, and the run's name
-    <run folder>/wandb_step.txt  the last step sent: a redone step is not sent again
+    <run folder>/wandb_step.txt  the high-water mark (wandb_mark.py): a redone step is not sent again
     <run folder>/wandb/          wandb's own files; `wandb sync` uploads those of offline starts
 
 A run folder copied and started under a new name (run.name) is a fork: another id, no step sent yet. A new run from
@@ -10,10 +10,13 @@ checkpoint.load has a folder, and so an id, of its own.
 The only file that imports wandb, when a run starts: the import costs a second, and a run without tracking none.
 """
 
+import json
 import logging
 import netrc
 import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.metrics import Number
+from gpt4moe.telemetry.wandb_mark import STEP_FILE, WandbMark
 
 if TYPE_CHECKING:
     import wandb
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id.txt"
-STEP_FILE = "wandb_step.txt"
 # A dead network may cost a start and an end of a run this long each, no more. Normally both take a few seconds.
 NETWORK_SECONDS = 30.0
 
@@ -79,8 +82,7 @@ class WandbRun:
         self.run: wandb.Run | None = None
         self.wandb_id: str | None = None
         self.run_folder = run_folder
-        self._step_file = run_folder / STEP_FILE
-        self.last_sent_step = 0
+        self.mark = WandbMark(run_folder / STEP_FILE)
 
     @classmethod
     def start(cls, tracking: TrackingConfig, run_folder: Path, run_name: str, config: Mapping[str, Any]) -> Self:
@@ -97,11 +99,10 @@ class WandbRun:
     def log(self, record: Mapping[str, Number]) -> None:
         """Send one step, unless it or a later one was sent before; so it may be fed the whole metrics.jsonl again."""
         run, step = self.run, int(record["step"])
-        if run is None or step <= self.last_sent_step:
+        if run is None or step <= self.mark.sent:
             return
-        # The mark goes first: a kill in between loses a step here (metrics.jsonl has it), it never sends one twice.
-        self.last_sent_step = step
-        self._attempt("log", lambda: self._mark(step))
+        # The mark goes first: a kill in between never sends a step twice.
+        self._attempt("log", lambda: self.mark.advance(step))
         self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
 
     def alert(self, title: str, text: str) -> None:
@@ -116,6 +117,8 @@ class WandbRun:
         run = self.run
         if run is not None:
             self._attempt("finish", lambda: run.finish(exit_code=exit_code))
+        if self.run is not None:
+            self._attempt("finish", self.mark.finish)
         self.run = None
 
     def sync_command(self) -> str | None:
@@ -123,11 +126,6 @@ class WandbRun:
         if self.wandb_id is None or not offline_folders(self.run_folder, self.wandb_id):
             return None
         return f"wandb sync {self.run_folder}/wandb/offline-run-*-{self.wandb_id}"
-
-    def read_mark(self) -> None:
-        """Learn from the run folder which steps are sent already."""
-        if self._step_file.exists():
-            self.last_sent_step = int(self._step_file.read_text().strip() or 0)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         try:
@@ -139,7 +137,7 @@ class WandbRun:
 
     def _open(self, tracking: TrackingConfig, run_folder: Path, run_name: str, config: dict[str, Any]) -> None:
         self.wandb_id = wandb_id = run_id(run_folder, run_name)
-        self.read_mark()
+        self.mark = WandbMark.read(run_folder)
         # Read at wandb's import: its crash reports are network calls.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
@@ -167,15 +165,34 @@ class WandbRun:
             logger.warning("wandb: online failed, going offline: %s", _one_line(error))
             # Its service still holds the run's id.
             wandb.teardown()
-            self.run = connect("offline")
+            mode = "offline"
+            self.run = connect(mode)
+        if not self.mark.is_sure:
+            self._settle(mode == "online")
+        self.mark.begin(Path(self.run.settings.sync_dir).name)
 
-    def _mark(self, step: int) -> None:
-        # In place and of one width: cheap enough for every step, and a kill leaves the old number or the new one.
-        file = os.open(self._step_file, os.O_WRONLY | os.O_CREAT, 0o644)
-        try:
-            os.pwrite(file, b"%012d\n" % step, 0)
-        finally:
-            os.close(file)
+    def _settle(self, is_online: bool) -> None:
+        """After a start that was not finished: learn what wandb has of the steps it sent."""
+        assert self.run is not None
+        if self.mark.start.startswith("offline-"):
+            found = stored_step(self.run_folder / "wandb" / self.mark.start)
+        else:  # only the server knows; it may be asked when this start is online too
+            found = self.run.starting_step - 1 if is_online else None
+        if found is None:
+            logger.warning("wandb: unknown what it has of steps %d to %d", self.mark.kept + 1, self.mark.sent)
+        self.mark.settle(self.mark.sent if found is None else found)
+
+
+def stored_step(folder: Path) -> int | None:
+    """The last step in wandb's file of an offline start, 0 for none; None when that cannot be told."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, timeout=2 * NETWORK_SECONDS, check=True, stdin=subprocess.DEVNULL
+        )
+        return int(json.loads(answer.stdout)["step"] or 0)
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return None
 
 
 def _one_line(error: Exception) -> str:

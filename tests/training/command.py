@@ -62,9 +62,10 @@ def train(
 
 
 def outside() -> Variables:
-    """This process's variables without those of a launcher around the tests."""
-    launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", *launcher))}
+    """This process's variables without those of a launcher around the tests, and of a wandb service that an earlier
+    test left: it would outlive a rank that is killed."""
+    foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_SERVICE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", *foreign))}
 
 
 def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:

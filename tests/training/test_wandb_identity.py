@@ -1,5 +1,8 @@
 """One wandb run over the restarts of a run, another for each fork; and offline means offline."""
 
+import io
+import logging
+import os
 import re
 import shutil
 import signal
@@ -10,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.telemetry import wandb_run
+from gpt4moe.telemetry.wandb_mark import WandbMark
 from gpt4moe.telemetry.wandb_run import WandbRun
 from tests.spawn import run_ranks
-from tests.training.command import SMALL, Ended, Event, Variables, metrics, run_rank
+from tests.training.command import SMALL, Ended, Event, Variables, metrics, outside, run_rank
 
 FOUR = ("training.steps=4", "checkpoint.every=2", "tracking.wandb=offline")
 
@@ -82,7 +87,7 @@ def test_restarts_are_one_wandb_run_forks_are_others_and_nothing_asks_the_networ
     with trap() as proxy:
         with pytest.raises(AssertionError, match="died"):
             train(a, proxy=proxy, events=(Event(after_step=3, sent=signal.SIGKILL),))
-        assert (a / "wandb_step.txt").read_text() == "000000000003\n"
+        assert WandbMark.read(a).sent == 3
         resumed = train(a, "parallel.tp=2", ranks=2, proxy=proxy)
         shutil.copytree(a, b)
         copied = train(b, "training.steps=5", proxy=proxy)
@@ -100,9 +105,7 @@ def test_restarts_are_one_wandb_run_forks_are_others_and_nothing_asks_the_networ
     assert "is a fork of it" in copied.out
     for ended, folder, wandb_id in ((resumed, a, own), (copied, b, copy_id), (loaded, c, loaded_id)):
         assert f"wandb sync {folder}/wandb/offline-run-*-{wandb_id}\n" in ended.out
-    assert all(
-        (path / "wandb_step.txt").read_text().strip("0\n") == last for path, last in ((a, "4"), (b, "5"), (c, "5"))
-    )
+    assert [WandbMark.read(path).sent for path in (a, b, c)] == [4, 5, 5]
     assert re.fullmatch(r"[a-z0-9]{8}", own)
 
 
@@ -121,6 +124,8 @@ def sent_steps(environment: Environment, arguments: list[str], variables: Variab
     import wandb
 
     class Listener:
+        settings = SimpleNamespace(sync_dir="/x/wandb/offline-run-1-a")
+
         def __init__(self) -> None:
             self.steps: list[int] = []
 
@@ -136,17 +141,24 @@ def sent_steps(environment: Environment, arguments: list[str], variables: Variab
     return listener.steps
 
 
-def test_an_unreachable_server_is_asked_and_then_tracking_goes_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreachable_server_is_asked_and_then_tracking_goes_offline(tmp_path: Path) -> None:
     """Also shows that the trap above catches what it should."""
-    monkeypatch.setattr(wandb_run, "NETWORK_SECONDS", 1.0)
     with trap() as proxy:
-        for name, value in {**proxy.variables, "WANDB_API_KEY": "0" * 40}.items():
-            monkeypatch.setenv(name, value)
-        tracker = WandbRun.start(TrackingConfig(wandb=WandbMode.online), tmp_path, "n", {})
-        tracker.log({"step": 1, "loss": 1.0})
-        tracker.finish()
+        ((wandb_id, said),) = run_ranks(1, online, tmp_path, {**proxy.variables, "WANDB_API_KEY": "0" * 40})
     assert any(b"wandb.invalid" in asked for asked in proxy.asked)
-    assert "going offline" in caplog.text
-    assert ids(tmp_path) == [tracker.wandb_id]
+    assert "going offline" in said
+    assert ids(tmp_path) == [wandb_id]
+
+
+def online(environment: Environment, folder: Path, variables: Variables) -> tuple[str | None, str]:
+    """One step sent online, in a process of its own: its id and what it warned of."""
+    said = io.StringIO()
+    logging.getLogger("gpt4moe").addHandler(logging.StreamHandler(said))
+    kept = outside()
+    os.environ.clear()
+    os.environ.update({**kept, **variables})
+    wandb_run.NETWORK_SECONDS = 1.0
+    tracker = WandbRun.start(TrackingConfig(wandb=WandbMode.online), folder, "n", {})
+    tracker.log({"step": 1, "loss": 1.0})
+    tracker.finish()
+    return tracker.wandb_id, said.getvalue()
