@@ -45,7 +45,7 @@ class Efficiency:
 
 
 _BRIDGE = Efficiency(
-    matrix=0.65, exposed=0.09, copy_passes=5.1, moe_layer_seconds=1.7e-3, one_copy_per_domain=True, gradient_bytes=2
+    matrix=0.65, exposed=0.071, copy_passes=5.4, moe_layer_seconds=1.47e-3, one_copy_per_domain=True, gradient_bytes=2
 )
 PROFILES: dict[str, Efficiency] = {
     # Unfused attention: scores written; softmax reads and writes; dropout reads, writes, masks; read: 6.5 passes.
