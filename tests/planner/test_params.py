@@ -1,5 +1,8 @@
 """Parameters: the planner's table against built models, tensor by tensor, and against what was reported of GPT-4."""
 
+from functools import cache
+from typing import Any
+
 import pytest
 
 from gpt4moe.config.load import CONFIG_FOLDER, load_run_config
@@ -14,6 +17,8 @@ from gpt4moe.planner.tensors import Spread, model_tensors
 from tests.spawn import run_ranks
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+BUILDABLE = ("mixtral_8x7b", "mixtral_8x22b", "qwen3_30b_a3b", "qwen3_235b_a22b", "llama3_405b")
+"""Published models that the trainer builds, whole, on one rank of the meta device."""
 SMALL = (
     "+experiment=tiny", "data=mock", "model.num_layers=4", "model.hidden_size=64", "model.vocab_size=96",
     "model.seq_length=16",
@@ -21,6 +26,7 @@ SMALL = (
 # Overrides and ranks: every key that changes a tensor, and every degree that cuts one.
 CASES: dict[str, tuple[tuple[str, ...], int]] = {
     **{name: ((f"+experiment={name}",), 0) for name in EXPERIMENTS},
+    **{name: (("+experiment=tiny", f"model={name}"), 1) for name in BUILDABLE},
     "dense between": ((*SMALL, "model.moe.layer_pattern=[0,1,1,0]", "model.ffn_hidden_size=48"), 1),
     "dense": ((*SMALL, "model=dense_tiny", "parallel.tp=2"), 2),
     "heads": ((*SMALL, "model.num_attention_heads=8", "model.num_query_groups=4", "model.head_dim=6",
@@ -32,13 +38,19 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
 }  # fmt: skip
 
 
-def _built_tensors(environment: Environment, overrides: tuple[str, ...], world_size: int) -> list[list[list[tuple]]]:  # type: ignore[type-arg]
-    """(logical name, global shape, local elements) of each tensor of each chunk, for one rank of each stage."""
+def _built_tensors(environment: Environment) -> dict[str, list[Any]]:
+    """Of every case: (logical name, global shape, local elements) of each tensor of each chunk, for one rank of each
+    stage."""
+    return {name: _built_stages(*case) for name, case in CASES.items()}
+
+
+def _built_stages(overrides: tuple[str, ...], world_size: int) -> list[Any]:
     from gpt4moe.model.gpt import build_model
     from gpt4moe.model.parameters import shards
     from gpt4moe.parallel.meta_device import pretended_rank
 
     run = load_run_config([*overrides, "run.name=count"])
+    world_size = world_size or _least_world(run.parallel)
     answers = []
     for stage in range(run.parallel.pp):
         rank = (stage + 1) * (world_size // run.parallel.pp) - 1
@@ -50,14 +62,18 @@ def _built_tensors(environment: Environment, overrides: tuple[str, ...], world_s
     return answers
 
 
+@cache
+def built_cases() -> dict[str, list[Any]]:
+    (built,) = run_ranks(1, _built_tensors)
+    return built
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_planner_knows_every_tensor_of_every_rank_that_the_trainer_builds(name: str) -> None:
-    overrides, world_size = CASES[name]
-    run = load_run_config([*overrides, "run.name=count"])
+    run = load_run_config([*CASES[name][0], "run.name=count"])
     model, parallel = run.model, run.parallel
-    (built,) = run_ranks(1, _built_tensors, overrides, world_size or _least_world(parallel))
     counted = {}
-    for stage, chunks in enumerate(built):
+    for stage, chunks in enumerate(built_cases()[name]):
         planned = chunk_tensors(model, parallel, stage)
         for chunk, tensors in zip(chunks, planned, strict=True):
             assert [(t.name, t.shape, t.local_size(parallel)) for t in tensors] == chunk
