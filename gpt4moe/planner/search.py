@@ -29,6 +29,8 @@ from gpt4moe.planner.step_time import heaviest_stage, step_time
 
 MOST_CHECKS = 40
 """Layouts whose memory is worked out exactly before the search gives up."""
+MOST_COUNTS = 4
+"""Device counts that a budget's search compares."""
 EXPERT_CUTS = (2, 4, 8)
 """Of etp, above 1."""
 MICRO_BATCHES = (1, 2, 4, 8)
@@ -55,9 +57,10 @@ def search(plan: PlanConfig) -> Search:
 
     Raises: LayoutError where none is legal or none fits; ConfigError where a price is missing.
     """
-    gpus = plan.gpus or _affordable(plan) or world_of(plan)
+    most = None if plan.gpus else _affordable(plan)
+    gpus = plan.gpus or most or world_of(plan)
+    gpus, legal, timed = _well_spent(plan, most) if most else (gpus, *_timed(plan, gpus))
     plan = replace(plan, gpus=gpus)
-    legal, timed = _timed(plan, gpus)
     if not legal:
         raise LayoutError(
             f"No layout of {plan.model.name} on {gpus} devices is legal with training.global_batch_size="
@@ -67,7 +70,7 @@ def search(plan: PlanConfig) -> Search:
         )
     found: list[Estimate] = []
     for _, _, candidate in timed[:MOST_CHECKS]:
-        result = estimate(candidate)
+        result = estimate(replace(candidate, gpus=gpus))
         if result.headroom_bytes >= 0:
             found.append(result)
         if len(found) == plan.top:
@@ -82,13 +85,16 @@ def search(plan: PlanConfig) -> Search:
     return Search(found=found, legal=legal, fits_at_a_glance=len(timed), gpus=gpus, tokens=_tokens(plan, found[0]))
 
 
-def _timed(plan: PlanConfig, gpus: int) -> tuple[int, list[tuple[float, int, PlanConfig]]]:
+_Timed = list[tuple[float, int, PlanConfig]]
+
+
+def _timed(plan: PlanConfig, gpus: int) -> tuple[int, _Timed]:
     """(how many are legal; those that can fit as seconds of a step, a number, the plan: the fastest first)"""
     kinds, legal = layer_kinds(plan.model), 0
     reserve = 0 if plan.cluster.name == "cpu" else CONTEXT_BYTES
     owned = 0 if plan.engine.offload_optimizer else STATE_BYTES
     look = _QuickLook(plan.cluster.memory_bytes - reserve, gpus, owned)
-    timed: list[tuple[float, int, PlanConfig]] = []
+    timed: _Timed = []
     again = [r for r in RECOMPUTATIONS if r is not Recompute.moe or plan.model.moe is not None]
     for parallel in layouts(plan, gpus):
         trainings = list(_legal_trainings(plan, parallel, gpus))
@@ -193,6 +199,20 @@ class _QuickLook:
         live = 1 + warmup_forwards(0, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches)
         held = live * self.layers[key] * (len(kinds) // (cut.pp * cut.vpp))
         return self.states(timed_work(plan, kinds)) + (1 + FRAGMENTATION) * held < self.limit
+
+
+def _well_spent(plan: PlanConfig, most: int) -> tuple[int, int, _Timed]:
+    """The device count with the fastest step, and what _timed says of it: most large counts have awkward divisors, so
+    it is seldom the most that the budget rents. Looks at the first few with a layout that can fit, up to a tenth less.
+    """
+    seen: list[tuple[int, int, _Timed]] = []
+    for gpus in range(most, max(8, int(0.9 * most)) - 1, -8):
+        legal, timed = _timed(plan, gpus)
+        if timed:
+            seen.append((gpus, legal, timed))
+        if len(seen) == MOST_COUNTS:
+            break
+    return min(seen, key=lambda one: one[2][0][0]) if seen else (most, *_timed(plan, most))
 
 
 def _affordable(plan: PlanConfig) -> int | None:

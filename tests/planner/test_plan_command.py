@@ -130,6 +130,15 @@ def test_a_budget_buys_devices_and_tokens() -> None:
     assert result["tokens"] == pytest.approx(best["time"]["tokens_per_second"] * seconds, rel=0.05)
 
 
+def test_what_63_million_dollars_train_in_95_days_is_gpt4_on_its_devices() -> None:
+    """The money rents 25,112, which no layout divides well; the search comes to the devices of the report."""
+    plan = plan_of("+experiment=gpt4", "search=true")
+    plan.budget_usd, plan.days = 63e6, 95.0
+    result = search(plan)
+    assert result.gpus == 24960
+    assert result.tokens is not None and 11e12 < result.tokens < 14e12
+
+
 def test_a_model_that_fits_nowhere_is_refused_with_what_would_help() -> None:
     plan = plan_of("+experiment=gpt4", "gpus=64", "training.global_batch_size=64", "search=true")
     with pytest.raises(Gpt4MoeError, match="fits") as caught:
