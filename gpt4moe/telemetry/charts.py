@@ -19,7 +19,8 @@ SIZE, WIDE_SIZE = (540.0, 250.0), (1100.0, 360.0)
 LEFT, RIGHT_GAP, TOP, BOTTOM_GAP = 50.0, 14.0, 14.0, 40.0
 LABEL = 7.0
 """Width of a digit of the axes' numbers."""
-MAX_POINTS = 600
+MAX_POINTS, MAX_WIDE_POINTS = 300, 600
+COLOURS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,14 +92,16 @@ def value_axis(values: Sequence[float], bottom: float, *, log: bool) -> Axis:
     low, high = min(values), max(values)
     if log and low > 0:
         return Axis(low / 1.15, high * 1.15, bottom, TOP, log=True)
-    air = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    # What differs by rounding alone is flat.
+    air = (high - low) * 0.06 if high - low > 1e-9 * abs(high) else abs(high) * 0.1 or 1.0
     # What cannot be negative gets no axis below zero.
     return Axis(max(low - air, 0.0) if low >= 0 else low - air, high + air, bottom, TOP)
 
 
 def line_chart(chart: Chart) -> str:
     """The chart as <figure>; with a plain sentence in place of the picture when there is nothing to draw."""
-    series = [Series(name=s.name, points=thin(s.points, MAX_POINTS), look=s.look) for s in chart.series if s.points]
+    limit = MAX_WIDE_POINTS if chart.is_wide else MAX_POINTS
+    series = [Series(name=s.name, points=thin(s.points, limit), look=s.look) for s in chart.series if s.points]
     heading = f'<h3>{escape(chart.title)} <span class="unit">{escape(chart.unit)}</span></h3>'
     look = "chart wide" if chart.is_wide else "chart"
     if not series:
@@ -110,8 +113,8 @@ def line_chart(chart: Chart) -> str:
     left = max(LEFT, 14 + LABEL * max((len(label) for label in axis_labels(y_axis.ticks())), default=0))
     x_axis = Axis(min(steps), max(max(steps), min(steps) + 1), left, width - RIGHT_GAP, whole=True)
     parts = _grid(x_axis, y_axis) + _marks(chart.marks, x_axis, y_axis) + _levels(chart.levels, x_axis, y_axis)
-    for index, s in enumerate(series, start=chart.first_colour):
-        parts.extend(_curve(s, x_axis, y_axis, index))
+    for index, s in enumerate(series):
+        parts.extend(_curve(s, x_axis, y_axis, _colour(index, chart.first_colour)))
     label = f"{chart.title} over steps"
     legend = _legend(series, chart.first_colour)
     return (
@@ -163,12 +166,17 @@ def _marks(marks: Mapping[str, float], x_axis: Axis, y_axis: Axis) -> list[str]:
     return parts
 
 
-def _curve(series: Series, x_axis: Axis, y_axis: Axis, index: int) -> list[str]:
+def _colour(index: int, first: int) -> int:
+    """c0 to c9, then from c1 again."""
+    return first + index if first + index <= COLOURS else (first + index - 1) % COLOURS + 1
+
+
+def _curve(series: Series, x_axis: Axis, y_axis: Axis, colour: int) -> list[str]:
     places = [(x_axis.place(x), y_axis.place(y)) for x, y in series.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts = [f'<polyline class="{series.look} c{index}" points="{path}"/>']
+    parts = [f'<polyline class="{series.look} c{colour}" points="{path}"/>']
     if series.look == "dots" or len(places) == 1:
-        parts.extend(f'<circle class="dot c{index}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places)
+        parts.extend(f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places)
     return parts
 
 
@@ -176,8 +184,8 @@ def _legend(series: Sequence[Series], first_colour: int) -> str:
     if len(series) < 2:
         return ""
     keys = "".join(
-        f'<span class="key {s.look} c{colour}">{escape(s.name)}</span>'
-        for colour, s in enumerate(series, start=first_colour)
+        f'<span class="key {s.look} c{_colour(index, first_colour)}">{escape(s.name)}</span>'
+        for index, s in enumerate(series)
     )
     return f'<div class="legend">{keys}</div>'
 

@@ -14,7 +14,6 @@ NOISY_POINTS = 300
 CALM = ("learning_rate", "dead_experts", "device_hours", "cost_usd", "peak_memory_bytes", "consumed_tokens")
 # With fewer points than this share of the steps, a metric is one of some steps only: a dot each.
 SPARSE = 0.5
-COLOURS = 9
 
 
 def panel_charts(
@@ -33,11 +32,13 @@ def panel_charts(
         curves = {name: curve for name, curve in curves.items() if curve}
         if not curves:
             continue
-        series = _series(panel, curves, len(records))
+        dense = _dense(curves, len(records))
+        series = _series(panel, curves, dense)
+        note = ", smoothed" if len(dense) > 1 and _is_noisy(panel, curves) else ""
         charts.append(
             Chart(
                 title=panel.title,
-                unit=panel.unit.replace("/token", " per token"),
+                unit=panel.unit.replace("/token", " per token") + note,
                 series=series,
                 levels=levels if "loss" in panel.metrics else {},
                 marks=marks if panel.wide else {},
@@ -52,25 +53,32 @@ def panel_charts(
 def _named(wanted: str, names: Sequence[str]) -> list[str]:
     """The names of a record that a panel's metric means; of layers, in their order."""
     if wanted.endswith("/*"):
-        return sorted(name for name in names if name.startswith(wanted[:-1]))[:COLOURS]
+        return sorted(name for name in names if name.startswith(wanted[:-1]))
     return [name for name in names if name == wanted]
 
 
-def _series(panel: Panel, curves: Mapping[str, Sequence[Point]], num_steps: int) -> list[Series]:
-    dense = [name for name, curve in curves.items() if len(curve) >= SPARSE * num_steps]
+def _dense(curves: Mapping[str, Sequence[Point]], num_steps: int) -> list[str]:
+    return [name for name, curve in curves.items() if len(curve) >= SPARSE * num_steps or len(curve) > NOISY_POINTS]
+
+
+def _is_noisy(panel: Panel, curves: Mapping[str, Sequence[Point]]) -> bool:
+    return panel.smooth or any(len(curve) > NOISY_POINTS and name not in CALM for name, curve in curves.items())
+
+
+def _series(panel: Panel, curves: Mapping[str, Sequence[Point]], dense: Sequence[str]) -> list[Series]:
     series = []
     for name, curve in curves.items():
         label = name.partition("/")[2] or name
-        noisy = panel.smooth or (len(curve) > NOISY_POINTS and name not in CALM)
-        if name not in dense and len(curve) <= NOISY_POINTS:
+        if name not in dense:
             series.append(Series(name=label, points=curve, look="dots"))
-        elif not noisy:
+        elif not _is_noisy(panel, curves):
             series.append(Series(name=label, points=curve))
         else:
+            smoothed = smooth(curve, smoothing_span(len(curve)))
             if dense == [name]:
                 series.append(Series(name=label, points=curve, look="raw"))
-            smoothed = smooth(curve, smoothing_span(len(curve)))
-            series.append(Series(name=f"{label}, smoothed", points=smoothed))
+                label += ", smoothed"
+            series.append(Series(name=label, points=smoothed))
     return series
 
 
