@@ -70,7 +70,7 @@ def test_dp_micro_batch_and_pp_change_at_once(tmp_path: Path) -> None:
         (LAYOUTS["pp4"], ("training.micro_batch_size=2",)),
         (LAYOUTS["dp3"], ("training.micro_batch_size=4",)),
         (LAYOUTS["pp2-dp2-ep2"], ("training.micro_batch_size=1",)),
-        (FOUR_LAYERS["one"], ("training.micro_batch_size=8",)),
+        (FOUR_LAYERS["one"], ("training.micro_batch_size=6",)),
     ]
     hops = walk(layouts, NOTHING_POOLS, tmp_path)
     assert_goes_on(hops)
@@ -79,9 +79,9 @@ def test_dp_micro_batch_and_pp_change_at_once(tmp_path: Path) -> None:
 
 def test_more_virtual_stages_go_on_on_any_pipeline(tmp_path: Path) -> None:
     eight = LAYOUTS["pp4-vpp2"]
-    hops = walk([(eight, ()), (LAYOUTS["tp2-pp2-ep2"], ()), (LAYOUTS["pp2-vpp2"], ())], eight.model, tmp_path)
+    hops = walk([(eight, ()), (LAYOUTS["tp2-pp2-ep2"], ()), (LAYOUTS["pp2-vpp2"], ())], eight.shared, tmp_path)
     assert_goes_on(hops)
-    assert_losses_follow(hops, uninterrupted(3 * STEPS, eight.model))
+    assert_losses_follow(hops, uninterrupted(3 * STEPS, eight.shared))
 
 
 def test_context_parallel_and_expert_tensor_parallel_are_layouts_as_others_are(tmp_path: Path) -> None:
