@@ -1,5 +1,6 @@
 """Copies of one tensor stay equal to the bit, and what does not is named with its ranks."""
 
+from contextlib import nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +73,9 @@ def _callback(run: Any, engine: Any, groups: Any, step: int) -> tuple[str, int] 
     from gpt4moe.errors import Gpt4MoeError
     from gpt4moe.training.callbacks.replicas import Replicas
 
-    context = SimpleNamespace(run=run, engine=engine, groups=groups, state=SimpleNamespace(step=step))
+    context = SimpleNamespace(
+        run=run, engine=engine, groups=groups, state=SimpleNamespace(step=step), pause=lambda kind: nullcontext()
+    )
     try:
         Replicas().on_step(context, {}, None)  # type: ignore[arg-type]
     except Gpt4MoeError as error:
