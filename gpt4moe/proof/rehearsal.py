@@ -102,7 +102,7 @@ def roles(run: RunConfig, layout: Layout, fullest: list[int]) -> list[int]:
 
 def rehearse(
     run: RunConfig, world_size: int, out: Path, inference: tuple[int, int] | None,
-    on_start: Callable[[int], None], on_rank: Callable[[], None],
+    on_start: Callable[[int], None], on_rank: Callable[[], None], on_stage: Callable[[str], None] = lambda _: None,
 ) -> Rehearsal:  # fmt: skip
     """Builds every role and writes the hollow files.
 
@@ -111,6 +111,7 @@ def rehearse(
         inference: tp and pp of the serving ranks; None: GPT-4's reported 8 x 16, where it fits the model.
         on_start: is told the number of ranks to build.
         on_rank: is called after each.
+        on_stage: is told what is done after the last.
     Raises: LayoutError, ConfigError for a run that the trainer would refuse or another engine; ConversionError for an
         `inference` that does not fit; ConfigError when `out` cannot be written.
     """
@@ -132,10 +133,12 @@ def rehearse(
     problems += _byte_problems(run, layout, reports, planned)
     checkpoint, serving = None, None
     try:
+        on_stage(f"reading {world_size} checkpoint files back")
         commit(folder, _manifest(run, layout), world_size)
         checkpoint = _measured(folder)
         problems += _size_problems(run, checkpoint)
         if grid:
+            on_stage(f"cutting {grid[0] * grid[1]} inference files")
             serving = write_inference(folder, out / "inference", *grid)
             problems += serving.problems
     except CheckpointError as error:

@@ -75,12 +75,13 @@ def run(request: Request) -> int:
         rehearsal = rehearse(
             asked, request.ranks or world_of(asked), out, request.inference,
             on_start=lambda total: bar.update(task, total=total), on_rank=lambda: bar.advance(task),
+            on_stage=lambda words: bar.update(task, description=words),
         )  # fmt: skip
     seconds = time.monotonic() - started
     if request.as_json:
         sys.stdout.write(json.dumps(as_data(rehearsal, seconds), indent=1) + "\n")
     else:
-        show(rehearsal, seconds, Console(highlight=False, soft_wrap=True), kept=request.out is not None)
+        show(rehearsal, seconds, _console(), kept=request.out is not None)
     return 1 if rehearsal.problems else 0
 
 
@@ -120,7 +121,8 @@ def show(rehearsal: Rehearsal, seconds: float, console: Console, *, kept: bool) 
     """The rehearsal for people."""
     layout = rehearsal.layout
     console.print(f"{rehearsal.run.model.name}: {layout.describe()}")
-    table = Table("stage", "ranks built", "parameters", "weights", "gradients", "optimizer", "with activations")
+    sizes_of = ("weights", "gradients", "optimizer", "with activations")
+    table = Table("stage", "ranks built", "parameters", *(f"{what} [GB]" for what in sizes_of))
     for column in table.columns[2:]:
         column.justify = "right"
     for stage, planned in enumerate(rehearsal.planned):
@@ -129,7 +131,7 @@ def show(rehearsal: Rehearsal, seconds: float, console: Console, *, kept: bool) 
         sizes = (most.held.weights, most.held.gradients, most.held.optimizer, total_bytes(most.held, planned))
         ranks = f"{len(built)}: {built[0].rank} to {built[-1].rank}"
         table.add_row(str(stage), ranks, f"{most.parameters:,}", *(f"{size / 1e9:.3f}" for size in sizes))
-    console.print("the fullest rank built of each stage, GB:")
+    console.print("the fullest rank built of each stage:")
     console.print(table)
     for line in _lines(rehearsal, kept):
         console.print(line, markup=False)
@@ -168,6 +170,10 @@ def _lines(rehearsal: Rehearsal, kept: bool) -> list[str]:
     if kept and checkpoint:
         lines.append(f"written without data: {checkpoint.folder.parents[1]}")
     return lines
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 def _progress() -> Progress:
