@@ -23,8 +23,8 @@ Event = dict[str, Any]
 EVENTS_FILE = "events.jsonl"
 
 EVENTS: dict[str, str] = {
-    "start": "the process began: run (its name), job, restart, submitted, job_started (as Slurm tells), ranks, layout, "
-    "total_steps, resumed_step; of the start before: last_sign_of_life, redone_steps, redone_seconds",
+    "start": "the process began: written (when told), run (its name), job, restart, submitted, job_started "
+    "(as Slurm tells), ranks, layout, total_steps, resumed_step; of the start before: last_sign_of_life, redone_steps, redone_seconds",
     "first_step": "the first step of a start is done: step, seconds",
     "checkpoint": "training waited for a checkpoint: step, seconds (of the copy alone, where a thread writes it)",
     "evaluation": "training waited for the loss on held-out text: step, seconds",
@@ -47,6 +47,11 @@ def read_events(path: Path) -> list[Event]:
         return []
     decoded = (_decoded(line) for line in lines)
     return [event for event in decoded if event is not None]
+
+
+def told_at(event: Event) -> float:
+    """When an event was written; a start's time is that of its process, seconds earlier."""
+    return float(event.get("written", event["time"]))
 
 
 def own_events(events: list[Event]) -> list[Event]:
@@ -79,7 +84,7 @@ def before_start(run_folder: Path, run_name: str, resumed_step: int) -> Event:
 
 def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
     """Seconds since 1970 of the last event, or of the last step where that is later."""
-    times = [event["time"] for event in events]
+    times = [told_at(event) for event in events]
     metrics = run_folder / METRICS_FILE
     if metrics.exists():
         times.append(metrics.stat().st_mtime)

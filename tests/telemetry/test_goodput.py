@@ -89,8 +89,8 @@ def test_a_running_run_counts_to_its_last_step_and_a_waiting_one_to_now() -> Non
 
 
 def test_a_start_that_never_made_a_step_was_start_up_alone() -> None:
-    second = start(205.0, 0, last_sign_of_life=111.0)
-    found = account([start(100.0), second], {}, last_sign_of_life=209.0)
+    second = start(205.0, 0, written=209.0, last_sign_of_life=111.0)
+    found = account([start(100.0, written=111.0), second], {})
     assert lost(found) == {"start_up": 11.0 + 4.0, "down": 94.0}
     assert found.share == 0.0
 

@@ -6,6 +6,7 @@ after all others have closed (on_exit runs in reverse order).
 
 import os
 import sys
+import time
 
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry import slurm_queue
@@ -30,6 +31,7 @@ class Events(Callback):
         context.events.write(
             "start",
             at=process_began("self"),
+            written=time.time(),
             run=run.run.name,
             job=int(job) if job.isdecimal() else None,
             restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
