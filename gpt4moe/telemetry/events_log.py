@@ -24,7 +24,8 @@ EVENTS_FILE = "events.jsonl"
 
 EVENTS: dict[str, str] = {
     "start": "the process began: written (when told), run (its name), job, restart, submitted, job_started "
-    "(as Slurm tells), ranks, layout, total_steps, resumed_step; of the start before: last_sign_of_life, redone_steps, redone_seconds",
+    "(as Slurm tells), ranks, layout, total_steps, resumed_step; of the start before: "
+    "last_sign_of_life, redone_steps, redone_seconds",
     "first_step": "the first step of a start is done: step, seconds",
     "checkpoint": "training waited for a checkpoint: step, seconds (of the copy alone, where a thread writes it)",
     "evaluation": "training waited for the loss on held-out text: step, seconds",
