@@ -52,7 +52,7 @@ def read_events(path: Path) -> list[Event]:
 
 def told_at(event: Event) -> float:
     """When an event was written; a start's time is that of its process, seconds earlier."""
-    return float(event.get("written", event["time"]))
+    return float(event["written"] if "written" in event else event["time"])
 
 
 def own_events(events: list[Event]) -> list[Event]:
