@@ -54,7 +54,7 @@ def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap,
         return write_file(path, pieces)
 
     writer.write_file = counted
-    return command._rank(environment, arguments, (), {})
+    return command.run_rank(environment, arguments, (), {})
 
 
 def _befall(mishap: Mishap) -> None:
