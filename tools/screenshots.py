@@ -1,6 +1,5 @@
 """Pictures of a run's report by headless Chromium, for a README: its head and curves, and its experts.
 
-examples:
   python tools/screenshots.py runs/tiny-4/report.html --out docs/images
 
 exit status: 0 good; 2 no such report, or no Chromium.
@@ -10,14 +9,19 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.telemetry.browser import Browser, find_program
 
-WIDTH = 1240
-SECTION_TOP = '[...document.querySelectorAll("h2")].find(it => it.textContent === "{title}")?.offsetTop'
+WIDTH, MAX_HEIGHT, GAP = 1120, 940, 20
+EXPERTS_TOP = '[...document.querySelectorAll("h2")].find(it => it.textContent === "Experts")?.offsetTop'
+
+# Of the last chart or card that ends before `end`: no chart is cut through.
+BOTTOM = (
+    'Math.max(...[...document.querySelectorAll("figure, .card")].map(it => it.getBoundingClientRect().bottom)'
+    ".filter(it => it <= {end}))"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,8 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where report*.png go")
     given = parser.parse_args(arguments)
     try:
-        for name, picture in pictures(given.report).items():
-            given.out.mkdir(parents=True, exist_ok=True)
+        shots = pictures(given.report)
+        given.out.mkdir(parents=True, exist_ok=True)
+        for name, picture in shots.items():
             file = given.out / name
             file.write_bytes(picture)
             sys.stdout.write(f"{file}  {len(picture) / 1000:.0f} kB\n")
@@ -45,11 +50,10 @@ def pictures(report: Path) -> dict[str, bytes]:
         raise LaunchError(f"{what}.", "Give the report of a run; have chromium on the PATH, or set CHROMIUM=/path.")
     with Browser(program, width=WIDTH) as browser:
         browser.open(report)
-        experts, speed = (browser.evaluate(SECTION_TOP.format(title=title)) for title in ("Experts", "Speed and cost"))
-        shots = {"report.png": browser.screenshot(height=experts or speed)}
-        if experts:
-            shots["report-experts.png"] = browser.screenshot(top=experts, height=speed and speed - experts)
-    return shots
+        experts = browser.evaluate(EXPERTS_TOP)
+        tops = {"report.png": 0} | ({"report-experts.png": experts - GAP} if experts else {})
+        bottoms = {top: browser.evaluate(BOTTOM.format(end=top + MAX_HEIGHT)) + GAP for top in tops.values()}
+        return {name: browser.screenshot(top=top, height=bottoms[top] - top) for name, top in tops.items()}
 
 
 if __name__ == "__main__":

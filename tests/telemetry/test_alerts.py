@@ -57,11 +57,11 @@ def test_a_loss_that_is_no_number_is_told_at_once() -> None:
     assert told(records) == [(2, "loss spike")]
 
 
-def test_experts_that_stay_dead_are_told_after_20_steps_and_again_when_they_died_again() -> None:
+def test_experts_that_stay_dead_are_told_after_50_steps_and_again_when_they_died_again() -> None:
     records = healthy()
-    for record in records[100:150] + records[200:250]:
+    for record in records[100:160] + records[200:260]:
         record["dead_experts"] = 2
-    assert told(records) == [(120, "dead experts"), (220, "dead experts")]
+    assert told(records) == [(150, "dead experts"), (250, "dead experts")]
 
 
 def test_a_lasting_drop_of_throughput_is_told_and_a_short_one_is_not() -> None:

@@ -1,5 +1,9 @@
 """report.html in headless Chromium: charts drawn, values under the pointer, no console error, no request."""
 
+import os
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.planner.pipeline import run_pipeline
 from gpt4moe.telemetry.browser import Browser, find_program
-from gpt4moe.telemetry.dashboard import read_dashboard
+from gpt4moe.telemetry.dashboard import DASHBOARD_FILE, read_dashboard
 from gpt4moe.telemetry.load_history import LoadWindow
 from gpt4moe.telemetry.metrics import METRICS, Parts, Record
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
@@ -128,3 +132,22 @@ def test_a_planted_error_and_a_planted_request_are_noticed(tmp_path: Path) -> No
         assert browser.requests == [planted.as_uri(), "http://127.0.0.1:1/a.png"]
         assert any("here" in error for error in browser.errors)
         assert any("nothing is not defined" in error for error in browser.errors)
+
+
+def test_the_tool_makes_pictures_or_refuses(page: Path, tmp_path: Path) -> None:
+    chromium = {"CHROMIUM": program()}
+    made = tool(str(page), "--out", str(tmp_path), **chromium)
+    assert made.returncode == 0, made.stderr
+    for name in ("report.png", "report-experts.png"):
+        picture = (tmp_path / name).read_bytes()
+        width, height = struct.unpack(">II", picture[16:24])  # of PNG's first chunk
+        assert picture.startswith(b"\x89PNG") and width == 1120 and 300 < height <= 960
+    refused = tool(str(tmp_path / "none.html"), "--out", str(tmp_path), **chromium)
+    assert refused.returncode == 2 and "none.html is not there" in refused.stderr
+
+
+def tool(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/screenshots.py", *arguments]
+    return subprocess.run(
+        command, cwd=DASHBOARD_FILE.parents[1], env=os.environ | variables, capture_output=True, text=True
+    )
