@@ -39,11 +39,26 @@ def outcome(
         base: what the run is before `overrides`.
     """
     phase = Phase(run=load_run_config([*base, *overrides]), steps=steps, descent=sgd)
-    answers = run_ranks(world_size, run_phases, [phase], starve_half if starve else None)
-    whole = assemble([phases[0] for phases in answers])
-    # Every rank reports the same numbers, every element has one owner, and copies are equal to the bit.
-    assert whole.problems == []
-    return whole
+    return outcomes(world_size, {"": phase}, starve=starve)[""]
+
+
+def outcomes(world_size: int, phases: dict[str, Phase], *, starve: bool = False) -> dict[str, Outcome]:
+    """Several runs on one layout, whose ranks start once."""
+    answers = run_ranks(world_size, run_phases, list(phases.values()), starve_half if starve else None)
+    found = {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(phases)}
+    for whole in found.values():
+        # Every rank reports the same numbers, every element has one owner, and copies are equal to the bit.
+        assert whole.problems == []
+    return found
+
+
+def descents(world_size: int, cases: dict[str, tuple[str, ...]], *, steps: int, rate: float) -> dict[str, Outcome]:
+    """Each case's run by plain descent; all have one layout, whose ranks start once."""
+    phases = {
+        name: Phase(run=load_run_config([*BASE, *overrides]), steps=steps, descent=rate)
+        for name, overrides in cases.items()
+    }
+    return outcomes(world_size, phases)
 
 
 @torch.no_grad()

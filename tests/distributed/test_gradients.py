@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from tests.distributed.case import Outcome, outcome
+from tests.distributed.case import Outcome, descents, outcome
 from tests.distributed.layouts import LAYOUTS
 from tests.distributed.runs import RATE, runs
 from tests.distributed.runs import one_process as one_process_runs
@@ -74,21 +74,25 @@ def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else(name
     assert_same(got, want)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=probability"),
-        ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=position"),
-        ("router@model.moe.router=switch", "model.moe.top_k=1"),
-    ],
-    ids=["capacity-probability", "capacity-position", "switch"],
-)
+DROPPING = {
+    "by probability": ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=probability"),
+    "by position": ("model.moe.router.capacity_factor=0.8", "model.moe.router.drop_policy=position"),
+    "switch": ("router@model.moe.router=switch", "model.moe.top_k=1"),
+}
+
+
+@cache
+def dropping(world_size: int, layout: tuple[str, ...]) -> dict[str, Outcome]:
+    cases = {name: (*layout, *overrides) for name, overrides in DROPPING.items()}
+    return descents(world_size, cases, steps=2, rate=RATE)
+
+
+@pytest.mark.parametrize("router", DROPPING)
 @pytest.mark.parametrize("name", ["tp2-pp2-ep2", "tp2-cp2-ep2-etp2"])
-def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(name: str, overrides: tuple[str, ...]) -> None:
+def test_routers_with_capacity_drop_the_same_tokens_on_every_layout(name: str, router: str) -> None:
     """A capacity counts the whole micro-batch, whatever ranks its tokens are on."""
     layout = LAYOUTS[name]
-    got = outcome(layout.world_size, (*layout.overrides, *overrides), steps=2, sgd=RATE)
-    want = one_process(overrides, steps=2)
+    got, want = dropping(layout.world_size, layout.overrides)[router], dropping(1, ())[router]
     assert want.routing[0][:, 4].min() > 0, "every layer must drop something"
     np.testing.assert_array_equal(got.routing[0][:, :5], want.routing[0][:, :5])
     assert_same(got, want)

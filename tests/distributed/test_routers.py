@@ -1,12 +1,13 @@
 """Every kind of router, with what a run may switch on beside it, is on a layout what it is in one process."""
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pytest
 
 from gpt4moe.proof.outcome import BUFFER
-from tests.distributed.case import Outcome, outcome
+from tests.distributed.case import Outcome, descents, outcome
 from tests.distributed.layouts import LAYOUTS
 from tests.distributed.runs import RATE
 from tests.distributed.test_gradients import assert_same
@@ -56,13 +57,27 @@ CASES = {
 }  # fmt: skip
 
 
+@cache
+def in_one_process() -> dict[str, Outcome]:
+    cases = {name: (*SMALL, *case.router, *LOSSES) for name, case in CASES.items()}
+    return descents(1, cases, steps=STEPS, rate=RATE)
+
+
+@cache
+def on_ranks(layout: tuple[str, ...]) -> dict[str, Outcome]:
+    """The cases whose mesh is `layout`."""
+    cases = {
+        name: (*SMALL, *case.router, *LOSSES, *case.layout) for name, case in CASES.items()
+        if case.layout[: len(layout)] == layout
+    }  # fmt: skip
+    return descents(4, cases, steps=STEPS, rate=RATE)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_router_routes_learns_and_balances_as_in_one_process(name: str) -> None:
     case = CASES[name]
-    got, want = (
-        outcome(size, (*SMALL, *case.router, *LOSSES, *layout), steps=STEPS, sgd=RATE)
-        for size, layout in ((4, case.layout), (1, ()))
-    )
+    mesh = next(mesh for mesh in (TP_PP_EP, TP_CP) if case.layout[: len(mesh)] == mesh)
+    got, want = on_ranks(mesh)[name], in_one_process()[name]
     assert_same(got, want)
     np.testing.assert_allclose(got.routing, want.routing, rtol=1e-5, atol=1e-7)  # counts are equal to the bit
     np.testing.assert_array_equal(np.array(got.columns(None)), np.array(want.columns(None)))
