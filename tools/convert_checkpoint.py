@@ -25,11 +25,11 @@ from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry.console import error as print_error
 
 
-def logits(folder: Path, prompts: list[list[int]]) -> list[Any]:
+def logits(folder: Path, prompts: list[list[int]], is_rounded: bool) -> list[Any]:
     """Of each prompt [S, V], fp32. Imported here: only verify --prompts needs a model, and torch."""
     from gpt4moe.inference.logits import folder_logits
 
-    return folder_logits(folder, prompts)
+    return folder_logits(folder, prompts, is_rounded=is_rounded)
 
 
 def main(arguments: list[str] | None = None) -> int:

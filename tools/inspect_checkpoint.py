@@ -15,7 +15,6 @@ import json
 import sys
 from pathlib import Path
 
-# Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.checkpoint import inspection, inspection_text
@@ -35,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument(place, type=Path, metavar={"ls": "RUN"}.get(name, "CHECKPOINT"))
         command.add_argument("--json", action="store_true", help="everything, as JSON")
     parsers["show"].add_argument("--tensors", action="store_true", help="names, shapes and slices too")
-    parsers["diff"].add_argument("--tolerance", type=float, default=0.0, help="largest |a - b| that passes (0: bits)")
+    parsers["diff"].add_argument(
+        "--tolerance", type=inspection_text.tolerance, default=0.0, help="of |a - b| (0: bits)"
+    )
     given = parser.parse_args(arguments)
     try:
         answer, lines = {

@@ -58,11 +58,17 @@ def _split(rectangles: list[Rectangle], axis: int) -> list[list[Rectangle]]:
     return parts
 
 
-def tensor_problems(shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[str, list[Rectangle]]) -> Iterator[str]:
+def tensor_problems(
+    shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[str, list[Rectangle]], wanted: list[str]
+) -> Iterator[str]:
     """What is wrong with a checkpoint's tensors as a set; each is named KIND/PARAMETER.
 
-    Beside every cover: a moment without its weight, or one of Adam's two moments without the other.
+    Beside every cover: one of `wanted` that is not there (or one that is too much, where any is wanted), a moment
+    without its weight, or one of Adam's two moments without the other.
     """
+    unmoved = {name for name in shapes if not name.startswith(tuple(f"{kind}/" for kind in MOMENTS))}
+    for name in sorted(unmoved.symmetric_difference(wanted) if wanted else ()):
+        yield f"{name}: " + ("the whole tensor is missing" if name in wanted else "not a tensor of the model")
     for name, shape in shapes.items():
         wrong = cover_problem(shape, rectangles[name])
         if wrong:
@@ -73,4 +79,6 @@ def tensor_problems(shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[s
     with_moments = set().union(*(parameters[kind] for kind in MOMENTS))
     for kind in KINDS:
         for parameter in sorted(with_moments - parameters[kind]):
+            if f"{kind}/{parameter}" in wanted:
+                continue  # said already
             yield f"{kind}/{parameter}: the whole tensor is missing"

@@ -1,13 +1,13 @@
 """CheckpointIndex: where each piece of each logical tensor of a committed checkpoint lies; any box of it. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
+from gpt4moe.checkpoint.cover import Rectangle, cover_problem, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import ITEM_BYTES, BlockCache, StoredPiece, VerifiedFile, stored_pieces
 from gpt4moe.errors import CheckpointError
@@ -40,7 +40,7 @@ class CheckpointIndex:
     def problems(self) -> Iterator[str]:
         """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte."""
         boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in self.pieces.items()}
-        yield from tensor_problems(self.shapes, boxes)
+        yield from tensor_problems(self.shapes, boxes, self.manifest.tensor_names)
         listed = dict.fromkeys(self.files, 0)
         for piece in (piece for pieces in self.pieces.values() for piece in pieces):
             listed[piece.file] += prod(piece.shape) * ITEM_BYTES
@@ -78,6 +78,19 @@ class CheckpointIndex:
             (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
         )
         return self.files[piece.file].read_floats(piece.start + ITEM_BYTES * place, prod(size)).reshape(size)
+
+
+def cover_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
+    """What is wrong with how pieces of a tensor cover a box of it: a part missing or stored twice; None: nothing."""
+    common = [overlap((offset, shape), (piece.offset, piece.shape)) for piece in pieces]
+    inside = [
+        (
+            tuple(a - o for a, o in zip(begin, offset, strict=True)),
+            tuple(b - a for a, b in zip(begin, end, strict=True)),
+        )
+        for begin, end in (found for found in common if found is not None)
+    ]
+    return cover_problem(shape, inside)
 
 
 def overlap(a: Rectangle, b: Rectangle) -> tuple[list[int], list[int]] | None:

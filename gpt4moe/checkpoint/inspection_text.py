@@ -1,5 +1,6 @@
 """The answers of inspection, in lines for people."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from math import inf, log10
 from typing import Any
@@ -7,6 +8,17 @@ from typing import Any
 Answer = dict[str, Any]
 
 _SHOWN = 20  # rows of a diff; --json has all
+
+
+def tolerance(text: str) -> float:
+    """A number of 0 or more; not NaN, within which everything would pass."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ArgumentTypeError(f"{text!r} is no tolerance: give a number of 0 or more, such as 1e-6")
+    return value
 
 
 def listing_lines(answer: Answer) -> Iterator[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ class Manifest:
     """The writers' layout, for people: readers do not need it."""
     versions: dict[str, str]
     files: list[FileEntry]
+    tensor_names: list[str] = field(default_factory=list)
+    """Every weight and buffer that must be there, KIND/NAME: that files hold them whole does not say that none is
+    gone altogether. Empty in checkpoints of before 2026-11-24, which are not checked for it."""
 
     def save(self, folder: Path) -> None:
-        text = _sealed(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1))
+        text = sealed(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1))
         partial = folder / f"{NAME}.tmp"
         with partial.open("w") as file:
             file.write(text)
@@ -53,9 +56,8 @@ class Manifest:
                 f"{folder} is no checkpoint: it has no {NAME}.",
                 "Give a step folder like runs/NAME/checkpoints/step-00000100, or a run folder with one.",
             )
-        text = path.read_bytes().decode(errors="replace")
-        body = "{" + text[len(_sealed("{")) :]
-        if text != _sealed(body):
+        body = unsealed(path.read_bytes().decode(errors="replace"))
+        if body is None:
             raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")
         fields = json.loads(body)
         if fields.pop("format") != FORMAT:
@@ -73,6 +75,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _sealed(body: str) -> str:
+def sealed(body: str) -> str:
     """A JSON object with the sha256 of its very text as first member, so that no bit of the file may change."""
     return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",{body[1:]}'
+
+
+def unsealed(text: str) -> str | None:
+    """The JSON object that was sealed, or None when a bit of the text has changed."""
+    body = "{" + text[len(sealed("{")) :]
+    return body if text == sealed(body) else None

@@ -5,7 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gpt4moe.checkpoint.index import CheckpointIndex
+from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box
 from gpt4moe.errors import CheckpointError
 from gpt4moe.parallel.shard import Shard, flat_rectangles
 
@@ -33,15 +33,13 @@ class CheckpointReader(CheckpointIndex):
                 f"{self.folder}: {name} is {list(self.shapes[name])}, the model needs {list(shard.global_shape)}.",
                 "The checkpoint is of another model: check model.* against its manifest.json.",
             )
-        filled = 0
         for part in flat_rectangles(start, end, shard.shape):
             target = out[part.start - start :][: prod(part.shape)].view(part.shape)
             low = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
+            wrong = cover_of_box(self.pieces[name], low, part.shape)
+            if wrong:
+                raise CheckpointError(
+                    f"{self.folder}: {name}: {wrong}.", "Take another checkpoint of the run: this one is damaged."
+                )
             for where, values in self.read_box(name, low, part.shape):
                 target[where] = torch.from_numpy(values)
-                filled += values.size
-        if filled != end - start:
-            raise CheckpointError(
-                f"{self.folder}: {end - start - filled} of {end - start} elements of {name} are missing.",
-                "Take another checkpoint of the run: this one is damaged.",
-            )

@@ -52,6 +52,22 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def answers_by(self) -> dict[str, object]:
+        """What decides the model's answers beside its weights and their shapes: a wrong one loads without an error."""
+        chosen = {} if self.moe is None else {
+            "moe.top_k": self.moe.top_k, "moe.router.kind": self.moe.router.kind.value,
+            "moe.router.scaling_factor": float(self.moe.router.scaling_factor),
+            "moe.router.num_groups": self.moe.router.num_groups, "moe.router.group_topk": self.moe.router.group_topk,
+        }  # fmt: skip
+        return {
+            "num_attention_heads": self.num_attention_heads,
+            "num_query_groups": self.query_groups,
+            "rope_theta": float(self.rope_theta),
+            "norm_epsilon": float(self.norm_epsilon),
+            **chosen,
+        }
+
+    @property
     def moe_layers(self) -> list[bool]:
         """For each layer, whether its MLP is a mixture of experts."""
         return [False] * self.num_layers if self.moe is None else self.moe.layers(self.num_layers)

@@ -10,7 +10,8 @@ conveyor.py           one thread reads, another casts and writes
 weights.py            Weights: boxes of logical tensors from any folder
 huggingface.py        ours -> Hugging Face; such a folder as Weights
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled
-inference_layout.py   ours -> one file a rank, tp x pp
+inference_grid.py     what each rank of tp x pp holds
+inference_layout.py   ours -> one file a rank
 inference_reading.py  such a folder as Weights
 verify.py             two folders, tensor by tensor; logits
 model_files.py        tokenizer, generation settings, model card

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.checkpoint.inspection_text import tolerance
 from gpt4moe.convert import command_text
 from gpt4moe.convert.command_text import byte_size, whole_numbers
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
+from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.prompts import read_prompts
 from gpt4moe.convert.verify import LOGITS_TOLERANCE, Logits, verify, verify_logits
 
@@ -45,9 +47,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
     of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="default: even")
-    of["verify"].add_argument("--tolerance", type=float, default=0.0, help="largest |a - b| of a weight (default 0)")
+    of["verify"].add_argument("--tolerance", type=tolerance, default=0.0, help="largest |a - b| of a weight (0)")
     of["verify"].add_argument("--prompts", type=Path, help="compare logits too, on the lines of this file")
-    of["verify"].add_argument("--logits-tolerance", type=float, default=LOGITS_TOLERANCE, help="default 1e-4")
+    of["verify"].add_argument("--logits-tolerance", type=tolerance, default=LOGITS_TOLERANCE, help="default 1e-4")
     return whole
 
 
@@ -66,7 +68,7 @@ def lines(given: argparse.Namespace, answer: Answer) -> list[str]:
 
 def status(answer: Answer) -> int:
     """1 when a comparison found a difference."""
-    keys = ("different", "other_shape", "only_in_a", "only_in_b")
+    keys = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
     return int(any(answer.get(key) for key in keys) or bool(answer.get("logits", {}).get("different")))
 
 
@@ -88,9 +90,6 @@ def _from_hf(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
-    # Imported here: the table of cuts comes with torch, seconds that the other commands need not wait.
-    from gpt4moe.convert.inference_layout import to_inference_layout
-
     answer = to_inference_layout(
         given.checkpoint, given.out, tp=given.tp, pp=given.pp, layers_per_stage=given.layers_per_stage,
         dtype=given.dtype, dry_run=given.dry_run,
@@ -102,7 +101,10 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = verify(given.a, given.b, tolerance=given.tolerance)
     if given.prompts is not None:
         prompts = read_prompts(given.prompts, [given.a, given.b])
-        answer["logits"] = verify_logits(given.a, given.b, prompts, logits, tolerance=given.logits_tolerance)
+        answer["logits"] = verify_logits(
+            given.a, given.b, prompts, logits,
+            is_rounded=answer["rounded_to_bf16"], tolerance=given.logits_tolerance,
+        )  # fmt: skip
     return answer
 
 

@@ -45,6 +45,8 @@ def verification_lines(answer: Answer) -> Iterator[str]:
     for side in ("a", "b"):
         yield from (f"only in {answer[side]}: {name}" for name in answer[f"only_in_{side}"])
     yield from (f"{row['tensor']}: shape {row['a']} and {row['b']}" for row in answer["other_shape"])
+    yield from (f"model.{row['setting']}: {row['a']} and {row['b']}" for row in answer["settings"])
+    yield from (f"another value than its copies: {copy}" for copy in answer["copies"])
     rows = [
         (row["tensor"], f"{row['elements']} of {row['of']}",
          "not finite" if row["max_abs"] is None else f"{row['max_abs']:.3g}")

@@ -81,6 +81,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
             identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"},
             config=config, layout="converted", versions={"safetensors": version("safetensors")}, files=entries,
+            tensor_names=[f"{WEIGHT}/{name}" for name in weights.shapes],
         ).save(draft.folder)  # fmt: skip
     return {
         "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,

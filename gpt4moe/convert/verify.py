@@ -22,8 +22,8 @@ LOGITS_TOLERANCE = 1e-4
 """fp32 sums in another order."""
 
 Answer = dict[str, Any]
-Logits = Callable[[Path, list[list[int]]], list[np.ndarray]]
-"""(folder, prompts) -> of each prompt [S, V], fp32."""
+Logits = Callable[[Path, list[list[int]], bool], list[np.ndarray]]
+"""(folder, prompts, whether weights are rounded to bf16 first) -> of each prompt [S, V], fp32."""
 
 
 def open_weights(path: Path) -> Weights:
@@ -48,7 +48,8 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
 
     Args:
         tolerance: largest absolute difference that passes; 0 wants equal values.
-    Returns: `different` and `other_shape` rows, names on one side only; all empty when equal.
+    Returns: `different` and `other_shape` rows, names on one side only, `settings` of the model that no shape shows,
+        `copies` that ranks hold of one tensor and that are not the same; all empty when equal.
     Raises: ConversionError or CheckpointError when one is absent or damaged.
     """
     left, right = open_weights(a), open_weights(b)
@@ -67,6 +68,12 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
         ],
         "only_in_a": sorted(left.shapes.keys() - right.shapes.keys()),
         "only_in_b": sorted(right.shapes.keys() - left.shapes.keys()),
+        "settings": [
+            {"setting": name, "a": left.model.answers_by[name], "b": value}
+            for name, value in right.model.answers_by.items()
+            if name in left.model.answers_by and left.model.answers_by[name] != value
+        ],
+        "copies": [f"{weights.folder}: {copy}" for weights in (left, right) for copy in weights.differing_copies()],
     }  # fmt: skip
 
 
@@ -87,9 +94,13 @@ def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advanc
     return {"tensor": name, "elements": elements, "of": prod(shape), "max_abs": largest if largest < np.inf else None}
 
 
-def verify_logits(a: Path, b: Path, prompts: list[list[int]], logits: Logits, *, tolerance: float) -> Answer:
+def verify_logits(
+    a: Path, b: Path, prompts: list[list[int]], logits: Logits, *, is_rounded: bool, tolerance: float
+) -> Answer:
     """Compares logits on every position of the prompts; `different` names the prompts beyond the tolerance.
 
+    Args:
+        is_rounded: what `verify` said: one side is bf16, so both weights are rounded, and logits computed in fp32.
     Raises: ConversionError for an inference folder, which nothing here can run.
     """
     for path in (a, b):
@@ -100,7 +111,7 @@ def verify_logits(a: Path, b: Path, prompts: list[list[int]], logits: Logits, *,
             )
     gaps = [
         float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
-        for ours, theirs in zip(logits(a, prompts), logits(b, prompts), strict=True)
+        for ours, theirs in zip(logits(a, prompts, is_rounded), logits(b, prompts, is_rounded), strict=True)
     ]
     return {
         "prompts": len(prompts), "max_abs": max(gaps), "tolerance": tolerance,

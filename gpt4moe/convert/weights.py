@@ -2,7 +2,7 @@
 
 checkpoint of ours   CheckpointWeights   this file
 Hugging Face folder  FolderWeights       huggingface.py finds the pieces
-inference folder     FolderWeights       inference_layout.py does
+inference folder     FolderWeights       inference_reading.py does
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt4moe.checkpoint.index import CheckpointIndex, Where, overlap, runs
+from gpt4moe.checkpoint.index import CheckpointIndex, Where, cover_of_box, overlap, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, StoredPiece
 from gpt4moe.config.load import config_from_dict
@@ -37,6 +37,10 @@ class Weights:
         """A box that is contiguous in the piece, fp32."""
         raise NotImplementedError
 
+    def differing_copies(self) -> list[str]:
+        """Tensors that ranks hold copies of, not all the same: `NAME in FILE`."""
+        return []
+
     def read_box(self, pieces: list[StoredPiece], offset: Shape, shape: Shape) -> Iterator[tuple[Where, np.ndarray]]:
         """What `pieces` of a tensor hold of a box: (where in the box, values)."""
         for piece in pieces:
@@ -58,6 +62,9 @@ class Weights:
         for offset, shape in boxes:
             # Of the thousands of pieces of a large tensor only these matter for the chunks of the box.
             pieces = [p for p in self.pieces[name] if overlap((offset, shape), (p.offset, p.shape)) is not None]
+            wrong = cover_of_box(pieces, offset, shape)
+            if wrong:
+                raise ConversionError(f"{self.folder}: {name}: {wrong}.", "Take another copy: this one is damaged.")
             total = prod(shape)
             for start in range(0, total, CHUNK_ELEMENTS):
                 end = min(total, start + CHUNK_ELEMENTS)
@@ -65,19 +72,9 @@ class Weights:
                 for part in flat_rectangles(start, end, shape):
                     target = chunk[part.start - start :][: prod(part.shape)].reshape(part.shape)
                     low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))
-                    self._fill(name, pieces, low, target)
+                    for where, values in self.read_box(pieces, low, part.shape):
+                        target[where] = values
                 yield chunk
-
-    def _fill(self, name: str, pieces: list[StoredPiece], offset: Shape, target: np.ndarray) -> None:
-        filled = 0
-        for where, values in self.read_box(pieces, offset, target.shape):
-            target[where] = values
-            filled += values.size
-        if filled < target.size:
-            raise ConversionError(
-                f"{self.folder}: {target.size - filled} of {target.size} elements of {name} are missing.",
-                "Take another copy: this one is damaged.",
-            )
 
 
 class CheckpointWeights(Weights):
@@ -136,6 +133,26 @@ class FolderWeights(Weights):
     def __init__(self, folder: Path, model: ModelConfig, dtype: str):
         super().__init__(folder, model, dtype)
         self.files: dict[str, BytesReader] = {}
+        self.copies: dict[str, list[StoredPiece]] = {}
+        """Pieces beside `pieces` that repeat one of them."""
+
+    def differing_copies(self) -> list[str]:
+        return [
+            f"{name} in {copy.file}"
+            for name, copies in self.copies.items()
+            for copy in copies
+            if any(
+                not np.array_equal(values.view(np.uint32), self.read_run(copy, at, values.shape).view(np.uint32))
+                for at, values in self._original(name, copy)
+            )
+        ]
+
+    def _original(self, name: str, copy: StoredPiece) -> Iterator[tuple[Shape, np.ndarray]]:
+        """(offset in the tensor, values) of what a piece repeats."""
+        (original,) = (piece for piece in self.pieces[name] if piece.offset == copy.offset)
+        end = [o + n for o, n in zip(original.offset, original.shape, strict=True)]
+        for at, size in runs(original, list(original.offset), end):
+            yield at, self.read_run(original, at, size)
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
         assert isinstance(piece, TypedPiece)

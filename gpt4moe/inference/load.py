@@ -12,6 +12,7 @@ from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import BUFFER, WEIGHT
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
@@ -29,10 +30,12 @@ class LoadedModel:
 
 
 @contextmanager
-def speaker(folder: Path) -> Iterator[nn.Module]:
-    """What answers for a folder, (tokens, positions, None) -> logits [B, S, V]: transformers where there is a
+def speaker(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
+    """What answers for a folder, (tokens, positions, None) -> logits [B, S, V]: transformers, in fp32, where there is a
     config.json, else our model.
 
+    Args:
+        dtype: that our model computes in; None: the one it was trained in.
     Raises: CheckpointError or ConversionError when it is damaged.
     """
     if (folder / "config.json").exists():
@@ -40,19 +43,22 @@ def speaker(folder: Path) -> Iterator[nn.Module]:
 
         yield load_strictly(folder)
         return
-    with loaded_model(folder) as ours:
+    with loaded_model(folder, dtype) as ours:
         yield ours.chunk
 
 
 @contextmanager
-def loaded_model(path: Path) -> Iterator[LoadedModel]:
+def loaded_model(path: Path, dtype: Dtype | None = None) -> Iterator[LoadedModel]:
     """The model of a step folder, or of a run folder's latest checkpoint.
 
+    Args:
+        dtype: that it computes in; None: the one it was trained in.
     Raises: CheckpointError when there is none or it is damaged.
     """
     reader = CheckpointReader(find_checkpoint(path))
     run = config_from_dict(reader.manifest.config)
     run.parallel = ParallelConfig()
+    run.precision.dtype = dtype or run.precision.dtype
     environment = Environment(rank=0, world_size=1, local_rank=0, master=None, source="one process")
     with world(environment) as device:
         # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.

@@ -32,6 +32,7 @@ from gpt4moe.planner.params import count_parameters
 from gpt4moe.proof.held import HeldBytes, RankReport
 from gpt4moe.proof.rehearsal_files import InferenceFiles, require_grid, write_inference
 from gpt4moe.training.run_folder import identity_of
+from gpt4moe.training.stored_names import stored_names
 
 GPT4_SERVING = (8, 16)
 _DENSE, _EXPERT = ("tp", "cp", "dp"), ("etp", "ep", "expert_dp")
@@ -216,6 +217,7 @@ def _manifest(run: RunConfig, layout: Layout) -> Manifest:
         step=1, consumed_samples=run.training.global_batch_size, consumed_per_source={}, optimizer_step=1,
         run_id="rehearsal", identity=identity_of(run, data), config=config_to_dict(run), layout=layout.describe(),
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")}, files=[],
+        tensor_names=stored_names(run.model),
     )  # fmt: skip
 
 

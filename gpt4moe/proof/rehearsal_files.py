@@ -1,6 +1,5 @@
 """The inference files of a rehearsed checkpoint: headers and index, no data; read back and checked. No torch."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +7,10 @@ from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.checkpoint.hollow import write_hollow
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.huggingface import DTYPES
+from gpt4moe.convert.inference_grid import file_name, rank_contents
 from gpt4moe.convert.inference_layout import (
-    file_name,
-    index_of,
     index_row,
-    rank_contents,
+    index_text,
     rank_file,
 )
 from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
@@ -61,7 +59,7 @@ def write_inference(checkpoint: Path, out: Path, tp: int, pp: int) -> InferenceF
         entry = write_hollow(out / file_name(*rank), tensors_header(tensors, code, metadata), size)
         rows.append(index_row(rank, stages, entry))
     facts = {"tp": tp, "pp": pp, "layers_per_stage": sizes, "dtype": word}
-    (out / INDEX).write_text(json.dumps(index_of(source, facts, rows)))
+    (out / INDEX).write_text(index_text(source, facts, rows))
     return InferenceFiles(
         folder=out, tp=tp, pp=pp, layers_per_stage=sizes, files=len(rows),
         size_bytes=sum(row["size"] for row in rows), largest_bytes=max(row["size"] for row in rows),

@@ -8,6 +8,8 @@ from typing import Any
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folder
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data, build_data
@@ -118,6 +120,8 @@ def _resume(
                 f"{source} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
                 f"Set training.steps above {manifest.step}.",
             )
+        if not (whole or patterns):
+            _require_same_answers(source, config_from_dict(manifest.config).model, run.model)
         selection = selection_of(reader, run.model, patterns)
         fill(reader, engine, groups, weights_only=not whole, names=frozenset(selection.loaded))
         logger.info("loaded %s: %s", source, "everything" if whole else f"weights, {selection.describe()}")
@@ -126,3 +130,14 @@ def _resume(
             optimizer_step = manifest.optimizer_step
     engine.finish_load(optimizer_step)
     return state
+
+
+def _require_same_answers(source: Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """Raises: CheckpointError when weights fit in shape but belong to a model that computes something else."""
+    theirs, ours = stored.answers_by, model.answers_by
+    wrong = next((name for name in ours if name in theirs and ours[name] != theirs[name]), None)
+    if wrong:
+        raise CheckpointError(
+            f"model.{wrong}={ours[wrong]}, but the weights of {source} were trained with {theirs[wrong]}.",
+            f"Set model.{wrong}={theirs[wrong]}; to change it on purpose, say so with checkpoint.load_only=['*'].",
+        )

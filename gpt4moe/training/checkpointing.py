@@ -22,7 +22,6 @@ from gpt4moe.checkpoint.storage import BUFFER, KINDS, WEIGHT, Piece
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
-from gpt4moe.model.logical import logical_buffers, logical_shapes
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard, flat_rectangles
@@ -30,6 +29,7 @@ from gpt4moe.training.agreement import agreed
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
+from gpt4moe.training.stored_names import stored_names
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ def manifest_of(context: TrainingContext) -> Manifest:
         layout=context.groups.layout.describe(),
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
         files=[],
+        tensor_names=stored_names(run.model),
     )
 
 
@@ -184,9 +185,8 @@ def buffer_pieces(chunks: list[Any], groups: ProcessGroups) -> list[Piece]:
 
 def selection_of(reader: CheckpointReader, model: ModelConfig, patterns: list[str]) -> Selection:
     """What a run with `model` takes from a checkpoint; the same on every rank. Raises: CheckpointError."""
-    needed = {WEIGHT: logical_shapes(model), BUFFER: logical_buffers(model)}
-    stored = [name for name in reader.shapes if name.partition("/")[0] in needed]
-    return select(reader.folder, stored, (f"{kind}/{name}" for kind in needed for name in needed[kind]), patterns)
+    stored = [name for name in reader.shapes if name.partition("/")[0] in (WEIGHT, BUFFER)]
+    return select(reader.folder, stored, stored_names(model), patterns)
 
 
 def fill(

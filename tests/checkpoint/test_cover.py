@@ -80,4 +80,13 @@ def damaged(boxes: list[Rectangle], damage: str, rng: random.Random) -> list[Rec
 def test_a_tensor_without_its_companions_is_missing(present: list[str], missing: list[str]) -> None:
     shapes = {name: (2,) for name in present}
     boxes: dict[str, list[Rectangle]] = {name: [((0,), (2,))] for name in present}
-    assert list(tensor_problems(shapes, boxes)) == [f"{name}: the whole tensor is missing" for name in missing]
+    assert list(tensor_problems(shapes, boxes, [])) == [f"{name}: the whole tensor is missing" for name in missing]
+
+
+def test_a_tensor_gone_in_every_kind_is_missing_and_a_strange_one_is_named() -> None:
+    shapes = {f"{kind}/a": (2,) for kind in ("weight", "exp_avg", "exp_avg_sq")} | {"buffer/b": (1,)}
+    boxes = {name: [((0,), shape)] for name, shape in shapes.items()}
+    assert list(tensor_problems(shapes, boxes, ["weight/a", "buffer/b"])) == []
+    assert list(tensor_problems(shapes, boxes, ["weight/a", "weight/gone"])) == [
+        "buffer/b: not a tensor of the model", "weight/gone: the whole tensor is missing",
+    ]  # fmt: skip

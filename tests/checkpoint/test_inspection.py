@@ -176,6 +176,13 @@ def test_diff_says_which_tensors_differ_and_by_how_much(
     assert "2 of 35" in inspect("diff", tmp_path / "a", tmp_path / "b")[1]
 
 
+@pytest.mark.parametrize("text", ["nan", "-1", "small"])
+def test_a_tolerance_that_is_none_is_refused(text: str, inspect: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        inspect("diff", tmp_path, tmp_path, f"--tolerance={text}")
+    assert ended.value.code == 2
+
+
 def test_diff_compares_bits_and_a_nan_is_never_within_tolerance(inspect: Any, tmp_path: Path) -> None:
     before, after = state(), state()
     before["weight/c.norm"][0] = after["weight/c.norm"][0] = np.nan

@@ -122,3 +122,11 @@ def test_data_that_no_header_lists_is_found(tmp_path: Path) -> None:
     missing, unlisted = reader.problems()
     assert name in missing
     assert f"its header lists {reader.files[lost.file].data_bytes - 4 * prod(lost.shape)}" in unlisted
+
+
+def test_a_doubled_slice_does_not_make_up_for_a_missing_one(tmp_path: Path) -> None:
+    arrays = {"weight/a": np.arange(8, dtype=np.float32)}
+    top = piece("weight/a", arrays["weight/a"], (0,), (4,))
+    write_checkpoint(tmp_path / "x", [[top], [top]])
+    with pytest.raises(CheckpointError, match=r"weight/a: the pieces at .* overlap"):
+        CheckpointReader(tmp_path / "x").tensor("weight/a")

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+from tests.convert.conftest import SHAPE
 from tests.convert.test_bad_input import convert
+from tests.training.command import train
 
 
 def test_the_whole_way_with_logits(tmp_path: Path, trained: Path) -> None:
@@ -22,6 +24,19 @@ def test_the_whole_way_with_logits(tmp_path: Path, trained: Path) -> None:
     answer = json.loads(compared.stdout)
     assert compared.returncode == 1 and answer["different"] == []
     assert answer["logits"]["prompts"] == 2 and 0 < answer["logits"]["max_abs"] < 1e-4
+
+
+def test_logits_of_a_bf16_run_and_of_a_bf16_export_are_compared_in_fp32(tmp_path: Path) -> None:
+    (ended,) = train(tmp_path / "run", *SHAPE, "precision=bf16")
+    assert ended.status == 0, ended.err
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("17 4 201 7\n3 3 9\n")
+    for dtype in ("fp32", "bf16"):
+        assert convert("to-hf", tmp_path / "run", tmp_path / dtype, "--dtype", dtype).returncode == 0
+        compared = convert("verify", tmp_path / "run", tmp_path / dtype, "--prompts", prompts, "--json")
+        answer = json.loads(compared.stdout)
+        assert compared.returncode == 0 and answer["rounded_to_bf16"] == (dtype == "bf16")
+        assert 0 < answer["logits"]["max_abs"] < 1e-4
 
 
 def test_upcycling_and_verify_say_what_differs(tmp_path: Path, mixtral: Path, trained: Path) -> None:

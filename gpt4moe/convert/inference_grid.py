@@ -1,0 +1,105 @@
+"""What each rank of a tp x pp grid holds for inference. No torch.
+
+Matrices are cut over tp as in training, experts are spread over it whole; what training keeps whole, every rank has.
+"""
+
+from collections.abc import Iterable
+
+from gpt4moe.config.model import ModelConfig, divisors
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.convert.weights import Weights
+from gpt4moe.errors import ConversionError
+from gpt4moe.model.cuts import Cut, rule_of
+from gpt4moe.model.logical import Box, routing_buffers
+from gpt4moe.parallel.placement import stage_layers
+
+_AXIS = {Cut.rows: 0, Cut.columns: 1, Cut.gated_rows: 1, Cut.experts_gated: 0, Cut.experts: 0}
+"""The dimension of the logical tensor that is cut over tp; Cut.whole has none."""
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def rank_contents(
+    weights: Weights, tp: int, pp: int, layers_per_stage: list[int] | None
+) -> tuple[list[list[int]], dict[tuple[int, int], list[tuple[str, Box]]]]:
+    """(layers of each stage, (tp index, pp index) -> what that rank holds).
+
+    Raises: ConversionError when the grid does not fit the model.
+    """
+    stages = _stages(weights.model, tp, pp, layers_per_stage)
+    return stages, {
+        (t, p): rank_boxes(weights, _names_of(weights.model, weights.shapes, stages, p), t, tp)
+        for p in range(pp)
+        for t in range(tp)
+    }
+
+
+def file_name(tp_index: int, pp_index: int) -> str:
+    return f"tp-{tp_index:02d}-pp-{pp_index:02d}.safetensors"
+
+
+def key_of(name: str, box: Box) -> str:
+    """What a rank's file calls a rectangle."""
+    return f"{name}@{','.join(map(str, box[0]))}"
+
+
+def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
+    """What one rank holds of each tensor of its stage. Raises: ConversionError when tp does not divide one."""
+    held, biases = [], routing_buffers(weights.model)
+    for name in names:
+        shape = weights.shapes[name]
+        axis = None if name in biases else _AXIS.get(rule_of(name).cut)
+        if axis is None:
+            held.append((name, ((0,) * len(shape), shape)))
+            continue
+        _require_division(weights.model, name, shape[axis], tp)
+        part = shape[axis] // tp
+        offset = tuple(part * tp_index if dim == axis else 0 for dim in range(len(shape)))
+        held.append((name, (offset, (*shape[:axis], part, *shape[axis + 1 :]))))
+    return held
+
+
+def _stages(model: ModelConfig, tp: int, pp: int, layers_per_stage: list[int] | None) -> list[list[int]]:
+    """The layers of each pipeline stage. Raises: ConversionError when they do not fit the model."""
+    given = layers_per_stage
+    if given is not None and (len(given) != pp or sum(given) != model.num_layers or min(given) < 1):
+        raise ConversionError(
+            f"--layers-per-stage gives {len(given)} stages of {sum(given)} layers together; --pp is {pp} and "
+            f"model.num_layers={model.num_layers}.",
+            f"Give {pp} numbers of 1 or more that sum to {model.num_layers}, or leave it out.",
+        )
+    if tp < 1:
+        raise ConversionError(f"--tp {tp} is below 1.", "Set --tp to 1 or more.")
+    if not 1 <= pp <= model.num_layers:
+        raise ConversionError(
+            f"--pp {pp} does not fit model.num_layers={model.num_layers}.", f"Set --pp from 1 to {model.num_layers}."
+        )
+    return stage_layers(model.num_layers, ParallelConfig(pp=pp, layers_per_stage=given))
+
+
+def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]], index: int) -> list[str]:
+    """The tensors of a stage: its layers', the embedding on the first, the output on the last (which takes a tied
+    embedding too)."""
+    is_first, is_last = index == 0, index == len(stages) - 1
+    found = []
+    for name in names:
+        layer = name.removeprefix("decoder.layers.").partition(".")[0]
+        if layer.isdigit():
+            belongs = int(layer) in stages[index]
+        elif name == _EMBEDDING:
+            belongs = is_first or (is_last and model.tied_embeddings)
+        else:
+            belongs = is_last
+        if belongs:
+            found.append(name)
+    return found
+
+
+def _require_division(model: ModelConfig, name: str, size: int, tp: int) -> None:
+    """Attention is cut between query groups, never within one."""
+    what, count = f"dimension of {size} of {name}", size
+    if name.endswith("linear_qkv.weight"):
+        what, count = f"model.num_query_groups={model.query_groups}", model.query_groups
+    elif rule_of(name).cut in (Cut.experts, Cut.experts_gated):
+        what = f"model.moe.num_experts={size}"
+    if count % tp:
+        raise ConversionError(f"--tp {tp} does not divide {what}.", f"Set --tp to one of {divisors(count)}.")
