@@ -62,7 +62,7 @@ class CheckpointIndex:
     ) -> Iterator[tuple[Where, np.ndarray]]:
         """What is stored of the box [offset, offset + shape) of a tensor: (where in the box, values).
 
-        Values are fp32, at most RUN_ELEMENTS (or one row), and not to be written to.
+        Values are fp32, at most RUN_ELEMENTS, and not to be written to.
         """
         for piece in self.pieces[name]:
             common = overlap((offset, shape), (piece.offset, piece.shape))
@@ -101,13 +101,12 @@ def overlap(a: Rectangle, b: Rectangle) -> tuple[list[int], list[int]] | None:
 
 
 def runs(piece: StoredPiece, begin: list[int], end: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The box [begin, end) as (offset, shape) of boxes that are contiguous in the piece, at most RUN_ELEMENTS each
-    (or one row of the axis that varies)."""
-    axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole
-    while axis > 0 and end[axis] - begin[axis] == piece.shape[axis]:
+    """The box [begin, end) as (offset, shape) of boxes that are contiguous in the piece, at most RUN_ELEMENTS each."""
+    axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole, and together are not too much
+    while axis > 0 and end[axis] - begin[axis] == piece.shape[axis] and prod(piece.shape[axis:]) <= RUN_ELEMENTS:
         axis -= 1
     inner = tuple(b - a for a, b in zip(begin[axis + 1 :], end[axis + 1 :], strict=True))
-    rows = max(1, RUN_ELEMENTS // prod(inner))
+    rows = RUN_ELEMENTS // prod(inner)
     for outer in product(*(range(a, b) for a, b in zip(begin[:axis], end[:axis], strict=True))):
         for row in range(begin[axis], end[axis], rows):
             size = min(rows, end[axis] - row)
