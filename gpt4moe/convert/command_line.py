@@ -13,7 +13,8 @@ from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.prompts import read_prompts
-from gpt4moe.convert.verify import LOGITS_TOLERANCE, Logits, verify, verify_logits
+from gpt4moe.convert.verify import LOGITS_TOLERANCE, Logits, require_speakers, verify, verify_logits
+from gpt4moe.errors import ConversionError
 
 Answer = dict[str, Any]
 
@@ -41,8 +42,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     of["to-hf"].add_argument("--tokenizer", type=Path, help="the run's tokenizer.json, where it has moved")
     of["to-hf"].add_argument("--licence", default="apache-2.0", help="for the model card (default apache-2.0)")
     of["from-hf"].add_argument("--upcycle-experts", type=int, metavar="N", help="make a dense model a mixture of N")
-    of["from-hf"].add_argument("--upcycle-top-k", type=int, default=2, metavar="K", help="experts a token (default 2)")
-    of["from-hf"].add_argument("--upcycle-noise", type=float, default=0.0, help="on copies, in init_std (default 0)")
+    of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts a token (default 2)")
+    of["from-hf"].add_argument("--upcycle-noise", type=float, help="on copies, in init_std (default 0)")
     of["from-hf"].add_argument("--seed", type=int, default=1234, help="of new routers and noise")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
@@ -81,12 +82,12 @@ def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 def _from_hf(given: argparse.Namespace, logits: Logits) -> Answer:
-    upcycling = None
-    if given.upcycle_experts is not None:
-        upcycling = Upcycling(
-            num_experts=given.upcycle_experts, top_k=given.upcycle_top_k, noise=given.upcycle_noise, seed=given.seed
-        )
-    return from_huggingface(given.folder, given.out, upcycling)
+    asked = {"top_k": given.upcycle_top_k, "noise": given.upcycle_noise}
+    how = {name: value for name, value in asked.items() if value is not None}
+    if given.upcycle_experts is None and how:
+        raise ConversionError("--upcycle-top-k and --upcycle-noise need --upcycle-experts.", "Say how many experts.")
+    upcycling = given.upcycle_experts and Upcycling(num_experts=given.upcycle_experts, seed=given.seed, **how)
+    return from_huggingface(given.folder, given.out, upcycling or None)
 
 
 def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
@@ -98,9 +99,12 @@ def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
-    answer = verify(given.a, given.b, tolerance=given.tolerance)
+    prompts = None
     if given.prompts is not None:
+        require_speakers(given.a, given.b)
         prompts = read_prompts(given.prompts, [given.a, given.b])
+    answer = verify(given.a, given.b, tolerance=given.tolerance)
+    if prompts is not None:
         answer["logits"] = verify_logits(
             given.a, given.b, prompts, logits,
             is_rounded=answer["rounded_to_bf16"], tolerance=given.logits_tolerance,

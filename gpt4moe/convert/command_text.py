@@ -15,8 +15,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 def byte_size(text: str) -> int:
     """5GB, 500 MB, 1.5GB or plain bytes."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?B?)", text.strip().upper())
-    if not match or match.group(2) not in _UNITS or float(match.group(1)) <= 0:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B?)", text.strip().upper())
+    if not match or match.group(2) not in _UNITS or not float(match.group(1)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB or 500MB")
     return int(float(match.group(1)) * _UNITS[match.group(2)])
 
@@ -54,6 +54,8 @@ def verification_lines(answer: Answer) -> Iterator[str]:
     ]  # fmt: skip
     if rows:
         yield from table(("TENSOR", "ELEMENTS", "MAX |A-B|"), rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        yield f"... and {len(rows) - _SHOWN} more (--json lists all)"
     rounded = " after rounding both to bf16" if answer["rounded_to_bf16"] else ""
     yield f"{len(rows)} of {answer['compared']} tensors differ{rounded}."
     if "logits" in answer:

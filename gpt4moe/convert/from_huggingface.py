@@ -10,7 +10,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config, stored_tensors
-from gpt4moe.convert.model_files import KEPT, TOKENIZER_FOLDER
+from gpt4moe.convert.model_files import GENERATION, KEPT, TOKENIZER_FOLDER, generation_of
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
@@ -55,6 +55,10 @@ class Upcycling:
     """Standard deviation of what is added to every expert but the first, as a share of model.init_std."""
     seed: int = 1234
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < inf:
+            raise ConversionError(f"--upcycle-noise {self.noise} is no share.", "Give 0 or more, such as 0.1.")
+
 
 def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None) -> Answer:
     """Converts a folder of a known architecture as it is, or a dense one upcycled.
@@ -62,6 +66,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     Raises: ConversionError when the folder cannot be read or said, or `out` exists or cannot be written.
     """
     refuse_existing(out)
+    generation = generation_of(source, read_config(source))
     weights = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
     boxes = [(name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
     sizes = [4 * prod(box[1]) for _, box in boxes]
@@ -76,7 +81,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             tensors = [_new(weights, name, box) for name, box in part]
             file = f"rank-{number:05d}.safetensors"
             entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": shapes}, advance=advance))
-        _keep_tokenizer(source, draft.folder)
+        _keep_tokenizer(source, draft.folder, generation)
         Manifest(
             step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
             identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"},
@@ -111,14 +116,13 @@ def _state_of(source: Path) -> list[list[object]]:
     return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
 
 
-def _keep_tokenizer(source: Path, folder: Path) -> None:
-    """The source's tokenizer files lie in the step folder, so that to-hf can give them back."""
-    found = [source / name for name in KEPT if (source / name).is_file()]
-    if found:
-        kept = folder / TOKENIZER_FOLDER
-        kept.mkdir(exist_ok=True)
-        for path in found:
-            shutil.copyfile(path, kept / path.name)
+def _keep_tokenizer(source: Path, folder: Path, generation: bytes) -> None:
+    """The source's tokenizer files and special ids lie in the step folder, so that to-hf can give them back."""
+    kept = folder / TOKENIZER_FOLDER
+    kept.mkdir(exist_ok=True)
+    (kept / GENERATION).write_bytes(generation)
+    for path in (source / name for name in KEPT if (source / name).is_file()):
+        shutil.copyfile(path, kept / path.name)
 
 
 def _upcycled(source: Path, upcycling: Upcycling) -> FolderWeights:

@@ -1,5 +1,6 @@
 """ModelConfig <-> config.json of Hugging Face, and what neither side can say to the other. No torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gpt4moe.config.model import ModelConfig
@@ -9,10 +10,23 @@ from gpt4moe.errors import ConversionError
 
 Json = dict[str, Any]
 
+_WHOLE, _NUMBER, _NONE = (int,), (int, float), (type(None),)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "max_position_embeddings",
+         "intermediate_size", "num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+        _WHOLE,
+    ),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "decoder_sparse_step", "sliding_window"), _WHOLE + _NONE),
+    **dict.fromkeys(("rms_norm_eps", "initializer_range", "router_aux_loss_coef"), _NUMBER),
+    "rope_theta": _NUMBER + _NONE, "rope_parameters": (dict, *_NONE), "rope_scaling": (dict, *_NONE),
+    "mlp_only_layers": (list, *_NONE), "layer_types": (list, *_NONE),
+    "tie_word_embeddings": (bool,), "use_sliding_window": (bool,),
+}  # fmt: skip
 _ATTENTION = {"full_attention", "sliding_attention"}
 
 
-def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
+def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) -> Json:
     """config.json. rope_theta stands twice: engines before transformers 5 read only the first."""
     architecture, moe = architecture_of(model), model.moe
     config: Json = {
@@ -34,9 +48,7 @@ def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
         "attention_dropout": 0.0,
         "tie_word_embeddings": model.tied_embeddings,
         "use_cache": True,
-        "bos_token_id": None,
-        "eos_token_id": eos_id,
-        "pad_token_id": eos_id,
+        **special,
         "dtype": dtype,
         "torch_dtype": dtype,
         **architecture.constants,
@@ -58,6 +70,7 @@ def to_config(model: ModelConfig, *, dtype: str, eos_id: int | None) -> Json:
 def from_config(config: Json, name: str) -> ModelConfig:
     """The model of a config.json. Raises: ConversionError naming what ours cannot say."""
     architecture = architecture_named(config)
+    _require_kinds(config)
     _refuse_unsayable(config, architecture)
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -115,6 +128,15 @@ def _layer_pattern(config: Json) -> list[int] | None:
     return None if all(pattern) else pattern
 
 
+def _require_kinds(config: Json) -> None:
+    for key, kinds in _KINDS.items():
+        value = config.get(key)
+        is_odd = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if key in config and is_odd:
+            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ConversionError(f"config.json: {key}={value!r} is no {names}.", "Take the config.json of the model.")
+
+
 def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     unsayable = {
@@ -124,6 +146,7 @@ def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
         "quantization_config": config.get("quantization_config") is not None,
         "layer_types": bool(set(config.get("layer_types") or []) - _ATTENTION),
         "norm_topk_prob": architecture.model_type == "qwen3_moe" and not config.get("norm_topk_prob", False),
+        "rope_parameters": any(isinstance(value, dict) for value in rope.values()),  # one set a kind of layer
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "partial_rotary_factor": {1.0, config.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)}
         != {1.0},
@@ -138,7 +161,10 @@ def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
 
 def _rope_theta(config: Json, default: float) -> float:
     sources = (config, config.get("rope_parameters") or {})
-    given = {float(source["rope_theta"]) for source in sources if source.get("rope_theta") is not None}
+    thetas = [source["rope_theta"] for source in sources if source.get("rope_theta") is not None]
+    if not all(isinstance(theta, (int, float)) for theta in thetas):
+        raise ConversionError(f"config.json: rope_theta={thetas} is no number.", "Take the config.json of the model.")
+    given = set(map(float, thetas))
     if len(given) > 1:
         raise ConversionError(
             f"config.json: rope_theta and rope_parameters.rope_theta differ: {sorted(given)}.", "Correct one of them."

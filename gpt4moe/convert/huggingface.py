@@ -3,6 +3,7 @@
 masters, fp32 --links--> per target: boxes of ours, in its C order --> cast --> shards of at most N bytes
 """
 
+import hashlib
 import json
 from collections import Counter
 from math import prod
@@ -41,10 +42,11 @@ def to_huggingface(
     all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)
     manifest = source.index.manifest
-    files, eos_id = tokenizer_files(source.folder, manifest, source.run, tokenizer)
-    config = to_config(source.model, dtype=torch_name, eos_id=eos_id)
+    files, special = tokenizer_files(source.folder, manifest, source.run, tokenizer)
+    config = to_config(source.model, dtype=torch_name, special=special)
     notes = export_notes(source.model)
-    files["README.md"] = model_card(manifest, source.run, dtype=torch_name, licence=licence, notes=notes)
+    card = model_card(manifest, source.run, dtype=torch_name, licence=licence, notes=notes)
+    files["README.md"] = card.encode()
     shards = _shards(all_links, BYTES[code], max_shard_bytes)
     sizes = {name: sum(prod(link.shape) for link in part) * BYTES[code] for name, part in shards.items()}
     total = sum(sizes.values())
@@ -56,7 +58,8 @@ def to_huggingface(
     if dry_run:
         return answer
     sha = [block for entry in manifest.files for block in entry.block_hashes]
-    plan = json.dumps(["to-hf", config, list(files.values()), {name: len(part) for name, part in shards.items()}, sha])
+    texts = [hashlib.sha256(content).hexdigest() for content in files.values()]
+    plan = json.dumps(["to-hf", config, texts, {name: len(part) for name, part in shards.items()}, sha])
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
         for name, part in shards.items():
             tensors = [_new(link, source) for link in part]
@@ -65,8 +68,8 @@ def to_huggingface(
             weight_map = {link.theirs: name for name, part in shards.items() for link in part}
             draft.json(_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         draft.json("config.json", config)
-        for name, text in files.items():
-            draft.text(name, text)
+        for name, content in files.items():
+            draft.content(name, content)
     return answer
 
 
@@ -120,8 +123,8 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     index = folder / _INDEX
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConversionError(f"{index} is damaged.", "Copy or download it again.") from error
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))

@@ -13,18 +13,25 @@ from gpt4moe.data.manifest import file_sha256
 from gpt4moe.data.tokenizer import EOS_TOKEN, load_tokenizer
 from gpt4moe.errors import ConversionError, DataError
 
-Files = dict[str, str]
-"""Name -> text."""
+Files = dict[str, bytes]
+"""Name -> content."""
+SpecialIds = dict[str, int | list[int] | None]
+"""bos_token_id, eos_token_id, pad_token_id, as config.json and generation_config.json say them."""
 
 TOKENIZER_FOLDER = "tokenizer"
 """In a step folder that from-hf made: the source's own tokenizer files."""
-KEPT = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+KEPT = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION = "generation_config.json"
 
 
-def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Path | None) -> tuple[Files, int | None]:
-    """The tokenizer's files, generation_config.json, and the id that ends a text.
+def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Path | None) -> tuple[Files, SpecialIds]:
+    """The tokenizer's files with generation_config.json, and the ids of tokens that are no text.
 
-    Nothing for a run on synthetic tokens.
+    No tokenizer for a run on synthetic tokens.
 
     Args:
         given: a tokenizer.json to take instead of the one that the run's configuration names.
@@ -32,14 +39,13 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
     """
     kept = folder / TOKENIZER_FOLDER
     if given is None and kept.is_dir():
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(kept.iterdir())}
-        settings = json.loads(files.get("generation_config.json", "{}"))
-        eos = settings.get("eos_token_id")
-        return files, eos[0] if isinstance(eos, list) else eos
+        files = {path.name: path.read_bytes() for path in sorted(kept.iterdir())}
+        settings = json.loads(files.get(GENERATION, b"{}"))
+        return files, {name: settings.get(name) for name in SPECIAL_IDS}
     try:
         path = given or tokenizer_path(run)
         if path is None:
-            return {"generation_config.json": _json(_generation(None))}, None
+            return {GENERATION: _json(_generation(None))}, _ids(None)
         tokenizer = load_tokenizer(path)
     except DataError as error:
         raise ConversionError(error.cause, "Give the run's tokenizer.json with --tokenizer.") from error
@@ -52,11 +58,11 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
             "Give the run's own with --tokenizer.",
         )
     return {
-        "tokenizer.json": path.read_text(encoding="utf-8"),
+        "tokenizer.json": path.read_bytes(),
         "tokenizer_config.json": _json(_tokenizer_config(run.model)),
         "special_tokens_map.json": _json({"eos_token": EOS_TOKEN, "pad_token": EOS_TOKEN}),
-        "generation_config.json": _json(_generation(tokenizer.eos_id)),
-    }, tokenizer.eos_id
+        GENERATION: _json(_generation(tokenizer.eos_id)),
+    }, _ids(tokenizer.eos_id)
 
 
 def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
@@ -71,7 +77,21 @@ def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _generation(eos_id: int | None) -> dict[str, Any]:
-    return {"_from_model_config": True, "bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": eos_id}
+    return {"_from_model_config": True, **_ids(eos_id)}
+
+
+def _ids(eos_id: int | None) -> SpecialIds:
+    return {"bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": eos_id}
+
+
+def generation_of(source: Path, config: dict[str, Any]) -> bytes:
+    """generation_config.json of a Hugging Face folder; what it lacks of the special ids is its config.json's."""
+    path = source / GENERATION
+    try:
+        given = json.loads(path.read_bytes()) if path.exists() else {"_from_model_config": True}
+        return _json({name: config.get(name) for name in SPECIAL_IDS} | given)
+    except (ValueError, TypeError) as error:
+        raise ConversionError(f"{path} is no JSON object.", "Copy or download the folder again.") from error
 
 
 def model_card(manifest: Manifest, run: RunConfig, *, dtype: str, licence: str, notes: list[str]) -> str:
@@ -99,5 +119,5 @@ def model_card(manifest: Manifest, run: RunConfig, *, dtype: str, licence: str, 
     )
 
 
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def _json(content: object) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -45,8 +45,11 @@ class Draft:
         return entry
 
     def text(self, name: str, text: str) -> None:
-        with (self.folder / name).open("w", encoding="utf-8") as file:
-            file.write(text)
+        self.content(name, text.encode())
+
+    def content(self, name: str, content: bytes) -> None:
+        with (self.folder / name).open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
 

@@ -94,6 +94,16 @@ def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advanc
     return {"tensor": name, "elements": elements, "of": prod(shape), "max_abs": largest if largest < np.inf else None}
 
 
+def require_speakers(*paths: Path) -> None:
+    """Raises: ConversionError for an inference folder, which nothing here can run."""
+    for path in paths:
+        if (path / INDEX).exists():
+            raise ConversionError(
+                f"{path} is cut for {len(list(path.glob('*.safetensors')))} ranks: nothing here computes its logits.",
+                "Leave out --prompts: equal weights give equal logits.",
+            )
+
+
 def verify_logits(
     a: Path, b: Path, prompts: list[list[int]], logits: Logits, *, is_rounded: bool, tolerance: float
 ) -> Answer:
@@ -101,14 +111,8 @@ def verify_logits(
 
     Args:
         is_rounded: what `verify` said: one side is bf16, so both weights are rounded, and logits computed in fp32.
-    Raises: ConversionError for an inference folder, which nothing here can run.
+    Raises: ConversionError when a folder cannot be read.
     """
-    for path in (a, b):
-        if (path / INDEX).exists():
-            raise ConversionError(
-                f"{path} is cut for {len(list(path.glob('*.safetensors')))} ranks: nothing here computes its logits.",
-                "Leave out --prompts: equal weights give equal logits.",
-            )
     gaps = [
         float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
         for ours, theirs in zip(logits(a, prompts, is_rounded), logits(b, prompts, is_rounded), strict=True)

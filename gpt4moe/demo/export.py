@@ -41,7 +41,7 @@ def export_and_compare(folder: Path, console: Console) -> tuple[Path, bool]:
             console, "convert_checkpoint.py", "verify", step, exported, "--prompts", prompts.name, "--json"
         )  # fmt: skip
     logits = answer["logits"]
-    differ = [len(answer[key]) for key in ("different", "other_shape", "only_in_a", "only_in_b")]
+    differ = [len(answer[key]) for key in ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")]
     console.print(
         "Loaded by transformers: nothing missing, unexpected or mismatched.\n"
         f"Weights: {sum(differ)} of {answer['compared']} tensors differ. "
@@ -66,4 +66,7 @@ def _tool(console: Console, name: str, *arguments: object) -> Any:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 1):
         raise ConversionError(f"tools/{name} ended with status {done.returncode}.", "Its own words are above.")
-    return json.loads(done.stdout)
+    try:
+        return json.loads(done.stdout)
+    except ValueError as error:
+        raise ConversionError(f"tools/{name} gave no answer.", "Its own words are above.") from error

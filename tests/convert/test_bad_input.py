@@ -14,6 +14,7 @@ import pytest
 from gpt4moe.convert import publish, safetensors_file
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.convert.prompts import read_prompts
 from gpt4moe.convert.verify import verify
 from gpt4moe.errors import ConversionError
 from tests.checkpoint.builders import flip_bit
@@ -134,3 +135,66 @@ def test_after_a_kill_another_conversion_begins_anew(
     to_huggingface(tied, tmp_path / "hf", dtype="bf16")
     assert not verify(tied, tmp_path / "hf")["different"]
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "64"), ("hidden_size", None), ("hidden_size", True), ("rope_theta", "abc"),
+        ("rope_parameters", [1]), ("rope_parameters", {"rope_type": "default", "rope_theta": "abc"}),
+        ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}), ("vocab_size", 256.0), ("mlp_only_layers", 3),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_wrong_type_is_refused_by_its_field(
+    key: str, value: object, tmp_path: Path, mixtral: Path
+) -> None:
+    source = shutil.copytree(mixtral, tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "rope" not in k} | {key: value}))
+    with pytest.raises(ConversionError, match="config.json: rope_theta|config.json: " + key):
+        from_huggingface(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": 3, "b": "x"}}', "7", "{"])
+def test_an_index_that_is_none_is_refused(index: str, tmp_path: Path, mixtral: Path) -> None:
+    source = shutil.copytree(mixtral, tmp_path / "hf")
+    (source / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ConversionError, match="is damaged"):
+        from_huggingface(source, tmp_path / "ours")
+
+
+def test_a_header_that_is_a_list_is_refused(tmp_path: Path, mixtral: Path) -> None:
+    source = shutil.copytree(mixtral, tmp_path / "hf")
+    (source / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b"[1, 2]  ")
+    with pytest.raises(ConversionError, match="no safetensors file"):
+        from_huggingface(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"3 999\n", "has token 999; the smaller vocabulary has 256"), ("\u00b23 4\n".encode(), "no token ids"),
+        (b"\xff\xfe\n", "cannot be read"), (b"\n\n", "has no prompts"),
+    ],
+)  # fmt: skip
+def test_prompts_that_are_none_are_refused(
+    content: bytes, said: str, tmp_path: Path, tied: Path, mixtral: Path
+) -> None:
+    (tmp_path / "prompts").write_bytes(content)
+    with pytest.raises(ConversionError, match=said):
+        read_prompts(tmp_path / "prompts", [tied, mixtral])
+
+
+def test_options_of_upcycling_without_it_and_a_noise_that_is_none_are_refused(tmp_path: Path, mixtral: Path) -> None:
+    alone = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-noise", 0.1)
+    assert alone.returncode == 2 and "need --upcycle-experts" in alone.stderr
+    for noise in ("nan", "-1"):
+        ended = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-experts=4", f"--upcycle-noise={noise}")
+        assert ended.returncode == 2 and "is no share" in ended.stderr
+
+
+def test_an_inference_folder_has_no_logits_and_says_so(tmp_path: Path, tied: Path) -> None:
+    assert convert("to-inference", tied, tmp_path / "served", "--tp", 1, "--pp", 1).returncode == 0
+    (tmp_path / "prompts").write_text("3 4\n")
+    ended = convert("verify", tied, tmp_path / "served", "--prompts", tmp_path / "prompts")
+    assert ended.returncode == 2 and "nothing here computes its logits" in ended.stderr

@@ -152,3 +152,26 @@ def test_another_architecture_is_refused_by_its_field(
     with pytest.raises(ConversionError, match=named):
         from_huggingface(mixtral, tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("generation", [None, {"eos_token_id": [2, 7], "temperature": 0.6}])
+def test_special_tokens_and_tokenizer_files_come_back(
+    generation: dict[str, object] | None, tmp_path: Path, mixtral: Path
+) -> None:
+    source = shutil.copytree(mixtral, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    special = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": None}
+    (source / "config.json").write_text(json.dumps(config | special))
+    (source / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (source / "generation_config.json").write_text(json.dumps(generation))
+    (source / "tokenizer.model").write_bytes(b"\xff\x00not text")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    from_huggingface(source, tmp_path / "ours")
+    to_huggingface(tmp_path / "ours", tmp_path / "back")
+    for name in ("config.json", "generation_config.json"):
+        content = json.loads((tmp_path / "back" / name).read_text())
+        assert {key: content[key] for key in special} == special
+    assert generation is None or content["temperature"] == 0.6
+    for name in ("tokenizer.model", "chat_template.jinja"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
