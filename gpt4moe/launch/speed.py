@@ -113,14 +113,15 @@ def _pairs(groups: ProcessGroups, hosts: list[str], size_bytes: int) -> dict[str
     size = size_bytes // 4
     sent, received = torch.zeros(size, device=groups.device), torch.empty(size, device=groups.device)
     for partner in partners(hosts, groups.rank):
-        run = partial(_exchange, sent, received, to=partner, of=partner)
-        rates[hosts[partner]] = size_bytes / _best_seconds(run, groups.device)
+        if partner is not None:
+            run = partial(_exchange, sent, received, to=partner, of=partner)
+            rates[hosts[partner]] = size_bytes / _best_seconds(run, groups.device)
         distributed.barrier()
     return rates
 
 
-def partners(hosts: list[str], rank: int) -> list[int]:
-    """The ranks of other nodes that `rank` exchanges with, one a round.
+def partners(hosts: list[str], rank: int) -> list[int | None]:
+    """The rank of another node that `rank` exchanges with in each round, or None; as many rounds for every rank.
 
     Nodes 0-1, 2-3, ... pair up, then 1-2, 3-4, ... and the last with the first. The n-th rank of a node exchanges with
     the n-th of the other.
@@ -128,9 +129,9 @@ def partners(hosts: list[str], rank: int) -> list[int]:
     nodes = list(dict.fromkeys(hosts))
     of_node = {node: [other for other, host in enumerate(hosts) if host == node] for node in nodes}
     mine, place = nodes.index(hosts[rank]), of_node[hosts[rank]].index(rank)
-    found = []
-    for shift in range(2 if len(nodes) > 2 else 1):
+    found: list[int | None] = []
+    for shift in range(min(2, len(nodes) - 1)):
         other = ((mine - shift) % len(nodes)) ^ 1
-        if other < len(nodes) and len(ranks := of_node[nodes[(other + shift) % len(nodes)]]) > place:
-            found.append(ranks[place])
+        ranks = of_node[nodes[(other + shift) % len(nodes)]] if other < len(nodes) else []
+        found.append(ranks[place] if place < len(ranks) else None)
     return found

@@ -1,5 +1,6 @@
 """What a rank of a test's preflight does: it breaks what the test planted on it, then walks the preflight."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ def flown(environment: Environment, overrides: list[str], planted: Planted, come
         return None
     if fault == "no data":
         overrides = [*overrides, "data.path=/nowhere"]
+    elif fault.startswith("on "):
+        os.environ["SLURMD_NODENAME"] = fault.removeprefix("on ")
     _break(fault)
     run = load_run_config(overrides)
     answer = room.preflight(

@@ -1,15 +1,22 @@
 """The preflight on gloo ranks: the whole way, with what is planted on single ranks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpt4moe.config.load import load_run_config
 from gpt4moe.data.manifest import file_sha256
+from gpt4moe.data.preprocess import SourceText, write_data_folder
+from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.launch.data_facts import data_facts, data_files
+from gpt4moe.launch.needs import needs
+from gpt4moe.parallel.layout import Layout
 from tests.launch.faults import Planted, flown
 from tests.spawn import run_ranks
+from tests.training.command import SMALL, train
 
 MODEL = [
     "+experiment=tiny", "run.name=x", "model.num_layers=2", "model.hidden_size=32", "model.seq_length=16",
@@ -35,9 +42,6 @@ def status(report: Any, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gpt4moe.data.preprocess import SourceText, write_data_folder
-    from gpt4moe.data.tokenizer import train_tokenizer
-
     folder = tmp_path_factory.mktemp("corpus")
     texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
     train_tokenizer(texts, vocab_size=300).backend.save(str(folder / "tokenizer.json"))
@@ -73,6 +77,13 @@ def test_data_missing_on_one_rank_is_a_failure_that_names_it(tmp_path: Path, cor
     assert "slow: rank 3 (" in report["checks"]["matrix products"]["measured"]
 
 
+def test_nodes_are_measured_in_pairs_also_when_they_are_uneven(tmp_path: Path) -> None:
+    report = fly(tmp_path, MOCK, {0: "on a", 1: "on a", 2: "on b", 3: "on c"})
+    assert (report["nodes"], status(report, "ranks")) == (["a", "b", "c"], "warned")
+    assert "the slowest of 3" in report["checks"]["node links"]["measured"]
+    assert status(report, "placement") == "failed", "tp 2 of ranks 2 and 3 lies on two nodes"
+
+
 def test_a_rank_that_stays_away_is_named_and_nobody_waits_for_ever(tmp_path: Path) -> None:
     report = fly(tmp_path, MOCK, {2: "stays away"}, come_seconds=6.0)
     assert report["checks"]["ranks"]["measured"].startswith("rank 2 did not come")
@@ -87,11 +98,16 @@ def test_a_rank_that_breaks_off_among_groups_is_told_from_those_it_left(tmp_path
     assert measured.startswith("rank 1 (") and "): the card fell off the bus; rank" in measured
 
 
+def test_a_checkpoint_is_as_large_as_planned(tmp_path: Path) -> None:
+    wide = ("model.hidden_size=128", "training.steps=1")
+    assert train(tmp_path / "x", *wide)[0].status == 0
+    written = sum(file.stat().st_size for file in (tmp_path / "x" / "checkpoints").rglob("*.safetensors"))
+    run = load_run_config([*SMALL, *wide, "run.name=x"])
+    planned = needs(run, Layout.from_config(run.parallel, 1)).checkpoint_bytes
+    assert planned < written < 1.02 * planned, "headers and paddings come on top"
+
+
 def test_the_fingerprint_changes_with_a_byte_of_the_tokens(tmp_path: Path, corpus: Path) -> None:
-    import shutil
-
-    from gpt4moe.config.load import load_run_config
-
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)
     run = load_run_config([*MODEL, "model.vocab_size=300", f"data.path={copy}"])
