@@ -2,6 +2,7 @@
 #     make train NPROC=2          make test PYTHON=python3.12
 PYTHON ?= python3
 NPROC ?=
+WORKERS ?= 2
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 RUN := $(VENV)/bin/python
@@ -32,8 +33,9 @@ train: data ## train the tiny mixture of experts, NPROC=1, 2, 4 (default) or 8; 
 plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, money, what binds
 	@$(RUN) tools/plan.py +experiment=gpt4
 
-test: lint ## lint, then every test but the long Slurm ones
-	@$(RUN) -m pytest
+test: lint ## lint, then every test but the long Slurm ones (WORKERS=2 files at a time)
+	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slurm and not slurm_long and not engines"
+	@$(RUN) -m pytest -m slurm
 
 test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long ones too
 	@$(RUN) -m pytest -m "slurm or slurm_long"
