@@ -8,6 +8,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -25,15 +26,26 @@ class RanksFailed(Exception):
 
 
 def preload(*modules: str) -> None:
-    """What the fork server imports once for all ranks; takes effect before its first rank.
-
-    Python 3.11's server gets no sys.path and skips in silence what it cannot import: 5 s more for every rank.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if root not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, known)])
+    """What the fork server imports once for all ranks; takes effect before its first rank."""
     _CONTEXT.set_forkserver_preload(list(modules))
+
+
+def start_server() -> None:
+    """Starts the fork server, unless it runs already.
+
+    Python 3.11's server gets no sys.path and skips in silence what it cannot import: 5 s more for every rank. So it
+    finds this package by PYTHONPATH, which no other child of this process may see.
+    """
+    before = os.environ.get("PYTHONPATH")
+    root = str(Path(__file__).resolve().parents[2])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [before])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def run_ranks(
@@ -48,6 +60,7 @@ def run_ranks(
         on_progress: then the ranks' function also gets `say`, and what rank 0 says is handed on here.
     Raises: RanksFailed.
     """
+    start_server()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

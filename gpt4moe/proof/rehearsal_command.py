@@ -67,6 +67,7 @@ def run(request: Request) -> int:
     """Rehearses and prints; 0 when everything fits together, else 1. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
     launch.preload("gpt4moe.proof.rehearsal_preload")
+    launch.start_server()
     started = time.monotonic()
     with ExitStack() as stack:
         out = request.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rehearsal-")))
