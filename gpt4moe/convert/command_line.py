@@ -86,8 +86,10 @@ def _from_hf(given: argparse.Namespace, logits: Logits) -> Answer:
     how = {name: value for name, value in asked.items() if value is not None}
     if given.upcycle_experts is None and how:
         raise ConversionError("--upcycle-top-k and --upcycle-noise need --upcycle-experts.", "Say how many experts.")
-    upcycling = given.upcycle_experts and Upcycling(num_experts=given.upcycle_experts, seed=given.seed, **how)
-    return from_huggingface(given.folder, given.out, upcycling or None)
+    upcycling = None
+    if given.upcycle_experts is not None:
+        upcycling = Upcycling(num_experts=given.upcycle_experts, seed=given.seed, **how)
+    return from_huggingface(given.folder, given.out, upcycling)
 
 
 def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:

@@ -18,7 +18,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
         _WHOLE,
     ),
     **dict.fromkeys(("num_key_value_heads", "head_dim", "decoder_sparse_step", "sliding_window"), _WHOLE + _NONE),
-    **dict.fromkeys(("rms_norm_eps", "initializer_range", "router_aux_loss_coef"), _NUMBER),
+    **dict.fromkeys(("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "partial_rotary_factor"), _NUMBER),
     "rope_theta": _NUMBER + _NONE, "rope_parameters": (dict, *_NONE), "rope_scaling": (dict, *_NONE),
     "mlp_only_layers": (list, *_NONE), "layer_types": (list, *_NONE),
     "tie_word_embeddings": (bool,), "use_sliding_window": (bool,),
@@ -71,6 +71,7 @@ def from_config(config: Json, name: str) -> ModelConfig:
     """The model of a config.json. Raises: ConversionError naming what ours cannot say."""
     architecture = architecture_named(config)
     _require_kinds(config)
+    _require_elements(config)
     _refuse_unsayable(config, architecture)
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
@@ -137,6 +138,13 @@ def _require_kinds(config: Json) -> None:
             raise ConversionError(f"config.json: {key}={value!r} is no {names}.", "Take the config.json of the model.")
 
 
+def _require_elements(config: Json) -> None:
+    for key, kind in (("mlp_only_layers", int), ("layer_types", str)):
+        odd = [value for value in config.get(key) or [] if not isinstance(value, kind)]
+        if odd:
+            raise ConversionError(f"config.json: {key} has {odd[0]!r}.", "Take the config.json of the model.")
+
+
 def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     unsayable = {
@@ -146,7 +154,7 @@ def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
         "quantization_config": config.get("quantization_config") is not None,
         "layer_types": bool(set(config.get("layer_types") or []) - _ATTENTION),
         "norm_topk_prob": architecture.model_type == "qwen3_moe" and not config.get("norm_topk_prob", False),
-        "rope_parameters": any(isinstance(value, dict) for value in rope.values()),  # one set a kind of layer
+        "rope_parameters": any(isinstance(value, (dict, list)) for value in rope.values()),  # one set a kind of layer
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "partial_rotary_factor": {1.0, config.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)}
         != {1.0},

@@ -90,7 +90,7 @@ def generation_of(source: Path, config: dict[str, Any]) -> bytes:
     try:
         given = json.loads(path.read_bytes()) if path.exists() else {"_from_model_config": True}
         return _json({name: config.get(name) for name in SPECIAL_IDS} | given)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConversionError(f"{path} is no JSON object.", "Copy or download the folder again.") from error
 
 

@@ -22,10 +22,13 @@ def read_prompts(file: Path, folders: list[Path]) -> list[list[int]]:
         raise ConversionError(f"{file} cannot be read ({error}).", "Give a text file in UTF-8.") from error
     texts = [text for text in map(_tokenizer_text, folders) if text is not None]
     if texts:
-        tokenizer = tokenizers.Tokenizer.from_str(texts[0])
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(texts[0])
+        except Exception as error:  # what the library raises
+            raise ConversionError(f"tokenizer.json cannot be read ({error}).", "Copy it again.") from error
         prompts = [tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
     else:
-        if not all(word.isascii() and word.isdigit() for line in lines for word in line.split()):
+        if not all(word.isascii() and word.isdigit() and len(word) < 19 for line in lines for word in line.split()):
             raise ConversionError(
                 "No folder has a tokenizer, and the prompts are no token ids.", "Give lines of numbers: 17 4 201."
             )

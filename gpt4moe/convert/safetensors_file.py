@@ -49,7 +49,10 @@ class RawFile:
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Bytes [start, end) of the data, uint8."""
-        data = np.fromfile(self.path, dtype=np.uint8, count=end - start, offset=self.data_start + start)
+        try:
+            data = np.fromfile(self.path, dtype=np.uint8, count=end - start, offset=self.data_start + start)
+        except OSError as error:
+            raise ConversionError(f"{self.path} cannot be read: {error}.", "Copy or download it again.") from error
         if data.size != end - start:
             raise ConversionError(f"{self.path} has become shorter.", "Copy or download the file again.")
         return data

@@ -143,6 +143,7 @@ def test_after_a_kill_another_conversion_begins_anew(
         ("hidden_size", "64"), ("hidden_size", None), ("hidden_size", True), ("rope_theta", "abc"),
         ("rope_parameters", [1]), ("rope_parameters", {"rope_type": "default", "rope_theta": "abc"}),
         ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}), ("vocab_size", 256.0), ("mlp_only_layers", 3),
+        ("mlp_only_layers", [[0]]), ("layer_types", [["x"]]), ("partial_rotary_factor", [1]),
     ],
 )  # fmt: skip
 def test_a_value_of_a_wrong_type_is_refused_by_its_field(
@@ -174,7 +175,7 @@ def test_a_header_that_is_a_list_is_refused(tmp_path: Path, mixtral: Path) -> No
     ("content", "said"),
     [
         (b"3 999\n", "has token 999; the smaller vocabulary has 256"), ("\u00b23 4\n".encode(), "no token ids"),
-        (b"\xff\xfe\n", "cannot be read"), (b"\n\n", "has no prompts"),
+        (b"\xff\xfe\n", "cannot be read"), (b"7" * 5000, "no token ids"), (b"\n\n", "has no prompts"),
     ],
 )  # fmt: skip
 def test_prompts_that_are_none_are_refused(
@@ -188,6 +189,8 @@ def test_prompts_that_are_none_are_refused(
 def test_options_of_upcycling_without_it_and_a_noise_that_is_none_are_refused(tmp_path: Path, mixtral: Path) -> None:
     alone = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-noise", 0.1)
     assert alone.returncode == 2 and "need --upcycle-experts" in alone.stderr
+    none = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-experts", 0)
+    assert none.returncode == 2
     for noise in ("nan", "-1"):
         ended = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-experts=4", f"--upcycle-noise={noise}")
         assert ended.returncode == 2 and "is no share" in ended.stderr
