@@ -1,6 +1,7 @@
 """A checkpoint of any layout goes on on any other: the state tensor by tensor, the next losses, Adam's step count."""
 
 import itertools
+import os
 import random
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.distributed.layouts import LAYOUTS, LayoutCase
 pytestmark = pytest.mark.layouts
 
 STEPS = 2  # a hop
+WALKS = max(2, int(os.environ.get("LAYOUT_DRAWS", "0")) // 10)  # `make test-layouts` walks more of them
 # Nothing may pool over a micro-batch where its size changes, else the losses differ by design.
 NOTHING_POOLS = ("model.moe.router.load_balancing_coefficient=0",)
 UNEVEN = LayoutCase(2, ("parallel.pp=2", "parallel.layers_per_stage=[1,3]"))
@@ -57,7 +59,7 @@ def assert_losses_follow(hops: list[Hop], want: Hop, *, rtol: float = 2e-6) -> N
     np.testing.assert_allclose([loss for each in hops for loss in each.losses], want.losses, rtol=rtol)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(WALKS))
 def test_a_walk_over_random_layouts_follows_the_run_that_never_stopped(seed: int, tmp_path: Path) -> None:
     names = random.Random(seed).sample(sorted(FOUR_LAYERS), 5)
     hops = walk([(FOUR_LAYERS[name], ()) for name in names], (), tmp_path)

@@ -1,6 +1,9 @@
-"""A conversion's memory does not grow with the model: measured on one that is larger than what is allowed."""
+"""Conversions of a model larger than the memory they may take: what they hold, and what kill -9 leaves of them."""
 
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from benchmarks.checkpoints import ALLOWED_BYTES, SHAPE, save_checkpoint
 from benchmarks.harness.process import measured
 from gpt4moe.config.load import load_run_config
+from gpt4moe.convert.verify import verify
 from gpt4moe.model.logical import logical_shapes
 
 
@@ -32,3 +36,23 @@ def test_a_conversion_holds_two_slices_and_300_mb(options: list[str], large: Pat
     arguments = ["tools/convert_checkpoint.py", options[0], str(large), str(tmp_path / "out"), *options[1:]]
     assert measured(*arguments).peak_bytes - measured("-c", "import numpy").peak_bytes <= ALLOWED_BYTES
     shutil.rmtree(tmp_path / "out")
+
+
+def test_after_kill_9_the_same_command_goes_on_and_ends_whole(large: Path, tmp_path: Path) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    command = [sys.executable, "tools/convert_checkpoint.py", "to-hf", str(large), str(out), "--max-shard-size", "20MB"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(partial.glob("*.done.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    kept = [path.name.removesuffix(".done.json") for path in partial.glob("*.done.json")]
+    written = {name: (partial / name).stat().st_mtime_ns for name in kept}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == written, "finished files are not written again"
+    assert not partial.exists()
+    answer = verify(large, out)
+    assert answer["compared"] > 15 and not answer["different"] and not answer["only_in_a"] + answer["only_in_b"]
+    shutil.rmtree(out)
