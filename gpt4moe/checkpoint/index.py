@@ -1,6 +1,6 @@
 """CheckpointIndex: where each piece of each logical tensor of a committed checkpoint lies; any box of it. No torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -64,13 +64,7 @@ class CheckpointIndex:
 
         Values are fp32, at most RUN_ELEMENTS, and not to be written to.
         """
-        for piece in self.pieces[name]:
-            common = overlap((offset, shape), (piece.offset, piece.shape))
-            if common is None:
-                continue
-            for at, size in runs(piece, *common):
-                values = self.read_run(piece, at, size)
-                yield tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True)), values
+        yield from read_pieces(self.pieces[name], offset, shape, self.read_run)
 
     def read_run(self, piece: StoredPiece, at: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
         """A box [at, at + size) that is contiguous in the piece (see runs)."""
@@ -78,6 +72,28 @@ class CheckpointIndex:
             (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
         )
         return self.files[piece.file].read_floats(piece.start + ITEM_BYTES * place, prod(size)).reshape(size)
+
+
+ReadRun = Callable[[StoredPiece, tuple[int, ...], tuple[int, ...]], np.ndarray]
+"""(piece, offset, shape) -> values of a box that is contiguous in the piece (runs)."""
+
+
+def read_pieces(
+    pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...], read_run: ReadRun
+) -> Iterator[tuple[Where, np.ndarray]]:
+    """What pieces of a tensor hold of a box: (where in the box, values)."""
+    for piece in pieces:
+        common = overlap((offset, shape), (piece.offset, piece.shape))
+        if common is None:
+            continue
+        for at, size in runs(piece, *common):
+            where = tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
+            yield where, read_run(piece, at, size)
+
+
+def pieces_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> list[StoredPiece]:
+    """The pieces of a tensor that reach into a box of it: of the thousands of a large tensor, only these matter."""
+    return [piece for piece in pieces if overlap((offset, shape), (piece.offset, piece.shape)) is not None]
 
 
 def cover_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> str | None:

@@ -5,7 +5,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box
+from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces
 from gpt4moe.errors import CheckpointError
 from gpt4moe.parallel.shard import Shard, flat_rectangles
 
@@ -36,10 +36,11 @@ class CheckpointReader(CheckpointIndex):
         for part in flat_rectangles(start, end, shard.shape):
             target = out[part.start - start :][: prod(part.shape)].view(part.shape)
             low = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
-            wrong = cover_of_box(self.pieces[name], low, part.shape)
+            pieces = pieces_of_box(self.pieces[name], low, part.shape)
+            wrong = cover_of_box(pieces, low, part.shape)
             if wrong:
                 raise CheckpointError(
                     f"{self.folder}: {name}: {wrong}.", "Take another checkpoint of the run: this one is damaged."
                 )
-            for where, values in self.read_box(name, low, part.shape):
+            for where, values in read_pieces(pieces, low, part.shape, self.read_run):
                 target[where] = torch.from_numpy(values)

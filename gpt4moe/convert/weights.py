@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt4moe.checkpoint.index import CheckpointIndex, Where, cover_of_box, overlap, runs
+from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, StoredPiece
 from gpt4moe.config.load import config_from_dict
@@ -41,15 +41,6 @@ class Weights:
         """Tensors that ranks hold copies of, not all the same: `NAME in FILE`."""
         return []
 
-    def read_box(self, pieces: list[StoredPiece], offset: Shape, shape: Shape) -> Iterator[tuple[Where, np.ndarray]]:
-        """What `pieces` of a tensor hold of a box: (where in the box, values)."""
-        for piece in pieces:
-            common = overlap((offset, shape), (piece.offset, piece.shape))
-            if common is not None:
-                for at, size in runs(piece, *common):
-                    where = tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
-                    yield where, self.read_run(piece, at, size)
-
     def values(self, name: str, boxes: list[Box], take: Take | None = None) -> Iterator[np.ndarray]:
         """The elements of the boxes, one box after the other in C order; flat fp32, CHUNK_ELEMENTS at a time.
 
@@ -60,8 +51,7 @@ class Weights:
         """
         buffer = np.empty(CHUNK_ELEMENTS if take is None else 0, dtype=np.float32)
         for offset, shape in boxes:
-            # Of the thousands of pieces of a large tensor only these matter for the chunks of the box.
-            pieces = [p for p in self.pieces[name] if overlap((offset, shape), (p.offset, p.shape)) is not None]
+            pieces = pieces_of_box(self.pieces[name], offset, shape)
             wrong = cover_of_box(pieces, offset, shape)
             if wrong:
                 raise ConversionError(f"{self.folder}: {name}: {wrong}.", "Take another copy: this one is damaged.")
@@ -72,7 +62,7 @@ class Weights:
                 for part in flat_rectangles(start, end, shape):
                     target = chunk[part.start - start :][: prod(part.shape)].reshape(part.shape)
                     low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))
-                    for where, values in self.read_box(pieces, low, part.shape):
+                    for where, values in read_pieces(pieces, low, part.shape, self.read_run):
                         target[where] = values
                 yield chunk
 
