@@ -183,6 +183,10 @@ class Watch:
         """While no step comes: `seconds` since the last one."""
         return self._checked([isinstance(alert.rule, Stalled) for alert in self.alerts], seconds)
 
+    def standing(self, idle_seconds: float) -> list[Told]:
+        """What has begun and was not told, of every alert that has a value."""
+        return self._checked([bool(values) for values in self._values], idle_seconds)
+
     def _take(self, record: Record) -> None:
         for alert, values in zip(self.alerts, self._values, strict=True):
             if alert.metric in record:
@@ -205,10 +209,4 @@ def standing(alerts: Sequence[Alert], records: Sequence[Record], idle_seconds: f
 
     Args: idle_seconds: since the last step was written; 0 for a run that has ended.
     """
-    found = []
-    for alert in alerts:
-        values = [record[alert.metric] for record in records if alert.metric in record][-alert.rule.memory :]
-        wrong = alert.rule.check(values, idle_seconds) if values else None
-        if wrong is not None:
-            found.append(Told(alert.name, f"{alert.metric}: {wrong}"))
-    return found
+    return Watch(alerts, records).standing(idle_seconds)
