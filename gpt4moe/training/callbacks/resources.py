@@ -6,7 +6,6 @@ metrics.jsonl before this start -> device hours so far --+ this process's age x 
 import resource
 import time
 
-import psutil
 import torch
 from torch import distributed
 
@@ -14,6 +13,7 @@ from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.telemetry.metrics_log import read_metrics
 from gpt4moe.telemetry.pace import Pace
+from gpt4moe.telemetry.run_process import process_began
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -25,7 +25,7 @@ class Resources(Callback):
         self.pace = Pace()
         self.last_time: float | None = None
         self.earlier_device_hours = self.earlier_usd = 0.0
-        self.flops_per_token = 0.0
+        self.flops_per_token = self.began = 0.0
 
     def on_start(self, context: TrainingContext) -> None:
         if context.groups.is_first_rank:
@@ -33,6 +33,7 @@ class Resources(Callback):
             self.earlier_device_hours = max((record.get("device_hours", 0.0) for record in records), default=0.0)
             self.earlier_usd = max((record.get("cost_usd", 0.0) for record in records), default=0.0)
         self.flops_per_token = flops_per_token(context.run.model).model
+        self.began = process_began("self")
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         record["peak_memory_bytes"] = _most_memory(context.groups.device)
@@ -47,7 +48,7 @@ class Resources(Callback):
 
     def _add_money(self, context: TrainingContext, record: Record) -> None:
         run, devices = context.run, context.groups.layout.world_size
-        hours = devices * (time.time() - psutil.Process().create_time()) / 3600
+        hours = devices * (time.time() - self.began) / 3600
         record["device_hours"] = self.earlier_device_hours + hours
         if (run.cluster.generation is Generation.cpu) != (context.groups.device.type == "cpu"):
             return  # the config describes other devices than these
