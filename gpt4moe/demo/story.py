@@ -27,7 +27,7 @@ from gpt4moe.data.check import check_data
 from gpt4moe.demo.summary import print_summary
 from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.telemetry.console import error as print_error
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
 
 LAYOUTS = {
     1: [],
@@ -65,7 +65,7 @@ def tell(num_processes: int, more: list[str]) -> int:
     console.rule("Training", style="dim")
     console.print(f"[dim]$ {' '.join(command)}[/dim]", soft_wrap=True)
     before: dict[int, float] = {}
-    if not read_metrics(folder / "metrics.jsonl"):
+    if not read_metrics(folder / METRICS_FILE):
         status, before = _killed_half_way(command, run, folder, console)
         if status:
             return status
@@ -113,7 +113,7 @@ def _killed_half_way(
     try:
         while process.poll() is None and (max(losses, default=0) < wanted or not saved.exists()):
             time.sleep(0.05)
-            losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
+            losses = {int(record["step"]): record["loss"] for record in read_metrics(folder / METRICS_FILE)}
         if process.poll() is not None:
             return process.returncode, {}
     finally:
@@ -135,7 +135,7 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
 
 def _same_losses(before: dict[int, float], folder: Path, console: Console) -> bool:
     """Whether the steps done again had the same losses, bit for bit."""
-    after = {int(record["step"]): record["loss"] for record in read_metrics(folder / "metrics.jsonl")}
+    after = {int(record["step"]): record["loss"] for record in read_metrics(folder / METRICS_FILE)}
     latest = sorted((folder / "starts").glob("*.yaml"))[-1]
     first = yaml.safe_load(latest.read_text())["first_step"]
     redone = [step for step in before if step >= first]

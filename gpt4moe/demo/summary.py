@@ -12,7 +12,7 @@ from gpt4moe.demo.entropy import corpus_entropies
 from gpt4moe.demo.export import export_and_compare, exported_samples
 from gpt4moe.telemetry.balance import ExpertLoad
 from gpt4moe.telemetry.console import clock_time, short_count
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
 
 
@@ -24,7 +24,7 @@ def print_summary(folder: Path, run: RunConfig, console: Console) -> int:
     """
     assert run.data.path is not None
     entropies = corpus_entropies(Path(run.data.path), run.data.sources)
-    records = read_metrics(folder / "metrics.jsonl")
+    records = read_metrics(folder / METRICS_FILE)
     held_out = next(float(record["eval_loss"]) for record in reversed(records) if "eval_loss" in record)
     dead = _print_load(folder, console)
     console.rule("Held-out text", style="dim")

@@ -10,7 +10,7 @@ from gpt4moe.errors import DataError
 from gpt4moe.planner.answer import calibration, calibration_table, json_answer, leak_markdown, table_answer
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.search import search
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.telemetry.plan_page import write_plan_page
 
 
@@ -32,13 +32,13 @@ def answered(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
 def _calibrated(plan: PlanConfig, folder: Path) -> dict[str, object] | list[Table | str]:
     """Of the run's last start: its config and the ranks it had."""
     starts = sorted((folder / "starts").glob("*.yaml"))
-    if not starts or not (folder / "metrics.jsonl").exists():
+    if not starts or not (folder / METRICS_FILE).exists():
         raise DataError(
             f"calibrate={folder} is no run folder: it lacks starts/ or metrics.jsonl.",
             "Give the folder of a run, runs/<run.name>.",
         )
     last = yaml.safe_load(starts[-1].read_text())
-    rows = calibration(plan, last["config"], read_metrics(folder / "metrics.jsonl"), last["ranks"])
+    rows = calibration(plan, last["config"], read_metrics(folder / METRICS_FILE), last["ranks"])
     if plan.output is PlanOutput.json:
         return {row.name: {"predicted": row.predicted, "measured": row.measured, "unit": row.unit} for row in rows}
     return calibration_table(rows)

@@ -16,7 +16,7 @@ from gpt4moe.telemetry.dashboard import dashboard_of
 from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
 from gpt4moe.telemetry.goodput import goodput
 from gpt4moe.telemetry.load_history import LoadHistory, LoadWindow
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.telemetry.plots import plot_loss
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.telemetry.wire_table import WireCount
@@ -38,7 +38,7 @@ def write_run_report(
         entropies: of the corpus in nats/token, "unigram" and "bigram", drawn as levels to compare the loss with.
     """
     entropies = entropies or {}
-    records = read_metrics(run_folder / "metrics.jsonl")
+    records = read_metrics(run_folder / METRICS_FILE)
     events = read_events(run_folder / EVENTS_FILE)
     records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]

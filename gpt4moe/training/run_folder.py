@@ -24,6 +24,7 @@ from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.telemetry.metrics_log import METRICS_FILE
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     @property
     def run_id(self) -> str:
