@@ -15,7 +15,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 
 # Longer than the slowest first step; a rank that died is noticed by its launcher much earlier.
-_TIMEOUT = timedelta(minutes=30)
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class ProcessGroups:
 
     @classmethod
     def create(
-        cls, layout: Layout, rank: int, device: torch.device, seed: int, *, timeout: timedelta = _TIMEOUT
+        cls, layout: Layout, rank: int, device: torch.device, seed: int, *, timeout: timedelta = TIMEOUT
     ) -> "ProcessGroups":
         """The groups of `layout`; torch.distributed is up (see world). Collective: every rank calls it.
 
@@ -67,7 +67,7 @@ class ProcessGroups:
 
 @contextmanager
 def world(
-    environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = _TIMEOUT
+    environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = TIMEOUT
 ) -> Iterator[torch.device]:
     """torch.distributed, DeepSpeed's communication and the CPU mends, for the time of a run; yields the device.
 

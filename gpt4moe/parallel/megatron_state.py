@@ -10,7 +10,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from gpt4moe.parallel.layout import Layout
 
 
-def start(layout: Layout, seed: int, timeout: timedelta = timedelta(minutes=30)) -> dict[str, Any]:
+def start(layout: Layout, seed: int, timeout: timedelta) -> dict[str, Any]:
     """Makes Megatron's groups for this layout and returns them by our names, with its own collection as "megatron".
 
     Args:

@@ -12,7 +12,7 @@ from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gpt4moe.parallel import cpu_device, megatron_state
-from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.groups import TIMEOUT, ProcessGroups
 from gpt4moe.parallel.layout import Layout
 
 
@@ -37,7 +37,7 @@ def pretended_rank(layout: Layout, rank: int) -> Iterator[ProcessGroups]:
     install()
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
-        groups = megatron_state.start(layout, seed=1)
+        groups = megatron_state.start(layout, seed=1, timeout=TIMEOUT)
         yield ProcessGroups(layout=layout, rank=rank, device=torch.device("meta"), **groups)
     finally:
         megatron_state.stop()
