@@ -13,7 +13,7 @@ from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.prompts import read_prompts
-from gpt4moe.convert.verify import LOGITS_TOLERANCE, Logits, require_speakers, verify, verify_logits
+from gpt4moe.convert.verify import DIFFERENCES, LOGITS_TOLERANCE, Logits, require_speakers, verify, verify_logits
 from gpt4moe.errors import ConversionError
 
 Answer = dict[str, Any]
@@ -69,8 +69,7 @@ def lines(given: argparse.Namespace, answer: Answer) -> list[str]:
 
 def status(answer: Answer) -> int:
     """1 when a comparison found a difference."""
-    keys = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
-    return int(any(answer.get(key) for key in keys) or bool(answer.get("logits", {}).get("different")))
+    return int(any(answer.get(key) for key in DIFFERENCES) or bool(answer.get("logits", {}).get("different")))
 
 
 def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:

@@ -21,6 +21,9 @@ from gpt4moe.errors import ConversionError
 LOGITS_TOLERANCE = 1e-4
 """fp32 sums in another order."""
 
+DIFFERENCES = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
+"""Keys of verify's answer, all empty when two folders hold the same model."""
+
 Answer = dict[str, Any]
 Logits = Callable[[Path, list[list[int]], bool], list[np.ndarray]]
 """(folder, prompts, whether weights are rounded to bf16 first) -> of each prompt [S, V], fp32."""
@@ -48,8 +51,8 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
 
     Args:
         tolerance: largest absolute difference that passes; 0 wants equal values.
-    Returns: `different` and `other_shape` rows, names on one side only, `settings` of the model that no shape shows,
-        `copies` that ranks hold of one tensor and that are not the same; all empty when equal.
+    Returns: DIFFERENCES: `different` and `other_shape` rows, names on one side only, `settings` of the model that no
+        shape shows, `copies` that ranks hold of one tensor and that are not the same; and what was compared.
     Raises: ConversionError or CheckpointError when one is absent or damaged.
     """
     left, right = open_weights(a), open_weights(b)
