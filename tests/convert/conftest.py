@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.data.preprocess import SourceText, write_data_folder
-from gpt4moe.data.tokenizer import train_tokenizer
 from tests.convert.hf_models import MIXTURE, save_model
+from tests.corpus import numbered_lines
 from tests.training.command import train
 
 # Grouped-query attention, and weights large enough that a wrong row shows in the logits.
@@ -16,12 +15,7 @@ SHAPE = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of one source with a vocabulary of 300."""
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
-    train_tokenizer(texts, vocab_size=300).backend.save(str(folder / "tokenizer.json"))
-    source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
-    write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
-    return folder
+    return numbered_lines(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")

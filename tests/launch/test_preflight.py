@@ -9,11 +9,10 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.manifest import file_sha256
-from gpt4moe.data.preprocess import SourceText, write_data_folder
-from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.launch.data_facts import data_facts, data_files
 from gpt4moe.launch.needs import needs
 from gpt4moe.parallel.layout import Layout
+from tests.corpus import numbered_lines
 from tests.launch.faults import Planted, flown
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, train
@@ -42,12 +41,7 @@ def status(report: Any, name: str) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
-    train_tokenizer(texts, vocab_size=300).backend.save(str(folder / "tokenizer.json"))
-    source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
-    write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
-    return folder
+    return numbered_lines(tmp_path_factory.mktemp("corpus"))
 
 
 def test_four_healthy_ranks_are_fit_and_every_group_is_measured(tmp_path: Path, corpus: Path) -> None:

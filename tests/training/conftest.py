@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.data.preprocess import SourceText, write_data_folder
-from gpt4moe.data.tokenizer import train_tokenizer
+from tests.corpus import numbered_lines
 from tests.training.command import train
-
-CORPUS_VOCABULARY = 300
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +19,5 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of one source, with a vocabulary of CORPUS_VOCABULARY."""
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [f"word {i} and {i * i} other things\n" for i in range(200)]
-    train_tokenizer(texts, vocab_size=CORPUS_VOCABULARY).backend.save(str(folder / "tokenizer.json"))
-    source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
-    write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
-    return folder
+    """A data folder of one source, with a vocabulary of tests.corpus.VOCABULARY."""
+    return numbered_lines(tmp_path_factory.mktemp("corpus"))

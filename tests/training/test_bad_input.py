@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.corpus import VOCABULARY
 from tests.training.command import SMALL, Ended, outside, train
-from tests.training.conftest import CORPUS_VOCABULARY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +29,8 @@ BAD_INPUTS: dict[str, tuple[list[str], int, list[str], list[str]]] = {
     "missing corpus": (["data=demo", "data.path=CORPUS/none"], 1, ["CORPUS/none does not exist"], ["make data"]),
     "missing tokenizer": (["data.tokenizer=CORPUS/none.json"], 1, ["CORPUS/none.json is missing"], ["data=mock"]),
     "vocabulary": (
-        ["data=demo", "data.path=CORPUS"], 1, ["vocab_size=256", f"vocabulary of {CORPUS_VOCABULARY}"],
-        [f"model.vocab_size={CORPUS_VOCABULARY}"]),
+        ["data=demo", "data.path=CORPUS"], 1, ["vocab_size=256", f"vocabulary of {VOCABULARY}"],
+        [f"model.vocab_size={VOCABULARY}"]),
 }  # fmt: skip
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.corpus import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
-from tests.training.conftest import CORPUS_VOCABULARY
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One step on synthetic tokens, in the corpus's vocabulary."""
     folder = tmp_path_factory.mktemp("runs") / "x"
-    assert train(folder, f"model.vocab_size={CORPUS_VOCABULARY}", "training.steps=1")[0].status == 0
+    assert train(folder, f"model.vocab_size={VOCABULARY}", "training.steps=1")[0].status == 0
     return folder
 
 
@@ -35,7 +35,7 @@ def test_another_identity_is_refused_with_the_values(
 ) -> None:
     before = contents(started)
     overrides = [override.replace("CORPUS", str(corpus)) for override in overrides]
-    (ended,) = train(started, f"model.vocab_size={CORPUS_VOCABULARY}", "training.steps=2", *overrides)
+    (ended,) = train(started, f"model.vocab_size={VOCABULARY}", "training.steps=2", *overrides)
     cause, cure = ended.err.splitlines()
     assert ended.status == 2
     assert all(words in cause for words in named), cause
