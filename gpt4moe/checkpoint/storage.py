@@ -12,6 +12,7 @@ import os
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -242,8 +243,9 @@ class VerifiedFile:
         return block
 
     def _read_ahead(self, start: int) -> None:
-        """Asks the kernel for the next blocks, which it fetches while this one is worked on."""
-        with self.path.open("rb") as file:
+        """Asks the kernel for the next blocks, which it fetches while this one is worked on. Only advice: what is wrong
+        with the file, reading it says."""
+        with suppress(OSError), self.path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
     def _checked(self, start: int, size: int, expected: str, what: str) -> np.ndarray:

@@ -44,7 +44,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     of["from-hf"].add_argument("--upcycle-experts", type=int, metavar="N", help="make a dense model a mixture of N")
     of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts a token (default 2)")
     of["from-hf"].add_argument("--upcycle-noise", type=float, help="on copies, in init_std (default 0)")
-    of["from-hf"].add_argument("--seed", type=int, default=1234, help="of new routers and noise")
+    of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="of new routers and noise (1234)")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
     of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="default: even")
@@ -81,13 +81,16 @@ def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 def _from_hf(given: argparse.Namespace, logits: Logits) -> Answer:
-    asked = {"top_k": given.upcycle_top_k, "noise": given.upcycle_noise}
+    asked = {"top_k": given.upcycle_top_k, "noise": given.upcycle_noise, "seed": given.upcycle_seed}
     how = {name: value for name, value in asked.items() if value is not None}
     if given.upcycle_experts is None and how:
-        raise ConversionError("--upcycle-top-k and --upcycle-noise need --upcycle-experts.", "Say how many experts.")
+        raise ConversionError(
+            "--upcycle-top-k, --upcycle-noise and --seed need --upcycle-experts.",
+            "Say how many experts, or leave them out.",
+        )
     upcycling = None
     if given.upcycle_experts is not None:
-        upcycling = Upcycling(num_experts=given.upcycle_experts, seed=given.seed, **how)
+        upcycling = Upcycling(num_experts=given.upcycle_experts, **how)
     return from_huggingface(given.folder, given.out, upcycling)
 
 

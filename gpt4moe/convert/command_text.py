@@ -16,9 +16,10 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 def byte_size(text: str) -> int:
     """5GB, 500 MB, 1.5GB or plain bytes."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B?)", text.strip().upper())
-    if not match or match.group(2) not in _UNITS or not float(match.group(1)):
+    size_bytes = int(float(match.group(1)) * _UNITS[match.group(2)]) if match and match.group(2) in _UNITS else 0
+    if size_bytes < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB or 500MB")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
+    return size_bytes
 
 
 def whole_numbers(text: str) -> list[int]:

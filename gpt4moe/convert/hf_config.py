@@ -18,9 +18,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
         _WHOLE,
     ),
     **dict.fromkeys(("num_key_value_heads", "head_dim", "decoder_sparse_step", "sliding_window"), _WHOLE + _NONE),
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), _WHOLE + _NONE),
     **dict.fromkeys(("rms_norm_eps", "initializer_range", "router_aux_loss_coef", "partial_rotary_factor"), _NUMBER),
     "rope_theta": _NUMBER + _NONE, "rope_parameters": (dict, *_NONE), "rope_scaling": (dict, *_NONE),
-    "mlp_only_layers": (list, *_NONE), "layer_types": (list, *_NONE),
+    "eos_token_id": (int, list, *_NONE), "mlp_only_layers": (list, *_NONE), "layer_types": (list, *_NONE),
     "tie_word_embeddings": (bool,), "use_sliding_window": (bool,),
 }  # fmt: skip
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -117,7 +118,11 @@ def _mixture(config: Json, architecture: Architecture) -> MoEConfig | None:
 
 def _layer_pattern(config: Json) -> list[int] | None:
     """Qwen3-MoE's two ways to name dense layers: a list, and every n-th layer a mixture."""
-    dense, step = set(config.get("mlp_only_layers") or []), config.get("decoder_sparse_step") or 1
+    dense, step = set(config.get("mlp_only_layers") or []), config.get("decoder_sparse_step", 1)
+    if step is None or step < 1:
+        raise ConversionError(
+            f"config.json: decoder_sparse_step={step} is below 1.", "Take the config.json of the model."
+        )
     pattern = [
         int(layer not in dense and (layer + 1) % step == 0) for layer in range(config["num_hidden_layers"])
     ]  # fmt: skip
@@ -139,8 +144,10 @@ def _require_kinds(config: Json) -> None:
 
 
 def _require_elements(config: Json) -> None:
-    for key, kind in (("mlp_only_layers", int), ("layer_types", str)):
-        odd = [value for value in config.get(key) or [] if not isinstance(value, kind)]
+    for key, kind in (("mlp_only_layers", int), ("layer_types", str), ("eos_token_id", int)):
+        given = config.get(key)
+        values = given if isinstance(given, list) else []
+        odd = [value for value in values if not isinstance(value, kind) or isinstance(value, bool)]
         if odd:
             raise ConversionError(f"config.json: {key} has {odd[0]!r}.", "Take the config.json of the model.")
 

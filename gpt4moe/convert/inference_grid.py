@@ -4,6 +4,7 @@ Matrices are cut over tp as in training, experts are spread over it whole; what 
 """
 
 from collections.abc import Iterable
+from math import gcd
 
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
@@ -51,7 +52,9 @@ def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> li
         if axis is None:
             held.append((name, ((0,) * len(shape), shape)))
             continue
-        _require_division(weights.model, name, shape[axis], tp)
+        what, count = _parts(weights.model, name, shape[axis])
+        if count % tp:
+            raise ConversionError(f"--tp {tp} does not divide {what}.", f"Set --tp to one of {_fitting(weights)}.")
         part = shape[axis] // tp
         offset = tuple(part * tp_index if dim == axis else 0 for dim in range(len(shape)))
         held.append((name, (offset, (*shape[:axis], part, *shape[axis + 1 :]))))
@@ -94,12 +97,19 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
     return found
 
 
-def _require_division(model: ModelConfig, name: str, size: int, tp: int) -> None:
-    """Attention is cut between query groups, never within one."""
-    what, count = f"dimension of {size} of {name}", size
+def _parts(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
+    """What of a tensor tp must divide: its words and its number. Attention is cut between query groups, never within
+    one."""
     if name.endswith("linear_qkv.weight"):
-        what, count = f"model.num_query_groups={model.query_groups}", model.query_groups
-    elif rule_of(name).cut in (Cut.experts, Cut.experts_gated):
-        what = f"model.moe.num_experts={size}"
-    if count % tp:
-        raise ConversionError(f"--tp {tp} does not divide {what}.", f"Set --tp to one of {divisors(count)}.")
+        return f"model.num_query_groups={model.query_groups}", model.query_groups
+    if rule_of(name).cut in (Cut.experts, Cut.experts_gated):
+        return f"model.moe.num_experts={size}", size
+    return f"dimension of {size} of {name}", size
+
+
+def _fitting(weights: Weights) -> list[int]:
+    """The tp that divide every tensor."""
+    biases = routing_buffers(weights.model)
+    cut = [(name, shape, _AXIS.get(rule_of(name).cut)) for name, shape in weights.shapes.items() if name not in biases]
+    counts = [_parts(weights.model, name, shape[axis])[1] for name, shape, axis in cut if axis is not None]
+    return divisors(gcd(*counts))

@@ -144,6 +144,7 @@ def test_after_a_kill_another_conversion_begins_anew(
         ("rope_parameters", [1]), ("rope_parameters", {"rope_type": "default", "rope_theta": "abc"}),
         ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}), ("vocab_size", 256.0), ("mlp_only_layers", 3),
         ("mlp_only_layers", [[0]]), ("layer_types", [["x"]]), ("partial_rotary_factor", [1]),
+        ("decoder_sparse_step", 0), ("eos_token_id", "2"), ("eos_token_id", [2, True]), ("pad_token_id", [0]),
     ],
 )  # fmt: skip
 def test_a_value_of_a_wrong_type_is_refused_by_its_field(
@@ -187,8 +188,9 @@ def test_prompts_that_are_none_are_refused(
 
 
 def test_options_of_upcycling_without_it_and_a_noise_that_is_none_are_refused(tmp_path: Path, mixtral: Path) -> None:
-    alone = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-noise", 0.1)
-    assert alone.returncode == 2 and "need --upcycle-experts" in alone.stderr
+    for option in ("--upcycle-noise", "--seed"):
+        alone = convert("from-hf", mixtral, tmp_path / "ours", option, 1)
+        assert alone.returncode == 2 and "need --upcycle-experts" in alone.stderr
     none = convert("from-hf", mixtral, tmp_path / "ours", "--upcycle-experts", 0)
     assert none.returncode == 2
     for noise in ("nan", "-1"):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.convert.conftest import SHAPE
 from tests.convert.test_bad_input import convert
 from tests.training.command import train
@@ -47,6 +49,7 @@ def test_upcycling_and_verify_say_what_differs(tmp_path: Path, mixtral: Path, tr
     assert differs.returncode == 1 and "tensors differ" in differs.stdout
 
 
-def test_a_size_that_is_none_is_refused(tmp_path: Path, trained: Path) -> None:
-    ended = convert("to-hf", trained, tmp_path / "hf", "--max-shard-size", "big")
-    assert ended.returncode == 2 and "'big' is no size" in ended.stderr
+@pytest.mark.parametrize("given", ["big", "0.0000001"])
+def test_a_size_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
+    ended = convert("to-hf", tmp_path / "run", tmp_path / "hf", "--max-shard-size", given)
+    assert ended.returncode == 2 and f"'{given}' is no size" in ended.stderr

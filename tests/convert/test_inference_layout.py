@@ -81,6 +81,7 @@ def test_the_last_stage_has_a_tied_embedding_too(tmp_path: Path, tied: Path) -> 
     ("grid", "named"),
     [
         ({"tp": 4, "pp": 1}, "--tp 4 does not divide model.num_query_groups=2"),
+        ({"tp": 3, "pp": 1}, r"(?s)--tp 3 does not divide .*Set --tp to one of \[1, 2\]"),  # fits every tensor
         ({"tp": 0, "pp": 1}, "--tp 0"),
         ({"tp": 1, "pp": 6}, "--pp 6 does not fit model.num_layers=5"),
         ({"tp": 1, "pp": 2, "layers_per_stage": [2, 2]}, "2 stages of 4 layers"),
