@@ -63,7 +63,8 @@ def read_dashboard(file: Path | str | None = None) -> Dashboard:
     path = DASHBOARD_FILE if file is None else Path(file)
     try:
         given = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError: no UTF-8, an impossible date, a number of 5000 digits; RecursionError: lists in lists in lists.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read: {why}.", "Give a YAML file like configs/dashboard.yaml.") from error
     reader = _Reader(path)
@@ -89,6 +90,28 @@ def dashboard_of(run_folder: Path) -> Dashboard:
 
 
 @dataclass(frozen=True, slots=True)
+class _Limits:
+    """Of a number of a rule."""
+
+    words: str
+    allow: Callable[[float], bool]
+    is_whole: bool = False
+
+
+_MOST_STEPS = 1_000_000
+_STEPS = _Limits(
+    f"a whole number from 2 to {_MOST_STEPS:,}", lambda it: it == int(it) and 2 <= it <= _MOST_STEPS, is_whole=True
+)
+_ABOVE_0 = _Limits("a number above 0", lambda it: it > 0)
+_LIMITS: dict[str, _Limits] = {
+    "steps": _STEPS, "recent": _STEPS, "times": _ABOVE_0, "seconds": _ABOVE_0,
+    "limit": _Limits("a number of 0 or more", lambda it: it >= 0),
+    "share": _Limits("a number above 0 and below 1", lambda it: 0 < it < 1),
+}  # fmt: skip
+_KINDS: dict[type, str] = {str: "some words", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
 class _Reader:
     """Turns plain YAML into the classes above; `place` is where in the file, for errors."""
 
@@ -104,9 +127,9 @@ class _Reader:
         metrics = self.each(found["metrics"], f"{place}.metrics", self.metric)
         if len({metric_of(name).unit for name in metrics}) != 1:
             self.refuse(place, f"has metrics {metrics} of several units, or none", "Give one axis one unit.")
-        scale = found.get("scale", "linear")
-        if scale not in {it.value for it in Scale}:
-            self.refuse(f"{place}.scale", f"is {scale!r}", "Set linear, log or auto.")
+        if len(set(metrics)) < len(metrics):
+            self.refuse(f"{place}.metrics", f"has one twice: {metrics}", "Name each once.")
+        scale = self.one_of([it.value for it in Scale], found.get("scale", "linear"), f"{place}.scale")
         return Panel(
             title=self.a(str, found["title"], f"{place}.title"), metrics=metrics, scale=Scale(scale),
             wide=self.a(bool, found.get("wide", False), f"{place}.wide"),
@@ -114,12 +137,10 @@ class _Reader:
         )  # fmt: skip
 
     def alert(self, given: object, place: str) -> Alert:
-        kind = given.get("rule") if isinstance(given, dict) else None
-        if kind not in RULES:
-            self.refuse(f"{place}.rule", f"is {kind!r}", f"Set one of {', '.join(RULES)}.")
+        kind = self.one_of(list(RULES), given.get("rule") if isinstance(given, dict) else None, f"{place}.rule")
         settings = [f.name for f in fields(RULES[kind])]  # type: ignore[arg-type]
         found = self.keys(given, place, required=("name", "metric", "rule", *settings))
-        numbers = {name: self.positive(found[name], f"{place}.{name}", zero=name == "limit") for name in settings}
+        numbers = {name: self.number(found[name], f"{place}.{name}", _LIMITS[name]) for name in settings}
         metric = self.metric(found["metric"], f"{place}.metric")
         if "*" in metric:
             self.refuse(f"{place}.metric", f"is {metric!r}", "Name one metric.")
@@ -133,34 +154,55 @@ class _Reader:
         whole, _, part = name.partition("/")
         has_parts = whole in METRICS and METRICS[whole].parts is not Parts.none
         if whole not in METRICS or (part and not (has_parts and part == "*")) or name == "step":
-            self.refuse(place, f"is {name!r}, no metric", "docs/metrics.md lists them; name/* is for those with parts.")
+            self.refuse(
+                place, f"is {_short(name)}, no metric", "docs/metrics.md lists them; name/* is for those with parts."
+            )
         return name
 
-    def positive(self, given: object, place: str, *, zero: bool) -> float:
-        if isinstance(given, bool) or not isinstance(given, int | float) or given < 0 or (given == 0 and not zero):
-            self.refuse(place, f"is {given!r}", f"Set a number {'of 0 or more' if zero else 'above 0'}.")
-        if place.endswith(("steps", "recent")) and (given != int(given) or given < 2):
-            self.refuse(place, f"is {given!r}", "Set a whole number from 2.")
+    def one_of(self, allowed: Sequence[str], given: object, place: str) -> str:
+        # Not `in` alone: a list cannot be hashed.
+        if not isinstance(given, str) or given not in allowed:
+            self.refuse(place, f"is {_short(given)}", f"Set one of {', '.join(allowed)}.")
         return given
+
+    def number(self, given: object, place: str, limits: "_Limits") -> float:
+        # Not below 1e15: NaN, infinity, and whole numbers that no float can hold.
+        if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) < 1e15:
+            self.refuse(place, f"is {_short(given)}", f"Set {limits.words}.")
+        if not limits.allow(given):
+            self.refuse(place, f"is {_short(given)}", f"Set {limits.words}.")
+        return int(given) if limits.is_whole else given
 
     def each(self, given: object, place: str, read: Callable[[object, str], Any]) -> list[Any]:
         if not isinstance(given, list):
             self.refuse(place, "is no list", "Give a YAML list.")
-        return [read(item, f"{place}[{number}]") for number, item in enumerate(given)]
+        return [read(item, f"{place}[{number}]{_called(item)}") for number, item in enumerate(given)]
 
     def keys(
         self, given: object, place: str, *, required: Sequence[str], optional: Sequence[str] = ()
     ) -> Mapping[str, Any]:
         if not isinstance(given, dict) or not set(required) <= set(given) <= {*required, *optional}:
-            has = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
+            has = f"has {_short(sorted(map(str, given)))}" if isinstance(given, dict) else f"is {_short(given)}"
             more = f", optionally {', '.join(optional)}" if optional else ""
-            self.refuse(place, f"has {has}", f"Give {', '.join(required)}{more}.")
+            self.refuse(place, has, f"Give {', '.join(required)}{more}.")
         return given
 
     def a(self, kind: type, given: object, place: str) -> Any:
-        if not isinstance(given, kind) or given == "":
-            self.refuse(place, f"is {given!r}", f"Give a {kind.__name__}.")
+        if not isinstance(given, kind) or (isinstance(given, str) and not given.strip()):
+            self.refuse(place, f"is {_short(given)}", f"Give {_KINDS[kind]}.")
         return given
 
     def refuse(self, place: str, what: str, cure: str) -> NoReturn:
         raise ConfigError(f"{self.path}: {place} {what}.", cure)
+
+
+def _called(item: object) -> str:
+    """How a section, panel or alert names itself, for the place in an error."""
+    name = (item.get("title") or item.get("name")) if isinstance(item, dict) else None
+    return f" ({_short(name)})" if isinstance(name, str) else ""
+
+
+def _short(given: object) -> str:
+    """For an error of one line."""
+    text = repr(given)
+    return text if len(text) <= 80 else f"{text[:77]}..."

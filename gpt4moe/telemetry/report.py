@@ -66,8 +66,6 @@ class ReportData:
     resolved_config: str
     """YAML."""
     checkpoint_path: str
-    duration_seconds: float | None = None
-    """Wall time of all starts; by default the sum of the steps."""
     num_parameters: int | None = None
     num_active_parameters: int | None = None
     """Parameters that work on one token."""
@@ -153,7 +151,6 @@ def _verdict(data: ReportData) -> str:
 def _cards(data: ReportData) -> str:
     loss, held_out, tokens = data.last("loss"), data.last("eval_loss"), data.last("consumed_tokens")
     speed = middle([value for _, value in points(data.records, "tokens_per_second")])
-    seconds = data.duration_seconds or sum(value for _, value in points(data.records, "step_seconds"))
     utilization = middle([value for _, value in points(data.records, "mfu")])
     cost, hours = data.last("cost_usd"), data.last("device_hours")
     best = min((value for _, value in points(data.records, "eval_loss")), default=None)
@@ -164,7 +161,7 @@ def _cards(data: ReportData) -> str:
         ("Speed", f"{short_count(speed)}/s", "tokens per second, median step") if speed is not None else None,
         ("MFU", f"{utilization:.1%}", "of the devices' dense peak, median step") if utilization is not None else None,
         ("Cost", f"${cost:,.2f}", f"{hours:,.3g} device hours") if cost is not None else None,
-        ("Duration", clock_time(seconds), "h:mm:ss") if seconds else None,
+        _duration_card(data),
         _parameter_card(data),
     ]
     texts = {"Layout": data.layout} | data.facts
@@ -175,6 +172,14 @@ def _cards(data: ReportData) -> str:
         f'<div class="card"><dt>{_text(title)}</dt><dd class="text">{_text(value)}</dd></div>'
         for title, value in texts.items()
     )
+
+
+def _duration_card(data: ReportData) -> tuple[str, str, str] | None:
+    """Wall time of the run, as the goodput counts it; of a run without events the steps are all that is known."""
+    if data.account is not None:
+        return "Duration", clock_time(data.account.wall_seconds), "h:mm:ss of wall time, restarts included"
+    seconds = sum(value for _, value in points(data.records, "step_seconds"))
+    return ("Duration", clock_time(seconds), "h:mm:ss of steps") if seconds else None
 
 
 def _parameter_card(data: ReportData) -> tuple[str, str, str] | None:

@@ -55,7 +55,6 @@ def write_run_report(
             records=records,
             resolved_config=(run_folder / "resolved.yaml").read_text(),
             checkpoint_path=str(steps[-1].parent) if steps else "",
-            duration_seconds=sum(float(record["step_seconds"]) for record in records),
             unigram_entropy=entropies.get("unigram"),
             bigram_entropy=entropies.get("bigram"),
             expert_load=load,

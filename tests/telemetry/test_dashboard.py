@@ -1,7 +1,10 @@
 """The dashboard's file: what is wrong in it is named; wandb-workspaces takes it and sends it, all of it."""
 
+import copy
+import datetime
 import http.server
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -54,7 +57,7 @@ def test_the_shipped_panels_show_all_but_the_clock() -> None:
         ({"title": "t", "metrics": ["loss"], "scale": "cubic"}, "cubic"),
         ({"title": "t", "metrics": ["loss"], "wide": 1}, "wide"),
         ({"title": "t", "metrics": ["loss"], "colour": "red"}, "colour"),
-        ("loss", "str"),
+        ("loss", "is 'loss'"),
     ],
 )
 def test_a_wrong_panel_is_refused_by_its_place(panel: object, said: str, tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_wrong_panel_is_refused_by_its_place(panel: object, said: str, tmp_pat
     file.write_text(yaml.safe_dump({"sections": [{"title": "s", "panels": [panel]}], "alerts": []}))
     with pytest.raises(ConfigError, match=said) as error:
         read_dashboard(file)
-    assert "sections[0].panels[0]" in error.value.cause
+    assert "sections[0] ('s').panels[0]" in error.value.cause
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,61 @@ def test_a_wrong_alert_is_refused_by_its_place(change: dict[str, object], said: 
     assert "alerts[0]" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "sections: []", "[]"])
+PANEL = {"title": "p", "metrics": ["loss"], "scale": "log", "wide": True, "smooth": False}
+ALERT_OF_EACH_RULE = [
+    SPIKE,
+    {"name": "n", "metric": "loss", "rule": "stays_above", "limit": 1, "steps": 5},
+    {"name": "n", "metric": "loss", "rule": "drop", "steps": 5, "recent": 2, "share": 0.5},
+    {"name": "n", "metric": "loss", "rule": "plateau", "steps": 5},
+    {"name": "n", "metric": "step_seconds", "rule": "stalled", "times": 2, "seconds": 3},
+]
+WRONG: list[Any] = [
+    None, True, 0, -1, 2.5, 5, math.nan, math.inf, -math.inf, 10**400, 10**14, "", " ", "junk", [], ["junk"], [[1]], {},
+    {"a": 1}, {1: [2]}, b"x", datetime.date(2026, 1, 2), "x" * 500,
+]  # fmt: skip
+RIGHT = {
+    "title": ["junk", "x" * 500], "name": ["junk", "x" * 500], "wide": [True], "smooth": [True],
+    "steps": [5], "recent": [5], "times": [2.5, 5, 10**14], "seconds": [2.5, 5, 10**14], "limit": [0, 2.5, 5, 10**14],
+    "sections": [[]], "panels": [[]], "alerts": [[]],
+}  # fmt: skip
+"""Of WRONG, what is right in a place."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every value of a file, as the keys that lead to it."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def test_a_wrong_value_in_any_place_is_refused_in_short_words_that_name_it(tmp_path: Path) -> None:
+    wholes: list[Any] = [{"sections": [{"title": "s", "panels": [PANEL]}], "alerts": []}]
+    wholes += [{"sections": [], "alerts": [alert]} for alert in ALERT_OF_EACH_RULE]
+    file, count = tmp_path / "d.yaml", 0
+    for whole, path in [(each, path) for each in wholes for path in places(each)]:
+        for wrong in WRONG:
+            changed = copy.deepcopy(whole)
+            place: Any = changed
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = wrong
+            file.write_text(yaml.safe_dump(changed))
+            if any(type(wrong) is type(right) and wrong == right for right in RIGHT.get(path[-1], [])):
+                read_dashboard(file)
+                continue
+            with pytest.raises(ConfigError) as error:
+                read_dashboard(file)
+            cause, cure = error.value.cause, error.value.cure
+            assert len(cause) < 400 and "\n" not in cause + cure
+            top, index = path[0], path[1] if len(path) > 1 else None
+            assert (top if index is None else f"{top}[{index}]") in cause, (path, wrong, cause)
+            count += 1
+    assert count > 600
+
+
+@pytest.mark.parametrize(
+    "content", [None, "a: [", "sections: []", "[]", "a: 2026-13-45", "[" * 400, "a: " + "1" * 5000, "a: &a [*a]", "\0"]
+)
 def test_a_file_that_is_no_dashboard_is_refused(content: str | None, tmp_path: Path) -> None:
     file = tmp_path / "d.yaml"
     if content is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.planner.pipeline import run_pipeline
+from gpt4moe.telemetry.goodput import CAUSES, Goodput
 from gpt4moe.telemetry.metrics import Record
 from gpt4moe.telemetry.report import ReportData, RunStart, Sample, write_report
 from tests.telemetry.synthetic import falling_loss, uneven_load
@@ -73,6 +74,12 @@ def test_the_page_asks_nothing_of_the_network(tmp_path: Path) -> None:
     assert style is not None and "url(" not in style[1] and "@import" not in style[1]
     policies = [attrs["content"] for _, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policies and "default-src 'none'" in str(policies[0])
+
+
+def test_the_duration_is_the_wall_time_of_the_account(tmp_path: Path) -> None:
+    account = Goodput(wall_seconds=3725.0, seconds=dict.fromkeys(CAUSES, 0.0), attempts=[])
+    assert "1:02:05h:mm:ss of wall time" in full(tmp_path, account=account).text
+    assert "0:00:20h:mm:ss of steps" in full(tmp_path).text, "of a run without events"
 
 
 @pytest.mark.parametrize(

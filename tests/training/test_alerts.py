@@ -51,5 +51,5 @@ def test_alerts_are_told_when_they_begin_and_when_no_step_ends(tmp_path: Path) -
 def test_a_wrong_dashboard_ends_with_2_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").write_text("sections: []\nalerts: [{name: x, metric: los, rule: plateau, steps: 10}]\n")
     (ended,) = train(tmp_path / "x", f"tracking.dashboard={tmp_path / 'd.yaml'}")
-    assert ended.status == 2 and "alerts[0].metric is 'los'" in ended.err
+    assert ended.status == 2 and "alerts[0] ('x').metric is 'los'" in ended.err
     assert not (tmp_path / "x").exists()
