@@ -13,6 +13,7 @@ from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
+from gpt4moe.model.recompute import RecomputedLayer
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -53,10 +54,11 @@ def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> Tran
         layers: their global indices, from 0: whether each has experts depends on its place in the whole model.
     """
     norm = norm_class(run.kernels.norm)
-    return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(run, groups, run.model.moe_layers[layer], norm) for layer in layers],
-        layer_norm=norm,
-    )
+    specs = [_layer_spec(run, groups, run.model.moe_layers[layer], norm) for layer in layers]
+    if run.parallel.recompute is Recompute.full:
+        for spec in specs[: run.parallel.recompute_layers]:
+            spec.module = RecomputedLayer
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm)
 
 
 def _layer_spec(run: RunConfig, groups: ProcessGroups, has_experts: bool, norm: type[nn.Module]) -> ModuleSpec:

@@ -1,7 +1,5 @@
 """Our model and parallel configuration as Megatron's TransformerConfig: the only place that translates."""
 
-from typing import Any
-
 import torch
 from megatron.core.transformer import TransformerConfig
 
@@ -39,7 +37,9 @@ def transformer_config(
         pipeline_model_parallel_layout=_pipeline_layout(model, parallel),
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sequence_parallel_on,
-        **_recompute(parallel),
+        # Megatron's part; whole layers are model.recompute's, the experts moe.recompute's.
+        recompute_granularity="selective" if parallel.recompute is Recompute.selective else None,
+        recompute_modules=["core_attn"],
         params_dtype=weights,
         pipeline_dtype=weights,
         bf16=dtype is Dtype.bf16,
@@ -60,20 +60,6 @@ def transformer_config(
         apply_rope_fusion=False,
         persist_layer_norm=False,
     )
-
-
-def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
-    """Megatron's part; what a MoE layer computes again is its own matter (moe.recompute)."""
-    if parallel.recompute is Recompute.selective:
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    if parallel.recompute is Recompute.full:
-        method = "uniform" if parallel.recompute_layers is None else "block"
-        return {
-            "recompute_granularity": "full",
-            "recompute_method": method,
-            "recompute_num_layers": parallel.recompute_layers or 1,
-        }
-    return {}
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:

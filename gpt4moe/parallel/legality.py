@@ -12,7 +12,7 @@ from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
-from gpt4moe.parallel.placement import stage_layers, stage_sizes
+from gpt4moe.parallel.placement import stage_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +47,8 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
         (parallel.tp > 1 and not parallel.sequence_parallel_on,
          f"parallel.sequence_parallel=false with parallel.tp={parallel.tp}: every tensor-parallel rank would route the "
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
-        (_noise_is_lost(model, parallel),
-         f"parallel.recompute_layers={parallel.recompute_layers} with model.moe.router.input_jitter="
-         f"{model.moe.router.input_jitter if model.moe else 0}: Megatron 0.16.1 does not tell the layers that it keeps "
-         "which tokens they hold, and the noise is drawn by token.",
-         "Set parallel.recompute_layers=null, or model.moe.router.input_jitter=0."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
-
-
-def _noise_is_lost(model: ModelConfig, parallel: ParallelConfig) -> bool:
-    """Whether a router with input noise gets no token numbers: in a MoE layer that partial recompute keeps, to which
-    Megatron's transformer_block (recompute_method "block") hands no padding_mask, which carries them (moe.layer)."""
-    if model.moe is None or not model.moe.router.input_jitter or parallel.recompute_layers is None:
-        return False
-    kept = [layer for chunk in stage_layers(model.num_layers, parallel) for layer in chunk[parallel.recompute_layers :]]
-    return any(model.moe_layers[layer] for layer in kept)
 
 
 def planned_parts(model: ModelConfig) -> list[str]:

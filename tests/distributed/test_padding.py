@@ -20,13 +20,21 @@ from tests.distributed.case import BASE
 from tests.distributed.layouts import LAYOUTS, LayoutCase
 from tests.distributed.runs import RATE
 from tests.distributed.test_gradients import assert_same, distance
+from tests.distributed.test_recompute import KINDS, PARTIAL
 from tests.spawn import run_ranks
 
 pytestmark = pytest.mark.layouts
 
-# Drops and both losses pool over a micro-batch: each would feel a token that is none.
-OVERRIDES = (*BASE, "model.num_layers=2", "model.moe.router.capacity_factor=0.8")
-ONE = LayoutCase(1, ())
+# Drops and both losses pool over a micro-batch: each would feel a token that is none. Two layers on each of two stages,
+# of which partial recompute keeps one.
+OVERRIDES = (*BASE, "model.moe.router.capacity_factor=0.8")
+SHOWN: dict[str, tuple[str, ...]] = {
+    "one": ("none", PARTIAL),
+    "pp2": ("none",),
+    "tp2-pp2-ep2": ("none", *KINDS),
+    "tp2-cp2-ep2-etp2": (PARTIAL,),
+}
+"""The kinds of recompute on each layout."""
 
 
 def real_lengths(run: RunConfig, micro_batch: int) -> list[int]:
@@ -58,14 +66,19 @@ def padded_phases(environment: Environment, phases: list[Phase], fill: int) -> l
 
 
 @cache
-def ran(case: LayoutCase, fill: int) -> Outcome:
-    phase = Phase(run=load_run_config([*OVERRIDES, *case.overrides]), steps=2, descent=RATE)
-    answers = run_ranks(case.world_size, padded_phases, [phase], fill)
-    return assemble([answer[0] for answer in answers])
+def ran(layout: str, fill: int) -> dict[str, Outcome]:
+    """Every kind of recompute that is shown on a layout."""
+    case = LAYOUTS.get(layout, LayoutCase(1, ()))
+    phases = [
+        Phase(run=load_run_config([*OVERRIDES, *case.overrides, *KINDS.get(kind, ())]), steps=2, descent=RATE)
+        for kind in SHOWN[layout]
+    ]
+    answers = run_ranks(case.world_size, padded_phases, phases, fill)
+    return {kind: assemble([answer[at] for answer in answers]) for at, kind in enumerate(SHOWN[layout])}
 
 
 def test_one_process_counts_no_padding_and_what_it_holds_changes_nothing() -> None:
-    got, want = ran(ONE, 0), ran(ONE, 7)
+    got, want = ran("one", 0)["none"], ran("one", 7)["none"]
     assert got.losses == want.losses and got.norms == want.norms
     np.testing.assert_array_equal(got.routing, want.routing)
     for name, gradient in want.gradients.items():
@@ -76,9 +89,9 @@ def test_one_process_counts_no_padding_and_what_it_holds_changes_nothing() -> No
     assert all((dropped > 0).all() for dropped in want.columns(["dropped"])), "every layer must drop something"
 
 
-@pytest.mark.parametrize("name", ["pp2", "tp2-pp2-ep2", "tp2-cp2-ep2-etp2"])
-def test_a_padded_batch_is_on_a_layout_what_it_is_in_one_process(name: str) -> None:
-    got, want = ran(LAYOUTS[name], 0), ran(ONE, 0)
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in SHOWN.items() for kind in kinds])
+def test_a_padded_batch_is_on_a_layout_what_it_is_in_one_process(name: str, kind: str) -> None:
+    got, want = ran(name, 0)[kind], ran("one", 0)["none"]
     assert got.problems == []
     np.testing.assert_array_equal(np.array(got.columns(None)), np.array(want.columns(None)))
     np.testing.assert_array_equal(np.array(got.columns(["dropped"])), np.array(want.columns(["dropped"])))

@@ -6,7 +6,6 @@ from pathlib import Path
 from gpt4moe.parallel.support_table import COLUMNS, DEGREES, SETTINGS, refusal, support_table
 from tests.distributed.layouts import LAYOUTS
 
-PARTIAL = "recompute=full recompute_layers=1"
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text()
 
 
@@ -20,7 +19,9 @@ def test_the_table_tells_apart_what_is_refused_alone_and_together() -> None:
     assert rows["engine.offload_optimizer=true"][0].startswith("no")
     assert rows["engine.offload_optimizer=true"][list(COLUMNS).index("engine=deepspeed")] == "yes"
     assert rows["sequence_parallel=false"][:3] == ["yes", "no (1)", "yes"]
-    assert "input_jitter" in (refusal(SETTINGS["model.moe.router.input_jitter=0.01"], COLUMNS[PARTIAL]) or "")
+    overlap, deepspeed = SETTINGS["engine.overlap_grad_reduce=true"], COLUMNS["engine=deepspeed"]
+    assert refusal(overlap) is None and refusal(deepspeed) is None
+    assert "overlap_grad_reduce" in (refusal(overlap, deepspeed) or "")
 
 
 def test_every_accepted_pair_of_degrees_is_in_a_layout_of_the_tests() -> None:
