@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.moe import MoEConfig, RouterConfig
+from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
