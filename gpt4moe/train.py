@@ -13,6 +13,12 @@ from pathlib import Path
 # Huge pages for tensors on CPUs: page faults of a tiny step fall from 87k to 5k, 7% of its time. torch reads it once.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+from gpt4moe.resilience.signals import REQUEUE, SignalNotes
+
+signals = SignalNotes()
+if __name__ == "__main__":  # before the seconds that the other imports take: a signal meanwhile would kill this rank
+    signals.listen()
+
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data, data_identity
@@ -21,9 +27,6 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.telemetry.console import error as print_error
-
-REQUEUE = 85
-"""Exit status: saved, please requeue."""
 
 HELP = """\
 Train a GPT-4-shaped mixture of experts.
@@ -36,7 +39,7 @@ Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or g
 The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
 The same command again goes on from the latest checkpoint of the run folder, runs/<run.name>.
 
-USR1 saves now and goes on; TERM or USR2 saves and ends.
+USR1 saves now and goes on; TERM or USR2 saves and ends; before training begins there is nothing to save.
 
 Exit status: 0 done; 1 the loss or gradient was not finite; 2 bad input; 85 saved after a signal, please requeue.
 """
@@ -82,7 +85,9 @@ def _checked(arguments: list[str], environment: Environment) -> RunConfig:
         find_checkpoint(Path(run.checkpoint.load))
     if saved < run.training.steps:
         began = [start["first_step"] for start in folder.starts()]
-        refuse_endless_restarts(_restarts(), began, saved + 1, run.resilience)
+        # With nothing saved, the run begins where its last start did: checkpoint.load may be at any step.
+        next_step = saved + 1 if saved or not began else began[-1]
+        refuse_endless_restarts(_restarts(), began, next_step, run.resilience)
     return run
 
 
@@ -123,7 +128,7 @@ def _train(run: RunConfig, environment: Environment) -> int:
             if groups.is_first_rank:
                 sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
             return 0
-        trainer = build_trainer(run, groups, latest)
+        trainer = build_trainer(run, groups, latest, signals)
         trainer.fit()
         return REQUEUE if trainer.context.stop_requested else 0
 

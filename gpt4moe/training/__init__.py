@@ -12,6 +12,7 @@ loop.py             Trainer: resume or start, then step until the end
 run_folder.py       identity, frozen config, lock: one run, one folder
 checkpointing.py    the engine's state <-> a checkpoint folder
 agreement.py        what one rank refuses, all refuse
+decoration.py       what a run can do without: failing, it is one line in the log
 build.py            a RunConfig and groups -> everything a Trainer needs
 callbacks/          features at the loop's edges: metrics, console, wandb, evaluation, checkpoints, report
 """

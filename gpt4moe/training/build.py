@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folder
+from gpt4moe.checkpoint.selection import Selection
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import EngineKind
@@ -16,6 +18,7 @@ from gpt4moe.data.loader import Data, build_data
 from gpt4moe.errors import CheckpointError, LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.resilience.signals import SignalNotes
 from gpt4moe.training.agreement import agreed
 from gpt4moe.training.callbacks.alerts import Alerts
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
@@ -44,35 +47,40 @@ ENGINES: dict[EngineKind, Callable[[list[Any], RunConfig, ProcessGroups], Engine
 }
 
 
-def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int) -> Trainer:
+def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int, signals: SignalNotes) -> Trainer:
     """Takes the run folder, builds data, model and engine, and resumes. Collective.
 
     Args:
         latest_step: of the run folder's checkpoints, the same on every rank; 0: none.
+        signals: noted from the loop's start on.
 
     Raises: Gpt4MoeError on every rank when any rank refuses (a folder in use, another identity, a damaged checkpoint).
     """
     with agreed(groups):
         data = build_data(run)
     folder = _take_folder(run, groups, data)
-    chunks = build_model(run, groups)
-    engine = ENGINES[run.engine.kind](chunks, run, groups)
-    state = _resume(run, groups, folder, data, engine, latest_step)
+    with agreed(groups):
+        source = _source(run, folder, data, latest_step)
+    state = source.state if source else TrainState()
+    # Before what may run out of memory: the brake on restarts (resilience.restarts) counts what stands here.
     with agreed(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
+    engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
+    if source:
+        _load(source, engine, groups)
     runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
     context = TrainingContext(
         run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
     )
-    return Trainer(context, build_callbacks())
+    return Trainer(context, build_callbacks(signals))
 
 
-def build_callbacks() -> list[Callback]:
+def build_callbacks(signals: SignalNotes) -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
     tracking = Tracking()
     return [
-        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(), Resources(), tracking, Alerts(tracking),
+        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(signals), Resources(), tracking, Alerts(tracking),
         Checkpoints(), Report(),
     ]  # fmt: skip
 
@@ -100,36 +108,54 @@ def _writable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _resume(
-    run: RunConfig, groups: ProcessGroups, folder: RunFolder, data: Data, engine: Engine, latest_step: int
-) -> TrainState:
-    """From the folder's latest checkpoint, else from checkpoint.load, else from nothing. Collective."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The checkpoint that a start goes on from."""
+
+    reader: CheckpointReader
+    is_whole: bool
+    """Everything is taken, not weights alone: it is of this very run."""
+    selection: Selection
+    state: TrainState
+    optimizer_step: int
+
+
+def _source(run: RunConfig, folder: RunFolder, data: Data, latest_step: int) -> _Source | None:
+    """The folder's latest checkpoint, else checkpoint.load, else none; opened, not loaded. Raises: CheckpointError."""
     if not latest_step and run.checkpoint.load is None:
-        return TrainState()
-    state, optimizer_step = TrainState(), 0
+        return None
+    asked = Path(str(run.checkpoint.load))
+    path = step_folder(folder.checkpoints, latest_step) if latest_step else find_checkpoint(asked)
+    reader = CheckpointReader(path)
+    manifest = reader.manifest
+    same = manifest.identity == identity_of(run, data.identity)
+    patterns = [] if latest_step else run.checkpoint.load_only
+    whole = same and not patterns
+    if whole and manifest.step >= run.training.steps:
+        raise CheckpointError(
+            f"{path} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
+            f"Set training.steps above {manifest.step}.",
+        )
+    if not (whole or patterns):
+        _require_same_answers(path, config_from_dict(manifest.config).model, run.model)
+    state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples) if whole else TrainState()
+    return _Source(
+        reader=reader,
+        is_whole=whole,
+        selection=selection_of(reader, run.model, patterns),
+        state=state,
+        optimizer_step=manifest.optimizer_step if whole else 0,
+    )
+
+
+def _load(source: _Source, engine: Engine, groups: ProcessGroups) -> None:
+    """Collective. Raises: CheckpointError on every rank when any finds the checkpoint damaged."""
     with agreed(groups):
-        asked = Path(str(run.checkpoint.load))
-        source = step_folder(folder.checkpoints, latest_step) if latest_step else find_checkpoint(asked)
-        reader = CheckpointReader(source)
-        manifest = reader.manifest
-        same = manifest.identity == identity_of(run, data.identity)
-        patterns = [] if latest_step else run.checkpoint.load_only
-        whole = same and not patterns
-        if whole and manifest.step >= run.training.steps:
-            raise CheckpointError(
-                f"{source} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
-                f"Set training.steps above {manifest.step}.",
-            )
-        if not (whole or patterns):
-            _require_same_answers(source, config_from_dict(manifest.config).model, run.model)
-        selection = selection_of(reader, run.model, patterns)
-        fill(reader, engine, groups, weights_only=not whole, names=frozenset(selection.loaded))
-        logger.info("loaded %s: %s", source, "everything" if whole else f"weights, {selection.describe()}")
-        if whole:
-            state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples)
-            optimizer_step = manifest.optimizer_step
-    engine.finish_load(optimizer_step)
-    return state
+        names = frozenset(source.selection.loaded)
+        fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
+        what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
+        logger.info("loaded %s: %s", source.reader.folder, what)
+    engine.finish_load(source.optimizer_step)
 
 
 def _require_same_answers(source: Path, stored: ModelConfig, model: ModelConfig) -> None:

@@ -5,6 +5,7 @@ import time
 
 from gpt4moe.errors import DivergenceError
 from gpt4moe.training.agreement import agreed
+from gpt4moe.training.decoration import decoration
 from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
@@ -35,10 +36,12 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step(context, record, result)
             for callback in self.callbacks:
-                callback.on_end(context)
+                with decoration(f"{type(callback).__name__} at the end"):
+                    callback.on_end(context)
         finally:
             for callback in reversed(self.callbacks):
-                callback.on_exit(context)
+                with decoration(f"closing {type(callback).__name__}"):
+                    callback.on_exit(context)
 
     def _one_step(self) -> tuple[Record, StepResult]:
         context, run = self.context, self.context.run

@@ -76,7 +76,9 @@ class Callback:
         """After an update; may add metrics to the record, which later callbacks write."""
 
     def on_end(self, context: TrainingContext) -> None:
-        """After the last step of this start, not after an error."""
+        """After the last step of this start and its checkpoint, not after an error. No collective; failing changes no
+        status: the run is saved."""
 
     def on_exit(self, context: TrainingContext) -> None:
-        """Always, also after an error, the first callback last: close what is open. No collective here."""
+        """Always, also after an error, the first callback last: close what is open. No collective here;
+        failing changes no status."""

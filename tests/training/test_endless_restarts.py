@@ -6,8 +6,10 @@ import pytest
 
 from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.restarts import refuse_endless_restarts
-from tests.training.command import train
+from tests.spawn import run_ranks
+from tests.training.command import SMALL, run_rank, train
 
 LIMITS = ResilienceConfig()
 
@@ -46,3 +48,27 @@ def test_the_trainer_ends_with_2_in_a_crash_loop(tmp_path: Path) -> None:
     (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "2"})
     assert ended.status == 2
     assert "1 starts in a row began at step 3" in ended.err
+
+
+def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Path, whole_run: Path) -> None:
+    folder = tmp_path / "x"
+    keys = ("resilience.max_stuck_starts=1", "training.steps=12", f"checkpoint.load={whole_run}")
+    (died,) = run_ranks(1, dying_rank, [*SMALL, f"run.root={tmp_path}", "run.name=x", *keys])
+    assert died == "out of memory"
+    assert "first_step: 11" in (folder / "starts" / "001.yaml").read_text()
+    (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "1"})
+    assert ended.status == 2
+    assert "1 starts in a row began at step 11" in ended.err
+
+
+def dying_rank(environment: Environment, arguments: list[str]) -> str:
+    from gpt4moe.training import build
+
+    def build_model(*_: object) -> None:
+        raise MemoryError("out of memory")
+
+    build.build_model = build_model
+    try:
+        return str(run_rank(environment, arguments, (), {}))
+    except MemoryError as error:
+        return str(error)

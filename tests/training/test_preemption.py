@@ -1,11 +1,21 @@
 """A signal: the step in work is finished and saved, every rank exits with 85, and a restart goes on."""
 
 import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from tests.training.command import Event, metrics, saved_state, train
+from gpt4moe.training.callbacks import report
+from gpt4moe.training.state import TrainingContext
+from tests.training.command import SMALL, Event, metrics, outside, saved_state, train
 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
 
@@ -56,3 +66,61 @@ def test_a_signal_in_the_last_step_finds_the_run_done(tmp_path: Path) -> None:
     (ended,) = train(tmp_path / "x", "training.steps=3", events=(event,))
     assert ended.status == 0, "nothing is left to do: a requeue would be for nothing"
     assert saved_state(tmp_path / "x", 3)
+
+
+@pytest.mark.parametrize("status", [85, 0])
+def test_what_decorates_a_saved_run_does_not_change_its_status(status: int, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    for name in ("loss.png", "expert_load.json", "wire.json"):
+        (folder / name).mkdir(parents=True)  # a folder where a file should be
+    events = (Event(after_step=1, sent=signal.SIGUSR2),) if status else ()
+    ended = train(folder, "training.steps=3", "parallel.tp=2", ranks=2, events=events)
+    assert [(rank.status, rank.err) for rank in ended] == [(status, "")] * 2
+    assert saved_state(folder, 2 if status else 3)
+    assert "loss.png and report.html failed, the run goes on: IsADirectoryError" in ended[0].out
+
+
+@pytest.mark.parametrize(("stopped", "is_left_alone"), [("SIGUSR2", True), (None, False)])
+def test_a_warned_run_leaves_a_slow_report_alone(
+    stopped: str | None, is_left_alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(report, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(report, "write_run_report", lambda folder: go_on.wait(5 if is_left_alone else 0.2))
+
+    @contextmanager
+    def pause(kind: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        assert (time.monotonic() - began < 0.2) is is_left_alone
+
+    context = SimpleNamespace(
+        groups=SimpleNamespace(is_first_rank=True), state=SimpleNamespace(step=3), stop_requested=stopped,
+        folder=SimpleNamespace(path=tmp_path), pause=pause,
+    )  # fmt: skip
+    report.Report().on_end(cast(TrainingContext, context))
+    go_on.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_in_the_first_moments_kills_no_rank(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpt4moe.train", *SMALL, f"run.root={tmp_path}", "run.name=x"]
+    rank = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=outside(), cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 30
+    while not is_caught(rank.pid, number):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    rank.send_signal(signal.SIGUSR1)  # noted: its first step is saved
+    time.sleep(0.3)
+    assert rank.poll() is None
+    rank.send_signal(number)
+    told, _ = rank.communicate(timeout=30)
+    assert rank.returncode == 85
+    assert told == f"{number.name} received before training began: nothing new to save, ending.\n"
+    assert not (tmp_path / "x" / "checkpoints").exists()
+
+
+def is_caught(pid: int, number: int) -> bool:
+    """Whether the process has a handler of its own for the signal."""
+    (mask,) = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "SigCgt" in line]
+    return bool(int(mask, 16) & 1 << number - 1)

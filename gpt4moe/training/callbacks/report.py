@@ -1,23 +1,29 @@
 """What the experts got, over the last steps and over the run; at the end of a start loss.png and report.html.
 
 On the first rank. The loads are written with every checkpoint too: a start that goes on from there goes on with them.
+All of it is decoration: no failure here stops training, or changes the exit status of a run that is saved.
 """
 
 import json
 import logging
+import threading
 from collections import deque
+from pathlib import Path
 
 from torch import Tensor
 
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.load_history import LoadHistory
 from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
+from gpt4moe.training.decoration import decoration
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
 logger = logging.getLogger(__name__)
 
 _WINDOW_STEPS = 50
+REPORT_SECONDS = 20.0
+"""A run that was told to end gives its report no more than that: Slurm's grace is for the save, and for ending."""
 
 
 class Report(Callback):
@@ -29,8 +35,9 @@ class Report(Callback):
         file = context.folder.path / EXPERT_LOAD_FILE
         if not context.groups.is_first_rank or not file.exists():
             return
-        self.history = LoadHistory.from_json(json.loads(file.read_text()).get("history"))
-        self.history.drop_after(context.state.step)
+        with decoration(f"reading {file}"):
+            self.history = LoadHistory.from_json(json.loads(file.read_text()).get("history"))
+            self.history.drop_after(context.state.step)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         moe = context.run.model.moe
@@ -41,14 +48,20 @@ class Report(Callback):
         self.loads.append(load)
         self.history.add(context.state.step, load.numpy())
         if context.is_saved_step:
-            self._write_load(context, layers)
+            with decoration(f"writing {EXPERT_LOAD_FILE}"):
+                self._write_load(context, layers)
 
     def on_end(self, context: TrainingContext) -> None:
         if not context.groups.is_first_rank or not context.state.step:
             return
+        limit = REPORT_SECONDS if context.stop_requested else None
+        # A thread, for there is no other way to leave it alone; files appear whole or not at all.
+        writer = threading.Thread(target=_write, args=(context.folder.path,), name="report", daemon=True)
         with context.pause("report"):
-            path = write_run_report(context.folder.path)
-        logger.info("report %s", path)
+            writer.start()
+            writer.join(limit)
+        if writer.is_alive():
+            logger.warning("the report was not done within %g s: the next start writes it", limit)
 
     def _write_load(self, context: TrainingContext, layers: list[int]) -> None:
         last = context.state.step
@@ -60,3 +73,8 @@ class Report(Callback):
             "history": self.history.to_json(),
         }
         replace_file(context.folder.path / EXPERT_LOAD_FILE, json.dumps(stored).encode())
+
+
+def _write(run_folder: Path) -> None:
+    with decoration("loss.png and report.html"):
+        logger.info("report %s", write_run_report(run_folder))

@@ -10,6 +10,7 @@ from torch import distributed
 from gpt4moe.parallel.wire import GROUPS, KINDS, WireCounter
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.run_report import WIRE_FILE
+from gpt4moe.training.decoration import decoration
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -38,7 +39,8 @@ class WireBytes(Callback):
                 if any(row)
             }
             stored = {"step": context.state.step, "ranks": context.groups.layout.world_size, "sent": sent}
-            replace_file(context.folder.path / WIRE_FILE, json.dumps(stored, indent=1).encode())
+            with decoration(f"writing {WIRE_FILE}"):
+                replace_file(context.folder.path / WIRE_FILE, json.dumps(stored, indent=1).encode())
 
     def on_exit(self, context: TrainingContext) -> None:
         if self.counter is not None:

@@ -1,0 +1,54 @@
+"""What a signal means to a rank: noted while it trains, the end while it is starting. No torch: first thing imported.
+
+    listen()   its first moments     USR1 is noted; USR2 and TERM end it with 85: there is nothing new to save
+    note()     while it trains       all are noted; training.callbacks.preemption agrees on them after each step
+    ignore()   when all is written   closing, the interpreter puts the system's handlers back, which would kill it
+
+USR1 asks to save and go on, USR2 and TERM to save and end. By default each of them kills.
+"""
+
+import os
+import signal
+from types import FrameType
+
+REQUEUE = 85
+"""Exit status: saved, please requeue."""
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""Numbers ascend: where ranks got different ones, or one rank several, the one that ends the run wins."""
+
+
+class SignalNotes:
+    """The signals that this process got and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._received: list[int] = []
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGUSR1, self._note)
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, _leave)
+
+    def note(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def ignore(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def take(self) -> int:
+        """The strongest signal since the last call; 0 for none."""
+        heard = self._received[:]
+        del self._received[: len(heard)]  # what the handler adds meanwhile stays for the next call
+        return max(heard, default=0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process from wherever it is: an exception would be caught by whatever is being imported."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        told = f"{signal.Signals(number).name} received before training began: nothing new to save, ending.\n"
+        os.write(1, told.encode())
+    os._exit(REQUEUE)
