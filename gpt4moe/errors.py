@@ -1,5 +1,8 @@
 """The errors a user can cause. Each says what is wrong with the numbers and what to change."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 
 class Gpt4MoeError(Exception):
     """Bad input, found before anything heavy starts: one line of cause, one of cure. Ends a command with status 2."""
@@ -10,6 +13,8 @@ class Gpt4MoeError(Exception):
         super().__init__(f"{cause}\n{cure}")
         self.cause = cause
         self.cure = cure
+        self.parts: Sequence[Gpt4MoeError] = ()
+        """Where this is several errors in one (together): each of them."""
 
 
 class ConfigError(Gpt4MoeError):
@@ -46,3 +51,37 @@ class ReplicaError(Gpt4MoeError):
     """Copies of one tensor on several ranks that are not equal any more."""
 
     exit_code = 1
+
+
+E = TypeVar("E", bound=Gpt4MoeError)
+
+
+def check_all(*checks: Callable[[], None]) -> None:
+    """Runs every check, so that a user mends in one go what would otherwise be refused in turn.
+
+    Args:
+        checks: none of which stands on another's.
+    Raises: ConfigError with what all that fail say, in their order.
+    """
+    failed = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            failed.append(error)
+    if failed:
+        raise together(failed)
+
+
+def together(errors: Sequence[E]) -> E:
+    """Errors of one kind as one; several are numbered, so that each cure finds its cause."""
+    parts = [part for error in errors for part in error.parts or (error,)]
+    if len(parts) == 1:
+        return errors[0]
+    one = type(errors[0])(*(_numbered([getattr(part, line) for part in parts]) for line in ("cause", "cure")))
+    one.parts = parts
+    return one
+
+
+def _numbered(lines: list[str]) -> str:
+    return " ".join(f"({number}) {line}" for number, line in enumerate(lines, start=1))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gpt4moe.config.missing import MISSING
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, check_all
 
 
 class RouterKind(str, Enum):
@@ -65,8 +65,14 @@ class RouterConfig:
     """group_limited: groups a token chooses from, by the sum of their two best scores."""
 
     def validate(self, top_k: int, num_experts: int) -> None:
-        self._validate_top_k(top_k)
-        self._validate_groups(top_k, num_experts)
+        check_all(
+            lambda: self._validate_top_k(top_k),
+            lambda: self._validate_groups(top_k, num_experts),
+            self._validate_numbers,
+            self._validate_bias,
+        )
+
+    def _validate_numbers(self) -> None:
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(
                 f"model.moe.router.capacity_factor={self.capacity_factor} leaves experts without slots.",
@@ -81,6 +87,8 @@ class RouterConfig:
             )
         if self.scaling_factor <= 0:
             raise ConfigError(f"model.moe.router.scaling_factor={self.scaling_factor} is not above 0.", "Set 1.0.")
+
+    def _validate_bias(self) -> None:
         if self.bias_update_rate and self.kind not in BIASED:
             raise ConfigError(
                 f"model.moe.router.bias_update_rate={self.bias_update_rate}, but kind={self.kind.value} has no bias.",
@@ -167,14 +175,19 @@ class MoEConfig:
                 f"model.moe.layer_pattern has {len(pattern)} entries {pattern}; model.num_layers={num_layers}.",
                 "Give one 0 (dense) or 1 (MoE) per layer with at least one 1, or null for MoE everywhere.",
             )
-        self._validate_rule(num_layers)
+        check_all(
+            lambda: self._validate_rule(num_layers),
+            self._validate_shared_experts,
+            lambda: self.router.validate(self.top_k, self.num_experts),
+        )
+
+    def _validate_shared_experts(self) -> None:
         shared = self.shared_expert_ffn_hidden_size
         if shared is not None and shared < 1:
             raise ConfigError(
                 f"model.moe.shared_expert_ffn_hidden_size={shared} is below 1.",
                 f"Set {self.ffn_hidden_size} for one shared expert as wide as a routed one, or null for none.",
             )
-        self.router.validate(self.top_k, self.num_experts)
 
     def _validate_rule(self, num_layers: int) -> None:
         frequency, first = self.layer_frequency, self.dense_first_layers

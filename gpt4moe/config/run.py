@@ -17,7 +17,7 @@ from gpt4moe.config.training import (
     TrackingConfig,
     TrainingConfig,
 )
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, check_all
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,11 +42,13 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for values that no world size could make right."""
-        for group in (
+        groups = (
             self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
             self.checkpoint, self.resilience, self.cluster, self.engine,
-        ):  # fmt: skip
-            group.validate()
+        )  # fmt: skip
+        check_all(*(group.validate for group in groups), self._validate_kernels)
+
+    def _validate_kernels(self) -> None:
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:
             raise ConfigError(
                 f"kernels.experts=grouped_mm with precision.dtype={self.precision.dtype.value}: on GPUs torch has the "

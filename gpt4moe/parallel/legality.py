@@ -11,7 +11,7 @@ from math import gcd
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
-from gpt4moe.errors import LayoutError
+from gpt4moe.errors import LayoutError, together
 from gpt4moe.parallel.placement import stage_sizes
 
 
@@ -61,10 +61,14 @@ def planned_parts(model: ModelConfig) -> list[str]:
 
 
 def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:
-    """Raises: LayoutError with the first problem, arithmetic before support."""
-    problems = layout_problems(model, parallel, training, world_size) or support_problems(model, parallel)
+    """Raises: LayoutError with all problems, of arithmetic or, where there are none, of support."""
+    refuse(layout_problems(model, parallel, training, world_size) or support_problems(model, parallel))
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raises: LayoutError with all of them, where there are any."""
     if problems:
-        raise LayoutError(problems[0].cause, problems[0].cure)
+        raise together([LayoutError(problem.cause, problem.cure) for problem in problems])
 
 
 def _grid_problems(parallel: ParallelConfig, world_size: int) -> Iterator[Problem]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from math import lcm
 
 from gpt4moe.config.plan import PlanConfig
-from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.legality import layout_problems, support_problems
+from gpt4moe.parallel.legality import layout_problems, refuse, support_problems
 from gpt4moe.planner.bottleneck import binding, warnings
 from gpt4moe.planner.cost import Cost, cost
 from gpt4moe.planner.efficiency import planning_profile
@@ -101,9 +100,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         never end. What the trainer cannot run, and what does not fit the memory, is a warning.
     """
     world = world_of(plan)
-    problems = layout_problems(plan.model, plan.parallel, plan.training, world)
-    if problems:
-        raise LayoutError(problems[0].cause, problems[0].cure)
+    refuse(layout_problems(plan.model, plan.parallel, plan.training, world))
     work = timed_work(plan)
     layout = Layout.from_config(plan.parallel, world)
     step = step_time(work, plan.training, world)

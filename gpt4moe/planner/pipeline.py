@@ -12,8 +12,7 @@ from math import gcd
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import LayoutError
-from gpt4moe.parallel.legality import layout_problems
+from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.message_check import message_problems
 from gpt4moe.parallel.messages import programs
 from gpt4moe.parallel.placement import stage_layers
@@ -51,9 +50,7 @@ def run_pipeline(run: RunConfig, world_size: int | None = None) -> PipelinePlan:
     size = parallel.tp * parallel.cp
     experts = parallel.ep * parallel.etp
     world_size = world_size or parallel.pp * size * experts // gcd(size, experts)
-    problems = layout_problems(run.model, parallel, run.training, world_size)
-    if problems:
-        raise LayoutError(problems[0].cause, problems[0].cure)
+    refuse(layout_problems(run.model, parallel, run.training, world_size))
     ranks_of_data = world_size // (parallel.pp * size)
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * ranks_of_data)
     return pipeline_plan(run.model, parallel, micro_batches)

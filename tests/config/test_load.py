@@ -208,3 +208,11 @@ def test_a_learning_rate_that_is_none_is_refused(value: str) -> None:
 def test_settings_of_hydra_itself_are_refused() -> None:
     for override in ("hydra.run.dir=/tmp/x", "+hydra.jobb.name=3", "++hydra.nosuch.x=1"):
         assert "Hydra's own" in refusal(["+experiment=tiny", "run.name=x", override]).cause
+
+
+def test_keys_that_clash_in_several_ways_are_named_at_once() -> None:
+    overrides = ["router@model.moe.router=switch", "model.moe.router.bias_update_rate=0.1", "parallel.tp=0"]
+    error = refusal([*TINY, *overrides])
+    cause, cure = str(error).splitlines()
+    for at, key in enumerate(("model.moe.top_k=2", "bias_update_rate=0.1", "parallel.tp=0"), start=1):
+        assert key in cause.split("(")[at] and f"({at}) Set" in cure

@@ -100,12 +100,23 @@ def test_what_is_not_built_is_refused_apart_from_arithmetic() -> None:
     assert "parallel.sequence_parallel" in problems[0].cure
 
 
-def test_require_legal_says_the_first_problem_in_two_lines() -> None:
+def test_require_legal_says_a_problem_in_two_lines() -> None:
     with pytest.raises(LayoutError) as caught:
         require_legal(MODEL, ParallelConfig(tp=2, cp=2), TRAINING, 6)
     cause, cure = str(caught.value).splitlines()
     assert "does not divide the 6 ranks" in cause
     assert "multiple of 4" in cure
+
+
+def test_require_legal_says_all_problems_at_once() -> None:
+    degrees = ParallelConfig(ep=3, layers_per_stage=[3, 3], pp=2)
+    with pytest.raises(LayoutError) as caught:
+        require_legal(MODEL, degrees, TRAINING, 6)
+    cause, cure = str(caught.value).splitlines()
+    problems = layout_problems(MODEL, degrees, TRAINING, 6)
+    assert len(problems) > 1
+    assert cause == " ".join(f"({at}) {problem.cause}" for at, problem in enumerate(problems, start=1))
+    assert cure == " ".join(f"({at}) {problem.cure}" for at, problem in enumerate(problems, start=1))
 
 
 @pytest.mark.parametrize(("experiment", "world"), [("gpt4", 24960), ("gpt4_8x220b", 24960), ("tiny", 1)])
