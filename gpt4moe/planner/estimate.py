@@ -118,7 +118,7 @@ def estimate(plan: PlanConfig) -> Estimate:
     unsupported = [problem.cause for problem in support_problems(plan.model, plan.parallel)]
     return Estimate(
         plan=plan, layout=layout, parameters=count_parameters(plan.model),
-        flops=flops_per_token(plan.model, plan.parallel.recompute), memory=memory, step=step, run=whole,
+        flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole,
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported),

@@ -7,9 +7,10 @@ Attention's scores are causal: a token sees half the sequence on average, and on
 from dataclasses import dataclass
 
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.planner.params import active_size
-from gpt4moe.planner.tensors import Component, model_tensors
+from gpt4moe.planner.tensors import Component, layer_tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +37,41 @@ class FlopsPerToken:
         return self.model + self.recompute
 
 
-def flops_per_token(model: ModelConfig, recompute: Recompute = Recompute.none) -> FlopsPerToken:
-    """FLOP of one token of a sequence of model.seq_length."""
-    rows = dict.fromkeys(Component, 0.0)
-    for tensor in model_tensors(model):
-        if tensor.is_matrix:
-            rows[tensor.component] += 6.0 * active_size(model, tensor)
-    rows.pop(Component.output_layer)
-    layers, attention = sum(rows.values()), 3.0 * attention_flops(model)
-    return FlopsPerToken(
-        layers=layers,
-        head=6.0 * model.vocab_size * model.hidden_size,  # a tied one multiplies too
-        attention=attention,
-        recompute=_recomputed(recompute, rows, attention),
-    )
+def flops_per_token(model: ModelConfig, parallel: ParallelConfig | None = None) -> FlopsPerToken:
+    """FLOP of one token of a sequence of model.seq_length.
+
+    Args:
+        parallel: says what is computed again, and in which layers of a stage; nothing by default.
+    """
+    again = recomputed_layers(model, parallel) if parallel else set()
+    of_kind: dict[bool, dict[Component, float]] = {}
+    layers = attention = recompute = 0.0
+    for layer, is_moe in enumerate(model.moe_layers):
+        if is_moe not in of_kind:
+            of_kind[is_moe] = _layer_rows(model, layer)
+        rows, scores = of_kind[is_moe], 3.0 * layer_attention_flops(model, layer)
+        layers += sum(rows.values())
+        attention += scores
+        if parallel and layer in again:
+            recompute += _recomputed(parallel.recompute, rows, scores)
+    head = 6.0 * model.vocab_size * model.hidden_size  # a tied one multiplies too
+    return FlopsPerToken(layers=layers, head=head, attention=attention, recompute=recompute)
+
+
+def recomputed_layers(model: ModelConfig, parallel: ParallelConfig) -> set[int]:
+    """Global indices of the layers that parallel.recompute is for: all, or the first few of each virtual stage."""
+    return {layer for chunk in stage_layers(model.num_layers, parallel) for layer in chunk[: parallel.recompute_layers]}
 
 
 def attention_flops(model: ModelConfig) -> float:
     """Forward FLOP of scores and weighted values of one token, over all layers."""
+    return sum(layer_attention_flops(model, layer) for layer in range(model.num_layers))
+
+
+def layer_attention_flops(model: ModelConfig, layer: int) -> float:
+    """The same of one layer (its global index)."""
     width = 2 * model.head_size if model.mla is None else model.mla.qk_head_dim + model.mla.v_head_dim
-    return 2.0 * model.num_attention_heads * width * sum(tokens_seen(model, layer) for layer in range(model.num_layers))
+    return 2.0 * model.num_attention_heads * width * tokens_seen(model, layer)
 
 
 def tokens_seen(model: ModelConfig, layer: int) -> float:
@@ -66,9 +82,18 @@ def tokens_seen(model: ModelConfig, layer: int) -> float:
     return width - width**2 / (2 * model.seq_length)
 
 
+def _layer_rows(model: ModelConfig, layer: int) -> dict[Component, float]:
+    """Forward and backward FLOP of a layer's matrices for one token, by component."""
+    rows = dict.fromkeys(Component, 0.0)
+    for tensor in layer_tensors(model, layer):
+        if tensor.is_matrix:
+            rows[tensor.component] += 6.0 * active_size(model, tensor)
+    return rows
+
+
 def _recomputed(recompute: Recompute, rows: dict[Component, float], attention: float) -> float:
-    """A forward pass is a third of forward and backward. Of the experts, the second product's result is not needed
-    again: two of their three matrices are (moe.recompute)."""
+    """Of one layer. A forward pass is a third of forward and backward. Of the experts, the second product's result is
+    not needed again: two of their three matrices are (moe.recompute)."""
     return {
         Recompute.none: 0.0,
         Recompute.selective: attention / 3,

@@ -99,5 +99,5 @@ def relative_durations(model: ModelConfig, parallel: ParallelConfig) -> list[flo
 
 def backward_ratio(model: ModelConfig, parallel: ParallelConfig) -> float:
     """Backward over forward time: 2, and what is computed again."""
-    flops = flops_per_token(model, parallel.recompute)
+    flops = flops_per_token(model, parallel)
     return 2.0 + 3.0 * flops.recompute / flops.model

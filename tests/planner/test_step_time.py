@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.parallel.schedule import schedule, simulate
 from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.planner.step_time import STEP_PARTS, StepTime
@@ -84,3 +85,15 @@ def test_an_uneven_pipeline_waits_for_its_slowest_stage() -> None:
     listed = "parallel.layers_per_stage=[23,15,15,15,15,15,15,15]"
     uneven = step_of(plan_of(*DENSE, "model.num_layers=128", listed), 64)
     assert uneven.seconds > 1.3 * even.seconds
+
+
+def test_partial_recompute_counts_the_layers_it_is_for() -> None:
+    """Six of the eight layers of every stage of GPT-4's layout: three quarters of full recompute, no more."""
+    model = plan_of("+experiment=gpt4").model
+    some, whole = (
+        flops_per_token(model, ParallelConfig(pp=15, recompute=Recompute.full, recompute_layers=layers))
+        for layers in (6, None)
+    )
+    assert some.recompute == pytest.approx(0.75 * whole.recompute)
+    assert whole.recompute == pytest.approx((whole.layers + whole.attention) / 3)
+    assert some.hardware / 1e12 == pytest.approx(2.167, abs=5e-4)
