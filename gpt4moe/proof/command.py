@@ -65,7 +65,7 @@ def run(request: Request) -> int:
                 task = bar.add_task(where, total=steps)
                 return run_on_ranks(world_size, small, tokens, lambda _: bar.advance(task))
 
-            proof = prove(asked, request.ranks, start)
+            proofs = prove(asked, request.ranks, start)
     except launch.RanksFailed as failed:
         errors.print(failed.cause, markup=False, soft_wrap=True)
         errors.print("[bold red]DIFFERENT:[/] this layout does not run; the first rank that failed is above.")
@@ -73,10 +73,10 @@ def run(request: Request) -> int:
             sys.stdout.write(json.dumps({"equal": False, "failed": failed.cause}) + "\n")
         return DIFFERENT
     if request.as_json:
-        sys.stdout.write(json.dumps(report.as_data(proof), indent=1) + "\n")
+        sys.stdout.write(json.dumps(report.as_data(proofs), indent=1, allow_nan=False) + "\n")
     else:
-        report.show(proof, Console(highlight=False, soft_wrap=True))
-    return EQUAL if proof.is_equal else DIFFERENT
+        report.show(proofs, Console(highlight=False, soft_wrap=True))
+    return EQUAL if all(proof.is_equal for proof in proofs) else DIFFERENT
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class TensorDifference:
 
     @property
     def is_different(self) -> bool:
-        return not self.relative <= self.tolerance  # NaN is different
+        return is_beyond(self.relative, self.tolerance)
 
     @property
     def family(self) -> str:
@@ -86,7 +86,12 @@ class NumberDifference:
 
     @property
     def is_different(self) -> bool:
-        return not self.relative <= self.tolerance
+        return is_beyond(self.relative, self.tolerance)
+
+
+def is_beyond(relative: float, tolerance: float) -> bool:
+    """A difference. NaN is one, and a tolerance that is not finite (of a reference that is not) lets nothing pass."""
+    return not relative <= tolerance < float("inf")
 
 
 def family_of(name: str) -> str:
@@ -102,10 +107,15 @@ def model_order(name: str) -> tuple[int, int, int]:
 
 
 def distance(ours: np.ndarray, reference: np.ndarray, floor: float = 0.0) -> float:
-    """|ours - reference| / max(|reference|, floor), in fp64; of a zero reference without a floor, |ours|."""
-    wanted = reference.astype(np.float64)
+    """|ours - reference| / max(|reference|, floor), in fp64; of a zero reference without a floor, |ours|.
+
+    Infinite where anything is NaN or infinite, on whichever side: such a number equals nothing, itself included.
+    """
+    got, wanted = ours.astype(np.float64), reference.astype(np.float64)
+    if not (np.isfinite(got).all() and np.isfinite(wanted).all()):
+        return float("inf")
     scale = max(float(np.linalg.norm(wanted)), floor)
-    return float(np.linalg.norm(ours.astype(np.float64) - wanted)) / (scale or 1.0)
+    return float(np.linalg.norm(got - wanted)) / (scale or 1.0)
 
 
 def tensor_differences(got: Outcome, want: Outcome, tolerances: dict[str, Tolerance]) -> list[TensorDifference]:
@@ -143,7 +153,9 @@ def rounding_differences(got: Outcome, rounded: Outcome, exact: Outcome) -> list
 
 
 def total_norm(tensors: dict[str, np.ndarray]) -> float:
-    return float(np.sqrt(sum(float(np.square(value.astype(np.float64)).sum()) for value in tensors.values())))
+    """Of all that are finite; the others are differences of their own."""
+    wide = [value.astype(np.float64) for value in tensors.values()]
+    return float(np.sqrt(sum(float(np.square(value).sum()) for value in wide if np.isfinite(value).all())))
 
 
 def number_differences(got: Outcome, want: Outcome, *, scale: float = 1.0) -> list[NumberDifference]:
@@ -160,5 +172,5 @@ def _number(
 ) -> NumberDifference:
     tolerance = NUMBERS[name].value * scale
     relative = [distance(np.asarray(a), np.asarray(b)) for a, b in zip(got, want, strict=True)]
-    first = next((step for step, value in enumerate(relative, 1) if not value <= tolerance), 0)
+    first = next((step for step, value in enumerate(relative, 1) if is_beyond(value, tolerance)), 0)
     return NumberDifference(name, max(relative), tolerance, first)

@@ -1,15 +1,15 @@
-"""Which ranks a proof runs on: the mesh that was asked for, or a smaller one of the same kind. No torch.
+"""Which ranks a proof runs on: the mesh that was asked for, or smaller ones that together are of its kind. No torch.
 
-    tp 8 x pp 15 x dp 2 = 240 ranks, ep 16   ->   tp 2 x pp 2 x dp 2 = 8 ranks, ep 4
+    tp 2 x pp 2 x cp 2 x dp 2, ep 4    ->   cp 2 x pp 2 x dp 2, ep 2;   tp 2 x pp 2 x dp 2, ep 2;
+                                            tp 2 x cp 2 x dp 2, ep 2
 
-What is kept, in this order: as many axes as possible above 1; whether experts are spread beyond tp x cp, and whether
-they have copies; then the most ranks.
+Every degree becomes a divisor of its own. An axis is never dropped from all meshes, and every two axes are in one of
+them together, where they fit; what was nowhere is said (`lost`), and no verdict covers it.
 """
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import product
-from math import prod
+from itertools import combinations, product
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.run import RunConfig
@@ -17,8 +17,9 @@ from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 
-LARGEST_WORLD = 8
-"""Ranks of a proof: what two cores walk through in about two minutes."""
+LARGEST_WORLD = 12
+"""Ranks of a mesh: what two cores walk through in a minute or two, and the smallest world with tp 2, pp 3 and dp 2."""
+MOST_MESHES = 4
 _TRIED_WORLDS = 64
 _AXES = ("tp", "cp", "pp", "dp", "ep", "etp")
 
@@ -54,32 +55,46 @@ def _is_legal(run: RunConfig, world_size: int) -> bool:
     return True
 
 
-def reduced(asked: Layout) -> Layout:
-    """`asked` itself up to LARGEST_WORLD ranks, else the layout of at most that many that keeps most of its kind."""
+def reduced(asked: Layout) -> list[Layout]:
+    """`asked` itself up to LARGEST_WORLD ranks, else layouts of at most that many that together have all of its kind.
+
+    The first keeps most; each one more adds most of what is still missing, until nothing is that can be added.
+    """
     if asked.world_size <= LARGEST_WORLD:
-        return asked
-    return max(_smaller(asked), key=lambda layout: _likeness(layout, asked))
+        return [asked]
+    smaller = list(_smaller(asked))
+    missing, chosen = _kinds(asked), list[Layout]()
+    while missing and len(chosen) < MOST_MESHES:
+        best = max(smaller, key=lambda layout: (len(missing & _kinds(layout)), _likeness(layout, asked)))
+        if not missing & _kinds(best):
+            break
+        chosen.append(best)
+        missing -= _kinds(best)
+    return chosen
 
 
 def _smaller(asked: Layout) -> Iterator[Layout]:
-    choices = {axis: [d for d in divisors(getattr(asked, axis)) if d <= LARGEST_WORLD] for axis in _AXES}
-    if asked.pp > 1:
-        choices["pp"] = sorted({*choices["pp"], 2})  # stages may be uneven: any number of them is of the same kind
-    vpp = next((d for d in divisors(asked.vpp) if d > 1), 1)
+    choices = {axis: _degrees(getattr(asked, axis)) for axis in _AXES}
     for sizes in product(*choices.values()):
         axes = dict(zip(_AXES, sizes, strict=True))
         stage = axes["tp"] * axes["cp"] * axes["dp"]
         if stage * axes["pp"] <= LARGEST_WORLD and stage % (axes["ep"] * axes["etp"]) == 0:
             yield dataclasses.replace(
-                asked, **axes, vpp=vpp if axes["pp"] > 1 else 1,
+                asked, **axes, vpp=_degrees(asked.vpp)[1] if min(asked.vpp, axes["pp"]) > 1 else 1,
                 sequence_parallel=asked.sequence_parallel and axes["tp"] > 1,
             )  # fmt: skip
 
 
+def _degrees(asked: int) -> list[int]:
+    """1 and the divisors that leave room for another axis; 2 where there are none (11, 13, ...)."""
+    fits = [degree for degree in divisors(asked) if degree <= LARGEST_WORLD // 2]
+    return fits if asked == 1 or len(fits) > 1 else [1, 2]
+
+
 def _likeness(layout: Layout, asked: Layout) -> tuple[int, ...]:
-    kept = sum((getattr(layout, axis) > 1) == (getattr(asked, axis) > 1) for axis in _AXES)
+    alive = sum((getattr(layout, axis) > 1) == (getattr(asked, axis) > 1) for axis in _AXES)
     alike = sum(trait(layout) == trait(asked) for trait in _TRAITS.values())
-    return kept, alike, layout.world_size, -sum(getattr(layout, axis) for axis in _AXES)
+    return alive, alike, -sum(getattr(layout, axis) for axis in _AXES)
 
 
 def _spans_dp(layout: Layout) -> bool:
@@ -93,14 +108,29 @@ def _has_copies(layout: Layout) -> bool:
 _TRAITS = {"experts spread beyond tp x cp": _spans_dp, "copies of experts": _has_copies}
 
 
-def lost_traits(asked: Layout, proved: Layout) -> list[str]:
-    """What `asked` has and `proved` had no ranks for."""
-    return [name for name, trait in _TRAITS.items() if trait(asked) and not trait(proved)]
+def _alive(layout: Layout) -> list[str]:
+    return [axis for axis in (*_AXES, "vpp") if getattr(layout, axis) > 1]
+
+
+def _kinds(layout: Layout) -> set[str]:
+    """What can go wrong on a layout and not on a smaller one: its axes, every two of them together, its traits."""
+    alive = _alive(layout)
+    pairs = {f"{one} together with {other}" for one, other in combinations(alive, 2)}
+    return {*alive, *pairs, *(name for name, trait in _TRAITS.items() if trait(layout))}
+
+
+def lost(asked: Layout, proved: list[Layout]) -> list[str]:
+    """What `asked` has and no proved layout had: axes, two axes together, traits; then, all axes at once."""
+    missing = sorted(_kinds(asked).difference(*map(_kinds, proved)))
+    if not missing and not any(_alive(layout) == _alive(asked) for layout in proved):
+        missing = [f"{', '.join(_alive(asked))} all at once: every two of them were together"]
+    return missing
 
 
 def reductions(asked: Layout, proved: Layout) -> list[str]:
     """`tp 8 -> 2`, for every degree that was reduced."""
-    names = (*_AXES, "vpp")
-    changed = [name for name in names if getattr(asked, name) != getattr(proved, name)]
-    assert prod(getattr(proved, name) for name in ("tp", "cp", "pp", "dp")) == proved.world_size
-    return [f"{name} {getattr(asked, name)} -> {getattr(proved, name)}" for name in changed]
+    degrees = [(name, getattr(asked, name), getattr(proved, name)) for name in (*_AXES, "vpp")]
+    return [
+        f"{name} {before} -> {after}{' (no divisor fits)' if before % after else ''}"
+        for name, before, after in degrees if before != after
+    ]  # fmt: skip

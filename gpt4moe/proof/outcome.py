@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-GRADIENT, WEIGHT, BUFFER = "gradient", "weight", "buffer"
+GRADIENT, WEIGHT, BUFFER, START = "gradient", "weight", "buffer", "start"
+
+
+def gradient_kind(step: int) -> str:
+    """Kind of the gradients of `step`, from 1."""
+    return GRADIENT if step == 1 else f"{GRADIENT} of step {step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,10 @@ class RankAnswer:
     """Per step: how near the nearest choice of an expert was to another one, in units of its scores."""
     pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
     """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
-    exp_avg, exp_avg_sq, and buffer: what no gradient moves (a router's bias)."""
+    exp_avg, exp_avg_sq, and buffer: what no gradient moves (a router's bias). With Phase.every_gradient also start
+    (masters before the first step) and the gradients of later steps (gradient_kind)."""
+    stale: list[str] = field(default_factory=list)
+    """Weights that this rank computes with after the last step and that are not its masters, rounded."""
     copies_at_start: list[WeightCopy] = field(default_factory=list)
     copies: list[WeightCopy] = field(default_factory=list)
     """After the last step."""
@@ -128,7 +136,7 @@ def assemble(answers: list[RankAnswer]) -> Outcome:
     ]
     return Outcome(
         losses=first.losses, norms=first.norms, routing=first.routing, extras=first.extras,
-        margins=[min(step) for step in zip(*(answer.margins for answer in answers), strict=True)], tensors=tensors,
+        margins=list(np.min([answer.margins for answer in answers], axis=0)), tensors=tensors,
         problems=problems + [found.text for found in unequal], unequal=unequal, holders=_holders(answers),
     )  # fmt: skip
 
@@ -137,10 +145,13 @@ def _disagreements(answers: list[RankAnswer]) -> list[str]:
     """Every rank must report the same losses and norms."""
     found = []
     for what in ("losses", "norms"):
-        values = [getattr(answer, what) for answer in answers]
-        others = [rank for rank, value in enumerate(values) if value != values[0]]
+        values = [np.array(getattr(answer, what)) for answer in answers]
+        others = [rank for rank, value in enumerate(values) if not np.array_equal(value, values[0], equal_nan=True)]
         if others:
-            found.append(f"{what} of rank {others[0]} are not those of rank 0: {values[others[0]]}, {values[0]}")
+            theirs, ours = values[others[0]].tolist(), values[0].tolist()
+            found.append(f"{what} of rank {others[0]} are not those of rank 0: {theirs}, {ours}")
+    for rank, answer in enumerate(answers):
+        found += [f"rank {rank} computes with {name} that is not its fp32 master, rounded" for name in answer.stale]
     return found
 
 

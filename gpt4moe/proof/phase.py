@@ -14,5 +14,7 @@ class Phase:
     descent: float | None = None
     """A rate: weights move by plain descent along the reduced and clipped gradients, which shows a wrong gradient
     scale that AdamW divides away. None: the run's own optimizer."""
+    every_gradient: bool = False
+    """Answer with the gradients of all steps and the masters before the first, not only the first step's gradients."""
     tokens: int = 0
     """Which set of synthetic tokens."""

@@ -24,5 +24,5 @@ def phases(run: RunConfig, tokens: int = 0) -> dict[str, Phase]:
         ADAMW: Phase(run=exact, steps=STEPS, tokens=tokens),
     }
     if run.precision.dtype is not Dtype.fp32:
-        plan[ROUNDED] = Phase(run=run, steps=1, tokens=tokens)
+        plan[ROUNDED] = Phase(run=run, steps=STEPS, every_gradient=True, tokens=tokens)
     return plan

@@ -81,14 +81,16 @@ def rank_phases(environment: Environment, phases: list[Phase], say: Callable[[st
     return run_phases(environment, phases, None, say)
 
 
-def prove(run: RunConfig, ranks: int | None = None, start: Start = run_on_ranks) -> Proof:
-    """Raises: LayoutError when the trainer refuses the run; launch.RanksFailed when a rank fails or hangs.
+def prove(run: RunConfig, ranks: int | None = None, start: Start = run_on_ranks) -> list[Proof]:
+    """One proof, or one for each of the smaller meshes that stand for a large one (proof.mesh).
+
+    Raises: LayoutError when the trainer refuses the run; launch.RanksFailed when a rank fails or hangs.
 
     Args:
         ranks: the world size to prove; None: the smallest legal one.
         start: runs a run's phases on so many ranks.
     """
-    return prove_shrunk(shrink(run, ranks), start)
+    return [prove_shrunk(shrunk, start) for shrunk in shrink(run, ranks)]
 
 
 def prove_shrunk(shrunk: Shrunk, start: Start) -> Proof:

@@ -24,7 +24,16 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.shard import flat_rectangles
 from gpt4moe.proof.batches import synthetic_batches
-from gpt4moe.proof.outcome import BUFFER, GRADIENT, WEIGHT, RankAnswer, TensorPiece, WeightCopy
+from gpt4moe.proof.outcome import (
+    BUFFER,
+    GRADIENT,
+    START,
+    WEIGHT,
+    RankAnswer,
+    TensorPiece,
+    WeightCopy,
+    gradient_kind,
+)  # fmt: skip
 from gpt4moe.proof.phase import Phase
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine, OwnedRange
@@ -62,6 +71,8 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         prepare(chunks, groups)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     answer.copies_at_start = _copies(engine, groups)
+    if phase.every_gradient:
+        answer.pieces[START] = _pieces(engine, groups, (WEIGHT,))[WEIGHT]
     runner = StepRunner(run, engine, groups)
     margins = _watch_margins(runner)
     for step in range(1, phase.steps + 1):
@@ -69,8 +80,8 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         dp = groups.layout.dp, groups.coordinate["dp"]
         done = runner.forward_backward(synthetic_batches(run, step, *dp, phase.tokens))
         engine.reduce()
-        if step == 1:
-            answer.pieces |= _pieces(engine, groups, (GRADIENT,))
+        if step == 1 or phase.every_gradient:
+            answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]
         answer.losses.append(done.loss)
         answer.routing.append(done.routing.numpy())
         answer.margins.append(min(margins, default=inf))
@@ -83,6 +94,7 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         say(f"step {step}")
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS)) | {BUFFER: _buffers(engine, groups)}
     answer.copies = _copies(engine, groups)
+    answer.stale = _stale(engine, groups)
     return answer
 
 
@@ -128,6 +140,17 @@ def _flat(owned: OwnedRange, kind: str) -> torch.Tensor:
     if kind == GRADIENT:
         return owned.gradient
     return owned.master if kind == WEIGHT else owned.moments[kind]
+
+
+def _stale(engine: Engine, groups: ProcessGroups) -> list[str]:
+    """Parameters whose owned elements are not what their masters round to."""
+    names = {id(parameter): shard.name for parameter, shard, _ in shards(engine.chunks, groups)}
+    found = set()
+    for owned in engine.owned():
+        held = owned.parameter.detach().flatten()[owned.start : owned.end]
+        if not torch.equal(held, owned.master.detach().flatten().to(held)):
+            found.add(names[id(owned.parameter)])
+    return sorted(found)
 
 
 def _buffers(engine: Engine, groups: ProcessGroups) -> list[TensorPiece]:

@@ -1,5 +1,6 @@
 """A proof for people (rich) and for programs (plain nested data)."""
 
+from math import isfinite
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from gpt4moe.proof import compare, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference
+from gpt4moe.proof.mesh import lost, reductions
 from gpt4moe.proof.prove import Proof
 from gpt4moe.proof.shrink import changes
 from gpt4moe.proof.unproved import unproved
@@ -24,21 +26,34 @@ COLUMNS = {
 }
 
 
-def show(proof: Proof, console: Console) -> None:
-    console.print(Group(*_parts(proof)))
+def show(proofs: list[Proof], console: Console) -> None:
+    """One mesh after the other, then the verdict on all, and what it does not cover."""
+    parts = [part for proof in proofs for part in _parts(proof)]
+    parts += [*_verdict(proofs), Text(), Text("Not proved:", style="bold")]
+    parts += [Text(f"  - {line}") for line in unproved([proof.shrunk for proof in proofs])]
+    console.print(Group(*parts, Text(f"{sum(proof.seconds for proof in proofs):.0f} s")))
+
+
+def _verdict(proofs: list[Proof]) -> list[RenderableType]:
+    asked, proved = proofs[0].shrunk.asked_layout, [proof.shrunk.layout for proof in proofs]
+    wrong = [proof.shrunk.layout.describe() for proof in proofs if not proof.is_equal]
+    if wrong:
+        on = "" if proved == [asked] else f" ({'; '.join(wrong)})"
+        return [Text(f"DIFFERENT: this layout{on} does not compute what one process computes.", style="bold red")]
+    if proved == [asked]:
+        return [Text("EQUAL: this layout computes what one process computes.", style="bold green")]
+    meshes = f"{len(proved)} smaller meshes" if len(proved) > 1 else "a smaller mesh"
+    equal = f"EQUAL on {meshes} of the kind of {asked.world_size} ranks: each computes what one process computes."
+    return [
+        Text(equal, style="bold green"),
+        *(Text(f"NOT PROVED on any of them: {what}.", style="bold yellow") for what in lost(asked, proved)),
+    ]
 
 
 def _parts(proof: Proof) -> list[RenderableType]:
-    shrunk = proof.shrunk
-    verdict = (
-        Text("EQUAL: this layout computes what one process computes.", style="bold green") if proof.is_equal
-        else Text("DIFFERENT: this layout does not compute what one process computes.", style="bold red")
-    )  # fmt: skip
-    parts: list[RenderableType] = [Text(shrunk.layout.describe(), style="bold"), _table(proof), Text()]
+    parts: list[RenderableType] = [Text(proof.shrunk.layout.describe(), style="bold"), _table(proof), Text()]
     parts += [Text(line) for line in _number_lines(proof)]
-    parts += [Text(), *_difference_lines(proof), verdict, Text(), Text("Not proved:", style="bold")]
-    parts += [Text(f"  - {line}") for line in unproved(shrunk)]
-    return [*parts, Text(f"{proof.seconds:.0f} s")]
+    return [*parts, Text(), *_difference_lines(proof)]
 
 
 def _table(proof: Proof) -> Table:
@@ -105,32 +120,48 @@ def _difference_lines(proof: Proof) -> list[Text]:
     return [*lines, Text()] if lines else []
 
 
-def as_data(proof: Proof) -> dict[str, Any]:
-    """Everything, ready for JSON."""
+def as_data(proofs: list[Proof]) -> dict[str, Any]:
+    """Everything, ready for JSON; a difference to what is not finite, itself infinite, is null."""
+    asked = proofs[0].shrunk.asked_layout
+    return {
+        "equal": all(proof.is_equal for proof in proofs),
+        "asked_layout": asked.describe(),
+        "meshes": [_mesh_data(proof) for proof in proofs],
+        "on_no_mesh": lost(asked, [proof.shrunk.layout for proof in proofs]),
+        "not_proved": unproved([proof.shrunk for proof in proofs]),
+        "seconds": sum(proof.seconds for proof in proofs),
+    }
+
+
+def _mesh_data(proof: Proof) -> dict[str, Any]:
     shrunk = proof.shrunk
     return {
         "equal": proof.is_equal,
-        "asked_layout": shrunk.asked_layout.describe(),
-        "proved_layout": shrunk.layout.describe(),
+        "layout": shrunk.layout.describe(),
+        "reduced": reductions(shrunk.asked_layout, shrunk.layout),
         "changes": [{"key": key, "asked": before, "proved": after} for key, before, after in changes(shrunk)],
         "families": [
-            {"family": family, "phase": phase, "kind": kind, "tensor": item.name, "relative": item.relative,
-             "tolerance": item.tolerance, "equal": not item.is_different}
+            {"family": family, "phase": phase, "kind": kind, "tensor": item.name, "relative": _finite(item.relative),
+             "tolerance": _finite(item.tolerance), "equal": not item.is_different}
             for family, row in families(proof).items() for (phase, kind), item in row.items()
         ],
         "numbers": [
-            {"phase": phase, "name": item.name, "relative": item.relative, "tolerance": item.tolerance,
-             "equal": not item.is_different, "first_different_step": item.first_step}
+            {"phase": phase, "name": item.name, "relative": _finite(item.relative),
+             "tolerance": _finite(item.tolerance), "equal": not item.is_different,
+             "first_different_step": item.first_step}
             for phase, items in proof.numbers.items() for item in items
         ],
         "clipped_steps": proof.clipped_steps,
         "ties_set_aside": proof.ties,
         "between_ranks": proof.problems,
         "first_difference": None if proof.first is None else {
-            "tensor": proof.first.name, "kind": proof.first.kind, "relative": proof.first.relative,
+            "tensor": proof.first.name, "kind": proof.first.kind, "relative": _finite(proof.first.relative),
             "where": proof.where,
         },
         "suspects": proof.suspects,
-        "not_proved": unproved(shrunk),
         "seconds": proof.seconds,
     }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

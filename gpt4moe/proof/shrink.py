@@ -1,6 +1,6 @@
 """shrink: any run as a run of the same kind that a laptop trains in seconds. No torch.
 
-Kept: the mesh (up to 8 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
+Kept: the mesh (up to 12 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
 router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
 below. Changed: widths, depth, vocabulary, sequence, batch; and what would hide a fault: initial weights are larger (so
 that every gradient stands far above round-off), small loss coefficients and steps of a router's bias are raised, every
@@ -52,10 +52,16 @@ class Shrunk:
         return config_from_dict(raw)
 
 
-def shrink(run: RunConfig, ranks: int | None = None) -> Shrunk:
-    """Raises: LayoutError when the trainer would refuse the run itself."""
+def shrink(run: RunConfig, ranks: int | None = None) -> list[Shrunk]:
+    """One run, or one for each of the smaller meshes that stand for a large one.
+
+    Raises: LayoutError when the trainer would refuse the run itself.
+    """
     asked = asked_layout(run, ranks)
-    proved = reduced(asked)
+    return [_shrunk(run, asked, proved) for proved in reduced(asked)]
+
+
+def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
     depth = shrunk_depth(run, proved.pp * proved.vpp)
     raw = config_to_dict(run)
     for group, values in _FIXED.items():

@@ -18,6 +18,17 @@ def suspects(seen: Evidence) -> list[str]:
     return [line for rule in RULES for line in rule(seen)]
 
 
+def _not_finite(seen: Evidence) -> Iterator[str]:
+    """Everything after the first such number is made of it."""
+    for side, outcome in (("on this layout", seen.got), ("in one process", seen.want)):
+        wrong = {name for name, value in outcome.gradients.items() if not np.isfinite(value).all()}
+        at = next((at for at, pair in enumerate(zip(outcome.losses, outcome.norms, strict=True), 1)
+                   if not np.isfinite(pair).all()), None)  # fmt: skip
+        if wrong or at:
+            what = f"the gradient of {_listed(wrong)}" if wrong else f"the loss or the norm of step {at}"
+            yield f"not finite: {what} has NaN or infinity {side}."
+
+
 def _copies_started_apart(seen: Evidence) -> Iterator[str]:
     for unequal in (item for item in seen.got.unequal if item.at_start):
         yield (
@@ -37,17 +48,21 @@ def _owners(seen: Evidence) -> Iterator[str]:
 
 def _lost_micro_batches(seen: Evidence) -> Iterator[str]:
     share, count = seen.routed_share, seen.micro_batches
-    if share != 1.0:
+    if share != 1.0 and np.isfinite(share):
         run = round(share * count)
         exact = f", {run} of {count} micro-batches a rank" if is_near(share * count, run, 1e-9) else ""
         yield f"lost micro-batch: the routers saw {share:.4g} of the tokens{exact}."
 
 
 def _flipped_choices(seen: Evidence) -> Iterator[str]:
+    if seen.routed_share != 1.0:
+        return
     got, want = (side.columns(None) for side in (seen.got, seen.want))
-    moved = max(float(np.abs(a - b).sum()) / 2 for a, b in zip(got, want, strict=True))
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return
+    moved = float(np.max([np.abs(a - b).sum() / 2 for a, b in zip(got, want, strict=True)]))
     total = float(want[0].sum())
-    if seen.routed_share == 1.0 and 0 < moved <= few(total):
+    if 0 < moved <= few(total):
         yield (
             f"a few choices: {moved:g} of {total:g} choices of experts differ, and not by a tie alone: the nearest "
             f"choice of the first step was {seen.want.margins[0]:.1e} from another. Something small is wrong before a "
@@ -168,6 +183,6 @@ def _listed(names: set[str] | frozenset[str]) -> str:
 
 
 RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
-    _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum, _expert_group,
-    _norm, _forward, _buffers, _copies_drifted, _backward,
+    _not_finite, _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum,
+    _expert_group, _norm, _forward, _buffers, _copies_drifted, _backward,
 )  # fmt: skip

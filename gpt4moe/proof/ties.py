@@ -32,7 +32,7 @@ def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
     """The tie that explains why choices differ; None: no tie does, or none differ."""
     loads = list(zip(got.columns(None), want.columns(None), strict=True))
     at = next((at for at, (ours, theirs) in enumerate(loads) if not np.array_equal(ours, theirs)), None)
-    if at is None or want.margins[at] > ROUND_OFF:
+    if at is None or not want.margins[at] <= ROUND_OFF:
         return None
     ours, theirs = loads[at]
     moved, total = float(np.abs(ours - theirs).sum()) / 2, float(theirs.sum())

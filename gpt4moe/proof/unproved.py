@@ -2,26 +2,35 @@
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
-from gpt4moe.proof.mesh import lost_traits, reductions
+from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
 from gpt4moe.proof.shrink import Shrunk, changes
 
 
-def unproved(shrunk: Shrunk) -> list[str]:
-    """One line each."""
-    return [line for line in (*_mesh(shrunk), *_sizes(shrunk), *_hardware(shrunk), *_scope(shrunk)) if line]
+def unproved(meshes: list[Shrunk]) -> list[str]:
+    """One line each, of the meshes that one asked run was proved on."""
+    any_of_them = meshes[0]
+    lines = (*_mesh(meshes), *_sizes(meshes), *_hardware(any_of_them), *_scope(any_of_them))
+    return [line for line in lines if line]
 
 
-def _mesh(shrunk: Shrunk) -> list[str]:
-    asked, proved = shrunk.asked_layout, shrunk.layout
-    if asked != proved:
-        return [f"the mesh itself: {asked.world_size} ranks were reduced to {proved.world_size} "
-                f"({', '.join(reductions(asked, proved))})",
-                *(f"{name}: {proved.world_size} ranks are too few" for name in lost_traits(asked, proved))]  # fmt: skip
-    return [f"more data-parallel ranks than dp {proved.dp}: the mesh was proved whole, at {proved.world_size} ranks"]
+def _mesh(meshes: list[Shrunk]) -> list[str]:
+    asked, proved = meshes[0].asked_layout, [shrunk.layout for shrunk in meshes]
+    if proved == [asked]:
+        return [f"more data-parallel ranks than dp {asked.dp}: the mesh was proved whole, at {asked.world_size} ranks"]
+    return [
+        *(f"the mesh itself: {asked.world_size} ranks were reduced to {layout.world_size} "
+          f"({', '.join(reductions(asked, layout))})" for layout in proved),
+        *(f"{what}: {LARGEST_WORLD} ranks are too few" for what in lost(asked, proved)),
+    ]  # fmt: skip
 
 
-def _sizes(shrunk: Shrunk) -> list[str]:
-    changed = [f"{key} {before} -> {after}" for key, before, after in changes(shrunk)]
+def _sizes(meshes: list[Shrunk]) -> list[str]:
+    proved: dict[str, list[str]] = {}
+    for shrunk in meshes:
+        for key, before, after in changes(shrunk):
+            values = proved.setdefault(f"{key} {before}", [])
+            values += [after] if after not in values else []
+    changed = [f"{key} -> {' or '.join(values)}" for key, values in proved.items()]
     return [f"the sizes: {', '.join(changed)}"] if changed else []
 
 

@@ -1,12 +1,16 @@
 """A run made small keeps what its layout can get wrong: mesh, which layers are what, router, shared experts."""
 
+from itertools import combinations
+
 import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
+from gpt4moe.proof.mesh import lost, reduced, reductions
 from gpt4moe.proof.shrink import Shrunk, shrink
 from gpt4moe.proof.unproved import unproved
 
@@ -15,7 +19,9 @@ def asked(*overrides: str) -> RunConfig:
     return load_run_config(["run.name=shrink", "data=mock", *overrides])
 
 
-def legal(shrunk: Shrunk) -> Shrunk:
+def legal(meshes: list[Shrunk]) -> Shrunk:
+    """The only mesh."""
+    (shrunk,) = meshes
     require_legal(shrunk.run.model, shrunk.run.parallel, shrunk.run.training, shrunk.layout.world_size)
     return shrunk
 
@@ -29,14 +35,58 @@ def test_a_mesh_of_eight_ranks_or_fewer_stays_whole_and_uneven_stages_stay_uneve
     assert len(first) > len(second)
 
 
-def test_gpt4s_mesh_is_reduced_in_kind_and_the_proof_says_so() -> None:
-    shrunk = legal(shrink(asked("+experiment=gpt4"), ranks=24960))
-    layout = shrunk.layout
-    assert layout.world_size == 8 and min(layout.tp, layout.pp, layout.dp, layout.ep) > 1
-    assert layout.expert_dp > 1, "experts have copies, as asked"
-    assert shrunk.run.model.hidden_size <= 64 and shrunk.run.model.moe is not None
-    stated = "\n".join(unproved(shrunk))
-    assert "24960 ranks were reduced to 8" in stated and "experts spread beyond tp x cp: 8 ranks are too few" in stated
+def test_gpt4s_mesh_is_reduced_to_divisors_and_the_proof_says_so() -> None:
+    meshes = shrink(asked("+experiment=gpt4"), ranks=24960)
+    for shrunk in meshes:
+        legal([shrunk])
+        assert min(shrunk.layout.tp, shrunk.layout.pp, shrunk.layout.dp, shrunk.layout.ep) > 1
+        assert_divides(shrunk.layout, shrunk.asked_layout)
+        assert shrunk.run.model.hidden_size <= 64 and shrunk.run.model.moe is not None
+    assert any(shrunk.layout.expert_dp > 1 for shrunk in meshes), "experts have copies, as asked"
+    assert any(mesh.layout.ep > mesh.layout.tp for mesh in meshes), "experts lie beyond tp, as asked"
+    stated = "\n".join(unproved(meshes))
+    assert "24960 ranks were reduced to 12 (tp 8 -> 2, pp 15 -> 3, dp 208 -> 2, ep 16 -> 4)" in stated
+    assert "too few" not in stated
+
+
+LARGE = {
+    "cp too": (("+experiment=gpt4", "parallel.cp=2"), 24960),
+    "one of each": (("+experiment=tiny", "parallel.tp=2", "parallel.pp=2", "parallel.cp=2", "parallel.ep=4"), 16),
+    "folded": (("+experiment=tiny", "model.num_layers=8", "parallel.tp=2", "parallel.pp=4", "parallel.vpp=2",
+                "parallel.ep=2", "parallel.etp=2", "training.global_batch_size=64"), 32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_every_axis_and_every_two_of_a_large_mesh_are_in_a_reduced_one(name: str) -> None:
+    overrides, ranks = LARGE[name]
+    meshes = shrink(asked(*overrides), ranks)
+    large = meshes[0].asked_layout
+    axes = [axis for axis in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp") if getattr(large, axis) > 1]
+    for pair in combinations(axes, 2):
+        assert any(all(getattr(shrunk.layout, axis) > 1 for axis in pair) for shrunk in meshes), pair
+    for shrunk in meshes:
+        legal([shrunk])
+        assert_divides(shrunk.layout, large)
+
+
+def test_what_no_mesh_has_is_said_and_is_no_part_of_the_verdict() -> None:
+    meshes = shrink(asked("+experiment=tiny", "parallel.tp=2", "parallel.pp=2", "parallel.cp=2"), ranks=16)
+    missing = lost(meshes[0].asked_layout, [shrunk.layout for shrunk in meshes])
+    assert missing == ["tp, cp, pp, dp all at once: every two of them were together"]
+    assert f"{missing[0]}: 12 ranks are too few" in unproved(meshes)
+
+
+def test_a_degree_without_a_divisor_that_fits_becomes_two_and_that_is_said() -> None:
+    large = Layout(tp=2, cp=1, dp=2, pp=13, vpp=1, ep=2, etp=1, sequence_parallel=True)
+    (mesh,) = reduced(large)
+    assert (mesh.tp, mesh.pp, mesh.dp, mesh.ep) == (2, 2, 2, 2)
+    assert reductions(large, mesh) == ["pp 13 -> 2 (no divisor fits)"]
+
+
+def assert_divides(small: Layout, large: Layout) -> None:
+    for axis in ("tp", "pp", "vpp", "cp", "dp", "ep", "etp"):
+        assert getattr(large, axis) % getattr(small, axis) == 0, axis
 
 
 @pytest.mark.parametrize(

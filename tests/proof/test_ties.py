@@ -49,7 +49,7 @@ def proved(spoilt: Outcomes, *, margin: float, times: int) -> Proof:
 def test_a_tie_is_set_aside_and_said_and_other_tokens_are_proved() -> None:
     proof = proved({plan.ADAMW: flipped(one_process()[plan.ADAMW], 2)}, margin=NEAR, times=1)
     assert proof.is_equal
-    (tie,) = as_data(proof)["ties_set_aside"]
+    (tie,) = as_data([proof])["meshes"][0]["ties_set_aside"]
     assert tie.startswith("tokens 1: adamw, step 2: 1 of ") and "1.0e-07" in tie
 
 
