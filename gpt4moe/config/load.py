@@ -45,6 +45,7 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
     """
     plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
+    plan.require_used([override.partition("=")[0].lstrip("+~") for override in overrides])
     return plan
 
 

@@ -21,6 +21,13 @@ class PlanReport(str, Enum):
     leak = "leak"
 
 
+ALONE = {"report": {"report", "output"}, "calibrate": {"calibrate", "output", "imbalance", "restart_minutes"}}
+"""What is asked for by itself -> the keys that say something beside it."""
+SEARCHED = ("parallel", "training.micro_batch_size")
+"""What a search tries all of."""
+SEARCH_ONLY = ("budget_usd", "days", "top")
+
+
 @dataclass(kw_only=True, slots=True)
 class PlanConfig(RunConfig):
     gpus: int | None = None
@@ -52,13 +59,38 @@ class PlanConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}={value} is not above 0.", f"Set {name} above 0, or leave it out.")
-        if self.report is not None and self.output is PlanOutput.html:
+        asked = next((name for name in ("report", "calibrate") if getattr(self, name) is not None), None)
+        if asked and self.output is PlanOutput.html:
             raise ConfigError(
-                f"report={self.report.value} with output=html: a report is a text or data, no page.",
-                "Leave output out (markdown), or set output=json.",
+                f"{asked}=... with output=html: its answer is a text or data, no page.",
+                "Leave output out, or set output=json.",
             )
         if self.imbalance < 1 or self.restart_minutes < 0:
             raise ConfigError(
                 f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is too small.",
                 "Set imbalance=1 or more and restart_minutes=0 or more.",
             )
+
+    def require_used(self, given: list[str]) -> None:
+        """Refuses what was asked for and would have no effect.
+
+        Args: given: keys of the command line, without pluses and tildes.
+        Raises: ConfigError with the first of them.
+        """
+        for asked, allowed in ALONE.items():
+            idle = [key for key in given if key not in allowed]
+            if getattr(self, asked) is not None and idle:
+                why = "it plans the runs of the report" if asked == "report" else "a run's own settings count"
+                self._refuse_idle(idle[0], f"{asked}=...", why, f"or {asked}")
+        for key in given:
+            is_searched = key == SEARCHED[0] or key.startswith((f"{SEARCHED[0]}.", SEARCHED[1]))
+            if self.search and is_searched:
+                self._refuse_idle(key, "search=true", "a search tries all of them", "or search")
+            if not self.search and key in SEARCH_ONLY:
+                self._refuse_idle(key, "no search", "one layout is planned as it is", "or add search=true")
+            if key == "file" and self.output is not PlanOutput.html:
+                self._refuse_idle(key, f"output={self.output.value}", "no page is written", "or add output=html")
+
+    @staticmethod
+    def _refuse_idle(key: str, beside: str, why: str, instead: str) -> None:
+        raise ConfigError(f"{key} has no effect with {beside}: {why}.", f"Leave out {key}, {instead}.")

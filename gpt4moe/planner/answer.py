@@ -61,9 +61,18 @@ def calibration(
 
 
 def calibration_table(rows: Sequence[Compared]) -> list[Table | str]:
-    cells = [[r.name, f"{r.predicted:.4g}", f"{r.measured:.4g}", r.unit, f"{100 * r.error:+.1f}"] for r in rows]
+    cells = []
+    for row in rows:
+        error = "unlike" if row.error is None else f"{100 * row.error:+.1f}"
+        cells.append([row.name, f"{row.predicted:.4g}", f"{row.measured:.4g}", row.unit, error])
     head = ("what", "predicted", "measured", "unit", "error [%]")
-    return [rows_table("Planned and measured", head, cells), advice(rows)]
+    return [rows_table("Planned and measured", head, cells), *advice(rows)]
+
+
+def calibration_json(rows: Sequence[Compared]) -> dict[str, object]:
+    """A key a row, and the advice. error: a share; null where the two are unlike, and why."""
+    compared = {row.name: {**asdict(row), "error": row.error} for row in rows}
+    return {**compared, "advice": advice(rows)}
 
 
 def _layout(numbers: dict[str, object], plan: PlanConfig) -> dict[str, object]:

@@ -1,18 +1,24 @@
 """Predicted against measured: where the plan of a run was off, from what the run itself wrote.
 
-<run folder>/resolved.yaml -> estimate      <run folder>/metrics.jsonl -> median step      -> a row each
+<run folder>/resolved.yaml -> estimate      <run folder>/metrics.jsonl -> median step, most memory, busiest expert
+      -> a row each -> advice: time, memory and load judged each by itself
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from gpt4moe.config.cluster import Generation
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.errors import DataError
 from gpt4moe.planner.estimate import Estimate, estimate
 
 WARM_UP = 0.2
 """Share of a run's steps, its first ones, that say nothing of its speed."""
+
+
+NEAR = 0.1
+"""Difference up to which a plan is called right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +29,13 @@ class Compared:
     unit: str
     predicted: float
     measured: float
+    unlike: str = ""
+    """Why the two are not the same thing, so that their difference says nothing of the plan; empty: they are."""
 
     @property
-    def error(self) -> float:
-        """Predicted over measured, less 1."""
-        return self.predicted / self.measured - 1
+    def error(self) -> float | None:
+        """Predicted over measured, less 1; None where the two are unlike."""
+        return None if self.unlike else self.predicted / self.measured - 1
 
 
 def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[Compared]:
@@ -41,27 +49,84 @@ def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[
     steady = timed[int(WARM_UP * len(timed)) :]
     seconds = median(record["step_seconds"] for record in steady)
     result = estimate(plan)
+    # mfu is recorded only where the config's cluster is what the run was on.
+    is_planned_device = "mfu" in timed[-1]
+    elsewhere = "" if is_planned_device else f"the run was not on cluster={plan.cluster.name}, which the plan is of"
+    used = result.mfu * result.step.seconds / seconds
     rows = [
-        Compared("step", "s", result.step.seconds, seconds),
-        Compared("throughput", "tokens/s", result.tokens_per_second, result.tokens_per_step / seconds),
-        Compared("MFU", "% of the dense peak", 100 * result.mfu, 100 * _mfu(result, seconds)),
+        Compared("step", "s", result.step.seconds, seconds, elsewhere),
+        Compared("throughput", "tokens/s", result.tokens_per_second, result.tokens_per_step / seconds, elsewhere),
+        Compared("MFU", "% of the dense peak", 100 * result.mfu, 100 * used, elsewhere),
     ]
-    peaks = [record["peak_memory_bytes"] for record in timed if "peak_memory_bytes" in record]
-    if peaks:
-        rows.append(Compared("peak memory", "GB", result.peak_memory_bytes / 1e9, max(peaks) / 1e9))
+    if any("peak_memory_bytes" in record for record in timed):
+        on_cpu = is_planned_device == (plan.cluster.generation is Generation.cpu)
+        rows.append(_memory(result, timed, on_cpu=on_cpu))
+    if plan.parallel.ep > 1 and any("expert_load_max_over_mean" in record for record in steady):
+        rows.append(_load(plan, steady))
     return rows
 
 
-def advice(rows: Sequence[Compared]) -> str:
-    """What to do with the difference."""
-    factor = rows[0].measured / rows[0].predicted
-    if abs(factor - 1) < 0.1:
-        return "The plan was within 10%: use it as it is."
+def _memory(result: Estimate, records: Sequence[Mapping[str, float]], *, on_cpu: bool) -> Compared:
+    """Of the fullest rank: what its tensors take. The plan's reserve is what no allocator counts, so it is left out."""
+    planned = max(stage.total_bytes - stage.reserve_bytes for stage in result.memory)
+    measured = max(record.get("peak_memory_bytes", 0.0) for record in records)
+    unlike = "measured is the resident set of a host process (Python, libraries, data), planned a device's tensors"
+    return Compared("peak memory", "GB", planned / 1e9, measured / 1e9, unlike if on_cpu else "")
+
+
+def _load(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> Compared:
+    assert plan.model.moe is not None
+    measured = median(record.get("expert_load_max_over_mean", 1.0) for record in records)
+    is_alone = plan.model.moe.num_experts == plan.parallel.ep
+    unlike = "" if is_alone else "measured is the busiest expert, planned the busiest rank, which has several"
+    return Compared("busiest experts", "times the mean", plan.imbalance, measured, unlike)
+
+
+def advice(rows: Sequence[Compared]) -> list[str]:
+    """What to do with the differences, a sentence for each that was measured. Throughput and MFU are the step seen
+    from other sides."""
+    say = {"step": _of_time, "peak memory": _of_memory, "busiest experts": _of_load}
+    said = [
+        f"{row.name}: not judged, {row.unlike}." if row.unlike else f"{row.name}: {say[row.name](row)}"
+        for row in rows
+        if row.name in say
+    ]
+    missing = [name for name in ("peak memory",) if name not in {row.name for row in rows}]
+    return said + [f"{name}: not judged, the run's metrics.jsonl has none." for name in missing]
+
+
+def _is_near(row: Compared) -> bool:
+    return row.error is not None and abs(row.error) <= NEAR
+
+
+def _of_time(row: Compared) -> str:
+    factor = row.measured / row.predicted
+    if _is_near(row):
+        return f"the plan was within {NEAR:.0%}; use its days and cost as they are."
     return (
-        f"The run took {factor:.3g} times the planned time: multiply days and cost of plans for this cluster by it, or "
-        f"set cluster.peak_flops_bf16 and cluster.memory_bytes_per_second to {1 / factor:.3g} times theirs."
+        f"the run took {factor:.3g} times the planned time: multiply days and cost of plans for this cluster by it, or "
+        f"set cluster.peak_flops_bf16, cluster.memory_bytes_per_second, cluster.nvlink_bytes_per_second and "
+        f"cluster.fabric_bytes_per_second to {1 / factor:.3g} times theirs."
     )
 
 
-def _mfu(result: Estimate, seconds: float) -> float:
-    return result.mfu * result.step.seconds / seconds
+def _of_memory(row: Compared) -> str:
+    factor = row.measured / row.predicted
+    if _is_near(row):
+        return f"the plan was within {NEAR:.0%}; use it as it is."
+    if factor > 1:
+        return (
+            f"the run held {factor:.3g} times what was planned: a plan with less headroom than "
+            f"{row.measured - row.predicted:.3g} GB may not fit; set cluster.memory_bytes to {1 / factor:.3g} "
+            "times its own in plans for this cluster."
+        )
+    return (
+        f"the run held {factor:.3g} times what was planned: plans refuse layouts that would fit; look at those with up "
+        f"to {row.predicted - row.measured:.3g} GB too little."
+    )
+
+
+def _of_load(row: Compared) -> str:
+    if _is_near(row):
+        return "as the plan assumes."
+    return f"the plan assumes {row.predicted:.3g}, the run had {row.measured:.3g}: set imbalance={row.measured:.3g}."

@@ -7,7 +7,14 @@ from rich.table import Table
 
 from gpt4moe.config.plan import PlanConfig, PlanOutput
 from gpt4moe.errors import DataError
-from gpt4moe.planner.answer import calibration, calibration_table, json_answer, leak_markdown, table_answer
+from gpt4moe.planner.answer import (
+    calibration,
+    calibration_json,
+    calibration_table,
+    json_answer,
+    leak_markdown,
+    table_answer,
+)
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.search import search
 from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
@@ -39,6 +46,4 @@ def _calibrated(plan: PlanConfig, folder: Path) -> dict[str, object] | list[Tabl
         )
     last = yaml.safe_load(starts[-1].read_text())
     rows = calibration(plan, last["config"], read_metrics(folder / METRICS_FILE), last["ranks"])
-    if plan.output is PlanOutput.json:
-        return {row.name: {"predicted": row.predicted, "measured": row.measured, "unit": row.unit} for row in rows}
-    return calibration_table(rows)
+    return calibration_json(rows) if plan.output is PlanOutput.json else calibration_table(rows)

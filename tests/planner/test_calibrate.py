@@ -3,20 +3,31 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import pytest
 
 from gpt4moe.planner.answer import calibration_table
-from gpt4moe.planner.calibrate import Compared, advice
+from gpt4moe.planner.calibrate import advice, calibrate
+from gpt4moe.planner.estimate import estimate
+from tests.planner.timed import plan_of
 from tests.training.command import BATCH, SEQ, metrics, train
 
 ROOT = Path(__file__).resolve().parents[2]
 RANKS, STEPS = 2, 6
+DENSE = (
+    "model=llama3_405b",
+    "cluster=h100_80g",
+    "gpus=64",
+    "parallel.tp=8",
+    "parallel.pp=8",
+    "training.global_batch_size=64",
+)
 
 
-def calibrated(folder: Path) -> dict[str, dict[str, float]]:
+def calibrated(folder: Path) -> dict:
     command = [sys.executable, "tools/plan.py", f"calibrate={folder}", "output=json"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -32,6 +43,8 @@ def test_a_real_run_is_compared_with_its_plan(tmp_path: Path) -> None:
     measured = median(steps[1:])  # the first fifth of the steps is warm-up
     assert answer["step"]["measured"] == measured
     assert answer["throughput"]["measured"] == pytest.approx(BATCH * SEQ / measured)
+    advised = answer.pop("advice")
+    assert advised[0].startswith("step: ") and "not judged" in advised[1]  # memory: a host's, not a device's
     for row in answer.values():
         assert row["predicted"] > 0 and row["measured"] > 0 and row["unit"]
     # MFU and step time are one comparison seen from two sides: the plan's own FLOPs and peak in both.
@@ -40,8 +53,59 @@ def test_a_real_run_is_compared_with_its_plan(tmp_path: Path) -> None:
     )
 
 
-def test_the_advice_has_the_factor_and_a_plan_that_was_right_is_left_alone() -> None:
-    slow = [Compared("step", "s", 1.0, 2.5)]
-    assert "2.5 times the planned time" in advice(slow)
-    assert "within 10%" in advice([Compared("step", "s", 1.0, 1.05)])
-    assert calibration_table(slow)[1] == advice(slow)
+def judged(records: list[dict[str, float]], *overrides: str) -> dict[str, str]:
+    """The advice on records of a run, by what it is about."""
+    said = advice(calibrate(plan_of(*DENSE, *overrides), records))
+    return dict(line.split(": ", 1) for line in said)
+
+
+@cache
+def planned() -> dict[str, float]:
+    """Of the plan itself: the metrics of a run that went exactly so on its GPUs."""
+    result = estimate(plan_of(*DENSE))
+    tensors = max(stage.total_bytes - stage.reserve_bytes for stage in result.memory)
+    return {"step_seconds": result.step.seconds, "mfu": result.mfu, "peak_memory_bytes": tensors}
+
+
+def test_a_run_that_went_as_planned_is_left_alone() -> None:
+    said = judged([planned()])
+    assert "use its days and cost as they are" in said["step"]
+    assert "use it as it is" in said["peak memory"]
+
+
+def test_time_and_memory_are_judged_each_by_itself() -> None:
+    slow = judged([planned() | {"step_seconds": 2.5 * planned()["step_seconds"]}])
+    assert "2.5 times the planned time" in slow["step"] and "as it is" in slow["peak memory"]
+    for factor in (0.25, 4):
+        off = judged([planned() | {"peak_memory_bytes": factor * planned()["peak_memory_bytes"]}])
+        assert "as they are" in off["step"]
+        assert f"{factor} times what was planned" in off["peak memory"] and "as it is" not in off["peak memory"]
+
+
+def test_a_cure_of_calibration_applied_to_the_plan_makes_it_right() -> None:
+    slow = planned()["step_seconds"] * 2
+    keys = ("peak_flops_bf16", "memory_bytes_per_second", "nvlink_bytes_per_second", "fabric_bytes_per_second")
+    cluster = plan_of(*DENSE).cluster
+    cured = [f"cluster.{key}={getattr(cluster, key) / 2}" for key in keys]
+    said = judged([planned() | {"step_seconds": slow}])["step"]
+    assert all(f"cluster.{key}" in said for key in keys) and "0.5 times theirs" in said
+    assert "as they are" in judged([planned() | {"step_seconds": slow}], *cured)["step"]
+
+
+def test_what_is_unlike_is_said_and_not_judged() -> None:
+    """Host memory on CPUs; a run on other devices than its config says (no mfu); metrics without memory."""
+    on_cpu = calibrate(plan_of("model=tiny"), [{"step_seconds": 1.0, "mfu": 0.1, "peak_memory_bytes": 1e9}])
+    assert [row.name for row in on_cpu if row.error is None] == ["peak memory"]
+    assert "not judged" in advice(on_cpu)[1] and "resident set" in advice(on_cpu)[1]
+    assert calibration_table(on_cpu)[1:] == advice(on_cpu)
+    elsewhere = judged([{"step_seconds": 1.0, "peak_memory_bytes": 1e9}])
+    assert "was not on cluster=h100_80g" in elsewhere["step"] and "resident set" in elsewhere["peak memory"]
+    assert "has none" in judged([{"step_seconds": 1.0, "mfu": 0.1}])["peak memory"]
+
+
+def test_the_load_of_experts_is_held_against_the_plans_imbalance() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "parallel.ep=8", "gpus=8")
+    record = {"step_seconds": 1.0, "mfu": 0.1, "expert_load_max_over_mean": 2.0}
+    assert "set imbalance=2." in advice(calibrate(plan, [record]))[1]
+    plan.parallel.ep = 4
+    assert "not judged" in advice(calibrate(plan, [record]))[1]

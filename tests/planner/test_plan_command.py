@@ -11,7 +11,8 @@ from time import process_time
 import pytest
 from rich.console import Console
 
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.config.load import load_plan_config
+from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.planner.answer import json_answer, table_answer
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.search import search
@@ -74,7 +75,7 @@ def test_the_numbers_of_the_json_agree_with_each_other() -> None:
         (["model=mixtral_8x7b", "cluster=h1000"], "cluster/h1000", "h100_80g"),
         (["model=mixtral_8x7b", "cluster=gb300"], "cluster=gb300 has no price", "cluster.usd_per_hour"),
         (["+experiment=gpt4", "ouput=json"], "ouput", "output"),
-        (["report=leak", "output=html"], "report=leak with output=html", "output=json"),
+        (["report=leak", "output=html"], "report=... with output=html", "output=json"),
     ],
 )
 def test_bad_input_is_one_line_of_cause_and_one_of_cure(arguments: list[str], cause: str, cure: str) -> None:
@@ -82,6 +83,29 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(arguments: list[str], ca
     assert (result.returncode, result.stdout) == (2, "")
     said, cured = result.stderr.strip().splitlines()
     assert cause in said and cure in cured
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (["report=leak", "gpus=8"], "gpus"),
+        (["report=leak", "+experiment=gpt4"], "experiment"),
+        (["report=leak", "search=true"], "search"),
+        (["calibrate=runs/first", "cluster=h100_80g"], "cluster"),
+        (["calibrate=runs/first", "report=leak"], "calibrate"),
+        (["budget_usd=1e6"], "budget_usd"),
+        (["days=3"], "days"),
+        (["top=3"], "top"),
+        (["search=true", "parallel.tp=2"], "parallel.tp"),
+        (["search=true", "parallel=tp2_pp2_ep2"], "parallel"),
+        (["search=true", "training.micro_batch_size=2"], "training.micro_batch_size"),
+        (["file=page.html"], "file"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(arguments: list[str], idle: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{idle} has no effect") as caught:
+        load_plan_config(arguments)
+    assert caught.value.cure.startswith(f"Leave out {idle}, or ")
 
 
 def test_help_teaches_by_examples_and_needs_no_configuration() -> None:
