@@ -35,7 +35,7 @@ plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, mone
 
 test: lint ## lint, then every test but the long Slurm ones (WORKERS=2 files at a time)
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slurm and not slurm_long and not engines"
-	@$(RUN) -m pytest -m slurm
+	@$(RUN) -m pytest -m "slurm and not slurm_long"
 
 test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long ones too
 	@$(RUN) -m pytest -m "slurm or slurm_long"

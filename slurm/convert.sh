@@ -26,6 +26,7 @@ if [ ! -f slurm/prologue.sh ]; then
 fi
 . slurm/prologue.sh
 
+unwanted_defaults=(SBATCH_GPUS SBATCH_GPUS_PER_NODE SBATCH_GPUS_PER_TASK SBATCH_GRES)
 submit() {
     options=()
     while [[ ${1:-} == -* ]]; do
@@ -34,7 +35,7 @@ submit() {
     done
     # shellcheck source=slurm/cluster.env
     . slurm/cluster.env
-    unset SBATCH_GPUS SBATCH_GPUS_PER_NODE SBATCH_GPUS_PER_TASK SBATCH_GRES
+    unset "${unwanted_defaults[@]}"
     [ -z "$cpu_partition" ] || export SBATCH_PARTITION=$cpu_partition
     exec sbatch "${options[@]}" slurm/convert.sh "$@"
 }

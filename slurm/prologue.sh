@@ -3,7 +3,7 @@
 #
 #     start_job          reads cluster.env; sets python, restart, MASTER_ADDR, MASTER_PORT
 #     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
-#     run_ranks ARGS...  srun of the job's tasks: one rank each, in the container if there is one
+#     run_ranks ARGS...  srun of the job's tasks: one rank each (rank.sh), in the container if there is one
 
 refuse() { # cause, cure
     printf '%s\n%s\n' "$1" "$2" >&2
@@ -28,8 +28,11 @@ take_overrides() {
 }
 
 start_job() {
+    local seen
+    seen=$(site_defaults)
     # shellcheck source=slurm/cluster.env
     . slurm/cluster.env
+    tell_unseen_defaults "$seen"
 
     # Node names need not be known to DNS, addresses are.
     local first_node
@@ -47,8 +50,36 @@ start_job() {
     [ ${#container[@]} -eq 0 ] || python=python
 }
 
-# --wait: a rank that ended early takes the others with it, but has given them time to save and end with 85 too.
-srun_options=()
+# Names of the exported SBATCH_* variables; the submitting shell's come into the job.
+site_defaults() {
+    env | sed -n 's/^\(SBATCH_[A-Z_]*\)=.*/\1/p' | sort
+}
+
+# A plain sbatch reads them from its shell, and there they are only once somebody has read cluster.env: what it did not
+# see is said, unless the job got the same by its command line, or this script does not want it (unwanted_defaults).
+unwanted_defaults=()
+tell_unseen_defaults() { # names seen when the job was submitted
+    local name unseen='' got
+    for name in $(comm -13 <(echo "$1") <(site_defaults)); do
+        case $name in
+            SBATCH_PARTITION | SBATCH_ACCOUNT | SBATCH_QOS | SBATCH_RESERVATION) got=SLURM_JOB_${name#SBATCH_} ;;
+            *) got=SLURM_${name#SBATCH_} ;;
+        esac
+        case " ${unwanted_defaults[*]} " in *" $name "*) continue ;; esac
+        [ "${!got:-}" = "${!name}" ] || unseen+=" $name=${!name}"
+    done
+    [ -z "$unseen" ] || printf '%s\n%s\n' "sbatch did not see these defaults of slurm/cluster.env:$unseen." \
+        "Where you want them: . slurm/cluster.env before sbatch, or bash slurm/NAME.sh, which submits itself." >&2
+}
+
+# --wait: a rank that ended early takes the others with it, but has given them time to save and end with 85 too; so no
+# rank is killed at once because another's status is not 0, whatever the site's default is.
+srun_options=() first_failure=/dev/null
 run_ranks() {
-    srun --wait=120 --open-mode=append "${srun_options[@]}" "${container[@]}" "$python" "$@"
+    local word of_srun=() around=()
+    for word in "${container[@]}"; do # pyxis is options of srun, anything else a command around the program
+        if [ ${#around[@]} -eq 0 ] && [[ $word == -* ]]; then of_srun+=("$word"); else around+=("$word"); fi
+    done
+    srun --wait=120 --kill-on-bad-exit=0 --open-mode=append "${srun_options[@]}" "${of_srun[@]}" \
+        bash slurm/rank.sh "$first_failure" "${around[@]}" "$python" "$@"
 }

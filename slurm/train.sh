@@ -6,9 +6,10 @@
 #     bash slurm/train.sh --chain=5 --nodes=2 ...      # five jobs, each after the one before: where requeue is off
 #
 # The trainer's output goes to <run folder>/logs/<job>-<restart>.log, this script's own to slurm-<job>.log.
-# Two minutes before the time limit Slurm sends USR1 here; every rank then gets USR2, saves and ends with 85, and the
-# job goes back into the queue. So does a job of which a rank died by a signal (out of memory, kill -9). A restart runs
-# the config of the run's last start and goes on from its checkpoint; resilience.* says when to give up.
+# Two minutes before the time limit (--signal) Slurm sends USR1 here; every rank then gets USR2, saves and ends with 85,
+# and the job goes back into the queue. So does a job of which a rank died by a signal (out of memory, kill -9). A restart
+# runs the config of the run's last start and goes on from its checkpoint; resilience.* says when to give up, and
+# most_early_ends below for starts that end before the trainer could count them.
 # To save now and go on:  scancel --signal=USR1 JOB
 #
 #SBATCH --job-name=gpt4moe
@@ -26,6 +27,7 @@ if [ ! -f slurm/prologue.sh ]; then
     exit 2
 fi
 . slurm/prologue.sh
+. slurm/starts.sh
 
 name='' folder_root=runs
 for argument in "$@"; do
@@ -36,7 +38,7 @@ for argument in "$@"; do
 done
 [ -n "$name" ] || refuse "run.name is not set." "Add run.name=first."
 
-# A chain: every job waits for the end of the one before, however that ended; a finished run ends at once with 0.
+# A chain: every job waits for the end of the one before, and looks how that ended (starts.sh).
 submit() {
     local argument answer link chain=1 options_left=() previous=()
     split_arguments "$@"
@@ -51,8 +53,9 @@ submit() {
     for ((link = 0; link < chain; link++)); do
         export GPT4MOE_CHAIN_LINK=$link
         answer=$(sbatch --parsable "${previous[@]}" "${options_left[@]}" slurm/train.sh "${overrides[@]}")
-        previous=("--dependency=afterany:${answer%%;*}")
-        echo "Submitted batch job ${answer%%;*}"
+        export GPT4MOE_CHAIN_PREVIOUS=${answer%%;*}
+        previous=("--dependency=afterany:$GPT4MOE_CHAIN_PREVIOUS")
+        echo "Submitted batch job $GPT4MOE_CHAIN_PREVIOUS"
     done
 }
 if [ -z "${SLURM_JOB_ID:-}" ]; then
@@ -62,30 +65,48 @@ fi
 
 take_overrides "$@"
 start_job
-logs=$folder_root/$name/logs
-mkdir -p "$logs"
+begin_start "$folder_root/$name"
 srun_options=("--output=$logs/$SLURM_JOB_ID-$restart.log")
+first_failure=$logs/$SLURM_JOB_ID-$restart.failed
+most_early_ends=3
 echo "Job $SLURM_JOB_ID, start $restart, on $SLURM_JOB_NODELIST: $logs/$SLURM_JOB_ID-$restart.log"
 
-# Without a step yet there is nobody to tell: the signal is then lost on purpose, and the time limit ends the job.
-signalled=''
-trap 'signalled=yes; scancel --signal=USR2 "$SLURM_JOB_ID" || true' USR1
-# Slurm ends a cancelled job's batch shell too; with the trap it lives on until its ranks have saved.
+warner=''
+trap 'interrupted=yes; [ -n "$warner" ] || { warn_ranks & warner=$!; }' USR1
+# Slurm ends the batch shell of a job that it stops; with the trap it lives on until its ranks have saved.
 cancelled=''
-trap 'cancelled=yes' TERM
+trap 'interrupted=yes; ! is_cancelled || { cancelled=yes; note_end stop "job $SLURM_JOB_ID was cancelled"; }' TERM
 
 run_ranks -m gpt4moe.train "${overrides[@]}" &
 step=$!
 while true; do
-    signalled='' status=0
+    interrupted='' status=0
     wait "$step" || status=$?
-    if [ -n "$cancelled" ] && kill -0 "$step" 2>/dev/null; then continue; fi
-    [ -n "$signalled" ] || break # a wait that a signal cut short does not tell srun's status
+    [ -n "$interrupted" ] || break # a wait that a signal cut short does not tell srun's status
 done
+trap '' TERM # a requeue ends this shell too
+[ -z "$warner" ] || kill "$warner" || true
 
-echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
+if [ "$status" -ne 0 ] && [ -s "$first_failure" ]; then
+    read -r status where <"$first_failure"
+    echo "Job $SLURM_JOB_ID, start $restart, ended with $status: $where."
+else
+    echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
+fi
 # 85: saved, please requeue. Above 128: a rank died by a signal, and went without saving.
-if [ -z "$cancelled" ] && { [ "$status" -eq 85 ] || [ "$status" -gt 128 ]; }; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "Slurm does not requeue this job: submit it again." >&2
+if [ -n "$cancelled" ]; then
+    exit "$status"
+elif [ "$status" -ne 85 ] && [ "$status" -le 128 ]; then
+    note_end "$([ "$status" -eq 0 ] && echo again || echo stop)" "job $SLURM_JOB_ID ended with $status"
+elif count_early_ends && [ "$early" -ge "$most_early_ends" ]; then
+    note_end stop "$early starts in a row ended before training began"
+    echo "$early starts in a row ended before training began, the last one with $status: no more are made." >&2
+    echo "Look at $logs/$SLURM_JOB_ID-$restart.log, mend the cause and submit again." >&2
+else
+    note_end queued "job $SLURM_JOB_ID was cancelled in the queue"
+    if ! scontrol requeue "$SLURM_JOB_ID"; then
+        note_end again "job $SLURM_JOB_ID ended with $status"
+        echo "Slurm does not requeue this job: submit it again, unless a link of its chain goes on." >&2
+    fi
 fi
 exit "$status"

@@ -1,6 +1,8 @@
 """Stands for gpt4moe/train.py in tests of slurm/train.sh itself: notes what its rank sees, then ends as told.
 
-`end=N`: exit status. `signal=N`: waits for USR2 or TERM, then exits with N, and notes a USR1; a restart ends at once.
+`end=N`: exit status; -N: killed by signal N at once. `hang=yes`: all but the first rank hang instead.
+`signal=N`: waits for USR2 or TERM, then exits with N, and notes a USR1; a restart ends at once. `late=S`: only after S
+seconds it has handlers.
 """
 
 import json
@@ -16,9 +18,15 @@ rank, start = os.environ["SLURM_PROCID"], int(os.environ.get("SLURM_RESTART_COUN
 
 def save_and_leave(*_: object) -> None:
     time.sleep(0.3 * int(rank))  # ranks end one after the other
+    Path(f"left-{start}-{rank}").touch()
     sys.exit(int(arguments["signal"]))
 
 
+if int(arguments.get("end", "0")) < 0:
+    os.kill(os.getpid(), -int(arguments["end"]))
+if "late" in arguments:
+    Path(f"late-{rank}").touch()
+    time.sleep(float(arguments["late"]))
 if "signal" in arguments:
     signal.signal(signal.SIGUSR1, lambda *_: Path(f"saved-{start}-{rank}").touch())
     signal.signal(signal.SIGUSR2, save_and_leave)
@@ -29,6 +37,8 @@ note.with_suffix(".part").write_text(json.dumps(seen))
 note.with_suffix(".part").rename(note)
 sys.stdout.write(f"rank {rank} of start {start}\n")
 sys.stdout.flush()
+if "hang" in arguments and rank != "0":
+    time.sleep(90)
 if "signal" in arguments and start == 0:
     Path(f"pid-{rank}").write_text(str(os.getpid()))
     deadline = time.monotonic() + 90

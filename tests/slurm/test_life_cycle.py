@@ -2,24 +2,15 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.slurm_lab.cluster import SlurmLab
+from tests.slurm_lab.cluster import SlurmLab, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 TWO_BY_TWO = ("sbatch", "--nodes=2", "--ntasks-per-node=2")
-
-
-def until(condition: Callable[[], bool], seconds: float = 40) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def waiting_job(slurm: SlurmLab, checkout: Path, *options: str, ranks: int = 4) -> int:
@@ -48,7 +39,7 @@ def test_usr1_by_hand_reaches_every_rank_and_the_job_goes_on(slurm: SlurmLab, ch
 def test_a_cancelled_job_saves_and_is_not_put_back(slurm: SlurmLab, checkout: Path) -> None:
     job = waiting_job(slurm, checkout)
     slurm.call("scancel", str(job))
-    time.sleep(3)
+    until(lambda: len(list(checkout.glob("left-0-*"))) == 4)
     ended = slurm.wait(job, 60)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
 
@@ -88,10 +79,38 @@ def test_the_time_limit_comes_with_a_warning_and_the_job_goes_on(slurm: SlurmLab
 
 
 def test_a_chain_runs_its_jobs_one_after_the_other(slurm: SlurmLab, checkout: Path) -> None:
-    answer = slurm.call("bash", "slurm/train.sh", "--chain=3", "--ntasks=1", "run.name=x", cwd=checkout)
-    jobs = [int(line.split()[-1]) for line in answer.stdout.splitlines()]
-    assert len(jobs) == 3, answer.stderr
+    jobs = chain(slurm, checkout)
     ends = [slurm.wait(job, 60) for job in jobs]
     assert [ended["JobState"] for ended in ends] == ["COMPLETED"] * 3
     for before, after in pairwise(ends):
         assert before["EndTime"] <= after["StartTime"]
+
+
+def test_a_chain_ends_with_a_cancelled_link(slurm: SlurmLab, checkout: Path) -> None:
+    first, second, third = chain(slurm, checkout, "signal=85")
+    until(lambda: (checkout / "pid-0").exists())
+    slurm.call("scancel", str(second))  # still waiting, while the first one trains
+    until(lambda: slurm.job(third)["JobState"] == "FAILED")
+    assert f"The chain ends here: job {second} was cancelled." in (checkout / f"slurm-{third}.log").read_text()
+    assert slurm.job(first)["JobState"] == "RUNNING"
+    slurm.call("scancel", str(first))
+    until(lambda: (checkout / "left-0-0").exists())
+    slurm.wait(first, 30)
+    assert (checkout / f"runs/x/logs/{first}-0.end").read_text() == f"stop 0 job {first} was cancelled\n"
+    assert not list((checkout / "runs/x/logs").glob(f"{third}-0.log")), "no rank of it was started"
+
+
+def test_a_chain_ends_with_a_link_that_fails(slurm: SlurmLab, checkout: Path) -> None:
+    first, second, third = chain(slurm, checkout, "end=2")
+    assert [slurm.wait(job, 30)["ExitCode"] for job in (first, second, third)] == ["2:0"] * 3
+    for job in (second, third):
+        told = (checkout / f"slurm-{job}.log").read_text()
+        assert f"The chain ends here: job {first} ended with 2." in told
+
+
+def chain(slurm: SlurmLab, checkout: Path, *overrides: str) -> list[int]:
+    """Three jobs of one rank, each after the one before."""
+    answer = slurm.call("bash", "slurm/train.sh", "--chain=3", "--ntasks=1", "run.name=x", *overrides, cwd=checkout)
+    jobs = [int(line.split()[-1]) for line in answer.stdout.splitlines()]
+    assert len(jobs) == 3, answer.stderr
+    return jobs

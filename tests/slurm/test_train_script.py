@@ -1,13 +1,14 @@
 """slurm/train.sh on a real Slurm, around a stand-in trainer that starts at once."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.slurm_lab.cluster import SlurmLab
+from tests.slurm_lab.cluster import SlurmLab, until
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,9 @@ def test_every_task_is_a_rank_and_all_meet_at_one_address(slurm: SlurmLab, check
     assert len({variables["MASTER_PORT"] for variables in environments}) == 1
     assert not any("RANK" in variables or "WORLD_SIZE" in variables for variables in environments)
     assert (checkout / f"runs/x/logs/{job}-0.log").read_text().count("of start 0") == 4
+    told = (checkout / f"slurm-{job}.log").read_text()
+    assert "sbatch did not see these defaults of slurm/cluster.env: SBATCH_TIMELIMIT=7." in told
+    assert ". slurm/cluster.env before sbatch" in told
 
 
 def test_outside_a_job_it_submits_itself_with_the_facts_of_the_site(slurm: SlurmLab, checkout: Path) -> None:
@@ -45,6 +49,7 @@ def test_outside_a_job_it_submits_itself_with_the_facts_of_the_site(slurm: Slurm
     ended = slurm.wait(job, 30)
     assert (ended["JobState"], ended["NumTasks"], ended["TimeLimit"]) == ("COMPLETED", "2", "00:07:00")
     assert (checkout / f"r/x/logs/{job}-0.log").exists()
+    assert "did not see" not in (checkout / f"slurm-{job}.log").read_text()
 
 
 def test_a_signal_reaches_every_rank_and_a_saved_run_goes_back_into_the_queue(slurm: SlurmLab, checkout: Path) -> None:
@@ -69,6 +74,67 @@ def test_any_other_status_ends_the_job(slurm: SlurmLab, checkout: Path, status: 
     job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", f"end={status}", cwd=checkout)
     ended = slurm.wait(job, 30)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", "0")
+
+
+def test_a_rank_that_fails_while_others_hang_is_no_kill(slurm: SlurmLab, checkout: Path) -> None:
+    prologue = checkout / "slurm" / "prologue.sh"
+    prologue.write_text(prologue.read_text().replace("--wait=120", "--wait=3"))
+    job = slurm.submit("sbatch", "--ntasks=3", "slurm/train.sh", "run.name=x", "end=1", "hang=yes", cwd=checkout)
+    ended = slurm.wait(job, 60)
+    log = (checkout / f"slurm-{job}.log").read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), log
+    assert "ended with 1: rank 0 on node1." in log
+    assert "task 1: Killed" in log or "tasks 1-2: Killed" in log, "srun killed the others, its own status was 137"
+
+
+def test_a_run_that_dies_by_a_signal_before_it_trains_is_given_up(slurm: SlurmLab, checkout: Path) -> None:
+    logs = checkout / "runs" / "x" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "9999-1.end").write_text("again 1 job 9999 ended with 139\n")  # so did a start of the link before
+    job = slurm.submit(
+        "sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", "end=-11", cwd=checkout, GPT4MOE_CHAIN_PREVIOUS="9999"
+    )
+    until(lambda: slurm.job(job)["Restarts"] == "1")
+    slurm.wait(job, 30, "PENDING")
+    slurm.start_again(job)
+    ended = slurm.wait(job, 60)
+    log = (checkout / f"slurm-{job}.log").read_text()
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "139:0", "1"), log
+    assert "3 starts in a row ended before training began, the last one with 139" in log
+
+
+def test_a_warning_before_ranks_have_handlers_is_not_lost(slurm: SlurmLab, checkout: Path) -> None:
+    script = checkout / "slurm" / "starts.sh"
+    script.write_text(script.read_text().replace("sleep 15", "sleep 2"))
+    job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", "signal=85", "late=3", cwd=checkout)
+    until(lambda: len(list(checkout.glob("late-*"))) == 2)
+    slurm.call("scancel", "--signal=USR1", str(job))  # by hand: it must not kill either
+    slurm.call("scancel", "--batch", "--signal=USR1", str(job))
+    assert slurm.wait(job, 60, "PENDING")["Restarts"] == "1", (checkout / f"slurm-{job}.log").read_text()
+    assert len(list(checkout.glob("left-0-*"))) == 2
+    slurm.call("scancel", str(job))
+
+
+CONTAINER = """#!/bin/sh
+[ "$1 $2" = "exec --nv" ] || exit 9
+echo "$SLURM_PROCID $3" >"in-$SLURM_PROCID"
+shift 4  # python, which is the container's own
+exec {python} "$@"
+"""
+
+
+def test_every_rank_runs_in_the_container(slurm: SlurmLab, checkout: Path) -> None:
+    wrapper = checkout / "apptainer"
+    wrapper.write_text(CONTAINER.format(python=sys.executable))
+    wrapper.chmod(0o755)
+    with (checkout / "slurm" / "cluster.env").open("a") as site:
+        # Words that begin with - before the first other word are srun's, as pyxis wants it.
+        site.write('container=(--label "$PWD/apptainer" exec --nv gpt4moe.sif)\n')
+    job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", cwd=checkout)
+    assert slurm.wait(job, 30)["JobState"] == "COMPLETED", (checkout / f"slurm-{job}.log").read_text()
+    assert sorted(file.read_text() for file in checkout.glob("in-*")) == ["0 gpt4moe.sif\n", "1 gpt4moe.sif\n"]
+    lines = (checkout / f"runs/x/logs/{job}-0.log").read_text().splitlines()
+    assert sorted(lines) == ["0: rank 0 of start 0", "1: rank 1 of start 0"], "srun's --label"
 
 
 def test_a_run_without_a_name_is_refused_before_it_waits_in_the_queue(slurm: SlurmLab, checkout: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,13 @@ class SlurmLab:
         Not at once: a credential made in the second of the requeue counts as revoked, and the job would fail.
         """
         self.call("scontrol", "update", f"jobid={number}", "StartTime=now+3")
+
+
+def until(condition: Callable[[], bool], seconds: float = 40) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> int:
