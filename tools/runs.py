@@ -6,8 +6,8 @@
   python tools/runs.py show first --json      all of it as JSON; times are seconds (since 1970 where they are dates)
 
 state     running, waiting (in the queue), finished, stopped (by a signal), failed (by an error), killed (it left no
-          word), damaged (metrics.jsonl), unknown (on a node that this one cannot ask); of a running one in brackets
-          the alerts of configs/dashboard.yaml that are on, such as no progress
+          word), damaged (its files say why), unknown (on a node that this one cannot ask); of a running one what it
+          waits for, and in brackets the alerts of configs/dashboard.yaml that are on, such as no progress
 job       the Slurm job of the last start and its state there; "not in a queue" for runs without Slurm
 ETA       at the pace of the last start, evaluations and checkpoints included
 goodput   seconds of the steps that count over wall time since the first submission; `show` says where the rest went
@@ -24,7 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.telemetry.run_status import named_run, run_folders, statuses
+from gpt4moe.telemetry.run_folders import named_run, run_folders
+from gpt4moe.telemetry.run_status import statuses
 
 
 def main(arguments: list[str] | None = None) -> int:

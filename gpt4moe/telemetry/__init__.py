@@ -3,11 +3,15 @@
     metrics.py       METRICS: name -> unit, meaning, parts; which are timings
     metrics_table.py that table as Markdown, for docs/metrics.md
     metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
+    event_fields.py  EVENTS: kind -> fields, and their checks
     events_log.py    EventsLog: events.jsonl, starts, pauses and ends
+    waits.py         what a start waits for, and since when
     goodput.py       events + metrics -> seconds by cause
     goodput_page.py  seconds by cause as a bar and table of the report
     slurm_queue.py   states and times of jobs, if there is Slurm
     run_process.py   whether a run folder's process lives
+    run_folders.py   which folders are runs
+    run_state.py     running, killed ...; what a living run is doing
     run_status.py    RunStatus: where each run of a folder stands
     run_table.py     runs and one run's account as terminal tables
     console.py       live progress on a terminal, single lines elsewhere; the two-line error

@@ -1,7 +1,7 @@
 """Alerts: pure functions over the values of one metric, and the memory of which of them are on.
 
     record of a step --Watch.step--> rules with a new value --> what began to be wrong
-    no step for a while --Watch.idle--> stalled rules        --> what began to be wrong
+    no step for a while --Watch.idle--> stalled rules        --> what began to be wrong (waits.py: for what it waits)
 
 A rule says in words what is wrong, or None. An alert tells once, when it begins, and is armed again when its rule is
 content. Training evaluates them (training/callbacks/alerts.py); `standing` answers for a metrics.jsonl as it lies.
@@ -23,17 +23,35 @@ _SPREAD = 1.4826
 _LEAST_SPREAD = 0.005
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """That no step ends, since when, and what training waits for."""
+
+    seconds: float = 0.0
+    kind: str = ""
+    """start_up, checkpoint, evaluation ...; nothing: for the step itself."""
+    longest_seconds: float = 0.0
+    """That one of this kind took before; 0: there was none."""
+
+    @property
+    def what(self) -> str:
+        return self.kind.replace("_", "-")
+
+
+_BUSY = Idle()
+
+
 class Rule(Protocol):
     @property
     def memory(self) -> int:
         """How many values it looks back on."""
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
         """What is wrong, or None.
 
         Args:
             values: of the metric, the last one newest; as many as there are yet.
-            idle_seconds: since the last step was done.
+            idle: since the last step was done.
         """
 
 
@@ -48,7 +66,7 @@ class Spike:
     def memory(self) -> int:
         return self.steps + 1
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
         before, last = values[:-1], values[-1] if values else 0.0
         if not math.isfinite(last):
             return f"it is {last}"
@@ -72,7 +90,7 @@ class StaysAbove:
     def memory(self) -> int:
         return self.steps
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
         last = values[-self.steps :]
         if len(last) < self.steps or min(last) <= self.limit:
             return None
@@ -91,7 +109,7 @@ class Drop:
     def memory(self) -> int:
         return self.steps + self.recent
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
         if len(values) < self.memory:
             return None
         usual, now = median(values[-self.memory : -self.recent]), median(values[-self.recent :])
@@ -110,7 +128,7 @@ class Plateau:
     def memory(self) -> int:
         return self.steps
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
         if len(values) < self.steps:
             return None
         half = self.steps // 2
@@ -122,7 +140,11 @@ class Plateau:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stalled:
-    """No step for many times the usual step; its metric is step_seconds."""
+    """No step for many times the usual step; its metric is step_seconds.
+
+    A save, an evaluation or a start-up may be much longer than a step, and the first of its kind has none to compare
+    with: it is stalled after as many times the longest before, and not before three times the seconds.
+    """
 
     times: float
     seconds: float
@@ -131,11 +153,16 @@ class Stalled:
     def memory(self) -> int:
         return 50
 
-    def check(self, values: Sequence[float], idle_seconds: float) -> str | None:
+    def check(self, values: Sequence[float], idle: Idle) -> str | None:
+        if idle.kind:
+            if idle.seconds <= max(3 * self.seconds, self.times * idle.longest_seconds):
+                return None
+            before = f"took {idle.longest_seconds:.3g} s at most" if idle.longest_seconds else "there was none"
+            return f"no step for {clock_time(idle.seconds)}: stuck in {idle.what}; before, {before}"
         usual = median(values) if values else 0.0
-        if idle_seconds <= max(self.seconds, self.times * usual):
+        if idle.seconds <= max(self.seconds, self.times * usual):
             return None
-        return f"no step for {clock_time(idle_seconds)}, where one takes {usual:.3g} s"
+        return f"no step for {clock_time(idle.seconds)}, where one takes {usual:.3g} s"
 
 
 RULES: dict[str, type[Rule]] = {
@@ -177,36 +204,34 @@ class Watch:
         """After a step."""
         self._take(record)
         new = [alert.metric in record for alert in self.alerts]
-        return self._checked(new, 0.0)
+        return self._checked(new, _BUSY)
 
-    def idle(self, seconds: float) -> list[Told]:
-        """While no step comes: `seconds` since the last one."""
-        return self._checked([isinstance(alert.rule, Stalled) for alert in self.alerts], seconds)
+    def idle(self, idle: Idle) -> list[Told]:
+        """While no step comes."""
+        return self._checked([isinstance(alert.rule, Stalled) for alert in self.alerts], idle)
 
-    def standing(self, idle_seconds: float) -> list[Told]:
+    def standing(self, idle: Idle) -> list[Told]:
         """What has begun and was not told, of every alert that has a value."""
-        return self._checked([bool(values) for values in self._values], idle_seconds)
+        waits = [isinstance(alert.rule, Stalled) and bool(idle.kind) for alert in self.alerts]
+        return self._checked([bool(values) or wait for values, wait in zip(self._values, waits, strict=True)], idle)
 
     def _take(self, record: Record) -> None:
         for alert, values in zip(self.alerts, self._values, strict=True):
             if alert.metric in record:
                 values.append(record[alert.metric])
 
-    def _checked(self, which: list[bool], idle_seconds: float) -> list[Told]:
+    def _checked(self, which: list[bool], idle: Idle) -> list[Told]:
         begun = []
         for place, alert in enumerate(self.alerts):
             if not which[place]:
                 continue
-            wrong = alert.rule.check(list(self._values[place]), idle_seconds)
+            wrong = alert.rule.check(list(self._values[place]), idle)
             if wrong is not None and not self._is_on[place]:
                 begun.append(Told(alert.name, f"{alert.metric}: {wrong}"))
             self._is_on[place] = wrong is not None
         return begun
 
 
-def standing(alerts: Sequence[Alert], records: Sequence[Record], idle_seconds: float) -> list[Told]:
-    """What is wrong now with a run whose steps are `records`: for a look from outside, such as a list of runs.
-
-    Args: idle_seconds: since the last step was written; 0 for a run that has ended.
-    """
-    return Watch(alerts, records).standing(idle_seconds)
+def standing(alerts: Sequence[Alert], records: Sequence[Record], idle: Idle) -> list[Told]:
+    """What is wrong now with a run whose steps are `records`: for a look from outside, such as a list of runs."""
+    return Watch(alerts, records).standing(idle)

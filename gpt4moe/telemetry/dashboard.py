@@ -78,14 +78,12 @@ def read_dashboard(file: Path | str | None = None) -> Dashboard:
 def dashboard_of(run_folder: Path) -> Dashboard:
     """Of a run's last start, as its file is now; the shipped one where that is gone or wrong: a run outlives it."""
     starts = sorted((run_folder / "starts").glob("*.yaml"))
-    config = yaml.safe_load(starts[-1].read_text())["config"] if starts else {}
-    file = config.get("tracking", {}).get("dashboard")
     try:
-        return read_dashboard(file)
-    except ConfigError as error:
-        if file is None:
-            raise
-        logger.warning("%s The shipped dashboard is taken.", error.cause)
+        config = yaml.safe_load(starts[-1].read_text())["config"] if starts else {}
+        return read_dashboard(config.get("tracking", {}).get("dashboard"))
+    except (ConfigError, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        why = error.cause if isinstance(error, ConfigError) else f"{starts[-1]} is no record of a start."
+        logger.warning("%s The shipped dashboard is taken.", why)
         return read_dashboard()
 
 

@@ -1,6 +1,6 @@
 """events.jsonl: what befell a run besides its steps, for all its starts; lines are only ever added.
 
-    open (a torn last line is cut off) -> start -> first_step -> checkpoint, evaluation ... -> stop
+    open (a torn last line is cut off) -> start -> first_step -> pause -> checkpoint -> pause -> evaluation ... -> stop
     kill -9 -> no stop: the next start notes the last sign of life -> start ...
 
 metrics.jsonl tells what the run is (each step once), this file what it cost: telemetry/goodput.py adds it up. A failure
@@ -11,43 +11,43 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
+from gpt4moe.telemetry.event_fields import EVENTS, Event, wrong_with
+from gpt4moe.telemetry.metrics import Record
+from gpt4moe.telemetry.metrics_log import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
-Event = dict[str, Any]
-
 EVENTS_FILE = "events.jsonl"
-
-EVENTS: dict[str, str] = {
-    "start": "the process began: written (when told), run (its name), job, restart, submitted, job_started "
-    "(as Slurm tells), ranks, layout, total_steps, resumed_step; of the start before: "
-    "last_sign_of_life, redone_steps, redone_seconds",
-    "first_step": "the first step of a start is done: step, seconds",
-    "checkpoint": "training waited for a checkpoint: step, seconds (of the copy alone, where a thread writes it)",
-    "evaluation": "training waited for the loss on held-out text: step, seconds",
-    "replica_check": "training waited for the comparison of copies: step, seconds",
-    "report": "loss.png and report.html were written: step, seconds",
-    "alert": "an alert of configs/dashboard.yaml began: step, name, text",
-    "stop": "step, reason: finished, a signal's name, or an error's class; is_error; cause in words, where we know it",
-}
-"""Each event's fields besides `event` and `time` (seconds since 1970)."""
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events, in order; lines that a kill or a full disk tore are left out. No readable file is an empty list."""
+    """All events, in order; lines that a kill or a full disk tore were left out. No readable file is an empty list."""
+    return scan_events(path)[0]
+
+
+def scan_events(path: Path) -> tuple[list[Event], list[str]]:
+    """The events, in order, and what is wrong with the other lines; a torn last line is as a kill leaves it."""
     try:
-        lines = path.read_bytes().splitlines()
+        data = path.read_bytes()
     except FileNotFoundError:
-        return []
+        return [], []
     except OSError as error:
         logger.warning("%s cannot be read: %s", path, error)
-        return []
-    decoded = (_decoded(line) for line in lines)
-    return [event for event in decoded if event is not None]
+        return [], [f"{path.name} cannot be read: {error.strerror}"]
+    events, wrong = [], []
+    # Not splitlines(): of bytes it knows \r too.
+    *lines, torn = data.split(b"\n")
+    for number, line in enumerate([*lines, torn], start=1):
+        event, why = _decoded(line)
+        if event is not None:
+            events.append(event)
+        elif number <= len(lines):
+            wrong.append(f"{path.name} line {number} {why}")
+    return events, wrong
 
 
 def told_at(event: Event) -> float:
@@ -66,20 +66,19 @@ def own_events(events: list[Event]) -> list[Event]:
     return events[first:]
 
 
-def before_start(run_folder: Path, run_name: str, resumed_step: int) -> Event:
+def before_start(run_folder: Path, run_name: str, resumed_step: int, records: Sequence[Record]) -> Event:
     """What a start from `resumed_step` finds of the one before it; nothing lost where there was none of this run.
 
-    Call before MetricsLog.open, which drops the steps that will be redone.
-    Raises: LaunchError when metrics.jsonl is damaged.
+    Args: records: metrics.jsonl as the start before left it, steps that will be redone included.
     """
     fields: Event = {"last_sign_of_life": None, "redone_steps": 0, "redone_seconds": 0.0}
     events = own_events(read_events(run_folder / EVENTS_FILE))
     if not events or events[0]["run"] != run_name:
         return fields
-    redone = [record for record in read_metrics(run_folder / METRICS_FILE) if record["step"] > resumed_step]
+    redone = [record for record in records if record["step"] > resumed_step]
     fields["last_sign_of_life"] = last_sign_of_life(run_folder, events)
     fields["redone_steps"] = len(redone)
-    fields["redone_seconds"] = sum(float(record["step_seconds"]) for record in redone)
+    fields["redone_seconds"] = sum(float(record.get("step_seconds", 0.0)) for record in redone)
     return fields
 
 
@@ -87,18 +86,19 @@ def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
     """Seconds since 1970 of the last event, or of the last step where that is later."""
     times = [told_at(event) for event in events]
     metrics = run_folder / METRICS_FILE
-    if metrics.exists():
+    if metrics.is_file():
         times.append(metrics.stat().st_mtime)
     return max(times, default=0.0)
 
 
-def _decoded(line: bytes) -> Event | None:
+def _decoded(line: bytes) -> tuple[Event | None, str]:
+    """The event of a line, or what is wrong with it."""
     try:
         event = json.loads(line)
-    except ValueError:
-        return None
-    known = isinstance(event, dict) and event.get("event") in EVENTS and isinstance(event.get("time"), int | float)
-    return event if known else None
+    except (ValueError, RecursionError):
+        return None, "is no JSON"
+    wrong = wrong_with(event)
+    return (event, "") if wrong is None else (None, wrong)
 
 
 class EventsLog:

@@ -13,7 +13,8 @@ because each second is given to one of them: `other` is what is left of a start,
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gpt4moe.telemetry.events_log import Event, own_events, told_at
+from gpt4moe.telemetry.event_fields import PAUSES, Event
+from gpt4moe.telemetry.events_log import own_events, told_at
 from gpt4moe.telemetry.metrics import Record
 
 PRODUCTIVE = "productive"
@@ -30,8 +31,6 @@ CAUSES: dict[str, str] = {
     "down": "no job: after a crash, a preemption, a stop by hand",
 }
 """Every second of a run belongs to one of these; in the order they are shown."""
-
-_PAUSES = ("checkpoint", "evaluation", "replica_check", "report")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -142,14 +141,14 @@ def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before
     queued_from = began if submitted is None else min(began, submitted if before is None else max(submitted, free))
     was_finished = before is None or before.end == "finished"
     seconds = {"queue": began - queued_from, "down": 0.0 if was_finished else queued_from - free}
-    for pause in _PAUSES:
+    for pause in PAUSES:
         seconds[pause] = sum(event["seconds"] for event in events if event["event"] == pause)
     first = next((event for event in events if event["event"] == "first_step"), None)
     ended = max(ended, began)
     first_began = ended if first is None else min(ended, first["time"] - first["seconds"])
     seconds["start_up"] = max(0.0, first_began - began)
     # All that is not named; the steps are taken from it in the end, over all starts together.
-    seconds["other"] = ended - began - seconds["start_up"] - sum(seconds[pause] for pause in _PAUSES)
+    seconds["other"] = ended - began - seconds["start_up"] - sum(seconds[pause] for pause in PAUSES)
     return Attempt(
         job=start.get("job"), ranks=start["ranks"], layout=start["layout"], began=began, ended=ended,
         resumed_step=start["resumed_step"], last_step=last_step, end=reason, seconds=seconds,

@@ -97,7 +97,7 @@ _MACHINE: dict[str, Metric] = {
         ("peak_memory_bytes", "bytes", "most memory a rank has had so far, of the fullest rank: allocated tensors on a "
          "GPU, the process's resident set on a CPU"),
         ("device_hours", "h", "devices times hours over all starts, start-up and redone steps included; what a killed "
-         "start did after its last recorded step is not"),
+         "start did after its last recorded step is not; a copied run folder under a new name begins at 0"),
         ("cost_usd", "USD", "device_hours times cluster.usd_per_hour; only where cluster=... describes the devices "
          "and has a price"),
         ("eta_seconds", "s", "time to training.steps at the pace of the last 50 steps, evaluations and checkpoints "

@@ -22,7 +22,7 @@ def process_began(process: int | str) -> float:
 def holder(run_folder: Path) -> tuple[int, str] | None:
     """Process and node that locked the folder last (training/run_folder.py); it may be long gone."""
     lock = run_folder / ".lock"
-    found = _HOLDER.match(lock.read_text()) if lock.is_file() else None
+    found = _HOLDER.match(lock.read_text(errors="replace")) if lock.is_file() else None
     return (int(found[1]), found[2]) if found else None
 
 

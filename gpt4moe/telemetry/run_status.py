@@ -3,30 +3,34 @@
 run folders -> job numbers -> Slurm's states -> RunStatus each (state, step, loss, speed, ETA, goodput)
 """
 
-import difflib
+import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry import slurm_queue
-from gpt4moe.telemetry.alerts import Told, standing
+from gpt4moe.telemetry.alerts import Idle, Stalled, Told, standing
 from gpt4moe.telemetry.dashboard import dashboard_of
-from gpt4moe.telemetry.events_log import EVENTS_FILE, Event, last_sign_of_life, own_events, read_events
+from gpt4moe.telemetry.event_fields import Event
+from gpt4moe.telemetry.events_log import EVENTS_FILE, last_sign_of_life, own_events, scan_events
 from gpt4moe.telemetry.goodput import Goodput, goodput
 from gpt4moe.telemetry.metrics import Record
 from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
-from gpt4moe.telemetry.run_process import holder, is_at_work
+from gpt4moe.telemetry.run_folders import IDENTITY_FILE
+from gpt4moe.telemetry.run_state import activity, last_job, state_of
 
 _SPEED_STEPS = 50
-_RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
-_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
+_FROZEN_FILE = "resolved.yaml"
+
+Looked = TypeVar("Looked")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +43,15 @@ class RunStatus:
     """finished, running, waiting, stopped, failed, killed, unknown, damaged."""
     why: str
     """Of a stop or a damage: a signal, an error's class, words."""
-    job: int | None
-    job_state: str | None
+    job: int | None = None
+    job_state: str | None = None
     """Slurm's word; None: Slurm does not know the job (any more)."""
+    doing: Idle | None = None
+    """Of a running one: what it waits for, or since when its step lasts."""
+    is_stuck: bool = False
+    """In what it is doing, by an alert of the rule `stalled`."""
+    wrong: list[str] = field(default_factory=list)
+    """Files of the folder that are not as they should be, in words."""
     step: int = 0
     total_steps: int | None = None
     loss: float | None = None
@@ -68,109 +78,106 @@ class RunStatus:
         return answer
 
 
-def is_run_folder(path: Path) -> bool:
-    return (path / "identity.json").is_file()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A run folder before Slurm was asked."""
 
-
-def run_folders(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among `paths` and right below them, by name. Raises: LaunchError for what is no folder."""
-    found = []
-    for path in paths:
-        if not path.is_dir():
-            raise LaunchError(f"{path} is no folder.", "Give a run folder (runs/first), or the folder of your runs.")
-        found += [path] if is_run_folder(path) else sorted(inner for inner in path.iterdir() if is_run_folder(inner))
-    return found
-
-
-def named_run(name: str, root: Path = Path("runs")) -> Path:
-    """The run folder that `name` means: a path, or a name below `root`. Raises: LaunchError naming the nearest."""
-    for path in (Path(name), root / name):
-        if is_run_folder(path):
-            return path
-    names = [path.name for path in sorted(root.iterdir()) if is_run_folder(path)] if root.is_dir() else []
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-    raise LaunchError(
-        f"{name} is no run folder, and no run in {root}.",
-        f"There are: {', '.join(near)}." if near else f"Give the path of a run folder: {root} has none.",
-    )
+    folder: Path
+    events: list[Event]
+    wrong: list[str]
+    job: int | None
 
 
 def statuses(folders: Sequence[Path], *, now: float | None = None) -> list[RunStatus]:
-    """The status of each; a run whose files cannot be read says so. One question to Slurm for all."""
-    events = {folder: own_events(read_events(folder / EVENTS_FILE)) for folder in folders}
-    jobs = {folder: _last_job(folder, events[folder]) for folder in folders}
-    known = slurm_queue.states_of({job for job in jobs.values() if job is not None}) if slurm_queue.is_there() else {}
+    """The status of each, whatever lies in its folder. One question to Slurm for all."""
+    time_now = now or time.time()
+    seen = [_unless_damaged(folder, partial(_see, folder)) for folder in folders]
+    jobs = {it.job for it in seen if isinstance(it, _Seen) and it.job is not None}
+    known = slurm_queue.states_of(jobs) if slurm_queue.is_there() else {}
     return [
-        _status(folder, events[folder], jobs[folder], known.get(jobs[folder] or -1), now or time.time())
-        for folder in folders
+        it
+        if isinstance(it, RunStatus)
+        else _unless_damaged(it.folder, partial(_status, it, known.get(it.job or -1), time_now))
+        for it in seen
     ]
 
 
-def _last_job(folder: Path, events: list[Event]) -> int | None:
-    """The job of the last start; the newest log's where no start came that far."""
-    logged = [int(log.name.split("-")[0]) for log in folder.glob("logs/*-*.log") if log.name.split("-")[0].isdecimal()]
-    started = [event["job"] for event in events if event["event"] == "start" and event["job"] is not None]
-    return max([*logged, *started[-1:]], default=None)
+def _unless_damaged(folder: Path, look: Callable[[], Looked]) -> Looked | RunStatus:
+    """What `look` finds, or a run that says why it could not."""
+    try:
+        return look()
+    # Everything: whatever lies in one folder must not hide the others.
+    except Exception as error:
+        why = error.cause if isinstance(error, Gpt4MoeError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.split()) if os.path.exists(folder) else "its folder vanished while it was read"
+        return RunStatus(name=folder.name, folder=str(folder), state="damaged", why=why)
 
 
-def _status(folder: Path, events: list[Event], job: int | None, job_state: str | None, now: float) -> RunStatus:
+def _see(folder: Path) -> _Seen:
+    next(folder.iterdir(), None)  # a folder that may not be read says so here, and not as an empty one
+    events, wrong = scan_events(folder / EVENTS_FILE)
+    events = own_events(events)
+    if events or (folder / METRICS_FILE).exists():  # else its first start has not come that far
+        wrong += [f"{name} {why}" for name, read in _FILES.items() if (why := _wrong_with(folder / name, read))]
+    if any(event["event"] == "first_step" for event in events) and not (folder / METRICS_FILE).exists():
+        wrong.append(f"{METRICS_FILE} is missing")
+    return _Seen(folder=folder, events=events, wrong=wrong, job=last_job(folder, events))
+
+
+# The C loader: libyaml reads a config in 1 ms, Python in 40.
+_FILES: dict[str, Callable[[str], Any]] = {
+    IDENTITY_FILE: json.loads,
+    _FROZEN_FILE: partial(yaml.load, Loader=yaml.CSafeLoader),
+}
+"""What every run has from its first start on, and what reads it."""
+
+
+def _wrong_with(file: Path, read: Callable[[str], Any]) -> str:
+    """Why a file holds no mapping; nothing for one that does."""
+    try:
+        return "" if isinstance(read(file.read_text()), dict) else "holds something else"
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return "cannot be read"
+
+
+def _status(seen: _Seen, job_state: str | None, now: float) -> RunStatus:
+    folder, events = seen.folder, seen.events
+    known: dict[str, Any] = dict(
+        name=folder.name, folder=str(folder), job=seen.job, job_state=job_state, wrong=seen.wrong
+    )
     try:
         records = read_metrics(folder / METRICS_FILE)
     except Gpt4MoeError as error:
-        return RunStatus(
-            name=folder.name, folder=str(folder), state="damaged", why=error.cause, job=job, job_state=job_state
-        )
+        return RunStatus(state="damaged", why=error.cause, **known)
     starts = [event for event in events if event["event"] == "start"]
     step = int(records[-1]["step"]) if records else 0
     total = starts[-1]["total_steps"] if starts else _total_steps(folder)
-    state, why = _state(folder, events, job_state, is_done=total is not None and step >= total)
-    is_alive, seen = state == "running", last_sign_of_life(folder, events)
+    state, why = state_of(folder, events, job_state, step=step, total=total)
+    is_alive, last_seen = state == "running", last_sign_of_life(folder, events)
+    doing = activity(folder, events, now) if is_alive else None
+    rules = dashboard_of(folder).alerts if is_alive else []
+    alerts = standing(rules, records, doing) if doing is not None else []
     return RunStatus(
-        name=folder.name,
-        folder=str(folder),
+        **known,
         state=state,
         why=why,
-        job=job,
-        job_state=job_state,
+        doing=doing,
         step=step,
         total_steps=total,
-        loss=float(records[-1]["loss"]) if records else None,
+        loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
         tokens_per_second=_speed(records),
-        eta_seconds=_eta(events, records, seen, total) if state in ("running", "waiting") else None,
+        eta_seconds=_eta(events, records, last_seen, total) if state in ("running", "waiting") else None,
         restarts=max(0, (len(starts) or len(list(folder.glob("starts/*.yaml")))) - 1),
-        last_seen=seen or None,
-        alerts=_alerts(folder, events, records, now) if is_alive else [],
+        last_seen=last_seen or None,
+        alerts=alerts,
+        is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
         account=goodput(
-            events, records, last_sign_of_life=now if is_alive else seen, is_running=is_alive,
+            events, records, last_sign_of_life=now if is_alive else last_seen, is_running=is_alive,
             waiting_until=now if state == "waiting" else None,
         ),
     )  # fmt: skip
-
-
-def _state(folder: Path, events: list[Event], job_state: str | None, *, is_done: bool) -> tuple[str, str]:
-    if is_done:
-        return "finished", ""
-    if job_state is not None and job_state.startswith(_RUNNING):
-        return "running", ""
-    if job_state is not None and job_state.startswith(_WAITING):
-        return "waiting", ""
-    if is_at_work(folder):
-        return "running", ""
-    stop = events[-1] if events and events[-1]["event"] == "stop" else None
-    if stop is not None:
-        return "failed" if stop["is_error"] else "stopped", stop["reason"]
-    if not events:
-        return "stopped", ""
-    found = holder(folder)
-    # Without a word of Slurm, a process of another node may live or not.
-    is_elsewhere = found is not None and found[1] != os.uname().nodename and job_state is None
-    return ("unknown", f"on {found[1]}") if found and is_elsewhere else ("killed", "")
-
-
-def _alerts(folder: Path, events: list[Event], records: list[Record], now: float) -> list[Told]:
-    # An alert is a sign of life of the process, not of its progress.
-    seen = last_sign_of_life(folder, [event for event in events if event["event"] != "alert"])
-    return standing(dashboard_of(folder).alerts, records, now - seen)
 
 
 def _speed(records: list[Record]) -> float | None:
@@ -182,7 +189,7 @@ def _eta(events: list[Event], records: list[Record], seen: float, total: int | N
     if not records or total is None:
         return None
     step = int(records[-1]["step"])
-    pace = float(records[-1]["step_seconds"])
+    pace = float(records[-1].get("step_seconds", 0.0))
     first = next((event for event in reversed(events) if event["event"] in ("first_step", "start")), None)
     if first is not None and first["event"] == "first_step" and step > first["step"]:
         pace = (seen - first["time"]) / (step - first["step"])
@@ -191,7 +198,8 @@ def _eta(events: list[Event], records: list[Record], seen: float, total: int | N
 
 def _total_steps(folder: Path) -> int | None:
     """Of a run from before there were events."""
-    frozen = folder / "resolved.yaml"
-    found = yaml.safe_load(frozen.read_text()) if frozen.is_file() else {}
-    steps = found.get("training", {}).get("steps")
+    try:
+        steps = _FILES[_FROZEN_FILE]((folder / _FROZEN_FILE).read_text())["training"]["steps"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
     return steps if isinstance(steps, int) else None

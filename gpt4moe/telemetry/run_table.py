@@ -18,6 +18,8 @@ STATES = {
     "killed": "bold red", "damaged": "bold red", "unknown": "magenta",
 }  # fmt: skip
 _NONE = "-"
+_SHOWN = 3
+"""Alerts and damages in a run's line; `show` has them all."""
 
 
 def print_runs(runs: Sequence[RunStatus], *, is_detailed: bool) -> None:
@@ -39,8 +41,8 @@ def runs_table(runs: Sequence[RunStatus], now: float) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for run in runs:
         table.add_row(
-            Text(run.name, style="bold"),
-            Text(f"{run.state} {run.why}".strip(), style=STATES[run.state]).append(_alerts(run), style="bold red"),
+            Text(_printable(run.name), style="bold"),
+            _state(run),
             job_text(run),
             f"{run.step:,}/{run.total_steps:,}" if run.total_steps is not None else f"{run.step:,}",
             _NONE if run.loss is None else f"{run.loss:.4f}",
@@ -72,6 +74,8 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     yield runs_table([run], now)
     for alert in run.alerts:
         yield Text(f"alert: {alert.name}: {alert.text}", style="bold red")
+    for wrong in run.wrong:
+        yield Text(_printable(f"damaged: {wrong}"), style="bold red")
     yield ""
     if run.account is None:
         yield "No events.jsonl: nothing is known of its starts and its lost time."
@@ -81,8 +85,21 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     yield _starts(run.account)
 
 
-def _alerts(run: RunStatus) -> str:
-    return f" ({', '.join(alert.name for alert in run.alerts)})" if run.alerts else ""
+def _state(run: RunStatus) -> Text:
+    text = Text(_printable(f"{run.state} {run.why}".strip()), style=STATES[run.state])
+    if run.doing is not None and (run.doing.kind or run.is_stuck):
+        what = f"{'stuck ' if run.is_stuck else ''}in {run.doing.what or 'a step'} for {ago(run.doing.seconds)}"
+        text.append(f", {what}", style="bold red" if run.is_stuck else "")
+    bad = [*(alert.name for alert in run.alerts), *run.wrong]
+    return text.append(
+        f" ({', '.join(bad[:_SHOWN])}{', ...' if bad[_SHOWN:] else ''})" if bad else "", style="bold red"
+    )
+
+
+def _printable(text: str) -> str:
+    """A folder's name may be no UTF-8, or hold control characters."""
+    shown = text.encode(errors="replace").decode()
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
 def _causes(account: Goodput) -> Table:

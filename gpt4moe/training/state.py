@@ -1,6 +1,5 @@
 """What a step advances, and what callbacks see of a run."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +8,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.telemetry.events_log import EventsLog
+from gpt4moe.telemetry.metrics_log import StoredMetrics
+from gpt4moe.telemetry.waits import Waits
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.step import StepResult, StepRunner
@@ -43,6 +44,10 @@ class TrainingContext:
     """The step just done gets a checkpoint because somebody asked for one; the same on every rank."""
     events: EventsLog | None = None
     """The open events.jsonl, on the first rank."""
+    earlier: StoredMetrics = field(default_factory=StoredMetrics)
+    """metrics.jsonl as the start before left it: on the first rank, while the callbacks start."""
+    waits: Waits = field(default_factory=Waits)
+    """What this start is doing, for who must tell a long save from a hang."""
 
     @property
     def is_last_step(self) -> bool:
@@ -56,11 +61,14 @@ class TrainingContext:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Around what training waits for: its seconds become an event of this kind (telemetry.events_log.EVENTS)."""
-        began = time.perf_counter()
-        yield
+        """Around what training waits for: its seconds become an event of this kind (telemetry.event_fields)."""
+        self.waits.begin(kind)
         if self.events is not None:
-            self.events.write(kind, step=self.state.step, seconds=time.perf_counter() - began)
+            self.events.write("pause", what=kind, step=self.state.step)
+        yield
+        seconds = self.waits.end()
+        if self.events is not None:
+            self.events.write(kind, step=self.state.step, seconds=seconds)
 
 
 class Callback:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gpt4moe.telemetry.alerts import RULES, Alert, Watch, standing
+from gpt4moe.telemetry.alerts import RULES, Alert, Idle, Watch, standing
 from gpt4moe.telemetry.dashboard import read_dashboard
 from gpt4moe.telemetry.metrics import Record
 from tests.telemetry.synthetic import falling_loss
@@ -80,18 +80,18 @@ def test_a_loss_that_no_longer_falls_is_told() -> None:
 
 def test_no_step_for_long_is_told_once_until_a_step_comes() -> None:
     watch = Watch(SHIPPED, healthy(20))  # half a second each
-    assert watch.idle(299.0) == []
-    (first,) = watch.idle(301.0)
+    assert watch.idle(Idle(299.0)) == []
+    (first,) = watch.idle(Idle(301.0))
     assert first.name == "no progress" and "0:05:01" in first.text
-    assert watch.idle(400.0) == []
+    assert watch.idle(Idle(400.0)) == []
     assert watch.step(healthy(21)[-1]) == []
-    assert [alert.name for alert in watch.idle(301.0)] == ["no progress"]
+    assert [alert.name for alert in watch.idle(Idle(301.0))] == ["no progress"]
 
 
 def test_slow_steps_are_not_no_progress() -> None:
     slow: list[Record] = [{"step": step, "step_seconds": 60.0} for step in range(1, 11)]
-    assert Watch(SHIPPED, slow).idle(599.0) == []
-    assert Watch(SHIPPED, slow).idle(601.0) != []
+    assert Watch(SHIPPED, slow).idle(Idle(599.0)) == []
+    assert Watch(SHIPPED, slow).idle(Idle(601.0)) != []
 
 
 def test_windows_go_on_over_a_restart() -> None:
@@ -101,11 +101,11 @@ def test_windows_go_on_over_a_restart() -> None:
 
 
 def test_a_run_can_be_judged_from_outside() -> None:
-    assert standing(SHIPPED, healthy(), 0.0) == []
-    assert [alert.name for alert in standing(SHIPPED, healthy(), 1000.0)] == ["no progress"]
-    assert [alert.name for alert in standing(SHIPPED, changed("loss", STEPS, 5.0), 0.0)] == ["loss spike"]
+    assert standing(SHIPPED, healthy(), Idle(0.0)) == []
+    assert [alert.name for alert in standing(SHIPPED, healthy(), Idle(1000.0))] == ["no progress"]
+    assert [alert.name for alert in standing(SHIPPED, changed("loss", STEPS, 5.0), Idle(0.0))] == ["loss spike"]
 
 
 def test_a_metric_that_a_run_does_not_have_says_nothing() -> None:
     alerts = [Alert(name="x", metric="mfu", rule=alert.rule) for alert in SHIPPED]
-    assert standing(alerts, healthy(), 1000.0) == []
+    assert standing(alerts, healthy(), Idle(1000.0)) == []

@@ -19,7 +19,9 @@ def test_a_killed_and_resumed_run_accounts_for_every_second(tmp_path: Path, whol
     with pytest.raises(AssertionError, match="died"):
         train(folder, *TEN, events=(Event(after_step=7, sent=signal.SIGKILL),))
     first_start = read_events(folder / "events.jsonl")
-    assert [event["event"] for event in first_start] == ["start", "first_step", "replica_check", "checkpoint"]
+    assert [event["event"] for event in first_start] == [
+        "start", "first_step", "pause", "replica_check", "pause", "checkpoint",
+    ]  # fmt: skip
     killed = (folder / "metrics.jsonl").stat().st_mtime
     lost = [record["step_seconds"] for record in metrics(folder, timings=True)[5:]]
     with (folder / "events.jsonl").open("ab") as file:
@@ -28,10 +30,12 @@ def test_a_killed_and_resumed_run_accounts_for_every_second(tmp_path: Path, whol
     assert ended.status == 0, ended.err
 
     events = read_events(folder / "events.jsonl")
-    assert events[:4] == first_start, "lines are only added"
-    kinds = ["start", "first_step", "evaluation", "replica_check", "checkpoint", "report", "stop"]
-    assert sorted(event["event"] for event in events[4:]) == sorted(kinds)
-    start, stop = events[4], events[-1]
+    assert events[:6] == first_start, "lines are only added"
+    pauses = ["evaluation", "replica_check", "checkpoint", "report"]
+    kinds = ["start", "first_step", *pauses, *["pause"] * 4, "stop"]
+    assert sorted(event["event"] for event in events[6:]) == sorted(kinds)
+    assert {event["what"] for event in events[6:] if event["event"] == "pause"} == set(pauses)
+    start, stop = events[6], events[-1]
     assert (start["resumed_step"], start["redone_steps"], start["last_sign_of_life"]) == (5, 2, killed)
     assert start["redone_seconds"] == sum(lost)
     assert (stop["event"], stop["reason"], stop["step"]) == ("stop", "finished", 10)

@@ -20,6 +20,7 @@ import pytest
 from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.telemetry import wandb_run
+from gpt4moe.telemetry.run_status import statuses
 from gpt4moe.telemetry.wandb_mark import WandbMark
 from gpt4moe.telemetry.wandb_run import WandbRun
 from tests.spawn import run_ranks
@@ -107,6 +108,10 @@ def test_restarts_are_one_wandb_run_forks_are_others_and_nothing_asks_the_networ
         assert f"wandb sync {folder}/wandb/offline-run-*-{wandb_id}\n" in ended.out
     assert [WandbMark.read(path).sent for path in (a, b, c)] == [4, 5, 5]
     assert re.fullmatch(r"[a-z0-9]{8}", own)
+    for fork in (b, c):  # of one rank: it pays from its own start on, not for its parent
+        (status,) = statuses([fork])
+        assert status.account is not None and len(status.account.attempts) == 1
+        assert 0 < metrics(fork, timings=True)[-1]["device_hours"] * 3600 <= status.account.wall_seconds
 
 
 def test_steps_that_wandb_missed_are_sent_at_the_next_start(tmp_path: Path) -> None:

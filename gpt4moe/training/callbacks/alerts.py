@@ -1,14 +1,14 @@
 """Alerts of configs/dashboard.yaml: a line on the console, an event, a wandb alert when online. On the first rank.
 
-on_step -> Watch.step                     a thread, every second -> Watch.idle: a hanging collective ends no step
+on_step -> Watch.step                     a thread, every second -> Watch.idle: a hanging collective ends no step;
+                                          context.waits tells it from a long save, evaluation or start-up
 """
 
 import threading
-import time
 
 from gpt4moe.telemetry.alerts import Told, Watch
 from gpt4moe.telemetry.dashboard import read_dashboard
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.metrics_log import StoredMetrics
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
@@ -22,22 +22,22 @@ class Alerts(Callback):
     def __init__(self, tracking: Tracking):
         self.tracking = tracking
         self.watch: Watch | None = None
-        self.last_step_time = 0.0
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
     def on_start(self, context: TrainingContext) -> None:
         if not context.groups.is_first_rank:
             return
-        self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, read_metrics(context.folder.metrics))
-        self.last_step_time = time.monotonic()
+        earlier = context.earlier.up_to(context.state.step).records
+        self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, earlier)
+        context.earlier = StoredMetrics()  # nobody needs it after this start's callbacks: 100,000 steps are 300 MB
         threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         if self.watch is None:
             return
         with self._lock:
-            self.last_step_time = time.monotonic()
+            context.waits.end()
             told = self.watch.step(record)
         self._tell(context, told)
 
@@ -48,7 +48,7 @@ class Alerts(Callback):
         assert self.watch is not None
         while not self._ended.wait(_LOOK_SECONDS):
             with self._lock:
-                told = self.watch.idle(time.monotonic() - self.last_step_time)
+                told = self.watch.idle(context.waits.idle())
             self._tell(context, told)
 
     def _tell(self, context: TrainingContext, told: list[Told]) -> None:

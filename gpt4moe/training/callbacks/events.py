@@ -1,7 +1,7 @@
 """events.jsonl: when this start began, what training waited for, why it ended. On the first rank alone.
 
-First of the callbacks: it reads metrics.jsonl before the steps to be redone are dropped from it, and its stop comes
-after all others have closed (on_exit runs in reverse order).
+First of the callbacks: it reads metrics.jsonl, for all of them, before the steps to be redone are dropped from it, and
+its stop comes after all others have closed (on_exit runs in reverse order).
 """
 
 import os
@@ -10,8 +10,10 @@ import time
 
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.telemetry import slurm_queue
-from gpt4moe.telemetry.events_log import EVENTS_FILE, EventsLog, before_start
+from gpt4moe.telemetry.events_log import EVENTS_FILE, EventsLog, before_start, read_events
+from gpt4moe.telemetry.metrics_log import StoredMetrics
 from gpt4moe.telemetry.run_process import process_began
+from gpt4moe.telemetry.waits import longest_waits
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -24,14 +26,17 @@ class Events(Callback):
         if not context.groups.is_first_rank:
             return
         run, step = context.run, context.state.step
-        before = before_start(context.folder.path, run.run.name, step)
+        context.earlier = StoredMetrics.read(context.folder.metrics)
+        before = before_start(context.folder.path, run.run.name, step, context.earlier.records)
         times = slurm_queue.times_of_this_job()
         job = os.environ.get("SLURM_JOB_ID", "")
+        began, now = process_began("self"), time.time()
+        context.waits.started(now - began, longest_waits(read_events(context.folder.path / EVENTS_FILE)))
         context.events = EventsLog(context.folder.path / EVENTS_FILE)
         context.events.write(
             "start",
-            at=process_began("self"),
-            written=time.time(),
+            at=began,
+            written=now,
             run=run.run.name,
             job=int(job) if job.isdecimal() else None,
             restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),

@@ -1,6 +1,8 @@
 """What a run uses: memory of the fullest rank, share of the devices' peak, device hours and money, time left.
 
 metrics.jsonl before this start -> device hours so far --+ this process's age x ranks -> device_hours, cost_usd
+
+A copied run folder under a new name pays for its own starts alone; its parent's steps stay as they are.
 """
 
 import resource
@@ -11,7 +13,7 @@ from torch import distributed
 
 from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.flops import flops_per_token
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.telemetry.events_log import EVENTS_FILE, own_events, read_events
 from gpt4moe.telemetry.pace import Pace
 from gpt4moe.telemetry.run_process import process_began
 from gpt4moe.training.state import Callback, Record, TrainingContext
@@ -29,7 +31,9 @@ class Resources(Callback):
 
     def on_start(self, context: TrainingContext) -> None:
         if context.groups.is_first_rank:
-            records = read_metrics(context.folder.metrics)
+            events = own_events(read_events(context.folder.path / EVENTS_FILE))
+            copied = events[0]["resumed_step"] if events else 0
+            records = [record for record in context.earlier.records if record["step"] > copied]
             self.earlier_device_hours = max((record.get("device_hours", 0.0) for record in records), default=0.0)
             self.earlier_usd = max((record.get("cost_usd", 0.0) for record in records), default=0.0)
         self.flops_per_token = flops_per_token(context.run.model).model

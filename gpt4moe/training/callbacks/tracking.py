@@ -2,7 +2,7 @@
 
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.telemetry.console import Console
-from gpt4moe.telemetry.metrics_log import MetricsLog, read_metrics
+from gpt4moe.telemetry.metrics_log import MetricsLog
 from gpt4moe.telemetry.wandb_run import WandbRun
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
@@ -18,10 +18,12 @@ class Tracking(Callback):
         if not context.groups.is_first_rank:
             return
         run, folder = context.run, context.folder
-        self.log = MetricsLog.open(folder.metrics, context.state.step)
+        self.log = MetricsLog.open(folder.metrics, context.state.step, context.earlier)
         self.wandb = WandbRun.start(run.tracking, folder.path, run.run.name, config_to_dict(run))
         if self.wandb.run is not None:
-            for record in read_metrics(folder.metrics):  # steps that wandb missed: it had failed, or was off
+            for record in context.earlier.up_to(
+                context.state.step
+            ).records:  # steps that wandb missed: it had failed, or was off
                 self.wandb.log(record)
         self.console = Console(run.training.steps, context.state.step, run.run.name)
         self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
