@@ -1,23 +1,16 @@
 """Padding through a whole step: no layout counts it, and what it holds changes nothing."""
 
-import dataclasses
 from functools import cache
-from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.run import RunConfig
-from gpt4moe.data.batch import Batch
-from gpt4moe.parallel.environment import Environment
-from gpt4moe.proof import ranks
-from gpt4moe.proof.batches import synthetic_batches
-from gpt4moe.proof.outcome import Outcome, RankAnswer, assemble
+from gpt4moe.proof.outcome import Outcome, assemble
 from gpt4moe.proof.phase import Phase
 from tests.distributed.case import BASE
 from tests.distributed.layouts import LAYOUTS, LayoutCase
+from tests.distributed.padding import padded_phases, real_lengths
 from tests.distributed.runs import RATE
 from tests.distributed.test_gradients import assert_same, distance
 from tests.distributed.test_recompute import KINDS, PARTIAL
@@ -35,34 +28,6 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "tp2-cp2-ep2-etp2": (PARTIAL,),
 }
 """The kinds of recompute on each layout."""
-
-
-def real_lengths(run: RunConfig, micro_batch: int) -> list[int]:
-    """Of a micro-batch's sequences: all of it, a part, one token, none."""
-    whole = run.model.seq_length
-    return [(whole, 5, 1, 0, 9, whole)[(2 * micro_batch + row) % 6] for row in range(run.training.micro_batch_size)]
-
-
-def padded(fill: int, run: RunConfig, step: int, dp: int, dp_index: int, tokens: int) -> list[Batch]:
-    """synthetic_batches whose sequences end early; what stands after their end is `fill`."""
-    return [
-        _cut(batch, real_lengths(run, dp_index + at * dp), fill)
-        for at, batch in enumerate(synthetic_batches(run, step, dp, dp_index, tokens))
-    ]
-
-
-def _cut(batch: Batch, lengths: list[int], fill: int) -> Batch:
-    none = torch.arange(batch.tokens.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
-    assert batch.token_ids is not None
-    return dataclasses.replace(
-        batch, tokens=batch.tokens.masked_fill(none, fill), labels=batch.labels.masked_fill(none, fill),
-        loss_mask=batch.loss_mask.masked_fill(none, 0.0), token_ids=batch.token_ids.masked_fill(none, -1),
-    )  # fmt: skip
-
-
-def padded_phases(environment: Environment, phases: list[Phase], fill: int) -> list[RankAnswer]:
-    with patch.object(ranks, "synthetic_batches", lambda *given: padded(fill, *given)):
-        return ranks.run_phases(environment, phases)
 
 
 @cache

@@ -6,13 +6,18 @@ CI draws a few. `make test-layouts` draws many; LAYOUT_SEED and LAYOUT_DRAWS say
 """
 
 import os
+import random
+from dataclasses import fields
+from itertools import chain
 
 import pytest
 
+from gpt4moe.config.optimizer import EngineConfig
+from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.proof.prove import prove_shrunk
 from gpt4moe.proof.shrink import Shrunk
-from tests.proof.draw import draw
-from tests.proof.outcomes import outcomes
+from tests.proof.draw import draw, proposal
+from tests.proof.outcomes import outcomes, padded_outcomes
 
 pytestmark = pytest.mark.layouts
 
@@ -24,14 +29,27 @@ DRAWS = int(os.environ.get("LAYOUT_DRAWS", "4"))
 def test_a_drawn_layout_equals_one_process(seed: int) -> None:
     drawn = draw(seed)
     shrunk = Shrunk(asked=drawn.run, asked_layout=drawn.layout, run=drawn.run, layout=drawn.layout)
-    proof = prove_shrunk(shrunk, outcomes)
+    proof = prove_shrunk(shrunk, padded_outcomes if drawn.is_padded else outcomes)
     again = f"LAYOUT_SEED={seed} LAYOUT_DRAWS=1 python -m pytest tests/proof/test_random_layouts.py"
-    report = "\n".join([again, drawn.layout.describe(), " ".join(drawn.overrides), str(proof.first), *proof.problems,
+    report = "\n".join([again, drawn.layout.describe(), str(drawn), str(proof.first), *proof.problems,
                         *proof.ties, *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
                         *proof.where, *proof.suspects])  # fmt: skip
     assert proof.is_equal, report
 
 
 def test_the_same_seed_draws_the_same_layout() -> None:
-    assert draw(SEED).overrides == draw(SEED).overrides
+    assert str(draw(SEED)) == str(draw(SEED))
     assert len({draw(seed).overrides for seed in range(SEED, SEED + 3)}) == 3
+
+
+def test_every_key_of_a_layout_and_of_an_engine_is_drawn() -> None:
+    """Else the draws would be silent about it."""
+    rng = random.Random(SEED)
+    values: dict[str, set[str]] = {}
+    for override in chain.from_iterable(proposal(rng, 8) for _ in range(200)):
+        key, _, value = override.partition("=")
+        values.setdefault(key, set()).add(value)
+    drawn = {key for key, seen in values.items() if len(seen) > 1}
+    keys = {f"parallel.{field.name}" for field in fields(ParallelConfig)}
+    keys |= {f"engine.{field.name}" for field in fields(EngineConfig)} - {"engine.kind"} | {"engine"}
+    assert keys - drawn == {"parallel.sequence_parallel"}, "follows from tp"
