@@ -1,7 +1,7 @@
 """Parameters of a rank: what each is called in the whole model, which part of it the rank holds, how it is reduced.
 
 The table is cuts.py. One place for each truth: initial weights, checkpoints and the layout tests all read `shards`;
-Megatron's gradient buffers, finalisation and norm read the marks that `mark` puts on the parameters.
+the marks that `mark` puts on the parameters tell Megatron's gradient buffers and finalisation how to reduce each.
 
     a chunk's name                                     the logical tensor
     decoder.layers.1.mlp.experts.gate_up  [L, 2F, H]   decoder.layers.7.mlp.experts.gate_up  [E, 2, F, H]
@@ -58,10 +58,9 @@ def _global_name(name: str, layer_numbers: list[int]) -> str:
 
 
 def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:
-    """Tells Megatron how each parameter is reduced and counted; before the engine wraps the chunks.
+    """Tells Megatron how each parameter's gradient is reduced; before the engine wraps the chunks.
 
-    Megatron sets such marks itself only where it initialises a weight. Without tensor_model_parallel its gradient
-    norm counts a weight on the first tensor-parallel rank alone; experts need it too, as every tp rank has others.
+    It also has marks for its own gradient norm. Ours counts by Shard.is_writer (training.clipping).
     """
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
@@ -70,11 +69,7 @@ def mark(chunks: list[nn.Module], *, sequence_parallel: bool) -> None:
                 # Every tp rank saw other tokens (norms, the router) or other heads (q_layernorm, k_layernorm): the
                 # gradient is summed over tp.
                 parameter.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
-                continue
-            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-            parameter.partition_dim = 1 if cut is Cut.columns else 0  # type: ignore[attr-defined]
-            parameter.partition_stride = 2 if cut is Cut.gated_rows else 1  # type: ignore[attr-defined]
-            if cut in (Cut.experts, Cut.experts_gated):
+            elif cut in (Cut.experts, Cut.experts_gated):
                 parameter.allreduce = False  # type: ignore[attr-defined]  # reduced over expert_dp, not over dp
 
 

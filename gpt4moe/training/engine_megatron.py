@@ -168,7 +168,7 @@ def _optimizer_config(run: RunConfig) -> MegatronOptimizerConfig:
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.epsilon,
-        clip_grad=0.0,  # clip() does it, from Megatron's norm
+        clip_grad=0.0,  # clip() does it, by a norm of our own (training.clipping)
         bf16=run.precision.dtype is Dtype.bf16,
         params_dtype=TORCH_DTYPES[run.precision.dtype],
         use_distributed_optimizer=True,

@@ -101,6 +101,18 @@ def assert_is_worth_comparing(want: Outcome, case: RouterCase) -> None:
         assert all((dropped > 0).all() for dropped in want.columns(["dropped"]))
 
 
+def test_the_language_model_alone_teaches_every_router_of_a_model() -> None:
+    """Without auxiliary losses. What it teaches is tests/moe/test_router_gradient.py's."""
+    silent = tuple(loss.partition("=")[0] + "=0" for loss in LOSSES)
+    found = descents(1, {name: (*SMALL, *case.router, *silent) for name, case in CASES.items()}, steps=1, rate=RATE)
+    for name, one in found.items():
+        learned = [value for key, value in one.gradients.items() if key.endswith("router.weight")]
+        assert len(learned) == 2
+        for of_layer in learned:
+            # A row an expert: each of them, of every layer, gets more than round-off.
+            assert np.linalg.norm(of_layer, axis=1).min() > 1e-4, name
+
+
 def test_noise_and_the_scope_of_the_balance_change_what_is_learned() -> None:
     """Else the cases above would compare runs in which neither was on."""
     runs = {

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.gpt import build_model
@@ -29,6 +30,7 @@ from tests.spawn import run_ranks
 pytestmark = pytest.mark.layouts
 
 Sent = Counter[tuple[str, str]]
+Splits = tuple[list[int], list[int]]
 # Two layers, the first one dense; four micro-batches.
 SMALL = (
     "model.num_layers=2", "model.moe.layer_pattern=[0,1]", "model.ffn_hidden_size=48", "training.global_batch_size=8",
@@ -45,7 +47,18 @@ CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
     "dp2-ep2-bf16, deepspeed": (2, ("parallel.ep=2", BF16, "engine=deepspeed")),
     "tp2-pp2-ep2, deepspeed": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2", "engine=deepspeed")),
-    "tp2-ep2, recompute full": (2, ("parallel.tp=2", "parallel.ep=2", "parallel.recompute=full")),
+    "tp2-pp2-ep2, the first of a stage's two layers recomputed": (
+        4,
+        (
+            "parallel.tp=2",
+            "parallel.pp=2",
+            "parallel.ep=2",
+            "model.num_layers=4",
+            "model.moe.layer_pattern=[0,1,1,1]",
+            "parallel.recompute=full",
+            "parallel.recompute_layers=1",
+        ),
+    ),
     "tp2-etp2, recompute moe": (2, ("parallel.tp=2", "parallel.etp=2", "parallel.recompute=moe")),
     "cp2-ep2, recompute moe": (2, ("parallel.cp=2", "parallel.ep=2", "parallel.recompute=moe")),
     "cp2-etp2, recompute full": (2, ("parallel.cp=2", "parallel.etp=2", "parallel.recompute=full")),
@@ -67,20 +80,26 @@ def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent,
             engine.reduce()
             engine.clip()
             engine.update(0.1)
-        own = groups.coordinate["ep"]
-        sent, received = (sum(sum(one[side]) - one[side][own] for one in splits) for side in (0, 1))
-        rows = RoutedRows(sent=sent, received=received)
-        return wire.sent, rows, surplus(run, groups, engine, rows) + computed_again(run, layout, groups, rows)
+        rows, again = (_crossed(splits[is_second], groups.coordinate["ep"]) for is_second in (False, True))
+        if run.parallel.recompute is Recompute.moe:  # which keeps the plan
+            again = rows
+        more = surplus(run, groups, engine, rows) + computed_again(run, layout, groups.coordinate["pp"], again)
+        return wire.sent, rows, more
 
 
-def _watch_splits(patch: pytest.MonkeyPatch) -> list[tuple[list[int], list[int]]]:
-    splits = []
+def _crossed(splits: list[Splits], own: int) -> RoutedRows:
+    sent, received = (sum(sum(one[side]) - one[side][own] for one in splits) for side in (0, 1))
+    return RoutedRows(sent=sent, received=received)
+
+
+def _watch_splits(patch: pytest.MonkeyPatch) -> dict[bool, list[Splits]]:
+    """Of every plan; True: made in a second forward pass."""
+    splits: dict[bool, list[Splits]] = {False: [], True: []}
     original = Dispatcher.plan
 
     def plan(self: Dispatcher, *given: Any) -> Plan:
         made = original(self, *given)
-        if not is_second_forward():
-            splits.append(made.splits)
+        splits[is_second_forward()].append(made.splits)
         return made
 
     patch.setattr(Dispatcher, "plan", plan)
@@ -112,7 +131,7 @@ def surplus(run: RunConfig, groups: ProcessGroups, engine: Any, rows: RoutedRows
     sent["etp", "all_gather"] += gathered * (4 + 8)  # router weights and expert numbers
     sent["etp", "reduce_scatter"] += gathered * 4
     sizes = rank_parameters(model, run.parallel, stage)
-    element = 2 if run.precision.dtype.value == "bf16" else 4
+    element = element_bytes(run)
     for group, ranks, size in (
         ("dp_cp", layout.dp * layout.cp, sizes.dense), ("expert_dp", layout.expert_dp, sizes.expert),
     ):  # fmt: skip
@@ -131,33 +150,46 @@ def _flat_elements(engine: Any, *, of_experts: bool) -> int:
     return sum(buffer.numel for chunk in engine.chunks for buffer in getattr(chunk, name))
 
 
-def computed_again(run: RunConfig, layout: Layout, groups: ProcessGroups, rows: RoutedRows) -> Sent:
-    """What recompute sends a second time: of one pipeline stage, whose first layer is dense, fp32."""
+def computed_again(run: RunConfig, layout: Layout, stage: int, rows: RoutedRows) -> Sent:
+    """What recompute sends a second time, of a rank of pipeline rank `stage`.
+
+    Args:
+        rows: that crossed the second time.
+    """
     sent: Sent = Counter()
-    kind, model = run.parallel.recompute, run.model
+    kind, model, moe = run.parallel.recompute, run.model, run.model.moe
     if kind is Recompute.none:
         return sent
-    assert layout.pp == 1 and model.moe is not None
-    formula = bytes_per_step(run, layout, stage=0, routed=rows)
-    micro_batches = run.training.global_batch_size // 2 // layout.dp
+    assert moe is not None
+    first = run.parallel.recompute_layers if kind is Recompute.full else None
+    layers = [layer for chunk in rank_chunks(model.num_layers, run.parallel, stage) for layer in chunk[:first]]
+    num_moe = sum(model.moe_layers[layer] for layer in layers)
+    micro_batches, element = run.training.global_batch_size // 2 // layout.dp, element_bytes(run)
     tokens = micro_batches * model.seq_length * run.training.micro_batch_size // layout.cp // layout.tp
+    width, weights = model.hidden_size * element, 4 * moe.top_k
     if kind in (Recompute.selective, Recompute.full):  # the core attention's keys and values
-        sent["cp", "all_gather"] += int(formula.get("cp", {}).get("all_gather", 0))
+        kept = 2 * model.query_groups * model.head_size * element
+        sent["cp", "all_gather"] += len(layers) * (layout.cp - 1) * tokens * kept
     if kind in (Recompute.moe, Recompute.full):  # tokens and their router's weights, to the experts
-        sent["ep", "all_to_all"] += int(rows.sent) * 4 * (model.hidden_size + 1)
-        sent["etp", "all_gather"] += (layout.etp - 1) * tokens * 4 * (model.hidden_size + model.moe.top_k)
+        sent["ep", "all_to_all"] += int(rows.sent) * (width + 4)
+        sent["etp", "all_gather"] += num_moe * (layout.etp - 1) * tokens * (width + weights)
     if kind is Recompute.full:
         # Back from the experts; which experts, and how many rows come; what the losses pool.
-        sent["ep", "all_to_all"] += int(rows.received) * 4 * model.hidden_size
-        sent["ep", "all_to_all"] += micro_batches * 4 * model.moe.num_experts * (layout.ep - 1) // layout.ep
-        sent["etp", "reduce_scatter"] += (layout.etp - 1) * tokens * 4 * model.hidden_size
-        sent["etp", "all_gather"] += (layout.etp - 1) * tokens * 8 * model.moe.top_k
-        pool, pooled = layout.tp * layout.cp, 4 * (2 * model.moe.num_experts + 2)
-        sent["tp_cp", "all_reduce"] += micro_batches * round(2 * (pool - 1) * pooled / pool)
-        # Three blocks (two attentions, a dense MLP) gather and scatter.
+        sent["ep", "all_to_all"] += int(rows.received) * width
+        sent["ep", "all_to_all"] += num_moe * micro_batches * 4 * moe.num_experts * (layout.ep - 1) // layout.ep
+        sent["etp", "reduce_scatter"] += num_moe * (layout.etp - 1) * tokens * width
+        sent["etp", "all_gather"] += num_moe * (layout.etp - 1) * tokens * 8 * moe.top_k
+        pool, pooled = layout.tp * layout.cp, 4 * (2 * moe.num_experts + 2)
+        sent["tp_cp", "all_reduce"] += num_moe * micro_batches * round(2 * (pool - 1) * pooled / pool)
+        # An attention, a dense MLP and shared experts each gather and scatter.
+        blocks = len(layers) + (len(layers) if moe.shared_expert_ffn_hidden_size else len(layers) - num_moe)
         for operation in ("all_gather", "reduce_scatter"):
-            sent["tp", operation] += 3 * (layout.tp - 1) * tokens * 4 * model.hidden_size
+            sent["tp", operation] += blocks * (layout.tp - 1) * tokens * width
     return +sent
+
+
+def element_bytes(run: RunConfig) -> int:
+    return 2 if run.precision.dtype is Dtype.bf16 else 4
 
 
 @cache
