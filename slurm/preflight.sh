@@ -4,8 +4,8 @@
 #     sbatch --nodes=2 --ntasks-per-node=8 --time=15 slurm/preflight.sh +experiment=gpt4 time_limit=24:00:00
 #     bash slurm/preflight.sh --nodes=2 --ntasks-per-node=8 +experiment=gpt4               # submits itself
 #
-# Arguments are the run's overrides; time_limit= is the training job's (by default this job's own), --json comes as
-# output=json. The table is in preflight-<job>.log. Exit status: 0 fit; 1 a check failed; 2 bad input.
+# Arguments are the run's overrides; time_limit= is the training job's (by default this job's own), so is signal= (by
+# default SBATCH_SIGNAL of cluster.env, else train.sh's); --json comes as output=json. The table is in preflight-<job>.log. Exit status: 0 fit; 1 a check failed; 2 bad input.
 # To go on only when it is fit:  sbatch --dependency=afterok:<job> ... slurm/train.sh ...
 #
 #SBATCH --job-name=preflight
@@ -31,4 +31,9 @@ fi
 
 take_overrides "$@"
 start_job
-run_ranks tools/preflight.py "time_limit=$(squeue --noheader --job "$SLURM_JOB_ID" --format=%l)" "${overrides[@]}"
+if ! time_limit=$(squeue --noheader --job "$SLURM_JOB_ID" --format=%l); then
+    echo "squeue did not tell this job's time limit: say time_limit=24:00:00." >&2
+    time_limit=
+fi
+warning=${SBATCH_SIGNAL:-$(sed -n 's/^#SBATCH --signal=//p' slurm/train.sh)}
+run_ranks tools/preflight.py "time_limit=$time_limit" "signal=$warning" "${overrides[@]}"

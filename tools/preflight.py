@@ -13,6 +13,8 @@ arguments:
   key=value, group=choice   as for python -m gpt4moe.train (configs/ has the groups)
   ranks=N                   the run's ranks, asked of one process; default: those that were started
   time_limit=24:00:00       the training job's, as sbatch --time has it; slurm/preflight.sh gives its own job's
+  signal=B:USR1@300         the training job's --signal; default: slurm/train.sh's, 120 s before the time limit;
+                            slurm/preflight.sh gives SBATCH_SIGNAL of slurm/cluster.env where that is set
   output=json, --json       JSON alone on stdout; progress stays on stderr
 
 exit status: 0 fit, maybe with warnings; 1 a check failed; 2 bad input.

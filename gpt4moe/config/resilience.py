@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from gpt4moe.errors import ConfigError
 
+REPORT_SECONDS = 20.0
+"""A run that was told to end gives its report no more than that: Slurm's grace is for the save, and for ending."""
+
 
 @dataclass(kw_only=True, slots=True)
 class ResilienceConfig:

@@ -1,6 +1,10 @@
 """Checks of the plan: is the layout legal, does it fit the memory, does the job live to its first checkpoint."""
 
-from gpt4moe.config.optimizer import EngineKind
+import math
+
+from gpt4moe.config.resilience import REPORT_SECONDS
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import WandbMode
 from gpt4moe.launch.evidence import CheckResult, Evidence, Status, not_checked
 from gpt4moe.launch.needs import Needs
 
@@ -8,8 +12,8 @@ LITTLE_HEADROOM = 0.05
 """Share of the memory that a plan should leave: docs/planner-error.md says how far plans were off."""
 STARTUP_SECONDS = 180.0
 """From a job's start to its first step: imports, groups, reading a checkpoint. An assumption."""
-WARNING_SECONDS = 120.0
-"""Between Slurm's signal and the time limit: --signal of slurm/train.sh."""
+WANDB_SECONDS = 30.0
+"""That an online wandb run may take to close (telemetry.wandb_run.NETWORK_SECONDS)."""
 ILLEGAL = "the layout is not legal"
 
 
@@ -32,8 +36,6 @@ def device_memory(evidence: Evidence) -> CheckResult:
     gpus = [facts.gpu.memory_bytes for facts in evidence.facts.values() if facts.gpu is not None]
     if evidence.is_nominal and not gpus:
         return not_checked("device memory", "no GPU; the plan counts as host memory")
-    if evidence.run.engine.kind is not EngineKind.megatron:
-        return not_checked("device memory", "the planner counts engine=megatron alone")
     has = min(gpus, default=cluster.memory_bytes)
     need = needs.fullest.total_bytes
     measured = f"{need / 1e9:.1f} GB planned on rank {needs.fullest.rank} (stage {needs.fullest.stage})"
@@ -105,22 +107,39 @@ def first_checkpoint(evidence: Evidence) -> CheckResult:
 
 
 def last_save(evidence: Evidence) -> CheckResult:
-    """Whether the save that Slurm's warning starts is done before the time limit kills it."""
-    needs, name = evidence.needs, "save on warning"
-    expected = f"within {span(WARNING_SECONDS)} (--signal in slurm/train.sh)"
+    """Whether what Slurm's warning starts is done, at its longest, before the time limit kills it."""
+    needs, name, warning = evidence.needs, "save on warning", evidence.warning_seconds
+    expected = f"within {span(warning)}, by the training job's --signal"
     if needs is None:
         return not_checked(name, ILLEGAL)
     if not evidence.disk:
         return not_checked(name, "the write speed was not measured", expected)
-    save = save_seconds(evidence, needs)
-    seconds = needs.step_seconds + save
-    measured = f"{span(seconds)}: a step of {span(needs.step_seconds)}, a save of {span(save)} at the measured speed"
-    if seconds <= WARNING_SECONDS:
+    parts = _until_the_end(evidence.run, needs.step_seconds, save_seconds(evidence, needs))
+    seconds = sum(parts.values())
+    told = ", ".join(f"{what} {span(part)}" for what, part in parts.items() if part)
+    measured = f"{span(seconds)} at most, at the measured speed: {told}"
+    if seconds <= warning:
         return CheckResult(name=name, status=Status.passed, measured=measured, expected=expected)
+    asked = f"B:USR1@{math.ceil(1.5 * seconds)}"
     return CheckResult(
         name=name, status=Status.failed, measured=measured, expected=expected,
-        cure=f"Submit with --signal=B:USR1@{int(2 * seconds)}, or run on faster storage.",
+        cure=f"Submit the training job with --signal={asked}, or export SBATCH_SIGNAL={asked} in slurm/cluster.env; "
+        f"say signal={asked} here where it is not there. Or use faster storage.",
     )  # fmt: skip
+
+
+def _until_the_end(run: RunConfig, step: float, save: float) -> dict[str, float]:
+    """Seconds of what lies between the warning, right after a step has begun, and the job's end."""
+    evaluates = run.training.eval_every > 0
+    forward = step / 3  # a backward pass costs two forward passes
+    return {
+        "a step": step,
+        "an evaluation": evaluates * forward * run.training.eval_samples / run.training.global_batch_size,
+        "the save under way": save * run.checkpoint.asynchronous,
+        "the save": save,
+        "the report": REPORT_SECONDS,
+        "wandb": WANDB_SECONDS * (run.tracking.wandb is WandbMode.online),
+    }
 
 
 def save_seconds(evidence: Evidence, needs: Needs) -> float:

@@ -14,6 +14,7 @@ from rich.console import Console
 from gpt4moe.config.load import load_run_config
 from gpt4moe.errors import ConfigError
 from gpt4moe.launch import report
+from gpt4moe.launch.evidence import WARNING_SECONDS
 from gpt4moe.parallel.environment import Environment
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
@@ -26,12 +27,13 @@ class Request:
     overrides: list[str]
     ranks: int | None
     time_limit_seconds: float | None
+    warning_seconds: float
     as_json: bool
 
 
 def read(arguments: list[str]) -> Request:
     """Raises: ConfigError for a value that is none."""
-    overrides, own = [], {"ranks": "", "time_limit": "", "output": "text"}
+    overrides, own = [], {"ranks": "", "time_limit": "", "signal": "", "output": "text"}
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in own:
@@ -48,6 +50,7 @@ def read(arguments: list[str]) -> Request:
         overrides=overrides,
         ranks=int(own["ranks"]) if own["ranks"] else None,
         time_limit_seconds=seconds_of(own["time_limit"]),
+        warning_seconds=warning_of(own["signal"]) if own["signal"] else WARNING_SECONDS,
         as_json="--json" in arguments or own["output"] == "json",
     )
 
@@ -69,6 +72,14 @@ def seconds_of(time_limit: str) -> float | None:
     return 86400 * int(match["days"] or 0) + 3600 * hours + 60 * minutes + float(seconds)
 
 
+def warning_of(signal: str) -> float:
+    """Of sbatch's --signal: the seconds before the time limit. Raises: ConfigError for one that nobody hears."""
+    match = re.fullmatch(r"B:(?:SIG)?USR1(?:@(\d{1,5}))?", signal)
+    if match is None:
+        raise ConfigError(f"signal={signal} is none that slurm/train.sh listens to.", "Write signal=B:USR1@300.")
+    return float(match[1] or 60)  # sbatch's own default
+
+
 def run(request: Request, environment: Environment) -> int:
     """The exit status: 0, or 1 when a check failed. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
@@ -81,7 +92,10 @@ def run(request: Request, environment: Environment) -> int:
     warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")
     from gpt4moe.launch.preflight import exit_status, preflight
 
-    answer = preflight(asked, environment, world_size=world_size, time_limit_seconds=request.time_limit_seconds)
+    answer = preflight(
+        asked, environment, world_size=world_size, time_limit_seconds=request.time_limit_seconds,
+        warning_seconds=request.warning_seconds,
+    )  # fmt: skip
     if isinstance(answer, int):
         return answer
     evidence, results = answer

@@ -13,6 +13,8 @@ from gpt4moe.parallel.layout import Layout
 
 KINDS = ("tp", "cp", "ep", "etp", "dp_cp", "expert_dp", "pp")
 """Groups that training sends over, as ProcessGroups names them."""
+WARNING_SECONDS = 120.0
+"""Between Slurm's signal and the time limit, by the header of slurm/train.sh; sbatch --signal sets another."""
 
 
 class Status(str, Enum):
@@ -88,6 +90,8 @@ class Evidence:
     """What went wrong when they were made and measured."""
     time_limit_seconds: float | None = None
     """Of the training job."""
+    warning_seconds: float = WARNING_SECONDS
+    """Between Slurm's signal to the training job and its time limit."""
 
     @property
     def is_whole(self) -> bool:

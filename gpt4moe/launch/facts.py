@@ -99,17 +99,32 @@ def _gpu(local_rank: int) -> tuple[Gpu | None, dict[str, str]]:
     return gpu, {"CUDA": str(torch.version.cuda), "NCCL": nccl, "driver": driver}
 
 
+# Controller -> its folder below the mount, limit and use: of control groups version 2 (no controller named), and 1.
+_MEMORY_FILES = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+_NO_LIMIT = 1 << 60
+"""Version 1 writes the largest number of pages where there is none."""
+
+
 def _job_limit(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
-    """What this process' control groups (version 2) leave it of memory; infinite where there is no limit."""
+    """What this process' control groups leave it of memory; infinite where there is no limit."""
     if not groups.exists():
         return float("inf")
     left = float("inf")
     for line in groups.read_text().splitlines():
-        if not line.startswith("0::"):
+        _, controllers, path = line.split(":", 2)
+        found = next((files for name, files in _MEMORY_FILES.items() if name in controllers.split(",")), None)
+        if found is None:
             continue
-        folder = mount / line.removeprefix("0::").lstrip("/")
+        root = mount / found[0]
+        folder = root / path.lstrip("/")
         for place in (folder, *folder.parents):
-            limit, used = place / "memory.max", place / "memory.current"
-            if place.is_relative_to(mount) and limit.exists() and used.exists() and limit.read_text().strip() != "max":
-                left = min(left, int(limit.read_text()) - int(used.read_text()))
+            limit, used = place / found[1], place / found[2]
+            if not (place.is_relative_to(root) and limit.exists() and used.exists()):
+                continue
+            most = limit.read_text().strip()
+            if most != "max" and int(most) < _NO_LIMIT:
+                left = min(left, int(most) - int(used.read_text()))
     return left

@@ -26,7 +26,7 @@ from gpt4moe.errors import LaunchError
 from gpt4moe.launch import checks_files, checks_plan, checks_ranks, checks_speed, disk
 from gpt4moe.launch.data_facts import DataFacts, data_facts
 from gpt4moe.launch.disk import DiskFacts
-from gpt4moe.launch.evidence import CheckResult, Evidence, Speeds, Status, Timed
+from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, Evidence, Speeds, Status, Timed
 from gpt4moe.launch.facts import Gpu, RankFacts, rank_facts
 from gpt4moe.launch.meeting import Meeting
 from gpt4moe.launch.needs import needs
@@ -51,13 +51,14 @@ CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
 
 def preflight(
     run: RunConfig, environment: Environment, *, world_size: int, time_limit_seconds: float | None,
-    come_seconds: float = COME_SECONDS,
+    warning_seconds: float = WARNING_SECONDS, come_seconds: float = COME_SECONDS,
 ) -> tuple[Evidence, list[CheckResult]] | int:  # fmt: skip
     """Looks, measures and judges. Every rank calls it.
 
     Args:
         world_size: ranks of the run; another number than the environment's only in a single process.
         time_limit_seconds: of the training job.
+        warning_seconds: before that limit, by the training job's --signal.
         come_seconds: that the first rank waits for the others.
     Returns: evidence and results on the first rank; the exit status, as the first rank says it, on the others.
     Raises: LaunchError when this rank does not meet the first one.
@@ -69,7 +70,7 @@ def preflight(
     if meeting.is_first:
         notes = meeting.notes("facts", range(environment.world_size), come_seconds)
         evidence = _gathered(run, world_size, environment.world_size, notes)
-        evidence.time_limit_seconds = time_limit_seconds
+        evidence.time_limit_seconds, evidence.warning_seconds = time_limit_seconds, warning_seconds
         _say(f"{len(notes)} of {environment.world_size} ranks met")
     _write_files(run, meeting, evidence)
     _measure(run, environment, meeting, evidence)

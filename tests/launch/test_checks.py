@@ -8,7 +8,7 @@ import pytest
 
 from gpt4moe.launch.checks_files import data_readable, disk_space, folder_shared, write_speed
 from gpt4moe.launch.checks_plan import (
-    WARNING_SECONDS,
+    WANDB_SECONDS,
     device_memory,
     first_checkpoint,
     host_memory,
@@ -17,10 +17,12 @@ from gpt4moe.launch.checks_plan import (
 )
 from gpt4moe.launch.checks_ranks import gpus_present, placement, ranks_came, versions_equal
 from gpt4moe.launch.checks_speed import group_speeds, matrix_speed, node_links
+from gpt4moe.launch.command import warning_of
 from gpt4moe.launch.data_facts import DataFacts
 from gpt4moe.launch.disk import DiskFacts
-from gpt4moe.launch.evidence import CheckResult, Evidence, Status
+from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, Evidence, Status
 from gpt4moe.launch.preflight import exit_status, judge
+from gpt4moe.telemetry.wandb_run import NETWORK_SECONDS
 from tests.launch.scene import VERSIONS, scene, slowed, with_facts, with_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +136,10 @@ FAULTS: dict[str, tuple[Check, Callable[[], Evidence], tuple[str, ...]]] = {
     "a time limit too short": (
         first_checkpoint, lambda: scene(time_limit_seconds=120.0), ("after", "start 3 min", "50 steps")
     ),
-    "a warning too short": (last_save, lambda: on_disk(scene(), [1], bytes_per_second=1e4), ("at the measured speed",)),
+    "a warning too short": (
+        last_save, lambda: on_disk(scene("training.eval_every=5"), [1], bytes_per_second=1e5),
+        ("at the measured speed", "an evaluation", "the save under way", "the report 20 s"),
+    ),
     "a slow rank": (matrix_speed, lambda: at_flops(scene(), [10], 0.5), ("slow: rank 10 (node1)",)),
     "another GPU than cluster=...": (matrix_speed, lambda: at_flops(scene(), ALL, 0.3), ("median",)),
     "a node with slow ports": (node_links, lambda: between_nodes(scene(), 0.1), ("the slowest of 2",)),
@@ -234,6 +239,23 @@ def test_checkpoints_that_lie_there_already_need_no_more_space(tmp_path: Path) -
 def test_space_is_for_the_newest_the_kept_and_the_one_being_written(overrides: tuple[str, ...], most: int) -> None:
     needed = scene("training.steps=1000", *overrides).needs
     assert needed is not None and needed.num_checkpoints == most
+
+
+def test_the_cure_of_a_warning_too_short_cures() -> None:
+    evidence = on_disk(scene("tracking.wandb=online"), [1], bytes_per_second=1e5)
+    found = last_save(evidence)
+    assert found.status is Status.failed and f"wandb {WANDB_SECONDS:g} s" in found.measured
+    cure = found.cure.partition("signal=")[2].split(",")[0]
+    evidence.warning_seconds = warning_of(cure)
+    assert last_save(evidence).status is Status.passed
+
+
+def test_what_the_check_counts_is_what_the_trainer_allows_itself() -> None:
+    assert WANDB_SECONDS == NETWORK_SECONDS
+
+
+def test_memory_is_planned_for_the_engine_of_the_run() -> None:
+    assert device_memory(scene("engine=deepspeed")).status is Status.passed
 
 
 def test_the_warning_is_the_one_that_the_training_job_asks_slurm_for() -> None:

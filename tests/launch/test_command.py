@@ -26,7 +26,9 @@ def test_time_limits_are_read_as_slurm_writes_them(text: str, seconds: float | N
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("argument", ["ranks=many", "time_limit=soon", "output=xml", "time_limit=1:2:3:4"])
+@pytest.mark.parametrize(
+    "argument", ["ranks=many", "time_limit=soon", "output=xml", "time_limit=1:2:3:4", "signal=USR1@90"]
+)
 def test_a_value_that_is_none_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match=argument.partition("=")[2]):
         read(["+experiment=tiny", argument])
@@ -74,6 +76,21 @@ def test_memory_that_a_job_may_still_take_is_the_tightest_of_its_control_groups(
     groups.write_text("0::/job/step\n")
     assert _job_limit(groups, tmp_path / "fs") == 400
     assert _job_limit(tmp_path / "none") == float("inf")
+
+
+def test_memory_limits_of_the_older_control_groups_count_too(tmp_path: Path) -> None:
+    for path, limit, used in (
+        ("memory/job", "900", "300"),
+        ("memory", str((1 << 63) - 4096), "700"),
+        ("cpu/job", "5", "1"),
+    ):
+        folder = tmp_path / "fs" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(limit + "\n")
+        (folder / "memory.usage_in_bytes").write_text(used + "\n")
+    groups = tmp_path / "cgroup"
+    groups.write_text("9:cpu,cpuacct:/job\n4:memory:/job\n0::/\n")
+    assert _job_limit(groups, tmp_path / "fs") == 600
 
 
 def test_the_source_hash_sees_an_edit_and_not_the_folder(tmp_path: Path) -> None:

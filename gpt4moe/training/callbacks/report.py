@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from gpt4moe.config.resilience import REPORT_SECONDS
 from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.load_history import LoadHistory
 from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
@@ -22,8 +23,6 @@ from gpt4moe.training.step import StepResult
 logger = logging.getLogger(__name__)
 
 _WINDOW_STEPS = 50
-REPORT_SECONDS = 20.0
-"""A run that was told to end gives its report no more than that: Slurm's grace is for the save, and for ending."""
 
 
 class Report(Callback):
