@@ -41,7 +41,7 @@ if "hang" in arguments and rank != "0":
     time.sleep(90)
 if "signal" in arguments and start == 0:
     Path(f"pid-{rank}").write_text(str(os.getpid()))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         time.sleep(0.1)
 sys.exit(int(arguments.get("end", "0")))

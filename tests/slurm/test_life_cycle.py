@@ -78,6 +78,15 @@ def test_the_time_limit_comes_with_a_warning_and_the_job_goes_on(slurm: SlurmLab
     goes_on(slurm, checkout, job)
 
 
+@pytest.mark.slurm_long
+def test_a_time_limit_without_a_warning_saves_too_where_killwait_is_long_enough(
+    slurm: SlurmLab, checkout: Path
+) -> None:
+    job = waiting_job(slurm, checkout, *TWO_BY_TWO, "--time=1", "--signal=B:CONT@10")
+    until(lambda: len(list(checkout.glob("left-0-*"))) == 4, 130)
+    goes_on(slurm, checkout, job)
+
+
 def test_a_chain_runs_its_jobs_one_after_the_other(slurm: SlurmLab, checkout: Path) -> None:
     jobs = chain(slurm, checkout)
     ends = [slurm.wait(job, 60) for job in jobs]

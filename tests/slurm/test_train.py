@@ -21,9 +21,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-def submit(slurm: SlurmLab, folder: Path, *overrides: str) -> int:
+def submit(slurm: SlurmLab, folder: Path, *overrides: str, options: tuple[str, ...] = ()) -> int:
     return slurm.submit(
-        "sbatch", "--nodes=2", "--ntasks-per-node=2", f"--output={folder}/batch.log", "slurm/train.sh",
+        "sbatch", "--nodes=2", "--ntasks-per-node=2", *options, f"--output={folder}/batch.log", "slurm/train.sh",
         *SMALL, f"run.root={folder}", *overrides, cwd=ROOT, GPT4MOE_VENV=sys.prefix,
     )  # fmt: skip
 
