@@ -1,7 +1,6 @@
-"""What befalls a job of the trainer itself, not of its stand-in: afterwards every step is in the metrics exactly once."""
+"""What befalls a job of the trainer itself, not of a stand-in: afterwards every step is in the metrics exactly once."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
