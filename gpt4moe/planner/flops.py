@@ -77,9 +77,13 @@ def layer_attention_flops(model: ModelConfig, layer: int) -> float:
 def tokens_seen(model: ModelConfig, layer: int) -> float:
     """Tokens that a token of a layer attends to, on average over the sequence: half of it, or a window of w of S
     tokens (w - w^2 / 2S) in every second layer."""
-    window = model.planned.sliding_window if model.planned else None
-    width = min(window, model.seq_length) if window and layer % 2 == 0 else model.seq_length
+    width = min(window_of(model, layer) or model.seq_length, model.seq_length)
     return width - width**2 / (2 * model.seq_length)
+
+
+def window_of(model: ModelConfig, layer: int) -> int | None:
+    """Tokens that a layer's attention is limited to; None: all before."""
+    return model.planned.sliding_window if model.planned and layer % 2 == 0 else None
 
 
 def _layer_rows(model: ModelConfig, layer: int) -> dict[Component, float]:

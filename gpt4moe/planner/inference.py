@@ -14,6 +14,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profile
+from gpt4moe.planner.flops import window_of
 from gpt4moe.planner.layer_time import layer_kinds
 from gpt4moe.planner.tensors import Spread, output_tensors
 
@@ -34,7 +35,7 @@ class Serving:
     weight_bytes: float
     """Of the fullest device."""
     cache_bytes_per_token: float
-    """Of one token of one sequence, over all devices."""
+    """Of one token of one sequence, each key and value once: the mean over the context where layers keep a window."""
     cache_bytes: float
     """Of the fullest device."""
     latency_seconds: float
@@ -53,10 +54,10 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
     uneven (120 layers over 16: eight of 8, eight of 7)."""
     group = max(1.0, sequences / pp)
     kinds, stages = layer_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
-    per_token = cache_bytes_per_token(model)
-    in_cache = per_token / model.num_layers * sequences * context / min(tp, model.query_groups)
+    # Latents are whole on every tensor-parallel rank; keys and values are cut by head groups.
+    share = 1 if model.mla is not None else min(tp, model.query_groups)
     peak = cluster.peak_flops_bf16 * planning_profile(cluster.generation).matrix
-    seconds, weights = [], []
+    seconds, weights, caches = [], [], []
     for stage, layers in enumerate(stages):
         tensors = [tensor for layer in layers for tensor in kinds[layer].tensors]
         tensors += output_tensors(model) if stage == pp - 1 else []
@@ -71,23 +72,43 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
                 met = 1 - (1 - active) ** group  # experts that no token of the group chose are not read
             read += size * met
             operations += 2 * size * active * group if tensor.is_matrix else 0
-        moved = VALUE_BYTES * read + in_cache * len(layers) / pp
+        cached = sum(layer_cache_bytes(model, layer, context) for layer in layers) / share  # of one sequence
+        operations += group / tp * sum(_attention_operations(model, layer, context) for layer in layers)
+        moved = VALUE_BYTES * read + group * cached
         wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * VALUE_BYTES * group * model.hidden_size / (
             RING_SHARE * cluster.nvlink_bytes_per_second)) * (tp > 1)  # fmt: skip
         work = max(moved / (cluster.memory_bytes_per_second * MEMORY_SHARE), operations / peak)
         seconds.append(work + wire + ALL_REDUCE_SECONDS * (pp > 1))
         weights.append(VALUE_BYTES * held)
+        caches.append(sequences * cached)
     return Serving(
         devices=tp * pp, sequences=sequences, context=context, weight_bytes=max(weights),
-        cache_bytes_per_token=per_token, cache_bytes=in_cache * max(map(len, stages)),
+        cache_bytes_per_token=cache_bytes(model, context) / context, cache_bytes=max(caches),
         latency_seconds=max(sum(seconds), pp * max(seconds) if sequences >= pp else 0.0),
         tokens_per_second=group / max(seconds) if sequences >= pp else sequences / sum(seconds),
     )  # fmt: skip
 
 
-def cache_bytes_per_token(model: ModelConfig) -> float:
-    """Keys and values of one token over all layers, each head group once."""
-    return VALUE_BYTES * 2 * model.num_layers * model.query_groups * model.head_size
+def cache_bytes(model: ModelConfig, context: int) -> float:
+    """What decoding keeps of one sequence of `context` tokens, each key and value once."""
+    return sum(layer_cache_bytes(model, layer, context) for layer in range(model.num_layers))
+
+
+def layer_cache_bytes(model: ModelConfig, layer: int, context: int) -> float:
+    """Of one layer (its global index): keys and values of each head group; of latent attention the latent and the
+    keys' rotary part, which all heads share (arXiv:2405.04434, section 2.1.2); of a window no more than it."""
+    width = 2 * model.query_groups * model.head_size
+    if model.mla is not None:
+        width = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+    return VALUE_BYTES * width * min(context, window_of(model, layer) or context)
+
+
+def _attention_operations(model: ModelConfig, layer: int, context: int) -> float:
+    """FLOP of one new token's scores and weighted values. Latent attention works on the latent itself."""
+    width = 2 * model.head_size
+    if model.mla is not None:
+        width = 2 * model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+    return 2.0 * model.num_attention_heads * width * min(context, window_of(model, layer) or context)
 
 
 def with_query_groups(model: ModelConfig, groups: int) -> ModelConfig:

@@ -2,17 +2,22 @@
 
 import pytest
 
-from gpt4moe.planner.inference import cache_bytes_per_token, most_sequences, serve, with_query_groups
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.planner.inference import cache_bytes, most_sequences, serve, with_query_groups
 from gpt4moe.planner.params import count_parameters
 from tests.planner.timed import plan_of
 
 
+def kept_of_a_token(model: ModelConfig) -> float:
+    return cache_bytes(model, 1)
+
+
 def test_a_multi_head_cache_of_8192_tokens_takes_42_gb_over_the_cluster() -> None:
     model = plan_of("+experiment=gpt4").model
-    assert cache_bytes_per_token(model) == pytest.approx(5.16e6, rel=1e-3)
-    assert cache_bytes_per_token(model) * 8192 == pytest.approx(42.3e9, rel=1e-3)
-    assert cache_bytes_per_token(with_query_groups(model, 8)) * 12 == cache_bytes_per_token(model)
-    assert cache_bytes_per_token(with_query_groups(model, 1)) * 96 == cache_bytes_per_token(model)
+    assert kept_of_a_token(model) == pytest.approx(5.16e6, rel=1e-3)
+    assert kept_of_a_token(model) * 8192 == pytest.approx(42.3e9, rel=1e-3)
+    assert kept_of_a_token(with_query_groups(model, 8)) * 12 == kept_of_a_token(model)
+    assert kept_of_a_token(with_query_groups(model, 1)) * 96 == kept_of_a_token(model)
 
 
 def test_the_128_devices_hold_the_weights_with_uneven_stages() -> None:
@@ -50,3 +55,33 @@ def test_fewer_groups_leave_room_for_more_sequences() -> None:
         for groups in (96, 8)
     ]
     assert rooms[1] > 11 * rooms[0] > 0
+
+
+@pytest.mark.parametrize(("name", "published"), [("deepseek_v3", 70_272), ("llama3_405b", 516_096)])
+def test_caches_of_published_models_are_as_published(name: str, published: int) -> None:
+    """arXiv:2505.09343, table 1: bytes of a token in bf16, DeepSeek-V3's latent against grouped queries."""
+    assert kept_of_a_token(plan_of(f"model={name}").model) == published
+
+
+def test_a_latent_is_whole_on_every_rank_and_grouped_keys_are_cut() -> None:
+    for name, cut in (("deepseek_v3", 1), ("llama3_405b", 8)):
+        plan = plan_of(f"model={name}", "cluster=h200_141g")
+        served = serve(plan.model, plan.cluster, tp=8, pp=1, sequences=3, context=1000)
+        assert served.cache_bytes == pytest.approx(3 * 1000 * kept_of_a_token(plan.model) / cut)
+
+
+def test_a_layer_with_a_window_keeps_and_reads_no_more_than_it() -> None:
+    """gpt-oss: every second layer sees 128 tokens."""
+    plan = plan_of("model=gpt_oss_120b", "cluster=h100_80g")
+    a_token = 36 * 2 * 8 * 64 * 2
+    assert cache_bytes(plan.model, 128) == 128 * a_token
+    assert cache_bytes(plan.model, 8192) == (8192 + 128) / 2 * a_token
+    rooms, seconds = [], []
+    for window in (128, None):
+        assert plan.model.planned is not None
+        plan.model.planned.sliding_window = window
+        rooms.append(most_sequences(plan.model, plan.cluster, tp=2, pp=1, context=8192))
+        served = serve(plan.model, plan.cluster, tp=2, pp=1, sequences=64, context=8192)
+        seconds.append(served.latency_seconds)
+    assert rooms[0] == pytest.approx(2 * rooms[1], rel=0.02)
+    assert seconds[0] < seconds[1]
