@@ -8,7 +8,7 @@ and four operations on CPUs; grouped products keep their activation, the loop ov
 Shapes: t tokens of a micro-batch on a rank of cp, s = t / tp where sequences are parallel, N rows at local experts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
@@ -39,6 +39,10 @@ class MicroBatch:
     """Experts by grouped products."""
     imbalance: float
     """Rows at the fullest rank's experts over an even share."""
+    moe_layers: tuple[bool, ...]
+    """Of each layer, whether it is MoE."""
+    sums: dict[tuple[bool, Recompute], int] = field(default_factory=dict, compare=False)
+    """What layer_bytes worked out, of each kind of layer once."""
 
     @classmethod
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
@@ -48,7 +52,7 @@ class MicroBatch:
         return cls(
             model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
-            imbalance=imbalance,
+            imbalance=imbalance, moe_layers=tuple(run.model.moe_layers),
         )  # fmt: skip
 
     @property
@@ -95,11 +99,19 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
         return {"layer_input": micro.hidden_bytes}
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
     attention = attention_activations(micro, again=recompute is Recompute.selective)
-    if micro.model.moe_layers[layer]:
+    if micro.moe_layers[layer]:
         mlp = expert_activations(micro, again=recompute is Recompute.moe)
     else:
         mlp = dense_activations(micro)
     return {"norms": 2 * norm, **attention, **mlp}
+
+
+def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:
+    """The sum of layer_activations."""
+    key = (micro.moe_layers[layer], recompute)
+    if key not in micro.sums:
+        micro.sums[key] = sum(layer_activations(micro, layer, recompute).values())
+    return micro.sums[key]
 
 
 def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:

@@ -3,6 +3,7 @@
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
+from gpt4moe.planner.efficiency import EVIDENCE
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import RunTime, Saving, best_interval
 from gpt4moe.planner.step_time import StepTime
@@ -61,14 +62,20 @@ def warnings(
             f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops; the interval that loses the least "
             f"is checkpoint.every={best_interval(saving.seconds, rate, step)}"
         )
-    if cluster.generation.value == "cpu":
-        found.append("FLOP/s, bandwidths and price of cluster=cpu are nominal: its time and cost are only a trend")
-    elif cluster.generation.value != "hopper":
-        found.append(
-            "time on this generation was checked against other stacks' published runs, never against this trainer "
-            "(docs/planner-error.md)"
-        )
+    found.append(_of_time(cluster))
     return found
+
+
+def _of_time(cluster: ClusterConfig) -> str:
+    """What stands behind the seconds: never a run of this trainer."""
+    known = EVIDENCE.get(cluster.generation)
+    if known is None:
+        return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
+    return (
+        f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "
+        f"{known.constants}; {known.strangers} published rows of other stacks on it were {known.median_error:.0%} off "
+        f"in the median with them, {known.worst_error:.0%} at worst (docs/planner-error.md)"
+    )
 
 
 def _memory_move(parallel: ParallelConfig, stage: StageMemory) -> str:

@@ -83,3 +83,36 @@ NEAREST = {
     Generation.blackwell_ultra: "megatron-core-2025/hopper",
     Generation.cpu: "megatron-core-2025/hopper",
 }
+"""Generation -> whose constants a plan of our trainer takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What stands behind the seconds of a plan on one generation."""
+
+    constants: str
+    """Whose they are, and how many published rows decided them."""
+    strangers: int
+    """Published rows on this generation, of other sources than the one that nearly all constants come from."""
+    median_error: float
+    """Of those rows under those constants, 0 to 1."""
+    worst_error: float
+
+
+_HOPPER = "fitted to 64 rows of one paper on H100 (Megatron-Core 2025)"
+EVIDENCE = {
+    Generation.ampere: Evidence(
+        constants="fitted to 9 dense rows of one paper on A100 (Megatron-LM 2022), those of experts to rows on H100",
+        strangers=9, median_error=0.094, worst_error=0.220,
+    ),
+    Generation.hopper: Evidence(constants=_HOPPER, strangers=11, median_error=0.240, worst_error=0.737),
+    Generation.blackwell: Evidence(
+        constants=f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found",
+        strangers=11, median_error=0.177, worst_error=0.795,
+    ),
+    Generation.blackwell_ultra: Evidence(
+        constants=f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found",
+        strangers=11, median_error=0.224, worst_error=0.354,
+    ),
+}  # fmt: skip
+"""As `python -m benchmarks.planner_error` computes it; none for CPUs."""

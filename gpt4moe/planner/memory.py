@@ -10,20 +10,25 @@ Every stage by itself: stages differ in layers, in live micro-batches, and the f
 of a stage differ in what their optimizers own (padding falls on the last ones).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import accumulate
+from operator import sub
+from typing import TypeVar
 
+from gpt4moe.config.cluster import Generation
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.parallel.schedule import peak_live, schedule
+from gpt4moe.parallel.placement import rank_chunks, stage_layers
+from gpt4moe.parallel.schedule import virtual_order, warmup_forwards
 from gpt4moe.planner.activations import (
     FLOAT,
     MicroBatch,
     embedding_activations,
     head_activations,
-    layer_activations,
+    layer_bytes,
     mask_bytes,
 )
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
@@ -38,6 +43,7 @@ CONTEXT_BYTES = 2_000_000_000
 """A GPU's driver context and NCCL's buffers: an assumption."""
 FRAGMENTATION = 0.05
 """Of activations and buffers, lost between the allocator's blocks: an assumption."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,26 +83,28 @@ class ChunkBuffers:
         return self.dense.numel + self.expert.numel
 
 
-def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAULT_IMBALANCE) -> list[StageMemory]:
+def memory_per_stage(
+    run: RunConfig, layout: Layout, *, imbalance: float = DEFAULT_IMBALANCE, known: "KnownStates | None" = None
+) -> list[StageMemory]:
     """Of a legal layout.
 
     Args:
         imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
+        known: states of other calls with the same model, engine, precision and degrees, which it grows.
     """
     micro = MicroBatch.of(run, layout, imbalance)
+    alike = alike_stages(run, layout)
     live = live_activations(run, layout, micro)
-    passing = peak_live_bytes(run, layout, [_kept_messages(run, layout, micro, s) for s in range(layout.pp)])
-    states: dict[tuple[object, ...], _States] = {}  # stages in the middle are alike
+    passing = peak_live_bytes(run, layout, _of_each(alike, lambda stage: _kept_messages(run, layout, micro, stage)))
+    workspaces = _of_each(alike, lambda stage: _workspace(run, layout, micro, stage))
+    states = {} if known is None else known
+    reserved = CONTEXT_BYTES if run.cluster.generation is not Generation.cpu else 0
     stages = []
-    for stage in range(layout.pp):
-        chunks = rank_chunks(run.model.num_layers, run.parallel, stage)
-        kinds = tuple(tuple(run.model.moe_layers[layer] for layer in layers) for layers in chunks)
-        key = (kinds, stage == 0, stage == layout.pp - 1)
-        if key not in states:
-            states[key] = _STATES[run.engine.kind](run, layout, stage)
-        held = states[key]
-        buffers = passing[stage] + _workspace(run, layout, micro, stage)
-        lost = CONTEXT_BYTES + int(FRAGMENTATION * (live[stage] + buffers))
+    for stage, like in enumerate(alike):
+        if like not in states:
+            states[like] = _STATES[run.engine.kind](run, layout, like)
+        held = states[like]
+        buffers = passing[stage] + workspaces[stage]
         stages.append(StageMemory(
             stage=stage,
             rank=stage * layout.stage_size + held.fullest,
@@ -105,9 +113,30 @@ def memory_per_stage(run: RunConfig, layout: Layout, *, imbalance: float = DEFAU
             optimizer_bytes=held.optimizer,
             activations_bytes=live[stage],
             buffers_bytes=buffers,
-            reserve_bytes=lost if run.cluster.name != "cpu" else 0,
+            reserve_bytes=reserved + int(FRAGMENTATION * (live[stage] + buffers)) if reserved else 0,
         ))  # fmt: skip
     return stages
+
+
+def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
+    """For each stage, the first one that is like it: the same kinds of layers, the same ends of the model."""
+    chunks, is_moe = stage_layers(run.model.num_layers, run.parallel), run.model.moe_layers
+    first: dict[tuple[object, ...], int] = {}
+    return [
+        first.setdefault(
+            (stage == 0, stage == layout.pp - 1, *(
+                tuple(is_moe[layer] for layer in layers) for layers in chunks[stage :: layout.pp]
+            )),
+            stage,
+        )
+        for stage in range(layout.pp)
+    ]  # fmt: skip
+
+
+def _of_each(alike: list[int], value: Callable[[int], Value]) -> list[Value]:
+    """Of every stage, worked out once for those that are alike."""
+    known = {stage: value(stage) for stage in set(alike)}
+    return [known[stage] for stage in alike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +147,10 @@ class _States:
     gradients: int
     optimizer: int
     fullest: int
+
+
+KnownStates = dict[int, _States]
+"""Stage -> its states, for the first of those that are alike."""
 
 
 def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> _States:
@@ -175,36 +208,50 @@ def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers])
 
 def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[int]:
     """What autograd keeps at the fullest moment of each pipeline stage, and masks."""
-    kept = [chunk_activations(run, layout, micro, stage) for stage in range(layout.pp)]
-    again = [again_bytes(run, layout, micro, stage) for stage in range(layout.pp)]
+    alike = alike_stages(run, layout)
+    kept = _of_each(alike, lambda stage: chunk_activations(run, layout, micro, stage))
+    again = _of_each(alike, lambda stage: again_bytes(run, layout, micro, stage))
     return [a + b + mask_bytes(micro) for a, b in zip(peak_live_bytes(run, layout, kept), again, strict=True)]
 
 
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:
-    """The most that each pipeline stage holds at once, at the fullest moment of its schedule.
+    """The most that each pipeline stage holds at once, at the fullest moment of its schedule: schedule.peak_live
+    without the table. The k-th forward pass of a rank finds the forward passes before it done, and the backward passes
+    of those that are further back than the warm-up.
 
     Args:
         kept: by one micro-batch in each virtual stage of each pipeline stage.
     """
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * layout.dp)
     enough = min(micro_batches, 3 * layout.pp)  # a longer steady state holds no more
-    table = schedule(pp=layout.pp, vpp=layout.vpp, micro_batches=enough)
-    weights = [float(kept[stage][vp_stage]) for vp_stage in range(layout.vpp) for stage in range(layout.pp)]
-    return [int(peak) for peak in peak_live(table, weights)]
+    if layout.vpp == 1:
+        return [own[0] * min(enough, layout.pp - stage) for stage, own in enumerate(kept)]
+    order = [chunk for _, chunk in virtual_order(layout.vpp, enough, layout.pp)]
+    sums: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
+    peaks = []
+    for stage, own in enumerate(kept):
+        if tuple(own) not in sums:
+            done = list(accumulate(own[chunk] for chunk in order))
+            sums[tuple(own)] = done, [0, *accumulate(own[layout.vpp - 1 - chunk] for chunk in order)]
+        done, freed = sums[tuple(own)]
+        warmup = warmup_forwards(stage, pp=layout.pp, vpp=layout.vpp, micro_batches=enough)
+        peaks.append(max([done[min(warmup, len(done) - 1)], *map(sub, done[warmup:], freed)]))
+    return peaks
 
 
 def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
     """What one micro-batch leaves in each virtual stage of a pipeline stage."""
     kept = []
     for vp_stage, layers in enumerate(rank_chunks(run.model.num_layers, run.parallel, stage)):
-        parts = [layer_activations(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers)]
+        whole = sum(layer_bytes(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers))
+        parts = []
         if Recompute.full in {recompute_of(run, place) for place in range(len(layers))}:
             parts.append({"rotary": micro.sequence * run.model.head_size * FLOAT})  # handed to every such layer
         if stage == 0 and vp_stage == 0:
             parts.append(embedding_activations(micro))
         if stage == layout.pp - 1 and vp_stage == layout.vpp - 1:
             parts.append(head_activations(micro))
-        kept.append(sum(sum(part.values()) for part in parts))
+        kept.append(whole + sum(sum(part.values()) for part in parts))
     return kept
 
 
@@ -219,8 +266,8 @@ def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -
     most = 0
     for layers in rank_chunks(run.model.num_layers, run.parallel, stage):
         for place, layer in enumerate(layers):
-            whole = sum(layer_activations(micro, layer).values())
-            most = max(most, whole - sum(layer_activations(micro, layer, recompute_of(run, place)).values()))
+            gone = layer_bytes(micro, layer) - layer_bytes(micro, layer, recompute_of(run, place))
+            most = max(most, gone)
     head = sum(head_activations(micro).values()) if stage == layout.pp - 1 else 0
     return max(0, most - head)
 

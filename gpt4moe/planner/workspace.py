@@ -37,7 +37,7 @@ def attention_workspace(micro: MicroBatch) -> int:
 
 def layer_workspace(micro: MicroBatch, layer: int) -> int:
     """The largest of a layer's parts."""
-    mlp = expert_workspace if micro.model.moe_layers[layer] else dense_workspace
+    mlp = expert_workspace if micro.moe_layers[layer] else dense_workspace
     return max(attention_workspace(micro), mlp(micro))
 
 

@@ -1,24 +1,25 @@
 """The planner against published runs: the table in the docs is the code's, and within what is promised."""
 
-import json
 from pathlib import Path
 from statistics import median
 
 import pytest
 
-from benchmarks.planner_error import (
-    LEFT_OUT,
-    comparable,
+from benchmarks.planner_error import rankings, spearman, stored, table
+from benchmarks.planner_error_fit import (
+    HELD_OUT,
     errors,
     fit,
     fitted_rows,
     left_out,
-    predict,
-    rows,
-    spearman,
-    table,
+    planned_elsewhere,
+    source_left_out,
 )
-from gpt4moe.planner.efficiency import PROFILES
+from benchmarks.planner_error_rows import rows
+from gpt4moe.config.cluster import Generation
+from gpt4moe.planner.efficiency import EVIDENCE, PROFILES
+from gpt4moe.planner.estimate import estimate
+from tests.planner.timed import plan_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "planner-error.md"
 
@@ -34,18 +35,50 @@ def test_every_row_has_its_own_name_and_a_source() -> None:
     assert all(row.profile in PROFILES for row in rows())
 
 
-def test_the_median_row_left_out_of_the_fit_is_within_ten_percent() -> None:
-    kept = json.loads(LEFT_OUT.read_text())
-    fitted = {row.name for row in rows() if row.source != "modelzoo"}
-    assert set(kept) == fitted
-    assert median(abs(error) for error in kept.values()) < 0.10
+def sizes(kind: str) -> list[float]:
+    return [abs(error) for error in stored()[kind].values()]
+
+
+def test_rows_left_out_of_their_stacks_fit_are_as_near_as_the_page_says() -> None:
+    """Median within the aim of 10%; the worst, 32%, is not within 25%: two rows, named on the page."""
+    assert set(stored()["row"]) == {row.name for row in rows() if row.source not in HELD_OUT}
+    assert median(sizes("row")) < 0.07
+    assert max(sizes("row")) < 0.33 and sum(size > 0.25 for size in sizes("row")) <= 2
+
+
+def test_rows_whose_whole_source_is_left_out_are_as_near_as_the_page_says() -> None:
+    """A plan is of a stack that no row is of: neither aim is met, and these are the numbers to go by."""
+    assert set(stored()["source"]) == {row.name for row in rows()}
+    assert median(sizes("source")) < 0.15
+    assert max(sizes("source")) < 0.85 and sum(size > 0.25 for size in sizes("source")) <= 30
 
 
 def test_the_stored_left_out_errors_are_the_ones_the_fit_gives() -> None:
-    """The smallest stack again; the others take minutes."""
-    kept = json.loads(LEFT_OUT.read_text())
-    for name, error in left_out("llama3-2024").items():
-        assert error == pytest.approx(kept[name], abs=1e-3)
+    """The smallest stack and a source again; the others take minutes."""
+    for kind, found in (("row", left_out("llama3-2024")), ("source", source_left_out("folding"))):
+        for name, error in found.items():
+            assert error == pytest.approx(stored()[kind][name], abs=1e-3)
+
+
+def test_what_a_plan_warns_of_is_what_the_rows_say() -> None:
+    """For each generation: rows behind its seconds, and the error of those that the constants never saw."""
+    for generation, known in EVIDENCE.items():
+        found = [abs(error) for error in planned_elsewhere(generation)]
+        assert len(found) == known.strangers
+        assert median(found) == pytest.approx(known.median_error, abs=1e-3)
+        assert max(found) == pytest.approx(known.worst_error, abs=1e-3)
+    assert set(Generation) - set(EVIDENCE) == {Generation.cpu}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [("a100_80g", "9 dense rows"), ("h100_80g", "64 rows of one paper"), ("b200", "no row of that stack on Blackwell"),
+     ("gb300", "35% at worst"), ("cpu", "nominal")],
+)  # fmt: skip
+def test_every_plan_says_what_stands_behind_its_seconds(cluster: str, said: str) -> None:
+    plan = plan_of("model=mixtral_8x7b", f"cluster={cluster}", "gpus=8", "parallel.ep=8")
+    plan.cluster.usd_per_hour = plan.cluster.usd_per_hour or 1.0
+    assert said in estimate(plan).warnings[-1]
 
 
 def test_the_constants_in_the_code_are_where_the_fit_ends() -> None:
@@ -58,12 +91,11 @@ def test_the_constants_in_the_code_are_where_the_fit_ends() -> None:
 
 
 def test_layouts_of_one_model_are_ranked_as_measured() -> None:
-    ranked = [
-        spearman([row.seconds for row in group], [predict(row, PROFILES[row.profile]) for row in group])
-        for group in comparable().values()
-    ]
+    """On average, and in all but two groups: of those one is three layouts in the wrong order, -0.5."""
+    ranked = sorted(rankings())
     assert len(ranked) > 10
-    assert sum(ranked) / len(ranked) >= 0.8
+    assert sum(ranked) / len(ranked) >= 0.85
+    assert ranked[0] >= -0.5 and ranked[1] >= 0.5 and ranked[2] >= 0.8
 
 
 def test_rank_correlation_is_spearmans() -> None:

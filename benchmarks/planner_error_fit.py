@@ -1,0 +1,151 @@
+"""The constants of a stack from published rows, and what they say of rows that they were not fitted to.
+
+fit: a stack's constants from its rows. left_out: each row by constants of its stack's others. source_left_out: each
+source by constants pooled from all other sources, as siblings of one paper are no test of a plan.
+"""
+
+from dataclasses import replace
+from math import log
+
+from benchmarks.planner_error_rows import Row, rows
+from gpt4moe.config.cluster import Generation
+from gpt4moe.planner.efficiency import NEAREST, PROFILES, Efficiency
+from gpt4moe.planner.layer_time import Work
+from gpt4moe.planner.step_time import step_time
+
+FITTED = {
+    "megatron-lm-2022": ["matrix", "exposed"],
+    "llama3-2024": ["matrix"],
+    "megatron-core-2025": ["matrix", "exposed", "copy_passes", "moe_layer_seconds"],
+    "megatron-bridge-26.04": ["matrix", "exposed", "copy_passes", "moe_layer_seconds"],
+}
+"""Stack -> the constants that its rows decide."""
+HELD_OUT = {"modelzoo"}
+"""Sources that no constant was fitted to."""
+POOLED = {"matrix": 0.62, "exposed": 0.5, "copy_passes": 9.0, "moe_layer_seconds": 6e-4}
+"""Constants that sources share when one of them is left out, and where their fit starts."""
+PLANNED_FROM = "folding"
+"""The source of the constants that a plan takes on most generations (efficiency.NEAREST)."""
+
+
+def predict(row: Row, efficiency: Efficiency) -> float:
+    """Seconds of the row's step."""
+    peak = row.cluster.peak_flops_bf16 if row.precision == "bf16" else row.cluster.peak_flops_fp8
+    assert peak is not None
+    efficiency = _dispatched(efficiency, row.note)
+    work = Work(
+        model=row.model, kinds=list(row.kinds), parallel=row.parallel,
+        micro_batch_size=row.training.micro_batch_size, cluster=row.cluster, efficiency=efficiency, matrix_peak=peak,
+    )  # fmt: skip
+    return step_time(work, row.training, row.devices, balanced=True).seconds
+
+
+def _dispatched(efficiency: Efficiency, note: str) -> Efficiency:
+    """A row whose dispatcher is not its stack's, as the source says."""
+    if note == "deepep":
+        return replace(efficiency, one_copy_per_domain=True)
+    if not note.startswith("alltoall"):
+        return efficiency
+    plain = PROFILES["megatron-core-2025/hopper"]  # fitted to other rows
+    exposed = efficiency.exposed if note == "alltoall_overlapped" else plain.exposed
+    return replace(efficiency, copy_passes=plain.copy_passes, exposed=exposed, one_copy_per_domain=False)
+
+
+def errors(of: list[Row], profiles: dict[str, Efficiency]) -> list[float]:
+    """Predicted over published, less 1."""
+    return [predict(row, profiles[row.profile]) / row.seconds - 1 for row in of]
+
+
+def fit(stack: str, of: list[Row], *, step: float = 1.3) -> dict[str, Efficiency]:
+    """The stack's constants that make the mean and the root mean square of the log errors smallest, by coordinates."""
+    profiles = {name: profile for name, profile in PROFILES.items() if name.split("/")[0] == stack}
+    knobs = [(name, "matrix") for name in profiles] + [("", field) for field in FITTED[stack] if field != "matrix"]
+    steps, best = dict.fromkeys(knobs, step), _loss(of, profiles)
+    while max(steps.values()) > 1.01:
+        has_moved = False
+        for knob in knobs:
+            for factor in (steps[knob], 1 / steps[knob]):
+                tried = _turned(profiles, knob, factor)
+                loss = _loss(of, tried)
+                if loss < best - 1e-7:
+                    profiles, best, has_moved = tried, loss, True
+        if not has_moved:
+            steps = {knob: 1 + (size - 1) / 2 for knob, size in steps.items()}
+    return profiles
+
+
+def _turned(profiles: dict[str, Efficiency], knob: tuple[str, str], factor: float) -> dict[str, Efficiency]:
+    """One constant multiplied: of one profile (matrix), or of the whole stack."""
+    only, field = knob
+
+    def turn(profile: Efficiency) -> Efficiency:
+        value = getattr(profile, field) * factor
+        return replace(profile, **{field: min(1.0, value) if field in ("matrix", "exposed") else value})
+
+    return {name: turn(profile) if only in ("", name) else profile for name, profile in profiles.items()}
+
+
+def _loss(of: list[Row], profiles: dict[str, Efficiency]) -> float:
+    return _spread([log(1 + error) for error in errors(of, profiles)])
+
+
+def _spread(logs: list[float]) -> float:
+    return sum(map(abs, logs)) / len(logs) + 0.5 * (sum(value**2 for value in logs) / len(logs)) ** 0.5
+
+
+def fitted_rows(stack: str) -> list[Row]:
+    return [row for row in rows() if row.stack == stack and row.source not in HELD_OUT]
+
+
+def left_out(stack: str) -> dict[str, float]:
+    """Each row's error under constants fitted to the other rows of its stack."""
+    mine = fitted_rows(stack)
+    return {
+        row.name: errors([row], fit(stack, [other for other in mine if other is not row], step=1.05))[0] for row in mine
+    }
+
+
+def source_left_out(source: str) -> dict[str, float]:
+    """Each row's error under constants fitted to the rows of all other sources. Of its own stack stay what the source
+    states (fused or not, dispatcher, bytes of a gradient), of no row its speed."""
+    constants = _pooled([row for row in rows() if row.source != source])
+    return {row.name: _strange(row, constants) for row in rows() if row.source == source}
+
+
+def sources() -> list[str]:
+    return list(dict.fromkeys(row.source for row in rows()))
+
+
+def planned_elsewhere(generation: Generation) -> list[float]:
+    """Errors of the rows on a generation whose source is not the one that a plan's constants come from, under those
+    constants: what a plan for that hardware can be off by."""
+    nearest = PROFILES[NEAREST[Generation.hopper]]
+    constants = {name: getattr(nearest, name) for name in POOLED}
+    mine = [row for row in rows() if row.cluster.generation is generation and row.source != PLANNED_FROM]
+    return [_strange(row, constants) for row in mine]
+
+
+def _strange(row: Row, constants: dict[str, float]) -> float:
+    return predict(row, replace(PROFILES[row.profile], **constants)) / row.seconds - 1
+
+
+def _pooled(of: list[Row]) -> dict[str, float]:
+    """One set of constants for rows of any stack, by coordinates."""
+    constants, steps = dict(POOLED), dict.fromkeys(POOLED, 1.3)
+    best = _pooled_loss(of, constants)
+    while max(steps.values()) > 1.02:
+        has_moved = False
+        for name in POOLED:
+            for factor in (steps[name], 1 / steps[name]):
+                value = constants[name] * factor
+                tried = {**constants, name: min(1.0, value) if name in ("matrix", "exposed") else value}
+                loss = _pooled_loss(of, tried)
+                if loss < best - 1e-6:
+                    constants, best, has_moved = tried, loss, True
+        if not has_moved:
+            steps = {name: 1 + (size - 1) / 2 for name, size in steps.items()}
+    return constants
+
+
+def _pooled_loss(of: list[Row], constants: dict[str, float]) -> float:
+    return _spread([log(1 + _strange(row, constants)) for row in of])

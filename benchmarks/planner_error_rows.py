@@ -1,0 +1,113 @@
+"""Published runs as rows: what planner_error.yaml says, ready to be predicted.
+
+planner_error.yaml, configs/cluster -> Row (model, cluster, layout, batch, published seconds)
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt4moe.config.cluster import ClusterConfig, Generation
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.planned import MlaConfig, PlannedConfig
+from gpt4moe.config.training import TrainingConfig
+from gpt4moe.planner.flops import flops_per_token
+from gpt4moe.planner.layer_time import LayerKind, layer_kinds
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One published run."""
+
+    source: str
+    stack: str
+    model: ModelConfig
+    kinds: tuple[LayerKind, ...]
+    cluster: ClusterConfig
+    devices: int
+    precision: str
+    parallel: ParallelConfig
+    training: TrainingConfig
+    note: str
+    seconds: float
+    """Of a step, published or worked out from what was."""
+
+    @property
+    def profile(self) -> str:
+        return f"{self.stack}/{self.cluster.generation.value}"
+
+    @property
+    def name(self) -> str:
+        cut = self.parallel
+        degrees = {"tp": cut.tp, "pp": cut.pp, "vpp": cut.vpp, "cp": cut.cp, "ep": cut.ep, "etp": cut.etp}
+        layout = " ".join(f"{axis}{size}" for axis, size in degrees.items() if size > 1) or "one rank"
+        batch = f"batch {self.training.global_batch_size} x {self.model.seq_length}"
+        note = "" if self.note == "none" else f", {self.note}"
+        return f"{self.model.name} {self.devices} x {self.cluster.name} {self.precision} {layout}, {batch}{note}"
+
+
+@cache
+def rows() -> list[Row]:
+    """All rows of planner_error.yaml, in its order."""
+    raw = yaml.safe_load((HERE / "planner_error.yaml").read_text())
+    models = {name: _model(name, fields) for name, fields in raw["models"].items()}
+    stacks = {source: about["profile"] for source, about in raw["sources"].items()}
+    return [
+        _row(source, stacks[source], models, raw["clusters"], values)
+        for source, listed in raw["rows"].items()
+        for values in listed
+    ]
+
+
+def _model(name: str, fields: dict[str, Any]) -> ModelConfig:
+    fields = dict(fields)
+    moe, mla, planned = (fields.pop(part, None) for part in ("moe", "mla", "planned"))
+    dense = fields.pop("dense_layers", 0)
+    if moe and dense:
+        moe = {**moe, "layer_pattern": [0] * dense + [1] * (fields["num_layers"] - dense)}
+    return ModelConfig(
+        name=name, seq_length=1, moe=MoEConfig(**moe) if moe else None, mla=MlaConfig(**mla) if mla else None,
+        planned=PlannedConfig(**planned) if planned else None, **fields,
+    )  # fmt: skip
+
+
+@cache
+def _cluster(name: str) -> ClusterConfig:
+    raw = yaml.safe_load((HERE.parent / "configs" / "cluster" / f"{name}.yaml").read_text())
+    # PyYAML reads 312.0e12 as a string, OmegaConf as the number it is.
+    numbers = {key: float(value) if isinstance(value, str) and key not in ("name", "generation") else value
+               for key, value in raw.items()}  # fmt: skip
+    return ClusterConfig(**{**numbers, "generation": Generation(raw["generation"])})
+
+
+def _row(source: str, stack: str, models: dict[str, ModelConfig], clusters: dict[str, Any], values: list[Any]) -> Row:
+    name, machine, devices, precision, tp, pp, vpp, cp, ep, etp, micro, batch, seq_length, note, kind, value = values
+    model = replace(models[name], seq_length=seq_length)
+    special = dict(clusters.get(machine, {}))
+    cluster = _cluster(special.pop("base", machine))
+    if special:
+        special["generation"] = Generation(special["generation"])
+        cluster = replace(cluster, name=machine, **special)
+    recompute = Recompute(note) if note in ("selective", "full") else Recompute.none
+    parallel = ParallelConfig(
+        tp=tp, pp=pp, vpp=vpp, cp=cp, ep=ep, etp=etp, recompute=recompute,
+        sequence_parallel=False if source == "korthikanti" and note == "full" else None,
+    )  # fmt: skip
+    tokens = batch * seq_length
+    if kind == "tokens_per_second_per_gpu":
+        value = tokens / (value * devices)
+    elif kind == "mfu":
+        flops = flops_per_token(model)
+        value = (flops.model + flops.attention) * tokens / (devices * value / 100 * cluster.peak_flops_bf16)
+    training = TrainingConfig(steps=1, global_batch_size=batch, micro_batch_size=micro)
+    return Row(
+        source=source, stack=stack, model=model, kinds=tuple(layer_kinds(model)), cluster=cluster, devices=devices,
+        precision=precision, parallel=parallel, training=training, note=note, seconds=value,
+    )  # fmt: skip
