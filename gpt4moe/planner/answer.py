@@ -21,7 +21,8 @@ def json_answer(plan: PlanConfig) -> dict[str, object]:
     if not plan.search:
         return to_json(estimate(plan))
     result = search(plan)
-    numbers = {"gpus": result.gpus, "legal": result.legal, "tokens": result.tokens}
+    looked = {"may_fit": result.may_fit, "checked": result.checked, "complete": result.is_complete}
+    numbers = {"gpus": result.gpus, "legal": result.legal, **looked, "tokens": result.tokens}
     return {**numbers, "layouts": [_layout(to_json(found), found.plan) for found in result.found]}
 
 
@@ -76,5 +77,9 @@ def calibration_json(rows: Sequence[Compared]) -> dict[str, object]:
 
 
 def _layout(numbers: dict[str, object], plan: PlanConfig) -> dict[str, object]:
-    chosen = {"micro_batch_size": plan.training.micro_batch_size, "recompute": plan.parallel.recompute.value}
+    chosen = {
+        "micro_batch_size": plan.training.micro_batch_size,
+        "recompute": plan.parallel.recompute.value,
+        "recompute_layers": plan.parallel.recompute_layers,
+    }
     return {**chosen, **numbers}

@@ -73,8 +73,8 @@ def _of_time(cluster: ClusterConfig) -> str:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
     return (
         f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "
-        f"{known.constants}; {known.strangers} published rows of other stacks on it were {known.median_error:.0%} off "
-        f"in the median with them, {known.worst_error:.0%} at worst (docs/planner-error.md)"
+        f"{known.constants}; {known.strangers} published rows on it, predicted by another source's constants, are "
+        f"{known.median_error:.0%} off in the median, {known.worst_error:.0%} at worst (docs/planner-error.md)"
     )
 
 

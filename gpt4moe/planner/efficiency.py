@@ -93,9 +93,9 @@ class Evidence:
     constants: str
     """Whose they are, and how many published rows decided them."""
     strangers: int
-    """Published rows on this generation, of other sources than the one that nearly all constants come from."""
+    """Published rows on this generation, not of the paper that most constants come from (Megatron-Core 2025)."""
     median_error: float
-    """Of those rows under those constants, 0 to 1."""
+    """Of those rows under that paper's constants, 0 to 1: what a plan from another source's rows is off by."""
     worst_error: float
 
 

@@ -98,7 +98,7 @@ def memory_per_stage(
     passing = peak_live_bytes(run, layout, _of_each(alike, lambda stage: _kept_messages(run, layout, micro, stage)))
     workspaces = _of_each(alike, lambda stage: _workspace(run, layout, micro, stage))
     states = {} if known is None else known
-    reserved = CONTEXT_BYTES if run.cluster.generation is not Generation.cpu else 0
+    reserved = reserved_bytes(run)
     stages = []
     for stage, like in enumerate(alike):
         if like not in states:
@@ -116,6 +116,11 @@ def memory_per_stage(
             reserve_bytes=reserved + int(FRAGMENTATION * (live[stage] + buffers)) if reserved else 0,
         ))  # fmt: skip
     return stages
+
+
+def reserved_bytes(run: RunConfig) -> int:
+    """What a device loses before the first tensor; a CPU nothing."""
+    return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES
 
 
 def alike_stages(run: RunConfig, layout: Layout) -> list[int]:

@@ -3,6 +3,7 @@
 from rich.table import Table
 from rich.text import Text
 
+from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.planner.bottleneck import MOVES
 from gpt4moe.planner.estimate import Estimate
 from gpt4moe.planner.search import Search
@@ -39,18 +40,28 @@ def search_tables(result: Search) -> list[Table | str]:
         worst = max(others, key=others.__getitem__)
         table.add_row(
             *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")),
-            str(plan.training.micro_batch_size), plan.parallel.recompute.value, f"{found.step.seconds:.3g}",
+            str(plan.training.micro_batch_size), _recompute(plan.parallel), f"{found.step.seconds:.3g}",
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
             f"{found.cost.usd:,.0f}", f"{worst} {others[worst] / found.step.seconds:.0%}",
         )  # fmt: skip
-    head = f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts"
+    slower = "" if result.is_complete else "; what was not looked at is slower than what is shown"
+    head = (
+        f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts, {result.may_fit} not out of the "
+        f"question by a lower bound of their memory; the {result.checked} fastest of these were worked out in full, "
+        f"{len(result.found)} fit{slower}"
+    )
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
         lines.append(f"{' and '.join(filter(None, limits))} train {result.tokens:.3g} tokens with the first layout")
     return lines
+
+
+def _recompute(parallel: ParallelConfig) -> str:
+    some = parallel.recompute_layers
+    return parallel.recompute.value if some is None else f"{parallel.recompute.value}, {some} a stage"
 
 
 def rows_table(title: str, columns: tuple[str, ...], rows: list[list[str]]) -> Table:

@@ -1,14 +1,16 @@
 """All legal layouts of a model on a number of devices, the fastest first that fit the memory.
 
-    degrees x micro-batch x recomputation --legality (the trainer's)--> step_time --sort--> memory --> the best few
+    degrees x micro-batch x recomputation --legality (the trainer's)--> may it fit (glance) --> step_time
+    --fastest first--> memory in full --fits--> the best few
+                                      --does not--> one more layer recomputed, back into the queue
 
-Memory is exact but slow, so it is asked best first, and only of layouts whose states and live activations can fit.
+Memory in full is slow, so it is asked best first, and only of layouts that a lower bound lets through.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from math import ceil
-from typing import Any
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.optimizer import Dtype
@@ -18,17 +20,16 @@ from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, planned_parts, support_problems
-from gpt4moe.parallel.schedule import warmup_forwards
-from gpt4moe.planner.activations import MicroBatch, layer_activations
 from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.estimate import STATE_BYTES, Estimate, estimate, timed_work, world_of
-from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
-from gpt4moe.planner.memory import CONTEXT_BYTES, FRAGMENTATION
+from gpt4moe.planner.glance import Glance, with_recomputed_layers
+from gpt4moe.planner.layer_time import layer_kinds
+from gpt4moe.planner.memory import KnownStates, memory_per_stage
 from gpt4moe.planner.params import count_parameters
-from gpt4moe.planner.step_time import heaviest_stage, step_time
+from gpt4moe.planner.step_time import step_time
 
-MOST_CHECKS = 40
-"""Layouts whose memory is worked out exactly before the search gives up."""
+MOST_MISSES = 300
+"""Layouts that turn out not to fit before the search stops: a second of work."""
 MOST_COUNTS = 4
 """Device counts that a budget's search compares."""
 EXPERT_CUTS = (2, 4, 8)
@@ -45,8 +46,12 @@ class Search:
     """Fastest first; each fits the memory."""
     legal: int
     """Layouts that the trainer would run, with each micro-batch and recomputation."""
-    fits_at_a_glance: int
-    """Of those, how many the quick look at the memory let through."""
+    may_fit: int
+    """Of those, how many a lower bound of their memory let through."""
+    checked: int
+    """Of those, how many were worked out in full, fastest first, with more layers recomputed counted again."""
+    is_complete: bool
+    """Whether every layout that may fit was looked at; if not, the others are slower than those found."""
     gpus: int
     tokens: float | None
     """That the budget trains with the best layout; None without a budget."""
@@ -59,59 +64,92 @@ def search(plan: PlanConfig) -> Search:
     """
     most = None if plan.gpus else _affordable(plan)
     gpus = plan.gpus or most or world_of(plan)
-    gpus, legal, timed = _well_spent(plan, most) if most else (gpus, *_timed(plan, gpus))
+    gpus, timed = _well_spent(plan, most) if most else (gpus, _timed(plan, gpus))
     plan = replace(plan, gpus=gpus)
-    if not legal:
+    if not timed.legal:
         raise LayoutError(
             f"No layout of {plan.model.name} on {gpus} devices is legal with training.global_batch_size="
             f"{plan.training.global_batch_size}.",
-            f"Choose gpus that divide by 8 and a batch that divides by them, for example training.global_batch_size="
-            f"{gpus}.",
+            f"Set training.global_batch_size={_legal_batch(plan)}, or choose gpus that it divides by.",
         )
-    found: list[Estimate] = []
-    for _, _, candidate in timed[:MOST_CHECKS]:
-        result = estimate(replace(candidate, gpus=gpus))
-        if result.headroom_bytes >= 0:
-            found.append(result)
-        if len(found) == plan.top:
-            break
+    may_fit = len(timed.fastest)
+    found, checked = fitting(plan, timed.fastest)
     if not found:
+        more = _enough(plan, gpus)
+        cure = f"Take gpus={more}, on which one fits" if more else "Take more devices and a larger batch"
         raise LayoutError(
-            f"None of {legal} legal layouts of {plan.model.name} on {gpus} x {plan.cluster.name} fits "
-            f"{plan.cluster.memory_bytes / 1e9:.0f} GB ({min(len(timed), MOST_CHECKS)} were worked out in full).",
-            f"Take more devices (weights and gradients alone need gpus={_fewest(plan, gpus)} of these) or ones with "
-            "more memory (cluster=h200_141g, cluster=gb300).",
+            f"None of {timed.legal} legal layouts of {plan.model.name} on {gpus} x {plan.cluster.name} was found to "
+            f"fit {plan.cluster.memory_bytes / 1e9:.0f} GB: a lower bound ruled all out but {may_fit}, of which "
+            f"{checked}, the fastest, were worked out in full.",
+            f"{cure}, or devices with more memory (cluster=h200_141g, or cluster=gb300 with cluster.usd_per_hour=6).",
         )
-    return Search(found=found, legal=legal, fits_at_a_glance=len(timed), gpus=gpus, tokens=_tokens(plan, found[0]))
+    return Search(
+        found=found,
+        legal=timed.legal,
+        may_fit=may_fit,
+        checked=checked,
+        is_complete=not timed.fastest,
+        gpus=gpus,
+        tokens=_tokens(plan, found[0]),
+    )
 
 
-_Timed = list[tuple[float, int, PlanConfig]]
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    legal: int
+    fastest: list[tuple[float, int, PlanConfig]]
+    """Seconds of a step, a number, the plan: those that may fit, a heap."""
 
 
-def _timed(plan: PlanConfig, gpus: int) -> tuple[int, _Timed]:
-    """(how many are legal; those that can fit as seconds of a step, a number, the plan: the fastest first)"""
+def fitting(plan: PlanConfig, fastest: list[tuple[float, int, PlanConfig]]) -> tuple[list[Estimate], int]:
+    """(the first plan.top that fit, how many were worked out in full). What does not fit and recomputes a part of its
+    layers comes back with more of them, in its turn."""
+    known: dict[tuple[int, ...], KnownStates] = {}
+    found: list[Estimate] = []
+    checked = 0
+    while fastest and len(found) < plan.top and checked - len(found) < MOST_MISSES:
+        _, number, candidate = heappop(fastest)
+        checked += 1
+        cut = candidate.parallel
+        states = known.setdefault((cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp), {})
+        layout = Layout.from_config(cut, plan.gpus or 0)
+        memory = memory_per_stage(candidate, layout, imbalance=plan.imbalance, known=states)
+        short = max(stage.total_bytes for stage in memory) - plan.cluster.memory_bytes
+        if short <= 0:
+            found.append(estimate(candidate))
+        elif cut.recompute_layers is not None:
+            more = replace(candidate, parallel=with_recomputed_layers(plan, cut, cut.recompute_layers + 1))
+            seconds = step_time(timed_work(more), more.training, layout.world_size).seconds
+            heappush(fastest, (seconds, number, more))
+    return found, checked
+
+
+def _timed(plan: PlanConfig, gpus: int) -> _Timed:
+    """How many layouts are legal, and the seconds of those that may fit."""
     kinds, legal = layer_kinds(plan.model), 0
-    reserve = 0 if plan.cluster.name == "cpu" else CONTEXT_BYTES
-    owned = 0 if plan.engine.offload_optimizer else STATE_BYTES
-    look = _QuickLook(plan.cluster.memory_bytes - reserve, gpus, owned)
-    timed: _Timed = []
+    plan = replace(plan, gpus=gpus)
+    look, whole = Glance(plan, gpus), timed_work(plan, kinds)
+    fastest: list[tuple[float, int, PlanConfig]] = []
     again = [r for r in RECOMPUTATIONS if r is not Recompute.moe or plan.model.moe is not None]
     for parallel in layouts(plan, gpus):
         trainings = list(_legal_trainings(plan, parallel, gpus))
         legal += len(trainings) * len(again)
         if not trainings:
             continue
-        work = timed_work(replace(plan, parallel=parallel), kinds)
-        if not look.states_fit(work):
+        imbalance = plan.imbalance if parallel.ep > 1 else 1.0
+        work = replace(whole, parallel=parallel, imbalance=imbalance)
+        left = look.left(work)
+        if left <= 0:
             continue
         for training in trainings:
             for recompute in again:
-                candidate = replace(plan, parallel=replace(parallel, recompute=recompute), training=training)
-                if look.activations_fit(candidate, kinds):
-                    work = timed_work(candidate, kinds)
-                    step = step_time(work, training, gpus, heaviest=look.parameters(work))
-                    timed.append((step.seconds, len(timed), candidate))
-    return legal, sorted(timed, key=lambda entry: entry[:2])
+                cut = look.recomputed(parallel, training, recompute, left)
+                if cut is not None:
+                    work = replace(work, parallel=cut, micro_batch_size=training.micro_batch_size)
+                    seconds = step_time(work, training, gpus, heaviest=look.parameters(work)).seconds
+                    fastest.append((seconds, len(fastest), replace(plan, parallel=cut, training=training)))
+    heapify(fastest)
+    return _Timed(legal, fastest)
 
 
 def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
@@ -157,62 +195,26 @@ def _interleavings(num_layers: int, pp: int) -> list[int]:
     return [1, *even[:3]]
 
 
-@dataclass(frozen=True, slots=True)
-class _QuickLook:
-    """Whether states and live activations of the first stage fit, without padding and buffers: it refuses nothing that
-    would fit. What many layouts share is worked out once."""
-
-    limit: float
-    """Bytes."""
-    gpus: int
-    owned_bytes: int
-    """On the device, of an element that a rank's optimizer owns."""
-    sizes: dict[tuple[int, ...], tuple[float, float]] = field(default_factory=dict)
-    layers: dict[tuple[Any, ...], int] = field(default_factory=dict)
-
-    def parameters(self, work: Work) -> tuple[float, float]:
-        """Dense and expert ones of a rank of the heaviest stage."""
-        cut = work.parallel
-        key = (cut.tp, cut.pp, cut.vpp, cut.ep, cut.etp)
-        if key not in self.sizes:
-            self.sizes[key] = heaviest_stage(work)
-        return self.sizes[key]
-
-    def states(self, work: Work) -> float:
-        dense, expert = self.parameters(work)
-        layout = Layout.from_config(work.parallel, self.gpus)
-        owned = self.owned_bytes * (dense / (layout.dp * layout.cp) + expert / layout.expert_dp)
-        return (work.value_bytes + 4) * (dense + expert) + owned
-
-    def states_fit(self, work: Work) -> bool:
-        return self.states(work) < self.limit
-
-    def activations_fit(self, plan: PlanConfig, kinds: list[LayerKind]) -> bool:
-        cut, size = plan.parallel, plan.training.micro_batch_size
-        layout = Layout.from_config(cut, self.gpus)
-        key = (cut.tp, cut.cp, cut.ep, cut.etp, size, cut.recompute)
-        if key not in self.layers:
-            micro = MicroBatch.of(plan, layout, plan.imbalance)
-            first = {id(kind): layer for layer, kind in reversed(list(enumerate(kinds)))}.values()
-            self.layers[key] = min(sum(layer_activations(micro, layer, cut.recompute).values()) for layer in first)
-        micro_batches = plan.training.global_batch_size // (size * layout.dp)
-        live = 1 + warmup_forwards(0, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches)
-        held = live * self.layers[key] * (len(kinds) // (cut.pp * cut.vpp))
-        return self.states(timed_work(plan, kinds)) + (1 + FRAGMENTATION) * held < self.limit
-
-
-def _well_spent(plan: PlanConfig, most: int) -> tuple[int, int, _Timed]:
+def _well_spent(plan: PlanConfig, most: int) -> tuple[int, _Timed]:
     """The device count with the fastest step, and what _timed says of it: most large counts have awkward divisors, so
-    it is seldom the most that the budget rents. Looks at the first few with a layout that can fit, up to a tenth less.
+    it is seldom the most that the budget rents. Looks at the first few with a layout that may fit, up to a tenth less.
     """
-    seen: list[tuple[int, int, _Timed]] = []
+    first, seen = None, []
     for gpus in range(most, max(8, int(0.9 * most)) - 1, -8):
-        legal, timed = _timed(plan, gpus)
-        if timed:
-            seen.append((gpus, legal, timed))
+        timed = _timed(plan, gpus)
+        first = first or (gpus, timed)
+        if timed.fastest:
+            seen.append((gpus, timed))
         if len(seen) == MOST_COUNTS:
             break
-    return min(seen, key=lambda one: one[2][0][0]) if seen else (most, *_timed(plan, most))
+    assert first is not None
+    return min(seen, key=lambda one: one[1].fastest[0][0]) if seen else first
+
+
+def _legal_batch(plan: PlanConfig) -> int:
+    """The nearest global batch size above that divides by the devices: legal at least with dp alone."""
+    gpus = plan.gpus or 1
+    return gpus * ceil(plan.training.global_batch_size / gpus)
 
 
 def _affordable(plan: PlanConfig) -> int | None:
@@ -228,11 +230,17 @@ def _affordable(plan: PlanConfig) -> int | None:
     return gpus
 
 
-def _fewest(plan: PlanConfig, gpus: int) -> int:
-    """The multiple of `gpus`, at least twice as many, that holds weights and fp32 gradients, each once."""
+def _enough(plan: PlanConfig, gpus: int) -> int | None:
+    """A multiple of `gpus` on which a layout fits: from the fewest that hold all states, each once, doubled up to
+    three times; None: none of them has one."""
     item = 2 if plan.precision.dtype is Dtype.bf16 else 4
-    needed = count_parameters(plan.model).total * (item + 4) / plan.cluster.memory_bytes
-    return gpus * max(2, ceil(needed / gpus))
+    owned = 0 if plan.engine.offload_optimizer else STATE_BYTES
+    needed = count_parameters(plan.model).total * (item + 4 + owned) / plan.cluster.memory_bytes
+    first = gpus * max(2, ceil(needed / gpus))
+    for more in (first, 2 * first, 4 * first, 8 * first):
+        if fitting(replace(plan, gpus=more, top=1), _timed(plan, more).fastest)[0]:
+            return more
+    return None
 
 
 def _tokens(plan: PlanConfig, best: Estimate) -> float | None:

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.schedule import peak_live, schedule
 from gpt4moe.planner.activations import MicroBatch
-from gpt4moe.planner.memory import again_bytes, live_activations, memory_per_stage, optimizer_bytes, stage_buffers
+from gpt4moe.planner.memory import (
+    again_bytes,
+    live_activations,
+    memory_per_stage,
+    optimizer_bytes,
+    peak_live_bytes,
+    stage_buffers,
+)
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks
 
@@ -263,3 +271,15 @@ def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment
 
     assert fullest() < 0.96
     assert fullest(change) > 1
+
+
+@pytest.mark.parametrize(
+    ("pp", "vpp", "micro_batches"), [(1, 1, 4), (4, 1, 2), (15, 1, 35), (4, 2, 4), (4, 3, 40), (2, 5, 12)]
+)
+def test_live_bytes_are_those_of_the_schedule_slot_by_slot(pp: int, vpp: int, micro_batches: int) -> None:
+    run = load_run_config(["+experiment=tiny", "run.name=live", f"training.global_batch_size={micro_batches}"])
+    run.training.micro_batch_size = 1
+    kept = [[1 + (7 * stage + 11 * chunk) % 13 for chunk in range(vpp)] for stage in range(pp)]
+    table = schedule(pp=pp, vpp=vpp, micro_batches=micro_batches)
+    slots = peak_live(table, [kept[stage][chunk] for chunk in range(vpp) for stage in range(pp)])
+    assert peak_live_bytes(run, Layout.from_config(ParallelConfig(pp=pp, vpp=vpp), pp), kept) == slots
