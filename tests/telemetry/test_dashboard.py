@@ -2,12 +2,10 @@
 
 import copy
 import datetime
-import http.server
 import json
 import math
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import yaml
 from gpt4moe.errors import ConfigError
 from gpt4moe.telemetry.dashboard import DASHBOARD_FILE, Dashboard, read_dashboard
 from gpt4moe.telemetry.metrics import METRICS, Parts
+from tests.telemetry.wandb_server import wandb_server
 from tests.training.command import outside
 
 ROOT = DASHBOARD_FILE.parents[1]
@@ -153,46 +152,19 @@ def test_a_file_that_is_no_dashboard_is_refused(content: str | None, tmp_path: P
         read_dashboard(file)
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Answers as much of wandb's GraphQL as saving a view asks for, and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.saved: list[dict[str, Any]] = []
-
-
-class Answer(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        sent = json.loads(body) if self.path == "/graphql" else {"query": ""}
-        if "upsertView" in sent["query"]:
-            self.server.saved.append(sent["variables"])
-        user = {"id": "1", "username": "u", "email": "e", "flags": "{}", "entity": "u", "teams": {"edges": []}}
-        view = {"view": {"id": "1", "name": "nw-abc-v"}, "inserted": True}
-        answer = json.dumps({"data": {"viewer": user, "upsertView": view}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-def test_push_sends_every_panel_and_prints_the_address(server: Server) -> None:
-    address = f"http://127.0.0.1:{server.server_port}"
-    pushed = command("push", "--entity", "team", WANDB_BASE_URL=address, WANDB_API_KEY="0" * 40)
+def test_push_sends_every_panel_prints_the_address_and_writes_that_one_anew(tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump({"sections": [{"title": "s", "panels": [PANEL]}], "alerts": []}))
+    with wandb_server() as server:
+        pushed = command("push", "--entity", "team", **server.variables)
+        again = command(
+            "push", "--entity", "team", "--file", str(tmp_path / "d.yaml"), "--url", pushed.stdout.strip(),
+            **server.variables,
+        )  # fmt: skip
+    address = server.variables["WANDB_BASE_URL"]
     assert (pushed.returncode, pushed.stdout) == (0, f"{address}/team/gpt4moe?nw=abc\n"), pushed.stderr
-    (view,) = server.saved
+    view, anew = server.views
+    assert (again.returncode, again.stdout, anew["id"]) == (0, pushed.stdout, "1"), again.stderr
+    assert [it["name"] for it in json.loads(anew["spec"])["section"]["panelBankConfig"]["sections"]] == ["s"]
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("team", "gpt4moe", "gpt4moe")
     sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
     dashboard = read_dashboard()

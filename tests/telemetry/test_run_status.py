@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ from rich.console import Console
 from gpt4moe.errors import LaunchError
 from gpt4moe.telemetry.events_log import EventsLog
 from gpt4moe.telemetry.run_folders import named_run, run_folders
-from gpt4moe.telemetry.run_status import RunStatus, statuses
-from gpt4moe.telemetry.run_table import ago, print_runs, runs_table
+from gpt4moe.telemetry.run_status import statuses
+from gpt4moe.telemetry.run_table import ago, runs_table
+from tests.telemetry.some_run import NOW, a_run, command, line, status
 
 ROOT = Path(__file__).resolve().parents[2]
-NOW = 1_000_000.0
 
 
 @pytest.fixture(autouse=True)
@@ -30,38 +28,6 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path / "bin"
-
-
-def command(path: Path, *lines: str) -> None:
-    path.write_text("\n".join(["#!/bin/sh", *(f"echo '{line}'" for line in lines)]) + "\n")
-    path.chmod(0o755)
-
-
-def a_run(folder: Path, *, steps: int = 4, stop: dict[str, Any] | None = None, job: int | None = None) -> Path:
-    """Of ten steps of 2 s, started 100 s ago, `steps` of them done."""
-    folder.mkdir(parents=True)
-    (folder / "identity.json").write_text("{}")
-    (folder / "resolved.yaml").write_text("training: {steps: 10}\n")
-    with EventsLog(folder / "events.jsonl") as log:
-        log.write(
-            "start", at=NOW - 100, run=folder.name, job=job, submitted=None, job_started=None, ranks=1, layout="1 rank",
-            total_steps=10, resumed_step=0, redone_steps=0, redone_seconds=0.0, last_sign_of_life=None,
-        )  # fmt: skip
-        log.write("first_step", at=NOW - 88, step=1, seconds=2.0)
-        if stop:
-            log.write("stop", at=NOW - 40, step=steps, **stop)
-    records = [
-        {"step": step, "loss": 5.0 - step, "step_seconds": 2.0, "tokens_per_second": 512.0}
-        for step in range(1, steps + 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.utime(folder / "metrics.jsonl", (NOW - 79, NOW - 79))
-    return folder
-
-
-def status(folder: Path) -> RunStatus:
-    (found,) = statuses([folder], now=NOW)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -142,13 +108,6 @@ def test_a_running_run_without_steps_is_told_and_one_that_has_ended_is_not(tmp_p
     assert statuses([folder], now=NOW + 501)[0].alerts == []
 
 
-def line(*runs: RunStatus) -> str:
-    """The table as a pipe gets it, in one line."""
-    stream = io.StringIO()
-    Console(file=stream, width=300).print(runs_table(runs, NOW))
-    return " ".join(stream.getvalue().split())
-
-
 def test_a_start_that_makes_no_step_is_stuck_after_a_quarter_of_an_hour(tmp_path: Path, no_slurm: Path) -> None:
     command(no_slurm / "squeue", "12|RUNNING|None")
     folder = a_run(tmp_path / "x", job=12, steps=0)
@@ -205,109 +164,6 @@ def test_the_newest_log_names_the_job_of_a_start_that_never_began(tmp_path: Path
     (folder / "logs" / "14-0.log").touch()
     command(no_slurm / "squeue", "14|RUNNING|None")
     assert (status(folder).state, status(folder).job) == ("running", 14)
-
-
-def events_with(**fields: Any) -> bytes:
-    """A start whose fields are others than they should be; `away` ones are not there."""
-    unknown = dict.fromkeys(("job", "submitted", "job_started", "last_sign_of_life"))
-    numbers = dict.fromkeys(("ranks", "total_steps", "resumed_step", "redone_steps", "redone_seconds"), 0)
-    start = {"event": "start", "time": NOW - 90, "run": "odd", "layout": "1 rank", **unknown, **numbers, **fields}
-    return json.dumps({name: value for name, value in start.items() if value != "away"}).encode() + b"\n"
-
-
-DAMAGES: list[tuple[str, bytes | None, str]] = [
-    ("metrics.jsonl", b'oops\n{"step": 2}\n', "damaged .*metrics.jsonl: line 1 is not a metrics record"),
-    ("metrics.jsonl", b'{"step": 1, "loss": "low"}\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b'{"step": 1, "loss": null}\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b'{"step": 1, "nonfinite": 5}\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b'{"step": true}\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b"[" * 9000 + b'\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b"\xff\x00\r\x85" * 99 + b'\n{"step": 2}\n', "damaged .*line 1 is not"),
-    ("metrics.jsonl", b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n", "damaged OverflowError"),
-    ("metrics.jsonl", b'{"step": 3}\n', "killed not in a queue 3/10 - -"),
-    ("metrics.jsonl", b'{"step": 1, "loss": 2.0}\n{"step": 2, "los', "killed not in a queue 1/10 2.0000"),
-    ("metrics.jsonl", b"", "killed not in a queue 0/10 -"),
-    ("metrics.jsonl", None, "killed .metrics.jsonl is missing. not in a queue 0/10"),
-    ("events.jsonl", b"", "stopped not in a queue 4/10 1.0000"),
-    ("events.jsonl", None, "stopped not in a queue 4/10 1.0000"),
-    ("events.jsonl", b"\xff\x00\r" * 99 + b"\n" + events_with(), "killed .events.jsonl line 1 is no JSON"),
-    ("events.jsonl", b"[" * 9000 + b"\n" + events_with(), "killed .events.jsonl line 1 is no JSON"),
-    ("events.jsonl", b"[1]\n" + events_with() + b'{"event": "st', "killed .events.jsonl line 1 is no event. not"),
-    ("events.jsonl", events_with(run="away"), "stopped .events.jsonl line 1 is a start without run. not .* 4/10"),
-    ("events.jsonl", events_with(run="away", job="away"), "stopped .events.jsonl line 1 is a start without job, run"),
-    ("events.jsonl", events_with(job="seven"), "stopped .events.jsonl line 1 is a start whose job is 'seven'"),
-    ("events.jsonl", events_with(time=float("nan")), "stopped .events.jsonl line 1 is a start whose time is nan"),
-    ("events.jsonl", events_with(time=1e300), "stopped .events.jsonl line 1 is a start whose time is 1e.300"),
-    ("events.jsonl", events_with(submitted=[1]), "stopped .events.jsonl line 1 is a start whose submitted is .1."),
-    (
-        "events.jsonl",
-        events_with(total_steps=True),
-        "stopped .events.jsonl line 1 is a start whose total_steps is True",
-    ),
-    ("events.jsonl", events_with(restart=-1), "stopped .events.jsonl line 1 is a start whose restart is -1"),
-    ("events.jsonl", events_with(event=[]), "stopped .events.jsonl line 1 is no event"),
-    ("identity.json", None, "killed .identity.json is missing. not in a queue 4/10"),
-    ("identity.json", b"{", "killed .identity.json cannot be read. not in a queue 4/10"),
-    ("resolved.yaml", None, "killed .resolved.yaml is missing. not in a queue 4/10"),
-    ("resolved.yaml", b"\xff\x00", "killed .resolved.yaml cannot be read. not in a queue 4/10"),
-    ("resolved.yaml", b"[]", "killed .resolved.yaml holds something else. not in a queue 4/10"),
-    (".lock", b"process 99 on \xff\xfe", "unknown on .* not in a queue 4/10"),
-    ("logs", b"no folder", "killed not in a queue 4/10"),
-    ("starts", b"no folder", "killed not in a queue 4/10"),
-]
-
-
-@pytest.mark.parametrize(("file", "content", "said"), DAMAGES)
-def test_a_damaged_run_is_one_row_that_says_why_and_hides_no_other(
-    file: str, content: bytes | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    a_run(tmp_path / "runs" / "good")
-    place = a_run(tmp_path / "runs" / "odd") / file
-    if content is None:
-        place.unlink()
-    else:
-        place.write_bytes(content)
-    good, odd = statuses(run_folders([tmp_path / "runs"]), now=NOW)
-    assert (good.name, good.state, good.step) == ("good", "killed", 4)
-    assert re.search(f"good killed not in a queue 4/10 .*odd {said}", line(good, odd)), line(odd)
-    json.dumps(odd.as_dict())
-    print_runs([odd], is_detailed=True)
-    assert "odd" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl", "identity.json", "resolved.yaml", ".lock"])
-def test_a_folder_in_a_files_place_is_one_row_too(file: str, tmp_path: Path) -> None:
-    place = a_run(tmp_path / "odd") / file
-    place.unlink(missing_ok=True)
-    place.mkdir()
-    assert file == ".lock" or f"{file} cannot be read" in line(status(tmp_path / "odd"))
-
-
-def test_a_folder_that_vanishes_or_has_a_strange_name_is_one_row(tmp_path: Path) -> None:
-    a_run(tmp_path / "good")
-    gone, good = statuses([tmp_path / "gone", tmp_path / "good"], now=NOW)
-    assert "gone damaged its folder vanished while it was read" in line(gone, good) and good.state == "killed"
-    folder = a_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff\x1b[31m")))
-    assert "a??[31m killed" in line(status(folder)).encode().decode()
-
-
-def test_a_folder_that_may_not_be_read_is_one_row(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory() as root:  # pytest's own are closed to other users
-        a_run(Path(root) / "runs" / "good")
-        a_run(Path(root) / "runs" / "shut").chmod(0)
-        Path(root).chmod(0o755)
-        expected = [("good", "killed", ""), ("shut", "damaged", "PermissionError:")]
-        child = os.fork()
-        if child == 0:
-            try:
-                if os.geteuid() == 0:
-                    os.setuid(65534)  # a folder without permissions is open to root
-                found = statuses(run_folders([Path(root) / "runs"]), now=NOW)
-                os._exit([(it.name, it.state, it.why[:16]) for it in found] != expected)
-            finally:
-                os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
-        (Path(root) / "runs" / "shut").chmod(0o755)
 
 
 def test_a_name_is_looked_up_and_a_wrong_one_names_the_nearest(tmp_path: Path) -> None:
