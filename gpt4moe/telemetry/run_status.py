@@ -4,6 +4,7 @@ run folders -> job numbers -> Slurm's states -> RunStatus each (state, step, los
 """
 
 import json
+import math
 import os
 import statistics
 import time
@@ -70,6 +71,8 @@ class RunStatus:
         """For JSON."""
         answer = asdict(self)
         del answer["account"]
+        if self.loss is not None and not math.isfinite(self.loss):
+            answer["loss"] = None  # NaN is no JSON
         known = self.account
         answer["goodput"] = known and known.share
         answer["wall_seconds"] = known and known.wall_seconds

@@ -37,6 +37,7 @@ DAMAGES: list[tuple[str, bytes | None, str]] = [
     ("metrics.jsonl", b"[" * 9000 + b'\n{"step": 2}\n', "damaged .*line 1 is not"),
     ("metrics.jsonl", b"\xff\x00\r\x85" * 99 + b'\n{"step": 2}\n', "damaged .*line 1 is not"),
     ("metrics.jsonl", b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n", "damaged OverflowError"),
+    ("metrics.jsonl", b'{"step": 3, "loss": null, "nonfinite": {"loss": "nan"}}\n', "killed not in a queue 3/10 nan"),
     ("metrics.jsonl", b'{"step": 3}\n', "killed not in a queue 3/10 - -"),
     ("metrics.jsonl", b'{"step": 1, "loss": 2.0}\n{"step": 2, "los', "killed not in a queue 1/10 2.0000"),
     ("metrics.jsonl", b"", "killed not in a queue 0/10 -"),
@@ -83,7 +84,7 @@ def test_a_damaged_run_is_one_row_that_says_why_and_hides_no_other(
     good, odd = statuses(run_folders([tmp_path / "runs"]), now=NOW)
     assert (good.name, good.state, good.step) == ("good", "killed", 4)
     assert re.search(f"good killed not in a queue 4/10 .*odd {said}", line(good, odd)), line(odd)
-    json.dumps(odd.as_dict())
+    json.dumps(odd.as_dict(), allow_nan=False)
     print_runs([odd], is_detailed=True)
     assert "odd" in capsys.readouterr().out
 
