@@ -1,22 +1,24 @@
 """Prove that a layout computes what one process computes, on this machine, without a GPU.
 
-Takes the overrides of a training run, shrinks its widths and depth (never a mesh of up to 8 ranks, nor the layer
-pattern, the router, the losses, the precision, the engine), starts that many gloo ranks here, runs the same model in
-one process, and compares the loss, the auxiliary losses, every gradient, the global norm, and the weights and
-optimizer state after clipped steps. On a difference it names the first tensor that differs, how ranks cut it, which
-groups sum its gradient, and the likely cause. It ends with what it did not prove.
+Takes the overrides of a training run, shrinks its widths and depth (never a mesh of up to 12 ranks, nor the layer
+pattern, the router, the losses, the precision, the engine; a larger mesh is proved on several smaller ones, whose
+degrees divide its own), starts that many gloo ranks here, runs the same model in one process, and compares the loss,
+the auxiliary losses, every gradient, the global norm, and the weights and optimizer state after clipped steps. On a
+difference it names the first tensor that differs, how ranks cut it, which groups sum its gradient, and the likely
+cause. It ends with what it did not prove.
 
 examples:
   python tools/prove_layout.py +experiment=gpt4 parallel.tp=2 parallel.pp=2 parallel.ep=4 parallel.vpp=2
   python tools/prove_layout.py +experiment=tiny parallel.tp=2 parallel.ep=4 ranks=8 precision=bf16
-  python tools/prove_layout.py +experiment=gpt4 ranks=24960 output=json      # reduced to 8 ranks, which it states
+  python tools/prove_layout.py +experiment=gpt4 ranks=24960 output=json      # two meshes of 12 ranks, stated
 
 arguments:
   key=value, group=choice   as for python -m gpt4moe.train (configs/ has the groups)
-  ranks=N                   the world to prove; default: the smallest legal one, with dp 2 where 8 ranks allow it
+  ranks=N                   the world to prove; default: the smallest legal one, with dp 2 where 12 ranks allow it
   output=json, --json       JSON alone on stdout; progress stays on stderr
 
-exit status: 0 equal; 1 different, or a rank failed; 2 bad input: the trainer itself would refuse this run.
+exit status: 0 equal on every mesh (on_no_mesh lists what none had); 1 different, or a rank failed; 2 bad input: the
+trainer itself would refuse this run.
 """
 
 import sys

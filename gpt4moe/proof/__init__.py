@@ -4,7 +4,7 @@
 
     command.py   what tools/prove_layout.py calls: overrides in, report and exit status out
     prove.py     the whole of it, in order
-    mesh.py      the mesh asked for, or a smaller one of its kind
+    mesh.py      the mesh asked for, or smaller ones that together are of its kind
     shrink.py    widths, batch and the rest of a run, made small
     depth.py     fewer layers of the same pattern
     plan.py      which phases a proof has
@@ -15,8 +15,10 @@
     batches.py   micro-batches, the same set on every layout (torch)
     outcome.py   answers of all ranks as whole tensors
     compare.py   relative differences and their tolerances
+    rounding.py  the same in bf16, where rounding moves right layouts too
+    replay.py    clipping and AdamW once more, from a run's own gradients
     ties.py      a difference that only round-off between equal experts made: other tokens
-    evidence.py suspects.py   what differs, in terms of causes; what is likely wrong
+    evidence.py suspects.py rounding_suspects.py   what differs, in terms of causes; what is likely wrong
     report.py unproved.py     for people and as JSON; what was not shown
     script.py    help, bad input, exit status of both tools
 

@@ -61,7 +61,7 @@ def run(request: Request) -> int:
             def start(world_size: int, small: RunConfig, tokens: int) -> Outcomes:
                 where = "one process" if world_size == 1 else f"{world_size} ranks"
                 where += ", other tokens" if tokens else ""
-                steps = sum(phase.steps for phase in plan.phases(small).values())
+                steps = sum(phase.steps for phase in plan.phases(small, world_size, tokens).values())
                 task = bar.add_task(where, total=steps)
                 return run_on_ranks(world_size, small, tokens, lambda _: bar.advance(task))
 

@@ -4,7 +4,7 @@
                                           counting as a difference
 
 Tolerances are round-off of fp32 sums in another order, seen on every layout of the tests, times about five; a lost
-rank or a wrong scale moves a tensor by 0.1 and more.
+rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.rounding.
 """
 
 import re
@@ -25,7 +25,7 @@ FAMILIES = (
     ("output layer", "output_layer"), ("other", ""),
 )  # fmt: skip
 # A tensor's norm counts as at least this share of all tensors' together.
-_FLOOR = 1e-4
+FLOOR = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,32 +123,11 @@ def tensor_differences(got: Outcome, want: Outcome, tolerances: dict[str, Tolera
     found = []
     for kind, tolerance in tolerances.items():
         ours, theirs = got.tensors[kind], want.tensors[kind]
-        floor = _FLOOR * total_norm(theirs)
+        floor = FLOOR * total_norm(theirs)
         for name in sorted(ours.keys() | theirs.keys(), key=model_order):
             both = name in ours and name in theirs and ours[name].shape == theirs[name].shape
             relative = distance(ours[name], theirs[name], floor) if both else float("inf")
             found.append(TensorDifference(name, kind, relative, tolerance.value))
-    return found
-
-
-def rounding_differences(got: Outcome, rounded: Outcome, exact: Outcome) -> list[TensorDifference]:
-    """bf16 gradients: how far each is from the exact (fp32) one.
-
-    Three times as far as one process in bf16 passes. One process's own distance is one draw of rounding and of the
-    choices of experts that rounding turns, so it counts as at least what its family has over all layers (root of the
-    mean square). Three, because sums cut over ranks are rounded once more for each rank.
-    """
-    floor = _FLOOR * total_norm(exact.gradients)
-    own = {name: distance(rounded.gradients[name], want, floor) for name, want in exact.gradients.items()}
-    squares: dict[str, list[float]] = {}
-    for name, value in own.items():
-        squares.setdefault(family_of(name), []).append(value**2)
-    found = []
-    for name in sorted(own, key=model_order):
-        of_family = squares[family_of(name)]
-        allowed = 3 * max(own[name], (sum(of_family) / len(of_family)) ** 0.5)
-        relative = distance(got.gradients[name], exact.gradients[name], floor)
-        found.append(TensorDifference(name, "bf16 gradient", relative, allowed))
     return found
 
 
@@ -170,7 +149,20 @@ def number_differences(got: Outcome, want: Outcome, *, scale: float = 1.0) -> li
 def _number(
     name: str, got: Sequence[float | np.ndarray], want: Sequence[float | np.ndarray], scale: float
 ) -> NumberDifference:
-    tolerance = NUMBERS[name].value * scale
     relative = [distance(np.asarray(a), np.asarray(b)) for a, b in zip(got, want, strict=True)]
+    return number_difference(name, relative, NUMBERS[name].value * scale)
+
+
+def number_difference(name: str, relative: Sequence[float], tolerance: float) -> NumberDifference:
+    """Args:
+    relative: how far each step's number is.
+    """
     first = next((step for step, value in enumerate(relative, 1) if is_beyond(value, tolerance)), 0)
-    return NumberDifference(name, max(relative), tolerance, first)
+    return NumberDifference(name, float(np.max(relative)), tolerance, first)
+
+
+def excess(item: TensorDifference) -> float:
+    """How near a tensor comes to its tolerance, above 1 beyond it; infinite where either is."""
+    if np.isinf(item.relative) or not item.tolerance:
+        return np.inf if item.relative else 0.0
+    return np.inf if np.isinf(item.tolerance) else item.relative / item.tolerance

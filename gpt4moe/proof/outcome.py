@@ -69,6 +69,8 @@ class RankAnswer:
     """What the last columns of a routing table are."""
     margins: list[float] = field(default_factory=list)
     """Per step: how near the nearest choice of an expert was to another one, in units of its scores."""
+    drop_margins: list[float] = field(default_factory=list)
+    """Per step, of one process: how near the last assignment that found a slot was to the first that did not."""
     pieces: dict[str, list[TensorPiece]] = field(default_factory=dict)
     """By kind: gradient of the first step, reduced and not clipped; after the last step weight (fp32 masters),
     exp_avg, exp_avg_sq, and buffer: what no gradient moves (a router's bias). With Phase.every_gradient also start
@@ -93,6 +95,8 @@ class Outcome:
     extras: tuple[str, ...]
     margins: list[float]
     """Per step: the nearest choice of all ranks; infinite without a router."""
+    drop_margins: list[float]
+    """Per step; infinite where nothing is dropped by probability, or on several ranks."""
     tensors: dict[str, dict[str, np.ndarray]]
     """Kind -> name -> logical tensor; NaN where no rank owns an element."""
     problems: list[str]
@@ -136,7 +140,8 @@ def assemble(answers: list[RankAnswer]) -> Outcome:
     ]
     return Outcome(
         losses=first.losses, norms=first.norms, routing=first.routing, extras=first.extras,
-        margins=list(np.min([answer.margins for answer in answers], axis=0)), tensors=tensors,
+        margins=list(np.min([answer.margins for answer in answers], axis=0)), drop_margins=first.drop_margins,
+        tensors=tensors,
         problems=problems + [found.text for found in unequal], unequal=unequal, holders=_holders(answers),
     )  # fmt: skip
 

@@ -16,5 +16,7 @@ class Phase:
     scale that AdamW divides away. None: the run's own optimizer."""
     every_gradient: bool = False
     """Answer with the gradients of all steps and the masters before the first, not only the first step's gradients."""
+    draw: int = 0
+    """Of rounding, in bf16: 0 as it comes; others from initial weights that are one rounding away at most."""
     tokens: int = 0
     """Which set of synthetic tokens."""

@@ -2,7 +2,7 @@
 
 descent   fp32, 3 clipped steps of plain descent: gradients, norm, weights; sees a wrong scale that AdamW hides
 adamw     fp32, 3 clipped steps of the run's optimizer: masters and both moments
-rounded   1 step in the run's own precision, where that is bf16
+rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
 """
 
 from gpt4moe.config.load import config_from_dict, config_to_dict
@@ -14,15 +14,24 @@ STEPS = 3
 RATE = 2.0
 """Of descent. Gradients are clipped to 0.1, so a step moves all weights together by 0.2."""
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
+DRAWS = 4
+"""Of rounding, in one process."""
 
 
-def phases(run: RunConfig, tokens: int = 0) -> dict[str, Phase]:
+def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]:
+    """By name; drawn(1), drawn(2), ... are one process's further draws of rounding."""
+    is_rounded = run.precision.dtype is not Dtype.fp32
     raw = config_to_dict(run)
     exact = config_from_dict(raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}})
     plan = {
         DESCENT: Phase(run=exact, steps=STEPS, descent=RATE, tokens=tokens),
-        ADAMW: Phase(run=exact, steps=STEPS, tokens=tokens),
+        ADAMW: Phase(run=exact, steps=STEPS, every_gradient=is_rounded, tokens=tokens),
     }
-    if run.precision.dtype is not Dtype.fp32:
-        plan[ROUNDED] = Phase(run=run, steps=STEPS, every_gradient=True, tokens=tokens)
+    if is_rounded:
+        for draw in range(DRAWS if world_size == 1 else 1):
+            plan[drawn(draw)] = Phase(run=run, steps=STEPS, every_gradient=True, draw=draw, tokens=tokens)
     return plan
+
+
+def drawn(draw: int) -> str:
+    return f"{ROUNDED} {draw}" if draw else ROUNDED

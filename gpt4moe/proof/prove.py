@@ -14,12 +14,13 @@ from typing import Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.proof import compare, plan
+from gpt4moe.proof import compare, plan, rounding
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.evidence import Evidence
 from gpt4moe.proof.launch import run_ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome, RankAnswer, assemble
 from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.rounding_suspects import suspects_in_bf16
 from gpt4moe.proof.shrink import Shrunk, shrink
 from gpt4moe.proof.suspects import suspects
 from gpt4moe.proof.ties import turned_by_round_off
@@ -67,7 +68,7 @@ def run_on_ranks(
     world_size: int, run: RunConfig, tokens: int = 0, on_progress: Callable[[str], None] | None = None
 ) -> Outcomes:
     """The phases of `run` on `world_size` gloo ranks. Raises: launch.RanksFailed."""
-    wanted = plan.phases(run, tokens)
+    wanted = plan.phases(run, world_size, tokens)
     answers = run_ranks(
         world_size, rank_phases, list(wanted.values()), timeout_seconds=SILENCE_SECONDS, on_progress=on_progress
     )
@@ -132,16 +133,22 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proo
         plan.ADAMW: compare.number_differences(got[plan.ADAMW], want[plan.ADAMW], scale=100),
     }
     if plan.ROUNDED in got:
-        tensors[plan.ROUNDED] = compare.rounding_differences(got[plan.ROUNDED], want[plan.ROUNDED], want[plan.DESCENT])
+        draws = [want[name] for name in map(plan.drawn, range(plan.DRAWS))]
+        sides = rounding.Sides(got[plan.ROUNDED], draws, want[plan.ADAMW])
+        tensors[plan.ROUNDED] = rounding.tensor_differences(sides, shrunk.run)
+        numbers[plan.ROUNDED] = rounding.number_differences(sides)
     different = [item for items in tensors.values() for item in items if item.is_different]
     first = different[0] if different else None
     clip_norm, batch = shrunk.run.optimizer.clip_norm, shrunk.run.training
     micro_batches = batch.global_batch_size // batch.micro_batch_size // shrunk.layout.dp
     evidence = Evidence.of(shrunk.layout, micro_batches, got[plan.DESCENT], want[plan.DESCENT], tensors[plan.DESCENT])
+    suspected = suspects(evidence)
+    if plan.ROUNDED in got and not suspected:
+        suspected = suspects_in_bf16(shrunk.layout, sides, shrunk.run, tensors[plan.ROUNDED], numbers[plan.ROUNDED])
     return Proof(
         shrunk=shrunk, tensors=tensors, numbers=numbers,
         problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],
-        suspects=suspects(evidence),
+        suspects=suspected,
         first=first, where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]),
         clipped_steps=sum(norm > clip_norm > 0 for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,
     )  # fmt: skip

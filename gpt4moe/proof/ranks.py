@@ -7,15 +7,19 @@ The same code as training from the model down to the weights; only data and upda
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from math import inf, prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpt4moe.checkpoint.storage import MOMENTS
+from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.model.cuts import Cut
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
+from gpt4moe.moe.capacity import capacity
 from gpt4moe.moe.routers.base import Routing
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
@@ -69,14 +73,17 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     chunks = build_model(run, groups)
     if prepare is not None:
         prepare(chunks, groups)
+    if phase.draw:
+        _nudge(chunks, phase.draw)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     answer.copies_at_start = _copies(engine, groups)
     if phase.every_gradient:
         answer.pieces[START] = _pieces(engine, groups, (WEIGHT,))[WEIGHT]
     runner = StepRunner(run, engine, groups)
-    margins = _watch_margins(runner)
+    margins, drop_margins = _watch_margins(runner, groups.layout)
     for step in range(1, phase.steps + 1):
         margins.clear()
+        drop_margins.clear()
         dp = groups.layout.dp, groups.coordinate["dp"]
         done = runner.forward_backward(synthetic_batches(run, step, *dp, phase.tokens))
         engine.reduce()
@@ -84,7 +91,8 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
             answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]
         answer.losses.append(done.loss)
         answer.routing.append(done.routing.numpy())
-        answer.margins.append(min(margins, default=inf))
+        answer.margins.append(float(np.min([inf, *margins])))
+        answer.drop_margins.append(float(np.min([inf, *drop_margins])))
         answer.norms.append(engine.clip())
         if phase.descent is None:
             engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
@@ -98,18 +106,42 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     return answer
 
 
-def _watch_margins(runner: StepRunner) -> list[float]:
-    """A list that gets the smallest margin of every call of a router; 0 means that nothing was left to choose."""
-    seen: list[float] = []
+@torch.no_grad()
+def _nudge(chunks: list[Any], seed: int) -> None:
+    """Every weight by up to one rounding of bf16, 2^-8 of itself; one process alone, for it draws by rank."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+        away = 2 * torch.rand(parameter.shape, generator=generator) - 1
+        parameter.copy_(parameter.float() * (1 + 2**-8 * away))
 
-    def watch(_: Any, given: Any, routing: Routing) -> None:
-        margin = routing.margin[routing.margin > 0]
+
+def _watch_margins(runner: StepRunner, layout: Layout) -> tuple[list[float], list[float]]:
+    """Lists that get the smallest margin of every call of a router: of a choice, where 0 means that nothing was left to
+    choose, and of a slot, where probability decides and this process sees the whole micro-batch."""
+    choices: list[float] = []
+    slots: list[float] = []
+
+    def watch(moe: MoEConfig, _: Any, given: Any, routing: Routing) -> None:
+        margin = routing.margin[routing.margin != 0]
         if margin.numel():
-            seen.append(margin.min().item())
+            choices.append(margin.min().item())
+        factor, policy = moe.router.capacity_factor, moe.router.drop_policy
+        if factor and policy is DropPolicy.probability and layout.world_size == 1:
+            slots.append(_slot_margin(routing, capacity(len(routing.logits), moe.num_experts, moe.top_k, factor)))
 
     for layer in runner.moe_layers.values():
-        layer.router.register_forward_hook(watch)
-    return seen
+        layer.router.register_forward_hook(partial(watch, layer.moe))
+    return choices, slots
+
+
+def _slot_margin(routing: Routing, slots: int) -> float:
+    chance = routing.probability.detach().gather(1, routing.expert_index).flatten()
+    gaps = [inf]
+    for expert in range(routing.logits.shape[1]):
+        best = chance[routing.expert_index.flatten() == expert].sort(descending=True).values
+        if len(best) > slots:
+            gaps.append((best[slots - 1] - best[slots]).item())
+    return float(np.min(gaps))
 
 
 @torch.no_grad()

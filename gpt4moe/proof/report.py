@@ -1,5 +1,7 @@
 """A proof for people (rich) and for programs (plain nested data)."""
 
+import dataclasses
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -7,22 +9,28 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gpt4moe.proof import compare, plan
-from gpt4moe.proof.compare import FAMILIES, TensorDifference
+from gpt4moe.proof import compare, plan, rounding
+from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import lost, reductions
 from gpt4moe.proof.prove import Proof
 from gpt4moe.proof.shrink import changes
 from gpt4moe.proof.unproved import unproved
 
-# Phase, kind of tensor -> head of its column.
-COLUMNS = {
-    (plan.DESCENT, "gradient"): "gradient",
-    (plan.DESCENT, "buffer"): "buffer",
-    (plan.DESCENT, "weight"): "weight after descent",
-    (plan.ADAMW, "weight"): "weight after AdamW",
-    (plan.ADAMW, "exp_avg"): "exp_avg",
-    (plan.ADAMW, "exp_avg_sq"): "exp_avg_sq",
-    (plan.ROUNDED, "bf16 gradient"): "bf16 gradient",
+# Head of a column -> phases and kinds of tensor that it shows the worst of.
+Columns = dict[str, tuple[tuple[str, str], ...]]
+COLUMNS: Columns = {
+    "gradient": ((plan.DESCENT, "gradient"),),
+    "buffer": ((plan.DESCENT, "buffer"),),
+    "weight after descent": ((plan.DESCENT, "weight"),),
+    "weight after AdamW": ((plan.ADAMW, "weight"),),
+    "exp_avg": ((plan.ADAMW, "exp_avg"),),
+    "exp_avg_sq": ((plan.ADAMW, "exp_avg_sq"),),
+}
+BF16_COLUMNS: Columns = {
+    "gradient": ((plan.ROUNDED, rounding.GRADIENTS),),
+    "scale": ((plan.ROUNDED, rounding.SCALE),),
+    **{kind: ((plan.ROUNDED, f"bf16 {kind}"),) for kind in ("buffer", "weight", "exp_avg", "exp_avg_sq")},
+    "replayed": tuple((plan.ROUNDED, f"bf16 {kind} {rounding.MADE}") for kind in rounding.REPLAYED),
 }
 
 
@@ -30,8 +38,13 @@ def show(proofs: list[Proof], console: Console) -> None:
     """One mesh after the other, then the verdict on all, and what it does not cover."""
     parts = [part for proof in proofs for part in _parts(proof)]
     parts += [*_verdict(proofs), Text(), Text("Not proved:", style="bold")]
-    parts += [Text(f"  - {line}") for line in unproved([proof.shrunk for proof in proofs])]
+    parts += [Text(f"  - {line}") for line in _not_proved(proofs)]
     console.print(Group(*parts, Text(f"{sum(proof.seconds for proof in proofs):.0f} s")))
+
+
+def _not_proved(proofs: list[Proof]) -> list[str]:
+    rounded = [proof.tensors[plan.ROUNDED] for proof in proofs if plan.ROUNDED in proof.tensors]
+    return [*unproved([proof.shrunk for proof in proofs]), *map(rounding.missed, rounded)]
 
 
 def _verdict(proofs: list[Proof]) -> list[RenderableType]:
@@ -51,7 +64,10 @@ def _verdict(proofs: list[Proof]) -> list[RenderableType]:
 
 
 def _parts(proof: Proof) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(proof.shrunk.layout.describe(), style="bold"), _table(proof), Text()]
+    parts: list[RenderableType] = [Text(proof.shrunk.layout.describe(), style="bold"), _table(proof)]
+    if plan.ROUNDED in proof.tensors:
+        parts += [Text(), _bf16_table(proof)]
+    parts.append(Text())
     parts += [Text(line) for line in _number_lines(proof)]
     return [*parts, Text(), *_difference_lines(proof)]
 
@@ -59,28 +75,38 @@ def _parts(proof: Proof) -> list[RenderableType]:
 def _table(proof: Proof) -> Table:
     table = Table(title="largest relative difference to one process", title_justify="left", box=None, pad_edge=False)
     table.add_column("tensors", no_wrap=True)
-    rows = families(proof)
-    kinds = [key for key in COLUMNS if any(key in row for row in rows.values())]
-    for key in kinds:
-        table.add_column(COLUMNS[key], justify="right")
-    for family, row in rows.items():
-        cells = [_cell(row.get(key)) for key in kinds]
-        table.add_row(family, *cells)
+    heads = _rows(table, proof, COLUMNS, lambda item: f"{item.relative:.1e}")
     tolerances = {**{(plan.DESCENT, k): t for k, t in compare.DESCENT.items()},
                   **{(plan.ADAMW, k): t for k, t in compare.ADAMW.items()}}  # fmt: skip
     table.add_section()
-    table.add_row(
-        "tolerance",
-        *(f"{tolerances[key].value:.0e}" if key in tolerances else "3 x 1 rank" for key in kinds),
-        style="dim",
-    )
+    table.add_row("tolerance", *(f"{tolerances[COLUMNS[head][0]].value:.0e}" for head in heads), style="dim")
     return table
 
 
-def _cell(worst: TensorDifference | None) -> Text:
+def _bf16_table(proof: Proof) -> Table:
+    title = "in bf16: largest share of what rounding may make (more than 1 is different)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("tensors", no_wrap=True)
+    _rows(table, proof, BF16_COLUMNS, lambda item: f"{excess(item):.2g}")
+    return table
+
+
+def _rows(table: Table, proof: Proof, columns: Columns, text: Callable[[TensorDifference], str]) -> list[str]:
+    """Adds a column for every head of which something was compared, and a row for every family."""
+    rows = families(proof)
+    heads = [head for head, keys in columns.items() if any(key in row for row in rows.values() for key in keys)]
+    for head in heads:
+        table.add_column(head, justify="right")
+    for family, row in rows.items():
+        shown = [[row[key] for key in columns[head] if key in row] for head in heads]
+        table.add_row(family, *(_cell(max(items, key=excess, default=None), text) for items in shown))
+    return heads
+
+
+def _cell(worst: TensorDifference | None, text: Callable[[TensorDifference], str]) -> Text:
     if worst is None:
         return Text("-", style="dim")
-    return Text(f"{worst.relative:.1e}", style="bold red" if worst.is_different else "green")
+    return Text(text(worst), style="bold red" if worst.is_different else "green")
 
 
 def families(proof: Proof) -> dict[str, dict[tuple[str, str], TensorDifference]]:
@@ -91,18 +117,15 @@ def families(proof: Proof) -> dict[str, dict[tuple[str, str], TensorDifference]]
             for item in items:
                 key = (phase, item.kind)
                 row = rows.setdefault(family, {}) if item.family == family else None
-                if row is not None and (key not in row or _excess(item) > _excess(row[key])):
+                if row is not None and (key not in row or excess(item) > excess(row[key])):
                     row[key] = item
     return rows
 
 
-def _excess(item: TensorDifference) -> float:
-    return item.relative / item.tolerance if item.tolerance else item.relative
-
-
 def _number_lines(proof: Proof) -> list[str]:
     lines = []
-    for item in proof.numbers[plan.DESCENT]:
+    rounded = [dataclasses.replace(item, name=f"bf16 {item.name}") for item in proof.numbers.get(plan.ROUNDED, [])]
+    for item in [*proof.numbers[plan.DESCENT], *rounded]:
         verdict = f"different from step {item.first_step} on" if item.is_different else "equal"
         lines.append(f"{item.name}: {verdict}, {item.relative:.1e} at most ({item.tolerance:.0e} passes)")
     lines += [f"set aside, {tie}" for tie in proof.ties]
@@ -128,7 +151,7 @@ def as_data(proofs: list[Proof]) -> dict[str, Any]:
         "asked_layout": asked.describe(),
         "meshes": [_mesh_data(proof) for proof in proofs],
         "on_no_mesh": lost(asked, [proof.shrunk.layout for proof in proofs]),
-        "not_proved": unproved([proof.shrunk for proof in proofs]),
+        "not_proved": _not_proved(proofs),
         "seconds": sum(proof.seconds for proof in proofs),
     }
 

@@ -1,14 +1,17 @@
 """The runs that the promises about every layout share: its ranks start once, and walk through all phases.
 
 descent  5 clipped steps of plain descent, fp32      gradients, norms, weights
-three    3 steps of AdamW, fp32                      weights
+three    3 steps of AdamW, fp32                      weights; what bf16 is held to
 adamw    20 steps of AdamW, fp32                     losses and norms
-rounded  1 step in bf16                              gradients
+rounded  3 steps of AdamW in bf16; one process        everything, by proof.rounding
+         draws its rounding several times
 """
 
 from functools import cache
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.proof import plan, rounding
+from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.outcome import Outcome
 from gpt4moe.proof.phase import Phase
 from tests.distributed.case import BASE, outcomes
@@ -38,11 +41,25 @@ def _one_process(overrides: tuple[str, ...]) -> Runs:
 
 
 def _runs(world_size: int, overrides: tuple[str, ...]) -> Runs:
-    exact, rounded = (load_run_config([*BASE, *overrides, *more]) for more in ((), BF16))
+    exact = load_run_config([*BASE, *overrides])
     phases = {
         "descent": Phase(run=exact, steps=5, descent=RATE),
-        "three": Phase(run=exact, steps=3),
+        "three": Phase(run=exact, steps=3, every_gradient=True),
         "adamw": Phase(run=exact, steps=STEPS),
-        "rounded": Phase(run=rounded, steps=1),
     }
-    return outcomes(world_size, phases)
+    return outcomes(world_size, phases | rounded_phases(world_size, overrides))
+
+
+def rounded_phases(world_size: int, overrides: tuple[str, ...]) -> dict[str, Phase]:
+    run = load_run_config([*BASE, *overrides, *BF16])
+    draws = range(plan.DRAWS if world_size == 1 else 1)
+    return {plan.drawn(draw): Phase(run=run, steps=3, every_gradient=True, draw=draw) for draw in draws}
+
+
+def bf16_differences(case: LayoutCase, got: Outcome) -> list[TensorDifference | NumberDifference]:
+    """Of a layout's bf16 run to one process."""
+    want = one_process(case)
+    sides = rounding.Sides(got, [want[plan.drawn(draw)] for draw in range(plan.DRAWS)], want["three"])
+    run = load_run_config([*BASE, *case.shared, *BF16])
+    found = [*rounding.tensor_differences(sides, run), *rounding.number_differences(sides)]
+    return [item for item in found if item.is_different]

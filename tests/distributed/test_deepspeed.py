@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from gpt4moe.proof.compare import rounding_differences
-from tests.distributed.case import outcome
+from gpt4moe.proof import plan
+from tests.distributed.case import outcome, outcomes
 from tests.distributed.layouts import LAYOUTS, LayoutCase
-from tests.distributed.runs import BF16, RATE
+from tests.distributed.runs import RATE, bf16_differences, rounded_phases
 from tests.distributed.runs import one_process as one_process_runs
 from tests.distributed.test_gradients import GRADIENT, TIED, assert_same, distance, one_process
 
@@ -94,8 +94,9 @@ def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else() ->
 @pytest.mark.parametrize(
     ("name", "more"), [("pp2-dp2-ep2", ()), ("tp2-ep2", OFFLOAD)], ids=["pp2-dp2-ep2", "tp2-ep2-offload"]
 )
-def test_bf16_gradients_are_as_near_to_fp32_as_one_process_is(name: str, more: tuple[str, ...]) -> None:
-    layout, want = LAYOUTS[name], one_process_runs(LAYOUTS[name])
-    got = outcome(layout.world_size, (*layout.overrides, *BF16, *ENGINE, *more), steps=1)
-    for item in rounding_differences(got, want["rounded"], want["three"]):
-        assert not item.is_different, item
+def test_bf16_steps_are_as_near_to_fp32_as_one_process_is_and_follow_from_their_gradients(
+    name: str, more: tuple[str, ...]
+) -> None:
+    layout = LAYOUTS[name]
+    phases = rounded_phases(layout.world_size, (*layout.shared, *layout.overrides, *ENGINE, *more))
+    assert bf16_differences(layout, outcomes(layout.world_size, phases)[plan.ROUNDED]) == []

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from gpt4moe.proof.compare import rounding_differences
 from tests.distributed.case import outcome
 from tests.distributed.layouts import LAYOUTS
-from tests.distributed.runs import STEPS, one_process, runs
+from tests.distributed.runs import STEPS, bf16_differences, one_process, runs
 from tests.distributed.test_gradients import distance
 
 pytestmark = pytest.mark.layouts
@@ -28,10 +27,8 @@ def test_weights_after_adamw_steps_equal_one_process(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_bf16_gradients_are_as_near_to_fp32_as_one_process_is(name: str) -> None:
-    want = one_process(LAYOUTS[name])
-    for item in rounding_differences(runs(LAYOUTS[name])["rounded"], want["rounded"], want["three"]):
-        assert not item.is_different, item
+def test_bf16_steps_are_as_near_to_fp32_as_one_process_is_and_follow_from_their_gradients(name: str) -> None:
+    assert bf16_differences(LAYOUTS[name], runs(LAYOUTS[name])["rounded"]) == []
 
 
 def test_the_shipped_tiny_model_follows_one_process_for_twenty_steps() -> None:

@@ -1,9 +1,11 @@
 """Faults, planted inside the ranks by patching the product there. Nothing in the product knows of them."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
+from itertools import count
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +20,8 @@ from gpt4moe.proof.outcome import RankAnswer
 from gpt4moe.proof.phase import Phase
 from gpt4moe.proof.ranks import run_phases
 from gpt4moe.training import step
+from gpt4moe.training.engine import OwnedRange
+from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
 
 
@@ -26,15 +30,18 @@ class Fault:
     """What goes wrong, on the smallest mesh that shows it, and the words by which the suspects must name it."""
 
     layout: tuple[str, ...]
+    """And the engine, where it is not the default."""
     suspect: str
     plant: Callable[[], AbstractContextManager[Any]] = nullcontext
     prepare: Callable[[list[Any], ProcessGroups], None] | None = None
+    ranks: int = 2
 
 
-def faulty_phases(environment: Environment, phases: list[Phase], fault: str) -> list[RankAnswer]:
+def faulty_phases(environment: Environment, phases: list[Phase], name: str) -> list[RankAnswer]:
     """ranks.run_phases with the fault in place."""
-    with FAULTS[fault].plant():
-        return run_phases(environment, phases, FAULTS[fault].prepare)
+    fault = (FAULTS | BF16_FAULTS)[name]
+    with fault.plant():
+        return run_phases(environment, phases, fault.prepare)
 
 
 def tool_phases(environment: Environment, phases: list[Phase], say: Callable[[str], Any]) -> list[RankAnswer]:
@@ -72,13 +79,45 @@ def _mark_of(suffix: str, mark: str, value: bool) -> Callable[..., None]:
     return change
 
 
-def _experts_times_ep(_: None, engine: MegatronEngine) -> None:
+def _experts_times_ep(_: None, engine: Any) -> None:
     for owned in engine.owned():
         if not getattr(owned.parameter, "allreduce", True):
             owned.gradient.mul_(engine.groups.layout.ep)
 
 
-def _forget_experts(_: None, engine: MegatronEngine, chunks: list[Any], *rest: Any) -> None:
+def _experts_a_little_large(_: None, engine: Any) -> None:
+    for owned in engine.owned():
+        if owned.parameter.dtype is torch.bfloat16 and not getattr(owned.parameter, "allreduce", True):
+            owned.gradient.mul_(1.3)
+
+
+def _long_norm(module: Any) -> AbstractContextManager[Any]:
+    """Clips by 1.3 times the norm, in bf16."""
+    original = module.clip_gradients
+
+    def wrong(owned: Iterable[OwnedRange], counted: set[int], *, clip_norm: float, **more: Any) -> float:
+        ranges = list(owned)
+        norm: float = original(ranges, counted, clip_norm=0.0, **more)
+        norm *= 1.3 if ranges[0].parameter.dtype is torch.bfloat16 else 1.0
+        torch._foreach_mul_([part.gradient for part in ranges], min(1.0, clip_norm / norm))
+        return norm
+
+    return patch.object(module, "clip_gradients", wrong)
+
+
+def _second_update_skipped(engine: Any) -> AbstractContextManager[Any]:
+    """In bf16; weights stay equal on all ranks, and the losses hardly show it."""
+    original, calls = engine.update, count(1)
+
+    def sometimes(self: Any, learning_rate: float) -> None:
+        is_rounded = next(iter(self.owned())).parameter.dtype is torch.bfloat16
+        if not (is_rounded and next(calls) == 2):
+            original(self, learning_rate)
+
+    return patch.object(engine, "update", sometimes)
+
+
+def _forget_experts(_: None, engine: Any, chunks: list[Any], *rest: Any) -> None:
     owned = {id(item.parameter): item.parameter for item in engine.owned()}
     engine.counted = {key for key in engine.counted if getattr(owned.get(key), "allreduce", True)}
 
@@ -103,6 +142,8 @@ def _nudge_second_router(chunks: list[Any], groups: ProcessGroups) -> None:
 
 
 EP2, TP2, VPP2 = ("parallel.ep=2",), ("parallel.tp=2",), ("parallel.pp=2", "parallel.vpp=2")
+FOUR = ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")
+DEEPSPEED = ("engine=deepspeed",)
 FAULTS = {
     "a wrong reduce group": Fault(
         EP2, "wrong reduce group", lambda: _after(gpt, "mark", _mark_of("experts.down", "allreduce", True))
@@ -128,4 +169,37 @@ FAULTS = {
         EP2, "2 of 3 micro-batches a rank",
         lambda: patch.object(step, "get_forward_backward_func", _one_micro_batch_less),
     ),
+    "expert gradients times ep under DeepSpeed": Fault(
+        (*EP2, *DEEPSPEED), "gradients of experts are 2 times what they should be, and 2 is dp = ep",
+        lambda: _after(DeepSpeedEngine, "reduce", _experts_times_ep),
+    ),
+    "a clip norm without the experts under DeepSpeed": Fault(
+        (*EP2, *DEEPSPEED), "the norm without experts", lambda: _after(DeepSpeedEngine, "__init__", _forget_experts)
+    ),
+    "a norm weight without its tp sum, four ranks": Fault(
+        FOUR, "missing sum over tp: of all gradients only decoder.layers.1.pre_mlp_layernorm.weight, "
+        "decoder.layers.3.pre_mlp_layernorm.weight differ",  # the second of each stage
+        lambda: _after(gpt, "mark", _mark_of("layers.1.pre_mlp_layernorm.weight", "sequence_parallel", False)), ranks=4,
+    ),
+    "a clip norm without the experts, four ranks under DeepSpeed": Fault(
+        (*FOUR, *DEEPSPEED), "the norm without experts",
+        lambda: _after(DeepSpeedEngine, "__init__", _forget_experts), ranks=4,
+    ),
 }  # fmt: skip
+
+
+def _in_bf16(engine: Any, more: tuple[str, ...]) -> dict[str, Fault]:
+    layout, module = (*EP2, "precision=bf16", *more), sys.modules[engine.__module__]
+    return {
+        f"{name}, {engine.__name__}": Fault(layout, suspect, plant)
+        for name, suspect, plant in (
+            ("a norm of 1.3 times", "wrong clip norm", lambda: _long_norm(module)),
+            ("a skipped update", "are as if step 2 had not been taken", lambda: _second_update_skipped(engine)),
+            ("expert gradients times 1.3", "gradients of experts down are 1.2",
+             lambda: _after(engine, "reduce", _experts_a_little_large)),
+        )
+    }  # fmt: skip
+
+
+BF16_FAULTS = _in_bf16(MegatronEngine, ()) | _in_bf16(DeepSpeedEngine, DEEPSPEED)
+"""That fp32 does not have."""

@@ -21,6 +21,6 @@ def padded_outcomes(world_size: int, run: RunConfig, tokens: int = 0) -> Outcome
 
 
 def _outcomes(world_size: int, run: RunConfig, tokens: int, function: Callable[..., Any], *more: Any) -> Outcomes:
-    phases = plan.phases(run, tokens)
+    phases = plan.phases(run, world_size, tokens)
     answers = run_ranks(world_size, function, list(phases.values()), *more)
     return {name: assemble([answer[at] for answer in answers]) for at, name in enumerate(phases)}

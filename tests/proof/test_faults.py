@@ -10,26 +10,37 @@ from gpt4moe.proof import plan
 from gpt4moe.proof.prove import Outcomes, Proof, judge
 from gpt4moe.proof.shrink import Shrunk
 from tests.distributed.case import BASE
-from tests.proof.faults import EP2, FAULTS, TP2, VPP2
+from tests.proof.faults import BF16_FAULTS, DEEPSPEED, EP2, FAULTS, TP2, VPP2
 from tests.proof.outcomes import outcomes
 
 pytestmark = pytest.mark.layouts
 
-RANKS = 2
+
+# Steps as short as a proof's: longer ones carry round-off further than its tolerances allow.
+RUN = (*BASE, "optimizer.clip_norm=0.1")
 
 
 @cache
-def one_process() -> Outcomes:
+def one_process(*precision: str) -> Outcomes:
     """Of the one model that every fault is planted in."""
-    return outcomes(1, load_run_config([*BASE]))
+    return outcomes(1, load_run_config([*RUN, *precision]))
+
+
+@cache
+def on_ranks(layout: tuple[str, ...], ranks: int, fault: str | None) -> Outcomes:
+    return outcomes(ranks, load_run_config([*RUN, *layout]), fault=fault)
+
+
+def judged(layout: tuple[str, ...], got: Outcomes, want: Outcomes, ranks: int) -> Proof:
+    run = load_run_config([*RUN, *layout])
+    proved = Layout.from_config(run.parallel, ranks)
+    return judge(Shrunk(asked=run, asked_layout=proved, run=run, layout=proved), got, want, 0.0)
 
 
 @cache
 def proof_of(layout: tuple[str, ...], fault: str | None) -> Proof:
-    run = load_run_config([*BASE, *layout])
-    proved = Layout.from_config(run.parallel, RANKS)
-    shrunk = Shrunk(asked=run, asked_layout=proved, run=run, layout=proved)
-    return judge(shrunk, outcomes(RANKS, run, fault=fault), one_process(), 0.0)
+    ranks = FAULTS[fault].ranks if fault else 2
+    return judged(layout, on_ranks(layout, ranks, fault), one_process(), ranks)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -44,6 +55,23 @@ def test_without_a_fault_the_same_meshes_are_equal_and_nobody_is_suspected(layou
     proof = proof_of(layout, None)
     assert proof.is_equal and proof.first is None and proof.suspects == []
     assert proof.clipped_steps == proof.steps, "steps that are not clipped do not see the norm"
+
+
+@pytest.mark.parametrize("fault", BF16_FAULTS)
+def test_a_fault_of_bf16_alone_is_caught_and_named_in_what_it_hides_in(fault: str) -> None:
+    """Each is smaller than what rounding makes of a gradient here, and each passes in fp32."""
+    layout = BF16_FAULTS[fault].layout
+    proof = judged(layout, on_ranks(layout, 2, fault), one_process("precision=bf16"), 2)
+    assert proof.is_phase_equal(plan.DESCENT) and proof.is_phase_equal(plan.ADAMW)
+    assert not proof.is_phase_equal(plan.ROUNDED)
+    assert any(BF16_FAULTS[fault].suspect in line for line in proof.suspects), proof.suspects
+
+
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_without_a_fault_bf16_is_equal_and_nobody_is_suspected(engine: str) -> None:
+    layout = (*EP2, "precision=bf16", *(DEEPSPEED if engine == "deepspeed" else ()))
+    proof = judged(layout, on_ranks(layout, 2, None), one_process("precision=bf16"), 2)
+    assert proof.is_equal and proof.suspects == []
 
 
 def test_adamw_losses_hide_expert_gradients_times_ep_and_descent_shows_them() -> None:

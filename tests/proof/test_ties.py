@@ -1,18 +1,22 @@
 """A choice of experts that round-off turned: other tokens are proved, and the report says it. No other excuse."""
 
 import dataclasses
+from math import inf
 
 import numpy as np
 import pytest
+import torch
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
+from gpt4moe.moe.routers.base import Routing
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.proof import plan
+from gpt4moe.proof import plan, ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome
 from gpt4moe.proof.prove import Outcomes, Proof, prove_shrunk
 from gpt4moe.proof.report import as_data
 from gpt4moe.proof.shrink import Shrunk
+from gpt4moe.proof.ties import turned_by_round_off
 from tests.distributed.case import BASE
 from tests.proof.faults import EP2
 from tests.proof.test_faults import one_process
@@ -56,6 +60,27 @@ def test_a_tie_is_set_aside_and_said_and_other_tokens_are_proved() -> None:
 def test_ties_in_every_set_of_tokens_are_no_proof() -> None:
     proof = proved({plan.ADAMW: flipped(one_process()[plan.ADAMW], 2)}, margin=NEAR, times=9)
     assert not proof.is_equal and len(proof.ties) == 3
+
+
+@pytest.mark.parametrize(
+    ("drop_margin", "share", "is_tie"), [(NEAR, 1e-3, True), (FAR, 1e-3, False), (NEAR, 0.1, False)]
+)
+def test_a_tie_for_the_last_slot_of_an_expert_moves_no_load_and_is_one(
+    drop_margin: float, share: float, is_tie: bool
+) -> None:
+    want = dataclasses.replace(one_process()[plan.ADAMW], drop_margins=[1.0, drop_margin, 1.0])
+    losses = [want.losses[0], want.losses[1] * (1 + share), want.losses[2]]
+    tie = turned_by_round_off(dataclasses.replace(want, losses=losses), want)
+    assert (tie is not None) == is_tie
+    assert tie is None or tie.step == 2
+
+
+def test_one_process_knows_how_near_the_ends_of_slots_were() -> None:
+    probability = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.65, 0.35], [0.2, 0.8]])
+    index = torch.tensor([[0], [0], [0], [1]])
+    routing = Routing(probability, index, probability, index, torch.ones(4), probability)
+    assert ranks._slot_margin(routing, 2) == pytest.approx(0.05)
+    assert ranks._slot_margin(routing, 3) == inf
 
 
 @pytest.mark.parametrize(

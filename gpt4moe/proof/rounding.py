@@ -1,0 +1,199 @@
+"""rounding: a bf16 run against one process, where rounding alone makes two right layouts differ. numpy, no torch.
+
+    forward, backward     got <-> exact    held to how far one process in bf16 (rounded) is from fp32 (exact):
+                                           loss, auxiliary losses, loads, every gradient, the scale of each family's,
+                                           masters and moments
+    from gradients on     got <-> replay   held to fp32, for there a bf16 run is fp32 too: norm, clipping, masters and
+                                           moments follow from the run's own gradients (proof.replay)
+
+One process's distance is one draw: of roundings, and of the choices of experts that they turn. So one process draws
+several times (Phase.draw), and what is held to it is held to three times the larger of what it shows itself and of what
+its family over all layers does, root of the mean square over the draws. Three, because sums cut over ranks are rounded
+once more on each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.proof.compare import (
+    FLOOR,
+    NumberDifference,
+    TensorDifference,
+    distance,
+    excess,
+    family_of,
+    model_order,
+    number_difference,
+    total_norm,
+)
+from gpt4moe.proof.outcome import BUFFER, WEIGHT, Outcome, gradient_kind
+from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, moved, norms, replay
+from gpt4moe.proof.ties import few
+
+TIMES = 3.0
+ONE_ROUNDING = 2.0**-8
+"""Of bf16's eight bits: what is held to a lucky draw of one process is held to no less."""
+SCALE_FLOOR = 8 * ONE_ROUNDING
+GRADIENTS, SCALE, MADE = "bf16 gradient", "bf16 scale", "of its own gradients"
+# Kind -> what passes between fp32 and fp64; masters relative to how far they moved, a hundredth of what they are.
+REPLAYED = {WEIGHT: 1e-4, MEAN: 1e-5, MEAN_OF_SQUARES: 1e-5}
+# A bias that stood still is 1 off, one that moved the wrong way 2; rounding turns the sign of a near-even load.
+_BUFFERS = {"bias": 0.75, "load_share": 0.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """By the run's optimizer, all with every_gradient."""
+
+    got: Outcome
+    """The layout in bf16."""
+    drawn: list[Outcome]
+    """One process in bf16, several times."""
+    exact: Outcome
+    """One process in fp32."""
+
+    def tensors(self, kind: str) -> tuple[Tensors, list[Tensors], Tensors]:
+        return self.got.tensors[kind], [side.tensors[kind] for side in self.drawn], self.exact.tensors[kind]
+
+    def moved(self) -> tuple[Tensors, list[Tensors], Tensors]:
+        return moved(self.got), [moved(side) for side in self.drawn], moved(self.exact)
+
+
+def tensor_differences(sides: Sides, run: RunConfig) -> list[TensorDifference]:
+    """Gradients, the worst of the steps, and the scale of the first step's; masters, moments and buffers after the
+    last."""
+    got, exact = sides.got, sides.exact
+    gradients = [sides.tensors(gradient_kind(step)) for step in range(1, len(exact.losses) + 1)]
+    found = _worst([_held_to_rounding(GRADIENTS, *step) for step in gradients])
+    found += _held_scales(*gradients[0])
+    found += _held_to_rounding(f"bf16 {WEIGHT}", *sides.moved())
+    for kind in (MEAN, MEAN_OF_SQUARES):
+        found += _held_to_rounding(f"bf16 {kind}", *sides.tensors(kind))
+    made, ours = replay(got, run), got.tensors | {WEIGHT: moved(got)}
+    for kind, tolerance in REPLAYED.items():
+        floor = FLOOR * total_norm(made[kind])
+        found += [TensorDifference(name, f"bf16 {kind} {MADE}", _apart(name, ours[kind], made[kind], floor), tolerance)
+                  for name in _names(ours[kind], made[kind])]  # fmt: skip
+    return found + _buffers(got.tensors[BUFFER], exact.tensors[BUFFER])
+
+
+def number_differences(sides: Sides) -> list[NumberDifference]:
+    """Losses, norms and routing of every step."""
+    got, exact = sides.got, sides.exact
+    losses = [name for name in exact.extras if name.endswith("loss")]
+    total = float(exact.columns(None)[0].sum())
+    moved_loads = _rms([_by_step(side.columns(None), exact.columns(None)) for side in sides.drawn])
+    held: dict[str, tuple[Callable[[Outcome], Sequence[float | np.ndarray]], float]] = {
+        "loss": (lambda side: side.losses, ONE_ROUNDING),
+        # The load-balancing loss is linear in the loads: what moves those moves it, by half as much at most where seen.
+        "auxiliary losses": (lambda side: side.columns(losses), max(ONE_ROUNDING, moved_loads / 2)),
+        # A choice that moved leaves one expert and reaches another.
+        "tokens per expert": (lambda side: side.columns(None), few(total) * 2**0.5 / (total or 1.0)),
+    }
+    found = []
+    for name, (read, floor) in held.items():
+        ours, *drawn = (_by_step(read(side), read(exact)) for side in (got, *sides.drawn))
+        found.append(number_difference(name, ours, TIMES * max(_rms(drawn), floor)))
+    routed, wanted = ([table.sum(axis=1) for table in side.columns(None)] for side in (got, exact))
+    found.append(number_difference("tokens of all experts", _by_step(routed, wanted), 0.0))
+    return [*found, number_difference(f"gradient norm {MADE}", _by_step(got.norms, norms(got)), 1e-6)]
+
+
+def _by_step(ours: Sequence[float | np.ndarray], reference: Sequence[float | np.ndarray]) -> list[float]:
+    return [distance(np.asarray(a), np.asarray(b)) for a, b in zip(ours, reference, strict=True)]
+
+
+def missed(tensors: Sequence[TensorDifference]) -> str:
+    """How large a fault in bf16 alone may be and still look like rounding, in words."""
+    families = ", ".join(f"{item.family} {1 + item.tolerance:.2f}" for item in tensors if item.kind == SCALE)
+    one = max((item for item in tensors if item.kind == GRADIENTS), key=lambda item: item.tolerance)
+    return (
+        f"factors in bf16 alone that rounding hides: up to these on all gradients of {families}; on one tensor's up to "
+        f"{1 + one.tolerance:.2f} ({one.name}); none on the norm, clipping and the optimizer's step, which are fp32"
+    )
+
+
+def scale(ours: Tensors, exact: Tensors, names: Sequence[str]) -> float:
+    """k where `names` together are k times what they are in fp32 and something orthogonal to it; infinite where one is
+    missing or anything is not finite."""
+    if np.isinf(_apart_together(ours, exact, names)):
+        return float("inf")
+    got, want = (_together(side, names) for side in (ours, exact))
+    return float(got @ want) / float(want @ want)
+
+
+def _together(side: Tensors, names: Sequence[str]) -> np.ndarray:
+    return np.concatenate([side[name].astype(np.float64).ravel() for name in names])
+
+
+def _apart_together(ours: Tensors, exact: Tensors, names: Sequence[str]) -> float:
+    if any(np.isinf(_apart(name, ours, exact, 0.0)) for name in names):
+        return float("inf")
+    return distance(_together(ours, names), _together(exact, names))
+
+
+def _held_to_rounding(kind: str, got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[TensorDifference]:
+    floor, found = FLOOR * total_norm(exact), []
+    for names in _families(_names(got, exact)).values():
+        own = {name: [_apart(name, side, exact, floor) for side in drawn] for name in names}
+        spread = _rms(list(own.values()))
+        found += [TensorDifference(name, kind, _apart(name, got, exact, floor), TIMES * max(_rms(own[name]), spread))
+                  for name in names]  # fmt: skip
+    return sorted(found, key=lambda item: model_order(item.name))
+
+
+def _held_scales(got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[TensorDifference]:
+    """One for each family, under the name of its first tensor: a mean over all of its elements, which rounding moves
+    far less than it moves each; half as much at most on all layouts of the tests."""
+    least, found = FLOOR * total_norm(exact), []
+    for names in _families(_names(got, exact)).values():
+        is_felt = total_norm({name: exact[name] for name in names if name in exact}) > least
+        ours, *own = (abs(scale(side, exact, names) - 1) if is_felt else 0.0 for side in (got, *drawn))
+        rest = _rms([_apart_together(side, exact, names) for side in drawn]) if is_felt else 0.0
+        found.append(TensorDifference(names[0], SCALE, ours, max(SCALE_FLOOR, TIMES * _rms(own), rest / 2)))
+    return found
+
+
+def _buffers(got: Tensors, exact: Tensors) -> list[TensorDifference]:
+    """All layers' together, under the name of the first."""
+    found = []
+    for suffix, names in groupby(sorted(_names(got, exact), key=_suffix), key=_suffix):
+        listed = list(names)
+        missing = any(name not in got or name not in exact for name in listed)
+        ours, want = (np.array([]) if missing else np.concatenate([side[name] for name in listed])
+                      for side in (got, exact))  # fmt: skip
+        relative = float("inf") if missing else distance(ours, want)
+        found.append(TensorDifference(listed[0], f"bf16 {BUFFER}", relative, _BUFFERS[suffix]))
+    return found
+
+
+def _worst(steps: list[list[TensorDifference]]) -> list[TensorDifference]:
+    return [max(of_one, key=excess) for of_one in zip(*steps, strict=True)]
+
+
+def _names(*sides: Tensors) -> list[str]:
+    return sorted(set().union(*sides), key=model_order)
+
+
+def _families(names: Sequence[str]) -> dict[str, list[str]]:
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(family_of(name), []).append(name)
+    return families
+
+
+def _apart(name: str, ours: Tensors, reference: Tensors, floor: float) -> float:
+    both = name in ours and name in reference and ours[name].shape == reference[name].shape
+    return distance(ours[name], reference[name], floor) if both else float("inf")
+
+
+def _suffix(name: str) -> str:
+    return name.rsplit(".", 1)[1]
+
+
+def _rms(values: Sequence[float] | Sequence[Sequence[float]]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
