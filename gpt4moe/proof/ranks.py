@@ -127,18 +127,21 @@ def _watch_margins(runner: StepRunner, layout: Layout) -> tuple[list[float], lis
             choices.append(margin.min().item())
         factor, policy = moe.router.capacity_factor, moe.router.drop_policy
         if factor and policy is DropPolicy.probability and layout.world_size == 1:
-            slots.append(_slot_margin(routing, capacity(len(routing.logits), moe.num_experts, moe.top_k, factor)))
+            chance = routing.probability.detach().gather(1, routing.expert_index)
+            real = slice(None) if given[1] is None else given[1] >= 0  # padding takes no slot
+            slots.append(_slot_margin(routing.expert_index[real], chance[real], moe, factor))
 
     for layer in runner.moe_layers.values():
         layer.router.register_forward_hook(partial(watch, layer.moe))
     return choices, slots
 
 
-def _slot_margin(routing: Routing, slots: int) -> float:
-    chance = routing.probability.detach().gather(1, routing.expert_index).flatten()
+def _slot_margin(expert_index: torch.Tensor, chance: torch.Tensor, moe: MoEConfig, factor: float) -> float:
+    """Both [T, K]: the smallest gap of probability between an expert's last slot and what found none."""
+    slots = capacity(len(expert_index), moe.num_experts, moe.top_k, factor)
     gaps = [inf]
-    for expert in range(routing.logits.shape[1]):
-        best = chance[routing.expert_index.flatten() == expert].sort(descending=True).values
+    for expert in range(moe.num_experts):
+        best = chance[expert_index == expert].sort(descending=True).values
         if len(best) > slots:
             gaps.append((best[slots - 1] - best[slots]).item())
     return float(np.min(gaps))

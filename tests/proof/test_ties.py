@@ -9,7 +9,6 @@ import torch
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.moe.routers.base import Routing
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan, ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome
@@ -76,11 +75,11 @@ def test_a_tie_for_the_last_slot_of_an_expert_moves_no_load_and_is_one(
 
 
 def test_one_process_knows_how_near_the_ends_of_slots_were() -> None:
-    probability = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.65, 0.35], [0.2, 0.8]])
-    index = torch.tensor([[0], [0], [0], [1]])
-    routing = Routing(probability, index, probability, index, torch.ones(4), probability)
-    assert ranks._slot_margin(routing, 2) == pytest.approx(0.05)
-    assert ranks._slot_margin(routing, 3) == inf
+    moe = load_run_config([*BASE, "model.moe.top_k=1", "router@model.moe.router=switch"]).model.moe
+    assert moe is not None and moe.num_experts == 4
+    index, chance = torch.tensor([[0], [0], [0], [1]]), torch.tensor([[0.9], [0.65], [0.7], [0.8]])
+    assert ranks._slot_margin(index, chance, moe, 2.0) == pytest.approx(0.05)
+    assert ranks._slot_margin(index, chance, moe, 3.0) == inf
 
 
 @pytest.mark.parametrize(
