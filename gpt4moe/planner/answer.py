@@ -31,15 +31,17 @@ def table_answer(plan: PlanConfig) -> list[Table | str]:
     return search_tables(search(plan)) if plan.search else estimate_tables(estimate(plan))
 
 
-def leak_rows() -> list[Claim]:
-    """The report about GPT-4: it plans its own runs, whatever else was asked."""
-    return claims(
-        Material(
-            load_plan_config(["+experiment=gpt4"]),
-            load_plan_config(["+experiment=gpt4_8x220b"]),
-            load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
-        )
+def leak_material() -> Material:
+    """The plans of the report about GPT-4: its own runs, whatever else was asked."""
+    return Material(
+        load_plan_config(["+experiment=gpt4"]),
+        load_plan_config(["+experiment=gpt4_8x220b"]),
+        load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
     )
+
+
+def leak_rows() -> list[Claim]:
+    return claims(leak_material())
 
 
 def leak_markdown() -> str:

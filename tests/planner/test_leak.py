@@ -1,12 +1,20 @@
 """GPT-4's reported numbers: the page is what the code says, and the promises of it hold."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from gpt4moe.planner.answer import leak_rows
-from gpt4moe.planner.leak import Claim, leak_page
+import pytest
+
+from gpt4moe.planner.answer import leak_material, leak_rows
+from gpt4moe.planner.leak import Claim, Material, claims, leak_page
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpt4-numbers.md"
+
+
+@cache
+def material() -> Material:
+    return leak_material()
 
 
 @cache
@@ -35,3 +43,32 @@ def test_what_does_not_follow_is_said() -> None:
     assert any("80 GB" in claim for claim in denied)
     assert any("Davinci" in claim for claim in denied)
     assert "ASSUMPTION" in rows()["... the utilisation that yields 3 x"].verdict
+
+
+def verdict(claim: str, **cluster: float | None) -> str:
+    """Of a claim where the devices were others."""
+    gpt4 = material().gpt4
+    changed = replace(material(), gpt4=replace(gpt4, cluster=replace(gpt4.cluster, **cluster)))
+    return next(row.verdict for row in claims(changed) if row.claim == claim)
+
+
+@pytest.mark.parametrize(
+    ("claim", "before", "change", "after"),
+    [
+        ("tp 8 x pp 15, ZeRO-1, on 80 GB", "does not follow", {"memory_bytes": 200e9}, "follows"),
+        ("... with recomputation", "follows", {"memory_bytes": 70e9}, "does not follow"),
+        ("utilisation", "within", {"fabric_bytes_per_second": 5e9}, "does not follow"),
+        ("days", "within", {"fabric_bytes_per_second": 5e9}, "does not follow"),
+        ("cost", "+4.0%", {"usd_per_hour": 2.2}, "+108.1%"),
+        ("failures", "145 days", {"hours_between_failures": 1e8}, "121 days"),
+    ],
+)
+def test_a_verdict_comes_from_the_numbers(claim: str, before: str, change: dict[str, float], after: str) -> None:
+    assert before in verdict(claim) and after not in verdict(claim)
+    assert after in verdict(claim, **change)
+
+
+def test_a_wrong_model_is_told_from_the_reported_one() -> None:
+    gpt4 = material().gpt4
+    smaller = replace(material(), gpt4=replace(gpt4, model=replace(gpt4.model, hidden_size=9216)))
+    assert float(next(row.verdict for row in claims(smaller) if row.claim == "parameters").strip("%")) < -10
