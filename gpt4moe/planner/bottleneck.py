@@ -1,11 +1,13 @@
 """What binds a plan, what would move it, and what a reader of the plan should know."""
 
+from math import ceil
+
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.efficiency import EVIDENCE
 from gpt4moe.planner.memory import StageMemory
-from gpt4moe.planner.run_time import RunTime, Saving, best_interval
+from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
 from gpt4moe.planner.step_time import StepTime
 
 MOVES = {
@@ -40,7 +42,13 @@ def binding(step: StepTime, parallel: ParallelConfig, memory: list[StageMemory],
 
 
 def warnings(
-    plan: PlanConfig, memory: list[StageMemory], saving: Saving, whole: RunTime, unsupported: list[str]
+    plan: PlanConfig,
+    memory: list[StageMemory],
+    saving: Saving,
+    whole: RunTime,
+    unsupported: list[str],
+    *,
+    step_seconds: float,
 ) -> list[str]:
     """What does not fit, what the trainer cannot run yet, what is lost to failures, what is assumed."""
     cluster = plan.cluster
@@ -54,6 +62,13 @@ def warnings(
         )
     elif share > TIGHT:
         found.append(f"memory is tight: stage {fullest.stage} takes {share:.0%} of the device")
+    between = saving.every_steps * step_seconds
+    if 0 < between < saving.written_seconds:
+        found.append(
+            f"a save takes {saving.written_seconds:.3g} s to reach storage at {STORAGE_RATE / 1e9:g} GB/s a device, "
+            f"the next one comes after {between:.3g} s and waits: set checkpoint.every="
+            f"{ceil(saving.written_seconds / step_seconds)} or more"
+        )
     lost = whole.failure_seconds * plan.training.steps / whole.seconds
     if lost > 0.1:
         rate = whole.failures / whole.seconds

@@ -104,9 +104,11 @@ def estimate(plan: PlanConfig) -> Estimate:
     work = timed_work(plan)
     layout = Layout.from_config(plan.parallel, world)
     step = step_time(work, plan.training, world)
+    is_async, saved = plan.checkpoint.asynchronous, saved_bytes(work, world)
     saving = Saving(
         every_steps=plan.checkpoint.every,
-        seconds=save_seconds(saved_bytes(work, world), asynchronous=plan.checkpoint.asynchronous),
+        seconds=save_seconds(saved, asynchronous=is_async),
+        written_seconds=save_seconds(saved, asynchronous=False) if is_async else 0.0,
     )
     hours_between = plan.cluster.hours_between_failures
     whole = run_time(
@@ -121,7 +123,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole,
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
-        warnings=warnings(plan, memory, saving, whole, unsupported),
+        warnings=warnings(plan, memory, saving, whole, unsupported, step_seconds=step.seconds),
     )  # fmt: skip
 
 

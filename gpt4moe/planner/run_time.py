@@ -11,7 +11,7 @@ from gpt4moe.errors import ConfigError
 HOST_COPY_RATE = 20e9
 """Bytes per second from a device to host memory (PCIe 4.0 x16, of which 80% arrives): an assumption."""
 STORAGE_RATE = 1e9
-"""Bytes per second that a device's share of the storage takes: an assumption."""
+"""Bytes per second that a device's share of the storage takes: an assumption (docs/planner.md)."""
 MOST_LOST = 0.9
 """Share of the time lost to failures beyond which a plan is refused: the run would hardly move."""
 
@@ -24,6 +24,8 @@ class Saving:
     """0: only at the end."""
     seconds: float
     """That training waits for one save."""
+    written_seconds: float = 0.0
+    """Until an asynchronous save is in storage, which the next one waits for; 0: it is when training goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,9 @@ def run_time(
     Raises: ConfigError where failures eat the run up; the cure names an interval that does not.
     """
     every = saving.every_steps or steps
-    checkpoint = saving.seconds / every
+    # An asynchronous save that is still being written when the next one is due holds training up.
+    late = max(0.0, saving.written_seconds - every * step_seconds)
+    checkpoint = (saving.seconds + late) / every
     work = step_seconds + checkpoint
     rate = failures_per_hour / 3600
     lost = rate * (restart_seconds + every * work / 2)

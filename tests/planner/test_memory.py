@@ -277,8 +277,14 @@ def test_what_was_reported_of_gpt4_fits_its_devices_and_not_with_less(experiment
     ("pp", "vpp", "micro_batches"), [(1, 1, 4), (4, 1, 2), (15, 1, 35), (4, 2, 4), (4, 3, 40), (2, 5, 12)]
 )
 def test_live_bytes_are_those_of_the_schedule_slot_by_slot(pp: int, vpp: int, micro_batches: int) -> None:
-    run = load_run_config(["+experiment=tiny", "run.name=live", f"training.global_batch_size={micro_batches}"])
-    run.training.micro_batch_size = 1
+    run = load_run_config(
+        [
+            "+experiment=tiny",
+            "run.name=live",
+            f"training.global_batch_size={micro_batches}",
+            "training.micro_batch_size=1",
+        ]
+    )
     kept = [[1 + (7 * stage + 11 * chunk) % 13 for chunk in range(vpp)] for stage in range(pp)]
     table = schedule(pp=pp, vpp=vpp, micro_batches=micro_batches)
     slots = peak_live(table, [kept[stage][chunk] for chunk in range(vpp) for stage in range(pp)])

@@ -1,11 +1,15 @@
 """Money, energy and the days that failures take."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError
 from gpt4moe.planner.cost import cost
+from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.run_time import Saving, best_interval, run_time
+from tests.planner.timed import plan_of
 
 DAY = 86400.0
 
@@ -66,16 +70,32 @@ def test_the_best_interval_loses_less_than_its_neighbours() -> None:
         ("gpus=0", "gpus=8"),
         ("imbalance=0.5", "imbalance=1"),
         ("restart_minutes=-1", "restart_minutes=0"),
-        ("top=0", "top=1"),
+        ("top=0", "top=1 search=true"),
     ],
 )
 def test_a_planner_option_out_of_range_is_refused(override: str, cured: str) -> None:
     with pytest.raises(ConfigError, match=override.split("=")[0]):
         load_plan_config([override])
-    assert load_plan_config([cured])
+    assert load_plan_config(cured.split())
 
 
 def test_a_misspelt_planner_option_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         load_plan_config(["budgt_usd=3"])
     assert caught.value.cure == "Did you mean budget_usd?"
+
+
+def test_a_save_that_is_still_being_written_holds_the_next_one_up() -> None:
+    saving = Saving(every_steps=2, seconds=1.0, written_seconds=26.0)
+    whole = run_time(100, 10.0, saving, failures_per_hour=0.0, restart_seconds=0)
+    assert whole.checkpoint_seconds == (1.0 + 26.0 - 20.0) / 2
+    enough = replace(saving, every_steps=3)
+    assert run_time(100, 10.0, enough, failures_per_hour=0.0, restart_seconds=0).checkpoint_seconds == 1.0 / 3
+
+
+def test_a_plan_warns_of_saves_closer_together_than_they_take_and_the_cure_cures() -> None:
+    layout = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=16", "parallel.ep=8")
+    said = [line for line in estimate(plan_of(*layout, "checkpoint.every=1")).warnings if "reach storage" in line]
+    every = said[0].split("checkpoint.every=")[1].split()[0]
+    cured = estimate(plan_of(*layout, f"checkpoint.every={every}")).warnings
+    assert not [line for line in cured if "reach storage" in line]
