@@ -49,7 +49,7 @@ is_cancelled() {
     case $job in
         *" JobState=RUNNING "*) return 1 ;; # preemption, where the site lets it tell the batch shell too
         *" Reason=TimeLimit "*) return 1 ;;
-        *" Restarts=$restart "*) return 0 ;;
+        *" Restarts=$restart "* | "  ") return 0 ;; # also where Slurm does not answer: never undo a scancel
         *) return 1 ;; # a lost node: Slurm has put the job back
     esac
 }

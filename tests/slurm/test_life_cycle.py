@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def test_usr1_by_hand_reaches_every_rank_and_the_job_goes_on(slurm: SlurmLab, ch
     job = waiting_job(slurm, checkout)
     slurm.call("scancel", "--signal=USR1", str(job))
     until(lambda: len(list(checkout.glob("saved-0-*"))) == 4)
+    # As a preemption does where the site lets it tell the batch shell too: no cancellation.
+    slurm.call("scancel", "--batch", "--signal=TERM", str(job))
+    time.sleep(1)
     assert slurm.job(job)["JobState"] == "RUNNING"
+    assert (checkout / f"runs/x/logs/{job}-0.end").read_text().startswith("running")
     slurm.call("scancel", str(job))
 
 
