@@ -13,7 +13,7 @@
 begin_start() { # run folder
     run_folder=$1 logs=$1/logs early=0
     mkdir -p "$logs"
-    rm -f "$logs/$SLURM_JOB_ID-$restart".{end,failed}
+    rm -f "$logs/$SLURM_JOB_ID-$restart".{end,failed,status}
     starts_before=$(count_starts)
     local before='' stop
     if [ "$restart" -gt 0 ]; then

@@ -77,16 +77,25 @@ trap 'interrupted=yes; [ -n "$warner" ] || { warn_ranks & warner=$!; }' USR1
 cancelled=''
 trap 'interrupted=yes; ! is_cancelled || { cancelled=yes; note_end stop "job $SLURM_JOB_ID was cancelled"; }' TERM
 
-run_ranks -m gpt4moe.train "${overrides[@]}" &
+# Slurm sends TERM to every process of this script: what waits for srun must outlive it, for ranks are saving then. It
+# leaves the status in a file: a wait that a signal cut short does not tell it, nor, sometimes, the wait after that.
+{
+    trap : TERM
+    status=0
+    run_ranks -m gpt4moe.train "${overrides[@]}" || status=$?
+    echo "$status" >"$logs/$SLURM_JOB_ID-$restart.status"
+} &
 step=$!
 while true; do
-    interrupted='' status=0
-    wait "$step" || status=$?
-    [ -n "$interrupted" ] || break # a wait that a signal cut short does not tell srun's status
+    interrupted=''
+    wait "$step" || true
+    [ -n "$interrupted" ] || break
 done
 trap '' TERM # a requeue ends this shell too
 [ -z "$warner" ] || kill "$warner" || true
 
+status=137 # where even srun was killed
+[ ! -s "$logs/$SLURM_JOB_ID-$restart.status" ] || read -r status <"$logs/$SLURM_JOB_ID-$restart.status"
 if [ "$status" -ne 0 ] && [ -s "$first_failure" ]; then
     read -r status where <"$first_failure"
     echo "Job $SLURM_JOB_ID, start $restart, ended with $status: $where."

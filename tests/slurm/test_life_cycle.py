@@ -25,7 +25,7 @@ def goes_on(slurm: SlurmLab, checkout: Path, job: int) -> None:
     """The job is in the queue again, and its second start ends well."""
     assert slurm.wait(job, 60, "PENDING")["Restarts"] == "1"
     slurm.start_again(job)
-    assert slurm.wait(job, 60)["JobState"] == "COMPLETED"
+    assert slurm.wait(job, 90)["JobState"] == "COMPLETED"
     assert len(list(checkout.glob("rank-1-*.json"))) == 4
 
 
@@ -46,7 +46,7 @@ def test_a_cancelled_job_saves_and_is_not_put_back(slurm: SlurmLab, checkout: Pa
     slurm.call("scancel", str(job))
     until(lambda: len(list(checkout.glob("left-0-*"))) == 4)
     ended = slurm.wait(job, 60)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("CANCELLED", "0", "85:0")
 
 
 def test_a_rank_killed_by_the_system_puts_the_job_back(slurm: SlurmLab, checkout: Path) -> None:
@@ -74,6 +74,7 @@ def test_a_lost_node_puts_the_job_back(slurm: SlurmLab, checkout: Path) -> None:
         assert slurm.wait(job, 60, "PENDING")["Restarts"] == "1"
     finally:
         slurm.call("scontrol", "update", "nodename=node2", "state=resume")
+    assert (checkout / f"runs/x/logs/{job}-0.end").read_text().startswith(("queued", "again")), "no link would stop"
     goes_on(slurm, checkout, job)
 
 
