@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,9 +73,7 @@ class RunFolder:
         self.lock.flush()
 
     def read_identity(self) -> dict[str, Any]:
-        loaded = json.loads((self.path / "identity.json").read_text())
-        assert isinstance(loaded, dict)
-        return loaded
+        return _stored(self.path / "identity.json", json.loads, "run_id")
 
     def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
         """Raises: ConfigError naming what differs from the first start; nothing for a new folder."""
@@ -94,7 +93,7 @@ class RunFolder:
         starts = self.path / "starts"
         starts.mkdir(exist_ok=True)
         number = len(list(starts.glob("*.yaml"))) + 1
-        frozen = yaml.safe_load((self.path / "resolved.yaml").read_text())
+        frozen = _stored(self.path / "resolved.yaml", yaml.safe_load)
         config = config_to_dict(run)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,7 +116,8 @@ class RunFolder:
 
     def starts(self) -> list[dict[str, Any]]:
         """What record_start wrote, in order."""
-        return [yaml.safe_load(file.read_text()) for file in sorted((self.path / "starts").glob("*.yaml"))]
+        files = sorted((self.path / "starts").glob("*.yaml"))
+        return [_stored(file, yaml.safe_load, "first_step", "config") for file in files]
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
@@ -161,6 +161,21 @@ def _short(value: Any) -> str:
     """Hashes by their first characters, other values whole."""
     text = str(value)
     return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text
+
+
+def _stored(file: Path, read: Callable[[str], Any], *keys: str) -> dict[str, Any]:
+    """What a start before wrote. Raises: LaunchError when the file is no longer as it was written."""
+    folder = file.parent.parent if file.parent.name == "starts" else file.parent
+    try:
+        loaded = read(file.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        loaded = None
+    if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
+        raise LaunchError(
+            f"{file} is damaged or gone.",
+            f"Restore it from a copy, or go on under another run.name with checkpoint.load={folder}.",
+        )
+    return loaded
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """A run folder belongs to one run and to one job at a time."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,3 +80,20 @@ def test_a_run_root_that_is_no_folder_is_refused_on_every_rank(tmp_path: Path) -
     cause, cure = ended[0].err.splitlines()
     assert str(tmp_path / "file" / "x") in cause and "run.root" in cure
     assert ended[1].err == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("identity.json", "{"), ("identity.json", "[]"), ("starts/001.yaml", "a: ["), ("resolved.yaml", None)],
+)
+def test_a_damaged_file_of_the_folder_is_refused_by_its_name(
+    file: str, content: str | None, started: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(started, folder)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    (ended,) = train(folder, f"model.vocab_size={VOCABULARY}", "training.steps=2")
+    assert (ended.status, len(ended.err.splitlines())) == (2, 2), ended.err
+    assert f"{folder / file} is damaged or gone." in ended.err and f"checkpoint.load={folder}" in ended.err
