@@ -8,9 +8,10 @@ from math import lcm
 
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.legality import layout_problems, refuse, support_problems
+from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.bottleneck import binding, warnings
 from gpt4moe.planner.cost import Cost, cost
+from gpt4moe.planner.cure import require_legal
 from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.flops import FlopsPerToken, flops_per_token
 from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
@@ -100,7 +101,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         never end. What the trainer cannot run, and what does not fit the memory, is a warning.
     """
     world = world_of(plan)
-    refuse(layout_problems(plan.model, plan.parallel, plan.training, world))
+    require_legal(plan, world)
     work = timed_work(plan)
     layout = Layout.from_config(plan.parallel, world)
     step = step_time(work, plan.training, world)

@@ -16,7 +16,7 @@ from rich.console import Console
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
-from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.errors import ConfigError, Gpt4MoeError, LayoutError
 from gpt4moe.planner.answer import json_answer, table_answer
 from gpt4moe.planner.estimate import estimate, timed_work
 from gpt4moe.planner.glance import Glance
@@ -75,8 +75,8 @@ def test_the_numbers_of_the_json_agree_with_each_other() -> None:
 @pytest.mark.parametrize(
     ("arguments", "cause", "cure"),
     [
-        (["+experiment=gpt4", "parallel.tp=7"], "parallel.tp=7", "Start a multiple of"),
-        (["+experiment=gpt4", "gpus=25000"], "does not divide", "multiple of 120"),
+        (["+experiment=gpt4", "parallel.tp=7"], "parallel.tp=7", "parallel.tp=8"),
+        (["+experiment=gpt4", "gpus=25000"], "does not divide", "gpus=24960"),
         (["model=mixtral_8x7b", "cluster=h1000"], "cluster/h1000", "h100_80g"),
         (["model=mixtral_8x7b", "cluster=gb300"], "cluster=gb300 has no price", "cluster.usd_per_hour"),
         (["+experiment=gpt4", "ouput=json"], "ouput", "output"),
@@ -111,6 +111,18 @@ def test_an_option_that_would_have_no_effect_is_refused(arguments: list[str], id
     with pytest.raises(ConfigError, match=rf"^{idle} has no effect") as caught:
         load_plan_config(arguments)
     assert caught.value.cure.startswith(f"Leave out {idle}, or ")
+
+
+def test_each_cure_of_an_illegal_layout_works_as_it_stands() -> None:
+    wrong = (("gpus=999",), ("parallel.pp=16",), ("parallel.tp=7",), ("parallel.vpp=3",), ("parallel.ep=5",),
+             ("training.global_batch_size=7281",))  # fmt: skip
+    for overrides in wrong:
+        with pytest.raises(LayoutError) as caught:
+            estimate(plan_of("+experiment=gpt4", *overrides))
+        changes = caught.value.cure.removeprefix("Set one of ").rstrip(".").split(", ")
+        assert changes and all("=" in change for change in changes)
+        for change in changes:
+            assert estimate(plan_of("+experiment=gpt4", *overrides, change)).step.seconds > 0
 
 
 def test_help_teaches_by_examples_and_needs_no_configuration() -> None:
