@@ -46,7 +46,7 @@ JobCompType=jobcomp/filetxt
 JobCompLoc=$lab/log/jobcomp.txt
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=bf_interval=2,sched_min_interval=200000
+SchedulerParameters=bf_interval=2,sched_interval=3,sched_min_interval=200000
 ReturnToService=2
 KillWait=15
 MinJobAge=3600
