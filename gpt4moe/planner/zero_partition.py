@@ -1,6 +1,8 @@
-"""States of engine=deepspeed: DeepSpeed's ZeRO-1 packs three groups of parameters and cuts each over its copies.
+"""States of engine=deepspeed: DeepSpeed's ZeRO-1 packs groups of parameters and cuts each over its copies.
 
-    dense matrices | norms | experts    each flat, padded to 2 x ranks; an equal cut of it to every rank
+    a tied embedding of two stages | dense matrices | norms | experts
+
+Each is flat, padded to 2 x ranks, and every rank gets an equal cut of it.
 
 Weights and fp32 gradients are whole on every rank, master and moments are of its cut (training.deepspeed_partition).
 DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py.
@@ -12,7 +14,7 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.params import chunk_tensors
-from gpt4moe.planner.tensors import ModelTensor, Spread
+from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 
 _ALIGNMENT = 2
 """Elements to which a rank's cut is padded."""
@@ -37,7 +39,7 @@ def zero_states(run: RunConfig, layout: Layout, stage: int) -> ZeroStates:
     groups: dict[str, tuple[int, int]] = {}  # name -> elements, ranks that share it
     for chunk in chunk_tensors(run.model, run.parallel, stage):
         for tensor in chunk:
-            name = _group(tensor)
+            name = _group(tensor, is_tied=run.model.tied_embeddings and run.parallel.pp > 1)
             size, _ = groups.get(name, (0, 0))
             ranks = layout.expert_dp if name == "experts" else layout.dp * layout.cp
             groups[name] = size + tensor.local_size(run.parallel), ranks
@@ -48,7 +50,10 @@ def zero_states(run: RunConfig, layout: Layout, stage: int) -> ZeroStates:
     return ZeroStates(whole * item, whole * 4, 0 if run.engine.offload_optimizer else owned)
 
 
-def _group(tensor: ModelTensor) -> str:
+def _group(tensor: ModelTensor, *, is_tied: bool) -> str:
+    """As training.engine_deepspeed groups them."""
     if tensor.spread is Spread.experts:
         return "experts"
+    if is_tied and tensor.component is Component.embedding:
+        return "tied"
     return "matrices" if len(tensor.shape) > 1 else "norms"

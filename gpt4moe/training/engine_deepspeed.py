@@ -150,13 +150,20 @@ def _settings(run: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) -> list[dict[str, Any]]:
-    """Experts apart, for they are summed over other ranks; norms apart, for they don't decay."""
+    """Experts apart, for they are summed over other ranks; norms apart, for they don't decay.
+
+    And an embedding that the first and the last stage hold: alone it is cut over dp in the same places on both, so that
+    three ranks and more add its gradients up in one order. Else the two copies drift apart by a rounding a step.
+    """
     parameters = list(model.parameters())
     experts = [parameter for parameter in parameters if _is_expert(parameter)]
     for parameter in experts:
         parameter.group_name = expert_group  # type: ignore[attr-defined]
-    dense = [parameter for parameter in parameters if not _is_expert(parameter)]
+    tied = [parameter for parameter in parameters if getattr(parameter, "shared_embedding", False)]
+    apart = {id(parameter) for parameter in (*experts, *tied)}
+    dense = [parameter for parameter in parameters if id(parameter) not in apart]
     made = [
+        {"params": tied, "weight_decay": weight_decay, "name": "tied"},
         {"params": [p for p in dense if p.ndim > 1], "weight_decay": weight_decay, "name": "dense"},
         {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0, "name": "norms"},
         {"params": experts, "weight_decay": weight_decay, "name": expert_group, "moe": True},

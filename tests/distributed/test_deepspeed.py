@@ -83,6 +83,14 @@ def assert_descends_as_one_process(name: str, model: tuple[str, ...] = (), layou
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_copies_of_a_tied_embedding_stay_equal_where_three_ranks_add_up(engine: str) -> None:
+    """Three numbers in another order are another sum: both stages must add theirs up in one (outcome looks)."""
+    shared = (*TIED, "model.num_layers=2", "training.global_batch_size=18")
+    got = outcome(6, ("parallel.pp=2", f"engine={engine}", *shared), steps=2, sgd=RATE)
+    assert_same(got, one_process(shared, steps=2))
+
+
 def test_experts_without_tokens_have_zero_gradients_and_change_nothing_else() -> None:
     layout, overrides = LAYOUTS["dp2-ep2"], ("model.moe.num_experts=8",)
     got = outcome(layout.world_size, (*layout.overrides, *overrides, *ENGINE), steps=1, sgd=RATE, starve=True)

@@ -17,6 +17,10 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from tests.distributed.case import BASE
 
+# Of a padded batch half is left, of which a third counts. In bf16 a single choice of an expert that rounding turns then
+# moves gradients by more than a tenth: 24 sequences are too few to tell it from a fault.
+FULL_BATCH = "training.global_batch_size=48"
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -38,6 +42,8 @@ def draw(seed: int) -> Draw:
     while True:
         world_size = rng.choice((2, 4, 4, 4, 4, 6, 8))
         overrides, is_padded = proposal(rng, world_size), rng.random() < 0.3
+        if is_padded:
+            overrides = (*overrides, FULL_BATCH)
         try:
             run = load_run_config([*BASE, *overrides])
             require_legal(run.model, run.parallel, run.training, world_size)
