@@ -17,7 +17,9 @@ estimate.py           all of one plan, JSON
 inference.py          serving: cache, latency, money
 leak.py               reported numbers, claim by claim
 calibrate.py          predicted against measured
+glance.py             a lower bound of memory
 search.py             legal layouts, fastest first
+cure.py               legal changes, tried
 report.py             tables for people
 answer.py             what a plan asks for
 bottleneck.py         what binds, what to know

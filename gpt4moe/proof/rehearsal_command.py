@@ -131,7 +131,7 @@ def show(rehearsal: Rehearsal, seconds: float, console: Console, *, kept: bool) 
         most = max(built, key=lambda report: total_bytes(report.held, planned))
         sizes = (most.held.weights, most.held.gradients, most.held.optimizer, total_bytes(most.held, planned))
         ranks = f"{len(built)}: {built[0].rank} to {built[-1].rank}"
-        table.add_row(str(stage), ranks, f"{most.parameters:,}", *(f"{size / 1e9:.3f}" for size in sizes))
+        table.add_row(str(stage), ranks, f"{most.parameters:,}", *(f"{size / 1e9:.4g}" for size in sizes))
     console.print("the fullest rank built of each stage:")
     console.print(table)
     for line in _lines(rehearsal, kept):
@@ -154,23 +154,29 @@ def _lines(rehearsal: Rehearsal, kept: bool) -> list[str]:
     lines = [
         f"built: {len(rehearsal.ranks)} of {rehearsal.layout.world_size} ranks: the first of every stage, of each kind "
         "of stage the first and last of every axis and the fullest; groups and bytes are compared on each",
-        f"peak: rank {peak.rank} ({place}), {total / 1e9:.1f} GB of {memory / 1e9:.1f} GB; states as built, "
+        f"peak: rank {peak.rank} ({place}), {_size(total)} of {_size(memory)}; states as built, "
         "activations and buffers as planned",
     ]
     if checkpoint:
         lines.append(
-            f"checkpoint: {checkpoint.files} files, {checkpoint.size_bytes / 1e12:.3f} TB, manifest "
-            f"{checkpoint.manifest_bytes / 1e6:.1f} MB; {checkpoint.elements['weight']:,} weights"
+            f"checkpoint: {checkpoint.files} files, {_size(checkpoint.size_bytes)}, manifest "
+            f"{_size(checkpoint.manifest_bytes)}; {checkpoint.elements['weight']:,} weights"
         )
     if serving:
         lines.append(
-            f"inference: {serving.files} files of tp {serving.tp} x pp {serving.pp}, {serving.size_bytes / 1e12:.3f} "
-            f"TB in bf16, the largest {serving.largest_bytes / 1e9:.2f} GB, index {serving.index_bytes / 1e6:.2f} MB; "
+            f"inference: {serving.files} files of tp {serving.tp} x pp {serving.pp}, {_size(serving.size_bytes)} "
+            f"in bf16, the largest {_size(serving.largest_bytes)}, index {_size(serving.index_bytes)}; "
             f"layers per stage {serving.layers_per_stage}"
         )
     if kept and checkpoint:
         lines.append(f"written without data: {checkpoint.folder.parents[1]}")
     return lines
+
+
+def _size(number: float) -> str:
+    """Bytes in the unit that fits: small models are rehearsed too."""
+    unit, name = next((one for one in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")) if number >= one[0]), (1e3, "kB"))
+    return f"{number / unit:.4g} {name}"
 
 
 def _console() -> Console:
