@@ -44,7 +44,7 @@ def show(proofs: list[Proof], console: Console) -> None:
 
 def _not_proved(proofs: list[Proof]) -> list[str]:
     rounded = [proof.tensors[plan.ROUNDED] for proof in proofs if plan.ROUNDED in proof.tensors]
-    return [*unproved([proof.shrunk for proof in proofs]), *map(rounding.missed, rounded)]
+    return [*unproved([proof.shrunk for proof in proofs]), *dict.fromkeys(map(rounding.missed, rounded))]
 
 
 def _verdict(proofs: list[Proof]) -> list[RenderableType]:
