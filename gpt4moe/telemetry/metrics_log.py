@@ -58,7 +58,7 @@ def read_metrics(path: Path | str) -> list[Record]:
 
 @dataclass(frozen=True, slots=True)
 class StoredMetrics:
-    """What a metrics.jsonl holds, read once for all that ask: 100,000 steps take 2 s."""
+    """What a metrics.jsonl holds, read once for all that ask: 100,000 steps take seconds."""
 
     lines: Sequence[tuple[Record, bytes]] = ()
     """Each record with its line, by step."""

@@ -40,6 +40,13 @@ def told_by_first(value: int, groups: ProcessGroups) -> int:
     return int(told.item())
 
 
+def largest(numbers: list[int], groups: ProcessGroups) -> list[int]:
+    """Of each number the largest that any rank has, on every rank. Collective."""
+    told = torch.tensor(numbers, dtype=torch.int64, device=groups.device)
+    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
+    return [int(number) for number in told.tolist()]
+
+
 def _heard(refusal: Gpt4MoeError | None, speaker: int, device: torch.device) -> tuple[str, str]:
     """Cause and cure of the speaker's refusal, on every rank. Collective."""
     said = f"{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""

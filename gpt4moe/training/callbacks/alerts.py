@@ -30,7 +30,7 @@ class Alerts(Callback):
             return
         earlier = context.earlier.up_to(context.state.step).records
         self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, earlier)
-        context.earlier = StoredMetrics()  # nobody needs it after this start's callbacks: 100,000 steps are 300 MB
+        context.earlier = StoredMetrics()  # nobody needs it after this start's callbacks: 100,000 steps are a gigabyte
         threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:

@@ -10,10 +10,9 @@ tells every rank.
 
 import signal
 
-import torch
-from torch import distributed
-
 from gpt4moe.resilience.signals import SignalNotes
+from gpt4moe.training.agreement import largest
+from gpt4moe.training.callbacks.resources import peak_memory
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -26,9 +25,9 @@ class Preemption(Callback):
         self.signals.note()
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        flag = torch.tensor([self.signals.take()], dtype=torch.int32, device=context.groups.device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        number = int(flag.item())
+        # The fullest rank's memory goes along: a second all-reduce would cost every step its latency.
+        number, most_memory = largest([self.signals.take(), peak_memory(context.groups.device)], context.groups)
+        record["peak_memory_bytes"] = most_memory
         context.save_requested = number == signal.SIGUSR1
         # In the last step nothing is left to requeue for.
         if number > signal.SIGUSR1 and not context.is_last_step:

@@ -1,4 +1,4 @@
-"""What a run uses: memory of the fullest rank, share of the devices' peak, device hours and money, time left.
+"""What a run uses: share of the devices' peak, device hours and money, time left.
 
 metrics.jsonl before this start -> device hours so far --+ this process's age x ranks -> device_hours, cost_usd
 
@@ -9,7 +9,6 @@ import resource
 import time
 
 import torch
-from torch import distributed
 
 from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.flops import flops_per_token
@@ -40,7 +39,6 @@ class Resources(Callback):
         self.began = process_began("self")
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        record["peak_memory_bytes"] = _most_memory(context.groups.device)
         now = self.pace.mark(context.state.step)
         if self.last_time is not None:
             record["other_seconds"] = max(0.0, now - self.last_time - record["step_seconds"])
@@ -62,12 +60,8 @@ class Resources(Callback):
             record["cost_usd"] = self.earlier_usd + hours * run.cluster.usd_per_hour
 
 
-def _most_memory(device: torch.device) -> int:
-    """Of all ranks. Collective."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this rank has had at most. The fullest rank's come with the signals (callbacks/preemption.py)."""
     if device.type == "cuda":
-        own = torch.cuda.max_memory_allocated(device)
-    else:
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    most = torch.tensor(own, dtype=torch.int64, device=device)
-    distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
-    return int(most.item())
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
