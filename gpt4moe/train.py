@@ -97,11 +97,13 @@ def _restarts() -> int:
 
 
 def _load(arguments: list[str]) -> RunConfig:
-    """The run of these overrides; for a job that Slurm put back into the queue, the config of its last start."""
+    """The run of these overrides; for a job that has trained before and was put back into the queue, the config of its
+    last start. A chain is one job in this."""
     from gpt4moe.training.run_folder import RunFolder
 
     run = load_run_config(arguments)
-    frozen = RunFolder.of(run).last_config() if _restarts() > 0 else None
+    own_jobs = [os.environ.get("SLURM_JOB_ID"), *os.environ.get("GPT4MOE_CHAIN_JOBS", "").split()]
+    frozen = RunFolder.of(run).last_config(own_jobs) if _restarts() > 0 else None
     return run if frozen is None else config_from_dict(frozen)
 
 

@@ -8,7 +8,7 @@
 # The trainer's output goes to <run folder>/logs/<job>-<restart>.log, this script's own to slurm-<job>.log.
 # Two minutes before the time limit (--signal) Slurm sends USR1 here; every rank then gets USR2, saves and ends with 85,
 # and the job goes back into the queue. So does a job of which a rank died by a signal (out of memory, kill -9). A restart
-# runs the config of the run's last start and goes on from its checkpoint; resilience.* says when to give up, and
+# runs the config of the job's last start and goes on from the run's checkpoint; resilience.* says when to give up, and
 # most_early_ends below for starts that end before the trainer could count them.
 # To save now and go on:  scancel --signal=USR1 JOB
 #
@@ -54,6 +54,7 @@ submit() {
         export GPT4MOE_CHAIN_LINK=$link
         answer=$(sbatch --parsable "${previous[@]}" "${options_left[@]}" slurm/train.sh "${overrides[@]}")
         export GPT4MOE_CHAIN_PREVIOUS=${answer%%;*}
+        export GPT4MOE_CHAIN_JOBS="${GPT4MOE_CHAIN_JOBS:-} $GPT4MOE_CHAIN_PREVIOUS"
         previous=("--dependency=afterany:$GPT4MOE_CHAIN_PREVIOUS")
         echo "Submitted batch job $GPT4MOE_CHAIN_PREVIOUS"
     done

@@ -2,7 +2,7 @@
 
     runs/NAME/resolved.yaml      the config of the first start; never changes
               identity.json      what every start must match, and the run's id
-              starts/001.yaml    one per start: when, on what layout, what differed from resolved.yaml, the whole config
+              starts/001.yaml    one per start: when, job, layout, what differed from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  logs/  wandb/  report.html  loss.png
 
 Rank 0 alone writes here; what it finds wrong is agreed on by all ranks (build.py).
@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.telemetry.atomic_file import replace_file
 from gpt4moe.telemetry.metrics_log import METRICS_FILE
 
 
@@ -84,9 +85,9 @@ class RunFolder:
     def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
         """Writes the first start's config and identity; later starts change nothing. Rank 0 only, lock held."""
         if not (self.path / "identity.json").exists():
-            _write(self.path / "resolved.yaml", config_to_yaml(run))
+            replace_file(self.path / "resolved.yaml", config_to_yaml(run).encode())
             identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
-            _write(self.path / "identity.json", json.dumps(identity, indent=1))
+            replace_file(self.path / "identity.json", json.dumps(identity, indent=1).encode())
 
     def record_start(self, run: RunConfig, *, layout: Layout, first_step: int) -> None:
         """Writes the record of this start. Rank 0 only, lock held, after freeze."""
@@ -97,17 +98,18 @@ class RunFolder:
         config = config_to_dict(run)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "job": os.environ.get("SLURM_JOB_ID"),
             "first_step": first_step,
             "layout": layout.describe(),
             "ranks": layout.world_size,
             "changed": {key: {"was": was, "is": now} for key, was, now in differences(frozen, config)},
             "config": config,
         }
-        _write(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False))
+        replace_file(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False).encode())
 
-    def last_config(self) -> dict[str, Any] | None:
-        """The config of the last start, which a requeued job runs again; None before the first."""
-        starts = self.starts()
+    def last_config(self, jobs: Sequence[str | None]) -> dict[str, Any] | None:
+        """The config of these Slurm jobs' last start; None before the first: their overrides are still to come."""
+        starts = [start for start in self.starts() if start.get("job") in jobs]
         if not starts:
             return None
         config = starts[-1]["config"]
@@ -176,9 +178,3 @@ def _stored(file: Path, read: Callable[[str], Any], *keys: str) -> dict[str, Any
             f"Restore it from a copy, or go on under another run.name with checkpoint.load={folder}.",
         )
     return loaded
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)

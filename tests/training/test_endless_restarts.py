@@ -50,6 +50,19 @@ def test_the_trainer_ends_with_2_in_a_crash_loop(tmp_path: Path) -> None:
     assert "1 starts in a row began at step 3" in ended.err
 
 
+def test_a_job_put_back_before_it_ever_trained_keeps_its_own_overrides(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    first, second = {"SLURM_JOB_ID": "7"}, {"SLURM_JOB_ID": "8", "SLURM_RESTART_COUNT": "1"}
+    assert train(folder, "training.steps=2", variables=first)[0].status == 0
+    assert train(folder, "training.steps=3", variables=second)[0].status == 0
+    assert "job: '8'" in (folder / "starts" / "002.yaml").read_text()
+    (again,) = train(folder, "training.steps=4", variables=second)
+    assert again.status == 0 and "has its 3 steps: nothing to do" in again.out, "it has trained: its start is frozen"
+    link = {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "0", "GPT4MOE_CHAIN_LINK": "1", "GPT4MOE_CHAIN_JOBS": " 8"}
+    (again,) = train(folder, "training.steps=4", variables=link)
+    assert "has its 3 steps: nothing to do" in again.out, "a chain is one job"
+
+
 def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Path, whole_run: Path) -> None:
     folder = tmp_path / "x"
     keys = ("resilience.max_stuck_starts=1", "training.steps=12", f"checkpoint.load={whole_run}")
