@@ -6,7 +6,7 @@ else how its last start ended: its stop, or none (killed)
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt4moe.telemetry.alerts import Idle
@@ -20,10 +20,17 @@ _RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
-def last_job(folder: Path, events: Sequence[Event]) -> int | None:
-    """The job of the last start; the newest log's where no start came that far."""
-    started = [event["job"] for event in events if event["event"] == "start" and event["job"] is not None]
-    return max([*(job for job, _ in job_logs(folder)), *started[-1:]], default=None)
+def last_jobs(folder: Path, events: Sequence[Event]) -> list[int]:
+    """The job of the last start, and later ones that have a log but no start: ascending."""
+    started = [event["job"] for event in events if event["event"] == "start" and event["job"] is not None][-1:]
+    return sorted({*started, *(job for job, _ in job_logs(folder) if job > max(started, default=-1))})
+
+
+def job_of(jobs: Sequence[int], states: Mapping[int, str]) -> int | None:
+    """The one of last_jobs that the run's state is of: the newest in the queue, for a later one may have been refused
+    while it was at work; else the newest."""
+    in_queue = [job for job in jobs if states.get(job, "").startswith((*_RUNNING, *_WAITING))]
+    return max(in_queue or jobs, default=None)
 
 
 def state_of(
@@ -58,9 +65,9 @@ def state_of(
     return "killed", ""
 
 
-def activity(folder: Path, events: Sequence[Event], now: float) -> Idle:
-    """What a running run is doing, and since when."""
-    unheard = _start_without_word(folder, events)
+def activity(folder: Path, events: Sequence[Event], job: int | None, now: float) -> Idle:
+    """What a running run is doing, and since when. Args: job: the one that is at work (job_of)."""
+    unheard = _start_without_word(folder, events, job)
     if unheard is not None:
         return Idle(now - unheard, START_UP, longest_waits(events).get(START_UP, 0.0))
     if not any(event["event"] == "start" for event in events):
@@ -68,10 +75,10 @@ def activity(folder: Path, events: Sequence[Event], now: float) -> Idle:
     return idle_since(events, last_sign_of_life(folder, []), now)
 
 
-def _start_without_word(folder: Path, events: Sequence[Event]) -> float | None:
+def _start_without_word(folder: Path, events: Sequence[Event], job: int | None) -> float | None:
     """Since when a start is at work of which there is no event yet: it imports, connects, loads, or hangs in it."""
     last = next((event for event in reversed(events) if event["event"] == "start"), None)
-    newest = max(job_logs(folder).items(), default=None)
+    newest = max((item for item in job_logs(folder).items() if item[0][0] == job), default=None)
     known = (-1, 0) if last is None else (last["job"], last.get("restart", 0))
     if newest is not None and known[0] is not None and newest[0] > known:
         return newest[1].stat().st_mtime  # its last output: it began a little earlier

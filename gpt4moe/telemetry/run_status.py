@@ -3,12 +3,13 @@
 run folders -> job numbers -> Slurm's states -> RunStatus each (state, step, loss, speed, ETA, goodput)
 """
 
+import itertools
 import json
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from gpt4moe.telemetry.goodput import Goodput, goodput
 from gpt4moe.telemetry.metrics import Record
 from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.telemetry.run_folders import IDENTITY_FILE
-from gpt4moe.telemetry.run_state import activity, last_job, state_of
+from gpt4moe.telemetry.run_state import activity, job_of, last_jobs, state_of
 
 _SPEED_STEPS = 50
 _FROZEN_FILE = "resolved.yaml"
@@ -88,19 +89,17 @@ class _Seen:
     folder: Path
     events: list[Event]
     wrong: list[str]
-    job: int | None
+    jobs: list[int]
 
 
 def statuses(folders: Sequence[Path], *, now: float | None = None) -> list[RunStatus]:
     """The status of each, whatever lies in its folder. One question to Slurm for all."""
     time_now = now or time.time()
     seen = [_unless_damaged(folder, partial(_see, folder)) for folder in folders]
-    jobs = {it.job for it in seen if isinstance(it, _Seen) and it.job is not None}
+    jobs = {job for it in seen if isinstance(it, _Seen) for job in it.jobs}
     known = slurm_queue.states_of(jobs) if slurm_queue.is_there() else {}
     return [
-        it
-        if isinstance(it, RunStatus)
-        else _unless_damaged(it.folder, partial(_status, it, known.get(it.job or -1), time_now))
+        it if isinstance(it, RunStatus) else _unless_damaged(it.folder, partial(_status, it, known, time_now))
         for it in seen
     ]
 
@@ -124,7 +123,7 @@ def _see(folder: Path) -> _Seen:
         wrong += [f"{name} {why}" for name, read in _FILES.items() if (why := _wrong_with(folder / name, read))]
     if any(event["event"] == "first_step" for event in events) and not (folder / METRICS_FILE).exists():
         wrong.append(f"{METRICS_FILE} is missing")
-    return _Seen(folder=folder, events=events, wrong=wrong, job=last_job(folder, events))
+    return _Seen(folder=folder, events=events, wrong=wrong, jobs=last_jobs(folder, events))
 
 
 # The C loader: libyaml reads a config in 1 ms, Python in 40.
@@ -145,21 +144,21 @@ def _wrong_with(file: Path, read: Callable[[str], Any]) -> str:
         return "cannot be read"
 
 
-def _status(seen: _Seen, job_state: str | None, now: float) -> RunStatus:
-    folder, events = seen.folder, seen.events
-    known: dict[str, Any] = dict(
-        name=folder.name, folder=str(folder), job=seen.job, job_state=job_state, wrong=seen.wrong
-    )
+def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus:
+    folder, events, job = seen.folder, seen.events, job_of(seen.jobs, job_states)
+    job_state = None if job is None else job_states.get(job)
+    known: dict[str, Any] = dict(name=folder.name, folder=str(folder), job=job, job_state=job_state, wrong=seen.wrong)
     try:
         records = read_metrics(folder / METRICS_FILE)
     except Gpt4MoeError as error:
         return RunStatus(state="damaged", why=error.cause, **known)
     starts = [event for event in events if event["event"] == "start"]
+    known["wrong"] = seen.wrong + _gaps(records)
     step = int(records[-1]["step"]) if records else 0
     total = starts[-1]["total_steps"] if starts else _total_steps(folder)
     state, why = state_of(folder, events, job_state, step=step, total=total)
     is_alive, last_seen = state == "running", last_sign_of_life(folder, events)
-    doing = activity(folder, events, now) if is_alive else None
+    doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
     alerts = standing(rules, records, doing) if doing is not None else []
     return RunStatus(
@@ -172,7 +171,7 @@ def _status(seen: _Seen, job_state: str | None, now: float) -> RunStatus:
         loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
         tokens_per_second=_speed(records),
         eta_seconds=_eta(events, records, last_seen, total) if state in ("running", "waiting") else None,
-        restarts=max(0, (len(starts) or len(list(folder.glob("starts/*.yaml")))) - 1),
+        restarts=max(0, len(starts) - 1, len(list(folder.glob("starts/*.yaml"))) - 1),
         last_seen=last_seen or None,
         alerts=alerts,
         is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
@@ -181,6 +180,13 @@ def _status(seen: _Seen, job_state: str | None, now: float) -> RunStatus:
             waiting_until=now if state == "waiting" else None,
         ),
     )  # fmt: skip
+
+
+def _gaps(records: list[Record]) -> list[str]:
+    """Steps between the first and the last that no line has."""
+    steps = [int(record["step"]) for record in records]
+    gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
+    return [f"{METRICS_FILE} lacks step {first} to {last}" for first, last in gaps]
 
 
 def _speed(records: list[Record]) -> float | None:

@@ -78,7 +78,8 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
         yield Text(_printable(f"damaged: {wrong}"), style="bold red")
     yield ""
     if run.account is None:
-        yield "No events.jsonl: nothing is known of its starts and its lost time."
+        is_damaged = run.state == "damaged"
+        yield "No account of a damaged run." if is_damaged else "No events.jsonl: nothing is known of its lost time."
         return
     yield _causes(run.account)
     yield ""

@@ -62,25 +62,29 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int, signa
     with agreed(groups):
         source = _source(run, folder, data, latest_step)
     state = source.state if source else TrainState()
-    # Before what may run out of memory: the brake on restarts (resilience.restarts) counts what stands here.
+    events = Events()
+    # Before what may run out of memory: the brake on restarts (resilience.restarts) and the account of the run's time
+    # (telemetry.goodput) count what stands here.
     with agreed(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
-    engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
-    if source:
-        _load(source, engine, groups)
-    runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
-    context = TrainingContext(
-        run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
-    )
-    return Trainer(context, build_callbacks(signals))
+            events.begin(run, groups.layout, folder, resumed_step=state.step)
+    with events.ended_by_errors():
+        engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
+        if source:
+            _load(source, engine, groups)
+        runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
+        context = TrainingContext(
+            run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
+        )
+        return Trainer(context, build_callbacks(events, signals))
 
 
-def build_callbacks(signals: SignalNotes) -> list[Callback]:
+def build_callbacks(events: Events, signals: SignalNotes) -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
     tracking = Tracking()
     return [
-        Events(), WireBytes(), Replicas(), Evaluation(), Preemption(signals), Resources(), tracking, Alerts(tracking),
+        events, WireBytes(), Replicas(), Evaluation(), Preemption(signals), Resources(), tracking, Alerts(tracking),
         Checkpoints(), Report(),
     ]  # fmt: skip
 

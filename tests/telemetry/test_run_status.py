@@ -166,6 +166,25 @@ def test_the_newest_log_names_the_job_of_a_start_that_never_began(tmp_path: Path
     assert (status(folder).state, status(folder).job) == ("running", 14)
 
 
+def test_a_submission_refused_while_a_job_is_at_work_does_not_hide_it(tmp_path: Path, no_slurm: Path) -> None:
+    folder = a_run(tmp_path / "x", job=12)
+    (folder / "logs").mkdir()
+    for job in (12, 14):
+        (folder / "logs" / f"{job}-0.log").touch()
+    command(no_slurm / "squeue", "12|RUNNING|None", "14|FAILED|NonZeroExitCode")
+    found = status(folder)
+    assert (found.state, found.job, found.job_state) == ("running", 12, "RUNNING")
+    assert "start-up" not in line(found)
+
+
+def test_starts_that_died_before_they_could_tell_are_restarts_too(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "x")
+    (folder / "starts").mkdir()
+    for number in (1, 2, 3):
+        (folder / "starts" / f"00{number}.yaml").touch()
+    assert status(folder).restarts == 2
+
+
 def test_a_name_is_looked_up_and_a_wrong_one_names_the_nearest(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "runs" / "first")
     assert named_run("first", tmp_path / "runs") == named_run(str(folder), tmp_path) == folder

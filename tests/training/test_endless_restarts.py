@@ -8,6 +8,7 @@ from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.restarts import refuse_endless_restarts
+from gpt4moe.telemetry.events_log import read_events
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, run_rank, train
 
@@ -69,6 +70,9 @@ def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Pat
     (died,) = run_ranks(1, dying_rank, [*SMALL, f"run.root={tmp_path}", "run.name=x", *keys])
     assert died == "out of memory"
     assert "first_step: 11" in (folder / "starts" / "001.yaml").read_text()
+    start, stop = read_events(folder / "events.jsonl")
+    assert (start["event"], start["resumed_step"]) == ("start", 10), "its time is accounted for too"
+    assert (stop["event"], stop["reason"], stop["step"], stop["is_error"]) == ("stop", "MemoryError", 10, True)
     (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "1"})
     assert ended.status == 2
     assert "1 starts in a row began at step 11" in ended.err

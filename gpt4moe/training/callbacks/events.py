@@ -1,19 +1,25 @@
 """events.jsonl: when this start began, what training waited for, why it ended. On the first rank alone.
 
-First of the callbacks: it reads metrics.jsonl, for all of them, before the steps to be redone are dropped from it, and
-its stop comes after all others have closed (on_exit runs in reverse order).
+Its start is written before the model is built, which may fail. First of the callbacks: it has read metrics.jsonl, for
+all of them, before the steps to be redone are dropped from it, and its stop comes after all others have closed (on_exit
+runs in reverse order).
 """
 
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.parallel.layout import Layout
 from gpt4moe.telemetry import slurm_queue
 from gpt4moe.telemetry.events_log import EVENTS_FILE, EventsLog, before_start, read_events
 from gpt4moe.telemetry.metrics_log import StoredMetrics
 from gpt4moe.telemetry.run_process import process_began
 from gpt4moe.telemetry.waits import longest_waits
+from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -21,33 +27,53 @@ from gpt4moe.training.step import StepResult
 class Events(Callback):
     def __init__(self) -> None:
         self.has_stepped = False
+        self.log: EventsLog | None = None
+        self.earlier = StoredMetrics()
+        self.longest_waits: dict[str, float] = {}
+        self.resumed_step = 0
 
-    def on_start(self, context: TrainingContext) -> None:
-        if not context.groups.is_first_rank:
-            return
-        run, step = context.run, context.state.step
-        context.earlier = StoredMetrics.read(context.folder.metrics)
-        before = before_start(context.folder.path, run.run.name, step, context.earlier.records)
+    def begin(self, run: RunConfig, layout: Layout, folder: RunFolder, *, resumed_step: int) -> None:
+        """Reads what the starts before left, and writes that this one has begun. First rank, run folder locked.
+
+        Raises: LaunchError when metrics.jsonl is damaged.
+        """
+        self.earlier = StoredMetrics.read(folder.metrics)
+        before = before_start(folder.path, run.run.name, resumed_step, self.earlier.records)
         times = slurm_queue.times_of_this_job()
         job = os.environ.get("SLURM_JOB_ID", "")
-        began, now = process_began("self"), time.time()
-        context.waits.started(now - began, longest_waits(read_events(context.folder.path / EVENTS_FILE)))
-        context.events = EventsLog(context.folder.path / EVENTS_FILE)
-        context.events.write(
+        self.resumed_step = resumed_step
+        self.longest_waits = longest_waits(read_events(folder.path / EVENTS_FILE))
+        self.log = EventsLog(folder.path / EVENTS_FILE)
+        self.log.write(
             "start",
-            at=began,
-            written=now,
+            at=process_began("self"),
+            written=time.time(),
             run=run.run.name,
             job=int(job) if job.isdecimal() else None,
             restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             submitted=times and times.submitted,
             job_started=times and times.started,
-            ranks=context.groups.layout.world_size,
-            layout=context.groups.layout.describe(),
+            ranks=layout.world_size,
+            layout=layout.describe(),
             total_steps=run.training.steps,
-            resumed_step=step,
+            resumed_step=resumed_step,
             **before,
         )
+
+    @contextmanager
+    def ended_by_errors(self) -> Iterator[None]:
+        """Around what comes before the loop: an error there is this start's end."""
+        try:
+            yield
+        except BaseException:
+            self._stop(step=self.resumed_step)
+            raise
+
+    def on_start(self, context: TrainingContext) -> None:
+        if self.log is None:
+            return
+        context.events, context.earlier, self.earlier = self.log, self.earlier, StoredMetrics()
+        context.waits.started(time.time() - process_began("self"), self.longest_waits)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         if context.events is not None and not self.has_stepped:
@@ -55,12 +81,14 @@ class Events(Callback):
         self.has_stepped = True
 
     def on_exit(self, context: TrainingContext) -> None:
-        if context.events is None:
+        self._stop(step=context.state.step, reason=context.stop_requested or "finished")
+
+    def _stop(self, *, step: int, reason: str = "") -> None:
+        if self.log is None:
             return
-        # The loop calls this in a `finally`: what ends the run by an error is in flight.
+        # Called in a `finally`: what ends the run by an error is in flight.
         error = sys.exception()
-        reason = type(error).__name__ if error is not None else context.stop_requested or "finished"
+        reason = reason if error is None else type(error).__name__
         cause = error.cause if isinstance(error, Gpt4MoeError) else None
-        step = context.state.step
-        context.events.write("stop", step=step, reason=reason, is_error=error is not None, cause=cause)
-        context.events.close()
+        self.log.write("stop", step=step, reason=reason, is_error=error is not None, cause=cause)
+        self.log.close()
