@@ -19,6 +19,8 @@ from gpt4moe.proof import launch, plan, report
 from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
 
 EQUAL, DIFFERENT = 0, 1
+MOST_RANKS = 10**6
+"""Of an asked world; more is a slip of the keyboard, and looking for what divides it would take hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,21 @@ def read(arguments: list[str]) -> Request:
         elif key == "output" and value != "text":
             raise ConfigError(f"output={value} is no form of output.", "Write output=json, or leave it out.")
         elif key == "ranks":
-            if not value.isdecimal() or int(value) < 1:
-                raise ConfigError(f"ranks={value} is no number of ranks.", "Write ranks=8, or leave it out.")
-            ranks = int(value)
+            ranks = _number_of_ranks(value)
         elif key != "output":
             overrides.append(argument)
     if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
         overrides.append("run.name=proof")
     return Request(overrides, ranks, as_json)
+
+
+def _number_of_ranks(value: str) -> int:
+    digits = value.lstrip("0") if value.isascii() and value.isdecimal() else ""
+    if not digits:
+        raise ConfigError(f"ranks={value} is no number of ranks.", "Write ranks=8, or leave it out.")
+    if len(digits) > len(str(MOST_RANKS)) or int(digits) > MOST_RANKS:
+        raise ConfigError(f"ranks={digits[:40]} is more than {MOST_RANKS}.", "Write ranks=8, or leave it out.")
+    return int(digits)
 
 
 def run(request: Request) -> int:

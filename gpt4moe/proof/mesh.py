@@ -10,6 +10,7 @@ them together, where they fit; what was nowhere is said (`lost`), and no verdict
 import dataclasses
 from collections.abc import Iterator
 from itertools import combinations, product
+from math import gcd
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.run import RunConfig
@@ -28,23 +29,22 @@ def asked_layout(run: RunConfig, ranks: int | None) -> Layout:
     """The layout to prove, legal for the trainer.
 
     Args:
-        ranks: the world size; None: the smallest legal one, with two data-parallel ranks where they fit.
+        ranks: the world size; None: the smallest legal one, with two data-parallel ranks and with copies of experts
+            where they fit.
     Raises: LayoutError, the trainer's own, when no world (or not this one) can run it.
     """
     parallel = run.parallel
     if ranks is not None:
         require_legal(run.model, parallel, run.training, ranks)
         return Layout.from_config(parallel, ranks)
-    unit = parallel.tp * parallel.pp * parallel.cp
-    fits = [dp for dp in range(1, parallel.ep * parallel.etp + 1)
-            if parallel.tp * parallel.cp * dp % (parallel.ep * parallel.etp) == 0]  # fmt: skip
-    worlds = [unit * fits[0] * times for times in range(1, _TRIED_WORLDS + 1)]
-    legal = [world for world in worlds if _is_legal(run, world)]
+    experts, stage = parallel.ep * parallel.etp, parallel.tp * parallel.cp
+    smallest = stage * parallel.pp * (experts // gcd(stage, experts))
+    legal = [times * smallest for times in range(1, _TRIED_WORLDS + 1) if _is_legal(run, times * smallest)]
     if not legal:
-        require_legal(run.model, parallel, run.training, worlds[0])
+        require_legal(run.model, parallel, run.training, smallest)
     fits_whole = legal[0] <= LARGEST_WORLD  # then it stays so
-    with_copies = [world for world in legal if 2 * unit <= world and (world <= LARGEST_WORLD or not fits_whole)]
-    return Layout.from_config(parallel, (with_copies or legal)[0])
+    layouts = [Layout.from_config(parallel, world) for world in legal if world <= LARGEST_WORLD or not fits_whole]
+    return max(layouts, key=lambda layout: (layout.dp > 1, layout.dp > 1 and _has_copies(layout), -layout.world_size))
 
 
 def _is_legal(run: RunConfig, world_size: int) -> bool:
@@ -71,6 +71,16 @@ def reduced(asked: Layout) -> list[Layout]:
         chosen.append(best)
         missing -= _kinds(best)
     return chosen
+
+
+def copies_beside(asked: Layout) -> list[Layout]:
+    """A smaller mesh where every expert has two copies, to be proved beside `asked`, which has none; of one stage, with
+    what else its experts lie on."""
+    doubled = dataclasses.replace(asked, dp=2 * asked.dp)
+    alike = [axis for axis in ("tp", "cp", "ep", "etp") if getattr(asked, axis) > 1]
+    fits = [layout for layout in _smaller(doubled)
+            if layout.pp == 1 and _has_copies(layout) and all(getattr(layout, axis) > 1 for axis in alike)]  # fmt: skip
+    return sorted(fits, key=lambda layout: layout.world_size)[:1]
 
 
 def _smaller(asked: Layout) -> Iterator[Layout]:

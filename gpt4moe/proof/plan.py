@@ -1,7 +1,7 @@
 """What a proof runs: the phases of the layout and of the one process, and how often.
 
 descent   fp32, 3 clipped steps of plain descent: gradients, norm, weights; sees a wrong scale that AdamW hides
-adamw     fp32, 3 clipped steps of the run's optimizer: masters and both moments
+adamw     fp32, 3 steps of the run's optimizer, clipped where the run clips: masters and both moments
 rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
 """
 
@@ -11,8 +11,11 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.proof.phase import Phase
 
 STEPS = 3
+CLIP_NORM = 0.1
+"""Of a proof: below the norm of any model that is shrunk."""
 RATE = 2.0
-"""Of descent. Gradients are clipped to 0.1, so a step moves all weights together by 0.2."""
+"""Of descent. Gradients are clipped to CLIP_NORM, so a step moves all weights together by 0.2. A run that does
+not clip is clipped here too: along a whole gradient, a step carries round-off further than the tolerances allow."""
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
 DRAWS = 4
 """Of rounding, in one process."""
@@ -22,10 +25,11 @@ def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]
     """By name; drawn(1), drawn(2), ... are one process's further draws of rounding."""
     is_rounded = run.precision.dtype is not Dtype.fp32
     raw = config_to_dict(run)
-    exact = config_from_dict(raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}})
+    exact = raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}}
+    clipped = exact | {"optimizer": raw["optimizer"] | {"clip_norm": run.optimizer.clip_norm or CLIP_NORM}}
     plan = {
-        DESCENT: Phase(run=exact, steps=STEPS, descent=RATE, tokens=tokens),
-        ADAMW: Phase(run=exact, steps=STEPS, every_gradient=is_rounded, tokens=tokens),
+        DESCENT: Phase(run=config_from_dict(clipped), steps=STEPS, descent=RATE, tokens=tokens),
+        ADAMW: Phase(run=config_from_dict(exact), steps=STEPS, every_gradient=is_rounded, tokens=tokens),
     }
     if is_rounded:
         for draw in range(DRAWS if world_size == 1 else 1):

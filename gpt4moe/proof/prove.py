@@ -139,7 +139,7 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proo
         numbers[plan.ROUNDED] = rounding.number_differences(sides)
     different = [item for items in tensors.values() for item in items if item.is_different]
     first = different[0] if different else None
-    clip_norm, batch = shrunk.run.optimizer.clip_norm, shrunk.run.training
+    clip_norm, batch = shrunk.run.optimizer.clip_norm or plan.CLIP_NORM, shrunk.run.training
     micro_batches = batch.global_batch_size // batch.micro_batch_size // shrunk.layout.dp
     evidence = Evidence.of(shrunk.layout, micro_batches, got[plan.DESCENT], want[plan.DESCENT], tensors[plan.DESCENT])
     suspected = suspects(evidence)
@@ -150,7 +150,7 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proo
         problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],
         suspects=suspected,
         first=first, where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]),
-        clipped_steps=sum(norm > clip_norm > 0 for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,
+        clipped_steps=sum(norm > clip_norm for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,
     )  # fmt: skip
 
 

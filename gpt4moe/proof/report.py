@@ -53,8 +53,9 @@ def _verdict(proofs: list[Proof]) -> list[RenderableType]:
     if wrong:
         on = "" if proved == [asked] else f" ({'; '.join(wrong)})"
         return [Text(f"DIFFERENT: this layout{on} does not compute what one process computes.", style="bold red")]
-    if proved == [asked]:
-        return [Text("EQUAL: this layout computes what one process computes.", style="bold green")]
+    if proved[0] == asked:
+        beside = "".join(f" So does {mesh.describe()}, where experts have copies." for mesh in proved[1:])
+        return [Text(f"EQUAL: this layout computes what one process computes.{beside}", style="bold green")]
     meshes = f"{len(proved)} smaller meshes" if len(proved) > 1 else "a smaller mesh"
     equal = f"EQUAL on {meshes} of the kind of {asked.world_size} ranks: each computes what one process computes."
     return [

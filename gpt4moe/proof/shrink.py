@@ -4,7 +4,7 @@ Kept: the mesh (up to 12 ranks), which layers are dense or MoE, uneven and empty
 router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
 below. Changed: widths, depth, vocabulary, sequence, batch; and what would hide a fault: initial weights are larger (so
 that every gradient stands far above round-off), small loss coefficients and steps of a router's bias are raised, every
-step is clipped.
+step of a run that clips is clipped.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.proof.depth import Depth, shrunk_depth
-from gpt4moe.proof.mesh import asked_layout, reduced
+from gpt4moe.proof.mesh import asked_layout, copies_beside, reduced
+from gpt4moe.proof.plan import CLIP_NORM
 
 _WIDTH, _HEAD, _FFN, _VOCAB, _SEQ = 32, 8, 24, 64, 16
 _FIXED = {  # group -> what every proof has
@@ -29,7 +30,6 @@ _FIXED = {  # group -> what every proof has
     "optimizer": {"lr": 0.003},
     "model": {"init_std": 0.2},
 }
-_CLIP_NORM = 0.1
 # Of what is not 0: a loss that gradients feel, a bias that turns choices within the three steps.
 _SMALLEST = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01, "bias_update_rate": 0.02}
 
@@ -53,12 +53,16 @@ class Shrunk:
 
 
 def shrink(run: RunConfig, ranks: int | None = None) -> list[Shrunk]:
-    """One run, or one for each of the smaller meshes that stand for a large one.
+    """One run, or one for each of the smaller meshes that stand for a large one. Where nobody said how many ranks and
+    experts have no copies, one more mesh has them.
 
     Raises: LayoutError when the trainer would refuse the run itself.
     """
     asked = asked_layout(run, ranks)
-    return [_shrunk(run, asked, proved) for proved in reduced(asked)]
+    meshes = reduced(asked)
+    if run.model.moe is not None and ranks is None and all(mesh.expert_dp == 1 for mesh in meshes):
+        meshes += copies_beside(asked)
+    return [_shrunk(run, asked, proved) for proved in meshes]
 
 
 def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
@@ -70,7 +74,7 @@ def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
     raw["model"].update(_model(run, proved, depth))
     raw["training"].update(_batch(run, proved))
     if run.optimizer.clip_norm:
-        raw["optimizer"]["clip_norm"] = _CLIP_NORM
+        raw["optimizer"]["clip_norm"] = CLIP_NORM
     return Shrunk(asked=run, asked_layout=asked, run=_with_experts(raw, run, proved, depth), layout=proved)
 
 
@@ -78,7 +82,8 @@ def _parallel(proved: Layout, depth: Depth) -> dict[str, Any]:
     degrees = {name: getattr(proved, name) for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
     # The list of layers says where the embedding and the head counted too.
     counts = {"embedding_counts_as_layer": False, "head_counts_as_layer": False}
-    return degrees | counts | {"layers_per_stage": depth.layers_per_stage}
+    stages = {"layers_per_stage": depth.layers_per_stage, "recompute_layers": depth.recompute_layers}
+    return degrees | counts | stages
 
 
 def _model(run: RunConfig, proved: Layout, depth: Depth) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
+from gpt4moe.proof.depth import recomputes_in_part
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
 from gpt4moe.proof.shrink import Shrunk, changes
 
@@ -15,9 +16,17 @@ def unproved(meshes: list[Shrunk]) -> list[str]:
 
 def _mesh(meshes: list[Shrunk]) -> list[str]:
     asked, proved = meshes[0].asked_layout, [shrunk.layout for shrunk in meshes]
-    if proved == [asked]:
-        return [f"more data-parallel ranks than dp {asked.dp}: the mesh was proved whole, at {asked.world_size} ranks"]
+    has_experts, has_copies = meshes[0].run.model.moe is not None, any(layout.expert_dp > 1 for layout in proved)
+    copies = "" if has_copies or not has_experts else (
+        "copies of experts: no proved mesh has any, so nothing summed experts' gradients over expert_dp"
+    )  # fmt: skip
+    if proved[0] == asked:
+        beside = [f"copies of experts on that mesh, which has none: they were proved on {layout.describe()}"
+                  for layout in proved[1:]]  # fmt: skip
+        whole = f"more data-parallel ranks than dp {asked.dp}: the mesh was proved whole, at {asked.world_size} ranks"
+        return [whole, copies, *beside]
     return [
+        copies,
         *(f"the mesh itself: {asked.world_size} ranks were reduced to {layout.world_size} "
           f"({', '.join(reductions(asked, layout))})" for layout in proved),
         *(f"{what}: {LARGEST_WORLD} ranks are too few" for what in lost(asked, proved)),
@@ -31,7 +40,11 @@ def _sizes(meshes: list[Shrunk]) -> list[str]:
             values = proved.setdefault(f"{key} {before}", [])
             values += [after] if after not in values else []
     changed = [f"{key} -> {' or '.join(values)}" for key, values in proved.items()]
-    return [f"the sizes: {', '.join(changed)}"] if changed else []
+    lost_part = recomputes_in_part(meshes[0].asked) and not any(recomputes_in_part(shrunk.run) for shrunk in meshes)
+    return [
+        f"the sizes: {', '.join(changed)}" if changed else "",
+        "a stage that is recomputed in part: none of the proved stages is" if lost_part else "",
+    ]
 
 
 def _hardware(shrunk: Shrunk) -> list[str]:

@@ -57,6 +57,17 @@ def test_without_a_fault_the_same_meshes_are_equal_and_nobody_is_suspected(layou
     assert proof.clipped_steps == proof.steps, "steps that are not clipped do not see the norm"
 
 
+def test_a_run_that_does_not_clip_is_equal_and_a_wrong_norm_of_it_is_caught() -> None:
+    """Steps along whole gradients would carry round-off beyond what passes."""
+    unclipped, fault = "optimizer.clip_norm=0", "a clip norm without the experts"
+    layout, want = (*EP2, unclipped), one_process(unclipped)
+    right = judged(layout, on_ranks(layout, 2, None), want, 2)
+    assert right.is_equal and right.suspects == [] and right.clipped_steps == right.steps
+    wrong = judged(layout, on_ranks(layout, 2, fault), want, 2)
+    assert not wrong.is_phase_equal(plan.ADAMW), "where it does not clip"
+    assert any(FAULTS[fault].suspect in line for line in wrong.suspects), wrong.suspects
+
+
 @pytest.mark.parametrize("fault", BF16_FAULTS)
 def test_a_fault_of_bf16_alone_is_caught_and_named_in_what_it_hides_in(fault: str) -> None:
     """Each is smaller than what rounding makes of a gradient here, and each passes in fp32."""

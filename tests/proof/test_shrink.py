@@ -102,6 +102,53 @@ def test_dense_and_moe_layers_stay_in_their_order(pattern: str, kept: list[int] 
     assert shrunk.run.model.moe.layer_pattern == kept
 
 
+RECOMPUTED = ("parallel.recompute=full", "parallel.recompute_layers=2")
+IN_PART = {  # overrides -> layers of each stage, how many of them are recomputed, pattern
+    "alike": (("model.num_layers=8",), [2, 2], 1, None),
+    "one stage recomputed whole": (("model.num_layers=5",), [2, 1], 1, None),
+    "more kept on the first": (("model.num_layers=7",), [3, 2], 1, None),
+    "dense and MoE in turn": (("model.num_layers=8", "model.moe.layer_pattern=[0,1,0,1,0,1,0,1]",
+                               "model.ffn_hidden_size=96"), [4, 4], 2, [0, 1, 0, 1, 0, 1, 0, 1]),
+    "a dense layer first": (("model.num_layers=8", "model.moe.layer_pattern=[0,0,1,1,1,1,1,1]",
+                             "model.ffn_hidden_size=96"), [2, 2], 1, [0, 1, 1, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_PART)
+def test_a_stage_that_is_recomputed_in_part_stays_so(name: str) -> None:
+    overrides, sizes, recomputed, pattern = IN_PART[name]
+    shrunk = legal(shrink(asked("+experiment=tiny", "parallel.pp=2", *RECOMPUTED, *overrides), ranks=2))
+    assert [len(stage) for stage in stage_layers(shrunk.run.model.num_layers, shrunk.run.parallel)] == sizes
+    assert shrunk.run.parallel.recompute_layers == recomputed
+    assert shrunk.run.model.moe is not None and shrunk.run.model.moe.layer_pattern == pattern
+    assert shrunk.oracle.parallel.recompute_layers is None
+
+
+def test_stages_that_are_recomputed_whole_stay_so() -> None:
+    run = asked("+experiment=tiny", "model.num_layers=4", "parallel.pp=2", *RECOMPUTED)
+    assert legal(shrink(run, ranks=2)).run.parallel.recompute_layers is None
+
+
+def test_without_a_word_on_ranks_experts_have_copies_on_the_mesh_itself_where_they_fit() -> None:
+    shrunk = legal(shrink(asked("+experiment=tiny", "parallel.ep=2", "parallel.pp=2")))
+    assert shrunk.layout.expert_dp == 2 and shrunk.layout == shrunk.asked_layout
+    large = shrink(asked("+experiment=gpt4"))
+    assert large[0].asked_layout.expert_dp > 1 and any(mesh.layout.expert_dp > 1 for mesh in large)
+
+
+def test_else_they_have_on_one_more_mesh_and_that_is_said() -> None:
+    whole, beside = shrink(asked("+experiment=gpt4", "parallel.tp=2", "parallel.pp=2", "parallel.ep=4"))
+    assert whole.layout == whole.asked_layout and whole.layout.world_size == 8 and whole.layout.expert_dp == 1
+    legal([beside])
+    assert (beside.layout.tp, beside.layout.dp, beside.layout.ep, beside.layout.expert_dp) == (2, 2, 2, 2)
+    assert any("copies of experts on that mesh" in line for line in unproved([whole, beside]))
+
+
+def test_of_asked_ranks_that_leave_every_expert_one_the_missing_copies_are_said() -> None:
+    shrunk = shrink(asked("+experiment=tiny", "parallel.ep=4"), ranks=4)
+    assert any("copies of experts: no proved mesh has any" in line for line in unproved(shrunk))
+
+
 def test_a_router_keeps_its_rule_and_what_is_small_becomes_large_enough_to_see() -> None:
     run = asked("+experiment=tiny", "model.moe.num_experts=64", "router@model.moe.router=group_limited",
                 "model.moe.router.num_groups=8", "model.moe.router.group_topk=4", "model.moe.top_k=4",
