@@ -47,16 +47,11 @@ srun_options=(--nodes=1 --ntasks=1)
 
 # At the time limit the program is stopped as a kill would stop it: what is finished stays, the rest is done again.
 stopped='' cancelled=''
-trap 'interrupted=yes stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
-trap 'interrupted=yes cancelled=yes' TERM
-run_ranks tools/convert_checkpoint.py "$@" &
-step=$!
-while true; do
-    interrupted='' status=0
-    wait "$step" || status=$?
-    [ -n "$interrupted" ] || break # a wait that a signal cut short does not tell srun's status
-done
+trap 'stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
+trap 'cancelled=yes' TERM
+await_ranks tools/convert_checkpoint.py "$@"
 
+set +e # a message that a full disk takes no more must not change the status
 echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
 if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -gt 128 ]; }; then
     if [ "$restart" -ge "$most_restarts" ]; then

@@ -4,6 +4,7 @@
 #     start_job          reads cluster.env; sets python, restart, MASTER_ADDR, MASTER_PORT
 #     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
 #     run_ranks ARGS...  srun of the job's tasks: one rank each (rank.sh), in the container if there is one
+#     await_ranks ARGS...    the same, with traps heard meanwhile; sets status
 
 refuse() { # cause, cure
     printf '%s\n%s\n' "$1" "$2" >&2
@@ -74,7 +75,7 @@ tell_unseen_defaults() { # names seen when the job was submitted
 
 # --wait: a rank that ended early takes the others with it, but has given them time to save and end with 85 too; so no
 # rank is killed at once because another's status is not 0, whatever the site's default is.
-srun_options=() first_failure=/dev/null
+srun_options=() first_failure=''
 run_ranks() {
     local word of_srun=() around=()
     for word in "${container[@]}"; do # pyxis is options of srun, anything else a command around the program
@@ -82,4 +83,21 @@ run_ranks() {
     done
     srun --wait=120 --kill-on-bad-exit=0 --open-mode=append "${srun_options[@]}" "${of_srun[@]}" \
         bash slurm/rank.sh "$first_failure" "${around[@]}" "$python" "$@"
+}
+
+# A wait that a signal cuts short does not tell the status, nor does the next one where srun ended just then: it comes
+# through a pipe, for a disk may be full. Slurm's TERM goes to every process of a job's script, and what waits for srun
+# must outlive it: ranks are saving then.
+await_ranks() {
+    local pipe step
+    exec {pipe}<> <(:)
+    {
+        trap : TERM USR1 USR2
+        status=0
+        run_ranks "$@" || status=$?
+        echo "$status" >&"$pipe"
+    } &
+    step=$!
+    while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
+    read -r -t 5 -u "$pipe" status || status=137 # even srun was killed
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # One rank, as srun starts it on every task (run_ranks of prologue.sh), around its container and program:
 #
-#     bash slurm/rank.sh FILE COMMAND...
+#     bash slurm/rank.sh LINK COMMAND...
 #
 # It does what only somebody outside the program can:
 # - USR1 and USR2 do not kill a program that has no handlers yet: containers and Python take moments to begin;
-# - the first rank of a job to fail notes its exit status in FILE. srun tells the highest of all, and that may be of a
-#   rank that it killed itself, because it waited in vain for the one that had failed.
+# - the rank whose failure is the cause of the others' notes its exit status: LINK then points to "1: rank 0 on node1".
+#   srun tells the highest status of all, and that may be of a rank that it killed itself, because it waited in vain.
 # Exit status: the command's; 128 + N when signal N killed it.
 set -uo pipefail
 first_failure=$1
@@ -16,10 +16,15 @@ trap : TERM       # Slurm sends it to this shell too, which must see the end of 
 
 "$@"
 status=$?
-if [ "$status" -ne 0 ] && [ ! -e "$first_failure" ]; then
-    # Where a rank is killed, the others fail within moments: it is not they who were first.
-    [ "$status" -eq 85 ] || [ "$status" -gt 128 ] || sleep 2
-    set -o noclobber # one rank alone can make the file
-    { echo "$status rank ${SLURM_PROCID:-0} on ${SLURMD_NODENAME:-this node}" >"$first_failure"; } 2>/dev/null || true
-fi
+[ "$status" -ne 0 ] && [ -n "$first_failure" ] || exit "$status"
+# The first to end is the cause, but for those that give others time to be it. Where a rank was killed (out of memory,
+# kill -9, a fault in memory), the others fail within moments. Where one failed or was killed, others abort (134: NCCL's
+# watchdog, gloo), some even before it has quite ended: it closes its connections first.
+case $status in
+    134) sleep 4 ;;
+    85) ;;
+    *) [ "$status" -gt 128 ] || sleep 2 ;;
+esac
+# A link can be made once, by one rank alone, and also where the disk is full.
+ln -s "$status: rank ${SLURM_PROCID:-0} on ${SLURMD_NODENAME:-this node}" "$first_failure" 2>/dev/null
 exit "$status"

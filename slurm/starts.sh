@@ -1,5 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# How the starts of a run ended, for the next one: sourced by train.sh after prologue.sh.
+# How the starts of a run ended, for the next one: sourced by train.sh after prologue.sh, and used without `set -e`: a
+# note that a full disk does not take is an error in the job's log and no more.
 #
 #     begin_start FOLDER   sets logs; ends this job where the link of the chain before it asks for that
 #     note_end WORD WHY    notes it in logs/<job>-<restart>.end: WORD, number of early ends in a row, WHY
@@ -12,8 +13,8 @@
 
 begin_start() { # run folder
     run_folder=$1 logs=$1/logs early=0
-    mkdir -p "$logs"
-    rm -f "$logs/$SLURM_JOB_ID-$restart".{end,failed,status}
+    mkdir -p "$logs" || refuse "The run folder $run_folder cannot be made." "Set run.root to a folder with room."
+    rm -f "$logs/$SLURM_JOB_ID-$restart".{end,failed}
     starts_before=$(count_starts)
     local before='' stop
     if [ "$restart" -gt 0 ]; then
@@ -38,14 +39,14 @@ note_end() { # word, why
 # Again and again: a rank that is only starting does not hear the first signal, and there may be no step yet.
 warn_ranks() {
     while true; do
-        scancel --signal=USR2 "$SLURM_JOB_ID" || true
+        scancel --signal=USR2 "$SLURM_JOB_ID"
         sleep 15
     done
 }
 
 is_cancelled() {
     local job
-    job=" $(scontrol show job -o "$SLURM_JOB_ID" || true) "
+    job=" $(scontrol show job -o "$SLURM_JOB_ID") "
     case $job in
         *" JobState=RUNNING "*) return 1 ;; # preemption, where the site lets it tell the batch shell too
         *" Reason=TimeLimit "*) return 1 ;;
@@ -55,7 +56,7 @@ is_cancelled() {
 }
 
 count_starts() {
-    { find "$run_folder/starts" -name '*.yaml' 2>/dev/null || true; } | wc -l
+    find "$run_folder/starts" -name '*.yaml' 2>/dev/null | wc -l
 }
 
 count_early_ends() {
@@ -69,8 +70,8 @@ last_end() { # job: the file of its last start; none: empty
 # Why a link of a chain should not go on after this job; empty: it should.
 reason_to_stop() { # job, its last end's file
     local state='' word='' why=''
-    state=$(scontrol show job -o "$1" 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' || true)
-    [ -n "$state" ] || state=$(sacct --noheader --allocations --parsable2 --jobs="$1" --format=State 2>/dev/null || true)
+    state=$(scontrol show job -o "$1" 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    [ -n "$state" ] || state=$(sacct --noheader --allocations --parsable2 --jobs="$1" --format=State 2>/dev/null)
     [ ! -s "$2" ] || read -r word _ why <"$2"
     case "$state $word" in
         CANCELLED*) echo "job $1 was cancelled" ;;

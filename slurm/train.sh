@@ -66,43 +66,25 @@ fi
 
 take_overrides "$@"
 start_job
+set +e # from here on: a message or note that a full disk takes no more must not change the status
 begin_start "$folder_root/$name"
 srun_options=("--output=$logs/$SLURM_JOB_ID-$restart.log")
 first_failure=$logs/$SLURM_JOB_ID-$restart.failed
 most_early_ends=3
 echo "Job $SLURM_JOB_ID, start $restart, on $SLURM_JOB_NODELIST: $logs/$SLURM_JOB_ID-$restart.log"
 
-warner=''
-trap 'interrupted=yes; [ -n "$warner" ] || { warn_ranks & warner=$!; }' USR1
+warner='' cancelled=''
+trap '[ -n "$warner" ] || { warn_ranks & warner=$!; }' USR1
 # Slurm ends the batch shell of a job that it stops; with the trap it lives on until its ranks have saved.
-cancelled=''
-trap 'interrupted=yes; ! is_cancelled || { cancelled=yes; note_end stop "job $SLURM_JOB_ID was cancelled"; }' TERM
-
-# Slurm sends TERM to every process of this script: what waits for srun must outlive it, for ranks are saving then. It
-# leaves the status in a file: a wait that a signal cut short does not tell it, nor, sometimes, the wait after that.
-{
-    trap : TERM
-    status=0
-    run_ranks -m gpt4moe.train "${overrides[@]}" || status=$?
-    echo "$status" >"$logs/$SLURM_JOB_ID-$restart.status"
-} &
-step=$!
-while true; do
-    interrupted=''
-    wait "$step" || true
-    [ -n "$interrupted" ] || break
-done
+trap '! is_cancelled || { cancelled=yes; note_end stop "job $SLURM_JOB_ID was cancelled"; }' TERM
+await_ranks -m gpt4moe.train "${overrides[@]}"
 trap '' TERM # a requeue ends this shell too
-[ -z "$warner" ] || kill "$warner" || true
+[ -z "$warner" ] || kill "$warner" 2>/dev/null
 
-status=137 # where even srun was killed
-[ ! -s "$logs/$SLURM_JOB_ID-$restart.status" ] || read -r status <"$logs/$SLURM_JOB_ID-$restart.status"
-if [ "$status" -ne 0 ] && [ -s "$first_failure" ]; then
-    read -r status where <"$first_failure"
-    echo "Job $SLURM_JOB_ID, start $restart, ended with $status: $where."
-else
-    echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
-fi
+failure=$(readlink "$first_failure")
+[ -z "$failure" ] || status=${failure%%:*}
+rm -f "$first_failure"
+echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
 # 85: saved, please requeue. Above 128: a rank died by a signal, and went without saving.
 if [ -n "$cancelled" ]; then
     exit "$status"

@@ -7,11 +7,13 @@ value becomes null and `nonfinite` beside it says which (`"loss": null, "nonfini
 numbers or null for pandas and jq, and read_metrics gives the float back.
 """
 
+import errno
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +105,19 @@ def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Around what a disk can refuse. Raises: LaunchError."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"{path} cannot be written: {error.strerror}.",
+            "A run keeps every step there. Make room or mend the cause, then start again: it goes on from its last "
+            "checkpoint.",
+        ) from error
+
+
 class MetricsLog:
     """The open metrics.jsonl of one run, on its logging rank, from start to exit. The run folder's lock guards it."""
 
@@ -119,10 +134,9 @@ class MetricsLog:
         Args:
             resume_step: step of the checkpoint that training goes on from; 0 for a start from nothing.
             stored: what the file holds, by whoever has read it.
-        Raises: LaunchError when the file is damaged in a way that no kill can cause.
+        Raises: LaunchError when the file is damaged in a way that no kill can cause, or cannot be written.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         stored = stored or StoredMetrics.read(path)
         kept = stored.up_to(resume_step).lines
         if len(kept) < len(stored.lines):
@@ -130,30 +144,37 @@ class MetricsLog:
         if kept and kept[-1][0]["step"] < resume_step:
             logger.warning("%s: steps %d to %d are lost", path, kept[-1][0]["step"] + 1, resume_step)
         wanted = b"".join(line for _, line in kept)
-        if path.exists() and path.read_bytes() != wanted:
-            replace_file(path, wanted)
-        return cls(path, resume_step)
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.read_bytes() != wanted:
+                replace_file(path, wanted)
+            return cls(path, resume_step)
 
     def write(self, record: Mapping[str, Number]) -> None:
         """Append one step.
 
         Raises:
             ValueError: a name that METRICS lacks, or a step that is not the one after the last.
-            OSError: the line is not wholly in the file (a full disk); the next `open` mends it.
+            LaunchError: the line is not wholly in the file (a full disk); the next `open` mends it.
         """
         check_record(record)
         if record["step"] != self.last_step + 1:
             raise ValueError(f"{self.path}: step {record['step']} cannot follow step {self.last_step}")
         line = encode_record(record)
         # One write call: a kill leaves the line whole or torn at the end of the file, never two lines interleaved.
-        written = os.write(self._file, line)
-        if written < len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes were written; is the disk full?")
+        with _writable(self.path):
+            written = os.write(self._file, line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written; is the disk full?")
         self.last_step += 1
 
     def sync(self) -> None:
-        """Bring the lines to the disk; call before a checkpoint is committed, so that no checkpoint is ahead of it."""
-        os.fsync(self._file)
+        """Bring the lines to the disk; call before a checkpoint is committed, so that no checkpoint is ahead of it.
+
+        Raises: LaunchError when the disk does not take them; some file systems say so only here.
+        """
+        with _writable(self.path):
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Bring the lines to the disk and close. A second call does nothing."""

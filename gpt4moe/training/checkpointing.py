@@ -54,12 +54,14 @@ class Saver:
 
         Args:
             staged: the state is copied to host memory first, so training may go on; else call `wait` next.
-        Raises: CheckpointError on every rank when the folder cannot be made or the save before failed.
+        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, or any rank cannot go
+            on after this step.
         """
         self.wait(context.groups)
         run, state, groups = context.run, context.state, context.groups
         folder = step_folder(context.folder.checkpoints, state.step)
         with agreed(groups):
+            context.refuse()
             if groups.is_first_rank:
                 _make_empty(folder)
         pieces = owned_pieces(context.engine, groups)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
+from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.telemetry.events_log import EventsLog
 from gpt4moe.telemetry.metrics_log import StoredMetrics
@@ -42,6 +43,8 @@ class TrainingContext:
     """Why the loop should save and end after this step; the same on every rank."""
     save_requested: bool = False
     """The step just done gets a checkpoint because somebody asked for one; the same on every rank."""
+    refusal: Gpt4MoeError | None = None
+    """Why this rank cannot go on; the others hear it before the step's checkpoint, or with the next step's signals."""
     events: EventsLog | None = None
     """The open events.jsonl, on the first rank."""
     earlier: StoredMetrics = field(default_factory=StoredMetrics)
@@ -58,6 +61,11 @@ class TrainingContext:
         """Whether the step just done gets a checkpoint."""
         every = self.run.checkpoint.every
         return self.is_last_step or self.save_requested or (every > 0 and self.state.step % every == 0)
+
+    def refuse(self) -> None:
+        """Within `agreed`, so that a refusal of this rank ends all. Raises: Gpt4MoeError."""
+        if self.refusal is not None:
+            raise self.refusal
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:

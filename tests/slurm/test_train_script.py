@@ -1,8 +1,11 @@
 """slurm/train.sh on a real Slurm, around a stand-in trainer that starts at once."""
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,36 @@ def test_a_rank_that_fails_while_others_hang_is_no_kill(slurm: SlurmLab, checkou
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), log
     assert "ended with 1: rank 0 on node1." in log
     assert "Killed" in log or "Exited with exit code 137" in log, "srun killed the others, its own status was 137"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system without a free block."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_changes_no_status(slurm: SlurmLab, checkout: Path, full_disk: Path) -> None:
+    jobs = {
+        status: slurm.submit(
+            "sbatch", "--ntasks=2", "slurm/train.sh", f"run.root={full_disk}", f"run.name=r{status}", f"end={status}",
+            cwd=checkout,
+        )
+        for status in (0, 2, 85)
+    }  # fmt: skip
+    until(lambda: slurm.job(jobs[85])["Restarts"] == "1")
+    slurm.call("scancel", str(jobs[85]))
+    for status in (0, 2):
+        ended = slurm.wait(jobs[status], 60)
+        assert (ended["ExitCode"], ended["Restarts"]) == (f"{status}:0", "0")
+    told = (checkout / f"slurm-{jobs[2]}.log").read_text()
+    assert "No space left on device" in told and "ended with 2: rank" in told, told
 
 
 def test_a_run_that_dies_by_a_signal_before_it_trains_is_given_up(slurm: SlurmLab, checkout: Path) -> None:

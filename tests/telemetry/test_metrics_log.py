@@ -143,7 +143,7 @@ def test_a_full_disk_is_an_error_and_not_a_silent_half_line(tmp_path: Path, monk
     log = MetricsLog.open(tmp_path / "metrics.jsonl")
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real_write(file, data[:5]))
-    with pytest.raises(OSError, match="5 of"):
+    with pytest.raises(LaunchError, match="5 of"):
         log.write(record(1))
 
 

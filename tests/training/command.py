@@ -3,6 +3,7 @@
 A fork costs 0.1 s where a cold process costs 6; what a rank prints and its exit status come back.
 """
 
+import errno
 import json
 import os
 import signal
@@ -38,11 +39,12 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What befalls a rank right after a step and its checkpoint: a signal, or a halt until `go` exists."""
+    """What befalls a rank right after a step and its checkpoint: a signal, a full disk, or a halt until `go` exists."""
 
     after_step: int
     rank: int = 0
     sent: signal.Signals | None = None
+    fills_disk: bool = False
     go: Path | None = None
 
 
@@ -117,6 +119,10 @@ def _set_variables(environment: Environment, variables: Variables) -> None:
     os.environ.update(variables)
 
 
+def _no_space(file: int, data: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def _add_events(events: list[Event]) -> None:
     """Events are a callback behind the run's own ones."""
     from gpt4moe.training import build
@@ -129,6 +135,8 @@ def _add_events(events: list[Event]) -> None:
                 if event.after_step == context.state.step:
                     if event.sent is not None:
                         os.kill(os.getpid(), event.sent)
+                    if event.fills_disk:
+                        os.write = _no_space
                     while event.go is not None and not event.go.exists():
                         time.sleep(0.02)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.command import contents, metrics, saved_state, train
+from tests.training.command import Event, contents, metrics, saved_state, train
 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
 
@@ -26,6 +26,24 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_a_better_rate_goes_on(tm
     assert written[4].pop("eval_loss") > 0
     assert written == metrics(whole_run)
     assert saved_state(folder, 10) == saved_state(whole_run, 10)
+
+
+@pytest.mark.parametrize("after_step", [2, 4])  # the next step has a checkpoint, or not
+def test_a_disk_that_is_full_for_the_metrics_stops_every_rank_and_no_step_is_lost(
+    after_step: int, tmp_path: Path, whole_run: Path
+) -> None:
+    folder = tmp_path / "x"
+    fault = Event(after_step=after_step, fills_disk=True)
+    ended = train(folder, *TEN, "parallel.pp=2", ranks=2, events=(fault,))
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert cause == f"error: {folder}/metrics.jsonl cannot be written: No space left on device."
+    assert "goes on from its last checkpoint" in cure and ended[1].err == ""
+    assert [record["step"] for record in metrics(folder)] == list(range(1, after_step + 1))
+    assert not saved_state(folder, 5), "no checkpoint is ahead of the metrics"
+
+    assert train(folder, *TEN)[0].status == 0
+    assert metrics(folder) == metrics(whole_run)
 
 
 @pytest.mark.parametrize("blocked", ["wandb_id.txt", "wandb_step.txt"])

@@ -11,7 +11,7 @@ tells every rank.
 import signal
 
 from gpt4moe.resilience.signals import SignalNotes
-from gpt4moe.training.agreement import largest
+from gpt4moe.training.agreement import agreed, largest
 from gpt4moe.training.callbacks.resources import peak_memory
 from gpt4moe.training.state import Callback, Record, TrainingContext
 from gpt4moe.training.step import StepResult
@@ -25,8 +25,13 @@ class Preemption(Callback):
         self.signals.note()
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        # The fullest rank's memory goes along: a second all-reduce would cost every step its latency.
-        number, most_memory = largest([self.signals.take(), peak_memory(context.groups.device)], context.groups)
+        """Raises: Gpt4MoeError on every rank when any could not go on after the step before."""
+        # What else must be told goes along: a second all-reduce would cost every step its latency.
+        own = [self.signals.take(), peak_memory(context.groups.device), int(context.refusal is not None)]
+        number, most_memory, is_refused = largest(own, context.groups)
+        if is_refused:
+            with agreed(context.groups):
+                context.refuse()
         record["peak_memory_bytes"] = most_memory
         context.save_requested = number == signal.SIGUSR1
         # In the last step nothing is left to requeue for.

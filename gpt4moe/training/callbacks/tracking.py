@@ -1,6 +1,7 @@
 """Where metrics go: metrics.jsonl (the truth), the console, wandb. On the first rank alone."""
 
 from gpt4moe.config.load import config_to_dict
+from gpt4moe.errors import LaunchError
 from gpt4moe.telemetry.console import Console
 from gpt4moe.telemetry.metrics_log import MetricsLog
 from gpt4moe.telemetry.wandb_run import WandbRun
@@ -31,9 +32,12 @@ class Tracking(Callback):
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         if self.log and self.console and self.wandb:
-            self.log.write(record)
-            if context.is_saved_step:
-                self.log.sync()
+            try:
+                self.log.write(record)
+                if context.is_saved_step:
+                    self.log.sync()
+            except LaunchError as error:  # this rank alone must not leave: the others would wait for it
+                context.refusal = error
             self.console.step(record)
             self.wandb.log(record)
             if context.stop_requested:
