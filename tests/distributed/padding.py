@@ -15,9 +15,13 @@ from gpt4moe.proof.phase import Phase
 
 
 def real_lengths(run: RunConfig, micro_batch: int) -> list[int]:
-    """Of a micro-batch's sequences: all of it, a part, one token, none; some micro-batches have none at all."""
+    """Of a micro-batch's sequences: all of it, a part, one token, none; some micro-batches have none at all, and every
+    second one, of pairs, no padding: with dp = 2 one rank has none."""
     whole, rows = run.model.seq_length, run.training.micro_batch_size
-    return [(whole, whole, 5, 1, 0, 0, whole, 9)[(micro_batch * rows + row) % 8] for row in range(rows)]
+    return [
+        (whole, whole, 5, 1, whole, whole, 0, 0, whole, whole, whole, 9)[(micro_batch * rows + row) % 12]
+        for row in range(rows)
+    ]
 
 
 def padded_phases(environment: Environment, phases: list[Phase], fill: int) -> list[RankAnswer]:

@@ -24,6 +24,7 @@ OVERRIDES = (*BASE, "model.moe.router.capacity_factor=0.8")
 SHOWN: dict[str, tuple[str, ...]] = {
     "one": ("none", PARTIAL),
     "pp2": ("none",),
+    "dp2-ep2": ("none",),
     "tp2-pp2-ep2": ("none", *KINDS),
     "tp2-cp2-ep2-etp2": (PARTIAL,),
 }
