@@ -9,6 +9,7 @@ USR1 asks to save and go on, USR2 and TERM to save and end. By default each of t
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 REQUEUE = 85
@@ -22,11 +23,13 @@ class SignalNotes:
 
     def __init__(self) -> None:
         self._received: list[int] = []
+        self.before_leaving: Callable[[str], None] = lambda name: None
+        """Called with the signal's name before an end in the first moments."""
 
     def listen(self) -> None:
         signal.signal(signal.SIGUSR1, self._note)
         for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, _leave)
+            signal.signal(number, self._leave)
 
     def note(self) -> None:
         for number in SIGNALS:
@@ -45,10 +48,10 @@ class SignalNotes:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
 
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """Ends the process from wherever it is: an exception would be caught by whatever is being imported."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        told = f"{signal.Signals(number).name} received before training began: nothing new to save, ending.\n"
-        os.write(1, told.encode())
-    os._exit(REQUEUE)
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        """Ends the process from wherever it is: an exception would be caught by whatever is being imported."""
+        name = signal.Signals(number).name
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            os.write(1, f"{name} received before training began: nothing new to save, ending.\n".encode())
+        self.before_leaving(name)
+        os._exit(REQUEUE)

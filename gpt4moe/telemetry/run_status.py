@@ -186,7 +186,7 @@ def _gaps(records: list[Record]) -> list[str]:
     """Steps between the first and the last that no line has."""
     steps = [int(record["step"]) for record in records]
     gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
-    return [f"{METRICS_FILE} lacks step {first} to {last}" for first, last in gaps]
+    return [f"{METRICS_FILE} lacks {last - first + 1} steps from {first} on" for first, last in gaps]
 
 
 def _speed(records: list[Record]) -> float | None:

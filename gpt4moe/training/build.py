@@ -69,6 +69,7 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int, signa
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
             events.begin(run, groups.layout, folder, resumed_step=state.step)
+    signals.before_leaving = events.left
     with events.ended_by_errors():
         engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
         if source:

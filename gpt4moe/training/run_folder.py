@@ -61,7 +61,7 @@ class RunFolder:
         self.lock = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self.lock.seek(0)
             holder = self.lock.read().strip() or "another job"
             raise LaunchError(

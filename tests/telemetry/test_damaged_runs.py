@@ -38,7 +38,11 @@ DAMAGES: list[tuple[str, bytes | None, str]] = [
     ("metrics.jsonl", b"\xff\x00\r\x85" * 99 + b'\n{"step": 2}\n', "damaged .*line 1 is not"),
     ("metrics.jsonl", b'{"step": 1, "loss": 1' + b"0" * 400 + b"}\n", "damaged OverflowError"),
     ("metrics.jsonl", b'{"step": 3, "loss": null, "nonfinite": {"loss": "nan"}}\n', "killed not in a queue 3/10 nan"),
-    ("metrics.jsonl", b'{"step": 1}\n{"step": 4}\n', "killed .metrics.jsonl lacks step 2 to 3. not in a queue 4/10"),
+    (
+        "metrics.jsonl",
+        b'{"step": 1}\n{"step": 4}\n',
+        "killed .metrics.jsonl lacks 2 steps from 2 on. not in a queue 4/10",
+    ),
     ("metrics.jsonl", b'{"step": 3}\n', "killed not in a queue 3/10 - -"),
     ("metrics.jsonl", b'{"step": 1, "loss": 2.0}\n{"step": 2, "los', "killed not in a queue 1/10 2.0000"),
     ("metrics.jsonl", b"", "killed not in a queue 0/10 -"),

@@ -44,7 +44,7 @@ def test_the_trainer_ends_with_2_in_a_crash_loop(tmp_path: Path) -> None:
     last = folder / "starts" / "001.yaml"
     last.write_text(last.read_text().replace("first_step: 1", "first_step: 3"))
     (ended,) = train(folder, *keys, variables={"GPT4MOE_CHAIN_LINK": "1", "SLURM_RESTART_COUNT": "0"})
-    assert ended.status == 0, "the last start's config asks for 2 steps: done"
+    assert ended.status == 0, "its own last start's config asks for 2 steps: done"
     last.write_text(last.read_text().replace("  steps: 2", "  steps: 4"))
     (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "2"})
     assert ended.status == 2
@@ -70,8 +70,9 @@ def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Pat
     (died,) = run_ranks(1, dying_rank, [*SMALL, f"run.root={tmp_path}", "run.name=x", *keys])
     assert died == "out of memory"
     assert "first_step: 11" in (folder / "starts" / "001.yaml").read_text()
-    start, stop = read_events(folder / "events.jsonl")
+    start, left, stop = read_events(folder / "events.jsonl")
     assert (start["event"], start["resumed_step"]) == ("start", 10), "its time is accounted for too"
+    assert (left["event"], left["reason"], left["step"], left["is_error"]) == ("stop", "SIGUSR2", 10, False)
     assert (stop["event"], stop["reason"], stop["step"], stop["is_error"]) == ("stop", "MemoryError", 10, True)
     (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "1"})
     assert ended.status == 2
@@ -79,9 +80,12 @@ def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Pat
 
 
 def dying_rank(environment: Environment, arguments: list[str]) -> str:
+    """While its model is built, it is about to end for a signal, and dies in earnest."""
+    from gpt4moe import train
     from gpt4moe.training import build
 
     def build_model(*_: object) -> None:
+        train.signals.before_leaving("SIGUSR2")
         raise MemoryError("out of memory")
 
     build.build_model = build_model

@@ -4,8 +4,8 @@ events.py       events.jsonl: start, first step, stop; the pauses of the others
 wire.py         bytes sent in the first step of a start
 replicas.py     copies on several ranks still equal to the bit
 evaluation.py   loss on held-out text, added to the record
-preemption.py   a signal -> save and end with 85 after this step
-resources.py    memory, MFU, device hours and money, time left, added to the record
+preemption.py   a signal -> save and end with 85 after this step; peak memory in the same all-reduce
+resources.py    MFU, device hours and money, time left, added to the record
 tracking.py     metrics.jsonl, console, wandb
 alerts.py       a spike, a dead expert, a hang: told on console, as event, by wandb
 checkpoints.py  every so many steps, at the end, when asked to stop

@@ -69,6 +69,11 @@ class Events(Callback):
             self._stop(step=self.resumed_step)
             raise
 
+    def left(self, signal_name: str) -> None:
+        """A signal ends this start before the loop."""
+        if self.log is not None:
+            self.log.write("stop", step=self.resumed_step, reason=signal_name, is_error=False, cause=None)
+
     def on_start(self, context: TrainingContext) -> None:
         if self.log is None:
             return
