@@ -1,5 +1,7 @@
 """Routers: which experts, with which weight, and what the router learns from."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -86,11 +88,24 @@ def test_a_single_renormalised_weight_would_teach_the_router_nothing() -> None:
     assert weight.grad is not None and weight.grad.norm() < 1e-5
 
 
-def test_routing_is_computed_in_fp32_under_bf16_weights() -> None:
-    weight, routing = _routed(RouterKind.topk, 2, torch.bfloat16)
-    assert {routing.logits.dtype, routing.probability.dtype, routing.weight.dtype} == {torch.float32}
-    routing.weight[:, 0].sum().backward()
-    assert weight.grad is not None and weight.grad.dtype is torch.bfloat16
+@pytest.mark.parametrize("kind", RouterKind)
+def test_routing_under_bf16_weights_is_to_the_bit_what_it_is_in_fp32(kind: RouterKind) -> None:
+    """Of the same numbers, which bf16 can say: what is rounded to bf16 on the way, if only the logits, differs."""
+    top_k = 1 if kind is RouterKind.switch else 2
+    weight, router = _built(kind, top_k, torch.bfloat16)
+    exact_weight, exact = _built(kind, top_k)
+    x = torch.randn(T, H, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.no_grad():
+        exact_weight.copy_(weight)
+    in_bf16, in_fp32 = router(x), exact(x.float())
+    for field in dataclasses.fields(Routing):
+        got, want = getattr(in_bf16, field.name), getattr(in_fp32, field.name)
+        assert got.dtype is want.dtype and torch.equal(got, want), field.name
+    assert not torch.equal(in_fp32.logits, in_fp32.logits.bfloat16().float()), "bf16 must be able to show"
+    for routing in (in_bf16, in_fp32):
+        (routing.weight[:, 0].sum() + routing.logits.square().mean()).backward()
+    assert weight.grad is not None and exact_weight.grad is not None
+    assert torch.equal(weight.grad, exact_weight.grad.bfloat16()), "rounded once, at the end"
 
 
 def test_the_margin_of_a_group_limited_router_counts_the_choice_of_groups_too() -> None:
