@@ -48,7 +48,7 @@ srun_options=(--nodes=1 --ntasks=1)
 # At the time limit the program is stopped as a kill would stop it: what is finished stays, the rest is done again.
 stopped='' cancelled=''
 trap 'stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
-trap 'cancelled=yes' TERM
+trap '! is_cancelled || cancelled=yes' TERM
 await_ranks tools/convert_checkpoint.py "$@"
 
 set +e # a message that a full disk takes no more must not change the status

@@ -5,6 +5,7 @@
 #     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
 #     run_ranks ARGS...  srun of the job's tasks: one rank each (rank.sh), in the container if there is one
 #     await_ranks ARGS...    the same, with traps heard meanwhile; sets status
+#     is_cancelled       whether Slurm's TERM is for somebody's scancel
 
 refuse() { # cause, cure
     printf '%s\n%s\n' "$1" "$2" >&2
@@ -18,7 +19,8 @@ split_arguments() {
     for argument in "$@"; do
         case $argument in
             -*) options+=("$argument") ;;
-            *) overrides+=("$argument") ;;
+            *=* | '~'*) overrides+=("$argument") ;;
+            *) refuse "$argument is neither an option nor key=value." "Write --nodes=2, not --nodes 2." ;;
         esac
     done
 }
@@ -41,7 +43,7 @@ start_job() {
     MASTER_ADDR=$(scontrol show node "$first_node" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
     restart=${SLURM_RESTART_COUNT:-0}
     # Below the kernel's ephemeral ports; jobs on one node, and a restart, differ.
-    export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + restart) % 10000))
+    export MASTER_ADDR MASTER_PORT=$((20000 + (SLURM_JOB_ID * 101 + restart) % 10000))
     # srun does not inherit sbatch's --cpus-per-task (since 22.05). Not asked for: no limit but the node's.
     [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -100,4 +102,15 @@ await_ranks() {
     step=$!
     while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
     read -r -t 5 -u "$pipe" status || status=137 # even srun was killed
+}
+
+is_cancelled() {
+    local job
+    job=" $(scontrol show job -o "$SLURM_JOB_ID") "
+    case $job in
+        *" JobState=RUNNING "*) return 1 ;; # preemption, where the site lets it tell the batch shell too
+        *" Reason=TimeLimit "*) return 1 ;;
+        *" Restarts=$restart "* | "  ") return 0 ;; # also where Slurm does not answer: never undo a scancel
+        *) return 1 ;; # a lost node: Slurm has put the job back
+    esac
 }

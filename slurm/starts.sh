@@ -5,7 +5,6 @@
 #     begin_start FOLDER   sets logs; ends this job where the link of the chain before it asks for that
 #     note_end WORD WHY    notes it in logs/<job>-<restart>.end: WORD, number of early ends in a row, WHY
 #     warn_ranks           tells every rank to save and end, until this is killed
-#     is_cancelled         whether Slurm's TERM is for somebody's scancel
 #     count_early_ends     sets early: starts in a row, with this one, that ended before the trainer had noted them in
 #                          starts/, so that its own brake (resilience.max_stuck_starts) does not see them
 #
@@ -42,17 +41,6 @@ warn_ranks() {
         scancel --signal=USR2 "$SLURM_JOB_ID"
         sleep 15
     done
-}
-
-is_cancelled() {
-    local job
-    job=" $(scontrol show job -o "$SLURM_JOB_ID") "
-    case $job in
-        *" JobState=RUNNING "*) return 1 ;; # preemption, where the site lets it tell the batch shell too
-        *" Reason=TimeLimit "*) return 1 ;;
-        *" Restarts=$restart "* | "  ") return 0 ;; # also where Slurm does not answer: never undo a scancel
-        *) return 1 ;; # a lost node: Slurm has put the job back
-    esac
 }
 
 count_starts() {

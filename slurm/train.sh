@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Trains on the nodes and tasks that sbatch's flags ask for, one task per rank:
 #
-#     sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=first
-#     bash slurm/train.sh --nodes=2 --ntasks-per-node=8 +experiment=gpt4 run.name=first     # submits itself
+#     sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=tiny parallel=tp2_pp2_ep2 run.name=first
+#     sbatch --nodes=3120 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=second
+#     bash slurm/train.sh --nodes=2 --ntasks-per-node=2 +experiment=tiny run.name=third     # submits itself
 #     bash slurm/train.sh --chain=5 --nodes=2 ...      # five jobs, each after the one before: where requeue is off
 #
 # The trainer's output goes to <run folder>/logs/<job>-<restart>.log, this script's own to slurm-<job>.log.

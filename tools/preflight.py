@@ -2,7 +2,7 @@
 
   python tools/preflight.py +experiment=gpt4 ranks=24960 time_limit=24:00:00    one process: what needs no other node
   torchrun --nproc-per-node 4 tools/preflight.py +experiment=tiny parallel=tp2_pp2_ep2
-  sbatch --nodes=2 --ntasks-per-node=8 slurm/preflight.sh +experiment=gpt4 parallel.tp=8
+  sbatch --nodes=2 --ntasks-per-node=8 slurm/preflight.sh +experiment=tiny parallel=tp2_pp2_ep2
 
 It checks that every rank came; versions, GPUs, memory and data equal on all; the layout legal, placed with tp within a
 node, and planned to fit; the run's root shared, with room and speed for checkpoints; the first checkpoint before the

@@ -73,6 +73,8 @@ def test_a_stopped_conversion_goes_back_into_the_queue_and_on(slurm: SlurmLab, c
     while not (checkout / "start-0.json").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    # As a preemption does where the site lets it tell the batch shell too: no cancellation.
+    slurm.call("scancel", "--batch", "--signal=TERM", str(job))
     slurm.call("scancel", "--batch", "--signal=USR1", str(job))  # what --signal=B:USR1@60 sends
     assert slurm.wait(job, 30, "PENDING")["Restarts"] == "1"
     slurm.start_again(job)

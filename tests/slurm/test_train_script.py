@@ -170,10 +170,13 @@ def test_every_rank_runs_in_the_container(slurm: SlurmLab, checkout: Path) -> No
     assert sorted(lines) == ["0: rank 0 of start 0", "1: rank 1 of start 0"], "srun's --label"
 
 
-def test_a_run_without_a_name_is_refused_before_it_waits_in_the_queue(slurm: SlurmLab, checkout: Path) -> None:
+def test_bad_arguments_are_refused_before_a_job_waits_in_the_queue(slurm: SlurmLab, checkout: Path) -> None:
     answer = slurm.call("bash", "slurm/train.sh", "--nodes=2", "+experiment=tiny", cwd=checkout)
     assert answer.returncode == 2
     assert answer.stderr.splitlines() == ["run.name is not set.", "Add run.name=first."]
+    answer = slurm.call("bash", "slurm/train.sh", "--nodes", "2", "run.name=x", cwd=checkout)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == ["2 is neither an option nor key=value.", "Write --nodes=2, not --nodes 2."]
 
 
 def test_a_job_from_another_folder_says_where_to_call_sbatch(slurm: SlurmLab, checkout: Path, tmp_path: Path) -> None:
