@@ -124,8 +124,8 @@ def last_save(evidence: Evidence) -> CheckResult:
     return CheckResult(
         name=name, status=Status.failed, measured=measured, expected=expected,
         cure=f"Submit the training job with --signal={asked}, or export SBATCH_SIGNAL={asked} in slurm/cluster.env; "
-        f"say signal={asked} here where it is not there. Or use faster storage. A job whose time limit ends before it has "
-        "saved is not put back into the queue.",
+        f"say signal={asked} here where it is not there. Or use faster storage. A job whose time limit ends before it "
+        "has saved is not put back into the queue.",
     )  # fmt: skip
 
 

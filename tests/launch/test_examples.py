@@ -1,4 +1,4 @@
-"""The jobs that docs and scripts show start as they stand: on the ranks that the line itself asks for, the layout is legal."""
+"""The jobs that docs and scripts show are legal as they stand, on the ranks that the line itself asks for."""
 
 import re
 from pathlib import Path
