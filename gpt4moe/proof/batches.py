@@ -1,4 +1,7 @@
-"""Micro-batches of synthetic tokens, the same set on every layout, with very uneven loss masks."""
+"""Micro-batches of synthetic tokens, the same set on every layout, with very uneven loss masks; and padding in them."""
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -26,3 +29,33 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
               position_ids=positions, token_ids=(first + i * micro + rows) * seq + positions)
         for i in range(dp_index, count, dp)
     ]  # fmt: skip
+
+
+# Step -> micro-batch of the global batch -> share of its sequences that is no padding. Step 1 has none. In step 2 one
+# data-parallel rank has a little, so the others must learn of it; in step 3 whole shards of sequences are padding, and
+# one micro-batch is.
+_ENDS = {2: {1: 15 / 16}, 3: {1: 1 / 3, 2: 0.0}}
+
+
+def ended_early(batches: list[Batch], step: int, dp: int, dp_index: int) -> list[Batch]:
+    """The micro-batches that synthetic_batches made for a rank, some of which now end in padding."""
+    ends = _ENDS.get(step, {})
+    return [_ended(batch, ends.get(dp_index + at * dp)) for at, batch in enumerate(batches)]
+
+
+def _ended(batch: Batch, share: float | None) -> Batch:
+    return batch if share is None else padded(batch, [int(share * batch.tokens.shape[1])] * len(batch.tokens))
+
+
+def padded(batch: Batch, lengths: Sequence[int], fill: int = 0) -> Batch:
+    """`batch` with padding after the first `lengths` tokens of its sequences.
+
+    Args:
+        fill: the token that stands there.
+    """
+    none = torch.arange(batch.tokens.shape[1]) >= torch.tensor(lengths).unsqueeze(1)
+    assert batch.token_ids is not None
+    return dataclasses.replace(
+        batch, tokens=batch.tokens.masked_fill(none, fill), labels=batch.labels.masked_fill(none, fill),
+        loss_mask=batch.loss_mask.masked_fill(none, 0.0), token_ids=batch.token_ids.masked_fill(none, -1),
+    )  # fmt: skip

@@ -51,6 +51,7 @@ NUMBERS = {
     "loss": Tolerance(1e-6, "an fp32 mean in another order"),
     "gradient norm": Tolerance(1e-6, "summed in fp64; only the gradients' own round-off"),
     "auxiliary losses": Tolerance(1e-5, "fp32 sums over a micro-batch in another order"),
+    "router statistics": Tolerance(1e-5, "dropped assignments, entropy, margin: sums over tokens in another order"),
     "tokens per expert": Tolerance(0.0, "counts"),
 }
 
@@ -140,7 +141,8 @@ def total_norm(tensors: dict[str, np.ndarray]) -> float:
 def number_differences(got: Outcome, want: Outcome, *, scale: float = 1.0) -> list[NumberDifference]:
     """Losses, norms and routing of every step. `scale` widens the tolerances."""
     losses = [name for name in want.extras if name.endswith("loss")]
-    columns = {"auxiliary losses": losses, "tokens per expert": None}
+    others = [name for name in want.extras if name not in losses]
+    columns = {"auxiliary losses": losses, "router statistics": others, "tokens per expert": None}
     found = [_number("loss", got.losses, want.losses, scale), _number("gradient norm", got.norms, want.norms, scale)]
     found += [_number(name, got.columns(these), want.columns(these), scale) for name, these in columns.items()]
     return found

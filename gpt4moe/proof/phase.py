@@ -20,3 +20,5 @@ class Phase:
     """Of rounding, in bf16: 0 as it comes; others from initial weights that are one rounding away at most."""
     tokens: int = 0
     """Which set of synthetic tokens."""
+    ends_early: bool = False
+    """Some micro-batches end in padding (batches.ended_early)."""

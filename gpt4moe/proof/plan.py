@@ -1,6 +1,7 @@
 """What a proof runs: the phases of the layout and of the one process, and how often.
 
 descent   fp32, 3 clipped steps of plain descent: gradients, norm, weights; sees a wrong scale that AdamW hides
+          batches of the later steps have padding; not of the other phases: in bf16 fewer tokens are more rounding
 adamw     fp32, 3 steps of the run's optimizer, clipped where the run clips: masters and both moments
 rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
 """
@@ -28,7 +29,7 @@ def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]
     exact = raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}}
     clipped = exact | {"optimizer": raw["optimizer"] | {"clip_norm": run.optimizer.clip_norm or CLIP_NORM}}
     plan = {
-        DESCENT: Phase(run=config_from_dict(clipped), steps=STEPS, descent=RATE, tokens=tokens),
+        DESCENT: Phase(run=config_from_dict(clipped), steps=STEPS, descent=RATE, ends_early=True, tokens=tokens),
         ADAMW: Phase(run=config_from_dict(exact), steps=STEPS, every_gradient=is_rounded, tokens=tokens),
     }
     if is_rounded:

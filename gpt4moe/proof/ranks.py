@@ -27,7 +27,7 @@ from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.shard import flat_rectangles
-from gpt4moe.proof.batches import synthetic_batches
+from gpt4moe.proof.batches import ended_early, synthetic_batches
 from gpt4moe.proof.outcome import (
     BUFFER,
     GRADIENT,
@@ -85,7 +85,8 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         margins.clear()
         drop_margins.clear()
         dp = groups.layout.dp, groups.coordinate["dp"]
-        done = runner.forward_backward(synthetic_batches(run, step, *dp, phase.tokens))
+        batches = synthetic_batches(run, step, *dp, phase.tokens)
+        done = runner.forward_backward(ended_early(batches, step, *dp) if phase.ends_early else batches)
         engine.reduce()
         if step == 1 or phase.every_gradient:
             answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]

@@ -176,6 +176,21 @@ def _buffers(seen: Evidence) -> Iterator[str]:
         )
 
 
+def _padding(seen: Evidence) -> Iterator[str]:
+    """Batches of the first step have none, those of the others have (batches.ended_early)."""
+    routed = [np.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(seen.got.routing, seen.want.routing, strict=True)]
+    lost = [is_near(a, b, 1e-5) for a, b in zip(seen.got.losses, seen.want.losses, strict=True)]
+    is_right = [loss and routing for loss, routing in zip(lost, routed, strict=True)]
+    norm_is_right = is_near(seen.got.norms[0], seen.want.norms[0], 1e-6)
+    if seen.different or seen.got.unequal or not (is_right[0] and norm_is_right) or all(is_right):
+        return
+    yield (
+        f"padding: everything of step 1, whose batches have none, is right; losses or routing of step "
+        f"{is_right.index(False) + 1}, whose batches have some, are not. Something counts tokens that are none "
+        "(padding_mask of moe.layer), or a rank that has none takes another way."
+    )
+
+
 def _listed(names: set[str] | frozenset[str]) -> str:
     ordered = sorted(names)
     rest = f" and {len(ordered) - 2} more" if len(ordered) > 2 else ""
@@ -184,5 +199,5 @@ def _listed(names: set[str] | frozenset[str]) -> str:
 
 RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _not_finite, _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum,
-    _expert_group, _norm, _forward, _buffers, _copies_drifted, _backward,
+    _expert_group, _norm, _forward, _buffers, _padding, _copies_drifted, _backward,
 )  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 
 from gpt4moe.model import gpt
 from gpt4moe.model.parameters import shards
+from gpt4moe.moe import layer
 from gpt4moe.moe.routers.sigmoid_bias import SigmoidBias
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups
@@ -134,6 +135,11 @@ def _one_micro_batch_less(*args: Any, **kwargs: Any) -> Callable[..., Any]:
 _schedule = step.get_forward_backward_func
 
 
+def _padding_counted() -> AbstractContextManager[Any]:
+    original = layer.auxiliary_losses
+    return patch.object(layer, "auxiliary_losses", lambda routing, real_T, **more: original(routing, None, **more))
+
+
 @torch.no_grad()
 def _nudge_second_router(chunks: list[Any], groups: ProcessGroups) -> None:
     for parameter, shard, _ in shards(chunks, groups):
@@ -169,6 +175,7 @@ FAULTS = {
         EP2, "2 of 3 micro-batches a rank",
         lambda: patch.object(step, "get_forward_backward_func", _one_micro_batch_less),
     ),
+    "padding that auxiliary losses count": Fault(EP2, "padding: everything of step 1", _padding_counted),
     "expert gradients times ep under DeepSpeed": Fault(
         (*EP2, *DEEPSPEED), "gradients of experts are 2 times what they should be, and 2 is dp = ep",
         lambda: _after(DeepSpeedEngine, "reduce", _experts_times_ep),

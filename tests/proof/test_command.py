@@ -41,7 +41,7 @@ def test_equal_ranks_exit_0_and_say_in_json_what_was_compared_and_what_was_not(
             ("embedding", "exp_avg_sq"), ("output layer", "weight")} <= compared  # fmt: skip
     assert all(item["equal"] and item["relative"] <= item["tolerance"] for item in found["families"])
     assert {item["name"] for item in found["numbers"]} == {
-        "loss", "gradient norm", "auxiliary losses", "tokens per expert",
+        "loss", "gradient norm", "auxiliary losses", "router statistics", "tokens per expert",
     }  # fmt: skip
     assert any(change["key"] == "model.moe.router.bias_update_rate" for change in found["changes"])
     assert any("GPU kernels" in line for line in found["not_proved"])

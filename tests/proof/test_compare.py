@@ -78,6 +78,17 @@ def test_what_is_not_finite_is_a_difference_also_where_one_process_has_it_too(
             if not item["equal"]] == [None]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["dropped", "entropy", "margin", "load_balancing_loss", "z_loss"])
+def test_every_number_of_the_routing_counts(name: str) -> None:
+    run, want = load_run_config([*BASE]), one_process()
+    layout, routing = Layout.from_config(run.parallel, 1), [table.copy() for table in want[plan.DESCENT].routing]
+    routing[1][2, want[plan.DESCENT].extras.index(name) - len(want[plan.DESCENT].extras)] *= 1.01
+    routing[1][2, want[plan.DESCENT].extras.index(name) - len(want[plan.DESCENT].extras)] += name == "dropped"
+    spoilt = want | {plan.DESCENT: dataclasses.replace(want[plan.DESCENT], routing=routing)}
+    proof = judge(Shrunk(asked=run, asked_layout=layout, run=run, layout=layout), spoilt, want, 0.0)
+    assert [item.first_step for item in proof.numbers[plan.DESCENT] if item.is_different] == [2]
+
+
 def test_a_margin_that_is_no_number_excuses_nothing() -> None:
     want = dataclasses.replace(one_process()[plan.DESCENT], margins=[nan] * plan.STEPS)
     moved = [table.copy() for table in want.routing]
