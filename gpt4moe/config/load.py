@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
@@ -47,6 +48,13 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
     assert isinstance(plan, PlanConfig)
     plan.require_used([override.partition("=")[0].lstrip("+~") for override in overrides])
     return plan
+
+
+def known_clusters() -> list[ClusterConfig]:
+    """Those of configs/cluster, by name."""
+    schema, files = OmegaConf.structured(ClusterConfig), sorted((CONFIG_FOLDER / "cluster").glob("*.yaml"))
+    clusters = [OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file))) for file in files]
+    return [cluster for cluster in clusters if isinstance(cluster, ClusterConfig)]
 
 
 def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) -> dict[str, Any]:

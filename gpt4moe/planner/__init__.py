@@ -7,6 +7,7 @@ gradient_buffers.py   Megatron's packing, owned shares
 zero_partition.py     DeepSpeed's packing, owned shares
 activations.py        saved tensors of a micro-batch
 workspace.py          what comes and goes
+state_bytes.py        bytes of a parameter's states
 memory.py             the fullest rank, stage by stage
 communication.py      bytes a rank sends, group by group
 pipeline.py           a step's schedule: idle time, activations held
@@ -18,7 +19,9 @@ inference.py          serving: cache, latency, money
 leak.py               reported numbers, claim by claim
 calibrate.py          predicted against measured
 glance.py             a lower bound of memory
-search.py             legal layouts, fastest first
+candidates.py         legal layouts, fastest first
+search.py             the best that fit, money
+search_cure.py        where none fits: changes, tried
 cure.py               legal changes, tried
 report.py             tables for people
 answer.py             what a plan asks for

@@ -33,6 +33,7 @@ from gpt4moe.planner.activations import (
 )
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
 from gpt4moe.planner.params import chunk_tensors
+from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 from gpt4moe.planner.workspace import head_workspace, layer_workspace
 from gpt4moe.planner.zero_partition import zero_states
@@ -98,7 +99,6 @@ def memory_per_stage(
     passing = peak_live_bytes(run, layout, _of_each(alike, lambda stage: _kept_messages(run, layout, micro, stage)))
     workspaces = _of_each(alike, lambda stage: _workspace(run, layout, micro, stage))
     states = {} if known is None else known
-    reserved = reserved_bytes(run)
     stages = []
     for stage, like in enumerate(alike):
         if like not in states:
@@ -113,14 +113,14 @@ def memory_per_stage(
             optimizer_bytes=held.optimizer,
             activations_bytes=live[stage],
             buffers_bytes=buffers,
-            reserve_bytes=reserved + int(FRAGMENTATION * (live[stage] + buffers)) if reserved else 0,
+            reserve_bytes=reserve_bytes(run, live[stage] + buffers),
         ))  # fmt: skip
     return stages
 
 
-def reserved_bytes(run: RunConfig) -> int:
-    """What a device loses before the first tensor; a CPU nothing."""
-    return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES
+def reserve_bytes(run: RunConfig, moving_bytes: float) -> int:
+    """What a device loses before the first tensor, and between blocks of activations and buffers; a CPU nothing."""
+    return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES + int(FRAGMENTATION * moving_bytes)
 
 
 def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
@@ -161,8 +161,8 @@ KnownStates = dict[int, _States]
 def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> _States:
     packed = stage_buffers(run, layout, stage)
     numel, optimizer = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
-    item = 2 if run.precision.dtype is Dtype.bf16 else FLOAT
-    return _States(numel * item, numel * FLOAT, max(optimizer), optimizer.index(max(optimizer)))
+    item = VALUE_BYTES[run.precision.dtype]
+    return _States(numel * item, numel * GRADIENT_BYTES, max(optimizer), optimizer.index(max(optimizer)))
 
 
 def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> _States:
@@ -199,12 +199,12 @@ def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffe
 
 def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers]) -> list[int]:
     """Of every rank of a stage whose gradient buffers these are, in the order of its ranks."""
-    states = 2 if run.precision.dtype is Dtype.fp32 else 3  # a master of an fp32 weight is the weight
+    each = owned_bytes(run)
 
     def held(parts: list[GradientBuffer]) -> list[int]:
         elements = zip(*(part.owned_elements for part in parts), strict=True)
         tensors = zip(*(part.owned_tensors for part in parts), strict=True)
-        return [(states * sum(e) + sum(t)) * FLOAT for e, t in zip(elements, tensors, strict=True)]
+        return [each * sum(e) + FLOAT * sum(t) for e, t in zip(elements, tensors, strict=True)]
 
     dense, expert = held([chunk.dense for chunk in buffers]), held([chunk.expert for chunk in buffers])
     copies = layout.ep * layout.etp

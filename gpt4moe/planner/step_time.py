@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
@@ -39,20 +39,22 @@ class StepTime:
 
 def step_time(
     work: Work, training: TrainingConfig, world_size: int, *, balanced: bool = False,
-    heaviest: tuple[float, float] | None = None,
+    heaviest: tuple[float, float] | None = None, known: "KnownSeconds | None" = None,
 ) -> StepTime:  # fmt: skip
     """One step of a legal layout.
 
     Args:
         heaviest: heaviest_stage(work), where it is known already.
+        known: seconds of other calls on the same model, machine and imbalance, which it grows.
         balanced: every stage takes the mean, as in published runs whose hand-made placement of layers is not known;
             otherwise the slowest stage sets the pace.
     """
     parallel = work.parallel
     dp = world_size // (parallel.tp * parallel.cp * parallel.pp)
     micro_batches = training.global_batch_size // (work.micro_batch_size * dp)
-    stages = stage_parts(work)
-    totals = [sum(stage.values()) for stage in stages]
+    stages = stage_parts(work, {} if known is None else known)
+    sums = {id(stage): sum(stage.values()) for stage in stages}
+    totals = [sums[id(stage)] for stage in stages]
     busiest = stages[max(range(parallel.pp), key=totals.__getitem__)]
     if balanced:
         busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in PARTS}
@@ -65,18 +67,31 @@ def step_time(
     return StepTime(parts, totals, micro_batches)
 
 
-def stage_parts(work: Work) -> list[dict[str, float]]:
+KnownSeconds = dict[tuple[object, ...], dict[str, float]]
+"""Kind of layer (its id) or head, all that layer_time asks of a layout, what is computed again -> seconds by part."""
+
+
+def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
     """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]. Stages with the
     same layers share one dictionary."""
+    cut = work.parallel
+    asked = (cut.tp, cut.cp, cut.ep, cut.etp, cut.sequence_parallel_on, work.micro_batch_size)
     stages = _kinds_of_stages(work)
-    kinds = {id(kind): kind for kind in work.kinds}
-    keys = {key for stage in stages for key in stage}
-    seconds = {key: layer_seconds(work, kinds[key[0]], recomputes=key[1]) for key in keys}
+    distinct = {id(stage): stage for stage in stages}
+    seconds: dict[tuple[int, bool], dict[str, float]] = {}
+    for key in {key for stage in distinct.values() for key in stage}:
+        name = (key[0], *asked, cut.recompute if key[1] else Recompute.none)
+        if name not in known:
+            kind = next(kind for kind in work.kinds if id(kind) == key[0])
+            known[name] = layer_seconds(work, kind, recomputes=key[1])
+        seconds[key] = known[name]
     of_stage = {
         name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in PARTS}
-        for name, stage in {id(stage): stage for stage in stages}.items()
+        for name, stage in distinct.items()
     }
-    parts, head = [of_stage[id(stage)] for stage in stages], head_seconds(work)
+    if ("head", *asked) not in known:
+        known["head", *asked] = head_seconds(work)
+    parts, head = [of_stage[id(stage)] for stage in stages], known["head", *asked]
     parts[-1] = {part: value + head.get(part, 0.0) for part, value in parts[-1].items()}
     return parts
 
@@ -129,17 +144,22 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
 
 def heaviest_stage(work: Work) -> tuple[float, float]:
     """Dense and expert parameters of a rank of the stage that has most of them."""
+    return max(stage_parameters(work), key=sum)
+
+
+def stage_parameters(work: Work) -> list[tuple[float, float]]:
+    """Dense and expert parameters of a rank of each stage, a tied embedding counted on the first alone: [pp]."""
     of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
     counts = _kinds_of_stages(work)
     sizes = {
         name: [sum(count * of_kind[kind][which] for (kind, _), count in stage.items()) for which in (0, 1)]
         for name, stage in {id(stage): stage for stage in counts}.items()
     }
-    stages = [list(sizes[id(stage)]) for stage in counts]
-    stages[0][0] += _local(embedding_tensors(work.model), work.parallel)
-    stages[-1][0] += _local(output_tensors(work.model), work.parallel)
-    dense, expert = max(stages, key=sum)
-    return dense, expert
+    stages = [sizes[id(stage)] for stage in counts]
+    ends = [0] * len(stages)
+    ends[0] += _local(embedding_tensors(work.model), work.parallel)
+    ends[-1] += _local(output_tensors(work.model), work.parallel)
+    return [(dense + end, expert) for (dense, expert), end in zip(stages, ends, strict=True)]
 
 
 def kind_sizes(kind: LayerKind, parallel: ParallelConfig) -> tuple[int, int]:

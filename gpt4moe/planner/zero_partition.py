@@ -10,16 +10,14 @@ DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py.
 
 from dataclasses import dataclass
 
-from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.params import chunk_tensors
+from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 
 _ALIGNMENT = 2
 """Elements to which a rank's cut is padded."""
-_CUT_BYTES = 12
-"""Master and both moments of an element, fp32; a master of fp32 weights is a copy too."""
 _STEP_BYTES = 4
 """One step count a group."""
 
@@ -45,9 +43,12 @@ def zero_states(run: RunConfig, layout: Layout, stage: int) -> ZeroStates:
             groups[name] = size + tensor.local_size(run.parallel), ranks
     cuts = [(-(-size // (_ALIGNMENT * ranks)) * _ALIGNMENT, ranks) for size, ranks in groups.values()]
     whole = sum(cut * ranks for cut, ranks in cuts)
-    item = 2 if run.precision.dtype is Dtype.bf16 else 4
-    owned = sum(cut * _CUT_BYTES + _STEP_BYTES for cut, _ in cuts)
-    return ZeroStates(whole * item, whole * 4, 0 if run.engine.offload_optimizer else owned)
+    owned = sum(cut * owned_bytes(run) + _STEP_BYTES for cut, _ in cuts)
+    return ZeroStates(
+        whole * VALUE_BYTES[run.precision.dtype],
+        whole * GRADIENT_BYTES,
+        0 if run.engine.offload_optimizer else owned,
+    )
 
 
 def _group(tensor: ModelTensor, *, is_tied: bool) -> str:

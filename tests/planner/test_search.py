@@ -1,0 +1,199 @@
+"""The search: a lower bound that is one, work that stays small, and all that may fit looked at."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from random import Random
+
+import pytest
+
+from gpt4moe.config.optimizer import Dtype, EngineConfig, EngineKind, PrecisionConfig
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.plan import PlanConfig
+from gpt4moe.errors import ConfigError, Gpt4MoeError, LayoutError
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.legality import layout_problems
+from gpt4moe.planner import step_time as of_step
+from gpt4moe.planner.answer import table_answer
+from gpt4moe.planner.candidates import Candidate, Pool, layouts
+from gpt4moe.planner.estimate import estimate, timed_work
+from gpt4moe.planner.glance import Glance
+from gpt4moe.planner.memory import memory_per_stage
+from gpt4moe.planner.search import search
+from tests.planner.timed import plan_of
+
+ENGINES = (EngineConfig(), EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False),
+           EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False, offload_optimizer=True))  # fmt: skip
+MODELS = ("deepseek_v3", "gpt_oss_120b", "llama3_405b", "mixtral_8x7b", "tiny", "dense_tiny")
+
+
+@cache
+def _base(model: str, cluster: str) -> PlanConfig:
+    return plan_of(f"model={model}", f"cluster={cluster}", "search=true")
+
+
+def _any_of(random: Random) -> tuple[PlanConfig, int] | None:
+    """A plan and its devices; None: not legal."""
+    plan = _base(random.choice(MODELS), random.choice(("cpu", "h100_80g")))
+    cut = ParallelConfig(
+        tp=random.choice((1, 2, 4, 8)), pp=random.choice((1, 2, 3, 4, 7)), vpp=random.choice((1, 1, 2, 3)),
+        cp=random.choice((1, 1, 2)), ep=random.choice((1, 2, 4, 8)), etp=random.choice((1, 1, 2)),
+        recompute=random.choice(list(Recompute)),
+    )  # fmt: skip
+    if cut.recompute is Recompute.full and random.random() < 0.7:
+        cut.recompute_layers = random.randint(1, 9)
+    training = replace(
+        plan.training, global_batch_size=2 ** random.randint(4, 9), micro_batch_size=2 ** random.randint(0, 3)
+    )
+    gpus = cut.tp * cut.pp * cut.cp * random.choice((1, 2, 4, 8, 16))
+    if layout_problems(plan.model, cut, training, gpus):
+        return None
+    precision = PrecisionConfig(dtype=random.choice(list(Dtype)))
+    engine = random.choice(ENGINES)
+    return replace(plan, parallel=cut, training=training, precision=precision, engine=engine, gpus=gpus), gpus
+
+
+def test_the_lower_bound_is_never_above_the_memory_of_400_random_layouts() -> None:
+    random, seen, near = Random(6), 0, 0
+    while seen < 400:
+        drawn = _any_of(random)
+        if drawn is None:
+            continue
+        plan, gpus = drawn
+        look = Glance(plan, timed_work(plan), gpus)
+        memory = memory_per_stage(plan, Layout.from_config(plan.parallel, gpus), imbalance=plan.imbalance)
+        fullest = max(stage.total_bytes for stage in memory)
+        least = look.least_bytes(plan.parallel, plan.training)
+        assert least <= fullest, (plan.model.name, plan.parallel, plan.training, plan.precision, plan.engine)
+        seen, near = seen + 1, near + (least > 0.6 * fullest)
+    assert near > 200  # a bound of 0 would be one too
+
+
+def test_a_layout_that_fits_in_fp32_is_found() -> None:
+    """With 12 instead of 8 bytes of masters and moments, the bound ruled it out."""
+    plan = plan_of("model=llama3_405b", "cluster=a100_80g", "gpus=96", "training.global_batch_size=4", "search=true")
+    plan.precision.dtype = Dtype.fp32
+    best = search(plan).found[0]
+    assert (best.layout.tp, best.layout.pp, best.plan.parallel.recompute) == (8, 12, Recompute.full)
+    assert 0.95 < best.peak_memory_bytes / plan.cluster.memory_bytes <= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most_layers"),
+    [
+        (("+experiment=gpt4", "cluster=h100_80g", "gpus=4096"), 500),
+        (("+experiment=gpt4", "gpus=3072", "training.global_batch_size=6144"), 1300),
+        (("model=gpt_oss_120b", "cluster=gb200", "gpus=2304", "training.global_batch_size=9216"), 4000),
+    ],
+)
+def test_a_search_works_out_few_layers_and_fewer_memories_and_says_how_far_it_looked(
+    overrides: tuple[str, ...], most_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of what takes its time, where seconds would measure the machine: thousands of layouts are made of far
+    fewer layers, and the memory of those that cannot be among the fastest is never asked for."""
+    timed = []
+
+    def counted(*arguments: object, **options: bool) -> dict[str, float]:
+        timed.append(arguments)
+        return layer_seconds(*arguments, **options)  # type: ignore[arg-type]
+
+    layer_seconds = of_step.layer_seconds
+    monkeypatch.setattr(of_step, "layer_seconds", counted)
+    plan = plan_of(*overrides, "precision=bf16", "search=true")
+    result = search(plan)
+    assert len(result.found) == plan.top  # all of them fit, and nothing that is faster does
+    assert result.legal > result.may_fit > result.checked >= plan.top and not result.is_complete
+    assert result.checked <= 60 and len(timed) < most_layers
+    head = table_answer(plan)[0]
+    for number in (result.legal, result.may_fit, result.checked, len(result.found)):
+        assert str(number) in str(head)
+
+
+def test_the_shipped_layout_is_in_its_own_search() -> None:
+    """tp 8 x pp 15 with six of eight layers recomputed: the fewest of that layout that fit."""
+    plan = plan_of("+experiment=gpt4", "search=true")
+    shipped, look = plan.parallel, Glance(plan, timed_work(plan), 24960)
+    plain = replace(shipped, recompute=Recompute.none, recompute_layers=None)
+    assert plain in list(layouts(plan, 24960))
+    glanced = look.fewest_recomputed(plain, plan.training)
+    assert glanced is not None and 0 < (glanced.recompute_layers or 0) <= 6
+    plan.gpus, plan.top = 24960, 1
+    pool = Pool(plan=plan, look=look, work=timed_work(plan), waiting=[Candidate(0.0, 0, glanced, plan.training)])
+    found, _ = pool.take()
+    assert [one.plan.parallel for one in found] == [shipped]
+
+
+def test_a_layout_is_found_once_with_the_least_recomputation_that_fits() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "gpus=32", "training.global_batch_size=64", "search=true")
+    plan.top = 60
+    found = search(plan).found
+    keys = [(one.layout, one.plan.training.micro_batch_size) for one in found]
+    assert len(set(map(str, keys))) == len(keys) == 60
+    assert {one.plan.parallel.recompute for one in found} > {Recompute.none}
+    for one in found:
+        if one.plan.parallel.recompute is not Recompute.none:
+            none = replace(
+                one.plan, parallel=replace(one.plan.parallel, recompute=Recompute.none, recompute_layers=None)
+            )
+            assert estimate(none).headroom_bytes < 0
+
+
+def test_micro_batches_grow_as_long_as_they_fit() -> None:
+    plan = plan_of("model=tiny", "cluster=h100_80g", "gpus=8", "training.global_batch_size=4096", "search=true")
+    assert search(plan).found[0].plan.training.micro_batch_size > 64
+
+
+def test_a_search_that_finds_little_has_looked_at_all_that_may_fit() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "gpus=16", "training.global_batch_size=1", "search=true")
+    plan.top = 10_000
+    result = search(plan)
+    assert 0 < len(result.found) < plan.top and result.is_complete and result.checked >= result.may_fit > 0
+
+
+def test_a_layout_whose_run_would_not_end_does_not_hide_the_others() -> None:
+    """Slow layouts have longer intervals between saves, which failures then eat up."""
+    plan = plan_of("+experiment=gpt4", "search=true", "checkpoint.every=345")
+    assert 0 < len(search(plan).found) < plan.top
+    plan.checkpoint.every = 100_000
+    with pytest.raises(ConfigError, match="would not end"):
+        search(plan)
+
+
+def test_a_budget_looks_at_each_device_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def layouts_of(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
+        asked.append(gpus)
+        return layouts(plan, gpus)
+
+    monkeypatch.setattr("gpt4moe.planner.candidates.layouts", layouts_of)
+    plan = plan_of("+experiment=gpt4", "search=true")
+    plan.budget_usd, plan.days = 64 * 24 * 10 * 1.10 + 1, 10.0
+    with pytest.raises(Gpt4MoeError):
+        search(plan)
+    assert asked[0] == 64
+
+
+@cache
+def _refused(*overrides: str) -> str:
+    with pytest.raises(LayoutError) as caught:
+        search(plan_of(*overrides, "search=true"))
+    return caught.value.cure
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("+experiment=gpt4", "gpus=64", "training.global_batch_size=64"),
+        ("+experiment=gpt4", "gpus=8", "cluster=h200_141g", "training.global_batch_size=64"),
+        ("+experiment=gpt4", "gpus=24961"),
+    ],
+)
+def test_each_cure_of_a_search_without_an_answer_works_as_it_stands(overrides: tuple[str, ...]) -> None:
+    cure = _refused(*overrides)
+    changes = cure.removeprefix("Set ").removesuffix(": a layout fits then.").split(", or ")
+    assert changes
+    for change in changes:
+        keys = {one.split("=")[0] for one in change.split()}
+        kept = [override for override in overrides if override.split("=")[0] not in keys]
+        assert search(plan_of(*kept, *change.split(), "top=1", "search=true")).found, change
