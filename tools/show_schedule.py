@@ -29,8 +29,8 @@ def plan_of(arguments: list[str], options: dict[str, str]) -> PipelinePlan:
     """The schedule of these overrides; `options` takes up what is the tool's own. Raises: Gpt4MoeError."""
     own = [argument for argument in arguments if "=" in argument and argument.split("=")[0] in options]
     options.update(argument.split("=", 1) for argument in own)
-    if options["output"] not in OUTPUTS or not (options["ranks"] or "1").isdecimal():
-        raise ConfigError(f"Unknown {' '.join(own)}.", f"Set output={'|'.join(OUTPUTS)}, and ranks to a number.")
+    if options["output"] not in OUTPUTS or not (options["ranks"] or "1").isdecimal() or options["ranks"] == "0":
+        raise ConfigError(f"Unknown {' '.join(own)}.", f"Set output={'|'.join(OUTPUTS)}, and ranks to 1 or more.")
     run = load_run_config(["run.name=schedule", *(argument for argument in arguments if argument not in own)])
     return run_pipeline(run, int(options["ranks"]) if options["ranks"] else None)
 

@@ -56,6 +56,8 @@ class OptimizerConfig:
         for name in ("clip_norm", "weight_decay"):
             if not 0 <= getattr(self, name) < inf:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not 0 or more.", f"Set optimizer.{name}.")
+        if not 0 < self.epsilon < inf:
+            raise ConfigError(f"optimizer.epsilon={self.epsilon} is not above 0.", "Set optimizer.epsilon, 1e-8, say.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1).", f"Set optimizer.{name}.")
@@ -91,6 +93,8 @@ class EngineConfig:
     """fp32 masters and moments in host memory, where the update then runs; DeepSpeed's engine only."""
 
     def validate(self) -> None:
+        if self.bucket_size is not None and self.bucket_size < 1:
+            raise ConfigError(f"engine.bucket_size={self.bucket_size} is below 1.", "Set elements, or null.")
         kind = f"engine.kind={self.kind.value}"
         checks = {
             EngineKind.megatron: (

@@ -78,6 +78,8 @@ def test_a_misspelt_key_names_the_nearest(override: str, unknown: str, meant: st
         ([*TINY, "model.qk_norm=rms"], "model.qk_norm", ""),
         ([*TINY, "training.steps=1.5"], "training.steps", ""),
         ([*TINY, "parallel.layers_per_stage=3"], "parallel.layers_per_stage", ""),
+        *(([*TINY, f"optimizer.epsilon={value}"], "optimizer.epsilon", "1e-8") for value in ("-1", "0", "nan", "inf")),
+        ([*TINY, "engine.bucket_size=0"], "engine.bucket_size=0", "null"),
         (["+experiment=tyni", "run.name=x"], "experiment/tyni", "tiny"),
         ([*TINY, "parallel.tp"], "'parallel.tp'", "key=value"),
         ([*TINY, "parallel={tp: 2"], "tp", "override"),

@@ -106,7 +106,9 @@ def _scopes(environment: Environment) -> dict[str, tuple[float, float]]:
     from gpt4moe.config.moe import LoadBalancingScope
     from tests.moe.case import build_layer, moe_config, rank_groups, tokens
 
-    load = torch.tensor([30.0, 5.0, 10.0, 19.0], dtype=torch.float64)  # of the step before
+    load = torch.tensor(
+        [30.0, 5.0, 10.0, 18.0], dtype=torch.float64
+    )  # of the step before; 63: no share is exact in bf16
     found = {}
     with rank_groups(environment) as groups:
         for scope in LoadBalancingScope:
