@@ -165,7 +165,7 @@ class MetricsLog:
         with _writable(self.path):
             written = os.write(self._file, line)
             if written < len(line):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes were written; is the disk full?")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes fitted")
         self.last_step += 1
 
     def sync(self) -> None:
