@@ -79,7 +79,7 @@ def run(request: Request) -> int:
         errors.print(failed.cause, markup=False, soft_wrap=True)
         errors.print("[bold red]DIFFERENT:[/] this layout does not run; the first rank that failed is above.")
         if request.as_json:
-            sys.stdout.write(json.dumps({"equal": False, "failed": failed.cause}) + "\n")
+            sys.stdout.write(json.dumps(report.failed_data(failed.cause), indent=1) + "\n")
         return DIFFERENT
     if request.as_json:
         sys.stdout.write(json.dumps(report.as_data(proofs), indent=1, allow_nan=False) + "\n")

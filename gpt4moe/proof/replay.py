@@ -1,13 +1,14 @@
 """replay: what clipping and AdamW make of a run's own gradients, once more, in fp64. numpy, no torch.
 
     masters at the start, gradients of every step --norm, clip, AdamW--> masters and moments at the end
+    loads of every step --a router's rule--> its bias and load share at the end
 
 The optimizer is fp32 in a bf16 run as well, so no rounding of the forward pass hides a wrong norm, a step that was not
 taken, or moments of other gradients. Loshchilov and Hutter, arXiv:1711.05101, algorithm 2, with the decay that
 torch.optim.AdamW multiplies by the learning rate.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -58,6 +59,34 @@ def replay(got: Outcome, run: RunConfig, skipped: Collection[int] = ()) -> dict[
                 _adamw(made, name, gradient.astype(np.float64) * factor, rate, taken, run)
     made[WEIGHT] = {name: value - start[name] for name, value in made[WEIGHT].items()}
     return made
+
+
+def buffers(got: Outcome, names: Collection[str], run: RunConfig) -> Tensors:
+    """What the steps' loads make of routers' buffers: the bias (DeepSeek-V3, arXiv:2412.19437, section 2.1.2) and the
+    loads' shares of the step before.
+
+    Args:
+        names: of buffers, decoder.layers.<layer>.mlp.router.<bias or load_share>.
+    """
+    made = {}
+    for name in names:
+        _, _, layer, *_, kind = name.split(".")
+        made[name] = _RULES[kind]([table[int(layer)] for table in got.columns(None)], run)
+    return made
+
+
+def _bias(loads: Sequence[np.ndarray], run: RunConfig) -> np.ndarray:
+    assert run.model.moe is not None
+    directions = [np.sign(load.sum() - load * load.size) for load in loads]
+    return run.model.moe.router.bias_update_rate * np.sum(directions, axis=0)
+
+
+def _load_share(loads: Sequence[np.ndarray], run: RunConfig) -> np.ndarray:
+    even = np.full(loads[0].size, 1 / loads[0].size)
+    return next((load / load.sum() for load in reversed(loads) if load.sum() > 0), even)
+
+
+_RULES = {"bias": _bias, "load_share": _load_share}
 
 
 def _adamw(made: dict[str, Tensors], name: str, gradient: np.ndarray, rate: float, taken: int, run: RunConfig) -> None:

@@ -148,6 +148,7 @@ def as_data(proofs: list[Proof]) -> dict[str, Any]:
     """Everything, ready for JSON; a difference to what is not finite, itself infinite, is null."""
     asked = proofs[0].shrunk.asked_layout
     return {
+        "failed": None,
         "equal": all(proof.is_equal for proof in proofs),
         "asked_layout": asked.describe(),
         "meshes": [_mesh_data(proof) for proof in proofs],
@@ -155,6 +156,12 @@ def as_data(proofs: list[Proof]) -> dict[str, Any]:
         "not_proved": _not_proved(proofs),
         "seconds": sum(proof.seconds for proof in proofs),
     }
+
+
+def failed_data(cause: str) -> dict[str, Any]:
+    """The same keys where a rank failed, so that there is no proof."""
+    nothing: dict[str, Any] = {"meshes": [], "on_no_mesh": [], "not_proved": []}
+    return {"failed": cause, "equal": False, "asked_layout": None, **nothing, "seconds": None}
 
 
 def _mesh_data(proof: Proof) -> dict[str, Any]:

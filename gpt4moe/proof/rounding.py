@@ -4,7 +4,8 @@
                                            loss, auxiliary losses, loads, every gradient, the scale of each family's,
                                            masters and moments
     from gradients on     got <-> replay   held to fp32, for there a bf16 run is fp32 too: norm, clipping, masters and
-                                           moments follow from the run's own gradients (proof.replay)
+                                           moments follow from the run's own gradients, a router's buffers from its own
+                                           loads (proof.replay)
 
 One process's distance is one draw: of roundings, and of the choices of experts that they turn. So one process draws
 several times (Phase.draw), and what is held to it is held to three times the larger of what it shows itself and of what
@@ -14,7 +15,6 @@ once more on each.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from gpt4moe.proof.compare import (
     total_norm,
 )
 from gpt4moe.proof.outcome import BUFFER, WEIGHT, Outcome, gradient_kind
-from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, moved, norms, replay
+from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, buffers, moved, norms, replay
 from gpt4moe.proof.ties import few
 
 TIMES = 3.0
@@ -41,8 +41,9 @@ SCALE_FLOOR = 8 * ONE_ROUNDING
 GRADIENTS, SCALE, MADE = "bf16 gradient", "bf16 scale", "of its own gradients"
 # Kind -> what passes between fp32 and fp64; masters relative to how far they moved, a hundredth of what they are.
 REPLAYED = {WEIGHT: 1e-4, MEAN: 1e-5, MEAN_OF_SQUARES: 1e-5}
-# A bias that stood still is 1 off, one that moved the wrong way 2; rounding turns the sign of a near-even load.
-_BUFFERS = {"bias": 0.75, "load_share": 0.1}
+BUFFERS = f"bf16 {BUFFER}"
+_BUFFER_TOLERANCE = 1e-5
+"""Of what fp64 makes of a run's own loads: three sums in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,10 @@ def tensor_differences(sides: Sides, run: RunConfig) -> list[TensorDifference]:
         floor = FLOOR * total_norm(made[kind])
         found += [TensorDifference(name, f"bf16 {kind} {MADE}", _apart(name, ours[kind], made[kind], floor), tolerance)
                   for name in _names(ours[kind], made[kind])]  # fmt: skip
-    return found + _buffers(got.tensors[BUFFER], exact.tensors[BUFFER])
+    names = _names(got.tensors[BUFFER], exact.tensors[BUFFER])
+    of_loads = buffers(got, names, run)
+    return found + [TensorDifference(name, BUFFERS, _apart(name, got.tensors[BUFFER], of_loads, 0.0), _BUFFER_TOLERANCE)
+                    for name in names]  # fmt: skip
 
 
 def number_differences(sides: Sides) -> list[NumberDifference]:
@@ -158,19 +162,6 @@ def _held_scales(got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[Ten
     return found
 
 
-def _buffers(got: Tensors, exact: Tensors) -> list[TensorDifference]:
-    """All layers' together, under the name of the first."""
-    found = []
-    for suffix, names in groupby(sorted(_names(got, exact), key=_suffix), key=_suffix):
-        listed = list(names)
-        missing = any(name not in got or name not in exact for name in listed)
-        ours, want = (np.array([]) if missing else np.concatenate([side[name] for name in listed])
-                      for side in (got, exact))  # fmt: skip
-        relative = float("inf") if missing else distance(ours, want)
-        found.append(TensorDifference(listed[0], f"bf16 {BUFFER}", relative, _BUFFERS[suffix]))
-    return found
-
-
 def _worst(steps: list[list[TensorDifference]]) -> list[TensorDifference]:
     return [max(of_one, key=excess) for of_one in zip(*steps, strict=True)]
 
@@ -189,10 +180,6 @@ def _families(names: Sequence[str]) -> dict[str, list[str]]:
 def _apart(name: str, ours: Tensors, reference: Tensors, floor: float) -> float:
     both = name in ours and name in reference and ours[name].shape == reference[name].shape
     return distance(ours[name], reference[name], floor) if both else float("inf")
-
-
-def _suffix(name: str) -> str:
-    return name.rsplit(".", 1)[1]
 
 
 def _rms(values: Sequence[float] | Sequence[Sequence[float]]) -> float:

@@ -10,7 +10,7 @@ from gpt4moe.proof import replay, rounding
 from gpt4moe.proof.compare import NumberDifference, TensorDifference, distance, family_of
 from gpt4moe.proof.evidence import Evidence
 from gpt4moe.proof.outcome import GRADIENT, WEIGHT, gradient_kind
-from gpt4moe.proof.rounding import MADE, SCALE, Sides
+from gpt4moe.proof.rounding import BUFFERS, MADE, SCALE, Sides
 from gpt4moe.proof.suspects import suspects
 
 
@@ -24,6 +24,12 @@ def suspects_in_bf16(
     made = sorted({item.name for item in wrong if item.kind.endswith(MADE)})
     if made and not any(line.startswith("wrong clip norm") for line in lines):
         lines.append(_update(sides, run, made))
+    state = [item.name for item in wrong if item.kind == BUFFERS]
+    if state:
+        lines.append(
+            f"router state: {len(state)} buffers, {state[0]} first, are not what the run's own loads make of them "
+            "(StepRunner.finish_step)."
+        )
     if not lines and (wrong or any(number.is_different for number in numbers)):
         lines.append("no scale, norm or update is wrong: a cast, a sum in bf16, or a bf16 kernel.")
     return [f"in bf16 alone, {line}" for line in lines]

@@ -2,9 +2,9 @@
 
 Kept: the mesh (up to 12 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
 router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
-below. Changed: widths, depth, vocabulary, sequence, batch; and what would hide a fault: initial weights are larger (so
-that every gradient stands far above round-off), small loss coefficients and steps of a router's bias are raised, every
-step of a run that clips is clipped.
+below. Changed: widths, depth, vocabulary, sequence, batch, buckets of gradients; and what would hide a fault: initial
+weights are larger (so that every gradient stands far above round-off), small loss coefficients and steps of a router's
+bias are raised, every step of a run that clips is clipped.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ _FIXED = {  # group -> what every proof has
     "optimizer": {"lr": 0.003},
     "model": {"init_std": 0.2},
 }
+_BUCKET = 5000
+"""Elements: several buckets in a rank's gradients, as a large model has."""
 # Of what is not 0: a loss that gradients feel, a bias that turns choices within the three steps.
 _SMALLEST = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01, "bias_update_rate": 0.02}
 
@@ -73,6 +75,8 @@ def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
     raw["parallel"].update(_parallel(proved, depth))
     raw["model"].update(_model(run, proved, depth))
     raw["training"].update(_batch(run, proved))
+    if run.engine.overlap_grad_reduce:  # only then does Megatron's engine cut its gradients into buckets
+        raw["engine"]["bucket_size"] = _BUCKET
     if run.optimizer.clip_norm:
         raw["optimizer"]["clip_norm"] = CLIP_NORM
     return Shrunk(asked=run, asked_layout=asked, run=_with_experts(raw, run, proved, depth), layout=proved)

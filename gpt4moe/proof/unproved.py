@@ -59,7 +59,8 @@ def _hardware(shrunk: Shrunk) -> list[str]:
     return [
         f"GPU kernels{extra}: torch's CPU kernels ran",
         "NCCL, and overlap of communication with computation on GPU streams: gloo ran",
-        "bf16 beyond rounding: forward and backward pass lie as near to fp32 as those of one process in bf16"
+        "bf16 beyond rounding: forward and backward pass lie as near to fp32 as those of one process in bf16; what is "
+        "small (the auxiliary losses' gradient) and sums in bf16 that belong in fp32 (gradients, logits) may hide there"
         if run.precision.dtype is Dtype.bf16 else "",
     ]  # fmt: skip
 

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.layouts
 RUN = ("+experiment=tiny", "data=mock", "router@model.moe.router=sigmoid_bias",
        "model.moe.shared_expert_ffn_hidden_size=96", "parallel.tp=2", "ranks=2", "--json")  # fmt: skip
 
+KEYS = {"failed", "equal", "asked_layout", "meshes", "on_no_mesh", "not_proved", "seconds"}
+
 
 @pytest.fixture(autouse=True)
 def one_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +27,7 @@ def proof(capsys: pytest.CaptureFixture[str], status: int) -> dict[str, Any]:
     assert main(list(RUN)) == status
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     (mesh,) = found["meshes"]
+    assert found.keys() == KEYS
     assert found["equal"] == mesh["equal"] and mesh["reduced"] == found["on_no_mesh"] == []
     return mesh | {"not_proved": found["not_proved"]}
 
@@ -56,6 +59,19 @@ def test_a_bias_that_moves_the_wrong_way_exits_1_and_is_named(
     assert found["first_difference"]["tensor"] == "decoder.layers.0.mlp.router.bias"
     assert found["first_difference"]["kind"] == "buffer"
     assert any(line.startswith("router state") for line in found["suspects"]), found["suspects"]
+
+
+def test_a_rank_that_fails_exits_1_with_the_json_of_a_proof(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise launch.RanksFailed("rank 1 fell over")
+
+    monkeypatch.setattr(prove, "run_ranks", fail)
+    assert main(list(RUN)) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"] == "rank 1 fell over" and not found["equal"] and found["meshes"] == []
+    assert found.keys() == KEYS
 
 
 @pytest.mark.parametrize(

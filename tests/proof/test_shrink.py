@@ -149,6 +149,13 @@ def test_of_asked_ranks_that_leave_every_expert_one_the_missing_copies_are_said(
     assert any("copies of experts: no proved mesh has any" in line for line in unproved(shrunk))
 
 
+def test_gradients_keep_several_buckets_where_the_engine_cuts_them() -> None:
+    run = asked("+experiment=tiny", "engine.overlap_grad_reduce=true")
+    assert legal(shrink(run, ranks=2)).run.engine.bucket_size == 5000
+    for other in ("engine.overlap_grad_reduce=false", "engine=deepspeed"):
+        assert legal(shrink(asked("+experiment=tiny", other), ranks=2)).run.engine.bucket_size is None
+
+
 def test_a_router_keeps_its_rule_and_what_is_small_becomes_large_enough_to_see() -> None:
     run = asked("+experiment=tiny", "model.moe.num_experts=64", "router@model.moe.router=group_limited",
                 "model.moe.router.num_groups=8", "model.moe.router.group_topk=4", "model.moe.top_k=4",
