@@ -42,7 +42,8 @@ def _norm(layout: Layout, sides: Sides, numbers: Sequence[NumberDifference]) -> 
         got, right = sides.got, replay.norms(sides.got)[step - 1]
         tensors = got.tensors | {GRADIENT: got.tensors[gradient_kind(step)]}
         at = slice(step - 1, step)
-        seen = dataclasses.replace(got, losses=got.losses[at], norms=got.norms[at], tensors=tensors)
+        of_step = {name: getattr(got, name)[at] for name in ("losses", "norms", "routing")}
+        seen = dataclasses.replace(got, tensors=tensors, **of_step)
         evidence = Evidence(layout=layout, micro_batches=1, got=seen, want=dataclasses.replace(seen, norms=[right]),
                             different=frozenset())  # fmt: skip
         yield from (line for line in suspects(evidence) if line.startswith("wrong clip norm"))

@@ -100,7 +100,7 @@ def _long_norm(module: Any) -> AbstractContextManager[Any]:
         ranges = list(owned)
         norm: float = original(ranges, counted, clip_norm=0.0, **more)
         norm *= 1.3 if ranges[0].parameter.dtype is torch.bfloat16 else 1.0
-        torch._foreach_mul_([part.gradient for part in ranges], min(1.0, clip_norm / norm))
+        torch._foreach_mul_([part.gradient for part in ranges], min(1.0, clip_norm / (norm + 1e-6)))
         return norm
 
     return patch.object(module, "clip_gradients", wrong)
