@@ -28,7 +28,9 @@ class Efficiency:
     matrix: float
     """Of the peak, that products of large matrices reach."""
     exposed: float
-    """Of tensor-, context- and expert-parallel communication, that no computation hides."""
+    """Of communication between ranks of a layer and between stages, that no computation hides."""
+    exposed_experts: float | None = None
+    """The same of expert-parallel communication alone; None: as all of it."""
     copy_passes: float
     """How often the row of a token's copy for an expert passes through memory, forward: permuting, padding, casting."""
     moe_layer_seconds: float = 0.0
@@ -64,12 +66,14 @@ PROFILES: dict[str, Efficiency] = {
 def planning_profile(generation: Generation) -> Efficiency:
     """What a plan of our own trainer counts with: the nearest measured stack's, for no run of ours on GPUs has been.
 
-    Attention is fused, gradients travel in fp32, and nothing of the expert-parallel communication hides.
+    Attention is fused, gradients travel in fp32. What the rows of a dense stack say nothing of is taken from the stack
+    of most rows with experts: there no expert-parallel communication hides, nor does ours, as the layer waits for it.
     """
-    profile = PROFILES[NEAREST[generation]]
+    profile, with_experts = PROFILES[NEAREST[generation]], PROFILES["megatron-core-2025/hopper"]
     return replace(
         profile,
-        copy_passes=profile.copy_passes or PROFILES["megatron-core-2025/hopper"].copy_passes,
+        exposed_experts=with_experts.exposed,
+        copy_passes=profile.copy_passes or with_experts.copy_passes,
         score_passes=0.0,
         gathers_copies=False,
         gradient_bytes=4,

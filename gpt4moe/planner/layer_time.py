@@ -108,13 +108,15 @@ def layer_seconds(work: Work, kind: LayerKind, *, recomputes: bool = True) -> di
     moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
     sent = wire_bytes(work, kind)
     exposed, parallel = work.efficiency.exposed, work.parallel
+    of_experts = exposed if work.efficiency.exposed_experts is None else work.efficiency.exposed_experts
     forward = {
         "products": sum(_forward_seconds(work, product) for product in products),
         "attention": _attention_seconds(work, kind),
         "elementwise": moved / work.memory_rate + kind.is_moe * work.efficiency.moe_layer_seconds,
         "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
         "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
-        "ep": exposed * (_all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp)),
+        "ep": of_experts
+        * (_all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp)),
     }
     backward = {
         "products": sum(_backward_seconds(work, product) for product in products),

@@ -33,9 +33,10 @@ def test_16_experts_of_111b_make_1_8_trillion() -> None:
     assert rows()["earlier rumour: 8 experts of 220B"].ours == "1.760T, 220.0B"
 
 
-def test_days_and_cost_come_within_five_percent_of_the_report() -> None:
-    assert 90 <= float(rows()["days"].ours) <= 100
-    assert 0.95 < float(rows()["cost"].ours.strip("$M")) / 63 < 1.05
+def test_days_and_cost_come_within_ten_percent_of_the_report() -> None:
+    """Above it: our all-to-alls hide behind nothing."""
+    assert 100 < float(rows()["days"].ours) < 1.1 * 100
+    assert 1 < float(rows()["cost"].ours.strip("$M")) / 63 < 1.1
 
 
 def test_what_does_not_follow_is_said() -> None:
@@ -58,9 +59,9 @@ def verdict(claim: str, **cluster: float | None) -> str:
         ("tp 8 x pp 15, ZeRO-1, on 80 GB", "does not follow", {"memory_bytes": 200e9}, "follows"),
         ("... with recomputation", "follows", {"memory_bytes": 70e9}, "does not follow"),
         ("utilisation", "within", {"fabric_bytes_per_second": 5e9}, "does not follow"),
-        ("days", "within", {"fabric_bytes_per_second": 5e9}, "does not follow"),
-        ("cost", "+4.0%", {"usd_per_hour": 2.2}, "+108.1%"),
-        ("failures", "145 days", {"hours_between_failures": 1e8}, "121 days"),
+        ("days", "does not follow", {"fabric_bytes_per_second": 100e9}, "within"),
+        ("cost", "+9.2%", {"usd_per_hour": 2.2}, "+118.4%"),
+        ("failures", "154 days", {"hours_between_failures": 1e8}, "128 days"),
     ],
 )
 def test_a_verdict_comes_from_the_numbers(claim: str, before: str, change: dict[str, float], after: str) -> None:

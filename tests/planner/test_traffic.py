@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from gpt4moe.config.cluster import Generation
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import Traffic, bytes_per_step
-from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, RING_SHARE
+from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, RING_SHARE, planning_profile
 from gpt4moe.planner.layer_time import Work, layer_seconds
 from gpt4moe.planner.step_time import after_seconds, heaviest_stage, message_seconds
 from tests.planner.timed import plan_of, work_of
@@ -56,7 +57,16 @@ def test_layers_are_timed_for_the_bytes_that_they_send(name: str) -> None:
     for group in ("tp", "cp"):
         assert layers * seconds[group] == pytest.approx(exposed * rings[group] / (RING_SHARE * rate))
     crossed = sent(traffic, "ep", "all_to_all") / (ALL_TO_ALL_SHARE * rate)
-    assert layers * seconds["ep"] == pytest.approx(exposed * (crossed + rings["etp"] / (RING_SHARE * rate)))
+    assert layers * seconds["ep"] == pytest.approx(crossed + rings["etp"] / (RING_SHARE * rate))
+
+
+@pytest.mark.parametrize("generation", Generation)
+def test_a_plan_of_ours_hides_nothing_of_what_goes_to_experts(generation: Generation) -> None:
+    """Our layers wait for their all-to-all; only dense communication takes the share that a stack's rows say."""
+    _, work, _ = told("tp, ep, interleaved")
+    ours = replace(work, efficiency=planning_profile(generation))
+    bare = replace(ours, efficiency=replace(ours.efficiency, exposed=1.0))
+    assert layer_seconds(ours, ours.kinds[0])["ep"] == layer_seconds(bare, bare.kinds[0])["ep"] > 0
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
