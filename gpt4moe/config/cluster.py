@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.config.optimizer import Dtype
@@ -60,8 +61,8 @@ class ClusterConfig:
             "devices_per_nvlink_domain", "usd_per_hour", "watts", "hours_between_failures",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < inf:
                 raise ConfigError(
-                    f"cluster.{name}={value:g} is not above 0.",
+                    f"cluster.{name}={value:g} is no number above 0.",
                     f"Set cluster.{name}, or choose a cluster of configs/cluster: cluster=h100_80g.",
                 )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
+from pathlib import Path
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
@@ -21,6 +23,7 @@ class PlanReport(str, Enum):
     leak = "leak"
 
 
+DEFAULT_IMBALANCE = 1.25
 ALONE = {"report": {"report", "output"}, "calibrate": {"calibrate", "output", "imbalance", "restart_minutes"}}
 """What is asked for by itself -> the keys that say something beside it."""
 SEARCHED = ("parallel", "training.micro_batch_size")
@@ -48,7 +51,7 @@ class PlanConfig(RunConfig):
     """leak: what was reported about GPT-4, claim by claim."""
     calibrate: str | None = None
     """A run folder: predicted against measured."""
-    imbalance: float = 1.25
+    imbalance: float = DEFAULT_IMBALANCE
     """Rows at the fullest rank's experts over an even share; an assumption for routers that balance their load."""
     restart_minutes: float = 10.0
     """From an unexpected stop to the first step again; an assumption."""
@@ -57,18 +60,22 @@ class PlanConfig(RunConfig):
         RunConfig.validate(self)
         for name in ("gpus", "top", "budget_usd", "days"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name}={value} is not above 0.", f"Set {name} above 0, or leave it out.")
+            if value is not None and not 0 < value < inf:
+                raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
+        if not self.file or Path(self.file).is_dir():
+            raise ConfigError(f"file={self.file} is no file to write.", "Set file=plan.html, or another name.")
         asked = next((name for name in ("report", "calibrate") if getattr(self, name) is not None), None)
         if asked and self.output is PlanOutput.html:
             raise ConfigError(
                 f"{asked}=... with output=html: its answer is a text or data, no page.",
                 "Leave output out, or set output=json.",
             )
-        if self.imbalance < 1 or self.restart_minutes < 0:
+        most = self.model.moe.num_experts if self.model.moe else inf
+        if not (1 <= self.imbalance < inf and 0 <= self.restart_minutes < inf) or self.imbalance > most:
             raise ConfigError(
-                f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is too small.",
-                "Set imbalance=1 or more and restart_minutes=0 or more.",
+                f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is out of range: imbalance "
+                f"is 1 to the experts of a layer ({most:g}), restart_minutes 0 or more.",
+                f"Set imbalance={DEFAULT_IMBALANCE:g} and restart_minutes=10, say.",
             )
 
     def require_used(self, given: list[str]) -> None:

@@ -43,11 +43,14 @@ class TrainingConfig:
             raise ConfigError(
                 f"training.global_batch_size={self.global_batch_size} is no multiple of "
                 f"training.micro_batch_size={self.micro_batch_size}.",
-                "Change one of the two.",
+                f"Set training.micro_batch_size to {self._nearest_micro_batch()}, which divides it.",
             )
         for name in ("eval_every", "eval_samples", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
+
+    def _nearest_micro_batch(self) -> int:
+        return next(size for size in range(self.micro_batch_size, 0, -1) if self.global_batch_size % size == 0)
 
 
 class StageKind(str, Enum):

@@ -5,6 +5,7 @@ from math import ceil
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
+from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import EVIDENCE
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
@@ -53,6 +54,10 @@ def warnings(
     """What does not fit, what the trainer cannot run yet, what is lost to failures, what is assumed."""
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
+    again, cut = plan.parallel.recompute_layers, plan.parallel
+    most = max(stage_sizes(plan.model.num_layers, cut))
+    if again is not None and again > most:
+        found.append(f"parallel.recompute_layers={again}, but a virtual stage has {most} at most: all are recomputed")
     fullest = max(memory, key=lambda stage: stage.total_bytes)
     share = fullest.total_bytes / cluster.memory_bytes
     if share > 1:

@@ -25,7 +25,7 @@ def require_legal(plan: PlanConfig, world: int) -> None:
     if not changes:
         refuse(problems)
     causes = " ".join(problem.cause for problem in problems)
-    raise LayoutError(causes, f"Set one of {', '.join(changes)}.")
+    raise LayoutError(causes, f"Set {'one of ' * (len(changes) > 1)}{', '.join(changes)}.")
 
 
 def legal_changes(plan: PlanConfig, world: int) -> list[str]:

@@ -60,13 +60,8 @@ def run_time(
     work = step_seconds + checkpoint
     rate = failures_per_hour / 3600
     lost = rate * (restart_seconds + every * work / 2)
-    if lost > MOST_LOST:
-        best = best_interval(saving.seconds, rate, work)
-        raise ConfigError(
-            f"checkpoint.every={saving.every_steps} is {every * work / 3600:.3g} h of work, but a stop is expected "
-            f"every {1 / failures_per_hour:.3g} h: the run would not end.",
-            f"Set checkpoint.every={best} or so, use fewer devices, or set restart_minutes lower.",
-        )
+    if not lost <= MOST_LOST:
+        raise ConfigError(*_endless(steps, step_seconds, saving, rate, restart_seconds))
     seconds = steps * work / (1 - lost)
     return RunTime(
         seconds=seconds,
@@ -74,6 +69,24 @@ def run_time(
         failure_seconds=work * lost / (1 - lost),
         failures=seconds * rate,
     )
+
+
+def _endless(steps: int, step: float, saving: Saving, rate: float, restart: float) -> tuple[str, str]:
+    """Cause and cure of a run that failures eat up; the interval is named where one ends it as it stands."""
+    every = saving.every_steps or steps
+    cause = (
+        f"Unexpected stops are {1 / (3600 * rate):.3g} h apart; each costs {restart / 60:.3g} min to restart and half "
+        f"of checkpoint.every={saving.every_steps} ({every * step / 3600:.3g} h of work): the run would not end."
+    )
+    best = best_interval(saving.seconds, rate, step)
+    less = int(MOST_LOST / 4 / rate / 6) / 10  # minutes, in tenths: a quarter of what may be lost
+    for minutes, also in ((restart / 60, ""), (less, f" and restart_minutes={less:g}")):
+        for tried in sorted({best, max(1, best // 2), 2 * best, 1}, key=lambda number: abs(number - best)):
+            late = max(0.0, saving.written_seconds - tried * step)
+            work = step + (saving.seconds + late) / tried
+            if rate * (60 * minutes + tried * work / 2) <= MOST_LOST:
+                return cause, f"Set checkpoint.every={tried}{also}, or use fewer devices."
+    return cause, "Use fewer devices, or set cluster.hours_between_failures to what your devices have."
 
 
 def best_interval(save: float, failures_per_second: float, step_seconds: float) -> int:

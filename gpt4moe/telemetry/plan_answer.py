@@ -44,6 +44,13 @@ def _calibrated(plan: PlanConfig, folder: Path) -> dict[str, object] | list[Tabl
             f"calibrate={folder} is no run folder: it lacks starts/ or metrics.jsonl.",
             "Give the folder of a run, runs/<run.name>.",
         )
-    last = yaml.safe_load(starts[-1].read_text())
-    rows = calibration(plan, last["config"], read_metrics(folder / METRICS_FILE), last["ranks"])
+    try:
+        last = yaml.safe_load(starts[-1].read_text())
+        config, ranks = dict(last["config"]), int(last["ranks"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{starts[-1]} is damaged: it is no record of a start with its config and ranks.",
+            "Calibrate another run, or start this one once more: each start writes its own record.",
+        ) from error
+    rows = calibration(plan, config, read_metrics(folder / METRICS_FILE), ranks)
     return calibration_json(rows) if plan.output is PlanOutput.json else calibration_table(rows)

@@ -9,9 +9,12 @@ from statistics import median
 
 import pytest
 
+from gpt4moe.config.load import load_plan_config
+from gpt4moe.errors import DataError
 from gpt4moe.planner.answer import calibration_table
 from gpt4moe.planner.calibrate import advice, calibrate
 from gpt4moe.planner.estimate import estimate
+from gpt4moe.telemetry.plan_answer import answered
 from tests.planner.timed import plan_of
 from tests.training.command import BATCH, SEQ, metrics, train
 
@@ -109,3 +112,13 @@ def test_the_load_of_experts_is_held_against_the_plans_imbalance() -> None:
     assert "set imbalance=2." in advice(calibrate(plan, [record]))[1]
     plan.parallel.ep = 4
     assert "not judged" in advice(calibrate(plan, [record]))[1]
+
+
+@pytest.mark.parametrize("text", ["", "config: 3\n", "a: [\n", "config: {}\nranks: many\n"])
+def test_a_damaged_record_of_a_start_is_refused_by_its_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / "starts").mkdir()
+    (tmp_path / "starts" / "001.yaml").write_text(text)
+    (tmp_path / "metrics.jsonl").touch()
+    plan = load_plan_config([f"calibrate={tmp_path}"])
+    with pytest.raises(DataError, match=r"001.yaml is damaged"):
+        answered(plan)

@@ -50,8 +50,8 @@ def test_a_run_that_failures_eat_up_is_refused_with_an_interval_that_ends_it() -
     rare = Saving(every_steps=2000, seconds=2.0)
     with pytest.raises(ConfigError, match="would not end") as caught:
         run_time(10_000, 10.0, rare, failures_per_hour=0.5, restart_seconds=600)
-    every = int(caught.value.cure.split("checkpoint.every=")[1].split()[0])
-    assert every == best_interval(2.0, 0.5 / 3600, 10.001)
+    every = int(caught.value.cure.split("checkpoint.every=")[1].split(",")[0])
+    assert every == best_interval(2.0, 0.5 / 3600, 10.0)
     assert run_time(10_000, 10.0, Saving(every_steps=every, seconds=2.0), failures_per_hour=0.5, restart_seconds=600)
 
 
@@ -71,6 +71,12 @@ def test_the_best_interval_loses_less_than_its_neighbours() -> None:
         ("imbalance=0.5", "imbalance=1"),
         ("restart_minutes=-1", "restart_minutes=0"),
         ("top=0", "top=1 search=true"),
+        *((f"{key}={value}", f"{key}=2 search=true") for key in ("budget_usd", "days") for value in ("nan", "inf")),
+        *((f"{key}={value}", f"{key}=2") for key in ("imbalance", "restart_minutes") for value in ("nan", "inf")),
+        ("cluster.usd_per_hour=nan", "cluster.usd_per_hour=2"),
+        ("cluster.memory_bytes=inf", "cluster.memory_bytes=2"),
+        ("file=''", "file=page.html output=html"),
+        ("file=/", "file=page.html output=html"),
     ],
 )
 def test_a_planner_option_out_of_range_is_refused(override: str, cured: str) -> None:
@@ -99,3 +105,29 @@ def test_a_plan_warns_of_saves_closer_together_than_they_take_and_the_cure_cures
     every = said[0].split("checkpoint.every=")[1].split()[0]
     cured = estimate(plan_of(*layout, f"checkpoint.every={every}")).warnings
     assert not [line for line in cured if "reach storage" in line]
+
+
+@pytest.mark.parametrize("restart_seconds", [60.0, 600.0, 1e9])
+@pytest.mark.parametrize("failures_per_hour", [0.5, 5.0, 40.0, 1e4])
+@pytest.mark.parametrize("every", [1, 25, 2000, 0])
+def test_the_cure_of_a_run_that_would_not_end_ends_it(
+    restart_seconds: float, failures_per_hour: float, every: int
+) -> None:
+    saving = Saving(every_steps=every, seconds=2.0, written_seconds=20.0)
+    try:
+        run_time(10_000, 10.0, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds)
+    except ConfigError as error:
+        if "checkpoint.every=" in error.cure:
+            change = dict(part.split("=") for part in error.cure.split("Set ")[1].split(",")[0].split(" and "))
+            minutes = float(change.get("restart_minutes", restart_seconds / 60))
+            cured = replace(saving, every_steps=int(change["checkpoint.every"]))
+            assert run_time(
+                10_000, 10.0, cured, failures_per_hour=failures_per_hour, restart_seconds=60 * minutes
+            ).seconds
+        else:
+            assert failures_per_hour == 1e4 and "fewer devices" in error.cure
+
+
+def test_more_layers_recomputed_than_there_are_is_said() -> None:
+    plan = plan_of("+experiment=gpt4", "parallel.recompute_layers=9")
+    assert any("has 8 at most" in line for line in estimate(plan).warnings)
