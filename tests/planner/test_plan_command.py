@@ -114,7 +114,7 @@ def test_each_cure_of_an_illegal_layout_works_as_it_stands() -> None:
     for overrides in wrong:
         with pytest.raises(LayoutError) as caught:
             estimate(plan_of("+experiment=gpt4", *overrides))
-        changes = caught.value.cure.removeprefix("Set one of ").rstrip(".").split(", ")
+        changes = caught.value.cure.removeprefix("Set ").removeprefix("one of ").rstrip(".").split(", ")
         assert changes and all("=" in change for change in changes)
         for change in changes:
             assert estimate(plan_of("+experiment=gpt4", *overrides, change)).step.seconds > 0

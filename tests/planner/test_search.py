@@ -152,7 +152,7 @@ def test_a_search_that_finds_little_has_looked_at_all_that_may_fit() -> None:
 
 def test_a_layout_whose_run_would_not_end_does_not_hide_the_others() -> None:
     """Slow layouts have longer intervals between saves, which failures then eat up."""
-    plan = plan_of("+experiment=gpt4", "search=true", "checkpoint.every=345")
+    plan = plan_of("+experiment=gpt4", "search=true", "checkpoint.every=325")
     assert 0 < len(search(plan).found) < plan.top
     plan.checkpoint.every = 100_000
     with pytest.raises(ConfigError, match="would not end"):
