@@ -1,11 +1,12 @@
 """Layouts that may fit, fastest first: what a search takes from, one after another.
 
-    degrees x micro-batch --legality (the trainer's)--> may it fit (glance) --> step_time --> Pool
+    degrees x micro-batch --legality (the trainer's)--> may it fit (glance) --> lower bound of its step --> Pool
+    --fastest first--> step_time, back into the pool
     --fastest first--> memory in full --fits--> found
                                       --does not--> recomputed more, back into the pool
 
 A layout comes with as little recomputation as may do: more of it is slower, so it is looked at only when less does not
-fit. Memory in full is slow, so it is asked best first, and only of what a lower bound lets through.
+fit. A step's time and memory in full are slow, so they are asked best first, and only of what lower bounds let through.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from gpt4moe.planner.estimate import Estimate, estimate, timed_work
 from gpt4moe.planner.glance import Glance, with_recomputed_layers
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import KnownStates, memory_per_stage
-from gpt4moe.planner.step_time import KnownSeconds, step_time
+from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
 
 MOST_MISSES = 300
 """Memories worked out in full of what then does not fit, before a search stops: a second of work."""
@@ -34,10 +35,11 @@ EXPERT_CUTS = (2, 4, 8)
 @dataclass(frozen=True, order=True, slots=True)
 class Candidate:
     seconds: float
-    """Of a step."""
+    """Of a step; at least these, until it is timed."""
     number: int
     parallel: ParallelConfig = field(compare=False)
     training: TrainingConfig = field(compare=False)
+    is_timed: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -58,9 +60,13 @@ class Pool:
     """Of those, how many a lower bound of their memory let through, with some recomputation."""
     checked: int = 0
     """Memories worked out in full, each recomputation of a layout counted."""
+    added: int = 0
+    """To `waiting`, so far: of equally fast ones the first comes first."""
     waiting: list[Candidate] = field(default_factory=list)
     """A heap, fastest first."""
     known: KnownSeconds = field(default_factory=dict)
+    whole: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Degrees within a stage, micro-batch -> seconds of a micro-batch through the whole model, nothing recomputed."""
 
     @classmethod
     def of(cls, plan: PlanConfig, gpus: int) -> "Pool":
@@ -81,6 +87,9 @@ class Pool:
             candidate = heappop(self.waiting)
             if candidate.key in found:  # with less recomputed
                 continue
+            if not candidate.is_timed:
+                heappush(self.waiting, self.timed(candidate))
+                continue
             self.checked += 1
             if self._fits(candidate, states.setdefault(_degrees(candidate.parallel), {})):
                 try:
@@ -90,6 +99,12 @@ class Pool:
             else:
                 self._add(self._more_recomputed(candidate), candidate.training)
         return list(found.values()), refused
+
+    def fastest(self) -> float:
+        """Seconds of a step of the fastest layout that may fit; there must be one."""
+        while not self.waiting[0].is_timed:
+            heappush(self.waiting, self.timed(heappop(self.waiting)))
+        return self.waiting[0].seconds
 
     def _add_layout(self, parallel: ParallelConfig) -> None:
         plan, gpus = self.plan, self.look.gpus
@@ -108,13 +123,31 @@ class Pool:
 
     def _add(self, cuts: list[ParallelConfig], training: TrainingConfig) -> None:
         for cut in cuts:
-            imbalance = self.plan.imbalance if cut.ep > 1 else 1.0
-            work = replace(
-                self.work, parallel=cut, imbalance=imbalance, micro_batch_size=training.micro_batch_size
-            )  # fmt: skip
-            heaviest = max(self.look.parameters(cut), key=sum)
-            step = step_time(work, training, self.look.gpus, heaviest=heaviest, known=self.known)
-            heappush(self.waiting, Candidate(step.seconds, len(self.waiting), cut, training))
+            self.added += 1
+            heappush(self.waiting, Candidate(self.least_seconds(cut, training), self.added, cut, training))
+
+    def timed(self, candidate: Candidate) -> Candidate:
+        cut, training = candidate.parallel, candidate.training
+        heaviest = max(self.look.parameters(cut), key=sum)
+        step = step_time(
+            self._work(cut, training), training, self.look.gpus, heaviest=heaviest, known=self.known
+        )  # fmt: skip
+        return replace(candidate, seconds=step.seconds, is_timed=True)
+
+    def least_seconds(self, cut: ParallelConfig, training: TrainingConfig) -> float:
+        """At most step_time: as if all stages took the mean, nothing were recomputed, and no messages took time."""
+        size = training.micro_batch_size
+        key = (cut.tp, cut.cp, cut.ep, cut.etp, size)
+        if key not in self.whole:
+            alone = ParallelConfig(tp=cut.tp, cp=cut.cp, ep=cut.ep, etp=cut.etp)
+            (stage,) = stage_parts(self._work(alone, training), self.known)
+            self.whole[key] = sum(stage.values())
+        micro_batches = training.global_batch_size * cut.tp * cut.cp * cut.pp // (self.look.gpus * size)
+        return self.whole[key] / cut.pp * (micro_batches + (cut.pp - 1) / cut.vpp)
+
+    def _work(self, cut: ParallelConfig, training: TrainingConfig) -> Work:
+        imbalance = self.plan.imbalance if cut.ep > 1 else 1.0
+        return replace(self.work, parallel=cut, imbalance=imbalance, micro_batch_size=training.micro_batch_size)
 
     def _more_recomputed(self, candidate: Candidate) -> list[ParallelConfig]:
         cut = candidate.parallel
@@ -127,9 +160,9 @@ class Pool:
     def _recomputed(self, parallel: ParallelConfig, training: TrainingConfig) -> list[ParallelConfig]:
         """Each kind of recomputation with which the layout may fit, full with the fewest layers."""
         kinds = [Recompute.selective, *([Recompute.moe] if self.plan.model.moe is not None else [])]
-        cuts = [replace(parallel, recompute=kind) for kind in kinds]
+        cuts = [replace(parallel, recompute=kind) for kind in kinds if self.look.may_fit(parallel, training, kind)]
         fewest = self.look.fewest_recomputed(parallel, training)
-        return [cut for cut in cuts if self.look.may_fit(cut, training)] + ([fewest] if fewest else [])
+        return [*cuts, fewest] if fewest else cuts
 
     def _fits(self, candidate: Candidate, known: KnownStates) -> bool:
         plan = self._plan_of(candidate)

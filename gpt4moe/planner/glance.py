@@ -5,6 +5,7 @@ each stage: states without padding + live activations of its smallest chunk, by 
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gpt4moe.config.parallel import ParallelConfig, Recompute
@@ -40,7 +41,8 @@ class Glance:
     gpus: int
     sizes: dict[tuple[int, ...], list[tuple[float, float]]] = field(default_factory=dict)
     stages: dict[tuple[int, ...], list[StageStates]] = field(default_factory=dict)
-    micro: dict[tuple[int, ...], MicroBatch] = field(default_factory=dict)
+    layers: dict[tuple[int | Recompute, ...], int] = field(default_factory=dict)
+    live: dict[tuple[int, ...], list[tuple[StageStates, int]]] = field(default_factory=dict)
 
     def parameters(self, cut: ParallelConfig) -> list[tuple[float, float]]:
         """Dense and expert ones of a rank of each stage."""
@@ -49,9 +51,9 @@ class Glance:
             self.sizes[key] = stage_parameters(replace(self.work, parallel=cut))
         return self.sizes[key]
 
-    def may_fit(self, cut: ParallelConfig, training: TrainingConfig) -> bool:
-        """False: it does not."""
-        return self.least_bytes(cut, training) <= self.plan.cluster.memory_bytes
+    def may_fit(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute = Recompute.none) -> bool:
+        """False: it does not, with this recomputation of all layers in place of its own."""
+        return self._fullest(cut, training, recompute)(None) <= self.plan.cluster.memory_bytes
 
     def states_may_fit(self, cut: ParallelConfig) -> bool:
         """False: it does not, whatever the micro-batch and recomputation."""
@@ -60,24 +62,43 @@ class Glance:
 
     def least_bytes(self, cut: ParallelConfig, training: TrainingConfig) -> float:
         """At most what the fullest rank needs (memory.memory_per_stage)."""
-        kept, again = self._least(cut, training, Recompute.none), self._least(cut, training, cut.recompute)
-        dp = self.gpus // (cut.tp * cut.cp * cut.pp)
-        micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
-        most = 0.0
-        for one in self._stages(cut):
-            warmup = warmup_forwards(one.stage, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches)
-            live = min(1 + warmup, micro_batches * cut.vpp)  # chunks and micro-batches at once
-            recomputed = one.layers if cut.recompute_layers is None else min(one.layers, cut.recompute_layers)
-            activations = live * (recomputed * again + (one.layers - recomputed) * kept)
-            most = max(most, one.states_bytes + activations + reserve_bytes(self.plan, activations))
-        return most
+        return self._fullest(cut, training, cut.recompute)(cut.recompute_layers)
 
     def fewest_recomputed(self, cut: ParallelConfig, training: TrainingConfig) -> ParallelConfig | None:
         """The layout with full recompute of as few layers as may do; None: not even all may."""
-        counts = range(1, most_layers(self.plan, cut) + 1)
-        cuts = [with_recomputed_layers(self.plan, cut, count) for count in counts]
-        first = bisect_left(cuts, True, key=lambda more: self.may_fit(more, training))
-        return cuts[first] if first < len(cuts) else None
+        counts, fullest = range(1, most_layers(self.plan, cut) + 1), self._fullest(cut, training, Recompute.full)
+        first = bisect_left(counts, True, key=lambda count: fullest(count) <= self.plan.cluster.memory_bytes)
+        return with_recomputed_layers(self.plan, cut, counts[first]) if first < len(counts) else None
+
+    def _fullest(
+        self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute
+    ) -> Callable[[int | None], float]:
+        """Layers of each virtual stage that are recomputed (None: all) -> at most the bytes of the fullest rank."""
+        kept, again = self._least(cut, training, Recompute.none), self._least(cut, training, recompute)
+        stages = self._live(cut, training)
+
+        def fullest(recomputed_layers: int | None) -> float:
+            most = 0.0
+            for one, live in stages:
+                recomputed = one.layers if recomputed_layers is None else min(one.layers, recomputed_layers)
+                activations = live * (recomputed * again + (one.layers - recomputed) * kept)
+                most = max(most, one.states_bytes + activations + reserve_bytes(self.plan, activations))
+            return most
+
+        return fullest
+
+    def _live(self, cut: ParallelConfig, training: TrainingConfig) -> list[tuple[StageStates, int]]:
+        """Stages, and how many chunks and micro-batches are live in them at once."""
+        key = (cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp, training.micro_batch_size)
+        if key not in self.live:
+            dp = self.gpus // (cut.tp * cut.cp * cut.pp)
+            micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
+            self.live[key] = [
+                (one, min(1 + warmup_forwards(one.stage, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches),
+                          micro_batches * cut.vpp))
+                for one in self._stages(cut)
+            ]  # fmt: skip
+        return self.live[key]
 
     def _stages(self, cut: ParallelConfig) -> list[StageStates]:
         key = (cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp)
@@ -96,12 +117,13 @@ class Glance:
 
     def _least(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute) -> int:
         """Bytes that the kind of layer that keeps least keeps."""
-        key = (cut.tp, cut.cp, cut.ep, cut.etp, training.micro_batch_size)
-        if key not in self.micro:
+        key = (cut.tp, cut.cp, cut.ep, cut.etp, training.micro_batch_size, recompute)
+        if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
-            self.micro[key] = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
-        micro = self.micro[key]
-        return min(layer_bytes(micro, micro.moe_layers.index(kind), recompute) for kind in set(micro.moe_layers))
+            micro = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
+            kinds = set(micro.moe_layers)
+            self.layers[key] = min(layer_bytes(micro, micro.moe_layers.index(kind), recompute) for kind in kinds)
+        return self.layers[key]
 
 
 def most_layers(plan: PlanConfig, cut: ParallelConfig) -> int:
@@ -110,8 +132,6 @@ def most_layers(plan: PlanConfig, cut: ParallelConfig) -> int:
 
 
 def with_recomputed_layers(plan: PlanConfig, cut: ParallelConfig, count: int) -> ParallelConfig:
-    """Full recompute of `count` layers of each virtual stage, or of all where they are no more, or where the trainer
-    wants all (a router with noise)."""
-    is_noisy = plan.model.moe is not None and plan.model.moe.router.input_jitter > 0
-    is_whole = count >= most_layers(plan, cut) or is_noisy
+    """Full recompute of `count` layers of each virtual stage, or of all where they are no more."""
+    is_whole = count >= most_layers(plan, cut)
     return replace(cut, recompute=Recompute.full, recompute_layers=None if is_whole else count)

@@ -83,7 +83,7 @@ def _well_spent(plan: PlanConfig, most: int) -> Pool:
         if len(seen) == MOST_COUNTS:
             break
     assert first is not None
-    return min(seen, key=lambda pool: pool.waiting[0].seconds) if seen else first
+    return min(seen, key=Pool.fastest) if seen else first
 
 
 def _affordable(plan: PlanConfig) -> int | None:

@@ -53,20 +53,25 @@ def _any_of(random: Random) -> tuple[PlanConfig, int] | None:
     return replace(plan, parallel=cut, training=training, precision=precision, engine=engine, gpus=gpus), gpus
 
 
-def test_the_lower_bound_is_never_above_the_memory_of_400_random_layouts() -> None:
-    random, seen, near = Random(6), 0, 0
+def test_lower_bounds_are_never_above_memory_and_step_of_400_random_layouts() -> None:
+    random, seen, near, near_in_time = Random(6), 0, 0, 0
     while seen < 400:
         drawn = _any_of(random)
         if drawn is None:
             continue
         plan, gpus = drawn
-        look = Glance(plan, timed_work(plan), gpus)
+        work = timed_work(plan)
+        look = Glance(plan, work, gpus)
         memory = memory_per_stage(plan, Layout.from_config(plan.parallel, gpus), imbalance=plan.imbalance)
         fullest = max(stage.total_bytes for stage in memory)
         least = look.least_bytes(plan.parallel, plan.training)
         assert least <= fullest, (plan.model.name, plan.parallel, plan.training, plan.precision, plan.engine)
-        seen, near = seen + 1, near + (least > 0.6 * fullest)
-    assert near > 200  # a bound of 0 would be one too
+        pool = Pool(plan=plan, look=look, work=work)
+        at_least = pool.least_seconds(plan.parallel, plan.training)
+        seconds = pool.timed(Candidate(0.0, 0, plan.parallel, plan.training)).seconds
+        assert at_least <= seconds * (1 + 1e-12), (plan.model.name, plan.parallel, plan.training)
+        seen, near, near_in_time = seen + 1, near + (least > 0.6 * fullest), near_in_time + (at_least > 0.6 * seconds)
+    assert near > 200 and near_in_time > 200  # a bound of 0 would be one too
 
 
 def test_a_layout_that_fits_in_fp32_is_found() -> None:
