@@ -45,11 +45,11 @@ def search_tables(result: Search) -> list[Table | str]:
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
             f"{found.cost.usd:,.0f}", f"{worst} {others[worst] / found.step.seconds:.0%}",
         )  # fmt: skip
-    slower = "" if result.is_complete else "; the others of these are slower than what is shown"
+    slower = "" if result.is_complete else "; the others are slower than what is shown"
     head = (
-        f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts, {result.may_fit} not out of the "
-        f"question by a lower bound of their memory; {result.checked} memories were worked out in full, of the fastest "
-        f"first, {len(result.found)} fit{slower}"
+        f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts, of which {result.may_fit} may "
+        f"fit by a lower bound of their memory; that of the fastest {result.checked} was worked out in full, and "
+        f"{len(result.found)} fit{slower}"
     )
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
     if result.tokens is not None:
