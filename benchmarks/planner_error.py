@@ -29,7 +29,9 @@ from benchmarks.planner_error_fit import (
 )
 from benchmarks.planner_error_rows import HERE, Row, rows
 from gpt4moe.config.cluster import Generation
+from gpt4moe.errors import ConfigError
 from gpt4moe.planner.efficiency import PROFILES
+from gpt4moe.telemetry.console import error as print_error
 
 LEFT_OUT = HERE / "planner_error_left_out.json"
 
@@ -146,16 +148,40 @@ def write_left_out(names: list[str]) -> None:
     LEFT_OUT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 printed or written, 2 bad input."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(__doc__ or "")
+        return 0
+    try:
+        _require_known(arguments)
+    except ConfigError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
     if arguments == ["fit"]:
         for stack in FITTED:
             for name, profile in fit(stack, fitted_rows(stack)).items():
                 print(name, profile)
-    elif arguments[:1] == ["left-out"]:
+    elif arguments:
         write_left_out(arguments[1:])
     else:
         print(table())
+    return 0
+
+
+def _require_known(arguments: list[str]) -> None:
+    """Raises: ConfigError for a command, or a stack or source, that there is not."""
+    asked, names = arguments[:1], arguments[1:]
+    if asked not in ([], ["fit"], ["left-out"]) or (asked == ["fit"] and names):
+        raise ConfigError(
+            f"{' '.join(arguments)} is no command of this benchmark.",
+            "Give nothing (the table), fit, or left-out with stacks or sources; --help says what each does.",
+        )
+    known = [*FITTED, *sources()]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"left-out {unknown[0]}: no stack or source of that name.", f"Known: {', '.join(known)}.")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,8 @@
   python tools/plan.py calibrate=runs/first                             a run of yours against its plan
 
 Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own, with defaults in
-configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes.
+configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes
+time_factor.
 docs/planner.md says how a number is made, docs/planner-error.md how far it was off for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
 """

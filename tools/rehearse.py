@@ -18,7 +18,7 @@ arguments:
   key=value, group=choice   as for python -m gpt4moe.train (configs/ has the groups)
   ranks=N                   the world; default: cluster.devices, or the fewest that hold the layout
   inference=TPxPP           the serving ranks; default 8x16, as reported of GPT-4
-  out=FOLDER                keeps the files there; default: a temporary folder, removed at the end
+  out=FOLDER                keeps the files there: new, or empty; default: a temporary folder, removed at the end
   output=json, --json       JSON alone on stdout; progress stays on stderr
 
 exit status: 0 everything fits together; 1 something does not; 2 bad input: the trainer itself would refuse this run.

@@ -44,9 +44,12 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
 
     Raises: ConfigError as load_run_config does.
     """
+    given = [override.partition("=")[0].lstrip("+~") for override in overrides]
+    if "ranks" in given:  # the word of the tools that start or place ranks: a plan prices devices
+        raise ConfigError("ranks is no key of a plan.", "Say gpus: gpus=8 plans 8 devices, a rank each.")
     plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
-    plan.require_used([override.partition("=")[0].lstrip("+~") for override in overrides])
+    plan.require_used(given)
     return plan
 
 

@@ -24,7 +24,10 @@ class PlanReport(str, Enum):
 
 
 DEFAULT_IMBALANCE = 1.25
-ALONE = {"report": {"report", "output"}, "calibrate": {"calibrate", "output", "imbalance", "restart_minutes"}}
+ALONE = {
+    "report": {"report", "output"},
+    "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
+}
 """What is asked for by itself -> the keys that say something beside it."""
 SEARCHED = ("parallel", "training.micro_batch_size")
 """What a search tries all of."""
@@ -55,10 +58,13 @@ class PlanConfig(RunConfig):
     """Rows at the fullest rank's experts over an even share; an assumption for routers that balance their load."""
     restart_minutes: float = 10.0
     """From an unexpected stop to the first step again; an assumption."""
+    time_factor: float = 1.0
+    """Seconds of a step over those that the constants give: what calibrate= measured on a run of one's own. Scales
+    every part of a step alike; not saving, restarts, memory."""
 
     def validate(self) -> None:
         RunConfig.validate(self)
-        for name in ("gpus", "top", "budget_usd", "days"):
+        for name in ("gpus", "top", "budget_usd", "days", "time_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")

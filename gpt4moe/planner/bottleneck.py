@@ -83,6 +83,8 @@ def warnings(
             f"is checkpoint.every={best_interval(saving.seconds, rate, step)}"
         )
     found.append(_of_time(cluster))
+    if plan.time_factor != 1:
+        found.append(f"every step is taken {plan.time_factor:g} times as long as those constants say: time_factor")
     return found
 
 

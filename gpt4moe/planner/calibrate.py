@@ -31,6 +31,8 @@ class Compared:
     measured: float
     unlike: str = ""
     """Why the two are not the same thing, so that their difference says nothing of the plan; empty: they are."""
+    time_factor: float = 1.0
+    """That the plan of a step was made with."""
 
     @property
     def error(self) -> float | None:
@@ -54,7 +56,7 @@ def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[
     elsewhere = "" if is_planned_device else f"the run was not on cluster={plan.cluster.name}, which the plan is of"
     used = result.mfu * result.step.seconds / seconds
     rows = [
-        Compared("step", "s", result.step.seconds, seconds, elsewhere),
+        Compared("step", "s", result.step.seconds, seconds, elsewhere, plan.time_factor),
         Compared("throughput", "tokens/s", result.tokens_per_second, result.tokens_per_step / seconds, elsewhere),
         Compared("MFU", "% of the dense peak", 100 * result.mfu, 100 * used, elsewhere),
     ]
@@ -104,9 +106,8 @@ def _of_time(row: Compared) -> str:
     if _is_near(row):
         return f"the plan was within {NEAR:.0%}; use its days and cost as they are."
     return (
-        f"the run took {factor:.3g} times the planned time: multiply days and cost of plans for this cluster by it, or "
-        f"set cluster.peak_flops_bf16, cluster.memory_bytes_per_second, cluster.nvlink_bytes_per_second and "
-        f"cluster.fabric_bytes_per_second to {1 / factor:.3g} times theirs."
+        f"the run took {factor:.3g} times the planned time: set time_factor={factor * row.time_factor:.3g} in plans "
+        "for this cluster."
     )
 
 

@@ -3,9 +3,10 @@
 RunConfig + devices -> params, flops, memory, step_time, run_time, cost -> Estimate -> planner.report, JSON, HTML
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 
+from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import support_problems
@@ -80,17 +81,29 @@ def world_of(plan: PlanConfig) -> int:
 
 def timed_work(plan: PlanConfig, kinds: list[LayerKind] | None = None) -> Work:
     """What layer_time needs, of a plan; kinds are made anew when not given."""
-    cluster = plan.cluster
+    cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
     return Work(
         model=plan.model,
         kinds=kinds or layer_kinds(plan.model),
         parallel=plan.parallel,
         micro_batch_size=plan.training.micro_batch_size,
         cluster=cluster,
-        efficiency=planning_profile(cluster.generation),
+        efficiency=replace(efficiency, moe_layer_seconds=plan.time_factor * efficiency.moe_layer_seconds),
         matrix_peak=cluster.peak_flops(plan.precision.dtype),
         imbalance=plan.imbalance if plan.parallel.ep > 1 else 1.0,
         value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
+    )
+
+
+def _slowed(cluster: ClusterConfig, factor: float) -> ClusterConfig:
+    """The machine on which every product, copy and message takes `factor` times as long."""
+    return replace(
+        cluster,
+        peak_flops_bf16=cluster.peak_flops_bf16 / factor,
+        peak_flops_fp32=cluster.peak_flops_fp32 / factor,
+        memory_bytes_per_second=cluster.memory_bytes_per_second / factor,
+        nvlink_bytes_per_second=cluster.nvlink_bytes_per_second / factor,
+        fabric_bytes_per_second=cluster.fabric_bytes_per_second / factor,
     )
 
 

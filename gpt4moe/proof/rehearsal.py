@@ -114,8 +114,9 @@ def rehearse(
         on_rank: is called after each.
         on_stage: is told what is done after the last.
     Raises: LayoutError, ConfigError for a run that the trainer would refuse or another engine; ConversionError for an
-        `inference` that does not fit; ConfigError when `out` cannot be written.
+        `inference` that does not fit; ConfigError when `out` has files or cannot be written.
     """
+    _require_empty(out)
     require_legal(run.model, run.parallel, run.training, world_size)
     if run.engine.kind is not EngineKind.megatron:
         raise ConfigError(
@@ -200,6 +201,15 @@ def _byte_problems(run: RunConfig, layout: Layout, reports: list[RankReport], pl
             if report.held != expected:
                 problems.append(f"rank {report.rank} holds {report.held}, the planner says {expected}")
     return problems
+
+
+def _require_empty(out: Path) -> None:
+    """What lies there would be taken for the rehearsal's, or be in its way after minutes."""
+    found = min(out.iterdir(), default=None) if out.is_dir() else None
+    if found is not None:
+        raise ConfigError(
+            f"out={out} is not empty: it has {found.name}.", f"Empty it, or give a new folder: out={out / 'rehearsal'}."
+        )
 
 
 def _make(folder: Path) -> None:

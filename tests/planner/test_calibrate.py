@@ -1,6 +1,7 @@
 """A run's own metrics against its plan: a real run of two ranks, through the train command and tools/plan.py."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -10,7 +11,7 @@ from statistics import median
 import pytest
 
 from gpt4moe.config.load import load_plan_config
-from gpt4moe.errors import DataError
+from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.planner.answer import calibration_table
 from gpt4moe.planner.calibrate import advice, calibrate
 from gpt4moe.planner.estimate import estimate
@@ -85,14 +86,48 @@ def test_time_and_memory_are_judged_each_by_itself() -> None:
         assert f"{factor} times what was planned" in off["peak memory"] and "as it is" not in off["peak memory"]
 
 
-def test_a_cure_of_calibration_applied_to_the_plan_makes_it_right() -> None:
-    slow = planned()["step_seconds"] * 2
-    keys = ("peak_flops_bf16", "memory_bytes_per_second", "nvlink_bytes_per_second", "fabric_bytes_per_second")
-    cluster = plan_of(*DENSE).cluster
-    cured = [f"cluster.{key}={getattr(cluster, key) / 2}" for key in keys]
-    said = judged([planned() | {"step_seconds": slow}])["step"]
-    assert all(f"cluster.{key}" in said for key in keys) and "0.5 times theirs" in said
-    assert "as they are" in judged([planned() | {"step_seconds": slow}], *cured)["step"]
+CURED = {
+    "dense, bf16": DENSE,
+    "dense, fp32": (*DENSE, "precision=fp32"),
+    "tiny, fp32, CPU": ("model=tiny", "precision=fp32"),
+    "MoE, bf16": (
+        "model=qwen3_30b_a3b",
+        "cluster=h100_80g",
+        "gpus=32",
+        "parallel.ep=32",
+        "training.global_batch_size=32",
+    ),
+}
+
+
+@pytest.mark.parametrize("overrides", CURED.values(), ids=CURED)
+@pytest.mark.parametrize("factor", [0.25, 2.0])
+def test_the_cure_of_calibration_applied_as_it_is_written_makes_the_plan_right(
+    overrides: tuple[str, ...], factor: float
+) -> None:
+    """On the run that was calibrated, and in every part of a step: no key of the cluster reaches all of them."""
+    before = estimate(plan_of(*overrides))
+    run = [{"step_seconds": factor * before.step.seconds, "mfu": before.mfu / factor}]
+    rows = calibrate(plan_of(*overrides), run)
+    cure = re.search(r"set (time_factor=\S+) in", advice(rows)[0])
+    assert cure, advice(rows)[0]
+    cured = plan_of(*overrides, cure[1])
+    assert "as they are" in advice(calibrate(cured, run))[0]
+    after = estimate(cured)
+    assert after.step.parts == pytest.approx({part: factor * value for part, value in before.step.parts.items()})
+    assert after.memory == before.memory
+    assert "time_factor" in after.warnings[-1] and "time_factor" not in before.warnings[-1]
+
+
+def test_a_plan_that_has_a_time_factor_already_is_told_the_whole_of_it() -> None:
+    said = judged([planned() | {"step_seconds": 3 * planned()["step_seconds"]}], "time_factor=2")["step"]
+    assert "1.5 times the planned time" in said and "time_factor=3 " in said
+
+
+def test_a_time_factor_that_is_none_is_refused() -> None:
+    for wrong in ("0", "-1", "nan", "inf"):
+        with pytest.raises(ConfigError, match="time_factor"):
+            load_plan_config([f"time_factor={wrong}"])
 
 
 def test_what_is_unlike_is_said_and_not_judged() -> None:

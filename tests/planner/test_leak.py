@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt4moe.parallel.legality import layout_problems
 from gpt4moe.planner.answer import leak_material, leak_rows
 from gpt4moe.planner.leak import Claim, Material, claims, leak_page
 
@@ -25,6 +26,12 @@ def rows() -> dict[str, Claim]:
 def test_the_page_is_what_the_planner_says() -> None:
     """`python tools/plan.py report=leak > docs/gpt4-numbers.md` writes it anew."""
     assert PAGE.read_text() == leak_page(list(rows().values()))
+
+
+def test_davinci_is_served_on_a_layout_that_is_legal() -> None:
+    """Its vocabulary is padded: 50,257 rows are odd, and tp 8 would be refused."""
+    plan, served = material().davinci, material().davinci_served()
+    assert layout_problems(plan.model, replace(plan.parallel, tp=8), plan.training, served.devices) == []
 
 
 def test_16_experts_of_111b_make_1_8_trillion() -> None:

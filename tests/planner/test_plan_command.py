@@ -75,6 +75,7 @@ def test_the_numbers_of_the_json_agree_with_each_other() -> None:
         (["model=mixtral_8x7b", "cluster=h1000"], "cluster/h1000", "h100_80g"),
         (["model=mixtral_8x7b", "cluster=gb300"], "cluster=gb300 has no price", "cluster.usd_per_hour"),
         (["+experiment=gpt4", "ouput=json"], "ouput", "output"),
+        (["+experiment=gpt4", "ranks=24960"], "ranks", "gpus="),
         (["report=leak", "output=html"], "report=... with output=html", "output=json"),
     ],
 )

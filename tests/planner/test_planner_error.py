@@ -5,7 +5,7 @@ from statistics import median
 
 import pytest
 
-from benchmarks.planner_error import rankings, spearman, stored, table
+from benchmarks.planner_error import main, rankings, spearman, stored, table
 from benchmarks.planner_error_fit import (
     HELD_OUT,
     errors,
@@ -27,6 +27,28 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "planner-error.md"
 def test_the_error_table_of_the_docs_is_what_the_code_prints() -> None:
     """`python -m benchmarks.planner_error` prints it; the page ends with it."""
     assert DOCS.read_text().strip().endswith(table().strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "cure"),
+    [
+        (["nonsense"], "nonsense is no command", "left-out"),
+        (["fit", "llama3-2024"], "fit llama3-2024 is no command", "left-out"),
+        (["left-out", "nonsense"], "left-out nonsense: no stack or source", "llama3-2024"),
+    ],
+)
+def test_a_command_that_is_none_is_refused_before_anything_is_fitted(
+    arguments: list[str], cause: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 2 and cause in said.err and cure in said.err
+
+
+def test_help_of_the_benchmark_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "left-out" in said and "Predicted" in said and "| source |" not in said
 
 
 def test_every_row_has_its_own_name_and_a_source() -> None:

@@ -120,3 +120,12 @@ def test_roles_are_the_corners_of_each_kind_of_stage_and_its_fullest_and_every_s
 def test_bad_input_is_refused_before_anything_is_built(arguments: list[str], error: type[Gpt4MoeError]) -> None:
     with pytest.raises(error):
         rehearsal_command.run(rehearsal_command.read(arguments))
+
+
+def test_a_folder_with_files_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    arguments = [*EIGHT_RANKS, "ranks=8", f"out={tmp_path}"]
+    with pytest.raises(ConfigError, match="is not empty: it has mine") as caught:
+        rehearsal_command.run(rehearsal_command.read(arguments))
+    assert f"out={tmp_path / 'rehearsal'}." in caught.value.cure
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
