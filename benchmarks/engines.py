@@ -16,6 +16,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
 from benchmarks.harness.timing import interleaved, ratio
 from benchmarks.training_step import SHAPE
@@ -38,11 +39,12 @@ RANKS, ROUNDS = 2, 9
 
 
 def main(arguments: list[str]) -> None:
+    is_shared = read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the ranks' imports
-    torch.multiprocessing.spawn(_rank, (port, "--shared" not in arguments), nprocs=RANKS)
+    torch.multiprocessing.spawn(_rank, (port, not is_shared), nprocs=RANKS)
 
 
 def _rank(rank: int, port: int, alone: bool) -> None:

@@ -8,6 +8,7 @@ right, and nothing but headers is on the disk. Every target is computed and chec
 """
 
 import json
+import sys
 import tempfile
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import xxhash
 
+from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, measured
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import KINDS, FileEntry, block_bytes_for, encoded_header
@@ -36,7 +38,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    read_options(__doc__, arguments)
     run = load_run_config(["+experiment=gpt4", "run.name=gpt4", "data=mock"])
     print(f"GPT-4's checkpoint of headers. {machine()}")
     baseline = measured("-c", "import numpy").peak_bytes
@@ -122,4 +125,4 @@ def _hash(header: bytes) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.timing import interleaved, ratio
 from gpt4moe.config.moe import MoEConfig, RouterConfig
@@ -33,7 +34,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 def main(arguments: list[str]) -> None:
-    alone = "--shared" not in arguments
+    alone = not read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
     logging.getLogger().setLevel(logging.ERROR)
     with one_process(THREADS if alone else 1) as groups:
         print(f"One MoE layer, forward and backward: {TOKENS} tokens, hidden {HIDDEN}, ffn {FFN}, top-{TOP_K}, fp32.")

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
+from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
 
 RANKS, LAUNCHES = 4, 3
@@ -22,7 +23,8 @@ TARGET_SECONDS = 25.0
 PATIENCE_SECONDS = 300.0
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    read_options(__doc__, arguments)
     print(f"Launch of {RANKS} ranks (tp 2, pp 2, ep 2) to the first step. {machine()}")
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
@@ -61,4 +63,4 @@ def _seconds_to_first_step(root: Path, name: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -16,6 +16,7 @@ from statistics import median
 import torch
 from torch import nn
 
+from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.timing import interleaved, ratio
 from gpt4moe.config.load import load_run_config
@@ -37,7 +38,7 @@ TARGET = 1.00
 
 
 def main(arguments: list[str]) -> None:
-    alone = "--shared" not in arguments
+    alone = not read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
     logging.getLogger().setLevel(logging.ERROR)
     run = load_run_config(list(SHAPE))
     with one_process(THREADS if alone else 1) as groups:

@@ -1,1 +1,1 @@
-"""What benchmarks stand on: timing.py (contenders in turns), process.py (one process's groups, the machine)."""
+"""What benchmarks stand on: command.py (switches), timing.py (contenders in turns), process.py (groups, machine)."""
