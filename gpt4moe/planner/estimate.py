@@ -17,7 +17,7 @@ from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.flops import FlopsPerToken, flops_per_token
 from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
-from gpt4moe.planner.params import ParameterCount, count_parameters
+from gpt4moe.planner.params import ParameterCount, RankParameters, count_parameters, rank_parameters
 from gpt4moe.planner.run_time import RunTime, Saving, run_time, save_seconds
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 
@@ -39,6 +39,11 @@ class Estimate:
     cost: Cost
     bottleneck: str
     warnings: list[str]
+
+    @property
+    def rank_parameters(self) -> list[RankParameters]:
+        """Of a rank of each pipeline stage: [pp]."""
+        return [rank_parameters(self.plan.model, self.plan.parallel, stage) for stage in range(self.layout.pp)]
 
     @property
     def tokens_per_step(self) -> int:
@@ -158,6 +163,7 @@ def to_json(result: Estimate) -> dict[str, object]:
             "total": result.parameters.total,
             "active": result.parameters.active,
             "per_component": result.parameters.per_component,
+            "per_rank": [{"dense": rank.dense, "experts": rank.expert} for rank in result.rank_parameters],
         },
         "flops": {
             "per_token": result.flops.layers,

@@ -99,10 +99,11 @@ def _parameters(result: Estimate) -> Table:
 
 
 def _memory(result: Estimate) -> Table:
-    table = _table("Memory, the fullest rank of each stage", "stage", *(f"{line} [GB]" for line in LINES))
-    for stage in result.memory:
+    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in LINES))
+    table = _table("Memory, the fullest rank of each stage", *head)
+    for stage, held in zip(result.memory, result.rank_parameters, strict=True):
         values = (getattr(stage, f"{line}_bytes") / 1e9 for line in LINES)
-        table.add_row(str(stage.stage), *(f"{value:.2f}" for value in values))
+        table.add_row(str(stage.stage), f"{held.total / 1e6:,.1f}", *(f"{value:.2f}" for value in values))
     table.caption = f"a device has {result.plan.cluster.memory_bytes / 1e9:.1f} GB"
     return table
 

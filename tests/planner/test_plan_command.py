@@ -20,7 +20,7 @@ from tests.planner.timed import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
-    "parameters": {"total", "active", "per_component"},
+    "parameters": {"total", "active", "per_component", "per_rank"},
     "flops": {"per_token", "total", "total_with_attention"},
     "layout": {"tp", "pp", "vpp", "ep", "etp", "cp", "dp", "world"},
     "memory": {"per_stage"},
@@ -64,7 +64,12 @@ def test_the_numbers_of_the_json_agree_with_each_other() -> None:
     assert time["tokens_per_second_per_gpu"] * 24960 == pytest.approx(time["tokens_per_second"])
     used = plan["flops"]["total_with_attention"] / (217_000 * time["step_seconds"] * 24960 * 312e12)
     assert time["mfu"] == pytest.approx(used)
-    assert sum(plan["parameters"]["per_component"].values()) == plan["parameters"]["total"]
+    parameters = plan["parameters"]
+    assert sum(parameters["per_component"].values()) == parameters["total"]
+    assert len(parameters["per_rank"]) == 15
+    assert (
+        16 * sum(rank["experts"] for rank in parameters["per_rank"]) == parameters["per_component"]["experts"]
+    )  # ep 16
 
 
 @pytest.mark.parametrize(
