@@ -48,8 +48,9 @@ def test_one_process_judges_the_plan_of_gpt_4_and_says_what_it_cannot(
     checks = {check["name"]: check for check in report["checks"]}
     assert (status, report["fit"]) == (1, False), "no disk here holds four checkpoints of 22 TB"
     assert checks["disk space"]["expected"].endswith("4 checkpoints of 22 TB")
-    for name in ("layout", "placement", "device memory", "first checkpoint"):
+    for name in ("layout", "placement", "first checkpoint"):
         assert checks[name]["status"] == "passed"
+    assert checks["device memory"]["status"] == "warned", "it fits, with 4% to spare"
     for name in ("ranks", "GPUs", "host memory", "matrix products", "node links", "groups"):
         assert checks[name]["status"] == "not checked"
 

@@ -92,8 +92,9 @@ def test_layout_micro_batch_and_learning_rate_may_change_and_are_logged(tmp_path
 def test_a_requeued_job_runs_the_config_of_its_last_start(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     stopped = Event(after_step=2, sent=signal.SIGUSR2)
-    assert train(folder, "optimizer.lr=0.003", events=(stopped,))[0].status == 85
-    requeued = {"SLURM_RESTART_COUNT": "1", "SLURM_JOB_ID": "7"}
+    job = {"SLURM_JOB_ID": "7"}
+    assert train(folder, "optimizer.lr=0.003", events=(stopped,), variables=job)[0].status == 85
+    requeued = {"SLURM_RESTART_COUNT": "1", **job}
     assert train(folder, "optimizer.lr=0.5", "training.steps=4", variables=requeued)[0].status == 0
     assert steps(folder) == [1, 2, 3, 4, 5, 6]
     assert {record["learning_rate"] <= 0.003 for record in metrics(folder)} == {True}
