@@ -54,6 +54,8 @@ class Pool:
     plan: PlanConfig
     look: Glance
     work: Work
+    trainings: list[TrainingConfig] = field(default_factory=list)
+    """The plan's with micro-batches 1, 2, 4 ... of its batch."""
     legal: int = 0
     """Layouts with a micro-batch that the trainer would run: micro-batches are doubled until one cannot fit."""
     may_fit: int = 0
@@ -72,7 +74,9 @@ class Pool:
     def of(cls, plan: PlanConfig, gpus: int) -> "Pool":
         plan = replace(plan, gpus=gpus)
         work = timed_work(plan)
-        pool = cls(plan=plan, look=Glance(plan, work, gpus), work=work)
+        sizes = [2**power for power in range(plan.training.global_batch_size.bit_length())]
+        trainings = [replace(plan.training, micro_batch_size=size) for size in sizes]
+        pool = cls(plan=plan, look=Glance(plan, work, gpus), work=work, trainings=trainings)
         for parallel in layouts(plan, gpus):
             pool._add_layout(parallel)
         return pool
@@ -108,7 +112,7 @@ class Pool:
 
     def _add_layout(self, parallel: ParallelConfig) -> None:
         plan, gpus = self.plan, self.look.gpus
-        for training in _legal_trainings(plan, parallel, gpus):
+        for training in _legal_trainings(plan, parallel, gpus, self.trainings):
             self.legal += 1
             if not self.look.states_may_fit(parallel):
                 return
@@ -202,19 +206,19 @@ def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
         yield from ((fits[-1], etp) for etp in EXPERT_CUTS if ranks % (fits[-1] * etp) == 0)
 
 
-def _legal_trainings(plan: PlanConfig, parallel: ParallelConfig, gpus: int) -> Iterator[TrainingConfig]:
-    """Micro-batches that the trainer would run the layout with: 1, 2, 4 ... as long as they divide a rank's batch."""
+def _legal_trainings(
+    plan: PlanConfig, parallel: ParallelConfig, gpus: int, trainings: list[TrainingConfig]
+) -> Iterator[TrainingConfig]:
+    """Those of micro-batches 1, 2, 4 ... that the trainer would run the layout with: they divide a rank's batch."""
     own = plan.training.global_batch_size // (gpus // (parallel.tp * parallel.pp * parallel.cp))
     is_planned = bool(planned_parts(plan.model))  # the trainer refuses the model itself: weigh its layouts all the same
     if not is_planned and support_problems(plan.model, parallel):
         return
-    size = 1
-    while own % size == 0:
-        training = replace(plan.training, micro_batch_size=size)
-        if layout_problems(plan.model, parallel, training, gpus):
-            return  # nor with a larger one
+    for training in trainings:
+        # What one micro-batch refuses, a larger one does too.
+        if own % training.micro_batch_size or layout_problems(plan.model, parallel, training, gpus):
+            return
         yield training
-        size *= 2
 
 
 def _interleavings(num_layers: int, pp: int) -> list[int]:
