@@ -4,14 +4,20 @@ fit: a stack's constants from its rows. left_out: each row by constants of its s
 source by constants pooled from all other sources, as siblings of one paper are no test of a plan.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log
+from typing import TypeVar
 
 from benchmarks.planner_error_rows import Row, rows
 from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.efficiency import NEAREST, PROFILES, Efficiency
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.step_time import step_time
+
+State = TypeVar("State")
+Knob = TypeVar("Knob")
 
 FITTED = {
     "megatron-lm-2022": ["matrix", "exposed"],
@@ -60,18 +66,27 @@ def fit(stack: str, of: list[Row], *, step: float = 1.3) -> dict[str, Efficiency
     """The stack's constants that make the mean and the root mean square of the log errors smallest, by coordinates."""
     profiles = {name: profile for name, profile in PROFILES.items() if name.split("/")[0] == stack}
     knobs = [(name, "matrix") for name in profiles] + [("", field) for field in FITTED[stack] if field != "matrix"]
-    steps, best = dict.fromkeys(knobs, step), _loss(of, profiles)
-    while max(steps.values()) > 1.01:
+    return _descended(profiles, knobs, _turned, lambda tried: _loss(of, tried), step=step, until=1.01, gain=1e-7)
+
+
+def _descended(
+    start: State, knobs: Sequence[Knob], turned: Callable[[State, Knob, float], State],
+    loss: Callable[[State], float], *, step: float, until: float, gain: float,
+) -> State:  # fmt: skip
+    """`start` with the smallest loss, one constant at a time multiplied and divided by `step`, which is halved towards
+    1 where nothing gains, down to `until`."""
+    state, steps, best = start, dict.fromkeys(knobs, step), loss(start)
+    while max(steps.values()) > until:
         has_moved = False
         for knob in knobs:
             for factor in (steps[knob], 1 / steps[knob]):
-                tried = _turned(profiles, knob, factor)
-                loss = _loss(of, tried)
-                if loss < best - 1e-7:
-                    profiles, best, has_moved = tried, loss, True
+                tried = turned(state, knob, factor)
+                lost = loss(tried)
+                if lost < best - gain:
+                    state, best, has_moved = tried, lost, True
         if not has_moved:
             steps = {knob: 1 + (size - 1) / 2 for knob, size in steps.items()}
-    return profiles
+    return state
 
 
 def _turned(profiles: dict[str, Efficiency], knob: tuple[str, str], factor: float) -> dict[str, Efficiency]:
@@ -79,10 +94,14 @@ def _turned(profiles: dict[str, Efficiency], knob: tuple[str, str], factor: floa
     only, field = knob
 
     def turn(profile: Efficiency) -> Efficiency:
-        value = getattr(profile, field) * factor
-        return replace(profile, **{field: min(1.0, value) if field in ("matrix", "exposed") else value})
+        return replace(profile, **{field: _in_range(field, getattr(profile, field) * factor)})
 
     return {name: turn(profile) if only in ("", name) else profile for name, profile in profiles.items()}
+
+
+def _in_range(field: str, value: float) -> float:
+    """Shares end at 1."""
+    return min(1.0, value) if field in ("matrix", "exposed") else value
 
 
 def _loss(of: list[Row], profiles: dict[str, Efficiency]) -> float:
@@ -131,20 +150,12 @@ def _strange(row: Row, constants: dict[str, float]) -> float:
 
 def _pooled(of: list[Row]) -> dict[str, float]:
     """One set of constants for rows of any stack, by coordinates."""
-    constants, steps = dict(POOLED), dict.fromkeys(POOLED, 1.3)
-    best = _pooled_loss(of, constants)
-    while max(steps.values()) > 1.02:
-        has_moved = False
-        for name in POOLED:
-            for factor in (steps[name], 1 / steps[name]):
-                value = constants[name] * factor
-                tried = {**constants, name: min(1.0, value) if name in ("matrix", "exposed") else value}
-                loss = _pooled_loss(of, tried)
-                if loss < best - 1e-6:
-                    constants, best, has_moved = tried, loss, True
-        if not has_moved:
-            steps = {name: 1 + (size - 1) / 2 for name, size in steps.items()}
-    return constants
+
+    def turned(constants: dict[str, float], name: str, factor: float) -> dict[str, float]:
+        return {**constants, name: _in_range(name, constants[name] * factor)}
+
+    loss = partial(_pooled_loss, of)
+    return _descended(dict(POOLED), list(POOLED), turned, loss, step=1.3, until=1.02, gain=1e-6)
 
 
 def _pooled_loss(of: list[Row], constants: dict[str, float]) -> float:
