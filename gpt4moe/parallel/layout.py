@@ -13,6 +13,7 @@ so ep may span tp, cp and dp. A MoE layer's all-to-all runs over `ep`, its exper
 
 from dataclasses import dataclass
 from itertools import accumulate, product
+from math import lcm
 from operator import mul
 
 from gpt4moe.config.parallel import ParallelConfig
@@ -21,6 +22,11 @@ DENSE_AXES = ("tp", "cp", "dp", "pp")
 EXPERT_AXES = ("etp", "ep", "expert_dp")
 # Groups that are products of axes; each is named as ProcessGroups names it.
 COMBINED_AXES = {"dp_cp": ("cp", "dp"), "tp_cp": ("tp", "cp"), "model": ("tp", "pp")}
+
+
+def fewest_ranks(parallel: ParallelConfig) -> int:
+    """The smallest world that holds the degrees; every other is a multiple of it."""
+    return parallel.pp * lcm(parallel.tp * parallel.cp, parallel.ep * parallel.etp)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,11 +5,11 @@ an illegal plan -> other values of each key, nearest first --legality--> "gpus=9
 
 from collections.abc import Iterator
 from copy import deepcopy
-from math import lcm
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 
 FURTHEST = 64
@@ -42,8 +42,7 @@ def legal_changes(plan: PlanConfig, world: int) -> list[str]:
 
 def _others(plan: PlanConfig, world: int) -> Iterator[tuple[str, list[int]]]:
     model, parallel, training = plan.model, plan.parallel, plan.training
-    size = parallel.pp * lcm(parallel.tp * parallel.cp, parallel.ep * parallel.etp)
-    yield "gpus", _multiples(size, world)
+    yield "gpus", _multiples(fewest_ranks(parallel), world)
     yield "parallel.tp", divisors(model.num_attention_heads)
     yield "parallel.pp", list(range(1, model.num_layers + 1))
     yield "parallel.vpp", divisors(model.num_layers)

@@ -4,11 +4,10 @@ RunConfig + devices -> params, flops, memory, step_time, run_time, cost -> Estim
 """
 
 from dataclasses import dataclass, replace
-from math import lcm
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
-from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.bottleneck import binding, warnings
 from gpt4moe.planner.cost import Cost, cost
@@ -79,9 +78,7 @@ class Estimate:
 
 def world_of(plan: PlanConfig) -> int:
     """Devices of the plan: gpus, the cluster's, or the fewest that hold the layout."""
-    parallel = plan.parallel
-    size, experts = parallel.tp * parallel.cp, parallel.ep * parallel.etp
-    return plan.gpus or plan.cluster.devices or parallel.pp * lcm(size, experts)
+    return plan.gpus or plan.cluster.devices or fewest_ranks(plan.parallel)
 
 
 def timed_work(plan: PlanConfig, kinds: list[LayerKind] | None = None) -> Work:

@@ -7,11 +7,11 @@ layer weighs on the last one; the embedding's look-up is free.
 """
 
 from dataclasses import dataclass
-from math import gcd
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.message_check import message_problems
 from gpt4moe.parallel.messages import programs
@@ -47,11 +47,9 @@ class PipelinePlan:
 def run_pipeline(run: RunConfig, world_size: int | None = None) -> PipelinePlan:
     """The step of a run on `world_size` ranks; on the fewest that hold its layout by default. Raises: LayoutError."""
     parallel = run.parallel
-    size = parallel.tp * parallel.cp
-    experts = parallel.ep * parallel.etp
-    world_size = world_size or parallel.pp * size * experts // gcd(size, experts)
+    world_size = world_size or fewest_ranks(parallel)
     refuse(layout_problems(run.model, parallel, run.training, world_size))
-    ranks_of_data = world_size // (parallel.pp * size)
+    ranks_of_data = world_size // (parallel.pp * parallel.tp * parallel.cp)
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * ranks_of_data)
     return pipeline_plan(run.model, parallel, micro_batches)
 

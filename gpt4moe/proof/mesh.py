@@ -10,12 +10,11 @@ them together, where they fit; what was nowhere is said (`lost`), and no verdict
 import dataclasses
 from collections.abc import Iterator
 from itertools import combinations, product
-from math import gcd
 
 from gpt4moe.config.model import divisors
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import LayoutError
-from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import require_legal
 
 LARGEST_WORLD = 12
@@ -37,8 +36,7 @@ def asked_layout(run: RunConfig, ranks: int | None) -> Layout:
     if ranks is not None:
         require_legal(run.model, parallel, run.training, ranks)
         return Layout.from_config(parallel, ranks)
-    experts, stage = parallel.ep * parallel.etp, parallel.tp * parallel.cp
-    smallest = stage * parallel.pp * (experts // gcd(stage, experts))
+    smallest = fewest_ranks(parallel)
     legal = [times * smallest for times in range(1, _TRIED_WORLDS + 1) if _is_legal(run, times * smallest)]
     if not legal:
         require_legal(run.model, parallel, run.training, smallest)

@@ -10,7 +10,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.table import Table
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
+from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.proof import launch
 from gpt4moe.proof.rehearsal import CheckpointFiles, Rehearsal, rehearse, total_bytes
 from gpt4moe.proof.rehearsal_files import InferenceFiles
@@ -88,8 +88,7 @@ def run(request: Request) -> int:
 
 def world_of(run: RunConfig) -> int:
     """The cluster's devices, or the fewest that hold the layout."""
-    parallel = run.parallel
-    return run.cluster.devices or parallel.pp * lcm(parallel.tp * parallel.cp, parallel.ep * parallel.etp)
+    return run.cluster.devices or fewest_ranks(run.parallel)
 
 
 def as_data(rehearsal: Rehearsal, seconds: float) -> dict[str, Any]:

@@ -22,9 +22,8 @@ class Tracking(Callback):
         self.log = MetricsLog.open(folder.metrics, context.state.step, context.earlier)
         self.wandb = WandbRun.start(run.tracking, folder.path, run.run.name, config_to_dict(run))
         if self.wandb.run is not None:
-            for record in context.earlier.up_to(
-                context.state.step
-            ).records:  # steps that wandb missed: it had failed, or was off
+            # Steps that wandb missed: it had failed, or was off.
+            for record in context.earlier.up_to(context.state.step).records:
                 self.wandb.log(record)
         self.console = Console(run.training.steps, context.state.step, run.run.name)
         self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
