@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as torch_checkpoint
 
 from benchmarks.harness.process import machine, measured
+from gpt4moe.architecture.logical import logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.storage import FileEntry, Piece, write_file
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.logical import logical_shapes
 from gpt4moe.parallel.shard import flat_rectangles
 
 RANKS = 4

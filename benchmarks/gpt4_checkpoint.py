@@ -18,11 +18,11 @@ import xxhash
 
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, measured
+from gpt4moe.architecture.logical import Shape, logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import KINDS, FileEntry, block_bytes_for, encoded_header
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.logical import Shape, logical_shapes
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.parallel.shard import Rectangle, flat_rectangles
 

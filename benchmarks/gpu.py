@@ -9,7 +9,7 @@ permutation, fused AdamW with fp32 masters and gradients. Measured is the whole 
 backward, gradient norm, clipping, update. Weights are drawn on the CPU first (a minute).
 
 MFU = model FLOPs of the tokens of a second / the device's dense bf16 FLOP/s (configs/cluster, by the device's name).
-Model FLOPs are the planner's (planner/flops.py): layers, output layer and causal attention, nothing recomputed.
+Model FLOPs are the planner's (architecture/flops.py): layers, output layer and causal attention, nothing recomputed.
 """
 
 import argparse
@@ -26,12 +26,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.harness.process import one_process
+from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.planner.flops import flops_per_token
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 

@@ -26,7 +26,7 @@ from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
-from gpt4moe.telemetry.console import error as print_error
+from gpt4moe.runlog.console import error as print_error
 
 HELP = """\
 Train a GPT-4-shaped mixture of experts.
@@ -71,7 +71,7 @@ def _checked(arguments: list[str], environment: Environment) -> RunConfig:
     """A run that may start, as far as one rank can tell without torch. Raises: Gpt4MoeError."""
     from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
     from gpt4moe.resilience.restarts import refuse_endless_restarts
-    from gpt4moe.telemetry.dashboard import read_dashboard
+    from gpt4moe.runlog.dashboard import read_dashboard
     from gpt4moe.training.run_folder import RunFolder
 
     run = _load(arguments)
@@ -119,18 +119,19 @@ def _train(run: RunConfig, environment: Environment) -> int:
     from gpt4moe.parallel.groups import ProcessGroups, world
 
     with world(environment) as device:
-        from gpt4moe.training.agreement import told_by_first
+        from gpt4moe.pages.run_report import write_run_report
+        from gpt4moe.training.agreement import broadcast_int
         from gpt4moe.training.build import build_trainer
 
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
         # The first rank looks: file systems may show another rank an older listing.
-        latest = told_by_first(max(committed_steps(folder.checkpoints), default=0), groups)
+        latest = broadcast_int(max(committed_steps(folder.checkpoints), default=0), groups)
         if latest >= run.training.steps:
             if groups.is_first_rank:
                 sys.stdout.write(f"{folder.path} has its {run.training.steps} steps: nothing to do.\n")
             return 0
-        trainer = build_trainer(run, groups, latest, signals)
+        trainer = build_trainer(run, groups, latest, signals, write_run_report)
         trainer.fit()
         return REQUEUE if trainer.context.stop_requested else 0
 

@@ -1,11 +1,11 @@
-"""run_ranks for tests: gpt4moe.proof.launch, with what the tests import loaded once; a failed rank fails the test."""
+"""run_ranks for tests: parallel.local_ranks, with what the tests import loaded once; a failed rank fails the test."""
 
 from collections.abc import Callable
 from typing import Any
 
-from gpt4moe.proof import launch
+from gpt4moe.parallel import local_ranks
 
-launch.preload("tests.preload")
+local_ranks.preload("tests.preload")
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 240) -> list[Any]:
@@ -16,6 +16,6 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises: AssertionError with the first failing rank's traceback, or after the timeout.
     """
     try:
-        return launch.run_ranks(world_size, function, *args, timeout_seconds=timeout_seconds)
-    except launch.RanksFailed as failed:
+        return local_ranks.run_ranks(world_size, function, *args, timeout_seconds=timeout_seconds)
+    except local_ranks.RanksFailed as failed:
         raise AssertionError(failed.cause) from None

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.telemetry.dashboard import DASHBOARD_FILE, read_dashboard
-from gpt4moe.telemetry.wandb_workspace import push, workspace, workspace_spec
+from gpt4moe.runlog.dashboard import DASHBOARD_FILE, read_dashboard
+from gpt4moe.runlog.wandb_workspace import push, workspace, workspace_spec
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.telemetry.console import error as print_error
+from gpt4moe.runlog.console import error as print_error
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         plan = load_plan_config(arguments)
-        from gpt4moe.telemetry.plan_answer import answered
+        from gpt4moe.pages.plan_answer import answered
 
         told = answered(plan)
     except Gpt4MoeError as error:

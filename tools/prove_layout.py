@@ -27,11 +27,12 @@ from pathlib import Path
 # Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt4moe.proof import command, script
+from gpt4moe.proof import command
+from gpt4moe.runlog import tool_script
 
 
 def main(arguments: list[str]) -> int:
-    return script.answer(arguments, __doc__, lambda asked: command.run(command.read(asked)))
+    return tool_script.answer(arguments, __doc__, lambda asked: command.run(command.read(asked)))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.telemetry.run_folders import named_run, run_folders
-from gpt4moe.telemetry.run_status import statuses
+from gpt4moe.operations.run_folders import named_run, run_folders
+from gpt4moe.operations.run_status import statuses
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         answers = [run.as_dict() for run in runs]
         sys.stdout.write(json.dumps(answers[0] if is_one else answers, indent=1) + "\n")
     else:
-        from gpt4moe.telemetry.run_table import print_runs
+        from gpt4moe.operations.run_table import print_runs
 
         print_runs(runs, is_detailed=is_one)
     return 0

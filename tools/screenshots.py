@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
-from gpt4moe.telemetry.browser import Browser, find_program
+from tests.browser import Browser, find_program
 
 WIDTH, MAX_HEIGHT, GAP = 1120, 1080, 20
 EXPERTS_TOP = '[...document.querySelectorAll("h2")].find(it => it.textContent === "Experts")?.offsetTop'

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.pages.schedule_page import schedule_json, schedule_svg, schedule_text
 from gpt4moe.planner.pipeline import PipelinePlan, checked_messages, run_pipeline
-from gpt4moe.telemetry.console import error as print_error
-from gpt4moe.telemetry.schedule_page import schedule_json, schedule_svg, schedule_text
+from gpt4moe.runlog.console import error as print_error
 
 OUTPUTS = {"text": schedule_text, "json": schedule_json, "svg": schedule_svg}
 

@@ -52,7 +52,7 @@ class ModelConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
-    def answers_by(self) -> dict[str, object]:
+    def forward_settings(self) -> dict[str, object]:
         """What decides the model's answers beside its weights and their shapes: a wrong one loads without an error."""
         chosen = {} if self.moe is None else {
             "moe.top_k": self.moe.top_k, "moe.router.kind": self.moe.router.kind.value,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from gpt4moe.architecture.logical import Box, Shape
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
 from gpt4moe.config.load import config_to_dict, load_run_config
@@ -32,7 +33,6 @@ from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box, Shape
 
 FILE_BYTES = 4 * 10**9
 ROUTER = "mlp.router.weight"

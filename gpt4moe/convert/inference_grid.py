@@ -6,12 +6,12 @@ Matrices are cut over tp as in training, experts are spread over it whole; what 
 from collections.abc import Iterable
 from math import gcd
 
+from gpt4moe.architecture.cuts import Cut, rule_of
+from gpt4moe.architecture.logical import Box, routing_buffers
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.cuts import Cut, rule_of
-from gpt4moe.model.logical import Box, routing_buffers
 from gpt4moe.parallel.placement import stage_layers
 
 _AXIS = {Cut.rows: 0, Cut.columns: 1, Cut.gated_rows: 1, Cut.experts_gated: 0, Cut.experts: 0}

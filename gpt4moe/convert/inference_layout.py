@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.architecture.logical import Box
 from gpt4moe.checkpoint.manifest import sealed
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.convert.huggingface import DTYPES
@@ -21,7 +22,6 @@ from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor
 from gpt4moe.convert.weights import CheckpointWeights, Weights
-from gpt4moe.model.logical import Box
 
 Answer = dict[str, Any]
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.architecture.logical import Box
 from gpt4moe.checkpoint.manifest import unsealed
 from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict
@@ -12,7 +13,6 @@ from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, key_of, rank_contents
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box
 
 FORMAT = "gpt4moe inference 2"
 INDEX = "index.json"

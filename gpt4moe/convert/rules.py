@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
+from gpt4moe.architecture.logical import Box, Shape
 from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box, Shape
 
 Parts = Iterator[tuple[dict[str, object], Shape, list[Box]]]
 """(what fills the placeholders of their name, their shape, the boxes of ours)"""

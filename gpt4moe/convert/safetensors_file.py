@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gpt4moe.architecture.logical import Shape
 from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
 from gpt4moe.convert.conveyor import Conveyor
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Shape
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 Take = Callable[[], np.ndarray]

@@ -72,9 +72,9 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
         "only_in_a": sorted(left.shapes.keys() - right.shapes.keys()),
         "only_in_b": sorted(right.shapes.keys() - left.shapes.keys()),
         "settings": [
-            {"setting": name, "a": left.model.answers_by[name], "b": value}
-            for name, value in right.model.answers_by.items()
-            if name in left.model.answers_by and left.model.answers_by[name] != value
+            {"setting": name, "a": left.model.forward_settings[name], "b": value}
+            for name, value in right.model.forward_settings.items()
+            if name in left.model.forward_settings and left.model.forward_settings[name] != value
         ],
         "copies": [f"{weights.folder}: {copy}" for weights in (left, right) for copy in weights.differing_copies()],
     }  # fmt: skip

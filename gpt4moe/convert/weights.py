@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gpt4moe.architecture.logical import Box, Shape, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, StoredPiece
@@ -21,7 +22,6 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
-from gpt4moe.model.logical import Box, Shape, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.parallel.shard import flat_rectangles
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.errors import ConversionError
-from gpt4moe.telemetry.report import Sample
+from gpt4moe.pages.report import Sample
 
 PROMPTS = ("def __init__(self, ", "import os\n", "The function returns ")
 _TOOLS = Path(__file__).resolve().parents[2] / "tools"

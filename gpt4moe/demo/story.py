@@ -26,8 +26,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
 from gpt4moe.demo.summary import print_summary
 from gpt4moe.errors import ConfigError, Gpt4MoeError
-from gpt4moe.telemetry.console import error as print_error
-from gpt4moe.telemetry.metrics_log import METRICS_FILE, read_metrics
+from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
 LAYOUTS = {
     1: [],

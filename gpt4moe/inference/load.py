@@ -30,7 +30,7 @@ class LoadedModel:
 
 
 @contextmanager
-def speaker(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
+def open_model(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
     """What answers for a folder, (tokens, positions, None) -> logits [B, S, V]: transformers, in fp32, where there is a
     config.json, else our model.
 

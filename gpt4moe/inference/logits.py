@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gpt4moe.config.optimizer import Dtype
-from gpt4moe.inference.load import speaker
+from gpt4moe.inference.load import open_model
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def folder_logits(folder: Path, prompts: list[list[int]], *, is_rounded: bool = 
         folder: a step folder, a run folder (its latest checkpoint), or a folder with a config.json.
     Raises: CheckpointError or ConversionError when it is damaged.
     """
-    with speaker(folder, Dtype.fp32) as chunk:
+    with open_model(folder, Dtype.fp32) as chunk:
         for parameter in chunk.parameters() if is_rounded else ():
             parameter.copy_(parameter.bfloat16())
         batches = [torch.tensor([prompt], device=next(chunk.parameters()).device) for prompt in prompts]

@@ -12,7 +12,7 @@ from gpt4moe.data.check import check_data, tokenizer_path
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.generation import generate
-from gpt4moe.inference.load import speaker
+from gpt4moe.inference.load import open_model
 
 
 def write_samples(
@@ -29,7 +29,7 @@ def write_samples(
         raise ConfigError(f"Temperature {temperature} with top_p {top_p} draws none.", "Set 0 or more, and 0 < p <= 1.")
     tokenizer, context_length = _tokenizer_and_context(folder)
     generator = torch.Generator().manual_seed(seed)
-    with speaker(folder) as chunk:
+    with open_model(folder) as chunk:
         samples = []
         for prompt in prompts:
             tokens = generate(

@@ -13,7 +13,7 @@ LITTLE_HEADROOM = 0.05
 STARTUP_SECONDS = 180.0
 """From a job's start to its first step: imports, groups, reading a checkpoint. An assumption."""
 WANDB_SECONDS = 30.0
-"""That an online wandb run may take to close (telemetry.wandb_run.NETWORK_SECONDS)."""
+"""That an online wandb run may take to close (runlog.wandb_run.NETWORK_SECONDS)."""
 ILLEGAL = "the layout is not legal"
 
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, fields
 
+from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.estimate import STATE_BYTES, saved_bytes, timed_work
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
-from gpt4moe.planner.params import count_parameters
 from gpt4moe.planner.step_time import step_time
 
 

@@ -5,8 +5,8 @@ from math import sqrt
 import torch
 from torch import nn
 
+from gpt4moe.architecture.cuts import Start
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.model.cuts import Start
 from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import normal_box

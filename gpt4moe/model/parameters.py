@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gpt4moe.model.cuts import AXES, Cut, Rule, rule_of
+from gpt4moe.architecture.cuts import AXES, Cut, Rule, rule_of
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard
 

@@ -16,14 +16,14 @@ sends besides (counts, statistics, norms, padding) is its surplus.
 
 from dataclasses import dataclass
 
+from gpt4moe.architecture.count import chunk_tensors, rank_parameters
+from gpt4moe.architecture.tensors import Spread
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.planner.params import chunk_tensors, rank_parameters
-from gpt4moe.planner.tensors import Spread
 
 ELEMENT_BYTES = {Dtype.fp32: 4, Dtype.bf16: 2}
 GRADIENT_BYTES = 4

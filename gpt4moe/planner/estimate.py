@@ -5,6 +5,8 @@ RunConfig + devices -> params, flops, memory, step_time, run_time, cost -> Estim
 
 from dataclasses import dataclass, replace
 
+from gpt4moe.architecture.count import ParameterCount, RankParameters, count_parameters, rank_parameters
+from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout, fewest_ranks
@@ -13,10 +15,8 @@ from gpt4moe.planner.bottleneck import binding, warnings
 from gpt4moe.planner.cost import Cost, cost
 from gpt4moe.planner.cure import require_legal
 from gpt4moe.planner.efficiency import planning_profile
-from gpt4moe.planner.flops import FlopsPerToken, flops_per_token
 from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
-from gpt4moe.planner.params import ParameterCount, RankParameters, count_parameters, rank_parameters
 from gpt4moe.planner.run_time import RunTime, Saving, run_time, save_seconds
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 

@@ -13,7 +13,7 @@ from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.parallel.schedule import warmup_forwards
+from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import MicroBatch, layer_bytes
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import reserve_bytes

@@ -8,15 +8,15 @@ Decoding reads every weight that the batch meets once a token: memory bandwidth 
 
 from dataclasses import dataclass, replace
 
+from gpt4moe.architecture.flops import window_of
+from gpt4moe.architecture.tensors import Spread, output_tensors
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profile
-from gpt4moe.planner.flops import window_of
 from gpt4moe.planner.layer_time import layer_kinds
-from gpt4moe.planner.tensors import Spread, output_tensors
 
 VALUE_BYTES = 2
 """Weights and cache are bf16."""

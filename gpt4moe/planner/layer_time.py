@@ -11,6 +11,8 @@ Letters: T tokens of a micro-batch on a context-parallel rank (S * B / cp), H hi
 from dataclasses import dataclass
 from math import prod
 
+from gpt4moe.architecture.flops import tokens_seen
+from gpt4moe.architecture.tensors import Component, ModelTensor, Spread, layer_tensors
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
@@ -21,8 +23,6 @@ from gpt4moe.planner.efficiency import (
     RING_SHARE,
     Efficiency,
 )
-from gpt4moe.planner.flops import tokens_seen
-from gpt4moe.planner.tensors import Component, ModelTensor, Spread, layer_tensors
 
 PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
 

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.estimate import Estimate, estimate
 from gpt4moe.planner.inference import Serving, most_sequences, serve, with_query_groups
-from gpt4moe.planner.params import count_parameters
 
 DECODER = "THE DECODER, 2023-06-28/07-11"
 SEMIANALYSIS = "SemiAnalysis, 2023-07-10"

@@ -16,13 +16,15 @@ from itertools import accumulate
 from operator import sub
 from typing import TypeVar
 
+from gpt4moe.architecture.count import chunk_tensors
+from gpt4moe.architecture.tensors import Component, ModelTensor, Spread
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks, stage_layers
-from gpt4moe.parallel.schedule import virtual_order, warmup_forwards
+from gpt4moe.pipeline.schedule import virtual_order, warmup_forwards
 from gpt4moe.planner.activations import (
     FLOAT,
     MicroBatch,
@@ -32,9 +34,7 @@ from gpt4moe.planner.activations import (
     mask_bytes,
 )
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
-from gpt4moe.planner.params import chunk_tensors
 from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
-from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 from gpt4moe.planner.workspace import head_workspace, layer_workspace
 from gpt4moe.planner.zero_partition import zero_states
 

@@ -1,6 +1,6 @@
 """What a pipeline does with one step of a model: its schedule on a time axis, idle time, activations held.
 
-    layers -> stages -> FLOP of each -> parallel.schedule.simulate -> PipelinePlan (telemetry.schedule_page shows it)
+    layers -> stages -> FLOP of each -> pipeline.schedule.simulate -> PipelinePlan (pages.schedule_page shows it)
 
 Times are relative: 1 is the forward pass of an average stage. A stage takes as long as its FLOP say, so the output
 layer weighs on the last one; the embedding's look-up is free.
@@ -8,18 +8,18 @@ layer weighs on the last one; the embedding's look-up is free.
 
 from dataclasses import dataclass
 
+from gpt4moe.architecture.count import active_size, chunk_tensors
+from gpt4moe.architecture.flops import attention_flops, flops_per_token
+from gpt4moe.architecture.tensors import Component
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
-from gpt4moe.parallel.message_check import message_problems
-from gpt4moe.parallel.messages import programs
 from gpt4moe.parallel.placement import stage_layers
-from gpt4moe.parallel.schedule import Timeline, bubble_share, peak_live, schedule, simulate
-from gpt4moe.planner.flops import attention_flops, flops_per_token
-from gpt4moe.planner.params import active_size, chunk_tensors
-from gpt4moe.planner.tensors import Component
+from gpt4moe.pipeline.message_check import message_problems
+from gpt4moe.pipeline.messages import programs
+from gpt4moe.pipeline.schedule import Timeline, bubble_share, peak_live, schedule, simulate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from itertools import islice
 from math import ceil
 
+from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.load import known_clusters
 from gpt4moe.config.model import divisors
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.candidates import Pool
-from gpt4moe.planner.params import count_parameters
 from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 
 MOST_TRIES = 6

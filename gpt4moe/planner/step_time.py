@@ -3,19 +3,19 @@
     layer_time -> seconds of a stage for one micro-batch (t) -> x micro-batches (m)
     + bubble t (pp - 1) / vpp + messages between stages + gradients and weights over dp + optimizer = a step
 
-The sum follows arXiv:2104.04473, section 2.2; parallel.schedule, slot by slot, has the same bubble (tested).
+The sum follows arXiv:2104.04473, section 2.2; pipeline.schedule, slot by slot, has the same bubble (tested).
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+from gpt4moe.architecture.tensors import ModelTensor, Spread, embedding_tensors, output_tensors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
 from gpt4moe.planner.layer_time import PARTS, LayerKind, Work, head_seconds, layer_seconds, link_rate
-from gpt4moe.planner.tensors import ModelTensor, Spread, embedding_tensors, output_tensors
 
 STEP_PARTS = (*PARTS, "pp", "bubble", "dp", "optimizer")
 UPDATE_BYTES = 30

@@ -10,11 +10,11 @@ DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py.
 
 from dataclasses import dataclass
 
+from gpt4moe.architecture.count import chunk_tensors
+from gpt4moe.architecture.tensors import Component, ModelTensor, Spread
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.params import chunk_tensors
 from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
-from gpt4moe.planner.tensors import Component, ModelTensor, Spread
 
 _ALIGNMENT = 2
 """Elements to which a rank's cut is padded."""

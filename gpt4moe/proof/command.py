@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
-from gpt4moe.proof import launch, plan, report
+from gpt4moe.parallel import local_ranks
+from gpt4moe.proof import plan, report
 from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
 
 EQUAL, DIFFERENT = 0, 1
@@ -62,7 +63,7 @@ def _number_of_ranks(value: str) -> int:
 def run(request: Request) -> int:
     """Proves and prints; returns the exit status. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
-    launch.preload("gpt4moe.proof.preload")
+    local_ranks.preload("gpt4moe.proof.preload")
     errors = Console(stderr=True, highlight=False)
     try:
         with _progress(errors) as bar:
@@ -75,7 +76,7 @@ def run(request: Request) -> int:
                 return run_on_ranks(world_size, small, tokens, lambda _: bar.advance(task))
 
             proofs = prove(asked, request.ranks, start)
-    except launch.RanksFailed as failed:
+    except local_ranks.RanksFailed as failed:
         errors.print(failed.cause, markup=False, soft_wrap=True)
         errors.print("[bold red]DIFFERENT:[/] this layout does not run; the first rank that failed is above.")
         if request.as_json:

@@ -14,10 +14,10 @@ from typing import Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.local_ranks import run_ranks
 from gpt4moe.proof import compare, plan, rounding
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.evidence import Evidence
-from gpt4moe.proof.launch import run_ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome, RankAnswer, assemble
 from gpt4moe.proof.phase import Phase
 from gpt4moe.proof.rounding_suspects import suspects_in_bf16

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt4moe.architecture.cuts import Cut
 from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.config.moe import DropPolicy, MoEConfig
-from gpt4moe.model.cuts import Cut
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
 from gpt4moe.moe.capacity import capacity

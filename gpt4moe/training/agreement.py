@@ -1,4 +1,4 @@
-"""A refusal on one rank is one on all: nobody waits in a collective for a rank that has left."""
+"""If any rank raises, every rank raises, so that none is left waiting in a collective; and small agreed numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _MESSAGE_BYTES = 4096
 
 
 @contextmanager
-def agreed(groups: ProcessGroups) -> Iterator[None]:
+def raise_together(groups: ProcessGroups) -> Iterator[None]:
     """Around work without collectives. Collective at its end.
 
     Raises: on every rank when the work raised a Gpt4MoeError on any: its own, or one with the lowest such rank's words,
@@ -33,14 +33,14 @@ def agreed(groups: ProcessGroups) -> Iterator[None]:
     raise refusal or LaunchError(cause, cure)
 
 
-def told_by_first(value: int, groups: ProcessGroups) -> int:
+def broadcast_int(value: int, groups: ProcessGroups) -> int:
     """The first rank's `value`, on every rank. Collective."""
     told = torch.tensor([value], dtype=torch.int64, device=groups.device)
     distributed.broadcast(told, src=0)
     return int(told.item())
 
 
-def largest(numbers: list[int], groups: ProcessGroups) -> list[int]:
+def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
     """Of each number the largest that any rank has, on every rank. Collective."""
     told = torch.tensor(numbers, dtype=torch.int64, device=groups.device)
     distributed.all_reduce(told, op=distributed.ReduceOp.MAX)

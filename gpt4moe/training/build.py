@@ -19,7 +19,7 @@ from gpt4moe.errors import CheckpointError, LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.resilience.signals import SignalNotes
-from gpt4moe.training.agreement import agreed
+from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.callbacks.alerts import Alerts
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation
@@ -47,25 +47,32 @@ ENGINES: dict[EngineKind, Callable[[list[Any], RunConfig, ProcessGroups], Engine
 }
 
 
-def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int, signals: SignalNotes) -> Trainer:
+def build_trainer(
+    run: RunConfig,
+    groups: ProcessGroups,
+    latest_step: int,
+    signals: SignalNotes,
+    write_report: Callable[[Path], Path],
+) -> Trainer:
     """Takes the run folder, builds data, model and engine, and resumes. Collective.
 
     Args:
         latest_step: of the run folder's checkpoints, the same on every rank; 0: none.
         signals: noted from the loop's start on.
+        write_report: draws the report of a run folder; handed in, so that nothing that trains imports the planner.
 
     Raises: Gpt4MoeError on every rank when any rank refuses (a folder in use, another identity, a damaged checkpoint).
     """
-    with agreed(groups):
+    with raise_together(groups):
         data = build_data(run)
     folder = _take_folder(run, groups, data)
-    with agreed(groups):
+    with raise_together(groups):
         source = _source(run, folder, data, latest_step)
     state = source.state if source else TrainState()
     events = Events()
     # Before what may run out of memory: the brake on restarts (resilience.restarts) and the account of the run's time
-    # (telemetry.goodput) count what stands here.
-    with agreed(groups), _writable(folder):
+    # (runlog.goodput) count what stands here.
+    with raise_together(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, layout=groups.layout, first_step=state.step + 1)
             events.begin(run, groups.layout, folder, resumed_step=state.step)
@@ -78,22 +85,22 @@ def build_trainer(run: RunConfig, groups: ProcessGroups, latest_step: int, signa
         context = TrainingContext(
             run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
         )
-        return Trainer(context, build_callbacks(events, signals))
+        return Trainer(context, build_callbacks(events, signals, write_report))
 
 
-def build_callbacks(events: Events, signals: SignalNotes) -> list[Callback]:
+def build_callbacks(events: Events, signals: SignalNotes, write_report: Callable[[Path], Path]) -> list[Callback]:
     """In the order they run: the record is complete before it is written, and written before its checkpoint."""
     tracking = Tracking()
     return [
         events, WireBytes(), Replicas(), Evaluation(), Preemption(signals), Resources(), tracking, Alerts(tracking),
-        Checkpoints(), Report(),
+        Checkpoints(), Report(write_report),
     ]  # fmt: skip
 
 
 def _take_folder(run: RunConfig, groups: ProcessGroups, data: Data) -> RunFolder:
     """The run folder, locked and frozen by the first rank; every rank learns whether that went well."""
     folder = RunFolder.of(run)
-    with agreed(groups), _writable(folder):
+    with raise_together(groups), _writable(folder):
         if groups.is_first_rank:
             folder.acquire()
             folder.check_identity(run, data.identity)
@@ -155,7 +162,7 @@ def _source(run: RunConfig, folder: RunFolder, data: Data, latest_step: int) -> 
 
 def _load(source: _Source, engine: Engine, groups: ProcessGroups) -> None:
     """Collective. Raises: CheckpointError on every rank when any finds the checkpoint damaged."""
-    with agreed(groups):
+    with raise_together(groups):
         names = frozenset(source.selection.loaded)
         fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
         what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
@@ -165,7 +172,7 @@ def _load(source: _Source, engine: Engine, groups: ProcessGroups) -> None:
 
 def _require_same_answers(source: Path, stored: ModelConfig, model: ModelConfig) -> None:
     """Raises: CheckpointError when weights fit in shape but belong to a model that computes something else."""
-    theirs, ours = stored.answers_by, model.answers_by
+    theirs, ours = stored.forward_settings, model.forward_settings
     wrong = next((name for name in ours if name in theirs and ours[name] != theirs[name]), None)
     if wrong:
         raise CheckpointError(

@@ -25,7 +25,7 @@ from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard, flat_rectangles
-from gpt4moe.training.agreement import agreed
+from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
@@ -60,7 +60,7 @@ class Saver:
         self.wait(context.groups)
         run, state, groups = context.run, context.state, context.groups
         folder = step_folder(context.folder.checkpoints, state.step)
-        with agreed(groups):
+        with raise_together(groups):
             context.refuse()
             if groups.is_first_rank:
                 _make_empty(folder)
@@ -88,7 +88,7 @@ class Saver:
         save, folder = self.save, self.save.job.folder
         unfinished = torch.tensor([int(not save.is_done)], dtype=torch.int32, device=groups.device)
         try:
-            with agreed(groups):
+            with raise_together(groups):
                 if save.problem:
                     raise save.problem
         except Gpt4MoeError:

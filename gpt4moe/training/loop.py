@@ -4,10 +4,11 @@ import math
 import time
 
 from gpt4moe.errors import DivergenceError
-from gpt4moe.training.agreement import agreed
-from gpt4moe.training.decoration import decoration
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.training.agreement import raise_together
+from gpt4moe.training.best_effort import best_effort
 from gpt4moe.training.learning_rate import learning_rate
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.step_metrics import routing_metrics, source_losses
 
@@ -27,7 +28,7 @@ class Trainer:
         context = self.context
         try:
             for callback in self.callbacks:
-                with agreed(context.groups):
+                with raise_together(context.groups):
                     callback.on_start(context)
             while not context.is_last_step:
                 for callback in self.callbacks:
@@ -36,11 +37,11 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_step(context, record, result)
             for callback in self.callbacks:
-                with decoration(f"{type(callback).__name__} at the end"):
+                with best_effort(f"{type(callback).__name__} at the end"):
                     callback.on_end(context)
         finally:
             for callback in reversed(self.callbacks):
-                with decoration(f"closing {type(callback).__name__}"):
+                with best_effort(f"closing {type(callback).__name__}"):
                     callback.on_exit(context)
 
     def _one_step(self) -> tuple[Record, StepResult]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from gpt4moe.model.cuts import Cut
+from gpt4moe.architecture.cuts import Cut
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups

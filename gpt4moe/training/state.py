@@ -8,14 +8,13 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.telemetry.events_log import EventsLog
-from gpt4moe.telemetry.metrics_log import StoredMetrics
-from gpt4moe.telemetry.waits import Waits
+from gpt4moe.runlog.events_log import EventsLog
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import StoredMetrics
+from gpt4moe.runlog.waits import Waits
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.step import StepResult, StepRunner
-
-Record = dict[str, int | float]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,7 +68,7 @@ class TrainingContext:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Around what training waits for: its seconds become an event of this kind (telemetry.event_fields)."""
+        """Around what training waits for: its seconds become an event of this kind (runlog.event_fields)."""
         self.waits.begin(kind)
         if self.events is not None:
             self.events.write("pause", what=kind, step=self.state.step)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.moe.statistics import LayerHealth
-from gpt4moe.telemetry.metrics import Record, layer_groups
+from gpt4moe.runlog.metrics import Record, layer_groups
 from gpt4moe.training.step import StepResult
 
 

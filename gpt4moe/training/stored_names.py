@@ -1,8 +1,8 @@
 """What a checkpoint calls the weights and buffers of a model. No torch."""
 
+from gpt4moe.architecture.logical import logical_buffers, logical_shapes
 from gpt4moe.checkpoint.storage import BUFFER, WEIGHT
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.model.logical import logical_buffers, logical_shapes
 
 
 def stored_names(model: ModelConfig) -> list[str]:

@@ -12,7 +12,7 @@ from gpt4moe.demo.corpus import build_demo_corpus
 from gpt4moe.demo.sources import Document
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.legality import require_legal
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.runlog.metrics_log import read_metrics
 
 
 def _documents() -> list[Document]:

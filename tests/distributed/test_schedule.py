@@ -12,8 +12,8 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.messages import Exchange, Program, programs
-from gpt4moe.parallel.schedule import Pass, Slot
+from gpt4moe.pipeline.messages import Exchange, Program, programs
+from gpt4moe.pipeline.schedule import Pass, Slot
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 from tests.distributed.case import BASE

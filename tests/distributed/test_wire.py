@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gpt4moe.architecture.count import rank_parameters
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
@@ -20,7 +21,6 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.parallel.wire import WireCounter
 from gpt4moe.planner.communication import RoutedRows, bytes_per_step
-from gpt4moe.planner.params import rank_parameters
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.step import StepRunner

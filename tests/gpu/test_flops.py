@@ -8,7 +8,7 @@ from tests.spawn import run_ranks
 
 def test_products_of_a_token_are_what_torch_counts() -> None:
     """Attention apart: the counter takes it whole and its backward pass as 2.5 forwards, the planner halves and takes
-    2 (tests/planner/test_params.py holds it to the formula of the papers)."""
+    2 (tests/architecture/test_count.py holds it to the formula of the papers)."""
     (answer,) = run_ranks(1, _counted)
     assert answer["counted products"] == pytest.approx(answer["planned products"], rel=1e-6)
 
@@ -17,9 +17,9 @@ def _counted(environment: Environment) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from gpt4moe.architecture.flops import flops_per_token
     from gpt4moe.config.load import load_run_config
     from gpt4moe.model.gpt import build_model
-    from gpt4moe.planner.flops import flops_per_token
     from tests.distributed.case import BASE
     from tests.moe.case import rank_groups
 

@@ -22,7 +22,7 @@ from gpt4moe.launch.data_facts import DataFacts
 from gpt4moe.launch.disk import DiskFacts
 from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, Evidence, Status
 from gpt4moe.launch.preflight import exit_status, judge
-from gpt4moe.telemetry.wandb_run import NETWORK_SECONDS
+from gpt4moe.runlog.wandb_run import NETWORK_SECONDS
 from tests.launch.scene import VERSIONS, scene, slowed, with_facts, with_gpu
 
 ROOT = Path(__file__).resolve().parents[2]

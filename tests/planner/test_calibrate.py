@@ -12,10 +12,10 @@ import pytest
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError, DataError
+from gpt4moe.pages.plan_answer import answered
 from gpt4moe.planner.answer import calibration_table
 from gpt4moe.planner.calibrate import advice, calibrate
 from gpt4moe.planner.estimate import estimate
-from gpt4moe.telemetry.plan_answer import answered
 from tests.planner.timed import plan_of
 from tests.training.command import BATCH, SEQ, metrics, train
 

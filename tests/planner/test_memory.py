@@ -10,7 +10,7 @@ from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.schedule import peak_live, schedule
+from gpt4moe.pipeline.schedule import peak_live, schedule
 from gpt4moe.planner.activations import MicroBatch
 from gpt4moe.planner.memory import (
     again_bytes,
@@ -25,7 +25,7 @@ from tests.spawn import run_ranks
 
 if TYPE_CHECKING:
     from gpt4moe.parallel.groups import ProcessGroups
-    from gpt4moe.proof.held import HeldBytes
+    from gpt4moe.rehearsal.measured import HeldBytes
 
 # Ranks and overrides on top of BASE. Sizes are chosen so that 64, 128 and the ranks leave padding everywhere.
 STATES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ def _held(environment: Environment) -> dict[str, list[tuple[int, int, int]]]:
     """(weights, gradients, optimizer) bytes of every rank of every case, off the objects that training builds."""
     from gpt4moe.model.gpt import build_model
     from gpt4moe.parallel.meta_device import pretended_rank
-    from gpt4moe.proof.held import held_bytes
+    from gpt4moe.rehearsal.measured import held_bytes
     from gpt4moe.training.engine_megatron import MegatronEngine
 
     answers: dict[str, list[tuple[int, int, int]]] = {}
@@ -104,7 +104,7 @@ def _zero_held(environment: Environment) -> dict[str, "HeldBytes"]:
     """Off the engines that training builds: DeepSpeed's do not build on the meta device."""
     from gpt4moe.model.gpt import build_model
     from gpt4moe.parallel.groups import ProcessGroups, world
-    from gpt4moe.proof.held import zero_held_bytes
+    from gpt4moe.rehearsal.measured import zero_held_bytes
     from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 
     answers = {}

@@ -4,10 +4,10 @@ from functools import cache
 
 import pytest
 
+from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.parallel.schedule import schedule, simulate
-from gpt4moe.planner.flops import flops_per_token
+from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.step_time import STEP_PARTS, StepTime
 from tests.planner.timed import plan_of, step_of
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from gpt4moe.proof import launch, prove
+from gpt4moe.parallel import local_ranks
+from gpt4moe.proof import prove
 from tests.proof.faults import tool_phases
 from tools.prove_layout import main
 
@@ -20,7 +21,7 @@ KEYS = {"failed", "equal", "asked_layout", "meshes", "on_no_mesh", "not_proved",
 @pytest.fixture(autouse=True)
 def one_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """That of tests.spawn has all that ranks import."""
-    monkeypatch.setattr(launch, "preload", lambda *modules: None)
+    monkeypatch.setattr(local_ranks, "preload", lambda *modules: None)
 
 
 def proof(capsys: pytest.CaptureFixture[str], status: int) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def test_a_rank_that_fails_exits_1_with_the_json_of_a_proof(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise launch.RanksFailed("rank 1 fell over")
+        raise local_ranks.RanksFailed("rank 1 fell over")
 
     monkeypatch.setattr(prove, "run_ranks", fail)
     assert main(list(RUN)) == 1
@@ -91,7 +92,7 @@ def test_a_rank_that_fails_exits_1_with_the_json_of_a_proof(
 def test_input_that_the_trainer_would_refuse_exits_2_before_any_rank_starts(
     arguments: list[str], word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "run_ranks", lambda *_, **__: pytest.fail("ranks were started"))
+    monkeypatch.setattr(local_ranks, "run_ranks", lambda *_, **__: pytest.fail("ranks were started"))
     monkeypatch.setattr(prove, "run_ranks", lambda *_, **__: pytest.fail("ranks were started"))
     assert main(arguments) == 2
     said = capsys.readouterr()

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gpt4moe.telemetry.metrics import TIMINGS
-from gpt4moe.telemetry.run_status import RunStatus, statuses
+from gpt4moe.operations.run_status import RunStatus, statuses
+from gpt4moe.runlog.metrics import TIMINGS
 from tests.slurm_lab.cluster import SlurmLab
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.telemetry.metrics import TIMINGS
+from gpt4moe.runlog.metrics import TIMINGS
 from tests.spawn import run_ranks
 
 BATCH, SEQ = 8, 32
@@ -125,8 +125,9 @@ def _no_space(file: int, data: bytes) -> int:
 
 def _add_events(events: list[Event]) -> None:
     """Events are a callback behind the run's own ones."""
+    from gpt4moe.runlog.metrics import Record
     from gpt4moe.training import build
-    from gpt4moe.training.state import Callback, Record, TrainingContext
+    from gpt4moe.training.state import Callback, TrainingContext
     from gpt4moe.training.step import StepResult
 
     class Events(Callback):

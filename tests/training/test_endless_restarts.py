@@ -8,7 +8,7 @@ from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.restarts import refuse_endless_restarts
-from gpt4moe.telemetry.events_log import read_events
+from gpt4moe.runlog.events_log import read_events
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, run_rank, train
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.telemetry.events_log import read_events
-from gpt4moe.telemetry.goodput import goodput
-from gpt4moe.telemetry.metrics_log import read_metrics
+from gpt4moe.runlog.events_log import read_events
+from gpt4moe.runlog.goodput import goodput
+from gpt4moe.runlog.metrics_log import read_metrics
 from tests.training.command import Event, metrics, train
 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0", "training.check_replicas_every=5")

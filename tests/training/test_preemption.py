@@ -86,7 +86,10 @@ def test_a_warned_run_leaves_a_slow_report_alone(
 ) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(report, "REPORT_SECONDS", 0.05)
-    monkeypatch.setattr(report, "write_run_report", lambda folder: go_on.wait(5 if is_left_alone else 0.2))
+
+    def write(folder: Path) -> Path:
+        go_on.wait(5 if is_left_alone else 0.2)
+        return folder
 
     @contextmanager
     def pause(kind: str) -> Iterator[None]:
@@ -98,7 +101,7 @@ def test_a_warned_run_leaves_a_slow_report_alone(
         groups=SimpleNamespace(is_first_rank=True), state=SimpleNamespace(step=3), stop_requested=stopped,
         folder=SimpleNamespace(path=tmp_path), pause=pause,
     )  # fmt: skip
-    report.Report().on_end(cast(TrainingContext, context))
+    report.Report(write).on_end(cast(TrainingContext, context))
     go_on.set()
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import train_tokenizer
-from gpt4moe.planner.flops import flops_per_token
 from tests.training.command import BATCH, SEQ, SMALL, metrics, train
 
 VOCABULARY = 300

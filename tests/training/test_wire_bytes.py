@@ -8,7 +8,7 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
-from gpt4moe.telemetry.run_report import WIRE_FILE
+from gpt4moe.runlog.run_files import WIRE_FILE
 from tests.training.command import SMALL, metrics, train
 
 LAYOUT = ("parallel.tp=2", "parallel.ep=2", "training.steps=2")

@@ -6,11 +6,12 @@ on_step -> Watch.step                     a thread, every second -> Watch.idle: 
 
 import threading
 
-from gpt4moe.telemetry.alerts import Told, Watch
-from gpt4moe.telemetry.dashboard import read_dashboard
-from gpt4moe.telemetry.metrics_log import StoredMetrics
+from gpt4moe.runlog.alerts import Told, Watch
+from gpt4moe.runlog.dashboard import read_dashboard
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import StoredMetrics
 from gpt4moe.training.callbacks.tracking import Tracking
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 _LOOK_SECONDS = 1.0

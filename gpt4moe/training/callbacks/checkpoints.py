@@ -1,7 +1,8 @@
 """Checkpoints every checkpoint.every steps, at the end, and when the run is asked to stop."""
 
+from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.checkpointing import Saver
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 

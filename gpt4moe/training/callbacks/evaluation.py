@@ -1,6 +1,7 @@
 """The loss on held-out text, every training.eval_every steps and at the end; added to the step's record."""
 
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.step_metrics import source_losses
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.telemetry import slurm_queue
-from gpt4moe.telemetry.events_log import EVENTS_FILE, EventsLog, before_start, read_events
-from gpt4moe.telemetry.metrics_log import StoredMetrics
-from gpt4moe.telemetry.run_process import process_began
-from gpt4moe.telemetry.waits import longest_waits
+from gpt4moe.runlog import slurm_queue
+from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog, before_start, read_events
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import StoredMetrics
+from gpt4moe.runlog.run_process import process_began
+from gpt4moe.runlog.waits import longest_waits
 from gpt4moe.training.run_folder import RunFolder
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 

@@ -11,9 +11,10 @@ tells every rank.
 import signal
 
 from gpt4moe.resilience.signals import SignalNotes
-from gpt4moe.training.agreement import agreed, largest
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.training.agreement import all_reduce_max, raise_together
 from gpt4moe.training.callbacks.resources import peak_memory
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 
@@ -28,9 +29,9 @@ class Preemption(Callback):
         """Raises: Gpt4MoeError on every rank when any could not go on after the step before."""
         # What else must be told goes along: a second all-reduce would cost every step its latency.
         own = [self.signals.take(), peak_memory(context.groups.device), int(context.refusal is not None)]
-        number, most_memory, is_refused = largest(own, context.groups)
+        number, most_memory, is_refused = all_reduce_max(own, context.groups)
         if is_refused:
-            with agreed(context.groups):
+            with raise_together(context.groups):
                 context.refuse()
         record["peak_memory_bytes"] = most_memory
         context.save_requested = number == signal.SIGUSR1

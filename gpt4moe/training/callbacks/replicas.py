@@ -5,9 +5,10 @@ other experts than its neighbours think, and no loss says so.
 """
 
 from gpt4moe.errors import Gpt4MoeError, ReplicaError
-from gpt4moe.training.agreement import agreed
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.replicas import unequal_copies
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 _NAMED = 3
@@ -29,7 +30,7 @@ class Replicas(Callback):
         with context.pause("replica_check"):
             found = unequal_copies(context.engine, context.groups)
         try:
-            with agreed(context.groups):
+            with raise_together(context.groups):
                 if found:
                     words = [f"{it.name} on ranks {it.odd_ranks} (not on {it.other_ranks})" for it in found[:_NAMED]]
                     more = f" and {len(found) - _NAMED} more tensors" if len(found) > _NAMED else ""

@@ -8,16 +8,18 @@ import json
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from gpt4moe.config.resilience import REPORT_SECONDS
-from gpt4moe.telemetry.atomic_file import replace_file
-from gpt4moe.telemetry.load_history import LoadHistory
-from gpt4moe.telemetry.run_report import EXPERT_LOAD_FILE, write_run_report
-from gpt4moe.training.decoration import decoration
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.load_history import LoadHistory
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE
+from gpt4moe.training.best_effort import best_effort
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ _WINDOW_STEPS = 50
 
 
 class Report(Callback):
-    def __init__(self) -> None:
+    def __init__(self, write_report: Callable[[Path], Path]) -> None:
+        self.write_report = write_report
         self.loads: deque[Tensor] = deque(maxlen=_WINDOW_STEPS)
         self.history = LoadHistory()
 
@@ -34,7 +37,7 @@ class Report(Callback):
         file = context.folder.path / EXPERT_LOAD_FILE
         if not context.groups.is_first_rank or not file.exists():
             return
-        with decoration(f"reading {file}"):
+        with best_effort(f"reading {file}"):
             self.history = LoadHistory.from_json(json.loads(file.read_text()).get("history"))
             self.history.drop_after(context.state.step)
 
@@ -47,7 +50,7 @@ class Report(Callback):
         self.loads.append(load)
         self.history.add(context.state.step, load.numpy())
         if context.is_saved_step:
-            with decoration(f"writing {EXPERT_LOAD_FILE}"):
+            with best_effort(f"writing {EXPERT_LOAD_FILE}"):
                 self._write_load(context, layers)
 
     def on_end(self, context: TrainingContext) -> None:
@@ -55,7 +58,7 @@ class Report(Callback):
             return
         limit = REPORT_SECONDS if context.stop_requested else None
         # A thread, for there is no other way to leave it alone; files appear whole or not at all.
-        writer = threading.Thread(target=_write, args=(context.folder.path,), name="report", daemon=True)
+        writer = threading.Thread(target=self._write, args=(context.folder.path,), name="report", daemon=True)
         with context.pause("report"):
             writer.start()
             writer.join(limit)
@@ -73,7 +76,6 @@ class Report(Callback):
         }
         replace_file(context.folder.path / EXPERT_LOAD_FILE, json.dumps(stored).encode())
 
-
-def _write(run_folder: Path) -> None:
-    with decoration("loss.png and report.html"):
-        logger.info("report %s", write_run_report(run_folder))
+    def _write(self, run_folder: Path) -> None:
+        with best_effort("loss.png and report.html"):
+            logger.info("report %s", self.write_report(run_folder))

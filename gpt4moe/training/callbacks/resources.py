@@ -10,12 +10,13 @@ import time
 
 import torch
 
+from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.cluster import Generation
-from gpt4moe.planner.flops import flops_per_token
-from gpt4moe.telemetry.events_log import EVENTS_FILE, own_events, read_events
-from gpt4moe.telemetry.pace import Pace
-from gpt4moe.telemetry.run_process import process_began
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.runlog.events_log import EVENTS_FILE, own_events, read_events
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.pace import Pace
+from gpt4moe.runlog.run_process import process_began
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 

@@ -2,10 +2,11 @@
 
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.errors import LaunchError
-from gpt4moe.telemetry.console import Console
-from gpt4moe.telemetry.metrics_log import MetricsLog
-from gpt4moe.telemetry.wandb_run import WandbRun
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.runlog.console import Console
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import MetricsLog
+from gpt4moe.runlog.wandb_run import WandbRun
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 

@@ -8,10 +8,11 @@ import json
 from torch import distributed
 
 from gpt4moe.parallel.wire import GROUPS, KINDS, WireCounter
-from gpt4moe.telemetry.atomic_file import replace_file
-from gpt4moe.telemetry.run_report import WIRE_FILE
-from gpt4moe.training.decoration import decoration
-from gpt4moe.training.state import Callback, Record, TrainingContext
+from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.run_files import WIRE_FILE
+from gpt4moe.training.best_effort import best_effort
+from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 
@@ -39,7 +40,7 @@ class WireBytes(Callback):
                 if any(row)
             }
             stored = {"step": context.state.step, "ranks": context.groups.layout.world_size, "sent": sent}
-            with decoration(f"writing {WIRE_FILE}"):
+            with best_effort(f"writing {WIRE_FILE}"):
                 replace_file(context.folder.path / WIRE_FILE, json.dumps(stored, indent=1).encode())
 
     def on_exit(self, context: TrainingContext) -> None:

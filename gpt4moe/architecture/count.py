@@ -1,0 +1,102 @@
+"""Parameters: of a whole model, of those a token meets, of one rank."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from gpt4moe.architecture.tensors import (
+    Component,
+    ModelTensor,
+    Spread,
+    embedding_tensors,
+    layer_tensors,
+    model_tensors,
+    output_tensors,
+)
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.parallel.placement import rank_chunks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterCount:
+    """Parameters of a model, and of those the share that one token meets (top_k of the experts)."""
+
+    total: int
+    per_component: dict[str, int]
+    """embedding, attention, dense_mlp, router, experts, shared_experts, norms, output_layer; those that there are."""
+    active: int
+    """A token's, in the layers alone: without embedding and output layer. The N of 6N (277.5B of GPT-4)."""
+    active_with_head: int
+    """... and the output layer, which is a product too, tied or not (278.5B)."""
+    active_with_embeddings: int
+    """... and the embedding table: what model cards call active (12.9B of Mixtral 8x7B)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankParameters:
+    """Parameters that one rank holds: dense ones are copied over dp x cp, experts over expert_dp alone."""
+
+    dense: int
+    expert: int
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.expert
+
+
+def count_parameters(model: ModelConfig) -> ParameterCount:
+    """Exact, as the model would be built."""
+    per_component: dict[str, int] = {}
+    active = partial(active_size, model)
+    of_layers = outside = 0
+    for tensor in model_tensors(model):
+        kind = tensor.component
+        per_component[kind.value] = per_component.get(kind.value, 0) + tensor.size
+        if kind in (Component.embedding, Component.output_layer):
+            outside += tensor.size
+        else:
+            of_layers += active(tensor)
+    head = model.vocab_size * model.hidden_size
+    return ParameterCount(
+        total=sum(per_component.values()),
+        per_component=per_component,
+        active=of_layers,
+        active_with_head=of_layers + head,
+        active_with_embeddings=of_layers + outside,
+    )
+
+
+def active_size(model: ModelConfig, tensor: ModelTensor) -> int:
+    """The elements of a tensor that one token meets."""
+    if tensor.component is not Component.experts:
+        return tensor.size
+    assert model.moe is not None
+    return tensor.size // model.moe.num_experts * model.moe.top_k
+
+
+def chunk_tensors(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> list[list[ModelTensor]]:
+    """The tensors of each virtual stage of one pipeline rank, whole (see local_size), in Megatron's order.
+
+    With tied embeddings and pp > 1, the last stage has a copy of the embedding in the output layer's place.
+    """
+    chunks = []
+    stages = rank_chunks(model.num_layers, parallel, pp_index)
+    for vp_stage, layers in enumerate(stages):
+        tensors = [tensor for layer in layers for tensor in layer_tensors(model, layer)]
+        if pp_index == 0 and vp_stage == 0:
+            tensors = embedding_tensors(model) + tensors
+        if pp_index == parallel.pp - 1 and vp_stage == parallel.vpp - 1:
+            tensors += output_tensors(model)
+            if model.tied_embeddings and parallel.pp > 1:
+                tensors += embedding_tensors(model)
+        chunks.append(tensors)
+    return chunks
+
+
+def rank_parameters(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> RankParameters:
+    """Of any rank of one pipeline stage: all its ranks hold equally much."""
+    sizes = {True: 0, False: 0}
+    for chunk in chunk_tensors(model, parallel, pp_index):
+        for tensor in chunk:
+            sizes[tensor.spread is Spread.experts] += tensor.local_size(parallel)
+    return RankParameters(dense=sizes[False], expert=sizes[True])

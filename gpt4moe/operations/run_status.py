@@ -1,0 +1,214 @@
+"""Where a run stands, from its folder and the queue: what tools/runs.py shows. No torch.
+
+run folders -> job numbers -> Slurm's states -> RunStatus each (state, step, loss, speed, ETA, goodput)
+"""
+
+import itertools
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.operations.run_folders import IDENTITY_FILE
+from gpt4moe.operations.run_state import activity, job_of, last_jobs, state_of
+from gpt4moe.runlog import slurm_queue
+from gpt4moe.runlog.alerts import Idle, Stalled, Told, standing
+from gpt4moe.runlog.dashboard import dashboard_of
+from gpt4moe.runlog.event_fields import Event
+from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, scan_events
+from gpt4moe.runlog.goodput import Goodput, goodput
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
+
+_SPEED_STEPS = 50
+_FROZEN_FILE = "resolved.yaml"
+
+Looked = TypeVar("Looked")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """One run. None: not known."""
+
+    name: str
+    folder: str
+    state: str
+    """finished, running, waiting, stopped, failed, killed, unknown, damaged."""
+    why: str
+    """Of a stop or a damage: a signal, an error's class, words."""
+    job: int | None = None
+    job_state: str | None = None
+    """Slurm's word; None: Slurm does not know the job (any more)."""
+    doing: Idle | None = None
+    """Of a running one: what it waits for, or since when its step lasts."""
+    is_stuck: bool = False
+    """In what it is doing, by an alert of the rule `stalled`."""
+    wrong: list[str] = field(default_factory=list)
+    """Files of the folder that are not as they should be, in words."""
+    step: int = 0
+    total_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    """Median of the last 50 steps."""
+    eta_seconds: float | None = None
+    """At the pace of the last start, its pauses included; only while it runs or waits."""
+    restarts: int = 0
+    last_seen: float | None = None
+    """Seconds since 1970 of the last step or event."""
+    account: Goodput | None = None
+    alerts: list[Told] = field(default_factory=list)
+    """What is wrong now with a run that is running."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        answer = asdict(self)
+        del answer["account"]
+        if self.loss is not None and not math.isfinite(self.loss):
+            answer["loss"] = None  # NaN is no JSON
+        known = self.account
+        answer["goodput"] = known and known.share
+        answer["wall_seconds"] = known and known.wall_seconds
+        answer["seconds"] = known and known.seconds
+        answer["starts"] = [asdict(attempt) for attempt in known.attempts] if known else []
+        return answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """A run folder before Slurm was asked."""
+
+    folder: Path
+    events: list[Event]
+    wrong: list[str]
+    jobs: list[int]
+
+
+def statuses(folders: Sequence[Path], *, now: float | None = None) -> list[RunStatus]:
+    """The status of each, whatever lies in its folder. One question to Slurm for all."""
+    time_now = now or time.time()
+    seen = [_unless_damaged(folder, partial(_see, folder)) for folder in folders]
+    jobs = {job for it in seen if isinstance(it, _Seen) for job in it.jobs}
+    known = slurm_queue.states_of(jobs) if slurm_queue.is_there() else {}
+    return [
+        it if isinstance(it, RunStatus) else _unless_damaged(it.folder, partial(_status, it, known, time_now))
+        for it in seen
+    ]
+
+
+def _unless_damaged(folder: Path, look: Callable[[], Looked]) -> Looked | RunStatus:
+    """What `look` finds, or a run that says why it could not."""
+    try:
+        return look()
+    # Everything: whatever lies in one folder must not hide the others.
+    except Exception as error:
+        why = error.cause if isinstance(error, Gpt4MoeError) else f"{type(error).__name__}: {error}"
+        why = " ".join(why.split()) if os.path.exists(folder) else "its folder vanished while it was read"
+        return RunStatus(name=folder.name, folder=str(folder), state="damaged", why=why)
+
+
+def _see(folder: Path) -> _Seen:
+    next(folder.iterdir(), None)  # a folder that may not be read says so here, and not as an empty one
+    events, wrong = scan_events(folder / EVENTS_FILE)
+    events = own_events(events)
+    if events or (folder / METRICS_FILE).exists():  # else its first start has not come that far
+        wrong += [f"{name} {why}" for name, read in _FILES.items() if (why := _wrong_with(folder / name, read))]
+    if any(event["event"] == "first_step" for event in events) and not (folder / METRICS_FILE).exists():
+        wrong.append(f"{METRICS_FILE} is missing")
+    return _Seen(folder=folder, events=events, wrong=wrong, jobs=last_jobs(folder, events))
+
+
+# The C loader: libyaml reads a config in 1 ms, Python in 40.
+_FILES: dict[str, Callable[[str], Any]] = {
+    IDENTITY_FILE: json.loads,
+    _FROZEN_FILE: partial(yaml.load, Loader=yaml.CSafeLoader),
+}
+"""What every run has from its first start on, and what reads it."""
+
+
+def _wrong_with(file: Path, read: Callable[[str], Any]) -> str:
+    """Why a file holds no mapping; nothing for one that does."""
+    try:
+        return "" if isinstance(read(file.read_text()), dict) else "holds something else"
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return "cannot be read"
+
+
+def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus:
+    folder, events, job = seen.folder, seen.events, job_of(seen.jobs, job_states)
+    job_state = None if job is None else job_states.get(job)
+    known: dict[str, Any] = dict(name=folder.name, folder=str(folder), job=job, job_state=job_state, wrong=seen.wrong)
+    try:
+        records = read_metrics(folder / METRICS_FILE)
+    except Gpt4MoeError as error:
+        return RunStatus(state="damaged", why=error.cause, **known)
+    starts = [event for event in events if event["event"] == "start"]
+    known["wrong"] = seen.wrong + _gaps(records)
+    step = int(records[-1]["step"]) if records else 0
+    total = starts[-1]["total_steps"] if starts else _total_steps(folder)
+    state, why = state_of(folder, events, job_state, step=step, total=total)
+    is_alive, last_seen = state == "running", last_sign_of_life(folder, events)
+    doing = activity(folder, events, job, now) if is_alive else None
+    rules = dashboard_of(folder).alerts if is_alive else []
+    alerts = standing(rules, records, doing) if doing is not None else []
+    return RunStatus(
+        **known,
+        state=state,
+        why=why,
+        doing=doing,
+        step=step,
+        total_steps=total,
+        loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
+        tokens_per_second=_speed(records),
+        eta_seconds=_eta(events, records, last_seen, total) if state in ("running", "waiting") else None,
+        restarts=max(0, len(starts) - 1, len(list(folder.glob("starts/*.yaml"))) - 1),
+        last_seen=last_seen or None,
+        alerts=alerts,
+        is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
+        account=goodput(
+            events, records, last_sign_of_life=now if is_alive else last_seen, is_running=is_alive,
+            waiting_until=now if state == "waiting" else None,
+        ),
+    )  # fmt: skip
+
+
+def _gaps(records: list[Record]) -> list[str]:
+    """Steps between the first and the last that no line has."""
+    steps = [int(record["step"]) for record in records]
+    gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
+    return [f"{METRICS_FILE} lacks {last - first + 1} steps from {first} on" for first, last in gaps]
+
+
+def _speed(records: list[Record]) -> float | None:
+    speeds = [float(record["tokens_per_second"]) for record in records[-_SPEED_STEPS:] if "tokens_per_second" in record]
+    return statistics.median(speeds) if speeds else None
+
+
+def _eta(events: list[Event], records: list[Record], seen: float, total: int | None) -> float | None:
+    if not records or total is None:
+        return None
+    step = int(records[-1]["step"])
+    pace = float(records[-1].get("step_seconds", 0.0))
+    first = next((event for event in reversed(events) if event["event"] in ("first_step", "start")), None)
+    if first is not None and first["event"] == "first_step" and step > first["step"]:
+        pace = (seen - first["time"]) / (step - first["step"])
+    return pace * max(0, total - step)
+
+
+def _total_steps(folder: Path) -> int | None:
+    """Of a run from before there were events."""
+    try:
+        steps = _FILES[_FROZEN_FILE]((folder / _FROZEN_FILE).read_text())["training"]["steps"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    return steps if isinstance(steps, int) else None

@@ -1,0 +1,89 @@
+"""A dashboard's panels drawn from metrics.jsonl: Panel + records -> Chart. What a run does not have gets no chart."""
+
+from collections.abc import Mapping, Sequence
+
+from gpt4moe.pages.charts import Chart, Series
+from gpt4moe.pages.series import Point, points, smooth, smoothing_span
+from gpt4moe.runlog.dashboard import Panel, Scale
+from gpt4moe.runlog.metrics import Record
+
+# A curve that spans more than this is drawn on a logarithmic axis (scale: auto), else one spike flattens all the rest.
+WIDE_SPAN = 30.0
+# From here on a noisy curve is a band of ink: a smoothed one is drawn over it, or in its place where there are several.
+NOISY_POINTS = 300
+CALM = ("learning_rate", "dead_experts", "device_hours", "cost_usd", "peak_memory_bytes", "consumed_tokens")
+# With fewer points than this share of the steps, a metric is one of some steps only: a dot each.
+SPARSE = 0.5
+
+
+def panel_charts(
+    panels: Sequence[Panel], records: Sequence[Record], *, levels: Mapping[str, float], marks: Mapping[str, float]
+) -> list[Chart]:
+    """Charts of the panels that have something to draw, in order.
+
+    Args:
+        levels: name -> nats/token, lines across the chart of the loss.
+        marks: name -> step, lines down every wide chart.
+    """
+    names = list(dict.fromkeys(name for record in records for name in record))
+    charts = []
+    for panel in panels:
+        curves = {name: points(records, name) for wanted in panel.metrics for name in _named(wanted, names)}
+        curves = {name: curve for name, curve in curves.items() if curve}
+        if not curves:
+            continue
+        dense = _dense(curves, len(records))
+        series = _series(panel, curves, dense)
+        note = ", smoothed" if len(dense) > 1 and _is_noisy(panel, curves) else ""
+        charts.append(
+            Chart(
+                title=panel.title,
+                unit=panel.unit.replace("/token", " per token") + note,
+                series=series,
+                levels=levels if "loss" in panel.metrics else {},
+                marks=marks if panel.wide else {},
+                log_y=_is_log(panel, curves),
+                first_colour=0 if series[0].look == "raw" else 1,
+                is_wide=panel.wide,
+            )
+        )
+    return charts
+
+
+def _named(wanted: str, names: Sequence[str]) -> list[str]:
+    """The names of a record that a panel's metric means; of layers, in their order."""
+    if wanted.endswith("/*"):
+        return sorted(name for name in names if name.startswith(wanted[:-1]))
+    return [name for name in names if name == wanted]
+
+
+def _dense(curves: Mapping[str, Sequence[Point]], num_steps: int) -> list[str]:
+    return [name for name, curve in curves.items() if len(curve) >= SPARSE * num_steps or len(curve) > NOISY_POINTS]
+
+
+def _is_noisy(panel: Panel, curves: Mapping[str, Sequence[Point]]) -> bool:
+    return panel.smooth or any(len(curve) > NOISY_POINTS and name not in CALM for name, curve in curves.items())
+
+
+def _series(panel: Panel, curves: Mapping[str, Sequence[Point]], dense: Sequence[str]) -> list[Series]:
+    series = []
+    for name, curve in curves.items():
+        label = name.partition("/")[2] or name
+        if name not in dense:
+            series.append(Series(name=label, points=curve, look="dots"))
+        elif not _is_noisy(panel, curves):
+            series.append(Series(name=label, points=curve))
+        else:
+            smoothed = smooth(curve, smoothing_span(len(curve)))
+            if dense == [name]:
+                series.append(Series(name=label, points=curve, look="raw"))
+                label += ", smoothed"
+            series.append(Series(name=label, points=smoothed))
+    return series
+
+
+def _is_log(panel: Panel, curves: Mapping[str, Sequence[Point]]) -> bool:
+    values = [value for curve in curves.values() for _, value in curve]
+    if panel.scale is Scale.auto:
+        return min(values) > 0 and max(values) / min(values) > WIDE_SPAN
+    return panel.scale is Scale.log

@@ -1,0 +1,124 @@
+"""A plan as one self-contained page: numbers, memory of each stage and time of a step as stacked bars, the Gantt chart.
+
+planner.estimate.Estimate -> stacked bars (SVG), pages.gantt -> HTML without script, link or request
+"""
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from gpt4moe.pages.gantt import gantt
+from gpt4moe.pages.report_page import POLICY, STYLE
+from gpt4moe.pipeline.schedule import schedule, simulate
+from gpt4moe.planner.estimate import Estimate
+from gpt4moe.runlog.atomic_file import replace_file
+
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d")
+"""Okabe and Ito's, told apart by every kind of eye, and two more."""
+WIDTH, LEFT, ROW = 1100.0, 90.0, 22.0
+MEMORY_LINES = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")
+MOST_ROUNDS = 3
+"""Micro-batches in the chart, in multiples of the pipeline: a longer steady state looks the same."""
+
+
+def write_plan_page(path: Path | str, result: Estimate) -> None:
+    """Writes the page; a reader finds the old one or the new one, never half a file."""
+    title = f"{result.plan.model.name}: plan"
+    memory = {
+        f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_LINES}
+        for stage in result.memory
+    }
+    limit = result.plan.cluster.memory_bytes / 1e9
+    body = (
+        f'<h1>{escape(title)}</h1><p class="under-title">{escape(result.layout.describe())} of '
+        f'{escape(result.plan.cluster.name)}</p><p class="verdict">{escape(result.bottleneck)}</p>'
+        f'<dl class="cards">{_cards(result)}</dl>{_warnings(result)}'
+        + _section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
+        + _section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))
+        + _section("Pipeline", _pipeline(result))
+    )
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n"
+        "</html>\n"
+    )
+    replace_file(Path(path), page.encode())
+
+
+def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, unit: str, limit: float | None = None) -> str:
+    """A horizontal bar a row, its parts side by side; a figure with its legend.
+
+    Args:
+        rows: name -> part -> value; every row has the same parts.
+        limit: a vertical line, what there is of the unit.
+    """
+    parts = [part for part in next(iter(rows.values())) if any(row[part] for row in rows.values())]
+    most = max([sum(row.values()) for row in rows.values()] + [limit or 0.0])
+    scale, height = (WIDTH - LEFT - 70) / most, ROW * len(rows) + 24
+    drawn = []
+    for index, (name, row) in enumerate(rows.items()):
+        y, x = ROW * index, LEFT
+        drawn.append(f'<text x="{LEFT - 8:g}" y="{y + 14:g}" text-anchor="end">{escape(name)}</text>')
+        for part in parts:
+            width = row[part] * scale
+            words = f"{name}, {part}: {row[part]:.4g} {unit}"
+            area = f'x="{x:.1f}" y="{y + 2:g}" width="{width:.1f}" height="{ROW - 4:g}"'
+            drawn.append(f'<rect {area} fill="{_colour(parts, part)}"><title>{escape(words)}</title></rect>')
+            x += width
+        drawn.append(f'<text x="{x + 6:.1f}" y="{y + 14:g}">{sum(row.values()):.4g} {unit}</text>')
+    if limit is not None:
+        x = LEFT + limit * scale
+        drawn.append(f'<line class="level l0" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 20:g}"/>')
+        drawn.append(
+            f'<text x="{x:.1f}" y="{height - 6:g}" text-anchor="middle">a device has {limit:.4g} {unit}</text>'
+        )
+    keys = "".join(
+        f'<span style="border-left:12px solid {_colour(parts, part)};padding-left:6px">{escape(part)}</span>'
+        for part in parts
+    )
+    return (
+        f'<figure class="chart wide"><div class="legend">{keys}</div>'
+        f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img">{"".join(drawn)}</svg></figure>'
+    )
+
+
+def _colour(parts: list[str], part: str) -> str:
+    return COLOURS[parts.index(part) % len(COLOURS)]
+
+
+def _cards(result: Estimate) -> str:
+    kwh = "not known" if result.cost.kwh is None else f"{result.cost.kwh / 1e6:.3g} GWh"
+    cards = {
+        "step": f"{result.step.seconds:.3g} s",
+        "MFU": f"{100 * result.mfu:.1f}%",
+        "throughput": f"{result.tokens_per_second:,.0f} tokens/s",
+        "time": f"{result.days:.3g} days",
+        "cost": f"{result.cost.usd:,.0f} USD",
+        "energy": kwh,
+        "fullest device": f"{result.peak_memory_bytes / 1e9:.1f} GB",
+        "parameters": f"{result.parameters.total / 1e9:,.1f} billion",
+    }
+    return "".join(f'<div class="card"><dt>{name}</dt><dd>{value}</dd></div>' for name, value in cards.items())
+
+
+def _warnings(result: Estimate) -> str:
+    return "".join(f'<p class="bad">{escape(text)}</p>' for text in result.warnings)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _pipeline(result: Estimate) -> str:
+    pp, vpp, all_of_them = result.layout.pp, result.layout.vpp, result.step.micro_batches
+    shown = min(all_of_them, MOST_ROUNDS * pp)
+    table = schedule(pp=pp, vpp=vpp, micro_batches=shown)
+    each = [result.step.stages[stage % pp] / vpp for stage in range(pp * vpp)]
+    timeline = simulate(table, forward=[t / 3 for t in each], backward=[2 * t / 3 for t in each])
+    words = f"{shown} of {all_of_them} micro-batches of a step; forward blue, backward orange"
+    return (
+        f'<figure class="chart wide"><h3>{words}</h3>{gantt(timeline, label=f"Pipeline schedule: {words}", unit="s")}'
+        "</figure>"
+    )

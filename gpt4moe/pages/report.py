@@ -1,0 +1,239 @@
+"""report.html: what a run did, in one file that opens anywhere, offline, in light or dark.
+
+ReportData -> head line, verdict, cards -> the dashboard's panels, expert load -> samples -> starts, config -> one file
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from gpt4moe.pages.charts import line_chart
+from gpt4moe.pages.goodput_page import goodput_section
+from gpt4moe.pages.heat_map import heat_map
+from gpt4moe.pages.load_maps import load_maps
+from gpt4moe.pages.panel_charts import panel_charts
+from gpt4moe.pages.report_page import POLICY, SCRIPT, STYLE
+from gpt4moe.pages.schedule_page import schedule_section
+from gpt4moe.pages.series import middle, points
+from gpt4moe.pages.wire_table import WireCount, wire_table
+from gpt4moe.planner.pipeline import PipelinePlan
+from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.balance import ExpertLoad
+from gpt4moe.runlog.console import clock_time, short_count
+from gpt4moe.runlog.dashboard import PanelSection, read_dashboard
+from gpt4moe.runlog.goodput import Goodput
+from gpt4moe.runlog.load_history import LoadWindow
+from gpt4moe.runlog.metrics import Record
+
+EXPERTS = "Experts"
+"""The section of the dashboard that the heat maps go to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStart:
+    """One start of the run: the first, or a resume."""
+
+    first_step: int
+    """The first step it did."""
+    when: str
+    """Date and time, as it shall be read."""
+    layout: str
+    note: str = ""
+    """What changed, e.g. the overrides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Text that the trained model wrote."""
+
+    prompt: str
+    text: str
+    """What follows the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportData:
+    """All that a report shows, as plain values. What is None or empty is left out."""
+
+    run_name: str
+    layout: str
+    """One line, e.g. "tp=2 pp=2 ep=2, 4 ranks"."""
+    records: Sequence[Record]
+    """metrics.jsonl, by step."""
+    resolved_config: str
+    """YAML."""
+    checkpoint_path: str
+    num_parameters: int | None = None
+    num_active_parameters: int | None = None
+    """Parameters that work on one token."""
+    unigram_entropy: float | None = None
+    """nats/token of the corpus."""
+    bigram_entropy: float | None = None
+    expert_load: ExpertLoad | None = None
+    load_windows: Sequence[LoadWindow] = ()
+    pipeline: PipelinePlan | None = None
+    """Of the last start; None without a pipeline."""
+    wire: WireCount | None = None
+    account: Goodput | None = None
+    starts: Sequence[RunStart] = ()
+    sections: Sequence[PanelSection] = field(default_factory=lambda: read_dashboard().sections)
+    alerts: Sequence[tuple[int, str, str]] = ()
+    """(step, name, text) of every alert that training told."""
+    samples: Sequence[Sample] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    """Further cards: title -> text."""
+
+    def last(self, name: str) -> float | None:
+        """The metric's last value."""
+        return next((r[name] for r in reversed(self.records) if name in r), None)
+
+    def levels(self) -> dict[str, float]:
+        """The entropies that the loss is measured against."""
+        entropies = {"unigram entropy": self.unigram_entropy, "bigram entropy": self.bigram_entropy}
+        return {name: value for name, value in entropies.items() if value is not None}
+
+
+def write_report(path: Path | str, data: ReportData) -> None:
+    """Write the report to `path`; a reader finds the old one or the new one, never half a file."""
+    title = escape(data.run_name)
+    body = "\n".join(
+        part
+        for part in (
+            f'<h1>{title}</h1><p class="under-title">{_under_title(data)}</p>',
+            _verdict(data),
+            f'<dl class="cards">{_cards(data)}</dl>',
+            _section("Alerts", _alerts(data.alerts)),
+            *(_section(section.title, _panels(section, data)) for section in data.sections),
+            _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
+            _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
+            _section("Samples", "".join(map(_sample, data.samples))),
+            _section("Where the time went", goodput_section(data.account) if data.account else ""),
+            _section("Starts", _starts(data.starts)),
+            _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),
+            _section(
+                "Configuration",
+                f"<details><summary>resolved.yaml</summary><pre>{_text(data.resolved_config)}</pre></details>",
+            ),
+        )
+        if part
+    )
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: training report</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+    # replace: a sample may hold half a character, which UTF-8 cannot write.
+    replace_file(Path(path), page.encode("utf-8", errors="replace"))
+
+
+def _under_title(data: ReportData) -> str:
+    parts = [f"{data.records[-1]['step']:,} steps" if data.records else "no step yet", data.layout]
+    return escape(" · ".join(part for part in parts if part))
+
+
+def _verdict(data: ReportData) -> str:
+    """One sentence: the held-out loss against what counting words and pairs of words would reach."""
+    loss = data.last("eval_loss")
+    if loss is None or not math.isfinite(loss) or not data.levels():
+        return ""
+    gaps = []
+    for name, entropy in data.levels().items():
+        side, look = ("below", "good") if loss < entropy else ("above", "bad")
+        gaps.append(f'<b class="{look}">{abs(entropy - loss):.2f} {side}</b> the {name} ({entropy:.2f})')
+    return f'<p class="verdict">Held-out loss <b>{loss:.3f}</b> nats per token: {" and ".join(gaps)}.</p>'
+
+
+def _cards(data: ReportData) -> str:
+    loss, held_out, tokens = data.last("loss"), data.last("eval_loss"), data.last("consumed_tokens")
+    speed = middle([value for _, value in points(data.records, "tokens_per_second")])
+    utilization = middle([value for _, value in points(data.records, "mfu")])
+    cost, hours = data.last("cost_usd"), data.last("device_hours")
+    best = min((value for _, value in points(data.records, "eval_loss")), default=None)
+    cards = [
+        ("Training loss", f"{loss:.3f}", "last step, nats per token") if loss is not None else None,
+        ("Held-out loss", f"{held_out:.3f}", f"best {best:.3f}") if held_out is not None and best is not None else None,
+        ("Tokens", short_count(tokens), f"{tokens:,.0f}") if tokens is not None else None,
+        ("Speed", f"{short_count(speed)}/s", "tokens per second, median step") if speed is not None else None,
+        ("MFU", f"{utilization:.1%}", "of the devices' dense peak, median step") if utilization is not None else None,
+        ("Cost", f"${cost:,.2f}", f"{hours:,.3g} device hours") if cost is not None else None,
+        _duration_card(data),
+        _parameter_card(data),
+    ]
+    texts = {"Layout": data.layout} | data.facts
+    return "".join(
+        f'<div class="card"><dt>{title}</dt><dd>{value}<small>{small}</small></dd></div>'
+        for title, value, small in (card for card in cards if card)
+    ) + "".join(
+        f'<div class="card"><dt>{_text(title)}</dt><dd class="text">{_text(value)}</dd></div>'
+        for title, value in texts.items()
+    )
+
+
+def _duration_card(data: ReportData) -> tuple[str, str, str] | None:
+    """Wall time of the run, as the goodput counts it; of a run without events the steps are all that is known."""
+    if data.account is not None:
+        return "Duration", clock_time(data.account.wall_seconds), "h:mm:ss of wall time, restarts included"
+    seconds = sum(value for _, value in points(data.records, "step_seconds"))
+    return ("Duration", clock_time(seconds), "h:mm:ss of steps") if seconds else None
+
+
+def _parameter_card(data: ReportData) -> tuple[str, str, str] | None:
+    if data.num_parameters is None:
+        return None
+    active = data.num_active_parameters
+    return "Parameters", short_count(data.num_parameters), f"{short_count(active)} for each token" if active else ""
+
+
+def _marks(starts: Sequence[RunStart]) -> dict[str, float]:
+    return {"resume" if i == 1 else f"resume {i}": start.first_step for i, start in enumerate(starts[1:], start=1)}
+
+
+def _panels(section: PanelSection, data: ReportData) -> str:
+    charts = panel_charts(section.panels, data.records, levels=data.levels(), marks=_marks(data.starts))
+    maps = ""
+    if section.title == EXPERTS and data.expert_load:
+        maps = heat_map(data.expert_load) + load_maps(data.load_windows, data.expert_load.layers)
+    return f'<div class="charts">{maps}{"".join(map(line_chart, charts))}</div>'
+
+
+def _sample(sample: Sample) -> str:
+    return (
+        f'<div class="sample"><pre><span class="prompt">{_text(sample.prompt)}</span>{_text(sample.text)}</pre></div>'
+    )
+
+
+def _alerts(alerts: Sequence[tuple[int, str, str]]) -> str:
+    if not alerts:
+        return ""
+    rows = "".join(
+        f"<tr><td>{step:,}</td><td>{_text(name)}</td><td>{_text(text)}</td></tr>" for step, name, text in alerts
+    )
+    head = "<tr><th>after step</th><th>alert</th><th>what it saw</th></tr>"
+    return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _starts(starts: Sequence[RunStart]) -> str:
+    if not starts:
+        return ""
+    rows = "".join(
+        f"<tr><td>{number}</td><td>{'start' if number == 1 else 'resume'}, step {start.first_step:,}</td>"
+        f"<td>{_text(start.when)}</td><td>{_text(start.layout)}</td><td>{_text(start.note)}</td></tr>"
+        for number, start in enumerate(starts, start=1)
+    )
+    head = "<tr><th>#</th><th>from</th><th>when</th><th>layout</th><th>changed</th></tr>"
+    return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _section(title: str, content: str) -> str:
+    is_empty = not re.sub(r"<[^>]*>", "", content)
+    return "" if is_empty else f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _text(text: str) -> str:
+    """For HTML: escaped, and control characters, which HTML forbids, made visible."""
+    return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text))

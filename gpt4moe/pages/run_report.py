@@ -1,0 +1,102 @@
+"""loss.png and report.html from what lies in a run folder: made again at any time, by anyone, with no torch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.pages.plots import plot_loss
+from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
+from gpt4moe.pages.wire_table import WireCount
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.communication import bytes_of_all_ranks
+from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
+from gpt4moe.runlog.balance import ExpertLoad
+from gpt4moe.runlog.dashboard import dashboard_of
+from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
+from gpt4moe.runlog.goodput import goodput
+from gpt4moe.runlog.load_history import LoadHistory, LoadWindow
+from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
+from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, WIRE_FILE
+
+
+def write_run_report(
+    run_folder: Path, *, samples: Sequence[Sample] = (), entropies: dict[str, float] | None = None
+) -> Path:
+    """Writes both files and returns the report's path.
+
+    Args:
+        entropies: of the corpus in nats/token, "unigram" and "bigram", drawn as levels to compare the loss with.
+    """
+    entropies = entropies or {}
+    records = read_metrics(run_folder / METRICS_FILE)
+    events = read_events(run_folder / EVENTS_FILE)
+    records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
+    starts = [_start(record) for record in records_of_starts]
+    load, windows = _expert_load(run_folder)
+    steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
+    levels = {f"{name} entropy": value for name, value in entropies.items()}
+    plot_loss(run_folder / "loss.png", records, title=run_folder.name, levels=levels)
+    path = run_folder / "report.html"
+    write_report(
+        path,
+        ReportData(
+            run_name=run_folder.name,
+            layout=starts[-1].layout if starts else "",
+            records=records,
+            resolved_config=(run_folder / "resolved.yaml").read_text(),
+            checkpoint_path=str(steps[-1].parent) if steps else "",
+            unigram_entropy=entropies.get("unigram"),
+            bigram_entropy=entropies.get("bigram"),
+            expert_load=load,
+            load_windows=windows,
+            pipeline=_pipeline(records_of_starts[-1]) if starts else None,
+            wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
+            account=goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events)),
+            starts=starts,
+            sections=dashboard_of(run_folder).sections,
+            alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
+            samples=samples,
+        ),
+    )
+    return path
+
+
+def _start(record: dict[str, Any]) -> RunStart:
+    changed = [f"{key} {change['was']} -> {change['is']}" for key, change in record["changed"].items()]
+    return RunStart(
+        first_step=record["first_step"], when=record["time"], layout=record["layout"], note=", ".join(changed)
+    )
+
+
+def _pipeline(record: dict[str, Any]) -> PipelinePlan | None:
+    """The schedule of a start; None without a pipeline."""
+    if record["config"]["parallel"]["pp"] == 1:
+        return None
+    return run_pipeline(config_from_dict(record["config"]), record["ranks"])
+
+
+def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
+    """The count of a start; None where it has none of its own."""
+    path = run_folder / WIRE_FILE
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    if stored["step"] != record["first_step"]:
+        return None
+    run = config_from_dict(record["config"])
+    formula = bytes_of_all_ranks(run, Layout.from_config(run.parallel, stored["ranks"]))
+    return WireCount(step=stored["step"], counted=stored["sent"], formula=formula)
+
+
+def _expert_load(run_folder: Path) -> tuple[ExpertLoad | None, list[LoadWindow]]:
+    """Over the last steps, and over the run."""
+    path = run_folder / EXPERT_LOAD_FILE
+    if not path.exists():
+        return None, []
+    stored = json.loads(path.read_text())
+    load = ExpertLoad(layers=stored["layers"], tokens=stored["tokens"])
+    return load, LoadHistory.from_json(stored.get("history")).windows

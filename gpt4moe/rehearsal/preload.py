@@ -1,0 +1,14 @@
+"""What the fork server of a rehearsal imports once for all its processes."""
+
+import os
+import warnings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+
+import gpt4moe.rehearsal.rank  # noqa: E402, F401
+
+torch.set_num_threads(1)

@@ -1,0 +1,155 @@
+"""Goodput: the share of a run's wall time that went into steps which count, and where the rest went.
+
+One start of a run on the clock; what a start does not have has no length:
+
+    submitted   job begins    first step begins                              stop       next submitted
+        | queue     | start-up      | steps, evaluation, checkpoints, other    |   down     | queue ...
+
+Steps that a later start did again are lost; so is the time from a kill's last sign of life on. A run that was finished
+and later extended loses nothing in between. Seconds of all causes and the productive ones add up to the wall time,
+because each second is given to one of them: `other` is what is left of a start, and is shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpt4moe.runlog.event_fields import PAUSES, Event
+from gpt4moe.runlog.events_log import own_events, told_at
+from gpt4moe.runlog.metrics import Record
+
+PRODUCTIVE = "productive"
+CAUSES: dict[str, str] = {
+    PRODUCTIVE: "steps that count",
+    "start_up": "from the job's start to the first step: imports, groups, data, loading",
+    "redone": "steps lost to a kill and done again",
+    "checkpoint": "training waited for a checkpoint",
+    "evaluation": "loss on held-out text",
+    "replica_check": "copies of one tensor compared",
+    "report": "loss.png and report.html",
+    "other": "between steps: metrics, console, wandb",
+    "queue": "waiting in the queue",
+    "down": "no job: after a crash, a preemption, a stop by hand",
+}
+"""Every second of a run belongs to one of these; in the order they are shown."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Attempt:
+    """One start and what became of it. Times are seconds since 1970."""
+
+    job: int | None
+    ranks: int
+    layout: str
+    began: float
+    """The job's start where Slurm said it, else the process's."""
+    ended: float
+    """Its stop, or its last sign of life."""
+    resumed_step: int
+    last_step: int
+    """The last step it did."""
+    end: str
+    """finished, a signal, an error's class; `killed` without a word; `running`."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By cause; queue and down are those before this start. Steps are counted in Goodput alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goodput:
+    """The whole account of one run."""
+
+    wall_seconds: float
+    seconds: dict[str, float]
+    """By cause, every one of CAUSES; they add up to wall_seconds."""
+    attempts: list[Attempt]
+
+    @property
+    def share(self) -> float:
+        """Productive over wall time, 0 to 1."""
+        return self.seconds[PRODUCTIVE] / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+
+def goodput(
+    events: Sequence[Event],
+    records: Sequence[Record],
+    *,
+    last_sign_of_life: float,
+    is_running: bool = False,
+    waiting_until: float | None = None,
+) -> Goodput | None:
+    """The account of a run; None where it has no events.
+
+    Args:
+        events: events.jsonl, in order.
+        records: metrics.jsonl, by step; each step counts once, as it was done last.
+        last_sign_of_life: when the last start was last seen: now, or metrics.jsonl's time.
+        is_running: the last start is still at work.
+        waiting_until: now, when the run's job waits in the queue.
+    """
+    starts = _by_start(own_events(list(events)))
+    if not starts:
+        return None
+    steps = {int(record["step"]): float(record["step_seconds"]) for record in records if "step_seconds" in record}
+    last_step = max(steps, default=0)
+    attempts: list[Attempt] = []
+    for start, following in zip(starts, [*(start[0] for start in starts[1:]), None], strict=True):
+        end = _end(start, following, last_sign_of_life, is_running)
+        done = last_step if following is None else following["resumed_step"] + following["redone_steps"]
+        attempts.append(_attempt(start, end, max(done, start[0]["resumed_step"]), attempts[-1] if attempts else None))
+    total = dict.fromkeys(CAUSES, 0.0)
+    for attempt in attempts:
+        for cause, seconds in attempt.seconds.items():
+            total[cause] += seconds
+    total[PRODUCTIVE] = sum(seconds for step, seconds in steps.items() if step > attempts[0].resumed_step)
+    total["redone"] = sum(start[0]["redone_seconds"] for start in starts)
+    total["other"] -= total[PRODUCTIVE] + total["redone"]
+    if waiting_until is not None:
+        total["queue"] += max(0.0, waiting_until - attempts[-1].ended)
+    return Goodput(wall_seconds=sum(total.values()), seconds=total, attempts=attempts)
+
+
+def _by_start(events: list[Event]) -> list[list[Event]]:
+    """A start with the events up to the next one."""
+    groups: list[list[Event]] = []
+    for event in events:
+        if event["event"] == "start":
+            groups.append([])
+        if groups:
+            groups[-1].append(event)
+    return groups
+
+
+def _end(start: list[Event], following: Event | None, last_sign_of_life: float, is_running: bool) -> tuple[float, str]:
+    """When a start ended, and why."""
+    stop = next((event for event in start if event["event"] == "stop"), None)
+    if stop is not None:
+        return stop["time"], stop["reason"]
+    latest = max(told_at(event) for event in start)
+    if following is not None:
+        return max(latest, following.get("last_sign_of_life") or 0.0), "killed"
+    return max(latest, last_sign_of_life), "running" if is_running else "killed"
+
+
+def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before: Attempt | None) -> Attempt:
+    start, (ended, reason) = events[0], end
+    submitted, job_started, began = start["submitted"], start["job_started"], start["time"]
+    if before is not None and job_started is not None and job_started < before.ended:
+        submitted = job_started = None  # a job with several starts: it did not wait for the later ones
+    if job_started is not None:
+        began = min(began, job_started)
+    free = before.ended if before is not None else began
+    began = max(began, free)  # clocks of two nodes may differ
+    queued_from = began if submitted is None else min(began, submitted if before is None else max(submitted, free))
+    was_finished = before is None or before.end == "finished"
+    seconds = {"queue": began - queued_from, "down": 0.0 if was_finished else queued_from - free}
+    for pause in PAUSES:
+        seconds[pause] = sum(event["seconds"] for event in events if event["event"] == pause)
+    first = next((event for event in events if event["event"] == "first_step"), None)
+    ended = max(ended, began)
+    first_began = ended if first is None else min(ended, first["time"] - first["seconds"])
+    seconds["start_up"] = max(0.0, first_began - began)
+    # All that is not named; the steps are taken from it in the end, over all starts together.
+    seconds["other"] = ended - began - seconds["start_up"] - sum(seconds[pause] for pause in PAUSES)
+    return Attempt(
+        job=start.get("job"), ranks=start["ranks"], layout=start["layout"], began=began, ended=ended,
+        resumed_step=start["resumed_step"], last_step=last_step, end=reason, seconds=seconds,
+    )  # fmt: skip

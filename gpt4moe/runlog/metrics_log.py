@@ -1,0 +1,192 @@
+"""metrics.jsonl: one JSON object a line and step, each step exactly once whatever happened before.
+
+    open(resume_step) -> mend what a kill left, drop steps that will be redone -> write(step 1 + last) ... -> sync()
+
+A float is written as Python's shortest repr, so it reads back to the same bits. NaN and infinity are not JSON: the
+value becomes null and `nonfinite` beside it says which (`"loss": null, "nonfinite": {"loss": "nan"}`); a column stays
+numbers or null for pandas and jq, and read_metrics gives the float back.
+"""
+
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpt4moe.errors import LaunchError
+from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.metrics import Number, Record, check_record
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+NONFINITE = "nonfinite"
+
+
+def encode_record(record: Mapping[str, Number]) -> bytes:
+    """One line, newline included."""
+    nonfinite = {name: str(value) for name, value in record.items() if not math.isfinite(value)}
+    line: dict[str, object] = {name: None if name in nonfinite else value for name, value in record.items()}
+    if nonfinite:
+        line[NONFINITE] = nonfinite
+    return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+
+def decode_record(line: bytes) -> Record | None:
+    """The record of one line; None when the line is not a whole one."""
+    try:
+        record = json.loads(line)
+        if NONFINITE in record:
+            record.update({name: float(text) for name, text in record.pop(NONFINITE).items()})
+        is_whole = type(record["step"]) is int and set(map(type, record.values())) <= {int, float}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return record if is_whole and record["step"] >= 1 else None
+
+
+def read_metrics(path: Path | str) -> list[Record]:
+    """All records by step; without a torn last line. An absent file is an empty list.
+
+    Raises: LaunchError when a line is damaged that no kill can have torn.
+    """
+    return StoredMetrics.read(Path(path)).records
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMetrics:
+    """What a metrics.jsonl holds, read once for all that ask: 100,000 steps take seconds."""
+
+    lines: Sequence[tuple[Record, bytes]] = ()
+    """Each record with its line, by step."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises: LaunchError when the file is damaged in a way that no kill can cause, or cannot be read."""
+        return cls(_read_lines(path))
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for record, _ in self.lines]
+
+    def up_to(self, step: int) -> Self:
+        """Without the steps that will be redone when training goes on from `step`."""
+        return type(self)([(record, line) for record, line in self.lines if record["step"] <= step])
+
+
+def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
+    """Records with their bytes, by step; of one step written twice the later wins."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise LaunchError(
+            f"{path} cannot be read: {error.strerror}.", "Make it a file that you may read, or move it away."
+        ) from error
+    by_step: dict[Number, tuple[Record, bytes]] = {}
+    damaged = None
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        record = decode_record(line)
+        if record is None:
+            damaged = damaged or number
+        elif damaged:
+            raise LaunchError(
+                f"{path}: line {damaged} is not a metrics record, yet line {number} after it is.",
+                "Restore the file from a copy, or move it away: the log then begins at the checkpoint's next step.",
+            )
+        else:
+            by_step[record["step"]] = (record, line.rstrip(b"\r\n") + b"\n")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Around what a disk can refuse. Raises: LaunchError."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"{path} cannot be written: {error.strerror}.",
+            "A run keeps every step there. Make room or mend the cause, then start again: it goes on from its last "
+            "checkpoint.",
+        ) from error
+
+
+class MetricsLog:
+    """The open metrics.jsonl of one run, on its logging rank, from start to exit. The run folder's lock guards it."""
+
+    def __init__(self, path: Path, last_step: int):
+        """Use `open`."""
+        self.path = path
+        self.last_step = last_step
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    @classmethod
+    def open(cls, path: Path | str, resume_step: int = 0, stored: StoredMetrics | None = None) -> Self:
+        """The log, ready for step `resume_step` + 1: later steps are dropped, a torn last line is mended.
+
+        Args:
+            resume_step: step of the checkpoint that training goes on from; 0 for a start from nothing.
+            stored: what the file holds, by whoever has read it.
+        Raises: LaunchError when the file is damaged in a way that no kill can cause, or cannot be written.
+        """
+        path = Path(path)
+        stored = stored or StoredMetrics.read(path)
+        kept = stored.up_to(resume_step).lines
+        if len(kept) < len(stored.lines):
+            logger.info("%s: %d steps after %d will be redone", path, len(stored.lines) - len(kept), resume_step)
+        if kept and kept[-1][0]["step"] < resume_step:
+            logger.warning("%s: steps %d to %d are lost", path, kept[-1][0]["step"] + 1, resume_step)
+        wanted = b"".join(line for _, line in kept)
+        with _writable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and path.read_bytes() != wanted:
+                replace_file(path, wanted)
+            return cls(path, resume_step)
+
+    def write(self, record: Mapping[str, Number]) -> None:
+        """Append one step.
+
+        Raises:
+            ValueError: a name that METRICS lacks, or a step that is not the one after the last.
+            LaunchError: the line is not wholly in the file (a full disk); the next `open` mends it.
+        """
+        check_record(record)
+        if record["step"] != self.last_step + 1:
+            raise ValueError(f"{self.path}: step {record['step']} cannot follow step {self.last_step}")
+        line = encode_record(record)
+        # One write call: a kill leaves the line whole or torn at the end of the file, never two lines interleaved.
+        with _writable(self.path):
+            written = os.write(self._file, line)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes fitted")
+        self.last_step += 1
+
+    def sync(self) -> None:
+        """Bring the lines to the disk; call before a checkpoint is committed, so that no checkpoint is ahead of it.
+
+        Raises: LaunchError when the disk does not take them; some file systems say so only here.
+        """
+        with _writable(self.path):
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Bring the lines to the disk and close. A second call does nothing."""
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

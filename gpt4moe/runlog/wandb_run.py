@@ -1,0 +1,199 @@
+"""Embassy to wandb: one wandb run over all starts of a training run, and never a reason to stop.
+
+    <run folder>/wandb_id.txt    the wandb run's id, made at the first start, and the run's name
+    <run folder>/wandb_step.txt  the high-water mark (wandb_mark.py): a redone step is not sent again
+    <run folder>/wandb/          wandb's own files; `wandb sync` uploads those of offline starts
+
+A run folder copied and started under a new name (run.name) is a fork: another id, no step sent yet. A new run from
+checkpoint.load has a folder, and so an id, of its own.
+
+The only file that imports wandb, when a run starts: the import costs a second, and a run without tracking none.
+"""
+
+import json
+import logging
+import netrc
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from gpt4moe.config.training import TrackingConfig, WandbMode
+from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.metrics import Number
+from gpt4moe.runlog.wandb_mark import STEP_FILE, WandbMark
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+ID_FILE = "wandb_id.txt"
+# A dead network may cost a start and an end of a run this long each, no more. Normally both take a few seconds.
+NETWORK_SECONDS = 30.0
+
+
+def run_id(run_folder: Path, run_name: str) -> str:
+    """The wandb id of this run; made and kept at the first call, and anew in a folder copied from another run's."""
+    file = run_folder / ID_FILE
+    kept, _, name = file.read_text().strip().partition(" ") if file.exists() else ("", "", "")
+    if kept and name == run_name:
+        return kept
+    if kept:
+        logger.info(
+            "wandb: this folder was run %s (%s): %s is a fork of it with an id of its own", name, kept, run_name
+        )
+        # Before the id: a kill in between leaves the old id, and the next start forks again.
+        (run_folder / STEP_FILE).unlink(missing_ok=True)
+    # wandb's own form, 8 of a-z and 0-9. From the system's entropy: the run's seed must not name two runs alike.
+    made = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
+    replace_file(file, f"{made} {run_name}\n".encode())
+    return made
+
+
+def offline_folders(run_folder: Path, wandb_id: str) -> list[Path]:
+    """wandb's folders of this run's offline starts that nobody has uploaded yet, oldest first."""
+    folders = sorted((run_folder / "wandb").glob(f"offline-run-*-{wandb_id}"))
+    return [folder for folder in folders if not list(folder.glob("*.wandb.synced"))]
+
+
+def has_key(base_url: str) -> bool:
+    """Whether WANDB_API_KEY or a netrc entry for wandb's server is there."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = base_url.split("://")[-1].split("/")[0]
+    files = [os.environ.get("NETRC", ""), "~/.netrc", "~/_netrc"]
+    file = next((path for path in (Path(name).expanduser() for name in files if name) if path.is_file()), None)
+    try:
+        return file is not None and netrc.netrc(file).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError) as error:
+        logger.warning("wandb: %s cannot be read: %s", file, error)
+        return False
+
+
+class WandbRun:
+    """One start's connection to the wandb run, on the logging rank. After any failure, or disabled, it does nothing."""
+
+    def __init__(self, run_folder: Path):
+        """Use `start`."""
+        self.run: wandb.Run | None = None
+        self.wandb_id: str | None = None
+        self.run_folder = run_folder
+        self.mark = WandbMark(run_folder / STEP_FILE)
+
+    @classmethod
+    def start(cls, tracking: TrackingConfig, run_folder: Path, run_name: str, config: Mapping[str, Any]) -> Self:
+        """Open the run folder's wandb run, or go on with it. Raises nothing: what fails is one warning.
+
+        Args: config: the resolved config as plain dicts; wandb shows and filters by it.
+        """
+        tracker = cls(run_folder)
+        if tracking.wandb == WandbMode.disabled:
+            return tracker
+        tracker._attempt("start", lambda: tracker._open(tracking, run_folder, run_name, dict(config)))
+        return tracker
+
+    def log(self, record: Mapping[str, Number]) -> None:
+        """Send one step, unless it or a later one was sent before; so it may be fed the whole metrics.jsonl again."""
+        run, step = self.run, int(record["step"])
+        if run is None or step <= self.mark.sent:
+            return
+        # The mark goes first: a kill in between never sends a step twice.
+        self._attempt("log", lambda: self.mark.advance(step))
+        self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
+
+    def alert(self, title: str, text: str) -> None:
+        """Have wandb tell the run's people, by mail or chat as they set it there. Online alone: an offline run is
+        synced when nobody can do anything about it any more."""
+        run = self.run
+        if run is not None and not run.offline:
+            self._attempt("alert", lambda: run.alert(title=title, text=text))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the run; `exit_code` other than 0 marks it as failed. A second call does nothing."""
+        run = self.run
+        if run is not None:
+            self._attempt("finish", lambda: run.finish(exit_code=exit_code))
+        if self.run is not None:
+            self._attempt("finish", self.mark.finish)
+        self.run = None
+
+    def sync_command(self) -> str | None:
+        """What uploads the offline starts of this run; None when there is nothing to upload."""
+        if self.wandb_id is None or not offline_folders(self.run_folder, self.wandb_id):
+            return None
+        return f"wandb sync {self.run_folder}/wandb/offline-run-*-{self.wandb_id}"
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        # Everything: whatever tracking runs into, training goes on.
+        except Exception as error:
+            logger.warning("wandb %s failed, tracking stops, training goes on: %s", what, _one_line(error))
+            self.run = None
+
+    def _open(self, tracking: TrackingConfig, run_folder: Path, run_name: str, config: dict[str, Any]) -> None:
+        self.wandb_id = wandb_id = run_id(run_folder, run_name)
+        self.mark = WandbMark.read(run_folder)
+        # Read at wandb's import: its crash reports are network calls.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=NETWORK_SECONDS, finish_timeout=NETWORK_SECONDS
+        )
+        mode: Literal["offline", "online"] = "online" if tracking.wandb == WandbMode.online else "offline"
+        if mode == "online" and not has_key(wandb.setup(settings).settings.base_url):
+            logger.warning("wandb: no WANDB_API_KEY and no netrc entry, so tracking.wandb=online goes offline")
+            mode = "offline"
+
+        def connect(mode: Literal["offline", "online"]) -> "wandb.Run":
+            return wandb.init(
+                mode=mode, id=wandb_id, resume="allow", dir=str(run_folder), name=run_name, config=config,
+                project=tracking.project, entity=tracking.entity, group=tracking.group, tags=list(tracking.tags),
+                settings=settings,
+            )  # fmt: skip
+
+        try:
+            self.run = connect(mode)
+        except wandb.Error as error:
+            if mode == "offline":
+                raise
+            logger.warning("wandb: online failed, going offline: %s", _one_line(error))
+            # Its service still holds the run's id.
+            wandb.teardown()
+            mode = "offline"
+            self.run = connect(mode)
+        if not self.mark.is_sure:
+            self._settle(mode == "online")
+        self.mark.begin(Path(self.run.settings.sync_dir).name)
+
+    def _settle(self, is_online: bool) -> None:
+        """After a start that was not finished: learn what wandb has of the steps it sent."""
+        assert self.run is not None
+        if self.mark.start.startswith("offline-"):
+            found = stored_step(self.run_folder / "wandb" / self.mark.start)
+        else:  # only the server knows; it may be asked when this start is online too
+            found = self.run.starting_step - 1 if is_online else None
+        if found is None:
+            logger.warning("wandb: unknown what it has of steps %d to %d", self.mark.kept + 1, self.mark.sent)
+        self.mark.settle(self.mark.sent if found is None else found)
+
+
+def stored_step(folder: Path) -> int | None:
+    """The last step in wandb's file of an offline start, 0 for none; None when that cannot be told."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, timeout=2 * NETWORK_SECONDS, check=True, stdin=subprocess.DEVNULL
+        )
+        return int(json.loads(answer.stdout)["step"] or 0)
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
