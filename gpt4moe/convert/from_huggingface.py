@@ -25,7 +25,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.hf_config import from_config
-from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config, stored_tensors
+from gpt4moe.convert.huggingface import add_pieces, mistral_files, open_huggingface, read_config, stored_tensors
 from gpt4moe.convert.model_files import GENERATION, KEPT, TOKENIZER_FOLDER, generation_of
 from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
@@ -91,6 +91,8 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     return {
         "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
         "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
+        "notes": [f"{name} was not read: it holds the same weights in Mistral's own format."
+                  for name in mistral_files(source)],
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """ModelConfig <-> config.json of Hugging Face, and what neither side can say to the other. No torch."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from gpt4moe.config.model import ModelConfig
@@ -185,6 +186,8 @@ def _rope_theta(config: Json, default: float) -> float:
             f"config.json: rope_theta and rope_parameters.rope_theta differ: {sorted(given)}.", "Correct one of them."
         )
     theta = given.pop() if given else default
-    if not theta.is_integer():
-        raise ConversionError(f"config.json: rope_theta={theta} is no whole number.", "model.rope_theta is one.")
+    if not 0 < theta < inf:
+        raise ConversionError(
+            f"config.json: rope_theta={theta} is no positive number.", "Take the config.json of the model."
+        )
     return theta

@@ -23,6 +23,7 @@ from gpt4moe.errors import ConversionError
 DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
 """Choice -> (safetensors' word, torch's)."""
 _INDEX = "model.safetensors.index.json"
+_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "lm_head.weight"
 
 Answer = dict[str, Any]
 
@@ -127,11 +128,11 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConversionError(f"{index} is damaged.", "Copy or download it again.") from error
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = sorted({path.name for path in folder.glob("*.safetensors")} - set(mistral_files(folder)))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         raise ConversionError(
-            f"{folder} lacks {missing[0] if missing else 'safetensors files'}.",
+            f"{folder} lacks {missing[0] if missing else 'safetensors files with the names of Hugging Face'}.",
             "Copy or download the folder again, in safetensors (other formats can run code).",
         )
     files = {name: RawFile(folder / name) for name in names}
@@ -145,12 +146,18 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     return tensors, places, files
 
 
+def mistral_files(folder: Path) -> list[str]:
+    """Files of Mistral's own format, which its repositories hold beside the same weights in Hugging Face's."""
+    return sorted(path.name for path in folder.glob("consolidated*.safetensors"))
+
+
 def add_pieces(
     weights: FolderWeights, table: tuple[Row, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
 ) -> None:
     """Finds every box of ours in the tensors of theirs.
 
-    Raises: ConversionError for a tensor that is missing, unknown or of another shape.
+    Raises: ConversionError for a tensor that is missing, unknown or of another shape, or for an output layer that is
+        not the embedding that config.json ties it to.
     """
     known = {row.ours for row in table}
     covered = {name: shape for name, shape in weights.shapes.items() if _template(name) in known}
@@ -171,7 +178,9 @@ def add_pieces(
             piece = TypedPiece(places[link.theirs], offset, shape, start, tensor.dtype)
             weights.pieces[link.ours].append(piece)
             start += 0 if is_copy(link) else prod(shape) * BYTES[tensor.dtype]
-    unknown = [name for name in left if not _means_nothing(name, weights)]
+    if weights.model.tied_embeddings and _OUTPUT in left:
+        _refuse_another_output(weights, left.pop(_OUTPUT), places[_OUTPUT])
+    unknown = [name for name in left if not _ignorable(name)]
     if unknown:
         raise ConversionError(
             f"{weights.folder} has {len(unknown)} tensors of unknown meaning, e.g. {unknown[0]}.",
@@ -184,6 +193,20 @@ def _template(name: str) -> str:
     return f"{prefix}.layers.{{layer}}.{rest.partition('.')[2]}" if rest else name
 
 
-def _means_nothing(name: str, weights: FolderWeights) -> bool:
-    """Old Llama files hold the rotary angles; some folders repeat a tied embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (weights.model.tied_embeddings and name == "lm_head.weight")
+def _refuse_another_output(weights: FolderWeights, output: StoredTensor, file: str) -> None:
+    """Some folders with a tied embedding repeat it as lm_head.weight. Raises: ConversionError when the two differ."""
+    if output.shape == weights.shapes[_EMBEDDING]:
+        copy = TypedPiece(file, (0, 0), output.shape, output.start, output.dtype)
+        if not weights.differs(_EMBEDDING, copy):
+            return
+    raise ConversionError(
+        f"{weights.folder}: config.json says tie_word_embeddings=true, but {_OUTPUT} in {file} is not the tensor "
+        "model.embed_tokens.weight.",
+        f"Set tie_word_embeddings=false in config.json to keep {_OUTPUT} (transformers uses it), or delete it from "
+        f"{file}.",
+    )
+
+
+def _ignorable(name: str) -> bool:
+    """Old Llama files hold the angles of the rotary embedding, which follow from rope_theta."""
+    return name.endswith("rotary_emb.inv_freq")

@@ -131,11 +131,15 @@ class FolderWeights(Weights):
             f"{name} in {copy.file}"
             for name, copies in self.copies.items()
             for copy in copies
-            if any(
-                not np.array_equal(values.view(np.uint32), self.read_run(copy, at, values.shape).view(np.uint32))
-                for at, values in self._original(name, copy)
-            )
+            if self.differs(name, copy)
         ]
+
+    def differs(self, name: str, copy: StoredPiece) -> bool:
+        """Whether a piece holds other values than the piece of the tensor at the same place; both are read."""
+        return any(
+            not np.array_equal(values.view(np.uint32), self.read_run(copy, at, values.shape).view(np.uint32))
+            for at, values in self._original(name, copy)
+        )
 
     def _original(self, name: str, copy: StoredPiece) -> Iterator[tuple[Shape, np.ndarray]]:
         """(offset in the tensor, values) of what a piece repeats."""
