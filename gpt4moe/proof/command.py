@@ -16,7 +16,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel import local_ranks
-from gpt4moe.proof import plan, report
+from gpt4moe.proof import plan, proof_report
 from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
 
 EQUAL, DIFFERENT = 0, 1
@@ -25,7 +25,7 @@ MOST_RANKS = 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ProofRequest:
     """What was asked for."""
 
     overrides: list[str]
@@ -33,7 +33,7 @@ class Request:
     as_json: bool
 
 
-def read(arguments: list[str]) -> Request:
+def read(arguments: list[str]) -> ProofRequest:
     """Raises: ConfigError for a form or a number of ranks that is none."""
     overrides, ranks, as_json = [], None, False
     for argument in arguments:
@@ -48,7 +48,7 @@ def read(arguments: list[str]) -> Request:
             overrides.append(argument)
     if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
         overrides.append("run.name=proof")
-    return Request(overrides, ranks, as_json)
+    return ProofRequest(overrides, ranks, as_json)
 
 
 def _number_of_ranks(value: str) -> int:
@@ -60,7 +60,7 @@ def _number_of_ranks(value: str) -> int:
     return int(digits)
 
 
-def run(request: Request) -> int:
+def run(request: ProofRequest) -> int:
     """Proves and prints; returns the exit status. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
     local_ranks.preload("gpt4moe.proof.preload")
@@ -80,12 +80,12 @@ def run(request: Request) -> int:
         errors.print(failed.cause, markup=False, soft_wrap=True)
         errors.print("[bold red]DIFFERENT:[/] this layout does not run; the first rank that failed is above.")
         if request.as_json:
-            sys.stdout.write(json.dumps(report.failed_data(failed.cause), indent=1) + "\n")
+            sys.stdout.write(json.dumps(proof_report.failed_data(failed.cause), indent=1) + "\n")
         return DIFFERENT
     if request.as_json:
-        sys.stdout.write(json.dumps(report.as_data(proofs), indent=1, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(proof_report.as_data(proofs), indent=1, allow_nan=False) + "\n")
     else:
-        report.show(proofs, Console(highlight=False, soft_wrap=True))
+        proof_report.show(proofs, Console(highlight=False, soft_wrap=True))
     return EQUAL if all(proof.is_equal for proof in proofs) else DIFFERENT
 
 

@@ -4,7 +4,7 @@
                                           counting as a difference
 
 Tolerances are round-off of fp32 sums in another order, seen on every layout of the tests, times about five; a lost
-rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.rounding.
+rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.bf16.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Evidence: what of a phase differs from one process, in the terms that suspects are found by. numpy, no torch."""
+"""What of the descent phase differs from one process, in the terms that suspects are found by. numpy, no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _REST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class DescentEvidence:
     """The descent phase on the layout (got) and in one process (want)."""
 
     layout: Layout
@@ -29,7 +29,7 @@ class Evidence:
     @classmethod
     def of(
         cls, layout: Layout, micro_batches: int, got: Outcome, want: Outcome, tensors: Iterable[TensorDifference]
-    ) -> "Evidence":
+    ) -> "DescentEvidence":
         different = frozenset(item.name for item in tensors if item.kind == GRADIENT and item.is_different)
         return cls(layout=layout, micro_batches=micro_batches, got=got, want=want, different=different)
 

@@ -6,10 +6,11 @@ adamw     fp32, 3 steps of the run's optimizer, clipped where the run clips: mas
 rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
 """
 
+from dataclasses import dataclass
+
 from gpt4moe.config.load import config_from_dict, config_to_dict
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
-from gpt4moe.proof.phase import Phase
 
 STEPS = 3
 CLIP_NORM = 0.1
@@ -20,6 +21,25 @@ not clip is clipped here too: along a whole gradient, a step carries round-off f
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
 DRAWS = 4
 """Of rounding, in one process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """What ranks do between two looks at their numbers."""
+
+    run: RunConfig
+    steps: int
+    descent: float | None = None
+    """A rate: weights move by plain descent along the reduced and clipped gradients, which shows a wrong gradient
+    scale that AdamW divides away. None: the run's own optimizer."""
+    every_gradient: bool = False
+    """Answer with the gradients of all steps and the masters before the first, not only the first step's gradients."""
+    draw: int = 0
+    """Of rounding, in bf16: 0 as it comes; others from initial weights that are one rounding away at most."""
+    tokens: int = 0
+    """Which set of synthetic tokens."""
+    ends_early: bool = False
+    """Some micro-batches end in padding (batches.ended_early)."""
 
 
 def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]:

@@ -15,15 +15,14 @@ from typing import Any
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.local_ranks import run_ranks
-from gpt4moe.proof import compare, plan, rounding
+from gpt4moe.proof import bf16, compare, plan
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
-from gpt4moe.proof.evidence import Evidence
+from gpt4moe.proof.evidence import DescentEvidence
 from gpt4moe.proof.outcome import GRADIENT, Outcome, RankAnswer, assemble
-from gpt4moe.proof.phase import Phase
-from gpt4moe.proof.rounding_suspects import suspects_in_bf16
+from gpt4moe.proof.plan import Phase
+from gpt4moe.proof.round_off import turned_by_round_off
 from gpt4moe.proof.shrink import Shrunk, shrink
 from gpt4moe.proof.suspects import suspects
-from gpt4moe.proof.ties import turned_by_round_off
 
 SILENCE_SECONDS = 300.0
 Outcomes = dict[str, Outcome]
@@ -134,17 +133,21 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float) -> Proo
     }
     if plan.ROUNDED in got:
         draws = [want[name] for name in map(plan.drawn, range(plan.DRAWS))]
-        sides = rounding.Sides(got[plan.ROUNDED], draws, want[plan.ADAMW])
-        tensors[plan.ROUNDED] = rounding.tensor_differences(sides, shrunk.run)
-        numbers[plan.ROUNDED] = rounding.number_differences(sides)
+        sides = bf16.Sides(got[plan.ROUNDED], draws, want[plan.ADAMW])
+        tensors[plan.ROUNDED] = bf16.tensor_differences(sides, shrunk.run)
+        numbers[plan.ROUNDED] = bf16.number_differences(sides)
     different = [item for items in tensors.values() for item in items if item.is_different]
     first = different[0] if different else None
     clip_norm, batch = shrunk.run.optimizer.clip_norm or plan.CLIP_NORM, shrunk.run.training
     micro_batches = batch.global_batch_size // batch.micro_batch_size // shrunk.layout.dp
-    evidence = Evidence.of(shrunk.layout, micro_batches, got[plan.DESCENT], want[plan.DESCENT], tensors[plan.DESCENT])
+    evidence = DescentEvidence.of(
+        shrunk.layout, micro_batches, got[plan.DESCENT], want[plan.DESCENT], tensors[plan.DESCENT]
+    )
     suspected = suspects(evidence)
     if plan.ROUNDED in got and not suspected:
-        suspected = suspects_in_bf16(shrunk.layout, sides, shrunk.run, tensors[plan.ROUNDED], numbers[plan.ROUNDED])
+        suspected = bf16.suspects_in_bf16(
+            shrunk.layout, sides, shrunk.run, tensors[plan.ROUNDED], numbers[plan.ROUNDED]
+        )
     return Proof(
         shrunk=shrunk, tensors=tensors, numbers=numbers,
         problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],

@@ -38,7 +38,7 @@ from gpt4moe.proof.outcome import (
     WeightCopy,
     gradient_kind,
 )  # fmt: skip
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.learning_rate import learning_rate

@@ -8,6 +8,7 @@ bias are raised, every step of a run that clips is clipped.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil, gcd, lcm
 from typing import Any
 
@@ -16,7 +17,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
-from gpt4moe.proof.depth import Depth, shrunk_depth
+from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.proof.mesh import asked_layout, copies_beside, reduced
 from gpt4moe.proof.plan import CLIP_NORM
 
@@ -82,7 +83,7 @@ def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
     return Shrunk(asked=run, asked_layout=asked, run=_with_experts(raw, run, proved, depth), layout=proved)
 
 
-def _parallel(proved: Layout, depth: Depth) -> dict[str, Any]:
+def _parallel(proved: Layout, depth: "Depth") -> dict[str, Any]:
     degrees = {name: getattr(proved, name) for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
     # The list of layers says where the embedding and the head counted too.
     counts = {"embedding_counts_as_layer": False, "head_counts_as_layer": False}
@@ -90,7 +91,7 @@ def _parallel(proved: Layout, depth: Depth) -> dict[str, Any]:
     return degrees | counts | stages
 
 
-def _model(run: RunConfig, proved: Layout, depth: Depth) -> dict[str, Any]:
+def _model(run: RunConfig, proved: Layout, depth: "Depth") -> dict[str, Any]:
     """Sizes that every cut divides; keys and values stay shared, heads of their own width stay so."""
     model, tp = run.model, proved.tp
     groups = 1 if model.query_groups == 1 else tp * ceil(2 / tp)
@@ -124,7 +125,7 @@ def _batch(run: RunConfig, proved: Layout) -> dict[str, Any]:
     return {"micro_batch_size": micro, "global_batch_size": micro * count * proved.dp}
 
 
-def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: Depth) -> RunConfig:
+def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: "Depth") -> RunConfig:
     """The run with as few experts as the router's own checks and the layout allow; at least as many a rank as two, or
     as the asked run has."""
     moe = run.model.moe
@@ -174,3 +175,81 @@ def _leaves(raw: dict[str, Any], path: str = "") -> dict[str, Any]:
         else:
             leaves[path + key] = value
     return leaves
+
+
+_DEEPEST_STAGE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Layers of the shrunken model."""
+
+    num_layers: int
+    layer_pattern: list[int] | None
+    layers_per_stage: list[int] | None
+    recompute_layers: int | None
+
+
+def shrunk_depth(run: RunConfig, num_stages: int) -> Depth:
+    """The depth of `run` for `num_stages` (pp x vpp of the mesh to prove): a layer a stage where all are alike, one
+    more where a part of them is recomputed."""
+    is_moe = run.model.moe_layers
+    kinds = [[int(is_moe[layer]) for layer in stage] for stage in stage_layers(run.model.num_layers, run.parallel)]
+    cut = run.parallel.recompute_layers if recomputes_in_part(run) else None
+    heads, tails = [stage[:cut] for stage in kinds], [stage[len(stage[:cut]) :] for stage in kinds]
+    if num_stages == 1:
+        heads, tails = [list(chain(*heads))], [list(chain(*tails))]
+    at = _spread(len(heads), num_stages)
+    heads, tails = [heads[stage] for stage in at], [tails[stage] for stage in at]
+    recompute_layers = None if cut is None else max(len(set(head)) for head in heads)
+    stages = _shallow(heads) if recompute_layers is None else _in_two_parts(heads, tails, recompute_layers)
+    pattern = [kind for stage in stages for kind in stage]
+    lengths = [len(stage) for stage in stages]
+    return Depth(
+        num_layers=len(pattern),
+        layer_pattern=None if run.model.moe is None or all(pattern) else pattern,
+        layers_per_stage=None if len(set(lengths)) == 1 else lengths,
+        recompute_layers=recompute_layers,
+    )
+
+
+def recomputes_in_part(run: RunConfig) -> bool:
+    """Whether a stage has layers that are recomputed and layers that are kept."""
+    cut = run.parallel.recompute_layers
+    return cut is not None and any(len(stage) > cut for stage in stage_layers(run.model.num_layers, run.parallel))
+
+
+def _shallow(kinds: list[list[int]]) -> list[list[int]]:
+    sizes = sorted({len(stage) for stage in kinds if stage})
+    wanted = [min(1 + sizes.index(len(stage)), _DEEPEST_STAGE) if stage else 0 for stage in kinds]
+    wanted = [max(size, len(set(stage))) for size, stage in zip(wanted, kinds, strict=True)]
+    if len(kinds) == 1:
+        wanted = [max(2, wanted[0])]
+    if len(sizes) == 1 and all(kinds):  # even stages stay even
+        wanted = [max(wanted)] * len(kinds)
+    return [_fewer(stage, size) for stage, size in zip(kinds, wanted, strict=True)]
+
+
+def _in_two_parts(heads: list[list[int]], tails: list[list[int]], size: int) -> list[list[int]]:
+    """`size` recomputed layers on every stage that keeps others, then these; as many at most where none is kept."""
+    return [
+        _fewer(head, size if kept else len(set(head))) + kept for head, kept in zip(heads, _shallow(tails), strict=True)
+    ]
+
+
+def _spread(count: int, num: int) -> list[int]:
+    """`num` indices of `count`, first and last among them, as evenly as it goes."""
+    if num == 1:
+        return [0]
+    return [round(at * (count - 1) / (num - 1)) for at in range(num)]
+
+
+def _fewer(kinds: list[int], size: int) -> list[int]:
+    """`size` layers of a stage; of both kinds where it has both."""
+    if not kinds or size == 0:
+        return []
+    chosen = [kinds[at] for at in _spread(len(kinds), size)]
+    missing = set(kinds) - set(chosen)
+    if missing:
+        chosen[-1] = missing.pop()
+    return chosen

@@ -1,6 +1,6 @@
 """suspects: from the pattern of what differs to what is likely wrong. Heuristics; each says what it saw.
 
-A rule reads the evidence and says a line, or nothing. RULES is in the order of certainty; a fault may answer to
+A rule reads the evidence and says a line, or nothing. SUSPECT_RULES is in the order of certainty; a fault may answer to
 several (a missing sum over tp also lets copies drift apart).
 """
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt4moe.proof.evidence import Evidence, is_near
+from gpt4moe.proof.evidence import DescentEvidence, is_near
 from gpt4moe.proof.outcome import BUFFER, GRADIENT
-from gpt4moe.proof.ties import few
+from gpt4moe.proof.round_off import few
 
 
-def suspects(seen: Evidence) -> list[str]:
+def suspects(seen: DescentEvidence) -> list[str]:
     """One line each, the most certain first; empty when nothing differs."""
-    return [line for rule in RULES for line in rule(seen)]
+    return [line for rule in SUSPECT_RULES for line in rule(seen)]
 
 
-def _not_finite(seen: Evidence) -> Iterator[str]:
+def _not_finite(seen: DescentEvidence) -> Iterator[str]:
     """Everything after the first such number is made of it."""
     for side, outcome in (("on this layout", seen.got), ("in one process", seen.want)):
         wrong = {name for name, value in outcome.gradients.items() if not np.isfinite(value).all()}
@@ -29,7 +29,7 @@ def _not_finite(seen: Evidence) -> Iterator[str]:
             yield f"not finite: {what} has NaN or infinity {side}."
 
 
-def _copies_started_apart(seen: Evidence) -> Iterator[str]:
+def _copies_started_apart(seen: DescentEvidence) -> Iterator[str]:
     for unequal in (item for item in seen.got.unequal if item.at_start):
         yield (
             f"unsynchronised copies: {unequal.name} differs over {seen.axis_between(unequal.ranks)} before the first "
@@ -37,7 +37,7 @@ def _copies_started_apart(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _owners(seen: Evidence) -> Iterator[str]:
+def _owners(seen: DescentEvidence) -> Iterator[str]:
     lost = [problem for problem in seen.got.problems if problem.startswith(GRADIENT)]
     if lost:
         yield (
@@ -46,7 +46,7 @@ def _owners(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _lost_micro_batches(seen: Evidence) -> Iterator[str]:
+def _lost_micro_batches(seen: DescentEvidence) -> Iterator[str]:
     share, count = seen.routed_share, seen.micro_batches
     if share != 1.0 and np.isfinite(share):
         run = round(share * count)
@@ -54,7 +54,7 @@ def _lost_micro_batches(seen: Evidence) -> Iterator[str]:
         yield f"lost micro-batch: the routers saw {share:.4g} of the tokens{exact}."
 
 
-def _flipped_choices(seen: Evidence) -> Iterator[str]:
+def _flipped_choices(seen: DescentEvidence) -> Iterator[str]:
     if seen.routed_share != 1.0:
         return
     got, want = (side.columns(None) for side in (seen.got, seen.want))
@@ -70,7 +70,7 @@ def _flipped_choices(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _scaled(seen: Evidence) -> Iterator[str]:
+def _scaled(seen: DescentEvidence) -> Iterator[str]:
     """Families whose gradients are k times too large, each and all."""
     scales: dict[float, list[str]] = {}
     for label, names in seen.families.items():
@@ -85,7 +85,7 @@ def _scaled(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _reason(seen: Evidence, k: float) -> str:
+def _reason(seen: DescentEvidence, k: float) -> str:
     """Which degree has the size of a wrong scale, if one has."""
     up = k >= 1
     size = round(k) if up else round(1 / k) if k > 0 else 0
@@ -96,7 +96,7 @@ def _reason(seen: Evidence, k: float) -> str:
     return f", and {size} is {' = '.join(axes)}: {what}"
 
 
-def _missing_tp_sum(seen: Evidence) -> Iterator[str]:
+def _missing_tp_sum(seen: DescentEvidence) -> Iterator[str]:
     partial = {name for name in seen.different if "layernorm" in name or ".router." in name}
     if partial and seen.different == partial and seen.layout.tp * seen.layout.cp > 1:
         yield (
@@ -105,7 +105,7 @@ def _missing_tp_sum(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _expert_group(seen: Evidence) -> Iterator[str]:
+def _expert_group(seen: DescentEvidence) -> Iterator[str]:
     if seen.different and seen.different <= seen.families["experts"] and not any(_scaled(seen)):
         yield (
             "wrong reduce group of experts: only their gradients differ, and not by a scale. They belong over "
@@ -113,7 +113,7 @@ def _expert_group(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _norm(seen: Evidence) -> Iterator[str]:
+def _norm(seen: DescentEvidence) -> Iterator[str]:
     got, want = seen.got.norms[0], seen.want.norms[0]
     if seen.different or is_near(got, want, 1e-6):
         return
@@ -123,7 +123,7 @@ def _norm(seen: Evidence) -> Iterator[str]:
     )
 
 
-def _norm_reason(seen: Evidence) -> str:
+def _norm_reason(seen: DescentEvidence) -> str:
     """Which family, left out or counted several times, explains the norm."""
     excess = seen.got.norms[0] ** 2 - seen.want.norms[0] ** 2
     counts = {0: "without", **{degree: f"counted {axis}={degree} times:" for axis, degree in seen.degrees.items()}}
@@ -135,7 +135,7 @@ def _norm_reason(seen: Evidence) -> str:
     return ", some tensors are counted twice or not at all"
 
 
-def _forward(seen: Evidence) -> Iterator[str]:
+def _forward(seen: DescentEvidence) -> Iterator[str]:
     """The loss is wrong before any update, and neither copies nor micro-batches explain it."""
     if not seen.loss_differs or seen.routed_share != 1.0 or any(item.at_start for item in seen.got.unequal):
         return
@@ -148,7 +148,7 @@ def _forward(seen: Evidence) -> Iterator[str]:
         yield f"the forward pass: {losses}; a sum over tp, a router's pool, the dispatch, or initial weights."
 
 
-def _backward(seen: Evidence) -> Iterator[str]:
+def _backward(seen: DescentEvidence) -> Iterator[str]:
     others = seen.different & seen.families["all other weights"]
     if others and not seen.loss_differs and not any(_scaled(seen)) and not any(_owners(seen)):
         yield (
@@ -157,7 +157,7 @@ def _backward(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _copies_drifted(seen: Evidence) -> Iterator[str]:
+def _copies_drifted(seen: DescentEvidence) -> Iterator[str]:
     drifted = [item for item in seen.got.unequal if not item.at_start]
     if drifted:
         yield (
@@ -166,7 +166,7 @@ def _copies_drifted(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _buffers(seen: Evidence) -> Iterator[str]:
+def _buffers(seen: DescentEvidence) -> Iterator[str]:
     got, want = seen.got.tensors[BUFFER], seen.want.tensors[BUFFER]
     wrong = {name for name in want if not np.array_equal(got.get(name, np.empty(0)), want[name])}
     if wrong and not seen.different and not seen.loss_differs:
@@ -176,7 +176,7 @@ def _buffers(seen: Evidence) -> Iterator[str]:
         )
 
 
-def _padding(seen: Evidence) -> Iterator[str]:
+def _padding(seen: DescentEvidence) -> Iterator[str]:
     """Batches of the first step have none, those of the others have (batches.ended_early)."""
     routed = [np.allclose(a, b, rtol=1e-5, atol=0) for a, b in zip(seen.got.routing, seen.want.routing, strict=True)]
     lost = [is_near(a, b, 1e-5) for a, b in zip(seen.got.losses, seen.want.losses, strict=True)]
@@ -197,7 +197,7 @@ def _listed(names: set[str] | frozenset[str]) -> str:
     return ", ".join(ordered[:2]) + rest
 
 
-RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
+SUSPECT_RULES: tuple[Callable[[DescentEvidence], Iterator[str]], ...] = (
     _not_finite, _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum,
     _expert_group, _norm, _forward, _buffers, _padding, _copies_drifted, _backward,
 )  # fmt: skip

@@ -22,14 +22,14 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel import local_ranks
 from gpt4moe.parallel.layout import fewest_ranks
-from gpt4moe.rehearsal.files import InferenceFiles
-from gpt4moe.rehearsal.rehearsal import CheckpointFiles, Rehearsal, rehearse, total_bytes
+from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles
+from gpt4moe.rehearsal.rehearsal import Rehearsal, rehearse, total_bytes
 
 _OWN = ("ranks", "out", "inference", "output")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RehearsalRequest:
     """What was asked for."""
 
     overrides: list[str]
@@ -39,7 +39,7 @@ class Request:
     as_json: bool
 
 
-def read(arguments: list[str]) -> Request:
+def read(arguments: list[str]) -> RehearsalRequest:
     """Raises: ConfigError for a value that is none."""
     own = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in _OWN and "=" in a)
     overrides = [a for a in arguments if a != "--json" and a.partition("=")[0] not in _OWN]
@@ -54,7 +54,7 @@ def read(arguments: list[str]) -> Request:
         raise ConfigError(
             f"inference={own['inference']} is no grid.", "Write inference=8x16 (tp x pp), or leave it out."
         )
-    return Request(
+    return RehearsalRequest(
         overrides=overrides,
         ranks=int(own["ranks"]) if "ranks" in own else None,
         out=Path(own["out"]) if "out" in own else None,
@@ -63,7 +63,7 @@ def read(arguments: list[str]) -> Request:
     )
 
 
-def run(request: Request) -> int:
+def run(request: RehearsalRequest) -> int:
     """Rehearses and prints; 0 when everything fits together, else 1. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
     local_ranks.preload("gpt4moe.rehearsal.preload")

@@ -1,10 +1,14 @@
 """The inference files of a rehearsed checkpoint: headers and index, no data; read back and checked. No torch."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.checkpoint.hollow import write_hollow
+from gpt4moe.checkpoint.index import CheckpointIndex
+from gpt4moe.checkpoint.manifest import NAME
+from gpt4moe.checkpoint.storage import KINDS
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, rank_contents
@@ -18,6 +22,19 @@ from gpt4moe.convert.safetensors_file import tensors_header
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 
 _DTYPE = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFiles:
+    """A checkpoint of the whole run, without its data."""
+
+    folder: Path
+    files: int
+    size_bytes: int
+    """What it would take."""
+    manifest_bytes: int
+    elements: dict[str, int]
+    """Of the tensors of each kind: weights and their two moments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +52,22 @@ class InferenceFiles:
     index_bytes: int
     problems: list[str]
     """Tensors that the files do not cover exactly."""
+
+
+def checkpoint_files(folder: Path) -> CheckpointFiles:
+    index = CheckpointIndex(folder)
+    elements = dict.fromkeys(KINDS, 0)
+    for name, shape in index.shapes.items():
+        kind = name.partition("/")[0]
+        if kind in elements:  # the model's buffers are no parameters
+            elements[kind] += prod(shape)
+    return CheckpointFiles(
+        folder=folder,
+        files=len(index.files),
+        size_bytes=sum(entry.size for entry in index.manifest.files),
+        manifest_bytes=(folder / NAME).stat().st_size,
+        elements=elements,
+    )
 
 
 def require_grid(model: ModelConfig, tp: int, pp: int) -> None:

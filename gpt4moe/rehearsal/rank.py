@@ -4,13 +4,13 @@ groups --> model --> engine --> bytes, groups against Layout, owned ranges again
                             `-> of a stage's first rank: the checkpoint files of every rank of the stage, hollow
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from gpt4moe.checkpoint.hollow import write_hollow
 from gpt4moe.checkpoint.storage import MOMENTS, Piece, pieces_header
@@ -22,7 +22,7 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.layout import COMBINED_AXES, DENSE_AXES, EXPERT_AXES, Layout
 from gpt4moe.parallel.meta_device import pretended_rank
 from gpt4moe.parallel.shard import Shard
-from gpt4moe.rehearsal.measured import RankReport, held_bytes
+from gpt4moe.rehearsal.rehearsal import HeldBytes, RankReport
 from gpt4moe.training.checkpointing import buffer_pieces, pieces_of
 from gpt4moe.training.engine import OwnedRange
 from gpt4moe.training.engine_megatron import MegatronEngine
@@ -115,3 +115,42 @@ def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups) -> int:
         path = folder / file_name(rank)
         note_written(folder, rank, write_hollow(path, *pieces_header(path, pieces)))
     return layout.stage_size
+
+
+def held_bytes(engine: Any) -> HeldBytes:
+    """Of engine=megatron: parameter buffers, gradient buffers, and the optimizer's own tensors."""
+    chunks = engine.chunks
+    buffers = [buffer for chunk in chunks for buffer in chunk.buffers + chunk.expert_parallel_buffers]
+    weights = _storages(
+        [parameter for chunk in chunks for parameter in chunk.parameters()] + [b.param_data for b in buffers]
+    )
+    gradients = _storages(buffer.grad_data for buffer in buffers)
+    states: list[Tensor] = []
+    for inner in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
+        if getattr(inner, "is_stub_optimizer", False):
+            continue
+        for group in inner.optimizer.param_groups:
+            states += group["params"]
+        for state in inner.optimizer.state.values():
+            states += [value for value in state.values() if isinstance(value, Tensor)]
+    optimizer = _storages(states)
+    for seen in weights.keys() | gradients.keys():  # masters of fp32 weights are the weights
+        optimizer.pop(seen, None)
+    return HeldBytes(sum(weights.values()), sum(gradients.values()), sum(optimizer.values()))
+
+
+def zero_held_bytes(engine: Any) -> HeldBytes:
+    """Of engine=deepspeed: parameters, their fp32 gradients, and the tensors of DeepSpeed's inner optimizer that are on
+    the parameters' device."""
+    weights = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
+    inner = engine.optimizer.optimizer
+    states = [tensor for group in inner.param_groups for tensor in group["params"]]
+    states += [tensor for state in inner.state.values() for tensor in state.values()]
+    parts = (weights, [partition.gradients for partition in engine.partitions], states)
+    return HeldBytes(*(sum(_storages(part).values()) for part in parts))
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of every storage once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage._cdata: storage.nbytes() for storage in storages}

@@ -9,17 +9,14 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from gpt4moe.architecture.count import count_parameters
-from gpt4moe.checkpoint.index import CheckpointIndex
-from gpt4moe.checkpoint.manifest import NAME, Manifest
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import step_folder
-from gpt4moe.checkpoint.storage import KINDS
 from gpt4moe.checkpoint.writer import commit
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.config.optimizer import EngineKind
@@ -29,8 +26,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.planner.memory import StageMemory, memory_per_stage, optimizer_bytes, stage_buffers
-from gpt4moe.rehearsal.files import InferenceFiles, require_grid, write_inference
-from gpt4moe.rehearsal.measured import HeldBytes, RankReport
+from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles, checkpoint_files, require_grid, write_inference
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.stored_names import stored_names
 
@@ -38,17 +34,25 @@ GPT4_SERVING = (8, 16)
 _DENSE, _EXPERT = ("tp", "cp", "dp"), ("etp", "ep", "expert_dp")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointFiles:
-    """A checkpoint of the whole run, without its data."""
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """One rank's states."""
 
-    folder: Path
-    files: int
-    size_bytes: int
-    """What it would take."""
-    manifest_bytes: int
-    elements: dict[str, int]
-    """Of the tensors of each kind: weights and their two moments."""
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(kw_only=True, slots=True)
+class RankReport:
+    """What was built of one rank of a rehearsal."""
+
+    rank: int
+    held: HeldBytes
+    parameters: int
+    problems: list[str] = field(default_factory=list)
+    stage_files: int = 0
+    """Checkpoint files written for its stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +141,7 @@ def rehearse(
     try:
         on_stage(f"reading {world_size} checkpoint files back")
         commit(folder, _manifest(run, layout), world_size)
-        checkpoint = _measured(folder)
+        checkpoint = checkpoint_files(folder)
         problems += _size_problems(run, checkpoint)
         if grid:
             on_stage(f"cutting {grid[0] * grid[1]} inference files")
@@ -229,22 +233,6 @@ def _manifest(run: RunConfig, layout: Layout) -> Manifest:
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")}, files=[],
         tensor_names=stored_names(run.model),
     )  # fmt: skip
-
-
-def _measured(folder: Path) -> CheckpointFiles:
-    index = CheckpointIndex(folder)
-    elements = dict.fromkeys(KINDS, 0)
-    for name, shape in index.shapes.items():
-        kind = name.partition("/")[0]
-        if kind in elements:  # the model's buffers are no parameters
-            elements[kind] += prod(shape)
-    return CheckpointFiles(
-        folder=folder,
-        files=len(index.files),
-        size_bytes=sum(entry.size for entry in index.manifest.files),
-        manifest_bytes=(folder / NAME).stat().st_size,
-        elements=elements,
-    )
 
 
 def _size_problems(run: RunConfig, checkpoint: CheckpointFiles) -> list[str]:

@@ -9,7 +9,7 @@ from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.proof.batches import synthetic_batches
 from gpt4moe.proof.outcome import Outcome, assemble
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.ranks import run_phases
 from tests.spawn import run_ranks
 

@@ -8,7 +8,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.proof import ranks
 from gpt4moe.proof.batches import padded, synthetic_batches
 from gpt4moe.proof.outcome import RankAnswer
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 
 
 def real_lengths(run: RunConfig, micro_batch: int) -> list[int]:

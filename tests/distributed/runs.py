@@ -3,17 +3,17 @@
 descent  5 clipped steps of plain descent, fp32      gradients, norms, weights
 three    3 steps of AdamW, fp32                      weights; what bf16 is held to
 adamw    20 steps of AdamW, fp32                     losses and norms
-rounded  3 steps of AdamW in bf16; one process        everything, by proof.rounding
+rounded  3 steps of AdamW in bf16; one process        everything, by proof.bf16
          draws its rounding several times
 """
 
 from functools import cache
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.proof import plan, rounding
+from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.outcome import Outcome
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 from tests.distributed.case import BASE, outcomes
 from tests.distributed.layouts import LayoutCase
 
@@ -59,7 +59,7 @@ def rounded_phases(world_size: int, overrides: tuple[str, ...]) -> dict[str, Pha
 def bf16_differences(case: LayoutCase, got: Outcome) -> list[TensorDifference | NumberDifference]:
     """Of a layout's bf16 run to one process."""
     want = one_process(case)
-    sides = rounding.Sides(got, [want[plan.drawn(draw)] for draw in range(plan.DRAWS)], want["three"])
+    sides = bf16.Sides(got, [want[plan.drawn(draw)] for draw in range(plan.DRAWS)], want["three"])
     run = load_run_config([*BASE, *case.shared, *BF16])
-    found = [*rounding.tensor_differences(sides, run), *rounding.number_differences(sides)]
+    found = [*bf16.tensor_differences(sides, run), *bf16.number_differences(sides)]
     return [item for item in found if item.is_different]

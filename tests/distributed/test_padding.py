@@ -7,7 +7,7 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.proof.outcome import Outcome, assemble
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 from tests.distributed.case import BASE
 from tests.distributed.layouts import LAYOUTS, LayoutCase
 from tests.distributed.padding import padded_phases, real_lengths

@@ -25,7 +25,7 @@ from tests.spawn import run_ranks
 
 if TYPE_CHECKING:
     from gpt4moe.parallel.groups import ProcessGroups
-    from gpt4moe.rehearsal.measured import HeldBytes
+    from gpt4moe.rehearsal.rehearsal import HeldBytes
 
 # Ranks and overrides on top of BASE. Sizes are chosen so that 64, 128 and the ranks leave padding everywhere.
 STATES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -53,7 +53,7 @@ def _held(environment: Environment) -> dict[str, list[tuple[int, int, int]]]:
     """(weights, gradients, optimizer) bytes of every rank of every case, off the objects that training builds."""
     from gpt4moe.model.gpt import build_model
     from gpt4moe.parallel.meta_device import pretended_rank
-    from gpt4moe.rehearsal.measured import held_bytes
+    from gpt4moe.rehearsal.rank import held_bytes
     from gpt4moe.training.engine_megatron import MegatronEngine
 
     answers: dict[str, list[tuple[int, int, int]]] = {}
@@ -104,7 +104,7 @@ def _zero_held(environment: Environment) -> dict[str, "HeldBytes"]:
     """Off the engines that training builds: DeepSpeed's do not build on the meta device."""
     from gpt4moe.model.gpt import build_model
     from gpt4moe.parallel.groups import ProcessGroups, world
-    from gpt4moe.rehearsal.measured import zero_held_bytes
+    from gpt4moe.rehearsal.rank import zero_held_bytes
     from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 
     answers = {}

@@ -18,7 +18,7 @@ from gpt4moe.moe.routers.sigmoid_bias import SigmoidBias
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.proof.outcome import RankAnswer
-from gpt4moe.proof.phase import Phase
+from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.ranks import run_phases
 from gpt4moe.training import step
 from gpt4moe.training.engine import OwnedRange

@@ -13,10 +13,10 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan
 from gpt4moe.proof.compare import distance
 from gpt4moe.proof.outcome import GRADIENT, WEIGHT, Outcome
+from gpt4moe.proof.proof_report import as_data
 from gpt4moe.proof.prove import judge
-from gpt4moe.proof.report import as_data
+from gpt4moe.proof.round_off import turned_by_round_off
 from gpt4moe.proof.shrink import Shrunk
-from gpt4moe.proof.ties import turned_by_round_off
 from tests.distributed.case import BASE
 from tests.proof.test_faults import one_process
 

@@ -11,8 +11,8 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.proof.mesh import lost, reduced, reductions
+from gpt4moe.proof.proof_report import unproved
 from gpt4moe.proof.shrink import Shrunk, shrink
-from gpt4moe.proof.unproved import unproved
 
 
 def asked(*overrides: str) -> RunConfig:

@@ -12,10 +12,10 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan, ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome
+from gpt4moe.proof.proof_report import as_data
 from gpt4moe.proof.prove import Outcomes, Proof, prove_shrunk
-from gpt4moe.proof.report import as_data
+from gpt4moe.proof.round_off import turned_by_round_off
 from gpt4moe.proof.shrink import Shrunk
-from gpt4moe.proof.ties import turned_by_round_off
 from tests.distributed.case import BASE
 from tests.proof.faults import EP2
 from tests.proof.test_faults import one_process

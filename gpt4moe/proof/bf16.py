@@ -13,12 +13,15 @@ its family over all layers does, root of the mean square over the draws. Three, 
 once more on each.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof.compare import (
     FLOOR,
     NumberDifference,
@@ -30,9 +33,11 @@ from gpt4moe.proof.compare import (
     number_difference,
     total_norm,
 )
-from gpt4moe.proof.outcome import BUFFER, WEIGHT, Outcome, gradient_kind
+from gpt4moe.proof.evidence import DescentEvidence
+from gpt4moe.proof.outcome import BUFFER, GRADIENT, WEIGHT, Outcome, gradient_kind
 from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, buffers, moved, norms, replay
-from gpt4moe.proof.ties import few
+from gpt4moe.proof.round_off import few
+from gpt4moe.proof.suspects import suspects
 
 TIMES = 3.0
 ONE_ROUNDING = 2.0**-8
@@ -184,3 +189,69 @@ def _apart(name: str, ours: Tensors, reference: Tensors, floor: float) -> float:
 
 def _rms(values: Sequence[float] | Sequence[Sequence[float]]) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
+
+
+def suspects_in_bf16(
+    layout: Layout, sides: Sides, run: RunConfig, tensors: Sequence[TensorDifference],
+    numbers: Sequence[NumberDifference],
+) -> list[str]:  # fmt: skip
+    """One line each; empty when nothing differs."""
+    wrong = [item for item in tensors if item.is_different]
+    lines = [*_norm(layout, sides, numbers), *_scales(sides, wrong)]
+    made = sorted({item.name for item in wrong if item.kind.endswith(MADE)})
+    if made and not any(line.startswith("wrong clip norm") for line in lines):
+        lines.append(_update(sides, run, made))
+    state = [item.name for item in wrong if item.kind == BUFFERS]
+    if state:
+        lines.append(
+            f"router state: {len(state)} buffers, {state[0]} first, are not what the run's own loads make of them "
+            "(StepRunner.finish_step)."
+        )
+    if not lines and (wrong or any(number.is_different for number in numbers)):
+        lines.append("no scale, norm or update is wrong: a cast, a sum in bf16, or a bf16 kernel.")
+    return [f"in bf16 alone, {line}" for line in lines]
+
+
+def _norm(layout: Layout, sides: Sides, numbers: Sequence[NumberDifference]) -> Iterator[str]:
+    """As in fp32, with the norm that the step's own gradients have."""
+    step = next((item.first_step for item in numbers if item.name.endswith(MADE)), 0)
+    if step:
+        got, right = sides.got, norms(sides.got)[step - 1]
+        tensors = got.tensors | {GRADIENT: got.tensors[gradient_kind(step)]}
+        at = slice(step - 1, step)
+        of_step = {name: getattr(got, name)[at] for name in ("losses", "norms", "routing")}
+        seen = dataclasses.replace(got, tensors=tensors, **of_step)
+        want = dataclasses.replace(seen, norms=[right])
+        evidence = DescentEvidence(layout=layout, micro_batches=1, got=seen, want=want, different=frozenset())
+        yield from (line for line in suspects(evidence) if line.startswith("wrong clip norm"))
+
+
+def _scales(sides: Sides, wrong: Sequence[TensorDifference]) -> Iterator[str]:
+    for item in wrong:
+        if item.kind == SCALE:
+            names = [name for name in sides.exact.gradients if family_of(name) == item.family]
+            k = scale(sides.got.gradients, sides.exact.gradients, names)
+            yield (
+                f"wrong scale: gradients of {item.family} are {k:.2f} times what they are in fp32, and rounding makes "
+                f"{item.tolerance:.2f} more or less of it at most. AdamW's losses hide this."
+            )
+
+
+def _update(sides: Sides, run: RunConfig, names: Sequence[str]) -> str:
+    steps = range(1, len(sides.got.losses) + 1)
+    listed = f"masters and moments of {len(names)} tensors, {names[0]} first,"
+    for count in steps:
+        for skipped in combinations(steps, count):
+            if _is_replayed(sides, run, names, skipped):
+                taken = " and ".join(map(str, skipped))
+                return f"skipped update: {listed} are as if step {taken} had not been taken."
+    return f"wrong update: {listed} are not what clipping and AdamW make of the run's own gradients."
+
+
+def _is_replayed(sides: Sides, run: RunConfig, names: Sequence[str], skipped: Sequence[int]) -> bool:
+    made = replay(sides.got, run, skipped)
+    ours = sides.got.tensors | {WEIGHT: moved(sides.got)}
+    return all(
+        distance(ours[kind][name], made[kind][name]) <= tolerance
+        for kind, tolerance in REPLAYED.items() for name in names
+    )  # fmt: skip
