@@ -28,6 +28,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof.batches import synthetic_batches
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 
 CONTENDERS = {
     "megatron": (),
@@ -77,10 +78,7 @@ def _step(overrides: tuple[str, ...], groups: ProcessGroups) -> Callable[[], Non
     batches = synthetic_batches(run, 1, groups.layout.dp, groups.coordinate["dp"])
 
     def step() -> None:
-        runner.forward_backward(batches)
-        engine.reduce()
-        engine.clip()
-        engine.update(run.optimizer.lr)
+        train_step(runner, 1, batches)
 
     return step
 

@@ -14,7 +14,6 @@ Model FLOPs are the planner's (architecture/flops.py): layers, output layer and 
 
 import argparse
 import logging
-import math
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 
 MIXTRAL = (
     "+experiment=tiny", "run.name=benchmark", "data=mock", "precision=bf16", "model.name=mixtral-slice",
@@ -89,11 +89,7 @@ def measure(run: RunConfig, groups: ProcessGroups, steps: int) -> tuple[float, i
         batches = _batches(run, generator)
         torch.cuda.synchronize()
         start = time.perf_counter()
-        runner.forward_backward(batches)
-        engine.reduce()
-        if not math.isfinite(engine.clip()):
-            raise FloatingPointError(f"step {step}: the gradient is not finite")
-        engine.update(run.optimizer.lr)
+        train_step(runner, 1 + step, batches)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return median(seconds[WARMUP:]), num_parameters

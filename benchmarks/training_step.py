@@ -26,6 +26,7 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 
 SHAPE = (
     "+experiment=tiny", "run.name=benchmark", "data=mock", "model.num_layers=4", "model.hidden_size=256",
@@ -76,10 +77,7 @@ def _gpt4moe(run: RunConfig, groups: ProcessGroups, batch: Batch) -> tuple[Calla
     runner = StepRunner(run, engine, groups)
 
     def step() -> None:
-        runner.forward_backward([batch])
-        engine.reduce()
-        engine.clip()
-        engine.update(run.optimizer.lr)
+        train_step(runner, 1, [batch])
 
     return step, size
 

@@ -1,8 +1,8 @@
 """What one rank does: build the run, take a few steps, answer with the numbers it owns.
 
-    build_model -> engine -> [ forward_backward -> reduce -> clip -> descent or the optimizer ] x steps
+    build_model -> engine -> [ training.update.train_step, by the optimizer or by plain descent ] x steps
 
-The same code as training from the model down to the weights; only data and update (by descent) are our own.
+The same code as training from the model down to the weights; only the data and the update by descent are our own.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ from gpt4moe.proof.outcome import (
 from gpt4moe.proof.plan import Phase
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine, OwnedRange
-from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import GO_ON, train_step
 
 Prepare = Callable[[list[Any], ProcessGroups], None]
 
@@ -81,25 +81,29 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         answer.pieces[START] = _pieces(engine, groups, (WEIGHT,))[WEIGHT]
     runner = StepRunner(run, engine, groups)
     margins, drop_margins = _watch_margins(runner, groups.layout)
+
+    def keep_gradients(step: int) -> None:
+        if step == 1 or phase.every_gradient:
+            answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]
+
     for step in range(1, phase.steps + 1):
         margins.clear()
         drop_margins.clear()
         dp = groups.layout.dp, groups.coordinate["dp"]
         batches = synthetic_batches(run, step, *dp, phase.tokens)
-        done = runner.forward_backward(ended_early(batches, step, *dp) if phase.ends_early else batches)
-        engine.reduce()
-        if step == 1 or phase.every_gradient:
-            answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]
-        answer.losses.append(done.loss)
-        answer.routing.append(done.routing.numpy())
+        done = train_step(
+            runner,
+            step,
+            ended_early(batches, step, *dp) if phase.ends_early else batches,
+            policy=lambda numbers, run: GO_ON,  # a number that is not finite is a difference to report
+            after_reduce=partial(keep_gradients, step),
+            update=None if phase.descent is None else partial(_descend, engine, phase.descent, step),
+        )
+        answer.losses.append(done.result.loss)
+        answer.routing.append(done.result.routing.numpy())
         answer.margins.append(float(np.min([inf, *margins])))
         answer.drop_margins.append(float(np.min([inf, *drop_margins])))
-        answer.norms.append(engine.clip())
-        if phase.descent is None:
-            engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
-        else:
-            _descend(engine, phase.descent, step)
-        runner.finish_step(done)
+        answer.norms.append(done.grad_norm)
         say(f"step {step}")
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS)) | {BUFFER: _buffers(engine, groups)}
     answer.copies = _copies(engine, groups)
@@ -149,7 +153,7 @@ def _slot_margin(expert_index: torch.Tensor, chance: torch.Tensor, moe: MoEConfi
 
 
 @torch.no_grad()
-def _descend(engine: Engine, rate: float, step: int) -> None:
+def _descend(engine: Engine, rate: float, step: int, _: float) -> None:
     for owned in engine.owned():
         owned.master.sub_(owned.gradient, alpha=rate)
     engine.finish_load(step)

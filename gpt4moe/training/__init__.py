@@ -6,6 +6,7 @@ engine_deepspeed.py DeepSpeed's engine with ZeRO-1 behind it, optimizer on the h
 deepspeed_partition.py  its flat gradients, and the cut of masters and moments a rank owns
 clipping.py         the gradient norm and clipping of every engine
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
+update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    the schedule, a pure function of the step
 state.py            TrainState: what a step advances, and TrainingContext: what callbacks see
 loop.py             Trainer: resume or start, then step until the end

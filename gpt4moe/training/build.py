@@ -129,7 +129,6 @@ class _Source:
     """Everything is taken, not weights alone: it is of this very run."""
     selection: Selection
     state: TrainState
-    optimizer_step: int
 
 
 def _source(run: RunConfig, folder: RunFolder, data: Data, latest_step: int) -> _Source | None:
@@ -150,13 +149,16 @@ def _source(run: RunConfig, folder: RunFolder, data: Data, latest_step: int) -> 
         )
     if not (whole or patterns):
         _require_same_answers(path, config_from_dict(manifest.config).model, run.model)
-    state = TrainState(step=manifest.step, consumed_samples=manifest.consumed_samples) if whole else TrainState()
+    state = TrainState()
+    if whole:
+        state = TrainState(
+            step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples
+        )
     return _Source(
         reader=reader,
         is_whole=whole,
         selection=selection_of(reader, run.model, patterns),
         state=state,
-        optimizer_step=manifest.optimizer_step if whole else 0,
     )
 
 
@@ -167,7 +169,7 @@ def _load(source: _Source, engine: Engine, groups: ProcessGroups) -> None:
         fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
         what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
         logger.info("loaded %s: %s", source.reader.folder, what)
-    engine.finish_load(source.optimizer_step)
+    engine.finish_load(source.state.optimizer_step)
 
 
 def _require_same_answers(source: Path, stored: ModelConfig, model: ModelConfig) -> None:

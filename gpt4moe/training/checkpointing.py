@@ -142,7 +142,7 @@ def manifest_of(context: TrainingContext) -> Manifest:
         step=state.step,
         consumed_samples=state.consumed_samples,
         consumed_per_source=context.data.consumed_per_source(state.consumed_samples),
-        optimizer_step=state.step,
+        optimizer_step=state.optimizer_step,
         run_id=context.folder.run_id,
         identity=identity_of(run, context.data.identity),
         config=config_to_dict(run),

@@ -24,21 +24,24 @@ def counted_parameters(chunks: list[Any], groups: ProcessGroups) -> set[int]:
     return {id(parameter) for parameter, shard, _ in shards(chunks, groups) if shard.is_writer}
 
 
-def clip_gradients(owned: Iterable[OwnedRange], counted: set[int], *, clip_norm: float, device: torch.device) -> float:
-    """Scales the reduced gradients down to a global norm of `clip_norm`. Collective over the world.
+def gradient_norm(owned: Iterable[OwnedRange], counted: set[int], device: torch.device) -> float:
+    """The global norm of the reduced gradients, the same on every rank. Collective over the world.
 
     Args:
         owned: what this rank's optimizer owns; ranges of all data-parallel ranks together are disjoint and whole.
-        clip_norm: 0: no clipping.
-    Returns: the norm before clipping, the same on every rank.
+        counted: counted_parameters of this rank.
     """
-    ranges = list(owned)
     square = torch.zeros((), dtype=torch.float64, device=device)
-    for part in ranges:
+    for part in owned:
         if id(part.parameter) in counted:
             square += torch.linalg.vector_norm(part.gradient, dtype=torch.float64).square()
     distributed.all_reduce(square)
-    norm = float(square.sqrt())
-    if ranges and 0 < clip_norm < norm + 1e-6:
-        torch._foreach_mul_([part.gradient for part in ranges], clip_norm / (norm + 1e-6))
-    return norm
+    return float(square.sqrt())
+
+
+def clip_gradients(owned: Iterable[OwnedRange], norm: float, clip_norm: float) -> None:
+    """Scales the reduced gradients, whose global norm is `norm`, down to a norm of `clip_norm`; 0: no clipping."""
+    if 0 < clip_norm < norm + 1e-6:
+        gradients = [part.gradient for part in owned]
+        if gradients:
+            torch._foreach_mul_(gradients, clip_norm / (norm + 1e-6))

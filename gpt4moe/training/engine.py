@@ -27,9 +27,9 @@ class OwnedRange:
 
 
 class Engine(Protocol):
-    """What every engine gives. The training step calls, in this order:
+    """What every engine gives. The training step (training.update) calls, in this order:
 
-    zero_gradients -> Megatron's schedule over `chunks` -> reduce -> clip -> update
+    zero_gradients -> Megatron's schedule over `chunks` -> reduce -> norm -> clip -> update
     """
 
     chunks: list[Any]
@@ -40,8 +40,11 @@ class Engine(Protocol):
     def reduce(self) -> None:
         """Main gradients, reduced by the schedule, ready in `owned`."""
 
-    def clip(self) -> float:
-        """The global gradient norm before clipping; gradients are scaled down to the configured norm. Collective."""
+    def norm(self) -> float:
+        """The global norm of the reduced gradients, the same on every rank. Collective."""
+
+    def clip(self, norm: float) -> None:
+        """Scales the gradients, whose global norm is `norm`, down to the configured norm."""
 
     def update(self, learning_rate: float) -> None:
         """One optimizer step from the main gradients, then every rank has the new weights. Collective."""

@@ -25,7 +25,7 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel import deepspeed_groups
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.clipping import clip_gradients, counted_parameters
+from gpt4moe.training.clipping import clip_gradients, counted_parameters, gradient_norm
 from gpt4moe.training.deepspeed_partition import Partition
 from gpt4moe.training.engine import OwnedRange, finalize
 
@@ -52,8 +52,11 @@ class DeepSpeedEngine:
         for partition in self.partitions:
             partition.reduce()
 
-    def clip(self) -> float:
-        return clip_gradients(self.owned(), self.counted, clip_norm=self.clip_norm, device=self.groups.device)
+    def norm(self) -> float:
+        return gradient_norm(self.owned(), self.counted, self.groups.device)
+
+    def clip(self, norm: float) -> None:
+        clip_gradients(self.owned(), norm, self.clip_norm)
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

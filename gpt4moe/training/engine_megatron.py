@@ -20,7 +20,7 @@ from gpt4moe.config.optimizer import Dtype, OptimizerKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.clipping import clip_gradients, counted_parameters
+from gpt4moe.training.clipping import clip_gradients, counted_parameters, gradient_norm
 from gpt4moe.training.engine import OwnedRange, finalize
 
 # Megatron 0.16.1 shards no other optimizer than Adam.
@@ -52,8 +52,11 @@ class MegatronEngine:
     def reduce(self) -> None:
         self.optimizer.prepare_grads()
 
-    def clip(self) -> float:
-        return clip_gradients(self.owned(), self.counted, clip_norm=self.clip_norm, device=self.groups.device)
+    def norm(self) -> float:
+        return gradient_norm(self.owned(), self.counted, self.groups.device)
+
+    def clip(self, norm: float) -> None:
+        clip_gradients(self.owned(), norm, self.clip_norm)
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -1,24 +1,30 @@
 """The loop: batches, one step, the callbacks; until training.steps or until asked to stop."""
 
-import math
+import logging
 import time
 
-from gpt4moe.errors import DivergenceError
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.best_effort import best_effort
-from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.step_metrics import routing_metrics, source_losses
+from gpt4moe.training.update import Policy, stop_on_nonfinite, train_step
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Owns nothing but the order of things; what a run is lies in the context, features are callbacks."""
+    """Runs steps and calls the callbacks; the state of a run is in the context, features are callbacks.
 
-    def __init__(self, context: TrainingContext, callbacks: list[Callback]):
+    Args:
+        policy: the verdict on each step's update (training.update).
+    """
+
+    def __init__(self, context: TrainingContext, callbacks: list[Callback], policy: Policy = stop_on_nonfinite):
         self.context = context
         self.callbacks = callbacks
+        self.policy = policy
 
     def fit(self) -> None:
         """Trains to the end of this start. Collective.
@@ -46,7 +52,7 @@ class Trainer:
 
     def _one_step(self) -> tuple[Record, StepResult]:
         context, run = self.context, self.context.run
-        times = [time.perf_counter()]
+        start = time.perf_counter()
         layout, state = context.groups.layout, context.state
         batches = context.data.train.micro_batches(
             state.consumed_samples,
@@ -55,37 +61,26 @@ class Trainer:
             dp=layout.dp,
             dp_index=context.groups.coordinate["dp"],
         )
-        times.append(time.perf_counter())
-        result = context.runner.forward_backward(batches)
-        times.append(time.perf_counter())
-        context.engine.reduce()
-        norm = context.engine.clip()
-        if not math.isfinite(norm) or not math.isfinite(result.loss):
-            raise DivergenceError(
-                f"Step {state.step + 1} has loss {result.loss} and gradient norm {norm}; the weights were not touched.",
-                f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on "
-                "from its last checkpoint.",
-            )
-        rate = learning_rate(state.step + 1, run.optimizer.lr, run.schedule)
-        context.engine.update(rate)
-        context.runner.finish_step(result)
+        data_seconds = time.perf_counter() - start
+        done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
         state.step += 1
+        state.optimizer_step += done.is_updated
         state.consumed_samples += run.training.global_batch_size
-        times.append(time.perf_counter())
-        data_seconds, forward_backward_seconds, optimizer_seconds = map(float.__sub__, times[1:], times)
-        seconds = times[-1] - times[0]
+        if not done.is_updated:
+            logger.warning("step %d: update skipped: %s", state.step, done.verdict.cause)
+        result, seconds = done.result, data_seconds + done.forward_backward_seconds + done.optimizer_seconds
         record: Record = {
             "step": state.step,
             "loss": result.loss,
             **source_losses("loss", result, context.data.source_names),
             **routing_metrics(run, result),
-            "grad_norm": norm,
-            "learning_rate": rate,
+            "grad_norm": done.grad_norm,
+            "learning_rate": done.learning_rate,
             "consumed_tokens": state.consumed_samples * run.model.seq_length,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
-            "forward_backward_seconds": forward_backward_seconds,
-            "optimizer_seconds": optimizer_seconds,
+            "forward_backward_seconds": done.forward_backward_seconds,
+            "optimizer_seconds": done.optimizer_seconds,
             "tokens_per_second": run.training.global_batch_size * run.model.seq_length / seconds,
         }
         return record, result

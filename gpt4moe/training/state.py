@@ -22,7 +22,9 @@ class TrainState:
     """Where a run stands; with the weights and moments this is everything a checkpoint holds."""
 
     step: int = 0
-    """Updates done."""
+    """Steps taken, skipped ones included."""
+    optimizer_step: int = 0
+    """Updates made: steps without the skipped ones. Adam's bias correction counts these."""
     consumed_samples: int = 0
     """Training samples used; the whole state of the data."""
 

@@ -23,8 +23,8 @@ from gpt4moe.training.build import ENGINES
 from gpt4moe.training.checkpointing import fill, owned_pieces
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_megatron import MegatronEngine
-from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 from tests.checkpoint.builders import manifest
 from tests.distributed.case import BASE, synthetic_batches
 from tests.spawn import run_ranks
@@ -92,12 +92,8 @@ def _rank(
             answer |= {"loaded": _pieces(engine, groups), "optimizer_steps": _optimizer_steps(engine)}
             _assert_every_copy_is_loaded(reader, engine, groups)
         for step in steps:
-            done = runner.forward_backward(synthetic_batches(run, step, layout.dp, groups.coordinate["dp"]))
-            engine.reduce()
-            engine.clip()
-            engine.update(learning_rate(step, run.optimizer.lr, run.schedule))
-            runner.finish_step(done)
-            answer["losses"].append(done.loss)
+            done = train_step(runner, step, synthetic_batches(run, step, layout.dp, groups.coordinate["dp"]))
+            answer["losses"].append(done.result.loss)
         answer["final"] = _pieces(engine, groups)
         if save is not None:
             _save(save, engine, groups, steps.stop - 1)

@@ -13,6 +13,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import Action, Verdict, train_step
 from tests.distributed.case import BASE, synthetic_batches
 from tests.distributed.layouts import LAYOUTS, LayoutCase
 from tests.spawn import run_ranks
@@ -46,9 +47,12 @@ def _distances(environment: Environment, overrides: tuple[str, ...]) -> tuple[fl
 
 
 def _gradients(runner: StepRunner, engine: Engine, batches: list) -> torch.Tensor:
-    runner.forward_backward(batches)
-    engine.reduce()
-    return torch.cat([owned.gradient.flatten().clone() for owned in engine.owned()])
+    found: list[torch.Tensor] = []
+    train_step(
+        runner, 1, batches, policy=lambda numbers, run: Verdict(Action.skip),
+        after_reduce=lambda: found.extend(owned.gradient.flatten().clone() for owned in engine.owned()),
+    )  # fmt: skip
+    return torch.cat(found)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from gpt4moe.planner.communication import RoutedRows, bytes_per_step
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 from tests.distributed.case import BASE, synthetic_batches
 from tests.spawn import run_ranks
 
@@ -76,10 +77,7 @@ def counted(environment: Environment, overrides: tuple[str, ...]) -> tuple[Sent,
         runner = StepRunner(run, engine, groups)
         splits = _watch_splits(patch)
         with WireCounter(groups) as wire:
-            runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
-            engine.reduce()
-            engine.clip()
-            engine.update(0.1)
+            train_step(runner, 1, synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
         rows, again = (_crossed(splits[is_second], groups.coordinate["ep"]) for is_second in (False, True))
         if run.parallel.recompute is Recompute.moe:  # which keeps the plan
             again = rows

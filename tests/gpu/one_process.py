@@ -23,6 +23,7 @@ from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
 from tests.distributed.case import BASE, synthetic_batches
 
 HIDDEN, FFN, TOKENS = 64, 96, 200
@@ -58,11 +59,9 @@ def steps(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str
     runner = StepRunner(run, engine, groups)
     result: dict[str, list[float]] = {"losses": [], "norms": []}
     for step in range(1, 4):
-        done = runner.forward_backward(synthetic_batches(run, step, 1, 0))
-        engine.reduce()
-        result["losses"].append(done.loss)
-        result["norms"].append(engine.clip())
-        engine.update(run.optimizer.lr)
+        done = train_step(runner, step, synthetic_batches(run, step, 1, 0))
+        result["losses"].append(done.result.loss)
+        result["norms"].append(done.grad_norm)
     return result
 
 

@@ -1,0 +1,137 @@
+"""One training step, in the one order that the loop, the proof, tests and benchmarks share.
+
+    zero gradients -> pipeline schedule -> reduce -> gradient norm -> verdict -> clip -> update -> routers' buffers
+                                              |                          |
+                                        after_reduce            skip: nothing moves; stop: raises
+
+The verdict is given by a policy. It sees numbers that are equal on every rank, so every rank gives the same verdict.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from math import isfinite
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.batch import Batch
+from gpt4moe.errors import DivergenceError
+from gpt4moe.training.learning_rate import learning_rate
+from gpt4moe.training.step import StepResult, StepRunner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepNumbers:
+    """What a policy sees of a step before its update; equal on every rank."""
+
+    step: int
+    """From 1."""
+    loss: float
+    grad_norm: float
+    """Global, before clipping."""
+
+
+class Action(Enum):
+    """What becomes of a step's update."""
+
+    go_on = "go_on"
+    """Clip and update."""
+    skip = "skip"
+    """Leave weights, moments and routers' buffers as they are; training goes on with the next step."""
+    stop = "stop"
+    """End the run on every rank; weights, moments and buffers stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An action, and for skip and stop why (`cause`) and what a user can do (`cure`)."""
+
+    action: Action
+    cause: str = ""
+    cure: str = ""
+
+
+GO_ON = Verdict(Action.go_on)
+Policy = Callable[[StepNumbers, RunConfig], Verdict]
+
+
+def stop_on_nonfinite(numbers: StepNumbers, run: RunConfig) -> Verdict:
+    """The policy of every run today."""
+    if isfinite(numbers.grad_norm) and isfinite(numbers.loss):
+        return GO_ON
+    return Verdict(
+        Action.stop,
+        f"Step {numbers.step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; the weights were not "
+        "touched.",
+        f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on "
+        "from its last checkpoint.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepOutcome:
+    """A step that was taken, or skipped; equal on every rank, the seconds aside."""
+
+    result: StepResult
+    grad_norm: float
+    """Global, before clipping."""
+    learning_rate: float
+    """Of this step's update, whether it was made or skipped."""
+    verdict: Verdict
+    """Go on or skip; a stop raises."""
+    forward_backward_seconds: float
+    optimizer_seconds: float
+    """From the end of the schedule to the end of the update."""
+
+    @property
+    def is_updated(self) -> bool:
+        return self.verdict.action is Action.go_on
+
+
+def train_step(
+    runner: StepRunner,
+    step: int,
+    batches: list[Batch],
+    *,
+    policy: Policy = stop_on_nonfinite,
+    after_reduce: Callable[[], None] | None = None,
+    update: Callable[[float], None] | None = None,
+) -> StepOutcome:
+    """Takes training step number `step`, from 1. Collective.
+
+    A skipped step is a step like any other for everything that counts steps: its samples are consumed and the learning
+    rate goes on. The optimizer's own count of updates (Adam's bias correction) stays.
+
+    Args:
+        batches: this rank's micro-batches, the same number on every rank.
+        policy: gives the verdict, by the same numbers on every rank.
+        after_reduce: called when the reduced gradients are ready in engine.owned(), not clipped yet.
+        update: replaces the optimizer's update (engine.update); gets the learning rate.
+    Raises: DivergenceError on every rank when the verdict is to stop.
+    """
+    run, engine = runner.run, runner.engine
+    times = [time.perf_counter()]
+    result = runner.forward_backward(batches)
+    times.append(time.perf_counter())
+    engine.reduce()
+    if after_reduce is not None:
+        after_reduce()
+    norm = engine.norm()
+    verdict = policy(StepNumbers(step=step, loss=result.loss, grad_norm=norm), run)
+    if verdict.action is Action.stop:
+        raise DivergenceError(verdict.cause, verdict.cure)
+    rate = learning_rate(step, run.optimizer.lr, run.schedule)
+    if verdict.action is Action.go_on:
+        engine.clip(norm)
+        (update or engine.update)(rate)
+        runner.finish_step(result)
+    times.append(time.perf_counter())
+    forward_backward_seconds, optimizer_seconds = map(float.__sub__, times[1:], times)
+    return StepOutcome(
+        result=result,
+        grad_norm=norm,
+        learning_rate=rate,
+        verdict=verdict,
+        forward_backward_seconds=forward_backward_seconds,
+        optimizer_seconds=optimizer_seconds,
+    )
