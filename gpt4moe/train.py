@@ -120,7 +120,7 @@ def _train(run: RunConfig, environment: Environment) -> int:
 
     with world(environment) as device:
         from gpt4moe.pages.run_report import write_run_report
-        from gpt4moe.training.agreement import broadcast_int
+        from gpt4moe.parallel.agreement import broadcast_int
         from gpt4moe.training.build import build_trainer
 
         layout = Layout.from_config(run.parallel, environment.world_size)

@@ -1,10 +1,10 @@
 """Whether rectangles cover a tensor exactly once: nothing missing, nothing twice. No torch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import prod
 
-from gpt4moe.checkpoint.storage import KINDS, MOMENTS
+from gpt4moe.checkpoint.storage import WEIGHT
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """(offset, shape)"""
@@ -59,14 +59,19 @@ def _split(rectangles: list[Rectangle], axis: int) -> list[list[Rectangle]]:
 
 
 def tensor_problems(
-    shapes: Mapping[str, tuple[int, ...]], rectangles: Mapping[str, list[Rectangle]], wanted: list[str]
+    shapes: Mapping[str, tuple[int, ...]],
+    rectangles: Mapping[str, list[Rectangle]],
+    wanted: list[str],
+    states: Sequence[str],
 ) -> Iterator[str]:
     """What is wrong with a checkpoint's tensors as a set; each is named KIND/PARAMETER.
 
-    Beside every cover: one of `wanted` that is not there (or one that is too much, where any is wanted), a moment
-    without its weight, or one of Adam's two moments without the other.
+    Args:
+        wanted: every weight and buffer that must be there, and no other may; empty: not checked.
+        states: the kinds of the optimizer's state tensors: a weight has all of them or, frozen or converted, none.
     """
-    unmoved = {name for name in shapes if not name.startswith(tuple(f"{kind}/" for kind in MOMENTS))}
+    kinds = (WEIGHT, *states)
+    unmoved = {name for name in shapes if name.partition("/")[0] not in states}
     for name in sorted(unmoved.symmetric_difference(wanted) if wanted else ()):
         yield f"{name}: " + ("the whole tensor is missing" if name in wanted else "not a tensor of the model")
     for name, shape in shapes.items():
@@ -74,11 +79,11 @@ def tensor_problems(
         if wrong:
             yield f"{name}: {wrong}"
     parameters = {
-        kind: {name.removeprefix(f"{kind}/") for name in shapes if name.startswith(f"{kind}/")} for kind in KINDS
+        kind: {name.removeprefix(f"{kind}/") for name in shapes if name.startswith(f"{kind}/")} for kind in kinds
     }
-    with_moments = set().union(*(parameters[kind] for kind in MOMENTS))
-    for kind in KINDS:
-        for parameter in sorted(with_moments - parameters[kind]):
+    with_states = set().union(*(parameters[kind] for kind in states))
+    for kind in kinds:
+        for parameter in sorted(with_states - parameters[kind]):
             if f"{kind}/{parameter}" in wanted:
-                continue  # said already
+                continue  # reported above
             yield f"{kind}/{parameter}: the whole tensor is missing"

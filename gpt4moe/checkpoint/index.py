@@ -40,7 +40,7 @@ class CheckpointIndex:
     def problems(self) -> Iterator[str]:
         """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte."""
         boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in self.pieces.items()}
-        yield from tensor_problems(self.shapes, boxes, self.manifest.tensor_names)
+        yield from tensor_problems(self.shapes, boxes, self.manifest.tensor_names, self.manifest.optimizer.states)
         listed = dict.fromkeys(self.files, 0)
         for piece in (piece for pieces in self.pieces.values() for piece in pieces):
             listed[piece.file] += prod(piece.shape) * ITEM_BYTES

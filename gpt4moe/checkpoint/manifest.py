@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.checkpoint.storage import FileEntry
+from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.config.optimizer_table import OPTIMIZERS, Optimizer
 from gpt4moe.errors import CheckpointError
 
 FORMAT = 1
@@ -35,6 +37,20 @@ class Manifest:
     tensor_names: list[str] = field(default_factory=list)
     """Every weight and buffer that must be there, KIND/NAME: that files hold them whole does not say that none is
     gone altogether. Empty in checkpoints of before 2026-11-24, which are not checked for it."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer whose states are stored, by optimizer.kind of the config; AdamW where the config has none.
+
+        Raises: CheckpointError when the table has no such optimizer.
+        """
+        kind = self.config.get("optimizer", {}).get("kind", OptimizerKind.adamw.value)
+        if kind not in OPTIMIZERS:
+            raise CheckpointError(
+                f"The checkpoint's optimizer.kind is {kind}, which is none of {', '.join(OPTIMIZERS)}.",
+                "Use the version that wrote it, or load its weights alone: checkpoint.load_only=['*'].",
+            )
+        return OPTIMIZERS[kind]
 
     def save(self, folder: Path) -> None:
         text = sealed(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1))

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHT = "weight"
-"""Kind of the fp32 master weights; the model's own weights are their cast and are not stored."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Kinds of Adam's moments: a parameter has both or none."""
-KINDS = (WEIGHT, *MOMENTS)
+"""Kind of the fp32 master weights; the model's own weights are their cast and are not stored. An optimizer's states are
+kinds too, by their names in config.optimizer_table."""
 BUFFER = "buffer"
 """Kind of what no gradient moves, a router's bias say."""
 ITEM_BYTES = 4  # everything stored is F32

@@ -44,7 +44,7 @@ def commit(folder: Path, manifest: Manifest, world_size: int) -> None:
     Raises: CheckpointError when they do not; OSError.
     """
     entries = [FileEntry(**json.loads(_note_of(folder, rank).read_text())) for rank in range(world_size)]
-    wrong = next(_problems(folder, entries, manifest.tensor_names), None)
+    wrong = next(_problems(folder, entries, manifest), None)
     if wrong:
         raise CheckpointError(f"{folder}: {wrong}.", "This is a mistake in the program: please report it.")
     for rank in range(world_size):
@@ -52,7 +52,7 @@ def commit(folder: Path, manifest: Manifest, world_size: int) -> None:
     dataclasses.replace(manifest, files=entries).save(folder)
 
 
-def _problems(folder: Path, entries: list[FileEntry], wanted: list[str]) -> Iterator[str]:
+def _problems(folder: Path, entries: list[FileEntry], manifest: Manifest) -> Iterator[str]:
     shapes: dict[str, tuple[int, ...]] = {}
     boxes: dict[str, list[Rectangle]] = {}
     for entry in entries:
@@ -61,7 +61,7 @@ def _problems(folder: Path, entries: list[FileEntry], wanted: list[str]) -> Iter
             if shapes.setdefault(name, shape) != shape:
                 yield f"{name} is of shape {shape} in one file and {shapes[name]} in another"
             boxes.setdefault(name, []).append((piece.offset, piece.shape))
-    yield from tensor_problems(shapes, boxes, wanted)
+    yield from tensor_problems(shapes, boxes, manifest.tensor_names, manifest.optimizer.states)
 
 
 def _note_of(folder: Path, rank: int) -> Path:

@@ -9,7 +9,7 @@ from gpt4moe.errors import ConfigError
 
 
 class OptimizerKind(str, Enum):
-    """The update rule."""
+    """The update rule; config.optimizer_table has a row for each."""
 
     adamw = "adamw"
 

@@ -6,6 +6,7 @@ from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.data import DataConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
+from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.config.training import (
@@ -46,7 +47,10 @@ class RunConfig:
             self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
             self.checkpoint, self.resilience, self.cluster, self.engine,
         )  # fmt: skip
-        check_all(*(group.validate for group in groups), self._validate_kernels)
+        check_all(*(group.validate for group in groups), self._validate_kernels, self._validate_optimizer)
+
+    def _validate_optimizer(self) -> None:
+        optimizer_for(self.optimizer.kind, self.engine.kind)
 
     def _validate_kernels(self) -> None:
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:

@@ -4,21 +4,21 @@ weight, fp32 gradient: on every rank that computes with it | master and moments:
 """
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 
 VALUE_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
 """Of a weight or an activation."""
 GRADIENT_BYTES = 4
 """Main gradients are fp32."""
-_OWNED_BYTES = {
-    (EngineKind.megatron, Dtype.bf16): 12,
-    (EngineKind.megatron, Dtype.fp32): 8,  # the master of an fp32 weight is the weight
-    (EngineKind.deepspeed, Dtype.bf16): 12,
-    (EngineKind.deepspeed, Dtype.fp32): 12,  # a copy too
-}
-"""fp32 master and both moments."""
+_STATE_BYTES = 4
+"""Masters and the optimizer's state tensors are fp32."""
 
 
 def owned_bytes(run: RunConfig) -> int:
     """Of the optimizer's states on the device, an element that a rank owns; 0 where they live in host memory."""
-    return 0 if run.engine.offload_optimizer else _OWNED_BYTES[run.engine.kind, run.precision.dtype]
+    if run.engine.offload_optimizer:
+        return 0
+    # Under Megatron the master of an fp32 weight is the weight itself; DeepSpeed keeps a copy.
+    has_master = run.engine.kind is not EngineKind.megatron or run.precision.dtype is not Dtype.fp32
+    return _STATE_BYTES * (has_master + len(OPTIMIZERS[run.optimizer.kind].states))

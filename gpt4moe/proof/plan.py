@@ -9,8 +9,9 @@ rounded   the same in the run's own precision, where that is bf16; one process d
 from dataclasses import dataclass
 
 from gpt4moe.config.load import config_from_dict, config_to_dict
-from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.optimizer import Dtype, OptimizerKind
 from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
 
 STEPS = 3
 CLIP_NORM = 0.1
@@ -43,7 +44,15 @@ class Phase:
 
 
 def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]:
-    """By name; drawn(1), drawn(2), ... are one process's further draws of rounding."""
+    """By name; drawn(1), drawn(2), ... are one process's further draws of rounding.
+
+    Raises: ConfigError for an optimizer whose update the proof cannot compute again (proof.replay).
+    """
+    if run.optimizer.kind is not OptimizerKind.adamw:
+        raise ConfigError(
+            f"optimizer.kind={run.optimizer.kind.value} is not proved: proof.replay and proof.compare know adamw only.",
+            "Set optimizer.kind=adamw; the layout is the same under both.",
+        )
     is_rounded = run.precision.dtype is not Dtype.fp32
     raw = config_to_dict(run)
     exact = raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}}

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from gpt4moe.architecture.cuts import Cut
-from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.config.moe import DropPolicy, MoEConfig
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
 from gpt4moe.moe.capacity import capacity
@@ -105,7 +105,9 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         answer.drop_margins.append(float(np.min([inf, *drop_margins])))
         answer.norms.append(done.grad_norm)
         say(f"step {step}")
-    answer.pieces |= _pieces(engine, groups, (WEIGHT, *MOMENTS)) | {BUFFER: _buffers(engine, groups)}
+    answer.pieces |= _pieces(engine, groups, (WEIGHT, *OPTIMIZERS[run.optimizer.kind].states)) | {
+        BUFFER: _buffers(engine, groups)
+    }
     answer.copies = _copies(engine, groups)
     answer.stale = _stale(engine, groups)
     return answer
@@ -179,7 +181,7 @@ def _pieces(engine: Engine, groups: ProcessGroups, kinds: tuple[str, ...]) -> di
 def _flat(owned: OwnedRange, kind: str) -> torch.Tensor:
     if kind == GRADIENT:
         return owned.gradient
-    return owned.master if kind == WEIGHT else owned.moments[kind]
+    return owned.master if kind == WEIGHT else owned.states[kind]
 
 
 def _stale(engine: Engine, groups: ProcessGroups) -> list[str]:

@@ -12,12 +12,14 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.proof.compare import total_norm
 from gpt4moe.proof.outcome import START, WEIGHT, Outcome, gradient_kind
 from gpt4moe.training.learning_rate import learning_rate
 
-MEAN, MEAN_OF_SQUARES = "exp_avg", "exp_avg_sq"
+MEAN, MEAN_OF_SQUARES = OPTIMIZERS[OptimizerKind.adamw].states
 Tensors = dict[str, np.ndarray]
 
 

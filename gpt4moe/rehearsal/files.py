@@ -8,7 +8,7 @@ from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.checkpoint.hollow import write_hollow
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import NAME
-from gpt4moe.checkpoint.storage import KINDS
+from gpt4moe.checkpoint.storage import WEIGHT
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, rank_contents
@@ -34,7 +34,7 @@ class CheckpointFiles:
     """What it would take."""
     manifest_bytes: int
     elements: dict[str, int]
-    """Of the tensors of each kind: weights and their two moments."""
+    """Of the tensors of each kind: weights and the optimizer's states."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class InferenceFiles:
 
 def checkpoint_files(folder: Path) -> CheckpointFiles:
     index = CheckpointIndex(folder)
-    elements = dict.fromkeys(KINDS, 0)
+    elements = dict.fromkeys((WEIGHT, *index.manifest.optimizer.states), 0)
     for name, shape in index.shapes.items():
         kind = name.partition("/")[0]
         if kind in elements:  # the model's buffers are no parameters

@@ -4,7 +4,7 @@ groups --> model --> engine --> bytes, groups against Layout, owned ranges again
                             `-> of a stage's first rank: the checkpoint files of every rank of the stage, hollow
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, distributed
 
 from gpt4moe.checkpoint.hollow import write_hollow
-from gpt4moe.checkpoint.storage import MOMENTS, Piece, pieces_header
+from gpt4moe.checkpoint.storage import Piece, pieces_header
 from gpt4moe.checkpoint.writer import file_name, note_written
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.groups import ProcessGroups
@@ -30,8 +31,12 @@ from gpt4moe.training.engine_megatron import MegatronEngine
 GROUPS = (*DENSE_AXES, *EXPERT_AXES, *COMBINED_AXES)
 
 
-def owned_by(chunks: list[Any], layout: Layout, rank: int) -> Iterator[OwnedRange]:
-    """What the optimizer of any rank of a stage owns, from the buffers that another of its ranks has built."""
+def owned_by(chunks: list[Any], layout: Layout, rank: int, states: Sequence[str]) -> Iterator[OwnedRange]:
+    """What the optimizer of any rank of a stage owns, from the buffers that another of its ranks has built.
+
+    Args:
+        states: the optimizer's state tensors.
+    """
     at = layout.coordinate(rank)
     for chunk in chunks:
         for packed, index, count in (
@@ -39,10 +44,10 @@ def owned_by(chunks: list[Any], layout: Layout, rank: int) -> Iterator[OwnedRang
             (chunk.expert_parallel_buffers, at["expert_dp"], layout.expert_dp),
         ):
             for buffer in packed:
-                yield from _share(buffer, index, count)
+                yield from _share(buffer, index, count, states)
 
 
-def _share(buffer: Any, index: int, count: int) -> Iterator[OwnedRange]:
+def _share(buffer: Any, index: int, count: int, states: Sequence[str]) -> Iterator[OwnedRange]:
     """What the rank at `index` of the `count` that reduce a buffer owns: an equal part of every bucket."""
     for parameter, (start, end, bucket_index) in buffer.param_index_map.items():
         bucket = buffer.buckets[bucket_index]
@@ -51,7 +56,7 @@ def _share(buffer: Any, index: int, count: int) -> Iterator[OwnedRange]:
         high = min(end, bucket.offset + (index + 1) * part)
         if low < high:
             values = torch.empty(high - low, device="meta")
-            yield OwnedRange(parameter, low - start, high - start, values, dict.fromkeys(MOMENTS, values))
+            yield OwnedRange(parameter, low - start, high - start, values, dict.fromkeys(states, values))
 
 
 def rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint: Path | None) -> RankReport:
@@ -68,13 +73,13 @@ def rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint
         parameters = sum(p.numel() for chunk in engine.chunks for p in chunk.parameters())
         report = RankReport(rank=rank, held=held_bytes(engine), parameters=parameters)
         report.problems += group_problems(groups)
-        places = _places(engine.chunks, groups)
-        if _boxes(pieces_of(owned_by(engine.chunks, layout, rank), places)) != _boxes(
+        places, states = _places(engine.chunks, groups), OPTIMIZERS[run.optimizer.kind].states
+        if _boxes(pieces_of(owned_by(engine.chunks, layout, rank, states), places)) != _boxes(
             pieces_of(engine.owned(), places)
         ):
             report.problems.append("its optimizer owns other parts of the weights than the cut of its buffers says")
         if checkpoint is not None:
-            report.stage_files = _write_stage(checkpoint, engine.chunks, groups)
+            report.stage_files = _write_stage(checkpoint, engine.chunks, groups, states)
     return report
 
 
@@ -99,7 +104,7 @@ def _boxes(pieces: list[Piece]) -> list[tuple[Any, ...]]:
     return sorted((piece.tensor, piece.global_shape, piece.offset, piece.shape) for piece in pieces)
 
 
-def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups) -> int:
+def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups, states: Sequence[str]) -> int:
     """The checkpoint file of every rank of the groups' stage, with true headers and holes for data."""
     layout = groups.layout
     first = groups.coordinate["pp"] * layout.stage_size
@@ -110,7 +115,7 @@ def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups) -> int:
         kind = tuple(other.coordinate[axis] for axis in ("tp", "etp", "ep"))
         if kind not in places:
             places[kind] = _places(chunks, other)
-        pieces = pieces_of(owned_by(chunks, layout, rank), places[kind])
+        pieces = pieces_of(owned_by(chunks, layout, rank, states), places[kind])
         pieces += buffer_pieces(chunks, other) if has_buffers else []
         path = folder / file_name(rank)
         note_written(folder, rank, write_hollow(path, *pieces_header(path, pieces)))

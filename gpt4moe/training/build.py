@@ -17,9 +17,9 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data, build_data
 from gpt4moe.errors import CheckpointError, LaunchError
 from gpt4moe.model.gpt import build_model
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.resilience.signals import SignalNotes
-from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.callbacks.alerts import Alerts
 from gpt4moe.training.callbacks.checkpoints import Checkpoints
 from gpt4moe.training.callbacks.evaluation import Evaluation

@@ -18,14 +18,14 @@ from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import Save, SaveJob
 from gpt4moe.checkpoint.selection import Selection, select
 from gpt4moe.checkpoint.staging import Staging
-from gpt4moe.checkpoint.storage import BUFFER, KINDS, WEIGHT, Piece
+from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, Piece
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.parameters import buffers, shards
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import Shard, flat_rectangles
-from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
@@ -163,12 +163,13 @@ def pieces_of(ranges: Iterable[OwnedRange], places: dict[int, Shard]) -> list[Pi
     """Those of the ranges that this rank writes; `places` has the shard of each parameter, by id."""
     pieces = []
     owned_shards = [(owned, places[id(owned.parameter)]) for owned in ranges]
-    # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of moments.
-    for kind in KINDS:
+    # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of states.
+    kinds = dict.fromkeys(kind for owned, _ in owned_shards for kind in (WEIGHT, *owned.states))
+    for kind in kinds:
         for owned, shard in owned_shards:
             if not shard.is_writer:
                 continue
-            flat = owned.master if kind == WEIGHT else owned.moments[kind]
+            flat = owned.master if kind == WEIGHT else owned.states[kind]
             for part in flat_rectangles(owned.start, owned.end, shard.shape):
                 values = flat[part.start - owned.start :][: prod(part.shape)]
                 offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
@@ -207,7 +208,7 @@ def fill(
         shard = places[id(owned.parameter)]
         if f"{WEIGHT}/{shard.name}" not in names:
             continue
-        for kind, flat in {WEIGHT: owned.master, **({} if weights_only else owned.moments)}.items():
+        for kind, flat in {WEIGHT: owned.master, **({} if weights_only else owned.states)}.items():
             reader.fill(f"{kind}/{shard.name}", shard, owned.start, owned.end, flat.detach())
     for tensor, shard in buffers(engine.chunks, groups):
         if f"{BUFFER}/{shard.name}" in names:

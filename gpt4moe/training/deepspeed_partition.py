@@ -2,29 +2,28 @@
 
     weights    | p0 | p1 ...........| p2 | padding |    the model's parameters are views of it      (DeepSpeed's)
     gradients  | p0 | p1 ...........| p2 | padding |    fp32, parameters' .grad are views of it     (ours)
-               |<--- rank 0 --->|<--- rank 1 ----->|    master, exp_avg, exp_avg_sq: one rank's cut (DeepSpeed's)
+               |<--- rank 0 --->|<--- rank 1 ----->|    master and states: one rank's cut (DeepSpeed's)
 
 Gradients are ours because DeepSpeed 0.19.8 reduces them in a way that fits no pipeline: it hooks a backward pass of its
 own, adds micro-batches in bf16, averages, and all-reduces where a reduce-scatter would do. Here torch adds each
 micro-batch into the fp32 buffer, and one reduce-scatter leaves the sum where DeepSpeed's step reads it, without a copy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
 from torch import Tensor, distributed
 
-from gpt4moe.checkpoint.storage import MOMENTS
 from gpt4moe.training.engine import OwnedRange
 
 
 class Partition:
     """Owns the fp32 gradients of the group `index`, and knows where DeepSpeed keeps the rest."""
 
-    def __init__(self, optimizer: DeepSpeedZeroOptimizer, index: int):
-        self.optimizer, self.index = optimizer, index
+    def __init__(self, optimizer: DeepSpeedZeroOptimizer, index: int, states: Sequence[str]):
+        self.optimizer, self.index, self.states = optimizer, index, states
         self.parameters = optimizer.bit16_groups[index]
         self.offsets: list[int] = optimizer.round_robin_bit16_offsets[index]
         self.group: distributed.ProcessGroup = optimizer.real_dp_process_group[index]
@@ -43,7 +42,7 @@ class Partition:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The inner optimizer's: step, exp_avg, exp_avg_sq of the whole cut."""
+        """The inner optimizer's state tensors of the whole cut (config.optimizer_table)."""
         return self.optimizer.optimizer.state[self.optimizer.single_partition_of_fp32_groups[self.index]]
 
     def zero_gradients(self) -> None:
@@ -73,7 +72,7 @@ class Partition:
     def owned(self) -> Iterator[OwnedRange]:
         """The parameters' ranges in this rank's cut, in order; a parameter may straddle several ranks."""
         end = self.start + self.gradient.numel()
-        master, moments, gradient = self.master, [self.state[name] for name in MOMENTS], self._stepped_gradient()
+        master, gradient = self.master, self._stepped_gradient()
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):
             first, last = max(offset, self.start), min(offset + parameter.numel(), end)
             if first >= last:
@@ -81,5 +80,5 @@ class Partition:
             place = (0, first - self.start, last - first)
             own = master.narrow(*place)
             own.grad = gradient.narrow(*place)
-            cut = {name: moment.narrow(*place) for name, moment in zip(MOMENTS, moments, strict=True)}
+            cut = {name: self.state[name].narrow(*place) for name in self.states}
             yield OwnedRange(parameter, first - offset, last - offset, own, cut)

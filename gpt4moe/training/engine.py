@@ -16,8 +16,8 @@ class OwnedRange:
     start: int
     end: int
     master: Tensor
-    moments: dict[str, Tensor]
-    """exp_avg and exp_avg_sq."""
+    states: dict[str, Tensor]
+    """The optimizer's state tensors, by their names in config.optimizer_table."""
 
     @property
     def gradient(self) -> Tensor:
@@ -53,7 +53,7 @@ class Engine(Protocol):
         """What this rank's optimizer owns; ranges of all data-parallel ranks together are disjoint and whole."""
 
     def finish_load(self, step: int) -> None:
-        """After masters and moments were filled: sets the step count and the model's weights. Collective."""
+        """After masters and states were filled: sets the step count and the model's weights. Collective."""
 
 
 def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:

@@ -20,8 +20,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.transformer import MegatronModule
 from torch import nn
 
-from gpt4moe.checkpoint.storage import MOMENTS
-from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer_table import Optimizer, optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel import deepspeed_groups
 from gpt4moe.parallel.groups import ProcessGroups
@@ -35,13 +35,16 @@ class DeepSpeedEngine:
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.groups = groups
+        self.kept = optimizer_for(run.optimizer.kind, EngineKind.deepspeed)
         self.clip_norm = run.optimizer.clip_norm
         self.counted = counted_parameters(chunks, groups)
-        self.runtime = _runtime(chunks, run, groups)
+        self.runtime = _runtime(chunks, run, groups, self.kept)
         self.chunks: list[Any] = [_Chunk(chunk) for chunk in chunks]
         self.optimizer = self.runtime.optimizer
-        self.partitions = [Partition(self.optimizer, index) for index in range(len(self.optimizer.bit16_groups))]
-        self._start_moments(step=0)
+        self.partitions = [
+            Partition(self.optimizer, index, self.kept.states) for index in range(len(self.optimizer.bit16_groups))
+        ]
+        self._start_states(step=0)
         self.chunks[0].config.finalize_model_grads_func = finalize
 
     def zero_gradients(self) -> None:
@@ -70,15 +73,16 @@ class DeepSpeedEngine:
             yield from partition.owned()
 
     def finish_load(self, step: int) -> None:
-        self._start_moments(step)
+        self._start_states(step)
         self.optimizer.update_lp_params()
 
-    def _start_moments(self, step: int) -> None:
-        """Moments before the first step, and the step count: one of each per group."""
+    def _start_states(self, step: int) -> None:
+        """States before the first step, and the step count: one of each per group."""
         for partition in self.partitions:
-            for name in MOMENTS:
+            for name in self.kept.states:
                 partition.state.setdefault(name, torch.zeros_like(partition.master))
-            partition.state["step"] = torch.tensor(float(step), device=partition.master.device)
+            for name in self.kept.scalars:
+                partition.state[name] = torch.tensor(float(step), device=partition.master.device)
 
 
 class _Chunk(MegatronModule):
@@ -107,16 +111,14 @@ class _Runtime(DeepSpeedRuntime):
         """Initial weights are a function of the seed, the same on every layout: nothing to send."""
 
 
-def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> Any:
+def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kept: Optimizer) -> Any:
     mpu = deepspeed_groups.lend(groups)
     model = nn.ModuleList(chunks)
     settings = run.optimizer
-    optimizer = torch.optim.AdamW(
+    optimizer = getattr(torch.optim, kept.engines[EngineKind.deepspeed])(
         _parameter_groups(model, settings.weight_decay, deepspeed_groups.expert_group_name(groups)),
         lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        fused=True,
+        **kept.arguments(settings),
     )
     config = _settings(run, on_gpu=groups.device.type == "cuda")
     runtime = _Runtime(

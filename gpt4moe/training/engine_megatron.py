@@ -15,16 +15,13 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from torch import nn
 
-from gpt4moe.checkpoint.storage import MOMENTS
-from gpt4moe.config.optimizer import Dtype, OptimizerKind
+from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.clipping import clip_gradients, counted_parameters, gradient_norm
 from gpt4moe.training.engine import OwnedRange, finalize
-
-# Megatron 0.16.1 shards no other optimizer than Adam.
-_MEGATRON_NAME = {OptimizerKind.adamw: "adam"}
 
 
 class MegatronEngine:
@@ -32,16 +29,20 @@ class MegatronEngine:
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.groups = groups
+        self.kept = optimizer_for(run.optimizer.kind, EngineKind.megatron)
         self.clip_norm = run.optimizer.clip_norm
         self.chunks = _wrap(chunks, run, groups)
         self.optimizer = get_megatron_optimizer(
-            _optimizer_config(run), self.chunks, use_gloo_process_groups=False, pg_collection=groups.megatron
+            _optimizer_config(run, self.kept.engines[EngineKind.megatron]),
+            self.chunks,
+            use_gloo_process_groups=False,
+            pg_collection=groups.megatron,
         )
         for group in self.optimizer.param_groups:
             # Megatron leaves this product to its own scheduler: without it norms would decay too.
             group["weight_decay"] = run.optimizer.weight_decay * group["wd_mult"]
         self.counted = counted_parameters(self.chunks, groups)
-        self._start_moments(step=0)
+        self._start_states(step=0)
         self._connect_schedule(run)
 
     def zero_gradients(self) -> None:
@@ -79,11 +80,11 @@ class MegatronEngine:
                 for group, group_masters in zip(parameters, masters, strict=True):
                     for parameter, master in zip(group, group_masters, strict=True):
                         place = inner._get_model_param_range_map(parameter)["param"]
-                        moments = {name: inner.optimizer.state[master][name] for name in MOMENTS}
-                        yield OwnedRange(parameter, place.start, place.end, master, moments)
+                        states = {name: inner.optimizer.state[master][name] for name in self.kept.states}
+                        yield OwnedRange(parameter, place.start, place.end, master, states)
 
     def finish_load(self, step: int) -> None:
-        self._start_moments(step)
+        self._start_states(step)
         for inner in self._inner():
             inner._copy_main_params_to_model_params()
         for chunk in self.chunks:
@@ -93,8 +94,8 @@ class MegatronEngine:
         optimizers = getattr(self.optimizer, "chained_optimizers", [self.optimizer])
         return [inner for inner in optimizers if not getattr(inner, "is_stub_optimizer", False)]
 
-    def _start_moments(self, step: int) -> None:
-        """Moments before the first step, and the step count: a tensor of its own per parameter (torch's Adam), or one
+    def _start_states(self, step: int) -> None:
+        """States before the first step, and the step count: a tensor of its own per parameter (torch's Adam), or one
         number a group (Transformer Engine's and apex's)."""
         for inner in self._inner():
             torch_adam = isinstance(inner.optimizer, torch.optim.AdamW)
@@ -105,11 +106,11 @@ class MegatronEngine:
                     group["step"] = step
                 for master in group["params"]:
                     state = inner.optimizer.state[master]
-                    for name in MOMENTS:
+                    for name in self.kept.states:
                         if name not in state:
                             state[name] = torch.zeros_like(master)
-                    if torch_adam:
-                        state["step"] = torch.tensor(float(step), device=master.device)
+                    for name in self.kept.scalars if torch_adam else ():
+                        state[name] = torch.tensor(float(step), device=master.device)
 
     def _connect_schedule(self, run: RunConfig) -> None:
         """Hands Megatron's schedule the moments when gradients may be reduced."""
@@ -162,10 +163,10 @@ def _weights_are_whole(group: Any, force_sync: bool = False) -> None:
     group.param_gather_dispatched = True
 
 
-def _optimizer_config(run: RunConfig) -> MegatronOptimizerConfig:
+def _optimizer_config(run: RunConfig, name: str) -> MegatronOptimizerConfig:
     settings = run.optimizer
     return MegatronOptimizerConfig(
-        optimizer=_MEGATRON_NAME[settings.kind],
+        optimizer=name,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         adam_beta1=settings.beta1,

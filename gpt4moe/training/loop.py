@@ -3,8 +3,8 @@
 import logging
 import time
 
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.best_effort import best_effort
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult

@@ -75,7 +75,7 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
         if id(owned.parameter) in whole:
             place = f"of {whole[id(owned.parameter)]}[{owned.start}:{owned.end}]"
             table[sharded] += [(f"fp32 master {place}", owned.master)]
-            table[sharded] += [(f"{name} {place}", moment) for name, moment in owned.moments.items()]
+            table[sharded] += [(f"{name} {place}", state) for name, state in owned.states.items()]
     return table
 
 

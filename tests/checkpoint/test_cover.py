@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt4moe.checkpoint.cover import Rectangle, cover_problem, tensor_problems
+from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from tests.checkpoint.builders import random_cut
 
+ADAMW = OPTIMIZERS[OptimizerKind.adamw].states
 WHOLE: list[Rectangle] = [((0, 0), (2, 4)), ((2, 0), (2, 2)), ((2, 2), (2, 2))]
 
 
@@ -80,13 +83,15 @@ def damaged(boxes: list[Rectangle], damage: str, rng: random.Random) -> list[Rec
 def test_a_tensor_without_its_companions_is_missing(present: list[str], missing: list[str]) -> None:
     shapes = {name: (2,) for name in present}
     boxes: dict[str, list[Rectangle]] = {name: [((0,), (2,))] for name in present}
-    assert list(tensor_problems(shapes, boxes, [])) == [f"{name}: the whole tensor is missing" for name in missing]
+    assert list(tensor_problems(shapes, boxes, [], ADAMW)) == [
+        f"{name}: the whole tensor is missing" for name in missing
+    ]
 
 
 def test_a_tensor_gone_in_every_kind_is_missing_and_a_strange_one_is_named() -> None:
     shapes = {f"{kind}/a": (2,) for kind in ("weight", "exp_avg", "exp_avg_sq")} | {"buffer/b": (1,)}
     boxes = {name: [((0,), shape)] for name, shape in shapes.items()}
-    assert list(tensor_problems(shapes, boxes, ["weight/a", "buffer/b"])) == []
-    assert list(tensor_problems(shapes, boxes, ["weight/a", "weight/gone"])) == [
+    assert list(tensor_problems(shapes, boxes, ["weight/a", "buffer/b"], ADAMW)) == []
+    assert list(tensor_problems(shapes, boxes, ["weight/a", "weight/gone"], ADAMW)) == [
         "buffer/b: not a tensor of the model", "weight/gone: the whole tensor is missing",
     ]  # fmt: skip

@@ -57,7 +57,7 @@ def _run(environment: Environment) -> dict[str, Any]:
             _flip(here, name, if_so=groups.rank == rank)
         for owned in engine.owned():
             if owned.parameter is here.get("decoder.layers.0.mlp.router.weight") and groups.coordinate["tp"] == 1:
-                owned.moments["exp_avg"][0] += 1e-30
+                owned.states["exp_avg"][0] += 1e-30
         answer["moment"] = [it.name for it in unequal_copies(engine, groups)]
         answer["errors"] = [_callback(run, engine, groups, step) for step in (1, 2)]
     return answer

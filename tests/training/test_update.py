@@ -49,7 +49,7 @@ def _state(engine: Engine, groups: ProcessGroups) -> State:
     """Copies of this rank's weights, masters, moments and routers' buffers."""
     found: list[torch.Tensor] = [parameter for chunk in engine.chunks for parameter in chunk.parameters()]
     for owned in engine.owned():
-        found += [owned.master, *owned.moments.values()]
+        found += [owned.master, *owned.states.values()]
     found += [buffer for buffer, _ in buffers(engine.chunks, groups)]
     return [tensor.detach().float().cpu().numpy().copy() for tensor in found]
 

@@ -10,9 +10,9 @@ tells every rank.
 
 import signal
 
+from gpt4moe.parallel.agreement import all_reduce_max, raise_together
 from gpt4moe.resilience.signals import SignalNotes
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.training.agreement import all_reduce_max, raise_together
 from gpt4moe.training.callbacks.resources import peak_memory
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult

@@ -5,8 +5,8 @@ other experts than its neighbours think, and no loss says so.
 """
 
 from gpt4moe.errors import Gpt4MoeError, ReplicaError
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.training.agreement import raise_together
 from gpt4moe.training.replicas import unequal_copies
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult

@@ -1,0 +1,60 @@
+"""The table of optimizers: which tensors each keeps for a parameter, and which engines can run it. No torch.
+
+    OptimizerKind -> OPTIMIZERS -> engines (what they build and shard), checkpoints (which tensors belong to a weight),
+                                   planner (bytes), replica check, proof, rehearsal
+
+A new optimizer is a member of OptimizerKind and a row here. The proof also wants its update in fp64 (proof.replay).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gpt4moe.config.optimizer import EngineKind, OptimizerConfig, OptimizerKind
+from gpt4moe.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    """One row of the table."""
+
+    states: tuple[str, ...]
+    """State tensors with one fp32 value for each element of a parameter, as torch's optimizer names them; zero before
+    the first update. A checkpoint stores each as STATE/PARAMETER."""
+    scalars: tuple[str, ...] = ()
+    """State tensors of one number, the count of updates. A checkpoint stores it once, as manifest.optimizer_step."""
+    is_elementwise: bool = True
+    """An element's update reads the values of that element alone, so ranks may own any flat range of a parameter. Both
+    engines shard like that; an optimizer that needs whole matrices (Muon) or norms of tensors (LAMB) has none yet."""
+    engines: Mapping[EngineKind, str]
+    """Engine -> its name for the optimizer: Megatron's OptimizerConfig.optimizer; a class of torch.optim,
+    which DeepSpeed's engine builds."""
+    arguments: Callable[[OptimizerConfig], dict[str, Any]]
+    """What torch's class is given beside parameters, learning rate and weight decay."""
+
+
+OPTIMIZERS: dict[OptimizerKind, Optimizer] = {
+    # Loshchilov and Hutter, arXiv:1711.05101. Megatron-core 0.16.1 shards no other optimizer than Adam.
+    OptimizerKind.adamw: Optimizer(
+        states=("exp_avg", "exp_avg_sq"),
+        scalars=("step",),
+        engines={EngineKind.megatron: "adam", EngineKind.deepspeed: "AdamW"},
+        arguments=lambda given: {"betas": (given.beta1, given.beta2), "eps": given.epsilon, "fused": True},
+    ),
+}
+
+
+def optimizer_for(kind: OptimizerKind, engine: EngineKind) -> Optimizer:
+    """The row of an optimizer, for an engine that is about to build it.
+
+    Raises: ConfigError when the table has no such optimizer, or the engine cannot run it.
+    """
+    row = OPTIMIZERS.get(kind)
+    if row is not None and row.is_elementwise and engine in row.engines:
+        return row
+    runs = [known.value for known, its in OPTIMIZERS.items() if engine in its.engines and its.is_elementwise]
+    others = [other.value for other in row.engines if row.is_elementwise] if row else []
+    raise ConfigError(
+        f"optimizer.kind={kind.value} with engine.kind={engine.value}, which runs {', '.join(runs)} only.",
+        f"Set optimizer.kind={runs[0]}" + (f", or engine={others[0]}." if others else "."),
+    )
