@@ -23,7 +23,7 @@ NARROW = {
     "errors": set(), "architecture": {"parallel"}, "pipeline": {"parallel"},
     "planner": {"architecture", "pipeline", "parallel"}, "data": {"parallel"},
     "model": {"architecture", "moe", "parallel"}, "checkpoint": {"parallel"}, "resilience": {"parallel"},
-    "runlog": {"parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
+    "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
     "training": {"architecture", "model", "moe", "data", "checkpoint", "resilience", "runlog", "parallel"},
     "inference": {"model", "architecture", "checkpoint", "parallel", "data"},
     "convert": {"model", "architecture", "checkpoint", "parallel", "data"},
@@ -39,7 +39,7 @@ EMBASSIES = {
 }  # fmt: skip
 TORCH_FREE = [
     "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/support_table",
-    "architecture/*", "pipeline/*", "planner/*", "runlog/[!w]*", "operations/*", "launch/checks_*",
+    "architecture/*", "pipeline/*", "planner/*", "moe/statistics", "runlog/[!w]*", "operations/*", "launch/checks_*",
     "convert/[!p]*", "convert/pr*", "convert/pu*",
 ]  # fmt: skip
 

@@ -1,7 +1,6 @@
 """The logical tensors of a model and their shapes, from its configuration alone. No torch."""
 
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.moe import BIASED, LoadBalancingScope
 
 Shape = tuple[int, ...]
 Box = tuple[Shape, Shape]
@@ -36,22 +35,20 @@ def logical_buffers(model: ModelConfig) -> dict[str, Shape]:
     """
     if model.moe is None:
         return {}
-    router = model.moe.router
-    held = {
-        "load_share": router.load_balancing_scope is LoadBalancingScope.global_batch,
-        "bias": router.kind in BIASED,
-    }
     return {
-        f"decoder.layers.{layer}.mlp.router.{name}": (model.moe.num_experts,)
+        f"decoder.layers.{layer}.mlp.router.{buffer.name}": (model.moe.num_experts,)
         for layer, is_moe in enumerate(model.moe_layers)
-        for name, is_held in held.items()
-        if is_moe and is_held
+        for buffer in model.moe.router.buffers
+        if is_moe
     }
 
 
 def routing_buffers(model: ModelConfig) -> dict[str, Shape]:
-    """The buffers that decide what the model says, not only how it trains: the biases."""
-    return {name: shape for name, shape in logical_buffers(model).items() if name.endswith(".bias")}
+    """The buffers that inference needs: the forward pass reads them (config.moe.RouterBuffer)."""
+    if model.moe is None:
+        return {}
+    needed = {buffer.name for buffer in model.moe.router.buffers if buffer.steers_routing}
+    return {name: shape for name, shape in logical_buffers(model).items() if name.rpartition(".")[2] in needed}
 
 
 def _head_norms(model: ModelConfig) -> dict[str, Shape]:

@@ -1,4 +1,7 @@
-"""The mixture-of-experts part of a model: experts, which layers have them, and their router."""
+"""The mixture-of-experts part of a model: experts, which layers have them, and their router. No torch.
+
+ROUTER_TRAITS is the table of what each kind of router needs; docs/moe.md, "Adding a router", has the recipe.
+"""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,8 +34,52 @@ class DropPolicy(str, Enum):
     position = "position"
 
 
-BIASED = (RouterKind.sigmoid_bias, RouterKind.group_limited)
-_RENORMALISED = (RouterKind.topk, *BIASED)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterBuffer:
+    """One fp32 number for each expert, [num_experts], that a router keeps between steps and no gradient moves.
+
+    Every rank has the same values. They are part of checkpoints; only Router.finish_step changes them.
+    """
+
+    name: str
+    is_share: bool = False
+    """Starts as an even share, 1 / num_experts, instead of 0."""
+    steers_routing: bool = False
+    """The forward pass reads it, so that inference needs it too; else only the auxiliary loss does."""
+
+    def start(self, num_experts: int) -> float:
+        """Its value before the first step, the same for every expert."""
+        return 1 / num_experts if self.is_share else 0.0
+
+
+LOAD_SHARE = RouterBuffer(name="load_share", is_share=True)
+"""Share of the step before that each expert got; of every kind, under LoadBalancingScope.global_batch."""
+BIAS = RouterBuffer(name="bias", steers_routing=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterTraits:
+    """What one kind of router needs. The checks below, the table of tensors and the random layouts of the tests ask
+    this, not the kind's name."""
+
+    buffers: tuple[RouterBuffer, ...] = ()
+    """Of this kind alone; LOAD_SHARE comes from a setting."""
+    fixed_top_k: int | None = None
+    """The only top_k that it can have; None: any."""
+    is_renormalised: bool = True
+    """The weights of a token's experts add up to 1. With top_k=1 the weight is then always 1, and the language model's
+    loss does not reach the router."""
+    has_groups: bool = False
+    """It reads num_groups and group_topk."""
+
+
+ROUTER_TRAITS: dict[RouterKind, RouterTraits] = {
+    RouterKind.topk: RouterTraits(),
+    RouterKind.switch: RouterTraits(fixed_top_k=1, is_renormalised=False),
+    RouterKind.sigmoid_bias: RouterTraits(buffers=(BIAS,)),
+    RouterKind.group_limited: RouterTraits(buffers=(BIAS,), has_groups=True),
+}
+"""Kind -> what it needs. moe/routers/__init__.py has kind -> its class."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -64,6 +111,16 @@ class RouterConfig:
     group_topk: int | None = None
     """group_limited: groups a token chooses from, by the sum of their two best scores."""
 
+    @property
+    def traits(self) -> RouterTraits:
+        return ROUTER_TRAITS[self.kind]
+
+    @property
+    def buffers(self) -> tuple[RouterBuffer, ...]:
+        """What a router with these settings keeps between steps."""
+        looks_back = self.load_balancing_scope is LoadBalancingScope.global_batch
+        return (*((LOAD_SHARE,) if looks_back else ()), *self.traits.buffers)
+
     def validate(self, top_k: int, num_experts: int) -> None:
         check_all(
             lambda: self._validate_top_k(top_k),
@@ -89,19 +146,21 @@ class RouterConfig:
             raise ConfigError(f"model.moe.router.scaling_factor={self.scaling_factor} is not above 0.", "Set 1.0.")
 
     def _validate_bias(self) -> None:
-        if self.bias_update_rate and self.kind not in BIASED:
+        if self.bias_update_rate and BIAS not in self.traits.buffers:
             raise ConfigError(
                 f"model.moe.router.bias_update_rate={self.bias_update_rate}, but kind={self.kind.value} has no bias.",
                 "Set it to 0, or router@model.moe.router=sigmoid_bias.",
             )
 
     def _validate_top_k(self, top_k: int) -> None:
-        if self.kind is RouterKind.switch and top_k != 1:
+        fixed = self.traits.fixed_top_k
+        if fixed is not None and top_k != fixed:
+            experts = "one expert" if fixed == 1 else f"{fixed} experts"
             raise ConfigError(
-                f"model.moe.router.kind=switch routes to one expert, but model.moe.top_k={top_k}.",
-                "Set model.moe.top_k=1, or router@model.moe.router=top2.",
+                f"model.moe.router.kind={self.kind.value} routes to {experts}, but model.moe.top_k={top_k}.",
+                f"Set model.moe.top_k={fixed}, or router@model.moe.router=top2.",
             )
-        if self.kind in _RENORMALISED and top_k == 1:
+        if self.traits.is_renormalised and top_k == 1:
             raise ConfigError(
                 f"model.moe.router.kind={self.kind.value} with model.moe.top_k=1 renormalises every weight to 1.0: the "
                 "router would get no gradient from the language model.",
@@ -110,7 +169,7 @@ class RouterConfig:
 
     def _validate_groups(self, top_k: int, num_experts: int) -> None:
         given = (self.num_groups, self.group_topk)
-        if self.kind is not RouterKind.group_limited:
+        if not self.traits.has_groups:
             if given != (None, None):
                 raise ConfigError(
                     f"model.moe.router.num_groups={self.num_groups} and group_topk={self.group_topk}, but "

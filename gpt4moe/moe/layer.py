@@ -3,30 +3,44 @@
     hidden [S/tp, B, H] -> Router [T, E] -> Dispatcher.send -> Experts [N, H] -> Dispatcher.combine -> [S/tp, B, H]
                       \\-> shared experts, where the model has them ----------------------------------> +
 
-Under sequence parallelism every tensor-parallel rank holds other tokens, so experts may be spread over the same ranks
+Under sequence parallelism every tensor-parallel rank has other tokens, so experts may be spread over the same ranks
 ("parallel folding"), whole (ep) or each cut over its ffn (etp). What a router pools is one micro-batch, gathered over
-tp x cp.
+tp x cp (pool.py).
+
+What the backward pass computes again instead of keeping it:
+
+    parallel.recompute   kept of a MoE layer            run twice
+    none                 rows [N, H], hidden [N, 2F]    nothing
+    moe                  tokens [T, H], the plan        way to the experts, experts; the router decides and counts once
+    full                 the layer's input              everything; decisions come out equal, statistics count once
+
+T tokens of this rank, N rows that arrive at its experts, about top_k * T.
 """
 
-from typing import Any
+from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.random import is_checkpointing
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.training import ExpertKernel
-from gpt4moe.moe.auxiliary import auxiliary_losses, count_assignments
-from gpt4moe.moe.capacity import kept_of_rank
 from gpt4moe.moe.dispatch import Arrived, Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
-from gpt4moe.moe.losses import AttachLoss
-from gpt4moe.moe.pool import Pool
-from gpt4moe.moe.recompute import is_second_forward, recomputed
-from gpt4moe.moe.router import build_router
+from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments
+from gpt4moe.moe.pool import TokenPool, kept_of_rank
+from gpt4moe.moe.routers import build_router
 from gpt4moe.moe.routers.base import Routing
-from gpt4moe.moe.shared_experts import build_shared_experts
-from gpt4moe.moe.statistics import RoutingStatistics
+from gpt4moe.moe.statistics import RoutedBatch, RoutingStatistics
 from gpt4moe.parallel.groups import ProcessGroups
+
+T = TypeVar("T")
 
 
 class ExpertParallelMLP(nn.Module):
@@ -35,7 +49,7 @@ class ExpertParallelMLP(nn.Module):
     Args:
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
         moe, kernel, groups: ours, handed through ModuleSpec(params=...).
-        recompute: keep no rows of the experts for the backward pass, but send and compute them again (moe.recompute).
+        recompute: parallel.recompute=moe, see the table above.
     """
 
     def __init__(
@@ -58,7 +72,7 @@ class ExpertParallelMLP(nn.Module):
         shared = moe.shared_expert_ffn_hidden_size
         self.shared_experts = build_shared_experts(config, shared, groups) if shared else None
         self.moe = moe
-        self.pool = Pool(groups)
+        self.pool = TokenPool(groups)
         self.statistics = RoutingStatistics(moe.num_experts)
         self.auxiliary_scale = 0.0
         """What the training step sets: 1 / micro-batches of the global batch, so that losses are their mean."""
@@ -104,25 +118,52 @@ class ExpertParallelMLP(nn.Module):
     def _with_losses(
         self, output: Tensor, routing: Routing, real_T: Tensor | None, keep: Tensor | None, batch: int
     ) -> Tensor:
-        """Attaches the auxiliary losses to the output's backward pass and records the routing."""
+        """Attaches the auxiliary losses to the output's backward pass and counts the routing."""
         losses = auxiliary_losses(
             routing, real_T, settings=self.moe.router, load_share=self.router.load_share, pool=self.pool, batch=batch
         )
         if torch.is_grad_enabled():
             output = AttachLoss.apply(output, losses[0] + losses[1], self.auxiliary_scale)
         if not is_second_forward():  # counted in the first
-            self._record(routing, real_T, keep, losses)
+            with torch.no_grad():
+                load = count_assignments(routing.expert_index, real_T, self.moe.num_experts)[0]
+                self.statistics.add(
+                    RoutedBatch(routing=routing, load=load, keep=keep, real_T=real_T, losses=losses,
+                                pool_size=self.pool.size)
+                )  # fmt: skip
         return output
 
-    @torch.no_grad()
-    def _record(
-        self, routing: Routing, real_T: Tensor | None, keep: Tensor | None, losses: tuple[Tensor, Tensor]
-    ) -> None:
-        load = count_assignments(routing.expert_index, real_T, self.moe.num_experts)[0]
-        entropy, margin = torch.special.entr(routing.probability).sum(dim=1), routing.margin
-        if real_T is not None:
-            entropy, margin = entropy * real_T, margin * real_T
-        self.statistics.add(
-            load=load, dropped=0 if keep is None else load.sum() - keep.sum(), entropy=entropy.sum(),
-            margin=margin.sum(dtype=torch.float64), losses=losses, share=1 / self.pool.size,
-        )  # fmt: skip
+
+def recomputed(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, of which only the arguments are kept for the backward pass; that calls it again.
+
+    Its collectives then run once more, in the order of the backward pass: the same on every rank of a group.
+    """
+    # Nothing random happens between a token and its experts, so no random state is kept.
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+
+def is_second_forward() -> bool:
+    """Whether this forward pass repeats an earlier one, for the backward pass of Megatron's full recompute.
+
+    Megatron runs a layer's first forward pass without gradients there, so that only the second one has them.
+    """
+    return is_checkpointing() and torch.is_grad_enabled()
+
+
+def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroups) -> MLP:
+    """The shared experts: a dense SwiGLU that every token goes through (DeepSeekMoE, arXiv:2401.06066).
+
+        hidden [S/tp, B, H] --gather over tp--> [S, B, H] -> SwiGLU, ffn cut over tp --reduce-scatter--> [S/tp, B, H]
+
+    Several of one width are one SwiGLU of their widths together. Megatron's MLP, tensor parallel with sequence
+    parallelism.
+
+    Args:
+        config: Megatron's TransformerConfig, with gated SwiGLU and no biases.
+    """
+    parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1).
+    config = copy(config)
+    config.ffn_hidden_size = ffn_hidden_size
+    return MLP(config, parts, ffn_hidden_size=ffn_hidden_size, tp_group=groups.tp)

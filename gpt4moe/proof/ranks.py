@@ -19,7 +19,7 @@ from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
-from gpt4moe.moe.capacity import capacity
+from gpt4moe.moe.pool import capacity
 from gpt4moe.moe.routers.base import Routing
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment

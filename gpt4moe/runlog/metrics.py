@@ -1,18 +1,17 @@
 """The metrics of a training step: one table of name, unit and meaning. Log, console, wandb, report and docs read it.
 
 A metric with parts is written once for each of them, as name/part: loss/code, router_entropy/layers_000_014. How many
-keys a record can have is therefore bounded: see layer_groups.
+keys a record can have is therefore bounded: see moe.statistics.layer_groups.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from gpt4moe.moe.statistics import LAYER_METRICS
+
 Number = int | float
 Record = dict[str, Number]
-
-MAX_LAYER_GROUPS = 8
-"""Of one statistic: neighbouring MoE layers share a key, so that 120 layers make 8 curves and not 120."""
 
 
 class Parts(str, Enum):
@@ -41,8 +40,6 @@ _EVERY_STEP: dict[str, Metric] = {
         "tokens in this step, where there are several sources and the step has one of its samples",
         parts=Parts.sources,
     ),
-    "aux_loss": Metric(unit="", meaning="load-balancing loss times its coefficient, mean over MoE layers"),
-    "z_loss": Metric(unit="", meaning="router z-loss times its coefficient, mean over MoE layers"),
     "grad_norm": Metric(unit="", meaning="global L2 norm of the gradient, before clipping"),
     "learning_rate": Metric(unit="", meaning="learning rate this step was taken with"),
     "consumed_tokens": Metric(unit="tokens", meaning="tokens since the run's beginning, this step included"),
@@ -53,32 +50,8 @@ _EVERY_STEP: dict[str, Metric] = {
     ),
 }
 _ROUTER: dict[str, Metric] = {
-    "expert_load_max_over_mean": Metric(
-        unit="ratio", meaning="tokens of the busiest expert over the mean, worst layer; 1 is even", parts=Parts.layers
-    ),
-    "expert_load_variation": Metric(
-        unit="ratio",
-        meaning="standard deviation of the experts' tokens over their mean, worst layer; 0 is even",
-        parts=Parts.layers,
-    ),
-    "dead_experts": Metric(
-        unit="experts", meaning="experts that got no token in this step, counted over the layers", parts=Parts.layers
-    ),
-    "dropped_share": Metric(
-        unit="share",
-        meaning="routed copies of tokens dropped for lack of capacity, over all of them; 0 to 1",
-        parts=Parts.layers,
-    ),
-    "router_entropy": Metric(
-        unit="nats",
-        meaning="entropy of the router's probabilities, mean over tokens and layers",
-        parts=Parts.layers,
-    ),
-    "router_margin": Metric(
-        unit="score",
-        meaning="last chosen expert's score minus the next one's, mean over tokens and layers",
-        parts=Parts.layers,
-    ),
+    name: Metric(unit=of.unit, meaning=of.meaning, parts=Parts.none if of.over_layers is None else Parts.layers)
+    for name, of in LAYER_METRICS.items()
 }
 _MACHINE: dict[str, Metric] = {
     name: Metric(unit=unit, meaning=meaning, is_timing=True)
@@ -120,22 +93,6 @@ def known(name: str) -> bool:
 def metric_of(name: str) -> Metric:
     """The row of a metric or of one of its parts."""
     return METRICS[name.partition("/")[0]]
-
-
-def layer_groups(layers: list[int]) -> dict[str, list[int]]:
-    """Key's last part -> places in `layers`: groups of neighbours, equal to within one, MAX_LAYER_GROUPS at most.
-
-    Args: layers: global indices of the MoE layers, from 0, ascending.
-    """
-    count = min(len(layers), MAX_LAYER_GROUPS)
-    width = len(str(layers[-1])) if layers else 1
-    groups = {}
-    for group in range(count):
-        places = list(range(len(layers) * group // count, len(layers) * (group + 1) // count))
-        first, last = layers[places[0]], layers[places[-1]]
-        name = f"layers_{first:0{width}}_{last:0{width}}" if first < last else f"layer_{first:0{width}}"
-        groups[name] = places
-    return groups
 
 
 def check_record(record: Mapping[str, Number]) -> None:

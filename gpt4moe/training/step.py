@@ -21,7 +21,7 @@ from torch import Tensor, distributed
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.moe.layer import ExpertParallelMLP
-from gpt4moe.moe.statistics import EXTRAS
+from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import tensor_key
 from gpt4moe.training.engine import Engine
@@ -36,8 +36,8 @@ class StepResult:
     num_tokens: int
     """Unmasked tokens."""
     routing: Tensor
-    """[layers, E + 5] fp64 on the CPU, a row for every layer (zeros for dense ones): statistics.RoutingStatistics,
-    summed over the global batch; its losses are means over micro-batches."""
+    """[layers, E + columns] fp64 on the CPU, a row for every layer (zeros for dense ones), over the global batch:
+    moe.statistics has its columns by name."""
     sources: Tensor
     """[2, sources] fp64 on the CPU: loss summed over the unmasked tokens of each data source, and those tokens; empty
     where there is one source alone."""
@@ -76,8 +76,7 @@ class StepRunner:
     def finish_step(self, result: StepResult) -> None:
         """Moves the routers' buffers, by the whole global batch's load. After the engine's update, once a step."""
         for layer, module in self.moe_layers.items():
-            load = result.routing[layer, : module.moe.num_experts]
-            module.router.finish_step(load.to(self.groups.device))
+            module.router.finish_step(tokens_of_experts(result.routing[layer]).to(self.groups.device))
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> StepResult:
@@ -143,8 +142,7 @@ class StepRunner:
     def _gathered(self, losses: list[dict[str, Tensor]], num_tokens: int, num_micro_batches: int) -> StepResult:
         """One all-reduce over the world, of a table whose shape follows from the config alone."""
         model, device = self.run.model, self.groups.device
-        num_experts = model.moe.num_experts if model.moe else 0
-        shape = (model.num_layers + 1, num_experts + len(EXTRAS))
+        shape = (model.num_layers + 1, row_width(model.moe.num_experts if model.moe else 0))
         size = shape[0] * shape[1]
         numbers = torch.zeros(size + 2 * self.num_sources, dtype=torch.float64, device=device)
         table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
@@ -155,7 +153,7 @@ class StepRunner:
             if self.num_sources:
                 sources += torch.stack([entry["sources"] for entry in losses]).sum(dim=0)
         distributed.all_reduce(numbers)
-        table[:-1, -2:] /= num_micro_batches
+        to_means(table[:-1], num_micro_batches)
         numbers = numbers.cpu()
         table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
         return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1], sources=sources)

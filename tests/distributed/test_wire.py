@@ -13,7 +13,7 @@ from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.gpt import build_model
 from gpt4moe.moe.dispatch import Dispatcher, Plan
-from gpt4moe.moe.recompute import is_second_forward
+from gpt4moe.moe.layer import is_second_forward
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world

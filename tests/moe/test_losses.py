@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gpt4moe.moe.losses import AttachLoss, load_balancing_loss, z_loss_terms
+from gpt4moe.moe.statistics import column
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -90,8 +91,9 @@ def _pooled(environment: Environment) -> dict[str, list]:
         mine = hidden.detach().chunk(environment.world_size)[environment.rank]
         output, _ = layer(mine)
         (output * 0).sum().backward()
-        losses = layer.statistics.read(groups.device)[-2:] * environment.world_size  # its share is 1 / ranks
-        return {"losses": losses.tolist(), "gradient": layer.router.weight.grad.tolist()}
+        losses = [column(layer.statistics.read(groups.device), name) for name in ("load_balancing_loss", "z_loss")]
+        whole = torch.stack(losses) * environment.world_size  # a rank has its share, 1 / ranks
+        return {"losses": whole.tolist(), "gradient": layer.router.weight.grad.tolist()}
 
 
 def test_per_sequence_and_global_losses_are_the_papers_sums_token_by_token() -> None:
@@ -120,7 +122,7 @@ def _scopes(environment: Environment) -> dict[str, tuple[float, float]]:
             sequences = [*logits] if scope is LoadBalancingScope.sequence else [logits.reshape(-1, E)]
             share = load / load.sum() if scope is LoadBalancingScope.global_batch else None
             reference = sum(_reference(sequence, share) for sequence in sequences) / len(sequences)
-            found[scope.value] = (layer.statistics.read(groups.device)[-2].item(), reference)
+            found[scope.value] = (column(layer.statistics.read(groups.device), "load_balancing_loss").item(), reference)
     return found
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.model import divisors
+from gpt4moe.config.moe import ROUTER_TRAITS, RouterKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.layout import Layout
@@ -106,9 +107,11 @@ def _model(rng: random.Random, mesh: dict[str, int], layers: int) -> list[str]:
 
 
 def _router(rng: random.Random) -> list[str]:
-    kind = rng.choice(("top2", "top2", "switch", "sigmoid_bias", "group_limited"))
-    chosen = [f"router@model.moe.router={kind}", f"model.moe.top_k={1 if kind == 'switch' else rng.choice((2, 3))}"]
-    if kind == "group_limited":
+    kind = rng.choice((RouterKind.topk, *RouterKind))
+    traits = ROUTER_TRAITS[kind]
+    group = "top2" if kind is RouterKind.topk else kind.value  # in configs/router
+    chosen = [f"router@model.moe.router={group}", f"model.moe.top_k={traits.fixed_top_k or rng.choice((2, 3))}"]
+    if traits.has_groups:
         chosen += ["model.moe.router.num_groups=2", f"model.moe.router.group_topk={rng.choice((1, 2))}"]
     chosen += ["model.moe.router.load_balancing_coefficient=0.1", "model.moe.router.z_loss_coefficient=0.01"]
     if rng.random() < 0.3:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.moe.router import build_router
+from gpt4moe.moe.routers import build_router
 from gpt4moe.proof.compare import distance
 from gpt4moe.proof.replay import buffers
 from tests.distributed.case import BASE

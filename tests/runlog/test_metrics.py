@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.runlog.metrics import METRICS, Parts, layer_groups
+from gpt4moe.moe.statistics import layer_groups
+from gpt4moe.runlog.metrics import METRICS, Parts
 from gpt4moe.runlog.metrics_table import metrics_table
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()

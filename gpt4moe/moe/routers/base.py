@@ -12,44 +12,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt4moe.config.moe import LoadBalancingScope, MoEConfig
+from gpt4moe.config.moe import LOAD_SHARE, MoEConfig
 from gpt4moe.parallel.rng import counter_uniform
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a kind makes of the logits."""
+    """What a kind of router makes of the logits."""
 
     probability: Tensor
-    """[T, E] fp32, sums to 1 over the experts; auxiliary losses flow through it."""
+    """[T, E] fp32, sums to 1 over the experts; the gradient of the auxiliary losses flows through it."""
     expert_index: Tensor
     """[T, K] int64."""
     weight: Tensor
     """[T, K] fp32, before scaling; the language model's gradient reaches the router through it."""
     preferred_index: Tensor
-    """[T, K] int64, the K best by score alone, without bias and groups: what the load-balancing loss counts."""
+    """[T, K] int64, the K best experts by score alone, without bias or group: the load-balancing loss counts these."""
     margin: Tensor
-    """[T] fp32, how far the K-th choice was ahead of the next candidate (a group's, where groups are chosen first and
-    were nearer); 0 where there was none."""
+    """[T] fp32, score gap between the last chosen expert and the best rejected one (or between the last chosen group
+    and the best rejected group, if that is smaller); 0 where no expert was rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routing(Choice):
-    """Where the tokens of one rank go; `weight` is what an expert's output is multiplied by."""
+    """Where the tokens of one rank go. `weight` is scaled: it is what an expert's output is multiplied by."""
 
     logits: Tensor
     """[T, E] fp32."""
 
 
 class Router(nn.Module):
-    """Owns the routing matrix [E, H], stored in the model's dtype and multiplied in fp32, and fp32 buffers.
+    """Owns the routing matrix [E, H] and the fp32 buffers that config.moe declares for these settings.
 
-    A buffer is state that no gradient moves (a bias, the load of the step before): the same on every rank of a
-    pipeline stage, part of checkpoints, changed by finish_step alone.
+    The matrix is stored in the model's dtype and multiplied in fp32. A buffer is state that no gradient moves: the same
+    on every rank of a pipeline stage, part of checkpoints, changed by finish_step alone.
     """
 
     load_share: Tensor | None
-    """Of each expert in the step before, [E], even at first; None where no loss looks back."""
+    """Share of the step before that each expert got, [E]; None where the load-balancing loss does not use it."""
 
     def __init__(self, weight: nn.Parameter, moe: MoEConfig):
         super().__init__()
@@ -60,9 +60,10 @@ class Router(nn.Module):
         self.input_jitter = settings.input_jitter
         self.noise_key = 0
         """Stands for (seed, layer); training.step sets it."""
-        looks_back = settings.load_balancing_scope is LoadBalancingScope.global_batch
-        even = torch.full((moe.num_experts,), 1 / moe.num_experts, device=weight.device)
-        self.register_buffer("load_share", even if looks_back else None)
+        self.register_buffer(LOAD_SHARE.name, None)
+        for buffer in settings.buffers:
+            start = torch.full((moe.num_experts,), buffer.start(moe.num_experts), device=weight.device)
+            self.register_buffer(buffer.name, start)
 
     def forward(self, x_TH: Tensor, token_id_T: Tensor | None = None) -> Routing:
         """Args:
@@ -85,7 +86,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def finish_step(self, load_E: Tensor) -> None:
-        """After an optimizer step: moves the buffers.
+        """Moves the buffers, after an optimizer step.
 
         Args:
             load_E: assignments of each expert over the whole global batch, the same on every rank.
@@ -101,7 +102,8 @@ class Router(nn.Module):
         return 1 + self.input_jitter * (2 * uniform - 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Casts reach weights only: a bias that moves by 0.001 a step stands still in bf16."""
+        """Casts change the weight's dtype and no buffer's: a bias that moves by 0.001 a step would stand still in
+        bf16."""
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in kept.items():
@@ -110,10 +112,10 @@ class Router(nn.Module):
 
 
 def best(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The K largest of each row, and how far the last of them was ahead.
+    """The K largest scores of each row, and the gap between the last of them and the next one.
 
     Args:
-        score: [T, E]; -inf: no candidate.
+        score: [T, E]; -inf: not a candidate.
     Returns: index [T, K], margin [T], 0 where no candidate was left.
     """
     value, index = torch.topk(score.detach(), min(top_k + 1, score.shape[1]), dim=-1)

@@ -14,7 +14,7 @@ from gpt4moe.moe.routers.base import best
 from gpt4moe.moe.routers.sigmoid_bias import SigmoidBias
 
 _JUDGED_BY = 2
-"""Best scores of a group that make its own."""
+"""A group's score is the sum of this many of its best."""
 
 
 class GroupLimited(SigmoidBias):

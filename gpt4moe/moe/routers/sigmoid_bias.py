@@ -18,11 +18,11 @@ _TINY = 1e-20
 
 class SigmoidBias(Router):
     bias: Tensor
+    """[E] fp32; config.moe.BIAS declares it."""
 
     def __init__(self, weight: nn.Parameter, moe: MoEConfig):
         super().__init__(weight, moe)
         self.bias_update_rate = moe.router.bias_update_rate
-        self.register_buffer("bias", torch.zeros(moe.num_experts, device=weight.device))
 
     def choose(self, logits: Tensor) -> Choice:
         score = torch.sigmoid(logits)
@@ -35,7 +35,8 @@ class SigmoidBias(Router):
         return Choice(probability, expert_index, weight, preferred_index, margin.minimum(near))
 
     def candidates(self, biased: Tensor) -> tuple[Tensor, Tensor]:
-        """Biased scores [T, E] with -inf where a token may not go; and how near other candidates were, [T]."""
+        """Biased scores [T, E], -inf for experts that a token may not choose; and [T], the score gap to the best group
+        that was left out (infinite: none was)."""
         return biased, biased.new_full(biased.shape[:1], torch.inf)
 
     @torch.no_grad()

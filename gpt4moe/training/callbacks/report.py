@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gpt4moe.config.resilience import REPORT_SECONDS
+from gpt4moe.moe.statistics import tokens_of_experts
 from gpt4moe.runlog.atomic_file import replace_file
 from gpt4moe.runlog.load_history import LoadHistory
 from gpt4moe.runlog.metrics import Record
@@ -46,7 +47,7 @@ class Report(Callback):
         if moe is None or not context.groups.is_first_rank:
             return
         layers = [index for index, has in enumerate(context.run.model.moe_layers) if has]
-        load = result.routing[layers, : moe.num_experts]
+        load = tokens_of_experts(result.routing[layers])
         self.loads.append(load)
         self.history.add(context.state.step, load.numpy())
         if context.is_saved_step:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpt4moe.config.moe import MoEConfig, RouterConfig, RouterKind
-from gpt4moe.moe.router import build_router
+from gpt4moe.moe.routers import build_router
 from gpt4moe.moe.routers.base import Router, Routing
 
 T, H, E = 40, 8, 6

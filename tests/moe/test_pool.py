@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt4moe.config.moe import DropPolicy
-from gpt4moe.moe.capacity import capacity, kept_assignments
+from gpt4moe.moe.pool import capacity, kept_assignments
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -63,8 +63,7 @@ def test_the_same_assignments_are_dropped_when_ranks_share_the_pool(policy: Drop
 
 
 def _kept(environment: Environment, policy: str) -> list[list[bool]]:
-    from gpt4moe.moe.capacity import kept_of_rank
-    from gpt4moe.moe.pool import Pool
+    from gpt4moe.moe.pool import TokenPool, kept_of_rank
     from tests.moe.case import rank_groups
 
     generator = torch.Generator().manual_seed(5)
@@ -75,6 +74,6 @@ def _kept(environment: Environment, policy: str) -> list[list[bool]]:
             24 // environment.world_size * environment.rank, 24 // environment.world_size * (environment.rank + 1)
         )
         return kept_of_rank(
-            expert[mine], chance[mine], num_experts=EXPERTS, factor=0.8, policy=DropPolicy(policy), pool=Pool(groups),
-            batch=2,
+            expert[mine], chance[mine], num_experts=EXPERTS, factor=0.8, policy=DropPolicy(policy),
+            pool=TokenPool(groups), batch=2,
         ).tolist()  # fmt: skip
