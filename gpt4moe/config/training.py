@@ -54,7 +54,7 @@ class TrainingConfig:
 
 
 class StageKind(str, Enum):
-    """What is trained, on which loss mask."""
+    """pretrain: next-token prediction on the text of data.path."""
 
     pretrain = "pretrain"
 
@@ -62,6 +62,7 @@ class StageKind(str, Enum):
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
     kind: StageKind = StageKind.pretrain
+    """Which objective training has (objectives.stages)."""
 
 
 @dataclass(kw_only=True, slots=True)

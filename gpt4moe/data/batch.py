@@ -1,8 +1,7 @@
-"""Batch: what one forward pass of a rank gets."""
+"""Batch: one micro-batch of a rank. Text, and further named tensors that an objective asks for."""
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,8 +12,17 @@ from gpt4moe.parallel.placement import sequence_chunks
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraTensor:
+    """A further tensor of a batch, and how context parallelism cuts it."""
+
+    value: Tensor
+    sequence_dim: int | None = None
+    """The dimension of size S, which is cut over cp as tokens are. None: every context-parallel rank gets it whole."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """B sequences of S tokens, on the CPU."""
+    """B sequences of S tokens, made on the CPU."""
 
     tokens: Tensor
     """[B, S] int64"""
@@ -28,21 +36,43 @@ class Batch:
     """[B, S] int64: which token of the run stands where (sample * S + position), for noise that no layout changes;
     below 0: padding, which no router counts. None: no padding, and no noise to draw."""
     source_index: Tensor | None = None
-    """[B] int64: which of the data's sources each sequence is of. None: nobody asks."""
+    """[B] int64: which of the data's sources each sequence is of. None where losses by source are not needed."""
+    extra: dict[str, ExtraTensor] = field(default_factory=dict)
+    """Further tensors by name, for objectives that need more than text: images, rewards, noise."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return self._mapped(lambda tensor, sequence_dim: tensor.to(device, non_blocking=True))
 
     def context_slice(self, cp: int, cp_index: int) -> "Batch":
         """What a context-parallel rank gets: [B, S/cp] of every [B, S], in the order of placement.sequence_chunks."""
         if cp == 1:
             return self
 
-        def part(whole: Tensor) -> Tensor:
-            if whole.dim() == 1:
+        def part(whole: Tensor, sequence_dim: int | None) -> Tensor:
+            if sequence_dim is None:
                 return whole
-            chunks = whole.chunk(2 * cp, dim=1)
-            return torch.cat([chunks[chunk] for chunk in sequence_chunks(cp, cp_index)], dim=1)
+            chunks = whole.chunk(2 * cp, dim=sequence_dim)
+            return torch.cat([chunks[chunk] for chunk in sequence_chunks(cp, cp_index)], dim=sequence_dim)
 
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Batch(**{name: None if whole is None else part(whole) for name, whole in fields.items()})
+        return self._mapped(part)
+
+    def _mapped(self, change: Callable[[Tensor, int | None], Tensor]) -> "Batch":
+        """A batch of `change(tensor, its sequence dimension)` for every tensor."""
+        text = {name: getattr(self, name) for name in _SEQUENCE_DIMS}
+        changed = {
+            name: None if tensor is None else change(tensor, _SEQUENCE_DIMS[name]) for name, tensor in text.items()
+        }
+        extra = {
+            name: ExtraTensor(change(tensor.value, tensor.sequence_dim), tensor.sequence_dim)
+            for name, tensor in self.extra.items()
+        }
+        return Batch(**changed, extra=extra)
+
+
+_SEQUENCE_DIMS: dict[str, int | None] = {
+    "tokens": 1, "labels": 1, "position_ids": 1, "loss_mask": 1, "token_ids": 1, "source_index": None,
+}  # fmt: skip
+"""Every field of a Batch but `extra` -> its dimension of size S."""
 
 
 def stack(samples: list[Sample], numbers: Sequence[int]) -> Batch:

@@ -72,6 +72,7 @@ class Trainer:
         record: Record = {
             "step": state.step,
             "loss": result.loss,
+            **result.logged,
             **source_losses("loss", result, context.data.source_names),
             **routing_metrics(run, result),
             "grad_norm": done.grad_norm,

@@ -1,17 +1,16 @@
-"""One step: this rank's micro-batches through Megatron's pipeline schedule.
+"""Losses and gradients of a global batch: this rank's micro-batches through Megatron's pipeline schedule.
 
-The objective, the same on every layout:
+What is minimized is the same on every layout:
 
-    loss      = sum of token losses over the global batch / its unmasked tokens, known before the backward pass
+    loss      = sum of the objective's losses over the global batch / its token count, known before the forward pass
     auxiliary = mean over all micro-batches of the global batch of (load-balancing + z losses, summed over layers)
 
-Gradients of both are summed over ranks and nothing is averaged afterwards. A mean of micro-batch means would be wrong
-as soon as loss masks are uneven.
+Both carry their scale into the backward pass. Gradients are summed over ranks, and nothing is averaged afterwards. A
+mean of the micro-batches' means would be wrong as soon as loss masks are uneven.
 """
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +21,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
+from gpt4moe.objectives.objective import Objective
+from gpt4moe.objectives.stages import objective_of
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import tensor_key
 from gpt4moe.training.engine import Engine
@@ -32,15 +33,17 @@ class StepResult:
     """One pass over the global batch; the same numbers on every rank."""
 
     loss: float
-    """Global token mean, without auxiliary terms."""
+    """Global mean by token count, without auxiliary terms."""
     num_tokens: int
-    """Unmasked tokens."""
+    """The objective's token count of the global batch; unmasked tokens for next-token prediction."""
     routing: Tensor
     """[layers, E + columns] fp64 on the CPU, a row for every layer (zeros for dense ones), over the global batch:
     moe.statistics has its columns by name."""
     sources: Tensor
-    """[2, sources] fp64 on the CPU: loss summed over the unmasked tokens of each data source, and those tokens; empty
-    where there is one source alone."""
+    """[2, sources] fp64 on the CPU: of each data source, its losses and its tokens, both summed over the global batch;
+    [2, 0] where there is one source alone."""
+    logged: dict[str, float] = field(default_factory=dict)
+    """The objective's further numbers: sums over the global batch, divided by num_tokens."""
 
 
 class StepRunner:
@@ -48,10 +51,20 @@ class StepRunner:
 
     Args:
         num_sources: of the data; with several, batches say which one each sequence is of.
+        objective: None: the one of the run's stage (objectives.stages).
     """
 
-    def __init__(self, run: RunConfig, engine: Engine, groups: ProcessGroups, *, num_sources: int = 1):
+    def __init__(
+        self,
+        run: RunConfig,
+        engine: Engine,
+        groups: ProcessGroups,
+        *,
+        num_sources: int = 1,
+        objective: Objective | None = None,
+    ):
         self.run = run
+        self.objective = objective or objective_of(run.stage)
         self.engine = engine
         self.groups = groups
         self.num_sources = num_sources if num_sources > 1 else 0
@@ -89,7 +102,7 @@ class StepRunner:
         return result
 
     def _walk(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
-        batches = [_on_device(batch, self.groups.device) for batch in batches]
+        batches = [batch.to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens, has_padding = self._global_tokens(batches)
         numbered = has_padding or (self.draws_noise and not forward_only)
@@ -101,8 +114,8 @@ class StepRunner:
         def forward(iterator: Iterator[Batch], chunk: Any) -> tuple[Tensor, Any]:
             batch = next(iterator)
             token_ids = self._token_ids(batch, chunk) if numbered else None
-            output = chunk(batch.tokens, batch.position_ids, None, labels=batch.labels, padding_mask=token_ids)
-            return output, lambda token_losses: self._scaled_loss(token_losses, batch, num_tokens)
+            output = chunk(**self.objective.arguments(batch), padding_mask=token_ids)
+            return output, lambda output: self._scaled_loss(output, batch, num_tokens)
 
         iterators = [iter(batches) for _ in self.engine.chunks]
         interleaved = self.groups.layout.vpp > 1
@@ -118,13 +131,15 @@ class StepRunner:
         return self._gathered(losses, num_tokens, num_micro_batches)
 
     def _global_tokens(self, batches: list[Batch]) -> tuple[int, bool]:
-        """Unmasked tokens of the global batch, at least 1, so that a fully masked batch has loss 0; and whether any
-        rank has padding, so that all take the same way through the layers.
+        """The token count of the global batch, and whether any rank has padding. Collective over dp.
+
+        The count is at least 1, so that a fully masked batch has loss 0. All ranks must know of padding, because it
+        changes how they call the layers.
 
         Args:
             batches: whole sequences, not cut over cp.
         """
-        unmasked = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in batches]).sum()
+        unmasked = torch.stack([self.objective.num_tokens(batch) for batch in batches]).sum()
         padding = [(batch.token_ids < 0).sum() for batch in batches if batch.token_ids is not None]
         count = torch.stack((unmasked, sum(padding, torch.zeros_like(unmasked))))
         distributed.all_reduce(count, group=self.groups.dp)
@@ -132,8 +147,8 @@ class StepRunner:
         return max(1, round(num_tokens)), num_padding > 0
 
     def _token_ids(self, batch: Batch, chunk: Any) -> Tensor:
-        """What a chunk's layers get as padding_mask (moe.layer): [B, S/tp] each, but Megatron cuts it over tp itself on
-        the stage that embeds, and only there (megatron-core 0.16.1)."""
+        """The padding_mask of a chunk's layers (moe.layer), [B, S/tp]. On the stage that embeds, and only there,
+        Megatron cuts it over tp itself (megatron-core 0.16.1)."""
         assert batch.token_ids is not None, "noise or padding needs token_ids"
         if self.groups.layout.sequence_parallel and not chunk.module.pre_process:
             return batch.token_ids.chunk(self.groups.layout.tp, dim=1)[self.groups.coordinate["tp"]].contiguous()
@@ -144,42 +159,42 @@ class StepRunner:
         model, device = self.run.model, self.groups.device
         shape = (model.num_layers + 1, row_width(model.moe.num_experts if model.moe else 0))
         size = shape[0] * shape[1]
-        numbers = torch.zeros(size + 2 * self.num_sources, dtype=torch.float64, device=device)
-        table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
+        names, end = self.objective.logged_names, size + 2 * self.num_sources
+        numbers = torch.zeros(end + len(names), dtype=torch.float64, device=device)
+        table, sources = numbers[:size].view(shape), numbers[size:end].view(2, self.num_sources)
         for layer, module in self.moe_layers.items():
             table[layer] = module.statistics.read(device)
         if self.is_last_stage and self.groups.coordinate["tp"] == 0:
             table[-1, 0] = torch.stack([entry["loss"] for entry in losses]).sum(dtype=torch.float64)
             if self.num_sources:
                 sources += torch.stack([entry["sources"] for entry in losses]).sum(dim=0)
+            for place, name in enumerate(names, start=end):
+                numbers[place] = torch.stack([entry[name] for entry in losses]).sum(dtype=torch.float64)
         distributed.all_reduce(numbers)
         to_means(table[:-1], num_micro_batches)
         numbers = numbers.cpu()
-        table, sources = numbers[:size].view(shape), numbers[size:].view(2, self.num_sources)
-        return StepResult(loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1], sources=sources)
+        table, sources = numbers[:size].view(shape), numbers[size:end].view(2, self.num_sources)
+        logged = dict(zip(names, (numbers[end:] / num_tokens).tolist(), strict=True))
+        return StepResult(
+            loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1], sources=sources, logged=logged
+        )
 
-    def _scaled_loss(
-        self, token_losses: Tensor, batch: Batch, num_tokens: int
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """This micro-batch's part of the global token mean. Megatron's three-part answer: loss, tokens (unused),
-        logged."""
-        masked = token_losses.float() * batch.loss_mask
-        loss = masked.sum() / num_tokens
+    def _scaled_loss(self, output: Tensor, batch: Batch, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """This micro-batch's part of the global mean, in the three parts that Megatron's schedule expects: the loss,
+        a token count (not used here), numbers to log."""
+        found = self.objective.losses(output, batch)
+        loss = found.losses.sum() / num_tokens
         # Cloned: Megatron's schedule scales losses in place.
-        logged = {"loss": loss.detach().clone()}
+        logged = {name: found.logged[name].detach().clone() for name in self.objective.logged_names}
+        logged["loss"] = loss.detach().clone()
         if self.num_sources:
             assert batch.source_index is not None, "several sources, and a batch that does not say which it has"
-            of_samples = torch.stack((masked.detach(), batch.loss_mask)).sum(dim=2, dtype=torch.float64)
+            of_sequences = (
+                torch.stack((found.losses.detach(), found.weights)).flatten(2).sum(dim=2, dtype=torch.float64)
+            )
             sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=loss.device)
-            logged["sources"] = sums.index_add(1, batch.source_index, of_samples)
+            logged["sources"] = sums.index_add(1, batch.source_index, of_sequences)
         return loss, torch.zeros((), dtype=torch.int, device=loss.device), logged
-
-
-def _on_device(batch: Batch, device: torch.device) -> Batch:
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(
-        **{name: None if value is None else value.to(device, non_blocking=True) for name, value in fields.items()}
-    )
 
 
 def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:

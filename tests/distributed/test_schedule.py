@@ -64,7 +64,10 @@ def _watch_chunks(chunks: list[Any], log: list[Any]) -> None:
         output.register_hook(lambda _: log.append(Slot(Pass.backward, index, micro_batch)))
 
     for index, chunk in enumerate(chunks):
-        chunk.register_forward_hook(lambda _, given, output, index=index: after_forward(index, given[0], output))
+        chunk.register_forward_hook(
+            lambda _, args, given, output, index=index: after_forward(index, given["input_ids"], output),
+            with_kwargs=True,
+        )
 
 
 def _watch_messages(patch: pytest.MonkeyPatch, groups: ProcessGroups, log: list[Any]) -> None:

@@ -1,0 +1,51 @@
+"""The seam between the training step and what is trained: an Objective says how the model is called and what it loses.
+
+The step owns everything that depends on the layout: it sums losses over micro-batches and ranks, divides by the token
+count of the global batch, cuts batches over cp and runs the pipeline schedule. An objective sees one micro-batch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gpt4moe.data.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchLosses:
+    """What an objective makes of one micro-batch, or of this rank's part of it under context parallelism."""
+
+    losses: Tensor
+    """[B, ...] fp32, weighted, one or more for each sequence; the step adds all of them up. Gradients flow through."""
+    weights: Tensor
+    """The same shape: the weight of each loss in the global mean. Losses by data source are means by these."""
+    logged: dict[str, Tensor] = field(default_factory=dict)
+    """For each of the objective's `logged_names` a scalar, without gradient, which the step adds up like the losses."""
+
+
+class Objective(Protocol):
+    """What a run minimizes. Methods have no state and call no collectives: each rank calls them on its own batches."""
+
+    logged_names: tuple[str, ...]
+    """Further numbers of a step (StepResult.logged). Fixed, since ranks without the model's output count them too."""
+
+    def num_tokens(self, batch: Batch) -> Tensor:
+        """What the micro-batch counts in the global mean: a scalar, fp64. Known before the forward pass.
+
+        Args:
+            batch: whole sequences, not cut over cp. The step sums over data-parallel ranks alone.
+        """
+
+    def arguments(self, batch: Batch) -> dict[str, Any]:
+        """The named arguments of the model's forward call (Megatron's GPTModel.forward), on every pipeline stage.
+
+        With `labels` the model answers with the cross entropy of each label, [B, S/cp] fp32; without, with logits,
+        [B, S/cp, V/tp]. The step adds padding_mask itself.
+
+        Args:
+            batch: this rank's part under context parallelism, [B, S/cp]; the same for the batch of `losses`.
+        """
+
+    def losses(self, output: Tensor, batch: Batch) -> BatchLosses:
+        """Called on the last pipeline stage, with the model's output. All tensor-parallel ranks get the same."""
