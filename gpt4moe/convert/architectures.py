@@ -1,11 +1,14 @@
-"""The architectures of Hugging Face that a model of ours can be: one row each, and which one a model is. No torch.
+"""The architectures of Hugging Face that convert, one row each; a model of ours is exported as the first that fits it.
 
-             every layer a mixture     dense layers      some of each
+             every layer has experts   no experts        some layers have experts
 plain        Mixtral                   Llama, Mistral    none of them
 qk_norm      Qwen3-MoE                 Qwen3             Qwen3-MoE
+
+A new architecture is one row here and, where its tensors have names of their own, one table in tables.py. No torch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpt4moe.config.model import ModelConfig
@@ -19,78 +22,141 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """What a config.json with this model_type means where it leaves something out, and where it says what."""
+    """One model_type of config.json: names of tensors, defaults, and what it can hold of a model of ours."""
 
+    name: str
+    """For people."""
     model_type: str
     class_name: str
     rows: tuple[Row, ...]
     fused: tuple[Row, ...] | None = None
-    """The names with all experts of a layer in one tensor; None: no such names."""
+    """The names with all experts of a layer in one tensor; None: there are no such names."""
     qk_norm: bool = False
     num_experts_key: str | None = None
-    """None: a dense architecture."""
+    """Key of config.json with the number of experts; None: a dense architecture."""
     expert_width_key: str = "intermediate_size"
+    has_dense_layers: bool = False
+    """Whether some layers may be dense where others have experts (mlp_only_layers)."""
+    router_kind: RouterKind = RouterKind.topk
     rope_theta: float = 1e4
+    """Like the next two: the value where config.json has none."""
     norm_epsilon: float = 1e-6
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
     is_windowed: bool = True
-    """Whether sliding_window counts without a use_sliding_window."""
+    """Whether sliding_window counts where config.json has no use_sliding_window."""
+    required: Json = field(default_factory=dict)
+    """Settings that config.json must have with this value: with another, the model computes what ours cannot."""
     constants: Json
-    """What an export says beside the model's sizes."""
+    """Settings that an export has beside the model's sizes."""
 
 
 ARCHITECTURES = {
     architecture.model_type: architecture
     for architecture in (
         Architecture(
-            model_type="mixtral", class_name="MixtralForCausalLM", rows=MIXTRAL, fused=MIXTRAL_FUSED,
+            name="Mixtral", model_type="mixtral", class_name="MixtralForCausalLM", rows=MIXTRAL, fused=MIXTRAL_FUSED,
             num_experts_key="num_local_experts", rope_theta=1e6, norm_epsilon=1e-5,
             constants={"router_jitter_noise": 0.0, "output_router_logits": False, "sliding_window": None},
         ),
         Architecture(
-            model_type="qwen3_moe", class_name="Qwen3MoeForCausalLM", rows=QWEN3_MOE, fused=QWEN3_MOE_FUSED,
-            qk_norm=True, num_experts_key="num_experts", expert_width_key="moe_intermediate_size", is_windowed=False,
+            name="Qwen3-MoE", model_type="qwen3_moe", class_name="Qwen3MoeForCausalLM", rows=QWEN3_MOE,
+            fused=QWEN3_MOE_FUSED, qk_norm=True, num_experts_key="num_experts",
+            expert_width_key="moe_intermediate_size", has_dense_layers=True, is_windowed=False,
+            required={"norm_topk_prob": True},
             constants={
                 "norm_topk_prob": True, "decoder_sparse_step": 1, "output_router_logits": False,
                 "attention_bias": False, "use_sliding_window": False, "sliding_window": None,
             },
         ),
         Architecture(
-            model_type="llama", class_name="LlamaForCausalLM", rows=DENSE,
+            name="Llama", model_type="llama", class_name="LlamaForCausalLM", rows=DENSE,
             constants={"attention_bias": False, "mlp_bias": False},
         ),
         Architecture(
-            model_type="qwen3", class_name="Qwen3ForCausalLM", rows=DENSE, qk_norm=True, head_dim=128,
+            name="Qwen3", model_type="qwen3", class_name="Qwen3ForCausalLM", rows=DENSE, qk_norm=True, head_dim=128,
             is_windowed=False, constants={"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
         ),
-        Architecture(model_type="mistral", class_name="MistralForCausalLM", rows=DENSE, constants={}),
+        # Read only: an export of the same model is a Llama, which stands above.
+        Architecture(
+            name="Mistral", model_type="mistral", class_name="MistralForCausalLM", rows=DENSE, constants={},
+        ),
     )
 }  # fmt: skip
-KNOWN = "Mixtral, Qwen3-MoE, Llama, Mistral or Qwen3"
+_NEAR_MISSES = {"qwen2_moe": "has biases in attention and a shared expert"}
+"""Why a model_type that people try does not convert."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Requirement:
+    """A setting of a model of ours that an architecture may not have."""
+
+    is_met: Callable[[ModelConfig, Architecture], bool]
+    setting: Callable[[ModelConfig], str]
+    """The setting with its value, for the refusal."""
+    has_instead: str
+    cure: str
+
+
+_CURE = "Convert with to-inference instead, or train with router@model.moe.router=top2 and without shared experts."
+_WEIGHTS = "takes a softmax over the experts and renormalises it over the chosen ones"
+_REQUIREMENTS = (
+    _Requirement(
+        lambda model, architecture: model.moe is None or model.moe.router.kind is architecture.router_kind,
+        lambda model: f"model.moe.router.kind={_moe(model).router.kind.value}", _WEIGHTS, _CURE,
+    ),
+    _Requirement(
+        lambda model, _: model.moe is None or model.moe.router.scaling_factor == 1,
+        lambda model: f"model.moe.router.scaling_factor={_moe(model).router.scaling_factor}", _WEIGHTS, _CURE,
+    ),
+    _Requirement(
+        lambda model, _: model.moe is None or model.moe.shared_expert_ffn_hidden_size is None,
+        lambda model: f"model.moe.shared_expert_ffn_hidden_size={_moe(model).shared_expert_ffn_hidden_size}",
+        "has no shared experts", _CURE,
+    ),
+    _Requirement(
+        lambda model, architecture: model.moe is None or architecture.has_dense_layers or all(model.moe_layers),
+        lambda model: (
+            "model.moe.layer_pattern (or dense_first_layers, layer_frequency) makes layers "
+            f"{[layer for layer, is_moe in enumerate(model.moe_layers) if not is_moe]} dense"
+        ),
+        "has experts in every layer",
+        "Convert with to-inference instead, or train with model.moe.layer_pattern=null, or with model.qk_norm=true "
+        "(Qwen3-MoE may have dense layers).",
+    ),
+    _Requirement(
+        lambda model, architecture: model.qk_norm is architecture.qk_norm,
+        lambda model: f"model.qk_norm={str(model.qk_norm).lower()}", "has other norms in attention",
+        "Convert with to-inference instead.",
+    ),
+)  # fmt: skip
+"""What a model needs beside the same choice between experts and none; in the order in which a refusal names them."""
+
+
+def known_names() -> str:
+    """The architectures that convert: `Mixtral, ... or Mistral`."""
+    *names, last = (architecture.name for architecture in ARCHITECTURES.values())
+    return f"{', '.join(names)} or {last}"
 
 
 def architecture_of(model: ModelConfig) -> Architecture:
-    """What a model of ours is exported as. Raises: ConversionError naming the field that no architecture says."""
-    if model.moe is None:
-        return ARCHITECTURES["qwen3" if model.qk_norm else "llama"]
-    for field, value, is_so, why in _unsayable(model.moe):
-        if is_so:
-            raise ConversionError(
-                f"model.moe.{field}={value}: {why}.",
-                "Convert with to-inference instead, or train with router@model.moe.router=top2 and without shared "
-                "experts.",
-            )
-    if model.qk_norm:
-        return ARCHITECTURES["qwen3_moe"]
-    if not all(model.moe_layers):
-        dense = [layer for layer, is_moe in enumerate(model.moe_layers) if not is_moe]
+    """The architecture that a model is exported as: the first that can hold it.
+
+    Raises: ConversionError naming the setting that the nearest architecture does not have.
+    """
+    candidates = [
+        (architecture, [requirement for requirement in _REQUIREMENTS if not requirement.is_met(model, architecture)])
+        for architecture in ARCHITECTURES.values()
+        if (architecture.num_experts_key is not None) == (model.moe is not None)
+    ]
+    architecture, missing = min(candidates, key=lambda candidate: len(candidate[1]))
+    for requirement in missing:
         raise ConversionError(
-            f"model.moe.layer_pattern makes layers {dense} dense; every layer of a Mixtral is a mixture.",
-            "Convert with to-inference instead, or train with model.moe.layer_pattern=null, or with model.qk_norm=true "
-            "(Qwen3-MoE may have dense layers).",
+            f"{requirement.setting(model)}: {architecture.name}, the nearest architecture of Hugging Face that "
+            f"converts here, {requirement.has_instead}.",
+            requirement.cure,
         )
-    return ARCHITECTURES["mixtral"]
+    return architecture
 
 
 def architecture_named(config: Json) -> Architecture:
@@ -98,21 +164,11 @@ def architecture_named(config: Json) -> Architecture:
     kind = str(config.get("model_type"))
     if kind in ARCHITECTURES:
         return ARCHITECTURES[kind]
-    why = {"qwen2_moe": "has biases in attention and a shared expert"}.get(kind, "is another architecture")
+    why = _NEAR_MISSES.get(kind, "is another architecture")
     raise ConversionError(
-        f"config.json: model_type={kind} {why}, which model.* cannot say.", f"Convert a {KNOWN} folder."
+        f"config.json: model_type={kind} {why}, which model.* has no settings for.",
+        f"Convert a {known_names()} folder.",
     )
-
-
-def _unsayable(moe: MoEConfig) -> list[tuple[str, object, bool, str]]:
-    """What neither Mixtral nor Qwen3-MoE can be: (field of model.moe, its value, whether it is so here, why)."""
-    router, shared = moe.router, moe.shared_expert_ffn_hidden_size
-    weights = "Mixtral and Qwen3-MoE take a softmax and renormalise it over the chosen experts"
-    return [
-        ("router.kind", router.kind.value, router.kind is not RouterKind.topk, weights),
-        ("router.scaling_factor", router.scaling_factor, router.scaling_factor != 1, weights),
-        ("shared_expert_ffn_hidden_size", shared, shared is not None, "Mixtral and Qwen3-MoE have no shared experts"),
-    ]
 
 
 def export_notes(model: ModelConfig) -> list[str]:
@@ -121,3 +177,8 @@ def export_notes(model: ModelConfig) -> list[str]:
     if factor is None:
         return []
     return [f"Trained with model.moe.router.capacity_factor={factor:g}; the exported model drops no token."]
+
+
+def _moe(model: ModelConfig) -> MoEConfig:
+    assert model.moe is not None
+    return model.moe

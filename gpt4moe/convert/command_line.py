@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt4moe.checkpoint.inspection_text import tolerance
 from gpt4moe.convert import command_text
+from gpt4moe.convert.architectures import known_names
 from gpt4moe.convert.command_text import byte_size, whole_numbers
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
@@ -20,7 +21,7 @@ Answer = dict[str, Any]
 
 _HELP = {
     "to-hf": "export a checkpoint in Hugging Face format (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
-    "from-hf": "make a step folder for checkpoint.load from a Mixtral, Qwen3-MoE, Llama, Mistral or Qwen3 folder",
+    "from-hf": f"make a step folder for checkpoint.load from a {known_names()} folder",
     "to-inference": "cut a checkpoint into one file a rank",
     "verify": "compare two folders of any format; exit status 1 when they differ",
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig, RouterConfig
-from gpt4moe.convert.architectures import KNOWN, Architecture, architecture_named, architecture_of
+from gpt4moe.convert.architectures import Architecture, architecture_named, architecture_of, known_names
 from gpt4moe.errors import ConversionError
 
 Json = dict[str, Any]
@@ -64,7 +64,7 @@ def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) 
             "num_experts_per_tok": moe.top_k,
             "router_aux_loss_coef": moe.router.load_balancing_coefficient,
         }
-        if architecture.qk_norm:
+        if architecture.has_dense_layers:
             config["mlp_only_layers"] = [layer for layer, is_moe in enumerate(model.moe_layers) if not is_moe]
     return config
 
@@ -74,7 +74,7 @@ def from_config(config: Json, name: str) -> ModelConfig:
     architecture = architecture_named(config)
     _require_kinds(config)
     _require_elements(config)
-    _refuse_unsayable(config, architecture)
+    _refuse_unsupported(config, architecture)
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]
         moe = _mixture(config, architecture)
@@ -153,25 +153,26 @@ def _require_elements(config: Json) -> None:
             raise ConversionError(f"config.json: {key} has {odd[0]!r}.", "Take the config.json of the model.")
 
 
-def _refuse_unsayable(config: Json, architecture: Architecture) -> None:
+def _refuse_unsupported(config: Json, architecture: Architecture) -> None:
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    unsayable = {
+    unsupported = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         "quantization_config": config.get("quantization_config") is not None,
         "layer_types": bool(set(config.get("layer_types") or []) - _ATTENTION),
-        "norm_topk_prob": architecture.model_type == "qwen3_moe" and not config.get("norm_topk_prob", False),
+        **{key: config.get(key) != value for key, value in architecture.required.items()},
         "rope_parameters": any(isinstance(value, (dict, list)) for value in rope.values()),  # one set a kind of layer
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "partial_rotary_factor": {1.0, config.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)}
         != {1.0},
     }
-    for key, is_so in unsayable.items():
+    for key, is_so in unsupported.items():
         if is_so:
             value = config.get(key, rope if key == "rope_scaling" else None)
             raise ConversionError(
-                f"config.json: {key}={value} has no counterpart in model.*.", f"Only plain {KNOWN} models convert."
+                f"config.json: {key}={value} has no counterpart in model.*.",
+                f"Only plain {known_names()} models convert.",
             )
 
 

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.convert.architectures import KNOWN, architecture_named, architecture_of, export_notes
+from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
 from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import model_card, tokenizer_files
 from gpt4moe.convert.progress import progress_bar
@@ -184,7 +184,7 @@ def add_pieces(
     if unknown:
         raise ConversionError(
             f"{weights.folder} has {len(unknown)} tensors of unknown meaning, e.g. {unknown[0]}.",
-            f"Only plain {KNOWN} models convert, without adapters or quantisation.",
+            f"Only plain {known_names()} models convert, without adapters or quantisation.",
         )
 
 
