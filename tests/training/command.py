@@ -142,4 +142,4 @@ def _add_events(events: list[Event]) -> None:
                         time.sleep(0.02)
 
     own = build.build_callbacks
-    build.build_callbacks = lambda events, signals: [*own(events, signals), Events()]
+    build.build_callbacks = lambda *given: [*own(*given), Events()]
