@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from benchmarks.planner_error_rows import Row, rows
 from gpt4moe.config.cluster import Generation
-from gpt4moe.planner.efficiency import NEAREST, PROFILES, Efficiency
+from gpt4moe.planner.efficiency import GENERATIONS, PROFILES, Efficiency
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.step_time import step_time
 
@@ -138,7 +138,7 @@ def sources() -> list[str]:
 def planned_elsewhere(generation: Generation) -> list[float]:
     """Errors of the rows on a generation whose source is not the one that a plan's constants come from, under those
     constants: what a plan for that hardware can be off by."""
-    nearest = PROFILES[NEAREST[Generation.hopper]]
+    nearest = PROFILES[GENERATIONS[Generation.hopper].profile]
     constants = {name: getattr(nearest, name) for name in POOLED}
     mine = [row for row in rows() if row.cluster.generation is generation and row.source != PLANNED_FROM]
     return [_strange(row, constants) for row in mine]

@@ -24,6 +24,7 @@ class PlanReport(str, Enum):
 
 
 DEFAULT_IMBALANCE = 1.25
+"""Rows at the fullest rank's experts over an even share: an assumption, for routers that balance their load."""
 ALONE = {
     "report": {"report", "output"},
     "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
@@ -55,7 +56,7 @@ class PlanConfig(RunConfig):
     calibrate: str | None = None
     """A run folder: predicted against measured."""
     imbalance: float = DEFAULT_IMBALANCE
-    """Rows at the fullest rank's experts over an even share; an assumption for routers that balance their load."""
+    """Rows at the fullest rank's experts over an even share (DEFAULT_IMBALANCE)."""
     restart_minutes: float = 10.0
     """From an unexpected stop to the first step again; an assumption."""
     time_factor: float = 1.0

@@ -10,6 +10,7 @@ Shapes: t tokens of a micro-batch on a rank of cp, s = t / tp where sequences ar
 
 from dataclasses import dataclass, field
 
+from gpt4moe.config.cluster import Generation
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
@@ -46,7 +47,7 @@ class MicroBatch:
 
     @classmethod
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
-        on_gpu, bf16 = run.cluster.name != "cpu", run.precision.dtype is Dtype.bf16
+        on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
         auto = ExpertKernel.grouped_mm if on_gpu and bf16 else ExpertKernel.per_expert
         kernel = auto if run.kernels.experts is ExpertKernel.auto else run.kernels.experts
         return cls(

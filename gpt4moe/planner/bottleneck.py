@@ -6,7 +6,7 @@ from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.planner.efficiency import EVIDENCE
+from gpt4moe.planner.efficiency import generation_timing
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
 from gpt4moe.planner.step_time import StepTime
@@ -90,13 +90,18 @@ def warnings(
 
 def _of_time(cluster: ClusterConfig) -> str:
     """What stands behind the seconds: never a run of this trainer."""
-    known = EVIDENCE.get(cluster.generation)
-    if known is None:
+    known = generation_timing(cluster.generation)
+    if not known.constants:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
+    seen = f"{known.rows} published rows on it, predicted by another source's constants, are"
+    error = (
+        f"{seen} {known.median_error:.0%} off in the median, {known.worst_error:.0%} at worst (docs/planner-error.md)"
+        if known.rows
+        else "no published row on it was found, so how far off that is is not known"
+    )
     return (
         f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "
-        f"{known.constants}; {known.strangers} published rows on it, predicted by another source's constants, are "
-        f"{known.median_error:.0%} off in the median, {known.worst_error:.0%} at worst (docs/planner-error.md)"
+        f"{known.constants}; {error}"
     )
 
 

@@ -19,15 +19,11 @@ from dataclasses import dataclass
 from gpt4moe.architecture.count import chunk_tensors, rank_parameters
 from gpt4moe.architecture.tensors import Spread
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
-
-ELEMENT_BYTES = {Dtype.fp32: 4, Dtype.bf16: 2}
-GRADIENT_BYTES = 4
-"""Gradients are reduced in fp32."""
+from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES
 
 Traffic = dict[str, dict[str, float]]
 """Group -> kind of operation -> bytes sent."""
@@ -51,7 +47,7 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
     chunks = rank_chunks(model.num_layers, parallel, stage)
     layers = [layer for chunk in chunks for layer in chunk]
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * layout.dp)
-    element = ELEMENT_BYTES[run.precision.dtype]
+    element = VALUE_BYTES[run.precision.dtype]
     tokens = model.seq_length // layout.cp * run.training.micro_batch_size
     shard = tokens // layout.tp * model.hidden_size * element * micro_batches
     moe_layers = sum(model.moe_layers[layer] for layer in layers)

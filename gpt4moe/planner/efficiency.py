@@ -10,6 +10,7 @@ docs/planner-error.md has every row with its error, fitted and left out.
 from dataclasses import dataclass, replace
 
 from gpt4moe.config.cluster import Generation
+from gpt4moe.errors import ConfigError
 
 ATTENTION_SHARE = 0.4
 """Of the bf16 peak, that fused attention reaches on causal scores, forward and backward together."""
@@ -63,13 +64,63 @@ PROFILES: dict[str, Efficiency] = {
 """Stack and generation -> constants."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationTiming:
+    """How a plan on one hardware generation is timed, and how far off that may be."""
+
+    profile: str
+    """Key of PROFILES: the nearest measured stack, whose constants a plan takes."""
+    constants: str = ""
+    """Where these constants come from, as every plan says it; empty for CPUs, whose figures are nominal."""
+    rows: int = 0
+    """Published rows on this generation from other sources than the constants' own: they show the error."""
+    median_error: float = 0.0
+    """Of those rows under the constants, 0 to 1, as `python -m benchmarks.planner_error` computes it."""
+    worst_error: float = 0.0
+
+
+_CORE = "megatron-core-2025/hopper"
+_HOPPER = "fitted to 64 rows of one paper on H100 (Megatron-Core 2025)"
+_BLACKWELL = f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found"
+GENERATIONS = {
+    Generation.ampere: GenerationTiming(
+        profile="megatron-lm-2022/ampere",
+        constants="fitted to 9 dense rows of one paper on A100 (Megatron-LM 2022), those of experts to rows on H100",
+        rows=9, median_error=0.094, worst_error=0.220,
+    ),
+    Generation.hopper: GenerationTiming(
+        profile=_CORE, constants=_HOPPER, rows=11, median_error=0.240, worst_error=0.737
+    ),
+    Generation.blackwell: GenerationTiming(
+        profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.177, worst_error=0.795
+    ),
+    Generation.blackwell_ultra: GenerationTiming(
+        profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.224, worst_error=0.354
+    ),
+    Generation.cpu: GenerationTiming(profile=_CORE),
+}  # fmt: skip
+"""One row for each generation. A new one starts with the profile of its nearest relative and no rows."""
+
+
+def generation_timing(generation: Generation) -> GenerationTiming:
+    """The row of a generation. Raises: ConfigError where it has none."""
+    if generation not in GENERATIONS:
+        raise ConfigError(
+            f"cluster.generation={generation.value} has no row in GENERATIONS (gpt4moe/planner/efficiency.py), so a "
+            "plan does not know how much of its peak it reaches.",
+            f"Add the row, or set cluster.generation to one of {', '.join(known.value for known in GENERATIONS)}.",
+        )
+    return GENERATIONS[generation]
+
+
 def planning_profile(generation: Generation) -> Efficiency:
-    """What a plan of our own trainer counts with: the nearest measured stack's, for no run of ours on GPUs has been.
+    """The constants that a plan of this trainer takes: the nearest measured stack's, as no run of ours on a GPU has
+    been measured. Raises: ConfigError for a generation without a row.
 
     Attention is fused, gradients travel in fp32. What the rows of a dense stack say nothing of is taken from the stack
-    of most rows with experts: there no expert-parallel communication hides, nor does ours, as the layer waits for it.
+    with most rows that have experts: it hides no expert-parallel communication. Neither do we: the layer waits for it.
     """
-    profile, with_experts = PROFILES[NEAREST[generation]], PROFILES["megatron-core-2025/hopper"]
+    profile, with_experts = PROFILES[generation_timing(generation).profile], PROFILES[_CORE]
     return replace(
         profile,
         exposed_experts=with_experts.exposed,
@@ -78,45 +129,3 @@ def planning_profile(generation: Generation) -> Efficiency:
         gathers_copies=False,
         gradient_bytes=4,
     )
-
-
-NEAREST = {
-    Generation.ampere: "megatron-lm-2022/ampere",
-    Generation.hopper: "megatron-core-2025/hopper",
-    Generation.blackwell: "megatron-core-2025/hopper",
-    Generation.blackwell_ultra: "megatron-core-2025/hopper",
-    Generation.cpu: "megatron-core-2025/hopper",
-}
-"""Generation -> whose constants a plan of our trainer takes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """What stands behind the seconds of a plan on one generation."""
-
-    constants: str
-    """Whose they are, and how many published rows decided them."""
-    strangers: int
-    """Published rows on this generation, not of the paper that most constants come from (Megatron-Core 2025)."""
-    median_error: float
-    """Of those rows under that paper's constants, 0 to 1: what a plan from another source's rows is off by."""
-    worst_error: float
-
-
-_HOPPER = "fitted to 64 rows of one paper on H100 (Megatron-Core 2025)"
-EVIDENCE = {
-    Generation.ampere: Evidence(
-        constants="fitted to 9 dense rows of one paper on A100 (Megatron-LM 2022), those of experts to rows on H100",
-        strangers=9, median_error=0.094, worst_error=0.220,
-    ),
-    Generation.hopper: Evidence(constants=_HOPPER, strangers=11, median_error=0.240, worst_error=0.737),
-    Generation.blackwell: Evidence(
-        constants=f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found",
-        strangers=11, median_error=0.177, worst_error=0.795,
-    ),
-    Generation.blackwell_ultra: Evidence(
-        constants=f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found",
-        strangers=11, median_error=0.224, worst_error=0.354,
-    ),
-}  # fmt: skip
-"""As `python -m benchmarks.planner_error` computes it; none for CPUs."""

@@ -21,6 +21,7 @@ from gpt4moe.architecture.tensors import Component, ModelTensor, Spread
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.plan import DEFAULT_IMBALANCE
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks, stage_layers
@@ -38,8 +39,6 @@ from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 from gpt4moe.planner.workspace import head_workspace, layer_workspace
 from gpt4moe.planner.zero_partition import zero_states
 
-DEFAULT_IMBALANCE = 1.25
-"""Rows of the fullest rank's experts over an even share: an assumption, for routers that balance their load."""
 CONTEXT_BYTES = 2_000_000_000
 """A GPU's driver context and NCCL's buffers: an assumption."""
 FRAGMENTATION = 0.05

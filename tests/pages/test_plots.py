@@ -1,14 +1,13 @@
-"""The PNG figures are drawn without a display, for runs of any length, and show what they are given."""
+"""loss.png is drawn without a display, for runs of any length, and shows what it is given."""
 
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
-from gpt4moe.pages.plots import BLUE, ORANGE, RED, plot_expert_load, plot_loss
-from gpt4moe.runlog.balance import ExpertLoad
+from gpt4moe.pages.plots import BLUE, ORANGE, plot_loss
 from gpt4moe.runlog.metrics import Record
-from tests.runlog.synthetic import falling_loss, uneven_load
+from tests.runlog.synthetic import falling_loss
 
 
 def has_colour(path: Path, colour: str) -> bool:
@@ -30,16 +29,3 @@ def test_training_and_held_out_loss_are_in_the_picture(tmp_path: Path) -> None:
     plot_loss(tmp_path / "train.png", falling_loss(9), title="t", x="step")
     assert has_colour(tmp_path / "both.png", BLUE) and has_colour(tmp_path / "both.png", ORANGE)
     assert not has_colour(tmp_path / "train.png", ORANGE)
-
-
-def test_only_a_dead_expert_is_red(tmp_path: Path) -> None:
-    plot_expert_load(tmp_path / "dead.png", uneven_load(), title="t")
-    plot_expert_load(tmp_path / "alive.png", ExpertLoad(layers=[0], tokens=[[1.0, 900.0, 3.0]]), title="t")
-    assert has_colour(tmp_path / "dead.png", RED)
-    assert not has_colour(tmp_path / "alive.png", RED)
-
-
-def test_a_large_model_fits_a_picture(tmp_path: Path) -> None:
-    plot_expert_load(tmp_path / "large.png", uneven_load(num_layers=61, num_experts=256), title="t")
-    height, width = imread(tmp_path / "large.png").shape[:2]
-    assert width <= 2000 and height <= 1700
