@@ -20,13 +20,13 @@ from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, measured
 from gpt4moe.architecture.logical import Shape, logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.storage import WEIGHT, FileEntry, block_bytes_for, encoded_header
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for, encoded_header
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.placement import stage_layers
-from gpt4moe.parallel.shard import Rectangle, flat_rectangles
+from gpt4moe.parallel.shard import WEIGHT, Rectangle, flat_rectangles
 
 STAGE_RANKS = 208
 KINDS = (WEIGHT, *OPTIMIZERS[OptimizerKind.adamw].states)

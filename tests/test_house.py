@@ -22,7 +22,8 @@ STOREYS = {
 NARROW = {
     "errors": set(), "architecture": {"parallel"}, "pipeline": {"parallel"},
     "planner": {"architecture", "pipeline", "parallel"}, "data": {"parallel"},
-    "model": {"architecture", "moe", "parallel"}, "checkpoint": {"parallel"}, "resilience": {"parallel"},
+    "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "parallel"},
+    "resilience": {"parallel"},
     "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
     "objectives": {"data"},
     "training": {

@@ -27,7 +27,7 @@ from gpt4moe.runlog.console import error as print_error
 
 def logits(folder: Path, prompts: list[list[int]], is_rounded: bool) -> list[Any]:
     """Of each prompt [S, V], fp32. Imported here: only verify --prompts needs a model, and torch."""
-    from gpt4moe.inference.logits import folder_logits
+    from gpt4moe.inference.load import folder_logits
 
     return folder_logits(folder, prompts, is_rounded=is_rounded)
 

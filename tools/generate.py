@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     try:
-        from gpt4moe.inference.samples import write_samples
+        from gpt4moe.inference.generation import write_samples
 
         samples = write_samples(options.folder, options.prompt or ["The "], num_tokens=options.tokens,
                                 temperature=options.temperature, top_p=options.top_p, seed=options.seed)  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import prod
 
-from gpt4moe.checkpoint.storage import WEIGHT
+from gpt4moe.parallel.shard import WEIGHT
 
 Rectangle = tuple[tuple[int, ...], tuple[int, ...]]
 """(offset, shape)"""

@@ -57,11 +57,11 @@ def description(path: Path, *, tensors: bool) -> Answer:
     Raises: CheckpointError when there is no checkpoint, or its manifest or a header is damaged.
     """
     folder = find_checkpoint(path)
-    manifest = Manifest.load(folder)
+    index = CheckpointIndex(folder) if tensors else None
+    manifest = index.manifest if index else Manifest.load(folder)
     answer = {"folder": str(folder), **dataclasses.asdict(dataclasses.replace(manifest, files=[]))}
     answer["files"] = [{"name": entry.name, "size_bytes": entry.size} for entry in manifest.files]
-    if tensors:
-        index = CheckpointIndex(folder)
+    if index:
         answer["tensors"] = {
             name: {"shape": list(index.shapes[name]), "dtype": "F32", "slices": len(index.pieces[name])}
             for name in sorted(index.shapes)
@@ -78,15 +78,15 @@ def verification(path: Path) -> Answer:
     answer: Answer = {"folder": str(folder), "tensors": 0, "slices": 0, "size_bytes": 0}
     try:
         index = CheckpointIndex(folder)
+        return {
+            "folder": str(folder),
+            "tensors": len(index.shapes),
+            "slices": sum(map(len, index.pieces.values())),
+            "size_bytes": sum(entry.size for entry in index.manifest.files),
+            "problems": list(index.problems()),
+        }
     except CheckpointError as error:
         return answer | {"problems": [error.cause]}
-    return {
-        "folder": str(folder),
-        "tensors": len(index.shapes),
-        "slices": sum(map(len, index.pieces.values())),
-        "size_bytes": sum(entry.size for entry in index.manifest.files),
-        "problems": list(index.problems()),
-    }
 
 
 def difference(a: Path, b: Path, *, tolerance: float) -> Answer:

@@ -11,10 +11,10 @@ from gpt4moe.parallel.shard import Shard, flat_rectangles
 
 
 class CheckpointReader(CheckpointIndex):
-    """A CheckpointIndex that reads into torch tensors."""
+    """A CheckpointIndex that reads into torch tensors; model.weights.load_weights fills a whole model with it."""
 
     def tensor(self, name: str) -> Tensor:
-        """A whole logical tensor, fp32."""
+        """A whole logical tensor, KIND/NAME, fp32. Raises: CheckpointError, as fill."""
         shape = self.shape(name)
         out = torch.empty(prod(shape), dtype=torch.float32)
         self.fill(name, Shard(name, shape, (0,) * len(shape), shape), 0, out.numel(), out)
@@ -25,7 +25,7 @@ class CheckpointReader(CheckpointIndex):
 
         Args:
             name: with its kind, e.g. `exp_avg/decoder...`; `shard` says which part of it.
-            out: flat, end - start elements, any device; cast to its dtype.
+            out: flat, end - start elements, any device; values are cast to its dtype.
         Raises: CheckpointError when the tensor is absent, of another shape, damaged, or not all there.
         """
         if self.shape(name) != shard.global_shape:

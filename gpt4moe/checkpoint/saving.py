@@ -1,17 +1,24 @@
-"""Save: one rank's part in writing one checkpoint, in a thread of its own. No torch, no collective.
+"""Saving one checkpoint: each rank writes what it owns in a thread, the first rank commits. No torch, no collective.
 
-start -> write_own -> (first rank: all_written? -> commit -> retention) -> is_done, or problem says why not
+    rank r   rank-R.safetensors, synced  ->  rank-R.written.json, renamed into place: this rank's file is on the disk
+    rank 0   once all of these are there: cover checked from the headers -> manifest.json = the commit -> retention
+
+Ranks tell each other by files alone, because a collective of this thread could meet one of the training loop.
 """
 
+import dataclasses
+import json
+import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import prune
-from gpt4moe.checkpoint.storage import Piece
-from gpt4moe.checkpoint.writer import all_written, commit, write_own
+from gpt4moe.checkpoint.storage import BlockCache, FileEntry, Piece, VerifiedFile, stored_pieces, write_file
 from gpt4moe.errors import CheckpointError
 
 _POLL_SECONDS = 0.02
@@ -23,8 +30,8 @@ _PATIENCE_SECONDS = 60.0
 class SaveJob:
     """What one rank writes, and where.
 
-    folder: made already, and empty.
-    pieces: of all ranks together they hold every tensor exactly once.
+    folder: exists and is empty.
+    pieces: those of all ranks together cover every tensor exactly once.
     manifest: its `files` are empty.
     """
 
@@ -38,7 +45,7 @@ class SaveJob:
 
 
 class Save:
-    """Runs a job from its creation on; ask is_done, then problem."""
+    """Runs a job in a thread of its own from its creation on; ask is_done, then problem."""
 
     def __init__(self, job: SaveJob):
         self.job = job
@@ -50,16 +57,16 @@ class Save:
 
     @property
     def is_done(self) -> bool:
-        """Written, on the first rank committed too; or failed. `problem` says which."""
+        """This rank's file is written, on the first rank committed too; or the save has failed (`problem`)."""
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """Ends without a commit: another rank has failed. Returns when this rank writes no more."""
+        """Ends without a commit, because another rank has failed. Returns when this rank writes no more."""
         self._end(patience_seconds=0.0)
 
     def leave(self) -> None:
-        """Ends when the process must: what this rank writes is finished; other ranks, which may have died, get a
-        minute to finish theirs."""
+        """Ends because the process must. This rank's file is finished; the first rank waits up to a minute for the
+        files of other ranks, which may have died."""
         self._end(patience_seconds=_PATIENCE_SECONDS)
 
     def _end(self, *, patience_seconds: float) -> None:
@@ -69,13 +76,13 @@ class Save:
     def _run(self) -> None:
         job = self.job
         try:
-            write_own(job.folder, job.pieces, job.rank)
+            note_written(job.folder, job.rank, write_file(job.folder / file_name(job.rank), job.pieces))
             if job.rank == 0 and self._others_have_written():
                 commit(job.folder, job.manifest, job.world_size)
                 prune(job.folder.parent, keep=job.keep, keep_every=job.keep_every)
         except CheckpointError as error:
             self.problem = error
-        except Exception as error:  # whatever it is, the training loop must hear of it
+        except Exception as error:  # whatever it is, the training loop must learn of it
             self.problem = CheckpointError(
                 f"{job.folder} could not be saved: {error}.",
                 "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
@@ -85,9 +92,50 @@ class Save:
 
     def _others_have_written(self) -> bool:
         wait_seconds = _POLL_SECONDS
-        while not all_written(self.job.folder, self.job.world_size):
+        while len(list(self.job.folder.glob("rank-*.written.json"))) < self.job.world_size:
             if time.monotonic() > self._deadline:
                 return False
             time.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, _SLOWEST_POLL_SECONDS)
         return True
+
+
+def file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def note_written(folder: Path, rank: int, entry: FileEntry) -> None:
+    """Leaves the note by which the first rank learns that this rank's file is whole, and its hashes."""
+    partial = folder / f"rank-{rank:05d}.tmp"
+    partial.write_text(json.dumps(dataclasses.asdict(entry)))
+    os.replace(partial, _note_of(folder, rank))
+
+
+def commit(folder: Path, manifest: Manifest, world_size: int) -> None:
+    """Checks that all files together hold every tensor exactly once, then writes the manifest with their hashes.
+
+    Raises: CheckpointError when they do not; OSError.
+    """
+    entries = [FileEntry(**json.loads(_note_of(folder, rank).read_text())) for rank in range(world_size)]
+    wrong = next(_problems(folder, entries, manifest), None)
+    if wrong:
+        raise CheckpointError(f"{folder}: {wrong}.", "This is a mistake in the program: please report it.")
+    for rank in range(world_size):
+        _note_of(folder, rank).unlink()
+    dataclasses.replace(manifest, files=entries).save(folder)
+
+
+def _problems(folder: Path, entries: list[FileEntry], manifest: Manifest) -> Iterator[str]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    boxes: dict[str, list[Rectangle]] = {}
+    for entry in entries:
+        header = VerifiedFile(folder, entry, BlockCache()).header()
+        for name, shape, piece in stored_pieces(header, entry.name):
+            if shapes.setdefault(name, shape) != shape:
+                yield f"{name} is of shape {shape} in one file and {shapes[name]} in another"
+            boxes.setdefault(name, []).append((piece.offset, piece.shape))
+    yield from tensor_problems(shapes, boxes, manifest.tensor_names, manifest.optimizer.states)
+
+
+def _note_of(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.written.json"

@@ -1,8 +1,8 @@
-"""What a new run takes from a checkpoint: all of it, or the tensors that checkpoint.load_only names. No torch.
+"""Which tensors a checkpoint of a model must have, and which of them a new run takes. No torch.
 
-    needed by the model, stored, patterns  ->  loaded | from initial values | left in the checkpoint
+    needed by the model, stored, patterns of checkpoint.load_only  ->  loaded | initial values | left in the checkpoint
 
-Nothing is left out in silence: without patterns both sides must have the same tensors, and with them each must match.
+Every tensor is accounted for: without patterns both sides must have the same tensors, and each pattern must match.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from gpt4moe.architecture.logical import logical_buffers, logical_shapes
+from gpt4moe.checkpoint.index import CheckpointIndex
+from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError
+from gpt4moe.parallel.shard import BUFFER, WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +24,9 @@ class Selection:
 
     loaded: list[str]
     initial: list[str]
-    """The model's own, which keep their initial values."""
+    """Tensors of the model that keep their initial values."""
     unused: list[str]
-    """The checkpoint's own."""
+    """Tensors of the checkpoint that are not loaded."""
 
     def describe(self) -> str:
         """All of it in one line, for the log."""
@@ -34,6 +38,18 @@ class Selection:
         return "; ".join(parts)
 
 
+def stored_names(model: ModelConfig) -> list[str]:
+    """KIND/NAME of every weight and buffer that a checkpoint of the model must have. The states are the optimizer's."""
+    weights, buffers = (WEIGHT, logical_shapes(model)), (BUFFER, logical_buffers(model))
+    return [f"{kind}/{name}" for kind, names in (weights, buffers) for name in names]
+
+
+def selection_of(index: CheckpointIndex, model: ModelConfig, patterns: list[str]) -> Selection:
+    """What a run with `model` takes from a checkpoint; the same on every rank. Raises: CheckpointError (select)."""
+    stored = [name for name in index.shapes if name.partition("/")[0] in (WEIGHT, BUFFER)]
+    return select(index.folder, stored, stored_names(model), patterns)
+
+
 def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns: list[str]) -> Selection:
     """Which tensors are loaded.
 
@@ -41,8 +57,8 @@ def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns:
         folder: of the checkpoint, for errors.
         stored, needed: names with their kind, as weight/decoder.final_layernorm.weight.
         patterns: of checkpoint.load_only, shell-like, over names without their kind; empty: everything.
-    Raises: CheckpointError when a pattern matches nothing, when the checkpoint lacks what is loaded, or, without
-        patterns, has what the model has not.
+    Raises: CheckpointError when a pattern matches nothing; when the checkpoint lacks a tensor that should be loaded;
+        without patterns, also when it has a tensor that the model does not have.
     """
     has, wants = set(stored), set(needed)
     for pattern in patterns:

@@ -26,11 +26,6 @@ from gpt4moe.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHT = "weight"
-"""Kind of the fp32 master weights; the model's own weights are their cast and are not stored. An optimizer's states are
-kinds too, by their names in config.optimizer_table."""
-BUFFER = "buffer"
-"""Kind of what no gradient moves, a router's bias say."""
 ITEM_BYTES = 4  # everything stored is F32
 _MIB = 2**20
 _STREAM_BYTES = _MIB  # xxhash holds the interpreter's lock: 0.3 ms at a time keeps the training thread going

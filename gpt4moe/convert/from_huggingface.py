@@ -19,7 +19,7 @@ import xxhash
 
 from gpt4moe.architecture.logical import Box, Shape
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.storage import WEIGHT, StoredPiece
+from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
@@ -33,6 +33,7 @@ from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
+from gpt4moe.parallel.shard import WEIGHT
 
 FILE_BYTES = 4 * 10**9
 ROUTER = "mlp.router.weight"

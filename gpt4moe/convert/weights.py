@@ -16,13 +16,13 @@ import numpy as np
 from gpt4moe.architecture.logical import Box, Shape, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
-from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, StoredPiece
+from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
-from gpt4moe.parallel.shard import flat_rectangles
+from gpt4moe.parallel.shard import BUFFER, WEIGHT, flat_rectangles
 
 
 class Weights:

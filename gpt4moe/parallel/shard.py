@@ -1,4 +1,4 @@
-"""Shard: a rectangle of a logical tensor, the common tongue of initialisation, checkpoints and tests. No torch.
+"""Shard: a rectangle of a logical tensor, as initial weights, checkpoints and tests name a part of it. No torch.
 
 logical tensor   name + global shape, independent of any layout
 shard            offset + shape within it, and whether this rank is the one that writes it
@@ -8,6 +8,12 @@ flat range       the optimizer cuts a shard further into ranges of its C-order e
 
 from dataclasses import dataclass
 from math import prod
+
+WEIGHT = "weight"
+"""Kind of a model's weights; what a checkpoint stores of them are the fp32 masters. A stored tensor is KIND/NAME; an
+optimizer's states are kinds too, by their names in config.optimizer_table."""
+BUFFER = "buffer"
+"""Kind of a model's state that no gradient moves, such as a router's bias."""
 
 
 @dataclass(frozen=True, slots=True)

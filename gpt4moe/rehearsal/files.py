@@ -1,14 +1,16 @@
 """The inference files of a rehearsed checkpoint: headers and index, no data; read back and checked. No torch."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 
+import xxhash
+
 from gpt4moe.checkpoint.cover import cover_problem
-from gpt4moe.checkpoint.hollow import write_hollow
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import NAME
-from gpt4moe.checkpoint.storage import WEIGHT
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, rank_contents
@@ -20,6 +22,7 @@ from gpt4moe.convert.inference_layout import (
 from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
 from gpt4moe.convert.safetensors_file import tensors_header
 from gpt4moe.convert.weights import CheckpointWeights, Weights
+from gpt4moe.parallel.shard import WEIGHT
 
 _DTYPE = "bf16"
 
@@ -105,3 +108,29 @@ def _problems(folder: Path) -> list[str]:
     boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in weights.pieces.items()}
     covers = ((name, cover_problem(shape, boxes[name])) for name, shape in weights.shapes.items())
     return [f"{folder}: {name}: {wrong}" for name, wrong in covers if wrong]
+
+
+def write_hollow(path: Path, header: bytes, data_bytes: int) -> FileEntry:
+    """A file of `data_bytes` zeros behind a true header, as a hole: it takes no disk, and readers open it as any other.
+
+    Raises: OSError where the file system has no holes of that size.
+    """
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + data_bytes)
+    block_bytes = block_bytes_for(data_bytes)
+    whole, rest = divmod(data_bytes, block_bytes)
+    hashes = [_hash_of_zeros(block_bytes)] * whole + ([_hash_of_zeros(rest)] if rest else [])
+    return FileEntry(
+        name=path.name,
+        size=len(header) + data_bytes,
+        header_bytes=len(header),
+        header_hash=xxhash.xxh3_64_hexdigest(header),
+        block_bytes=block_bytes,
+        block_hashes=hashes,
+    )
+
+
+@cache
+def _hash_of_zeros(size: int) -> str:
+    return xxhash.xxh3_64_hexdigest(bytes(size))

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from gpt4moe.checkpoint.hollow import write_hollow
+from gpt4moe.checkpoint.saving import file_name, note_written
 from gpt4moe.checkpoint.storage import Piece, pieces_header
-from gpt4moe.checkpoint.writer import file_name, note_written
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
@@ -23,6 +22,7 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.layout import COMBINED_AXES, DENSE_AXES, EXPERT_AXES, Layout
 from gpt4moe.parallel.meta_device import pretended_rank
 from gpt4moe.parallel.shard import Shard
+from gpt4moe.rehearsal.files import write_hollow
 from gpt4moe.rehearsal.rehearsal import HeldBytes, RankReport
 from gpt4moe.training.checkpointing import buffer_pieces, pieces_of
 from gpt4moe.training.engine import OwnedRange

@@ -17,7 +17,8 @@ from typing import Any
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import step_folder
-from gpt4moe.checkpoint.writer import commit
+from gpt4moe.checkpoint.saving import commit
+from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
@@ -28,7 +29,6 @@ from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.planner.memory import StageMemory, memory_per_stage, optimizer_bytes, stage_buffers
 from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles, checkpoint_files, require_grid, write_inference
 from gpt4moe.training.run_folder import identity_of
-from gpt4moe.training.stored_names import stored_names
 
 GPT4_SERVING = (8, 16)
 _DENSE, _EXPERT = ("tp", "cp", "dp"), ("etp", "ep", "expert_dp")

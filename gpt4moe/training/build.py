@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folder
-from gpt4moe.checkpoint.selection import Selection
+from gpt4moe.checkpoint.selection import Selection, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import EngineKind
@@ -30,7 +30,7 @@ from gpt4moe.training.callbacks.report import Report
 from gpt4moe.training.callbacks.resources import Resources
 from gpt4moe.training.callbacks.tracking import Tracking
 from gpt4moe.training.callbacks.wire import WireBytes
-from gpt4moe.training.checkpointing import fill, selection_of
+from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
@@ -164,11 +164,10 @@ def _source(run: RunConfig, folder: RunFolder, data: Data, latest_step: int) -> 
 
 def _load(source: _Source, engine: Engine, groups: ProcessGroups) -> None:
     """Collective. Raises: CheckpointError on every rank when any finds the checkpoint damaged."""
-    with raise_together(groups):
-        names = frozenset(source.selection.loaded)
-        fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
-        what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
-        logger.info("loaded %s: %s", source.reader.folder, what)
+    names = frozenset(source.selection.loaded)
+    fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
+    what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
+    logger.info("loaded %s: %s", source.reader.folder, what)
     engine.finish_load(source.state.optimizer_step)
 
 

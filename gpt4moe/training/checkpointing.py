@@ -16,25 +16,51 @@ from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import Save, SaveJob
-from gpt4moe.checkpoint.selection import Selection, select
-from gpt4moe.checkpoint.staging import Staging
-from gpt4moe.checkpoint.storage import BUFFER, WEIGHT, Piece
+from gpt4moe.checkpoint.selection import stored_names
+from gpt4moe.checkpoint.storage import Piece
 from gpt4moe.config.load import config_to_dict
-from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
 from gpt4moe.model.parameters import buffers, shards
+from gpt4moe.model.weights import load_weights
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.parallel.shard import Shard, flat_rectangles
+from gpt4moe.parallel.shard import BUFFER, WEIGHT, Shard, flat_rectangles
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
-from gpt4moe.training.stored_names import stored_names
 
 logger = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 0.01
 _LONGEST_WAIT_SECONDS = 0.5
+
+
+class Staging:
+    """The host memory that a save is copied to, so that training goes on while a thread writes it.
+
+    One buffer for what a rank owns (fp32 masters and the optimizer's states), allocated at the first save and used
+    again by every later one. There is no second: a new save waits until the one before has left the buffer.
+    """
+
+    def __init__(self) -> None:
+        self.buffer = torch.empty(0)
+
+    def copy(self, pieces: list[Piece]) -> list[Piece]:
+        """The same pieces with their values in the buffer, copied when this returns."""
+        total = sum(prod(piece.shape) for piece in pieces)
+        devices = {piece.values.device for piece in pieces if piece.values.is_cuda}
+        if self.buffer.numel() < total:
+            self.buffer = torch.empty(0)  # freed before its successor is taken
+            self.buffer = torch.empty(total, dtype=torch.float32, pin_memory=bool(devices))
+        staged, end = [], 0
+        for piece in pieces:
+            start, end = end, end + prod(piece.shape)
+            values = self.buffer[start:end]
+            values.copy_(piece.values.detach().reshape(-1), non_blocking=True)
+            staged.append(Piece(piece.tensor, piece.global_shape, piece.offset, piece.shape, values))
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return staged
 
 
 class Saver:
@@ -186,30 +212,31 @@ def buffer_pieces(chunks: list[Any], groups: ProcessGroups) -> list[Piece]:
     ]
 
 
-def selection_of(reader: CheckpointReader, model: ModelConfig, patterns: list[str]) -> Selection:
-    """What a run with `model` takes from a checkpoint; the same on every rank. Raises: CheckpointError."""
-    stored = [name for name in reader.shapes if name.partition("/")[0] in (WEIGHT, BUFFER)]
-    return select(reader.folder, stored, stored_names(model), patterns)
-
-
 def fill(
     reader: CheckpointReader, engine: Engine, groups: ProcessGroups, *, weights_only: bool, names: Collection[str]
 ) -> None:
-    """Fills what this rank's optimizer owns and the model's buffers, whatever layout wrote them. Call
-    engine.finish_load on every rank after.
+    """Fills what this rank's optimizer owns and the model's buffers, whatever layout wrote them. Collective; call
+    engine.finish_load next.
 
     Args:
-        weights_only: moments stay as they are: a new run from old weights.
-        names: the weights and buffers to fill (selection_of); the others stay as they are, moments too.
-    Raises: CheckpointError, on this rank alone, when the checkpoint is of another model or damaged.
+        weights_only: the optimizer's states stay as they are, as for a new run from old weights.
+        names: the weights and buffers to fill (selection_of); the others stay as they are, and their states.
+    Raises: CheckpointError on every rank when any finds that the checkpoint is damaged, or of another model or
+        optimizer.
     """
-    places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
-    for owned in engine.owned():
-        shard = places[id(owned.parameter)]
-        if f"{WEIGHT}/{shard.name}" not in names:
-            continue
-        for kind, flat in {WEIGHT: owned.master, **({} if weights_only else owned.states)}.items():
-            reader.fill(f"{kind}/{shard.name}", shard, owned.start, owned.end, flat.detach())
-    for tensor, shard in buffers(engine.chunks, groups):
-        if f"{BUFFER}/{shard.name}" in names:
-            reader.fill(f"{BUFFER}/{shard.name}", shard, 0, shard.size, tensor.detach().view(-1))
+    if not weights_only:
+        with raise_together(groups):
+            _require_same_states(reader, engine)
+    load_weights(reader, engine.chunks, groups, names=names, owned=engine.owned(), with_states=not weights_only)
+
+
+def _require_same_states(reader: CheckpointReader, engine: Engine) -> None:
+    stored = reader.manifest.optimizer.states
+    kept = next((tuple(owned.states) for owned in engine.owned()), stored)
+    if set(kept) != set(stored):
+        raise CheckpointError(
+            f"{reader.folder} has the optimizer states {', '.join(stored)}; this run's optimizer keeps "
+            f"{', '.join(kept) or 'none'}.",
+            "Set optimizer.kind as in its manifest.json, or start a new run from its weights alone with "
+            "checkpoint.load_only=['*'].",
+        )

@@ -11,7 +11,6 @@ import torch
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.saving import Save, SaveJob
-from gpt4moe.checkpoint.staging import Staging
 from gpt4moe.config.load import load_run_config
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, shards
@@ -20,7 +19,7 @@ from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.training.build import ENGINES
-from gpt4moe.training.checkpointing import fill, owned_pieces
+from gpt4moe.training.checkpointing import Staging, fill, owned_pieces
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner

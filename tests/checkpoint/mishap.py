@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.checkpoint import manifest, retention, saving, storage, writer
+from gpt4moe.checkpoint import manifest, retention, saving, storage
 from gpt4moe.checkpoint.storage import FileEntry, Piece
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
@@ -53,7 +53,7 @@ def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap,
             _befall(own[count])
         return write_file(path, pieces)
 
-    writer.write_file = counted
+    saving.write_file = counted
     return command.run_rank(environment, arguments, (), {})
 
 
@@ -69,7 +69,7 @@ def _befall(mishap: Mishap) -> None:
         storage.HashingWriter.write = _second_call(storage.HashingWriter.write, _no_space)
     place: dict[str, tuple[Any, str, Callable[..., Any]]] = {
         WRITE: (storage.HashingWriter, "write", _second_call(storage.HashingWriter.write, _die)),
-        NOTE: (writer.os, "replace", _die),
+        NOTE: (saving.os, "replace", _die),
         COMMIT: (manifest.Manifest, "save", _save_without_rename),
         RETENTION: (saving, "prune", _die),
         REMOVAL: (retention.shutil, "rmtree", _die),

@@ -11,8 +11,8 @@ from gpt4moe.checkpoint import saving
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.saving import Save, SaveJob
-from gpt4moe.checkpoint.staging import Staging
 from gpt4moe.checkpoint.storage import Piece
+from gpt4moe.training.checkpointing import Staging
 from tests.checkpoint.builders import dealt, manifest, piece, state
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.inference.samples import write_samples
+from gpt4moe.inference.generation import write_samples
 from gpt4moe.parallel.environment import Environment
 from tests.convert.conftest import SHAPE
 from tests.spawn import run_ranks

@@ -10,7 +10,7 @@ import pytest
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.writer import commit
+from gpt4moe.checkpoint.saving import commit
 from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.weights import CheckpointWeights
 from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
