@@ -31,7 +31,7 @@ from benchmarks.planner_error_rows import HERE, Row, rows
 from gpt4moe.config.cluster import Generation
 from gpt4moe.errors import ConfigError
 from gpt4moe.planner.efficiency import PROFILES
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 
 LEFT_OUT = HERE / "planner_error_left_out.json"
 

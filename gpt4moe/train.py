@@ -26,7 +26,7 @@ from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 
 HELP = """\
 Train a GPT-4-shaped mixture of experts.

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.convert import command_line
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 
 
 def logits(folder: Path, prompts: list[list[int]], is_rounded: bool) -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.launch import command
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 
 
 def main(arguments: list[str]) -> int:

@@ -31,11 +31,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.rehearsal import command
-from gpt4moe.runlog import tool_script
+from gpt4moe.runlog.command_line import run_tool
 
 
 def main(arguments: list[str]) -> int:
-    return tool_script.answer(arguments, __doc__, lambda asked: command.run(command.read(asked)))
+    return run_tool(arguments, __doc__, lambda asked: command.run(command.read(asked)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 made, 2 bad input."""
     from gpt4moe.errors import Gpt4MoeError
-    from gpt4moe.runlog.console import error as print_error
+    from gpt4moe.runlog.command_line import print_error
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json with <|endoftext|>")

@@ -26,7 +26,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
 from gpt4moe.demo.summary import print_summary
 from gpt4moe.errors import ConfigError, Gpt4MoeError
-from gpt4moe.runlog.console import error as print_error
+from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
 LAYOUTS = {

@@ -11,8 +11,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.demo.entropy import corpus_entropies
 from gpt4moe.demo.export import export_and_compare, exported_samples
 from gpt4moe.pages.run_report import write_run_report
-from gpt4moe.runlog.balance import ExpertLoad
 from gpt4moe.runlog.console import clock_time, short_count
+from gpt4moe.runlog.expert_load import ExpertLoad
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE
 

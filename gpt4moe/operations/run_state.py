@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt4moe.operations.run_folders import job_logs
-from gpt4moe.runlog.alerts import Idle
-from gpt4moe.runlog.event_fields import Event
-from gpt4moe.runlog.events_log import last_sign_of_life
-from gpt4moe.runlog.run_process import holder, is_at_work, process_began
-from gpt4moe.runlog.waits import START_UP, idle_since, longest_waits
+from gpt4moe.runlog.events_log import Event, last_sign_of_life
+from gpt4moe.runlog.run_files import holder, is_at_work, process_began
+from gpt4moe.runlog.waits import START_UP, Idle, idle_since, longest_waits
 
 _RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD")

@@ -21,13 +21,13 @@ from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.operations.run_folders import IDENTITY_FILE
 from gpt4moe.operations.run_state import activity, job_of, last_jobs, state_of
 from gpt4moe.runlog import slurm_queue
-from gpt4moe.runlog.alerts import Idle, Stalled, Told, standing
+from gpt4moe.runlog.alerts import FiredAlert, Stalled, failing_alerts
 from gpt4moe.runlog.dashboard import dashboard_of
-from gpt4moe.runlog.event_fields import Event
-from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, scan_events
+from gpt4moe.runlog.events_log import EVENTS_FILE, Event, last_sign_of_life, own_events, scan_events
 from gpt4moe.runlog.goodput import Goodput, goodput
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
+from gpt4moe.runlog.waits import Idle
 
 _SPEED_STEPS = 50
 _FROZEN_FILE = "resolved.yaml"
@@ -65,7 +65,7 @@ class RunStatus:
     last_seen: float | None = None
     """Seconds since 1970 of the last step or event."""
     account: Goodput | None = None
-    alerts: list[Told] = field(default_factory=list)
+    alerts: list[FiredAlert] = field(default_factory=list)
     """What is wrong now with a run that is running."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     is_alive, last_seen = state == "running", last_sign_of_life(folder, events)
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
-    alerts = standing(rules, records, doing) if doing is not None else []
+    alerts = failing_alerts(rules, records, doing) if doing is not None else []
     return RunStatus(
         **known,
         state=state,

@@ -2,7 +2,7 @@
 
 import math
 
-from gpt4moe.runlog.balance import ExpertLoad
+from gpt4moe.runlog.expert_load import ExpertLoad
 
 WIDTH, LEFT, RIGHT_COLUMN, TOP, BOTTOM = 1100.0, 50.0, 80.0, 24.0, 26.0
 MAX_HEIGHT = 640.0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.pages.heat_map import strength
-from gpt4moe.runlog.load_history import LoadWindow
+from gpt4moe.runlog.expert_load import LoadWindow
 
 MAX_MAPS, MAX_CELLS = 8, 40_000
 # A cell is drawn in one of these looks; between an even share and a quarter or four times of it are so many shades.

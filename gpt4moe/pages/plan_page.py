@@ -11,7 +11,7 @@ from gpt4moe.pages.gantt import gantt
 from gpt4moe.pages.report_page import POLICY, STYLE
 from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.estimate import Estimate
-from gpt4moe.runlog.atomic_file import replace_file
+from gpt4moe.runlog.run_files import replace_file
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d")
 """Okabe and Ito's, told apart by every kind of eye, and two more."""

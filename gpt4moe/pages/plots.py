@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt4moe.pages.series import points, smooth, smoothing_span
-from gpt4moe.runlog.atomic_file import replace_file
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.run_files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

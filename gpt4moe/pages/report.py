@@ -20,13 +20,12 @@ from gpt4moe.pages.schedule_page import schedule_section
 from gpt4moe.pages.series import middle, points
 from gpt4moe.pages.wire_table import WireCount, wire_table
 from gpt4moe.planner.pipeline import PipelinePlan
-from gpt4moe.runlog.atomic_file import replace_file
-from gpt4moe.runlog.balance import ExpertLoad
 from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.dashboard import PanelSection, read_dashboard
+from gpt4moe.runlog.expert_load import ExpertLoad, LoadWindow
 from gpt4moe.runlog.goodput import Goodput
-from gpt4moe.runlog.load_history import LoadWindow
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.run_files import replace_file
 
 EXPERTS = "Experts"
 """The section of the dashboard that the heat maps go to."""

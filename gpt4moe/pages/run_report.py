@@ -14,11 +14,10 @@ from gpt4moe.pages.wire_table import WireCount
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
-from gpt4moe.runlog.balance import ExpertLoad
 from gpt4moe.runlog.dashboard import dashboard_of
 from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
+from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow
 from gpt4moe.runlog.goodput import goodput
-from gpt4moe.runlog.load_history import LoadHistory, LoadWindow
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, WIRE_FILE
 

@@ -1,10 +1,11 @@
-"""Alerts: pure functions over the values of one metric, and the memory of which of them are on.
+"""Alerts: rules over the values of one metric, and which alerts are on.
 
-    record of a step --Watch.step--> rules with a new value --> what began to be wrong
-    no step for a while --Watch.idle--> stalled rules        --> what began to be wrong (waits.py: for what it waits)
+    record of a step --Watch.step--> rules whose metric has a new value --> alerts that begin to fail
+    no step for a while --Watch.idle--> stalled rules                   --> alerts that begin to fail
 
-A rule says in words what is wrong, or None. An alert tells once, when it begins, and is armed again when its rule is
-content. Training evaluates them (training/callbacks/alerts.py); `standing` answers for a metrics.jsonl as it lies.
+A rule returns in words what is wrong, or None. An alert fires once when its rule starts to fail, and re-arms when it
+passes again. Training asks after every step (training/callbacks/alerts.py); `failing_alerts` judges a finished or
+running run from its metrics.jsonl.
 """
 
 import math
@@ -16,48 +17,34 @@ from typing import Protocol
 
 from gpt4moe.runlog.console import clock_time
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.waits import Idle
 
 # Of normally distributed values the standard deviation is 1.4826 times the median distance from the median.
 _SPREAD = 1.4826
-# A curve calmer than this share of its height spikes at every breath.
+# The least spread, as a share of the median: else a nearly constant curve would count as a spike at every step.
 _LEAST_SPREAD = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """That no step ends, since when, and what training waits for."""
-
-    seconds: float = 0.0
-    kind: str = ""
-    """start_up, checkpoint, evaluation ...; nothing: for the step itself."""
-    longest_seconds: float = 0.0
-    """That one of this kind took before; 0: there was none."""
-
-    @property
-    def what(self) -> str:
-        return self.kind.replace("_", "-")
 
 
 _BUSY = Idle()
 
 
-class Rule(Protocol):
+class AlertRule(Protocol):
     @property
     def memory(self) -> int:
-        """How many values it looks back on."""
+        """How many of the last values it needs."""
 
     def check(self, values: Sequence[float], idle: Idle) -> str | None:
         """What is wrong, or None.
 
         Args:
-            values: of the metric, the last one newest; as many as there are yet.
-            idle: since the last step was done.
+            values: of the metric, oldest first; fewer than `memory` early in a run.
+            idle: time since the last step ended.
         """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spike:
-    """The last value stands above the median of those before by many times their usual distance from it."""
+    """The last value is above the median of those before by `times` their usual distance from it; or is no number."""
 
     steps: int
     times: float
@@ -99,7 +86,7 @@ class StaysAbove:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drop:
-    """The median of a few recent values is below that of those before by a share of it."""
+    """The median of the `recent` last values is below that of the `steps` before them by `share` of it."""
 
     steps: int
     recent: int
@@ -140,10 +127,10 @@ class Plateau:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stalled:
-    """No step for many times the usual step; its metric is step_seconds.
+    """No step for `times` the usual step and for `seconds` at least; its metric is step_seconds.
 
-    A save, an evaluation or a start-up may be much longer than a step, and the first of its kind has none to compare
-    with: it is stalled after as many times the longest before, and not before three times the seconds.
+    A save, an evaluation or a start-up may take much longer than a step. It is compared with the longest one of its
+    kind before, and it is not stalled before 3 x `seconds`, because the first of its kind has none to compare with.
     """
 
     times: float
@@ -165,7 +152,7 @@ class Stalled:
         return f"no step for {clock_time(idle.seconds)}, where one takes {usual:.3g} s"
 
 
-RULES: dict[str, type[Rule]] = {
+ALERT_RULES: dict[str, type[AlertRule]] = {
     "spike": Spike, "stays_above": StaysAbove, "drop": Drop, "plateau": Plateau, "stalled": Stalled,
 }  # fmt: skip
 
@@ -174,12 +161,12 @@ RULES: dict[str, type[Rule]] = {
 class Alert:
     name: str
     metric: str
-    rule: Rule
+    rule: AlertRule
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An alert that has just begun."""
+class FiredAlert:
+    """An alert whose rule has just started to fail."""
 
     name: str
     text: str
@@ -187,10 +174,10 @@ class Told:
 
 
 class Watch:
-    """The alerts of one start of a run, on its logging rank.
+    """The alerts of one launch of a run, on its logging rank.
 
     Args:
-        earlier: records of the steps before this start, so that windows are not empty after a restart.
+        earlier: records of the steps before this launch, so that windows are not empty after a restart.
     """
 
     def __init__(self, alerts: Sequence[Alert], earlier: Sequence[Record] = ()):
@@ -200,18 +187,18 @@ class Watch:
         for record in earlier:
             self._take(record)
 
-    def step(self, record: Record) -> list[Told]:
-        """After a step."""
+    def step(self, record: Record) -> list[FiredAlert]:
+        """Alerts that fire with this step."""
         self._take(record)
         new = [alert.metric in record for alert in self.alerts]
         return self._checked(new, _BUSY)
 
-    def idle(self, idle: Idle) -> list[Told]:
-        """While no step comes."""
+    def idle(self, idle: Idle) -> list[FiredAlert]:
+        """Alerts that fire while no step ends."""
         return self._checked([isinstance(alert.rule, Stalled) for alert in self.alerts], idle)
 
-    def standing(self, idle: Idle) -> list[Told]:
-        """What has begun and was not told, of every alert that has a value."""
+    def failing(self, idle: Idle) -> list[FiredAlert]:
+        """Every alert that has a value and fails now, unless it has fired before."""
         waits = [isinstance(alert.rule, Stalled) and bool(idle.kind) for alert in self.alerts]
         return self._checked([bool(values) or wait for values, wait in zip(self._values, waits, strict=True)], idle)
 
@@ -220,18 +207,18 @@ class Watch:
             if alert.metric in record:
                 values.append(record[alert.metric])
 
-    def _checked(self, which: list[bool], idle: Idle) -> list[Told]:
-        begun = []
+    def _checked(self, which: list[bool], idle: Idle) -> list[FiredAlert]:
+        fired = []
         for place, alert in enumerate(self.alerts):
             if not which[place]:
                 continue
             wrong = alert.rule.check(list(self._values[place]), idle)
             if wrong is not None and not self._is_on[place]:
-                begun.append(Told(alert.name, f"{alert.metric}: {wrong}"))
+                fired.append(FiredAlert(alert.name, f"{alert.metric}: {wrong}"))
             self._is_on[place] = wrong is not None
-        return begun
+        return fired
 
 
-def standing(alerts: Sequence[Alert], records: Sequence[Record], idle: Idle) -> list[Told]:
-    """What is wrong now with a run whose steps are `records`: for a look from outside, such as a list of runs."""
-    return Watch(alerts, records).standing(idle)
+def failing_alerts(alerts: Sequence[Alert], records: Sequence[Record], idle: Idle) -> list[FiredAlert]:
+    """Alerts that fail now, of a run whose steps are `records`; for a list of runs."""
+    return Watch(alerts, records).failing(idle)

@@ -12,19 +12,11 @@ from typing import TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
 
 from gpt4moe.runlog.metrics import Number
-from gpt4moe.runlog.pace import Pace
+from gpt4moe.runlog.usage import Pace
 
 SECONDS_BETWEEN_LINES = 5.0
-
-
-def error(cause: str, cure: str) -> None:
-    """Print the two lines of a user's mistake to stderr: what is wrong, what to do. No traceback."""
-    console = RichConsole(stderr=True, highlight=False)
-    for label, style, text in (("error:", "bold red", cause), ("fix:", "bold green", cure)):
-        console.print(Text.assemble((label, style), " ", " ".join(text.split())), soft_wrap=True)
 
 
 def short_count(value: float, digits: int = 3) -> str:

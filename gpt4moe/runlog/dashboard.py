@@ -1,6 +1,6 @@
 """configs/dashboard.yaml, read and checked: sections of panels, and alerts. report.html, wandb and training use it.
 
-YAML --read_dashboard--> Dashboard(sections of panels, alerts): every name is one of runlog/metrics.py METRICS
+YAML --read_dashboard--> Dashboard(sections of panels, alerts): every name is one of metrics_table.METRICS
 """
 
 import logging
@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 import yaml
 
 from gpt4moe.errors import ConfigError
-from gpt4moe.runlog.alerts import RULES, Alert, Rule, Stalled
-from gpt4moe.runlog.metrics import METRICS, Parts, metric_of
+from gpt4moe.runlog.alerts import ALERT_RULES, Alert, AlertRule, Stalled
+from gpt4moe.runlog.metrics import Parts
+from gpt4moe.runlog.metrics_table import METRICS, metric_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,16 +136,16 @@ class _Reader:
         )  # fmt: skip
 
     def alert(self, given: object, place: str) -> Alert:
-        kind = self.one_of(list(RULES), given.get("rule") if isinstance(given, dict) else None, f"{place}.rule")
-        settings = [f.name for f in fields(RULES[kind])]  # type: ignore[arg-type]
+        kind = self.one_of(list(ALERT_RULES), given.get("rule") if isinstance(given, dict) else None, f"{place}.rule")
+        settings = [f.name for f in fields(ALERT_RULES[kind])]  # type: ignore[arg-type]
         found = self.keys(given, place, required=("name", "metric", "rule", *settings))
         numbers = {name: self.number(found[name], f"{place}.{name}", _LIMITS[name]) for name in settings}
         metric = self.metric(found["metric"], f"{place}.metric")
         if "*" in metric:
             self.refuse(f"{place}.metric", f"is {metric!r}", "Name one metric.")
-        if RULES[kind] is Stalled and metric != "step_seconds":
+        if ALERT_RULES[kind] is Stalled and metric != "step_seconds":
             self.refuse(f"{place}.metric", f"is {metric}", "rule: stalled compares with step_seconds.")
-        rule: Rule = RULES[kind](**numbers)
+        rule: AlertRule = ALERT_RULES[kind](**numbers)
         return Alert(name=self.a(str, found["name"], f"{place}.name"), metric=metric, rule=rule)
 
     def metric(self, given: object, place: str) -> str:

@@ -13,8 +13,7 @@ because each second is given to one of them: `other` is what is left of a start,
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gpt4moe.runlog.event_fields import PAUSES, Event
-from gpt4moe.runlog.events_log import own_events, told_at
+from gpt4moe.runlog.events_log import PAUSES, Event, own_events, written_at
 from gpt4moe.runlog.metrics import Record
 
 PRODUCTIVE = "productive"
@@ -123,7 +122,7 @@ def _end(start: list[Event], following: Event | None, last_sign_of_life: float, 
     stop = next((event for event in start if event["event"] == "stop"), None)
     if stop is not None:
         return stop["time"], stop["reason"]
-    latest = max(told_at(event) for event in start)
+    latest = max(written_at(event) for event in start)
     if following is not None:
         return max(latest, following.get("last_sign_of_life") or 0.0), "killed"
     return max(latest, last_sign_of_life), "running" if is_running else "killed"

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Self
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.runlog.atomic_file import replace_file
-from gpt4moe.runlog.metrics import Number, Record, check_record
+from gpt4moe.runlog.metrics import Number, Record
+from gpt4moe.runlog.metrics_table import check_record
+from gpt4moe.runlog.run_files import replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,55 @@
-"""The table of metrics as Markdown; docs/metrics.md holds it, and a test holds the two together.
+"""METRICS: the declarations of all that make metrics, in one table. The log, dashboards, alerts and docs ask it.
 
-Run: python -m gpt4moe.runlog.metrics_table
+Run: python -m gpt4moe.runlog.metrics_table   prints the table that docs/metrics.md has; a test compares the two
 """
 
 import sys
+from collections.abc import Mapping
 
-from gpt4moe.runlog.metrics import METRICS
+from gpt4moe.moe.statistics import LAYER_METRICS
+from gpt4moe.runlog.metrics import Metric, Number, Parts
+from gpt4moe.runlog.step_metrics import STEP_METRICS, TIME_METRICS
+from gpt4moe.runlog.usage import USAGE_METRICS
+
+_ROUTING_METRICS: dict[str, Metric] = {
+    name: Metric(unit=of.unit, meaning=of.meaning, parts=Parts.none if of.over_layers is None else Parts.layers)
+    for name, of in LAYER_METRICS.items()
+}
+METRICS: dict[str, Metric] = {**STEP_METRICS, **_ROUTING_METRICS, **TIME_METRICS, **USAGE_METRICS}
+
+TIMINGS = frozenset(name for name, metric in METRICS.items() if metric.is_timing)
+"""What may differ between two runs of one config; every other metric is bitwise equal on a CPU."""
 
 
-def metrics_table() -> str:
+def known(name: str) -> bool:
+    """Whether the table allows this name, a part's name included."""
+    whole, _, part = name.partition("/")
+    return whole in METRICS and (not part or METRICS[whole].parts is not Parts.none) and not name.endswith("/")
+
+
+def metric_of(name: str) -> Metric:
+    """The row of a metric or of one of its parts."""
+    return METRICS[name.partition("/")[0]]
+
+
+def check_record(record: Mapping[str, Number]) -> None:
+    """Raises: ValueError when a record has no step, or a name or a type that the table does not allow.
+
+    For programmers: a user cannot cause it.
+    """
+    unknown = sorted(name for name in record if not known(name))
+    if unknown:
+        raise ValueError(f"metrics {unknown} are in no table; declare them beside what makes them (runlog/metrics.py)")
+    # bool is an int to isinstance; a numpy or torch scalar is neither int nor float and would not be written exactly.
+    odd = sorted(name for name, value in record.items() if isinstance(value, bool) or not isinstance(value, Number))
+    if odd:
+        raise ValueError(f"metrics {odd} are not plain int or float")
+    step = record.get("step")
+    if not isinstance(step, int) or step < 1:
+        raise ValueError(f"a record needs its step, an int from 1, not {step!r}")
+
+
+def markdown() -> str:
     """A row for each metric: name, unit, parts, meaning."""
     rows = ["| name | unit | also for each | meaning |", "|---|---|---|---|"]
     for name, metric in METRICS.items():
@@ -18,4 +59,4 @@ def metrics_table() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(metrics_table() + "\n")
+    sys.stdout.write(markdown() + "\n")

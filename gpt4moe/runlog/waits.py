@@ -1,20 +1,37 @@
-"""What a start waits for while no step ends: its start-up, a checkpoint, an evaluation; and how long that took before.
+"""What training waits for while no step ends: its start-up, a checkpoint, an evaluation; and how long that took before.
 
-Training keeps Waits while it runs; `idle_since` reads the same from events.jsonl, for a look from outside. Both make
-an Idle, by which the rule `stalled` tells a long save from a hang.
+    while training:           Waits.begin, end -> Waits.idle -> Idle
+    from outside, afterwards: events.jsonl -> idle_since -> Idle
+
+By an Idle the alert rule `stalled` (alerts.py) tells a long save from a hang.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from gpt4moe.runlog.alerts import Idle
-from gpt4moe.runlog.event_fields import PAUSES, Event
+from gpt4moe.runlog.events_log import PAUSES, Event
 
 START_UP = "start_up"
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The time since the last step ended, and what training does in it."""
+
+    seconds: float = 0.0
+    kind: str = ""
+    """start_up, checkpoint, evaluation ...; empty: the next step."""
+    longest_seconds: float = 0.0
+    """The longest one of this kind before; 0: there was none."""
+
+    @property
+    def what(self) -> str:
+        return self.kind.replace("_", "-")
+
+
 class Waits:
-    """What one start of a run is doing since when. Its methods may be called from two threads.
+    """What one launch of a run is doing, and since when. Its methods may be called from two threads.
 
     Args:
         clock: seconds.
@@ -26,7 +43,7 @@ class Waits:
         self._doing = (START_UP, clock())  # one tuple: another thread never sees half of it
 
     def started(self, age_seconds: float, longest: Mapping[str, float]) -> None:
-        """The process is that old; `longest` of the starts before it."""
+        """Sets the age of this process, and the longest waits of the launches before it."""
         self._longest = dict(longest)
         self._doing = (START_UP, self._clock() - age_seconds)
 
@@ -35,7 +52,7 @@ class Waits:
         self._doing = (kind, self._clock())
 
     def end(self) -> float:
-        """A step, or what training waited for, is done. Returns: the seconds it took."""
+        """The step, or what training waited for, is done. Returns: the seconds it took."""
         (kind, since), now = self._doing, self._clock()
         self._longest[kind] = max(now - since, self._longest.get(kind, 0.0))
         self._doing = ("", now)
@@ -47,7 +64,7 @@ class Waits:
 
 
 def longest_waits(events: Sequence[Event]) -> dict[str, float]:
-    """Kind -> seconds of the longest that came to its end."""
+    """Kind -> seconds of the longest wait that came to its end."""
     longest: dict[str, float] = {}
     began = None
     for event in events:
@@ -62,19 +79,19 @@ def longest_waits(events: Sequence[Event]) -> dict[str, float]:
 
 
 def idle_since(events: Sequence[Event], last_step_time: float, now: float) -> Idle:
-    """What the last start is doing, as its events tell; it must be running.
+    """What the last launch is doing, by its events; it must be running.
 
     Args:
         events: of the run, in order; with a start.
         last_step_time: when metrics.jsonl was written last.
     """
-    # An alert is a sign of life of the process, not of its progress.
-    told = [event for event in events if event["event"] != "alert"]
-    of_start = told[max(index for index, event in enumerate(told) if event["event"] == "start") :]
+    # An alert shows that the process lives, not that it makes progress.
+    shown = [event for event in events if event["event"] != "alert"]
+    of_launch = shown[max(index for index, event in enumerate(shown) if event["event"] == "start") :]
     longest = longest_waits(events)
-    if not any(event["event"] == "first_step" for event in of_start):
-        return Idle(now - of_start[0]["time"], START_UP, longest.get(START_UP, 0.0))
-    last = of_start[-1]
+    if not any(event["event"] == "first_step" for event in of_launch):
+        return Idle(now - of_launch[0]["time"], START_UP, longest.get(START_UP, 0.0))
+    last = of_launch[-1]
     if last["event"] == "pause":
         return Idle(now - last["time"], last["what"], longest.get(last["what"], 0.0))
     return Idle(now - max(last["time"], last_step_time))

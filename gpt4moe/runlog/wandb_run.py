@@ -18,13 +18,13 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gpt4moe.config.training import TrackingConfig, WandbMode
-from gpt4moe.runlog.atomic_file import replace_file
 from gpt4moe.runlog.metrics import Number
-from gpt4moe.runlog.wandb_mark import STEP_FILE, WandbMark
+from gpt4moe.runlog.run_files import replace_file
 
 if TYPE_CHECKING:
     import wandb
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id.txt"
+STEP_FILE = "wandb_step.txt"
 # A dead network may cost a start and an end of a run this long each, no more. Normally both take a few seconds.
 NETWORK_SECONDS = 30.0
 
@@ -72,6 +73,57 @@ def has_key(base_url: str) -> bool:
     except (netrc.NetrcParseError, OSError) as error:
         logger.warning("wandb: %s cannot be read: %s", file, error)
         return False
+
+
+@dataclass(slots=True)
+class WandbMark:
+    """The mark as it stands in its file."""
+
+    file: Path
+    sent: int = 0
+    kept: int = 0
+    """What earlier starts vouch for."""
+    start: str = ""
+    """Name of wandb's own folder of the last start."""
+
+    @classmethod
+    def read(cls, run_folder: Path) -> Self:
+        """Raises: OSError, ValueError when the file cannot be read as a mark."""
+        file = run_folder / STEP_FILE
+        if not file.exists():
+            return cls(file)
+        words = file.read_text().split()
+        if len(words) not in (2, 3):
+            raise ValueError(f"{file} is no mark: {words[:4]}")
+        return cls(file, int(words[0]), int(words[1]), words[2] if len(words) == 3 else "")
+
+    @property
+    def is_sure(self) -> bool:
+        return self.sent == self.kept
+
+    def settle(self, kept: int) -> None:
+        """What wandb was found to have; nothing beyond it counts as sent."""
+        self.sent = self.kept = max(self.kept, min(kept, self.sent))
+
+    def begin(self, start: str) -> None:
+        """A start whose wandb folder is `start` begins to send after the last step kept."""
+        self.start = start
+        replace_file(self.file, f"{self.sent:012d} {self.kept:012d} {start}\n".encode())
+
+    def advance(self, step: int) -> None:
+        """`step` is being sent."""
+        self.sent = step
+        # In place and of one width: cheap enough for every step, and a kill leaves the old number or the new one.
+        file = os.open(self.file, os.O_WRONLY)
+        try:
+            os.pwrite(file, b"%012d" % step, 0)
+        finally:
+            os.close(file)
+
+    def finish(self) -> None:
+        """wandb has ended in order: it has all that was sent."""
+        self.kept = self.sent
+        self.begin(self.start)
 
 
 class WandbRun:

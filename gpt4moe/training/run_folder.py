@@ -25,8 +25,8 @@ from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.runlog.atomic_file import replace_file
 from gpt4moe.runlog.metrics_log import METRICS_FILE
+from gpt4moe.runlog.run_files import replace_file
 
 
 @dataclass(slots=True)

@@ -70,7 +70,7 @@ class TrainingContext:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Around what training waits for: its seconds become an event of this kind (runlog.event_fields)."""
+        """Around what training waits for: its seconds become an event of this kind (runlog.events_log)."""
         self.waits.begin(kind)
         if self.events is not None:
             self.events.write("pause", what=kind, step=self.state.step)

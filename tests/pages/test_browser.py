@@ -14,8 +14,9 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.planner.pipeline import run_pipeline
 from gpt4moe.runlog.dashboard import DASHBOARD_FILE, read_dashboard
-from gpt4moe.runlog.load_history import LoadWindow
-from gpt4moe.runlog.metrics import METRICS, Parts, Record
+from gpt4moe.runlog.expert_load import LoadWindow
+from gpt4moe.runlog.metrics import Parts, Record
+from gpt4moe.runlog.metrics_table import METRICS
 from tests.browser import Browser, find_program
 from tests.runlog.synthetic import falling_loss, uneven_load
 

@@ -2,7 +2,7 @@
 
 import math
 
-from gpt4moe.runlog.balance import ExpertLoad
+from gpt4moe.runlog.expert_load import ExpertLoad
 from gpt4moe.runlog.metrics import Record
 
 

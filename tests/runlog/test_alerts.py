@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from gpt4moe.runlog.alerts import RULES, Alert, Idle, Watch, standing
+from gpt4moe.runlog.alerts import ALERT_RULES, Alert, Watch, failing_alerts
 from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.waits import Idle
 from tests.runlog.synthetic import falling_loss
 
 STEPS = 400
@@ -42,7 +43,7 @@ def test_a_healthy_run_is_left_alone() -> None:
 
 
 def test_the_shipped_alerts_use_every_rule() -> None:
-    assert {type(alert.rule) for alert in SHIPPED} == set(RULES.values())
+    assert {type(alert.rule) for alert in SHIPPED} == set(ALERT_RULES.values())
 
 
 @pytest.mark.parametrize("metric", ["loss", "grad_norm"])
@@ -101,11 +102,11 @@ def test_windows_go_on_over_a_restart() -> None:
 
 
 def test_a_run_can_be_judged_from_outside() -> None:
-    assert standing(SHIPPED, healthy(), Idle(0.0)) == []
-    assert [alert.name for alert in standing(SHIPPED, healthy(), Idle(1000.0))] == ["no progress"]
-    assert [alert.name for alert in standing(SHIPPED, changed("loss", STEPS, 5.0), Idle(0.0))] == ["loss spike"]
+    assert failing_alerts(SHIPPED, healthy(), Idle(0.0)) == []
+    assert [alert.name for alert in failing_alerts(SHIPPED, healthy(), Idle(1000.0))] == ["no progress"]
+    assert [alert.name for alert in failing_alerts(SHIPPED, changed("loss", STEPS, 5.0), Idle(0.0))] == ["loss spike"]
 
 
 def test_a_metric_that_a_run_does_not_have_says_nothing() -> None:
     alerts = [Alert(name="x", metric="mfu", rule=alert.rule) for alert in SHIPPED]
-    assert standing(alerts, healthy(), Idle(1000.0)) == []
+    assert failing_alerts(alerts, healthy(), Idle(1000.0)) == []

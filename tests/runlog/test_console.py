@@ -5,7 +5,8 @@ from collections.abc import Collection
 
 import pytest
 
-from gpt4moe.runlog.console import Console, clock_time, error, short_count
+from gpt4moe.runlog.command_line import print_error
+from gpt4moe.runlog.console import Console, clock_time, short_count
 
 
 class Clock:
@@ -103,7 +104,7 @@ def test_a_nan_loss_is_shown() -> None:
 
 
 def test_a_mistake_is_two_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    error("parallel.tp=3 does not divide [heads]\n = 4 " + "y" * 200, "Set parallel.tp=2.")
+    print_error("parallel.tp=3 does not divide [heads]\n = 4 " + "y" * 200, "Set parallel.tp=2.")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [

@@ -15,7 +15,8 @@ import yaml
 
 from gpt4moe.errors import ConfigError
 from gpt4moe.runlog.dashboard import DASHBOARD_FILE, Dashboard, read_dashboard
-from gpt4moe.runlog.metrics import METRICS, Parts
+from gpt4moe.runlog.metrics import Parts
+from gpt4moe.runlog.metrics_table import METRICS
 from tests.runlog.wandb_server import wandb_server
 from tests.training.command import outside
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.runlog.metrics import METRICS, TIMINGS, check_record
 from gpt4moe.runlog.metrics_log import MetricsLog, read_metrics
+from gpt4moe.runlog.metrics_table import METRICS, TIMINGS, check_record
 
 
 def record(step: int) -> dict[str, float]:

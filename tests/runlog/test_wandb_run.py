@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from gpt4moe.config.training import TrackingConfig, WandbMode
-from gpt4moe.runlog.wandb_mark import WandbMark
-from gpt4moe.runlog.wandb_run import WandbRun, has_key, run_id
+from gpt4moe.runlog.wandb_run import WandbMark, WandbRun, has_key, run_id
 
 OFFLINE = TrackingConfig(wandb=WandbMode.offline, project="test", tags=["a"])
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from gpt4moe.operations.run_status import RunStatus, statuses
-from gpt4moe.runlog.metrics import TIMINGS
+from gpt4moe.runlog.metrics_table import TIMINGS
 from tests.slurm_lab.cluster import SlurmLab
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.runlog.metrics import TIMINGS
+from gpt4moe.runlog.metrics_table import TIMINGS
 from tests.spawn import run_ranks
 
 BATCH, SEQ = 8, 32

@@ -21,8 +21,7 @@ from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.operations.run_status import statuses
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.runlog import wandb_run
-from gpt4moe.runlog.wandb_mark import WandbMark
-from gpt4moe.runlog.wandb_run import WandbRun
+from gpt4moe.runlog.wandb_run import WandbMark, WandbRun
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, Ended, Event, Variables, metrics, outside, run_rank
 

@@ -10,8 +10,7 @@ import pytest
 
 from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.runlog.wandb_mark import WandbMark
-from gpt4moe.runlog.wandb_run import WandbRun
+from gpt4moe.runlog.wandb_run import WandbMark, WandbRun
 from tests.runlog.wandb_server import StoredRun, WandbServer, wandb_server
 from tests.spawn import run_ranks
 from tests.training.command import Event, Variables, metrics, outside, train

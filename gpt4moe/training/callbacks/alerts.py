@@ -6,7 +6,7 @@ on_step -> Watch.step                     a thread, every second -> Watch.idle: 
 
 import threading
 
-from gpt4moe.runlog.alerts import Told, Watch
+from gpt4moe.runlog.alerts import FiredAlert, Watch
 from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import StoredMetrics
@@ -52,7 +52,7 @@ class Alerts(Callback):
                 told = self.watch.idle(context.waits.idle())
             self._tell(context, told)
 
-    def _tell(self, context: TrainingContext, told: list[Told]) -> None:
+    def _tell(self, context: TrainingContext, told: list[FiredAlert]) -> None:
         for alert in told:
             if self.tracking.console:
                 self.tracking.console.message(f"alert after step {context.state.step}: {alert.name}: {alert.text}")

@@ -18,7 +18,7 @@ from gpt4moe.runlog import slurm_queue
 from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog, before_start, read_events
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import StoredMetrics
-from gpt4moe.runlog.run_process import process_began
+from gpt4moe.runlog.run_files import process_began
 from gpt4moe.runlog.waits import longest_waits
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import Callback, TrainingContext

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from gpt4moe.config.resilience import REPORT_SECONDS
 from gpt4moe.moe.statistics import tokens_of_experts
-from gpt4moe.runlog.atomic_file import replace_file
-from gpt4moe.runlog.load_history import LoadHistory
+from gpt4moe.runlog.expert_load import LoadHistory
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE
+from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, replace_file
 from gpt4moe.training.best_effort import best_effort
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult

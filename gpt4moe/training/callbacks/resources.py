@@ -1,12 +1,6 @@
-"""What a run uses: share of the devices' peak, device hours and money, time left.
-
-metrics.jsonl before this start -> device hours so far --+ this process's age x ranks -> device_hours, cost_usd
-
-A copied run folder under a new name pays for its own starts alone; its parent's steps stay as they are.
-"""
+"""Memory, device hours, money and time left of a run: measured here, computed in runlog.usage."""
 
 import resource
-import time
 
 import torch
 
@@ -14,51 +8,42 @@ from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.cluster import Generation
 from gpt4moe.runlog.events_log import EVENTS_FILE, own_events, read_events
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.pace import Pace
-from gpt4moe.runlog.run_process import process_began
+from gpt4moe.runlog.run_files import process_began
+from gpt4moe.runlog.usage import Devices, Usage
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
 
 class Resources(Callback):
-    """Before Tracking, which drops the records of steps that are redone: they cost money too."""
+    """Adds runlog.usage.USAGE_METRICS to the record. Before Tracking, which drops the records of steps that are
+    redone: they cost money too."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
-        self.last_time: float | None = None
-        self.earlier_device_hours = self.earlier_usd = 0.0
-        self.flops_per_token = self.began = 0.0
+        self.usage: Usage | None = None
 
     def on_start(self, context: TrainingContext) -> None:
+        run, devices, earlier = context.run, context.groups.layout.world_size, []
         if context.groups.is_first_rank:
+            # In a run folder copied from another run, only this run's own launches are charged.
             events = own_events(read_events(context.folder.path / EVENTS_FILE))
             copied = events[0]["resumed_step"] if events else 0
-            records = [record for record in context.earlier.records if record["step"] > copied]
-            self.earlier_device_hours = max((record.get("device_hours", 0.0) for record in records), default=0.0)
-            self.earlier_usd = max((record.get("cost_usd", 0.0) for record in records), default=0.0)
-        self.flops_per_token = flops_per_token(context.run.model).model
-        self.began = process_began("self")
+            earlier = [record for record in context.earlier.records if record["step"] > copied]
+        is_described = (run.cluster.generation is Generation.cpu) == (context.groups.device.type == "cpu")
+        self.usage = Usage(
+            Devices(
+                count=devices,
+                peak_flops=devices * run.cluster.peak_flops(run.precision.dtype) if is_described else None,
+                usd_per_hour=run.cluster.usd_per_hour,
+            ),
+            began=process_began("self"),
+            flops_per_token=flops_per_token(run.model).model,
+            total_steps=run.training.steps,
+            earlier=earlier,
+        )
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        now = self.pace.mark(context.state.step)
-        if self.last_time is not None:
-            record["other_seconds"] = max(0.0, now - self.last_time - record["step_seconds"])
-        self.last_time = now
-        eta = self.pace.eta_seconds(context.run.training.steps)
-        if eta is not None:
-            record["eta_seconds"] = eta
-        self._add_money(context, record)
-
-    def _add_money(self, context: TrainingContext, record: Record) -> None:
-        run, devices = context.run, context.groups.layout.world_size
-        hours = devices * (time.time() - self.began) / 3600
-        record["device_hours"] = self.earlier_device_hours + hours
-        if (run.cluster.generation is Generation.cpu) != (context.groups.device.type == "cpu"):
-            return  # the config describes other devices than these
-        peak = devices * run.cluster.peak_flops(run.precision.dtype)
-        record["mfu"] = self.flops_per_token * record["tokens_per_second"] / peak
-        if run.cluster.usd_per_hour is not None:
-            record["cost_usd"] = self.earlier_usd + hours * run.cluster.usd_per_hour
+        assert self.usage is not None, "on_start comes first"
+        self.usage.add_to(record)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -8,9 +8,8 @@ import json
 from torch import distributed
 
 from gpt4moe.parallel.wire import GROUPS, KINDS, WireCounter
-from gpt4moe.runlog.atomic_file import replace_file
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.run_files import WIRE_FILE
+from gpt4moe.runlog.run_files import WIRE_FILE, replace_file
 from gpt4moe.training.best_effort import best_effort
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult

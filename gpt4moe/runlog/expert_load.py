@@ -1,11 +1,13 @@
-"""Tokens of every layer and expert over the whole run, in a few windows of steps that grow with it.
+"""Tokens of every layer and expert: over a stretch of training, and over the whole run in windows of steps.
 
-    step -> the window in work; full -> the next one; too many windows -> neighbours are added up, windows twice as long
+    step -> the open window; full -> the next one; too many windows -> neighbours are added up, windows twice as long
 
-So a run of any length is 12 to 24 windows (fewer where layers x experts are many), and its file stays small. A redone
-step is counted once: windows that reach beyond the checkpoint are dropped when a start goes on from there.
+So the history of a run of any length is 12 to 24 windows (fewer where layers x experts are many), and its file stays
+small. A redone step is counted once: windows that reach beyond the checkpoint are dropped when training goes on from
+it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -13,6 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_WINDOWS, MIN_WINDOWS, MAX_NUMBERS = 24, 4, 60_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertLoad:
+    """Tokens that each expert got, over any stretch of training."""
+
+    layers: Sequence[int]
+    """Global indices of the MoE layers, from 0."""
+    tokens: Sequence[Sequence[float]]
+    """[MoE layers, experts], counts or shares."""
+
+    def ratios(self) -> list[list[float]]:
+        """Load over the layer's mean: 1 is an even share, 0 a dead expert."""
+        return [[value / mean if (mean := sum(row) / len(row)) else 0.0 for value in row] for row in self.tokens]
+
+    def max_over_mean(self) -> list[float]:
+        """Per layer, the busiest expert's load over the mean."""
+        return [max(row) for row in self.ratios()]
+
+    def dead_experts(self) -> list[tuple[int, int]]:
+        """(layer, expert) of every expert that got no token."""
+        return [
+            (layer, expert)
+            for layer, row in zip(self.layers, self.tokens, strict=True)
+            for expert, value in enumerate(row)
+            if value == 0
+        ]
 
 
 @dataclass(slots=True)

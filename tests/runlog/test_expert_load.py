@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt4moe.pages.load_maps import load_maps
-from gpt4moe.runlog.load_history import LoadHistory, max_windows
+from gpt4moe.runlog.expert_load import LoadHistory, max_windows
 
 
 def tokens(step: int) -> np.ndarray:
