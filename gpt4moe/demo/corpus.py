@@ -1,9 +1,9 @@
-"""The demo's corpus: real text and code of this machine -> data/demo. `python -m gpt4moe.demo.corpus --out data/demo`
+"""Makes the demo's data folder from text and code of this machine: `python -m gpt4moe.demo.corpus --out data/demo`
 
     sources --normalise, deduplicate, split--> documents --train_tokenizer--> tokenizer.json
                                                documents --write_data_folder--> .bin/.idx, corpus.json, manifest.json
 
-A folder with a manifest of the same vocabulary is complete and used again.
+A folder whose manifest has the same vocabulary is complete, and is used again.
 """
 
 import argparse
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.025
 SMALLEST_DOCUMENT = 200
-"""Characters; less teaches nothing."""
+"""Characters; a shorter text teaches nothing."""
 _TOKENIZER_BYTES = 12_000_000
 _DESCRIPTIONS = {
     "python": "Python standard library sources and tests of this machine",
-    "prose": "pydoc topics, manual pages and package documentation of this machine",
+    "prose": "pydoc topics and docstrings of the Python packages of this machine",
 }
 SOURCES: dict[str, Callable[[], Iterable[Document]]] = {"python": python_sources, "prose": prose_sources}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A document that stayed, and on which side."""
+    """A document of the corpus, and whether it is held out."""
 
     document: Document
     sha256: str
@@ -55,11 +55,11 @@ def build_demo_corpus(
     sources: dict[str, Callable[[], Iterable[Document]]] | None = None,
     console: Console | None = None,
 ) -> DataManifest:
-    """The data folder, whole; made when it is not there yet or has another vocabulary.
+    """Makes the data folder, unless a complete one with this vocabulary is there.
 
     Args:
         sources: name -> reader of its documents; by default what this machine has.
-    Raises: DataError when the text is too little for the vocabulary.
+    Raises: DataError when there is too little text for the vocabulary.
     """
     console = console or Console(quiet=True)
     require_vocabulary(vocab_size)
@@ -85,7 +85,7 @@ def build_demo_corpus(
 
 
 def split(documents: Iterable[Document], *, held_out_share: float = HELD_OUT_SHARE) -> list[Entry]:
-    """Documents normalised, without copies and scraps, sorted by path; the held-out ones chosen by their hashes."""
+    """Documents normalised, sorted by path, without copies and very short ones; some held out, chosen by hash."""
     unique: dict[str, Document] = {}
     for document in sorted(documents, key=lambda document: document.path):
         text = normalised(document.text)
@@ -95,7 +95,7 @@ def split(documents: Iterable[Document], *, held_out_share: float = HELD_OUT_SHA
     budget = held_out_share * sum(len(document.text) for document in unique.values())
     held_out = set()
     for digest in sorted(unique):
-        # One that is larger than what is left is passed over, so few and large documents do not overshoot the share.
+        # A document larger than the rest of the budget is skipped, so that the share is never overshot.
         if len(unique[digest].text) <= budget:
             held_out.add(digest)
             budget -= len(unique[digest].text)
@@ -111,7 +111,7 @@ def normalised(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 made or reused, 2 the text of this machine does not do."""
+    """Exit status: 0 made or reused, 2 bad input or too little text on this machine."""
     parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.corpus", description="Build the demo's data folder.")
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to make (default: data/demo)")
     parser.add_argument("--vocab-size", type=int, default=4096, help="entries of the tokenizer (default: 4096)")
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _existing(folder: Path) -> DataManifest | None:
-    """The manifest of a whole folder; None where something is missing or damaged, so that it is made anew."""
+    """The manifest of a complete folder; None where something is missing or damaged, so that it is made again."""
     try:
         return read_whole_folder(folder)
     except DataError as error:
@@ -134,7 +134,7 @@ def _existing(folder: Path) -> DataManifest | None:
 
 
 def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int], None]) -> None:
-    # Imported here: Megatron takes seconds to load, and a folder that is reused needs none of it.
+    # Imported here: Megatron takes seconds to load, and a folder that is reused does not need it.
     from gpt4moe.data.preprocess import SourceText, write_data_folder
 
     listing = [
@@ -168,7 +168,7 @@ def _common_licence(entries: list[Entry]) -> str:
 
 
 def _tokenizer_sample(entries: dict[str, list[Entry]]) -> Iterator[str]:
-    """Training documents of every source by its size, about _TOKENIZER_BYTES in all, in the order of their hashes."""
+    """About _TOKENIZER_BYTES of training documents, each source by its size, in the order of their hashes."""
     total = sum(len(entry.document.text) for group in entries.values() for entry in group)
     for group in entries.values():
         budget = _TOKENIZER_BYTES * sum(len(entry.document.text) for entry in group) / total
@@ -180,7 +180,7 @@ def _tokenizer_sample(entries: dict[str, list[Entry]]) -> Iterator[str]:
 
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]]:
-    """Live bars; gives a function that opens one named phase, whose time stays on the screen."""
+    """Progress bars; yields a function that opens one named phase, whose time stays on the screen."""
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),

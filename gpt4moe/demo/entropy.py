@@ -1,4 +1,4 @@
-"""How hard a data folder's held-out text is for counting models: the lines a trained model has to get below.
+"""Entropies of a data folder's held-out text under two counting models; a trained model has to get below them.
 
 Both are cross-entropies, in nats per token, of the held-out tokens under counts of all training tokens:
 
@@ -70,7 +70,7 @@ def corpus_entropies(data_folder: Path, weights: dict[str, float]) -> Entropies:
 
 
 def unigram_cross_entropy(tokens: NDArray[np.int64], counts: _Counts) -> float:
-    """Mean nats of every token but the first, which no model is asked for."""
+    """Mean nats of every token but the first, which no model predicts."""
     smoothed = counts.unigram + 1
     return float(-np.log(smoothed[tokens[1:]] / smoothed.sum()).mean())
 

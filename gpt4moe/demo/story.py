@@ -1,11 +1,10 @@
-"""What `make train` runs: train the tiny model, kill it half-way, go on from its checkpoint, and tell how it went.
+"""What `make train` runs: train the tiny model, kill it half-way, resume from its checkpoint, summarize.
 
     leg 1: torchrun ... -> all ranks killed (kill -9) some steps after a checkpoint
-    leg 2: the same command -> resumes; the redone steps must have the losses they had before, to the last bit
-    then: held-out loss against the corpus's entropies, load per expert; export to Hugging Face format, loaded strictly
-    by transformers, logits compared; samples from the export; report.html
+    leg 2: the same command -> resumes; the steps done again must have bitwise the same losses as before
+    then: summary.py
 
-A run that was cut elsewhere goes on where it stands; one that is done is only summed up again.
+A run that was interrupted is resumed; a finished one is only summarized again.
 """
 
 import argparse
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def tell(num_processes: int, more: list[str]) -> int:
-    """The whole story on `num_processes` ranks. Raises: Gpt4MoeError for bad input before a process starts."""
+    """All of it, on `num_processes` ranks. Raises: Gpt4MoeError for bad input, before a process starts."""
     if num_processes not in LAYOUTS:
         raise ConfigError(
             f"NPROC={num_processes} has no layout here.", f"Choose one of {', '.join(map(str, LAYOUTS))}."
@@ -78,7 +77,7 @@ def tell(num_processes: int, more: list[str]) -> int:
 
 
 def _default_processes() -> int:
-    """Four on CPUs; with GPUs, as many as have one each and a layout."""
+    """Four on CPUs; with GPUs, the largest number in LAYOUTS that gives each process one."""
     import torch
 
     num_gpus = torch.cuda.device_count()
@@ -93,16 +92,16 @@ def _command(num_processes: int, overrides: list[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """One thread a rank unless told otherwise, and torchrun without its greeting about it."""
+    """One thread a rank unless OMP_NUM_THREADS says otherwise, so that torchrun prints no warning about it."""
     return {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
 
 def _killed_half_way(
     command: list[str], run: RunConfig, folder: Path, console: Console
 ) -> tuple[int, dict[int, float]]:
-    """Leg 1: kills every process once some steps after the half-way checkpoint are done.
+    """Leg 1: kills every process some steps after the half-way checkpoint.
 
-    Returns: 0 and step -> loss; or, when it ended by itself before, its status and nothing.
+    Returns: 0 and step -> loss; or, when the run ended by itself before that, its exit status and nothing.
     """
     every = run.checkpoint.every or run.training.steps
     checkpoint = max(every, run.training.steps // 2 // every * every)
@@ -126,7 +125,7 @@ def _killed_half_way(
 
 
 def _kill_all(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 for the launcher and its ranks, which torchrun puts into sessions of their own."""
+    """kill -9 for the launcher and its ranks; torchrun puts them into sessions of their own."""
     launcher = psutil.Process(process.pid)
     for victim in [launcher, *launcher.children(recursive=True)]:
         victim.kill()
@@ -134,7 +133,7 @@ def _kill_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def _same_losses(before: dict[int, float], folder: Path, console: Console) -> bool:
-    """Whether the steps done again had the same losses, bit for bit."""
+    """Whether the steps done again had bitwise the same losses."""
     after = {int(record["step"]): record["loss"] for record in read_metrics(folder / METRICS_FILE)}
     latest = sorted((folder / "starts").glob("*.yaml"))[-1]
     first = yaml.safe_load(latest.read_text())["first_step"]

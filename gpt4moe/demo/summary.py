@@ -1,15 +1,27 @@
-"""How a finished demo run went: on the console, and in its report with samples and the corpus's entropies."""
+"""The end of `make train`: how the run went, on the console and in report.html.
+
+    held-out loss against the corpus's entropies, load of each expert
+    to-hf  ->  strict load in transformers, every weight and the logits compared with the checkpoint  ->  samples
+
+Conversion and generation are the tools, each in a process of its own, as a person would call them.
+"""
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.run import RunConfig
 from gpt4moe.demo.entropy import corpus_entropies
-from gpt4moe.demo.export import export_and_compare, exported_samples
+from gpt4moe.errors import ConversionError
+from gpt4moe.pages.report import Sample
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.expert_load import ExpertLoad
@@ -18,7 +30,7 @@ from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE
 
 
 def print_summary(folder: Path, run: RunConfig, console: Console) -> int:
-    """Prints the summary, exports the model and writes report.html again, with samples from the export.
+    """Prints the summary, exports the model, and writes report.html again with samples from the export.
 
     Returns: the exit status: 1 when the held-out loss is not below the unigram entropy, an expert is dead, or the
     export is not the model that was trained.
@@ -76,3 +88,57 @@ def _print_load(folder: Path, console: Console) -> int:
     dead = load.dead_experts()
     console.print(f"Steps {stored['first_step']} to {stored['last_step']}: {len(dead)} dead experts.")
     return len(dead)
+
+
+PROMPTS = ("def __init__(self, ", "import os\n", "The function returns ")
+_TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def export_and_compare(folder: Path, console: Console) -> tuple[Path, bool]:
+    """Exports the run's latest checkpoint (unless that is done already) and compares the export with it.
+
+    Returns: the exported folder, and whether it holds the same weights and gives the same logits.
+    """
+    step = find_checkpoint(folder)
+    exported = folder / "exported" / step.name
+    console.rule("Export to Hugging Face format", style="dim")
+    if not exported.exists():
+        exported.parent.mkdir(exist_ok=True)
+        answer = _tool(console, "convert_checkpoint.py", "to-hf", step, exported, "--dtype", "fp32", "--json")
+        console.print(f"{answer['architecture']}, {answer['size_bytes'] / 1e6:.1f} MB, {answer['seconds']:.1f} s")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
+        prompts.write("\n".join(prompt.strip() for prompt in PROMPTS))
+        prompts.flush()
+        answer = _tool(
+            console, "convert_checkpoint.py", "verify", step, exported, "--prompts", prompts.name, "--json"
+        )  # fmt: skip
+    logits = answer["logits"]
+    differ = [len(answer[key]) for key in ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")]
+    console.print(
+        "Loaded by transformers: nothing missing, unexpected or mismatched.\n"
+        f"Weights: {sum(differ)} of {answer['compared']} tensors differ. "
+        f"Logits of {logits['prompts']} prompts: at most {logits['max_abs']:.1e} apart "
+        f"(allowed {logits['tolerance']:g})."
+    )
+    return exported, not (sum(differ) or logits["different"])
+
+
+def exported_samples(exported: Path, console: Console) -> list[Sample]:
+    """Text that transformers writes from the exported folder."""
+    prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+    samples = _tool(console, "generate.py", exported, *prompts, "--tokens", "48", "--json")
+    return [Sample(**sample) for sample in samples]
+
+
+def _tool(console: Console, name: str, *arguments: object) -> Any:
+    """Runs a tool, shows its command, and returns its JSON answer. Exit status 1, a difference, is an answer too."""
+    shown = " ".join(repr(text) if " " in text else text for text in map(str, arguments) if text != "--json")
+    console.print(f"[dim]$ python tools/{name} {shown}[/dim]", soft_wrap=True)
+    command = [sys.executable, str(_TOOLS / name), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise ConversionError(f"tools/{name} ended with status {done.returncode}.", "Its messages are above.")
+    try:
+        return json.loads(done.stdout)
+    except ValueError as error:
+        raise ConversionError(f"tools/{name} gave no answer.", "Its messages are above.") from error

@@ -15,8 +15,7 @@ from gpt4moe.data.manifest import DataManifest
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.demo.corpus import build_demo_corpus, main, normalised, split
 from gpt4moe.demo.entropy import _count, bigram_cross_entropy, corpus_entropies, unigram_cross_entropy
-from gpt4moe.demo.roff import roff_to_text
-from gpt4moe.demo.sources import Document, prose_sources, python_sources
+from gpt4moe.demo.sources import Document, package_docstrings, prose_sources, python_sources
 
 
 def document(path: str, text: str) -> Document:
@@ -143,41 +142,32 @@ def test_other_peoples_packages_and_undecodable_files_are_left_out(tmp_path: Pat
     assert [found.path for found in python_sources(tmp_path)] == ["python/json/decoder.py", "python/os.py"]
 
 
-def test_a_manual_page_becomes_readable_text() -> None:
-    page = r"""'\" t
-.de Sp
-.if t .sp
-..
-.TH PRINTF 3 2023
-.SH NAME
-printf \- formatted output
-.\" a comment
-.SH SYNOPSIS
-.nf
-.BI "int printf(const char *" format ", ...);"
-    indented
-.fi
-.SH DESCRIPTION
-The functions in the
-.BR printf ()
-family use \fB\-\-format\fR\&.
-.TP
-.B \-n
-Don\(aqt print\*(Aqs.
-.TS
-l l.
-a	table
-.TE
-"""
-    assert roff_to_text(page) == (
-        "NAME\n\nprintf - formatted output\n\nSYNOPSIS\n\nint printf(const char *format, ...);\n    indented\n\n"
-        "DESCRIPTION\n\nThe functions in the printf() family use --format.\n\n-n Don't print's.\n"
-    )
+def test_docstrings_of_packages_become_text_with_their_licence(tmp_path: Path) -> None:
+    long = "What it does, in words. " * 10
+    source = f'''def f(x):
+    """{long}
+
+    Args:
+        x: a number.
+    """
+    return """not this: it follows no colon, however long it is, {long}"""
 
 
-@pytest.mark.parametrize("page", [".so man3/printf.3\n", ".Dd May 1\n.Dt LS 1\n.Sh NAME\n.Nm ls\n", ""])
-def test_redirections_and_mdoc_pages_give_no_text(page: str) -> None:
-    assert roff_to_text(page) == ""
+class C:
+    r"""Another: {long}"""
+
+    def short(self):
+        """Too short."""
+'''
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy" / "a.py").write_text(source)
+    (tmp_path / "nobody_s.py").write_text(source)
+    (tmp_path / "numpy" / "latin.py").write_bytes(source.encode() + "é".encode("latin-1"))
+    found = {document.path: document for document in package_docstrings(tmp_path)}
+    assert found.keys() == {"packages/numpy/a.py", "packages/nobody_s.py"}
+    text = found["packages/numpy/a.py"].text
+    assert text == f"{long}\n\nArgs:\n    x: a number.\n\nAnother: {long}"
+    assert "BSD" in found["packages/numpy/a.py"].licence and found["packages/nobody_s.py"].licence == "unknown"
 
 
 def test_entropies_are_those_of_the_definition() -> None:
