@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt4moe.data.packing import Sample
+from gpt4moe.data.samples import TokenSample
 from gpt4moe.parallel.placement import sequence_chunks
 
 
@@ -75,7 +75,7 @@ _SEQUENCE_DIMS: dict[str, int | None] = {
 """Every field of a Batch but `extra` -> its dimension of size S."""
 
 
-def stack(samples: list[Sample], numbers: Sequence[int]) -> Batch:
+def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
     """Samples of one length as a Batch.
 
     Args:

@@ -1,4 +1,4 @@
-"""The data of a run, before anything heavy starts and without torch: is it there, does it fit, what is its identity."""
+"""Checks the data of a run before anything expensive starts: is it there, does it fit, what identifies it. No torch."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ SPLITS = ("train", "valid")
 
 
 def check_data(run: RunConfig) -> None:
-    """Opens what the run will read.
+    """Opens every file that the run will read.
 
-    Raises: DataError for missing or damaged files, another vocabulary or tokenizer, an unknown or too short source.
+    Raises: DataError for missing or damaged files, another vocabulary or tokenizer, an unknown source or a short one.
     """
     if run.data.kind is DataKind.mock:
         if run.data.tokenizer is not None and not Path(run.data.tokenizer).is_file():
@@ -47,14 +47,16 @@ def check_data(run: RunConfig) -> None:
 
 
 def read_whole_folder(folder: Path) -> DataManifest:
-    """The manifest of a folder whose every file is there and of the manifest's build.
+    """The manifest of a folder, after checking that every file is there and is the one that the manifest describes.
 
-    Raises: DataError for anything else.
+    Raises: DataError otherwise.
     """
     manifest = DataManifest.read(folder)
     _require_file(folder / manifest.tokenizer)
     if file_sha256(folder / manifest.tokenizer) != manifest.tokenizer_sha256:
-        raise DataError(f"{folder / manifest.tokenizer} is not the manifest's.", f"Delete the folder. {MAKE_DATA}")
+        raise DataError(
+            f"{folder / manifest.tokenizer} is not the tokenizer of the manifest.", f"Delete the folder. {MAKE_DATA}"
+        )
     for source in manifest.sources:
         for split in SPLITS:
             _checked_tokens(folder, manifest, source, split)
@@ -62,9 +64,9 @@ def read_whole_folder(folder: Path) -> DataManifest:
 
 
 def data_identity(run: RunConfig) -> dict[str, str]:
-    """What a restart of the run must find again: hashes of its tokens with their shares, and of its tokenizer.
+    """What must be the same on a restart of the run: hashes of its tokens with their shares, and of its tokenizer.
 
-    Independent of where the folder lies. Call check_data first.
+    Does not depend on the folder's path. Call check_data first.
     """
     tokenizer = tokenizer_path(run)
     tokenizer_hash = file_sha256(tokenizer) if tokenizer is not None else "none"

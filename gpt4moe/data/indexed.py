@@ -22,11 +22,11 @@ _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
 class IndexedTokens:
-    """One pair of files, opened for reading. The files must not change while it lives.
+    """One pair of files, mapped for reading. The files must not change while it is in use.
 
     Args:
         prefix: path without .bin and .idx.
-    Raises: DataError for a missing, cut or foreign file.
+    Raises: DataError for a file that is missing, truncated or of another format.
     """
 
     def __init__(self, prefix: Path):
@@ -64,7 +64,7 @@ class IndexedTokens:
         return len(self._bounds) - 1
 
     def document(self, index: int) -> NDArray[np.integer]:
-        """Tokens of one document, its EOS included."""
+        """Tokens of one document, with its EOS."""
         first, last = int(self._bounds[index]), int(self._bounds[index + 1]) - 1
         start = int(self._offsets[first]) // self.tokens.itemsize
         return self.tokens[start : int(self._offsets[last]) // self.tokens.itemsize + int(self._lengths[last])]

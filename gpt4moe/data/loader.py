@@ -1,8 +1,8 @@
 """build_data: the train and validation streams of a run, the same on every rank.
 
-    n --mixture--> (source, epoch, position) --permutation--> index --packing--> Sample --stack--> Batch
+    n --mixture--> (source, epoch, position) --permutation--> index --packed_sample--> TokenSample --stack--> Batch
 
-Nothing here has state: a stream is asked for the samples after `consumed_samples`, whatever was asked before.
+Nothing here has state: which samples come next follows from `consumed_samples` alone, the whole data state of a run.
 """
 
 from dataclasses import dataclass, replace
@@ -19,16 +19,14 @@ from gpt4moe.data.check import check_data, data_folder, data_identity, tokenizer
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.manifest import DataManifest
 from gpt4moe.data.mixture import Mixture
-from gpt4moe.data.mock import MockSamples
-from gpt4moe.data.packing import Sample, num_samples, packed_sample
 from gpt4moe.data.permutation import Permutation
-from gpt4moe.data.sampler import micro_batch_samples
+from gpt4moe.data.samples import MockSamples, TokenSample, num_samples, packed_sample
 
 
 class Samples(Protocol):
-    """Anything that has an n-th sample."""
+    """Anything that can return its n-th sample."""
 
-    def sample(self, n: int) -> Sample: ...
+    def sample(self, n: int) -> TokenSample: ...
 
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n."""
@@ -43,9 +41,9 @@ class MixedSamples:
     seq_length: int
     seed: int
     reshuffle: bool
-    """Every epoch has an order of its own; False: the first epoch's again and again."""
+    """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
 
-    def sample(self, n: int) -> Sample:
+    def sample(self, n: int) -> TokenSample:
         draw = self.mixture.draw(n)
         stream = self.streams[draw.source]
         epoch = draw.epoch if self.reshuffle else 0
@@ -59,11 +57,11 @@ class MixedSamples:
 
 @dataclass(frozen=True, slots=True)
 class SampleStream:
-    """Samples of one split, and the micro-batches of a rank made of them."""
+    """The samples of one split, and the micro-batches that a rank gets of them."""
 
     samples: Samples
 
-    def sample(self, n: int) -> Sample:
+    def sample(self, n: int) -> TokenSample:
         return self.samples.sample(n)
 
     def micro_batches(
@@ -86,9 +84,9 @@ class Data:
 
     train: SampleStream
     validation: SampleStream
-    """Held-out text in the training mixture's shares, in one order for every seed; it starts again at its end."""
+    """Held-out text, mixed as the training text is, in the same order for every seed; it starts again at its end."""
     identity: dict[str, str]
-    """data_identity: must be the same on a restart."""
+    """Of data_identity; must be the same on a restart."""
     tokenizer: Path | None
     source_names: list[str]
 
@@ -130,3 +128,16 @@ def _mixed(folder: Path, split: str, shares: dict[str, float], *, seq_length: in
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
     mixture = Mixture(sizes, shares, seed)
     return SampleStream(MixedSamples(streams, mixture, seq_length, seed, reshuffle=split == "train"))
+
+
+def micro_batch_samples(
+    consumed_samples: int, *, global_batch_size: int, micro_batch_size: int, dp: int, dp_index: int
+) -> list[range]:
+    """TokenSample numbers of each micro-batch of one step on one rank.
+
+    Raises: ValueError when global_batch_size is no multiple of micro_batch_size * dp.
+    """
+    if global_batch_size % (micro_batch_size * dp) or not 0 <= dp_index < dp:
+        raise ValueError(f"global batch {global_batch_size} over micro-batch {micro_batch_size} x dp {dp}, {dp_index=}")
+    starts = range(consumed_samples, consumed_samples + global_batch_size, micro_batch_size)
+    return [range(start, start + micro_batch_size) for start in starts[dp_index::dp]]

@@ -1,6 +1,6 @@
-"""manifest.json of a data folder: its sources, their sizes and hashes, the tokenizer they were made with.
+"""manifest.json of a data folder: its sources, their sizes and hashes, and the tokenizer that made them.
 
-Written last and whole (a temporary file renamed), so a folder with a manifest is complete.
+It is written last, as a temporary file that is renamed, so a folder with a manifest is complete.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitFacts:
-    """One pair of .bin/.idx files."""
+    """Sizes of one pair of .bin/.idx files."""
 
     documents: int
     tokens: int
@@ -30,7 +30,7 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFacts:
-    """One source: files <name>-train and <name>-valid."""
+    """One source: the files <name>-train and <name>-valid."""
 
     train: SplitFacts
     valid: SplitFacts
@@ -40,7 +40,7 @@ class SourceFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataManifest:
-    """What a data folder holds."""
+    """The content of manifest.json."""
 
     vocab_size: int
     eos_id: int
@@ -51,7 +51,7 @@ class DataManifest:
 
     @classmethod
     def read(cls, folder: Path) -> "DataManifest":
-        """Raises: DataError when the folder has none, or one of another make."""
+        """Raises: DataError when the folder has none, or one of another format."""
         path = folder / MANIFEST_NAME
         if not path.is_file():
             what = f"has no {MANIFEST_NAME}" if folder.is_dir() else "does not exist"
@@ -82,9 +82,9 @@ class DataManifest:
         write_json(folder / MANIFEST_NAME, {"format": _FORMAT, **dataclasses.asdict(self)})
 
     def shares(self, weights: dict[str, float]) -> dict[str, float]:
-        """Share of samples of each source with one above 0, summing to 1. No weights: by training tokens.
+        """Normalised sample share of each source whose weight is above 0. Without weights: by training tokens.
 
-        Raises: DataError for a weight without source.
+        Raises: DataError for a weight of an unknown source.
         """
         for name in weights:
             if name not in self.sources:
@@ -99,7 +99,7 @@ class DataManifest:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """The file appears whole or not at all."""
+    """Writes a temporary file and renames it, so that no reader sees half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)

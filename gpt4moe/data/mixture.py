@@ -1,7 +1,7 @@
-"""Which source, epoch and sample is the n-th of a run: a pure function of (seed, n).
+"""Which source, epoch and position the n-th sample of a run has: a function of (seed, n) alone.
 
-Samples come in blocks. Every block holds each source exactly by its share (largest remainder), in a seeded order of
-its own, so a run stopped anywhere has seen the mixture to within one block, and no state but n is ever saved.
+Samples come in blocks. Every block has each source exactly by its share (largest remainder), in a seeded order. So a
+run that stops anywhere has seen the mixture to within one block, and nothing but n is ever saved.
 """
 
 import math
@@ -15,13 +15,13 @@ from gpt4moe.data.permutation import derived_keys, mix64
 from gpt4moe.errors import DataError
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1_000, 1_000_000
-# The smallest share gets at least this many samples of a block: rounding then changes it by 5% at most.
+# At least this many samples of a block for the smallest share, so that rounding changes it by 5% at most.
 _SMALLEST_COUNT = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Where one sample of the mixture comes from: position `position` of pass `epoch` over `source`."""
+    """Where a sample comes from: `position` in the order of pass `epoch` over `source`."""
 
     source: str
     epoch: int
@@ -29,13 +29,13 @@ class Draw:
 
 
 class Mixture:
-    """Sources by their shares. Holds the order of a few blocks as a cache and nothing else.
+    """Sources mixed by their shares. Its only state is a cache of a few blocks' orders.
 
     Args:
         sources: name -> number of samples of one epoch.
-        weights: name -> share, normalised here; a source without one, or with 0, never appears.
-        seed: of the order inside blocks.
-    Raises: DataError for a weight without source, and for a share too small for the largest block.
+        weights: name -> share, normalised here; a source that is missing or has 0 is left out.
+        seed: of the order in each block.
+    Raises: DataError for a weight of an unknown source, and for a share too small for the largest block.
     """
 
     def __init__(self, sources: dict[str, int], weights: dict[str, float], seed: int):
@@ -55,7 +55,7 @@ class Mixture:
         self._block = lru_cache(maxsize=4)(self._make_block)
 
     def draw(self, n: int) -> Draw:
-        """Where sample n of the run (from 0) comes from."""
+        """Where sample n of the run comes from, n counted from 0."""
         block, offset = divmod(n, self.block_size)
         source_index, rank = self._block(block)
         source = int(source_index[offset])
@@ -71,10 +71,10 @@ class Mixture:
         }
 
     def _make_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source index of each place of a block, and how many of that source stand before it; both [block_size]."""
+        """The source of each place in a block, and how many of that source come before it; both [block_size]."""
         (key,) = derived_keys(1, "block", self.seed, block)
         hashes = mix64(np.arange(self.block_size, dtype=np.uint64) + np.uint64(key))
-        # A stable sort of our own hashes: NumPy may change its shuffle between versions, and then a run its data.
+        # A stable sort of our own hashes: a new NumPy version may shuffle otherwise, and the run would get other data.
         source_index = np.repeat(np.arange(len(self.names)), self.counts)[np.argsort(hashes, kind="stable")]
         rank: NDArray[np.int64] = np.empty(self.block_size, dtype=np.int64)
         for source, count in enumerate(self.counts):
@@ -83,7 +83,7 @@ class Mixture:
 
 
 def largest_remainder(shares: list[float], total: int) -> list[int]:
-    """Whole numbers nearest to shares * total that sum to total; ties go to the earlier source."""
+    """Whole numbers that sum to total, nearest to shares * total; ties go to the earlier source."""
     ideal = [share * total for share in shares]
     counts = [math.floor(value) for value in ideal]
     by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - ideal[i], i))
@@ -100,6 +100,6 @@ def _block_size(names: list[str], shares: list[float]) -> int:
         name = names[shares.index(smallest)]
         raise DataError(
             f"data.sources.{name} is a share of {smallest:.2g}: less than one sample in {_LARGEST_BLOCK}.",
-            f"Set ++data.sources.{name}=0, or to a share that trains something.",
+            f"Set ++data.sources.{name}=0, or a larger share.",
         )
     return size

@@ -1,8 +1,8 @@
-"""A shuffle of range(n) as a function: no table, so an epoch over billions of samples costs no memory.
+"""A shuffle of range(n) as a function, without a table: an epoch over billions of samples costs no memory.
 
-A balanced Feistel network is a bijection of [0, 4^b) whatever its round function (Luby and Rackoff, 1988); an image
-outside range(n) is fed in again until it falls inside ("cycle walking", Black and Rogaway, 2002), which keeps the
-bijection. 4^b < 4n, so that takes fewer than 4 tries on average.
+A balanced Feistel network is a bijection of [0, 4^b), whatever its round function (Luby and Rackoff, 1988). A result
+outside range(n) is put in again until it is inside ("cycle walking", Black and Rogaway, 2002); that is a bijection of
+range(n). As 4^b < 4n, it takes fewer than 4 tries on average.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ def mix64(value: Any) -> Any:
 
 
 def derived_keys(count: int, *parts: object) -> list[int]:
-    """`count` (at most 8) 64-bit keys that follow from the parts alone, on every machine and Python."""
+    """`count` (at most 8) 64-bit keys that depend on the parts alone, the same on every machine and Python."""
     digest = hashlib.sha512("/".join(map(str, parts)).encode()).digest()
     return [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Permutation:
-    """One order of range(size), fixed by (seed, epoch, source). Call it with a position, get the index there."""
+    """An order of range(size), fixed by (seed, epoch, source). Called with a position, it returns the index there."""
 
     size: int
     seed: int

@@ -1,4 +1,4 @@
-"""Documents -> a data folder: <source>-{train,valid}.bin/.idx with Megatron's own builder, then the manifest.
+"""Documents -> a data folder: <source>-{train,valid}.bin/.idx by Megatron's own builder, then the manifest.
 
 {"text": ...} lines --read_jsonl--> documents --tokenizer, EOS--> .bin/.idx --all written--> manifest.json
 """
@@ -20,7 +20,7 @@ from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import DataError
 
 with warnings.catch_warnings():
-    # Megatron warns of absent GPU packages while it loads; writing files needs none.
+    # Megatron warns about missing GPU packages while it loads; writing files needs none of them.
     warnings.simplefilter("ignore")
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
@@ -33,7 +33,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceText:
-    """Documents of one source, read once."""
+    """The documents of one source; each iterable is read once."""
 
     train: Iterable[str]
     valid: Iterable[str]
@@ -42,9 +42,9 @@ class SourceText:
 
 
 def write_data_folder(folder: Path, sources: dict[str, SourceText], tokenizer_path: Path, progress: Progress) -> None:
-    """Tokenizes every source beside `folder`, then moves all in: an older manifest goes first, the new one comes last.
+    """Tokenizes every source beside `folder`, removes an older manifest, moves the files in, writes the manifest last.
 
-    Raises: DataError for a bad tokenizer, and for a split without a document; `folder` is then as it was.
+    Raises: DataError for a bad tokenizer, and for a split without a document; `folder` is then unchanged.
     """
     tokenizer = load_tokenizer(tokenizer_path)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def write_data_folder(folder: Path, sources: dict[str, SourceText], tokenizer_pa
 
 
 def write_split(prefix: Path, documents: Iterable[str], tokenizer: Tokenizer, progress: Progress) -> SplitFacts:
-    """One pair of files at <prefix>.bin/.idx. Files of an older build stay whole for a job that has them mapped.
+    """Writes <prefix>.bin/.idx by renaming, so that a job that has the older files mapped can go on reading them.
 
     Raises: DataError when there is no document.
     """
@@ -99,7 +99,7 @@ def write_split(prefix: Path, documents: Iterable[str], tokenizer: Tokenizer, pr
 def read_jsonl(paths: list[Path]) -> Iterator[str]:
     """The "text" of each line, file after file.
 
-    Raises: DataError naming file and line of what is not {"text": "..."}.
+    Raises: DataError naming file and line of a line that is not {"text": "..."}.
     """
     for path in paths:
         if not path.is_file():
@@ -111,7 +111,7 @@ def read_jsonl(paths: list[Path]) -> Iterator[str]:
 
 
 def jsonl_source(paths: list[Path], *, held_out_share: float, licence: str) -> SourceText:
-    """A source of JSON lines, read twice: once for each side of the split."""
+    """A source of JSON lines; the files are read twice, once for each split."""
     return SourceText(
         train=(text for text in read_jsonl(paths) if not held_out(text, held_out_share)),
         valid=(text for text in read_jsonl(paths) if held_out(text, held_out_share)),
@@ -121,7 +121,7 @@ def jsonl_source(paths: list[Path], *, held_out_share: float, licence: str) -> S
 
 
 def held_out(document: str, share: float) -> bool:
-    """Whether a document belongs to the held-out split: by its hash, so that copies of it fall on the same side."""
+    """Whether a document is held out: by its hash, so that copies of it are all in the same split."""
     digest = hashlib.sha256(document.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2.0**64
 

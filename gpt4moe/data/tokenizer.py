@@ -1,4 +1,4 @@
-"""Byte-level BPE, trained here or read from a tokenizer.json of the `tokenizers` library. Lossless for every text."""
+"""Byte-level BPE, trained here or read from a tokenizer.json of the `tokenizers` library. It encodes every text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,35 +11,35 @@ from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.errors import DataError
 
 EOS_TOKEN = "<|endoftext|>"
-# 256 bytes and EOS: with fewer, some text could not be written.
+# 256 bytes and EOS: with fewer, some texts could not be encoded.
 SMALLEST_VOCABULARY = 257
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Text <-> token numbers. "<|endoftext|>" within a text is text: only we end a document."""
+    """Text <-> token ids. "<|endoftext|>" in a text is encoded as text: only preprocessing writes the EOS token."""
 
     backend: tokenizers.Tokenizer
     vocab_size: int
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Without EOS."""
+        """Token ids of a text, without EOS."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """As encode, on as many threads as TOKENIZERS_PARALLELISM and RAYON_NUM_THREADS allow."""
+        """As encode, for many texts, on the threads that TOKENIZERS_PARALLELISM and RAYON_NUM_THREADS allow."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, tokens: list[int]) -> str:
-        """EOS shows as "<|endoftext|>"."""
+        """The text; EOS becomes "<|endoftext|>"."""
         return str(self.backend.decode(tokens, skip_special_tokens=False))
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's split into words, of exactly vocab_size entries; EOS is number 0.
+    """A byte-level BPE with GPT-2's split into words and exactly vocab_size entries; EOS is token 0.
 
-    Raises: DataError when vocab_size cannot hold the bytes, or the text has too few different pieces for it.
+    Raises: DataError when vocab_size is less than the bytes need, or the text has too few different pieces for it.
     """
     require_vocabulary(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
@@ -62,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def require_vocabulary(vocab_size: int) -> None:
-    """Raises: DataError when vocab_size cannot hold the bytes and EOS."""
+    """Raises: DataError when vocab_size is less than the bytes and EOS need."""
     if vocab_size < SMALLEST_VOCABULARY:
         raise DataError(
             f"A byte-level vocabulary of {vocab_size} is below {SMALLEST_VOCABULARY} (256 bytes and {EOS_TOKEN}).",
@@ -71,7 +71,7 @@ def require_vocabulary(vocab_size: int) -> None:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Raises: DataError when the file is missing, no tokenizer, or without an end-of-text token."""
+    """Raises: DataError when the file is missing, is not a tokenizer, or has no end-of-text token."""
     if not path.is_file():
         raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
     try:
@@ -90,6 +90,6 @@ def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Lines bound the words anyway; short pieces keep the trainer's threads evenly busy."""
+    """Lines: no word crosses one, and short pieces keep the trainer's threads evenly busy."""
     for text in texts:
         yield from text.splitlines(keepends=True)

@@ -81,7 +81,7 @@ class StepRunner:
         """Gradients of the global batch into the engine's buffers. Collective.
 
         Args:
-            batches: this rank's micro-batches (data.sampler), the same number on every rank.
+            batches: this rank's micro-batches (data.loader.micro_batch_samples), the same number on every rank.
         """
         self.engine.zero_gradients()
         return self._walk(batches, forward_only=False)

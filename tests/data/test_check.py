@@ -115,6 +115,6 @@ def test_synthetic_data_has_an_identity_of_its_own() -> None:
 
 def test_the_check_needs_no_torch() -> None:
     script = (
-        "import sys, gpt4moe.data.check, gpt4moe.data.tokenizer, gpt4moe.data.mock; sys.exit('torch' in sys.modules)"
+        "import sys, gpt4moe.data.check, gpt4moe.data.tokenizer, gpt4moe.data.samples; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2])

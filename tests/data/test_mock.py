@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gpt4moe.data.mock import MockSamples
+from gpt4moe.data.samples import MockSamples
 
 SMALL = MockSamples(vocab_size=64, seq_length=128, seed=1)
 

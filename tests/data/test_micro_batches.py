@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt4moe.data.sampler import micro_batch_samples
+from gpt4moe.data.loader import micro_batch_samples
 
 
 @given(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt4moe.data.batch import stack
-from gpt4moe.data.packing import num_samples, packed_sample
+from gpt4moe.data.samples import num_samples, packed_sample
 
 STREAM = np.arange(100, 123, dtype=np.uint16)
 

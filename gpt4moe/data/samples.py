@@ -1,0 +1,96 @@
+"""One sample of a run, before batching: cut out of a stream of tokens, or synthetic. No torch.
+
+A stream is documents one after the other, each ended by EOS, without padding:
+
+    stream   t0 t1 t2 t3 t4 t5 t6 t7 t8 ...      S = 4
+    sample 0 [t0 t1 t2 t3 | t4]
+    sample 1             [t4 t5 t6 t7 | t8]      inputs = the first S, labels = the last S: each token is predicted once
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt4moe.data.permutation import derived_keys, mix64
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """One sequence of S + 1 tokens, so that inputs and shifted labels are views of it."""
+
+    tokens: NDArray[np.int64]
+    """[S + 1]"""
+    loss_mask: NDArray[np.float32]
+    """[S], weight of each label in the loss."""
+    source_index: int = 0
+    """Its source: an index into Data.source_names."""
+
+
+def num_samples(num_tokens: int, seq_length: int) -> int:
+    """How many samples a stream gives; fewer than seq_length + 1 tokens at its end are left out."""
+    return max(0, (num_tokens - 1) // seq_length)
+
+
+def packed_sample(stream: NDArray[np.integer], index: int, seq_length: int) -> TokenSample:
+    """Sample `index` of a stream [num_tokens]; every label counts.
+
+    Raises: IndexError when index is outside range(num_samples(...)).
+    """
+    if not 0 <= index < num_samples(len(stream), seq_length):
+        raise IndexError(f"sample {index} of {num_samples(len(stream), seq_length)}")
+    start = index * seq_length
+    tokens = stream[start : start + seq_length + 1].astype(np.int64)
+    return TokenSample(tokens, np.ones(seq_length, dtype=np.float32))
+
+
+# Upper ends, in 1/16, of the first four successors' probabilities.
+_CUMULATIVE_SIXTEENTHS = (8, 12, 14, 15)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MockSamples:
+    """Synthetic samples that need no files and that a model can learn: a sparse Markov chain over the vocabulary.
+
+    Every token has four likely successors (probabilities 1/2, 1/4, 1/8, 1/16; the last 1/16 is any token), and low
+    numbers are more frequent. Successors are hashes, computed when needed, so a vocabulary of 100k costs nothing.
+    Sample n comes from a counter generator keyed by (seed, stream, n), so samples can be asked for in any order. Two
+    streams of one seed have the same chain and share no sample.
+    """
+
+    vocab_size: int
+    seq_length: int
+    seed: int
+    stream: str = "train"
+    mask_fraction: float = 0.0
+    """For tests: above 0, each sample masks a share of its labels, drawn from [0, mask_fraction]."""
+
+    def sample(self, n: int) -> TokenSample:
+        length = self.seq_length
+        # Raw 64-bit draws: NumPy keeps bit generators stable between versions, not what is derived from them.
+        raw = np.random.Philox(key=derived_keys(2, "mock", self.seed, self.stream, n)).random_raw(2 * length + 2)
+        choices, wild = (raw[: length + 1] >> 60).tolist(), (raw[: length + 1] & 0xFFFFFFFF).tolist()
+        tokens: NDArray[np.int64] = np.empty(length + 1, dtype=np.int64)
+        token = 0
+        for place in range(length + 1):
+            token = self._successor(token, choices[place], wild[place])
+            tokens[place] = token
+        return TokenSample(tokens, self._mask(raw[length + 1 :] / 2.0**64))
+
+    def consumed(self, n: int) -> dict[str, int]:
+        """Samples of each source among the first n: there is one source."""
+        return {"mock": n}
+
+    def _successor(self, token: int, sixteenth: int, wild: int) -> int:
+        for rank, end in enumerate(_CUMULATIVE_SIXTEENTHS):
+            if sixteenth < end:
+                # The square makes low tokens frequent, so that a unigram model learns something too.
+                uniform: int = mix64((self.seed << 40) + token * 4 + rank + 1 & (1 << 64) - 1) >> 32
+                return (uniform * uniform * self.vocab_size) >> 64
+        return (wild * self.vocab_size) >> 32
+
+    def _mask(self, uniform: NDArray[np.float64]) -> NDArray[np.float32]:
+        """[S], from S + 1 numbers in [0, 1): the first gives the share of zeros. The first label always counts."""
+        mask: NDArray[np.float32] = (uniform[1:] >= uniform[0] * self.mask_fraction).astype(np.float32)
+        mask[0] = 1.0
+        return mask
