@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gpt4moe.config.model import ModelConfig
+
 if TYPE_CHECKING:
     from torch import Tensor, device
 
@@ -218,17 +220,18 @@ LAYER_METRICS: dict[str, LayerMetric] = {
 }
 
 
-def routing_metrics(table: "Tensor", layers: list[int], top_k: int) -> Mapping[str, float]:
+def routing_metrics(table: "Tensor", model: ModelConfig) -> Mapping[str, float]:
     """LAYER_METRICS of a step: `name` over all MoE layers, `name/group` for each group of them.
 
+    A dense model has the metrics without groups, and they are 0.
+
     Args:
-        table: [all layers, E + columns], summed over ranks, after to_means.
-        layers: global indices of the MoE layers, from 0, ascending. Without any only the metrics without groups are
-            there, and are 0.
+        table: [layers of the model, E + columns], summed over ranks, after to_means.
     """
-    if not layers:
+    layers = [index for index, is_moe in enumerate(model.moe_layers) if is_moe]
+    if model.moe is None:
         return {name: 0.0 for name, metric in LAYER_METRICS.items() if metric.over_layers is None}
-    rows, groups = LayerTable(table[layers], top_k), layer_groups(layers)
+    rows, groups = LayerTable(table[layers], model.moe.top_k), layer_groups(layers)
     found: dict[str, float] = {}
     for name, metric in LAYER_METRICS.items():
         value = metric.value(rows)

@@ -3,12 +3,13 @@
 import logging
 import time
 
+from gpt4moe.moe.statistics import routing_metrics
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
 from gpt4moe.training.best_effort import best_effort
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
-from gpt4moe.training.step_metrics import routing_metrics, source_losses
 from gpt4moe.training.update import Policy, stop_on_nonfinite, train_step
 
 logger = logging.getLogger(__name__)
@@ -68,20 +69,18 @@ class Trainer:
         state.consumed_samples += run.training.global_batch_size
         if not done.is_updated:
             logger.warning("step %d: update skipped: %s", state.step, done.verdict.cause)
-        result, seconds = done.result, data_seconds + done.forward_backward_seconds + done.optimizer_seconds
+        result = done.result
+        times = StepTimes(
+            data=data_seconds, forward_backward=done.forward_backward_seconds, optimizer=done.optimizer_seconds
+        )
         record: Record = {
             "step": state.step,
-            "loss": result.loss,
+            **loss_metrics("loss", result.loss, result.sources.tolist(), context.data.source_names),
             **result.logged,
-            **source_losses("loss", result, context.data.source_names),
-            **routing_metrics(run, result),
+            **routing_metrics(result.routing, run.model),
             "grad_norm": done.grad_norm,
             "learning_rate": done.learning_rate,
             "consumed_tokens": state.consumed_samples * run.model.seq_length,
-            "step_seconds": seconds,
-            "data_seconds": data_seconds,
-            "forward_backward_seconds": done.forward_backward_seconds,
-            "optimizer_seconds": done.optimizer_seconds,
-            "tokens_per_second": run.training.global_batch_size * run.model.seq_length / seconds,
+            **time_metrics(times, run.training.global_batch_size * run.model.seq_length),
         }
         return record, result

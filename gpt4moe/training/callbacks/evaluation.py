@@ -1,9 +1,9 @@
 """The loss on held-out text, every training.eval_every steps and at the end; added to the step's record."""
 
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.step_metrics import loss_metrics
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
-from gpt4moe.training.step_metrics import source_losses
 
 
 class Evaluation(Callback):
@@ -14,8 +14,8 @@ class Evaluation(Callback):
         if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
             with context.pause("evaluation"):
                 evaluated = evaluate(context)
-            record["eval_loss"] = evaluated.loss
-            record.update(source_losses("eval_loss", evaluated, context.data.source_names))
+            names = context.data.source_names
+            record.update(loss_metrics("eval_loss", evaluated.loss, evaluated.sources.tolist(), names))
 
 
 def evaluate(context: TrainingContext) -> StepResult:
