@@ -30,20 +30,20 @@ from gpt4moe.parallel.collectives import AllGather, ReduceScatter, gather_rows
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who goes where, in one micro-batch of one layer: indices and counts, no activations, no gradient."""
+    """Which token goes to which expert's rank, in one micro-batch of one layer: indices and counts, no activations."""
 
     num_tokens: int
     """T x etp."""
     top_k: int
     assignment: Tensor
-    """[A], place in etp * T * K of each row sent, sorted by expert."""
+    """[A], index into the etp * T * K assignments of each row sent, sorted by expert."""
     counts_by_source: Tensor
-    """[ep, L], rows that arrive here, by the rank they come from and local expert."""
+    """[ep, L], number of rows that arrive here, by source rank and local expert."""
     splits: tuple[list[int], list[int]]
-    """Rows sent to and received from each rank of ep."""
+    """Number of rows sent to each rank of ep, and received from each."""
     order: Tensor | None
-    """[2, N]: how arrived rows are sorted by local expert, and back; None where they are sorted already or DeepSpeed's
-    padded permutation sorts them."""
+    """[2, N]: the permutation that sorts arrived rows by local expert, and its inverse. None where they are sorted
+    already, or where DeepSpeed's padded permutation sorts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Dispatcher:
     """Moves rows over one expert-parallel group, after gathering them over the expert-tensor-parallel one.
 
     Args:
-        etp: every rank of it has as many tokens.
+        etp: all of its ranks have the same number of tokens.
         padded: groups of rows aligned as grouped kernels on GPUs want them (DeepSpeed's permutation).
     """
 

@@ -20,7 +20,7 @@ from gpt4moe.config.training import ExpertKernel
 
 
 def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> ExpertKernel:
-    """What `wish` means for weights of this dtype on this device: torch's grouped_mm is fast in bf16 on GPUs alone."""
+    """The kernel for weights of this dtype on this device. auto: grouped_mm where torch's is fast, in bf16 on GPUs."""
     if wish is not ExpertKernel.auto:
         return wish
     return ExpertKernel.grouped_mm if device.type == "cuda" and dtype is torch.bfloat16 else ExpertKernel.per_expert
@@ -51,11 +51,10 @@ class Experts(nn.Module):
 
 
 class PerExpert(torch.autograd.Function):
-    """All of one expert before the next: its activations, a few MB, are still in the cache when they are used, and
-    the allocator hands out the same memory again. Products go into slices of one output.
+    """Computes one expert after the other. So its activations, a few MB, are still in the cache when they are used, and
+    the allocator reuses the same memory. Products are written into slices of one output.
 
-    Indexing weight[e] under autograd instead would make a full-size zero gradient per expert, the square of their
-    number in all.
+    Indexing weight[e] under autograd instead would make a full-size zero gradient for each expert: E times E weights.
     """
 
     @staticmethod
@@ -108,7 +107,7 @@ def _weighted_swiglu_backward(grad: Tensor, hidden: Tensor, weight: Tensor) -> t
     silu = torch.nn.functional.silu(gate)
     grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
     grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-    torch.mul(grad.float(), silu, out=grad_up)  # of up, but for the weight
+    torch.mul(grad.float(), silu, out=grad_up)  # of `up`, before the weight
     grad_weight = (grad_up * up).sum(dim=-1, keepdim=True)
     grad_up.mul_(weight)
     silu_gradient = torch.mul(grad, weight).mul_(up)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, single lines in a pipe or a Slurm log.
+"""The progress of a run for a person: a live bar on a terminal, single lines in a pipe or a Slurm log.
 
     step 20/200  loss 3.4567  eval 3.5102  12.3k tokens/s  eta 0:01:20
 
@@ -36,7 +36,7 @@ def clock_time(seconds: float) -> str:
 
 
 class Console:
-    """The progress of one start of a run: from `start()` to `close()`."""
+    """The progress of one launch of a run: from `start()` to `close()`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Console:
         )
 
     def start(self) -> None:
-        """Show the bar, or say that the run begins."""
+        """Shows the bar, or prints that the run begins."""
         self._pace.mark(self.start_step)
         if self._progress is None:
             begin = "start" if self.start_step == 0 else f"resume after step {self.start_step}"
@@ -91,7 +91,7 @@ class Console:
         self._progress.start()
 
     def step(self, record: Mapping[str, Number]) -> None:
-        """Show one finished step. In a log: the first, the last, those that evaluate, else one every few seconds."""
+        """Shows one finished step. A log gets the first, the last, those that evaluate, else one every few seconds."""
         step = int(record["step"])
         now = self._pace.mark(step)
         self._eval_loss = record.get("eval_loss", self._eval_loss)
@@ -105,11 +105,11 @@ class Console:
             self._line(f"step {step}/{self.total_steps}  {numbers}")
 
     def message(self, text: str) -> None:
-        """One line for the reader, above the bar."""
+        """Prints one line, above the bar."""
         self._line(text)
 
     def close(self) -> None:
-        """Leave the bar as it stands. A second call does nothing."""
+        """Leaves the bar as it is. A second call does nothing."""
         if self._progress is not None:
             self._progress.stop()
 

@@ -1,4 +1,4 @@
-"""configs/dashboard.yaml, read and checked: sections of panels, and alerts. report.html, wandb and training use it.
+"""configs/dashboard.yaml, read and checked: sections of panels, and alerts. For report.html, wandb and training.
 
 YAML --read_dashboard--> Dashboard(sections of panels, alerts): every name is one of metrics_table.METRICS
 """
@@ -19,12 +19,12 @@ from gpt4moe.runlog.metrics_table import METRICS, metric_of
 
 logger = logging.getLogger(__name__)
 
-# Not by config.load, which imports Hydra: a list of runs reads this too.
+# Not read by config.load, which imports Hydra: a list of runs reads this file too, and must be fast.
 DASHBOARD_FILE = Path(__file__).resolve().parents[2] / "configs" / "dashboard.yaml"
 
 
 class Scale(str, Enum):
-    """Of the vertical axis. auto: logarithmic where values span much."""
+    """Of the vertical axis. auto: logarithmic where values span more than a factor of 30."""
 
     linear = "linear"
     log = "log"
@@ -35,7 +35,7 @@ class Scale(str, Enum):
 class Panel:
     title: str
     metrics: list[str]
-    """Of the table; name/* is every part of one."""
+    """Names of metrics_table.METRICS; name/* is every part of one."""
     scale: Scale = Scale.linear
     wide: bool = False
     smooth: bool = False
@@ -58,9 +58,11 @@ class Dashboard:
 
 
 def read_dashboard(file: Path | str | None = None) -> Dashboard:
-    """Of tracking.dashboard; None: configs/dashboard.yaml.
+    """Reads and checks a dashboard.
 
-    Raises: ConfigError naming the place in the file, for anything that is not as the file's comments say."""
+    Args: file: tracking.dashboard; None: configs/dashboard.yaml.
+    Raises: ConfigError with the place in the file, for anything that docs/dashboards.md does not allow.
+    """
     path = DASHBOARD_FILE if file is None else Path(file)
     try:
         given = yaml.safe_load(path.read_text())
@@ -77,7 +79,10 @@ def read_dashboard(file: Path | str | None = None) -> Dashboard:
 
 
 def dashboard_of(run_folder: Path) -> Dashboard:
-    """Of a run's last start, as its file is now; the shipped one where that is gone or wrong: a run outlives it."""
+    """The dashboard of a run's last launch, read from its file as it is now.
+
+    Where that file is gone or wrong, the shipped dashboard: runs stay readable for longer than such files.
+    """
     starts = sorted((run_folder / "starts").glob("*.yaml"))
     try:
         config = yaml.safe_load(starts[-1].read_text())["config"] if starts else {}
@@ -90,7 +95,7 @@ def dashboard_of(run_folder: Path) -> Dashboard:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Of a number of a rule."""
+    """What a number of an alert rule may be."""
 
     words: str
     allow: Callable[[float], bool]
@@ -107,12 +112,12 @@ _LIMITS: dict[str, _Limits] = {
     "limit": _Limits("a number of 0 or more", lambda it: it >= 0),
     "share": _Limits("a number above 0 and below 1", lambda it: 0 < it < 1),
 }  # fmt: skip
-_KINDS: dict[type, str] = {str: "some words", bool: "true or false"}
+_TYPE_WORDS: dict[type, str] = {str: "some words", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Turns plain YAML into the classes above; `place` is where in the file, for errors."""
+    """Turns plain YAML into the classes above. `place` is the place in the file, for errors."""
 
     path: Path
 
@@ -188,7 +193,7 @@ class _Reader:
 
     def a(self, kind: type, given: object, place: str) -> Any:
         if not isinstance(given, kind) or (isinstance(given, str) and not given.strip()):
-            self.refuse(place, f"is {_short(given)}", f"Give {_KINDS[kind]}.")
+            self.refuse(place, f"is {_short(given)}", f"Give {_TYPE_WORDS[kind]}.")
         return given
 
     def refuse(self, place: str, what: str, cure: str) -> NoReturn:
@@ -196,12 +201,12 @@ class _Reader:
 
 
 def _called(item: object) -> str:
-    """How a section, panel or alert names itself, for the place in an error."""
+    """The name of a section, panel or alert, for the place in an error."""
     name = (item.get("title") or item.get("name")) if isinstance(item, dict) else None
     return f" ({_short(name)})" if isinstance(name, str) else ""
 
 
 def _short(given: object) -> str:
-    """For an error of one line."""
+    """At most 80 characters, for an error of one line."""
     text = repr(given)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,10 +1,11 @@
-"""events.jsonl: what befell a run besides its steps, for all its starts; lines are only ever added.
+"""events.jsonl: launches of a run, what training waited for, how it ended. Lines are only ever added.
 
     open (a torn last line is cut off) -> start -> first_step -> pause -> checkpoint -> pause -> evaluation ... -> stop
-    kill -9 -> no stop: the next start notes the last sign of life -> start ...
+    kill -9 -> no stop: the next launch writes the time of the last sign of life -> start ...
 
-metrics.jsonl tells what the run is (each step once), this file what it cost: runlog/goodput.py adds it up. A failure
-to write is one warning: it never stops training.
+metrics.jsonl has each step once; this file has what the run cost, and goodput.py adds it up. If a line cannot be
+written, that is one warning and training goes on. A reader leaves out a line that is not as EVENTS says, and reports
+which: a list of runs must survive any file.
 """
 
 import json
@@ -27,7 +28,7 @@ Event = dict[str, Any]
 Check = Callable[[Any], bool]
 
 _LATEST = 253_370_764_800.0
-"""The year 9999, in seconds since 1970: what a calendar can show."""
+"""The year 9999, in seconds since 1970: the last that Python's dates can show."""
 
 
 def _is_number(value: Any, most: float) -> bool:
@@ -61,6 +62,8 @@ def _maybe(check: Check) -> Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventKind:
+    """One kind of event, and the checks of its fields."""
+
     meaning: str
     needs: Mapping[str, Check]
     """Besides `event` and `time` (seconds since 1970)."""
@@ -77,12 +80,12 @@ PAUSES: dict[str, EventKind] = {
     "replica_check": _pause("training waited for the comparison of copies"),
     "report": _pause("loss.png and report.html were written"),
 }
-"""Written when they end."""
+"""What training waits for. The event is written when the wait ends; `seconds` is its length."""
 
 EVENTS: dict[str, EventKind] = {
     "start": EventKind(
-        meaning="the process began; of Slurm: job, restart, submitted, job_started; of the start before: "
-        "last_sign_of_life, redone_steps, redone_seconds; written: when this was told",
+        meaning="the process began; of Slurm: job, restart, submitted, job_started; of the launch "
+        "before: last_sign_of_life, redone_steps, redone_seconds; written: when this line was written",
         needs={
             "run": _text, "job": _maybe(_count), "submitted": _maybe(_time), "job_started": _maybe(_time),
             "ranks": _count, "layout": _text, "total_steps": _count, "resumed_step": _count,
@@ -91,7 +94,7 @@ EVENTS: dict[str, EventKind] = {
         may_have={"written": _time, "restart": _count},
     ),
     "first_step": EventKind(
-        meaning="the first step of a start is done", needs={"step": _count, "seconds": _seconds}, may_have={}
+        meaning="the first step of a launch is done", needs={"step": _count, "seconds": _seconds}, may_have={}
     ),
     "pause": EventKind(
         meaning="training begins to wait: for what, the name of the event that ends it",
@@ -99,19 +102,19 @@ EVENTS: dict[str, EventKind] = {
     ),
     **PAUSES,
     "alert": EventKind(
-        meaning="an alert of configs/dashboard.yaml began", needs={"step": _count, "name": _text, "text": _text},
+        meaning="an alert of configs/dashboard.yaml fired", needs={"step": _count, "name": _text, "text": _text},
         may_have={},
     ),
     "stop": EventKind(
-        meaning="the end, in order; reason: finished, a signal's name, or an error's class; cause in words, where we "
-        "know it",
+        meaning="the launch ended and said so; reason: finished, a signal's name, or an error's class; cause in words, "
+        "where it is known",
         needs={"step": _count, "reason": _text, "is_error": _flag}, may_have={"cause": _maybe(_text)},
     ),
 }  # fmt: skip
 
 
 def wrong_with(event: Any) -> str | None:
-    """What a decoded line lacks to be an event; None for one that is whole."""
+    """Why a decoded line is not a valid event; None when it is."""
     kind = event.get("event") if isinstance(event, dict) else None
     if not isinstance(kind, str) or kind not in EVENTS:
         return "is no event"
@@ -124,12 +127,13 @@ def wrong_with(event: Any) -> str | None:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events, in order; lines that a kill or a full disk tore were left out. No readable file is an empty list."""
+    """All valid events, in order; without lines that a kill or a full disk has torn. Unreadable file: empty list."""
     return scan_events(path)[0]
 
 
 def scan_events(path: Path) -> tuple[list[Event], list[str]]:
-    """The events, in order, and what is wrong with the other lines; a torn last line is as a kill leaves it."""
+    """The valid events, in order, and what is wrong with the other lines. A torn last line is what a kill leaves, and
+    is not reported."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -138,7 +142,7 @@ def scan_events(path: Path) -> tuple[list[Event], list[str]]:
         logger.warning("%s cannot be read: %s", path, error)
         return [], [f"{path.name} cannot be read: {error.strerror}"]
     events, wrong = [], []
-    # Not splitlines(): of bytes it knows \r too.
+    # Not splitlines(): it splits bytes at \r too.
     *lines, torn = data.split(b"\n")
     for number, line in enumerate([*lines, torn], start=1):
         event, why = _decoded(line)
@@ -150,12 +154,12 @@ def scan_events(path: Path) -> tuple[list[Event], list[str]]:
 
 
 def written_at(event: Event) -> float:
-    """When an event was written; a start's time is that of its process, seconds earlier."""
+    """When an event was written. The `time` of a start is when its process began, seconds earlier."""
     return float(event["written"] if "written" in event else event["time"])
 
 
 def own_events(events: list[Event]) -> list[Event]:
-    """Without those of another run: a copied folder under a new name has its parent's events before its own."""
+    """The events of the last run alone: a folder copied under a new name has the other run's events before its own."""
     starts = [index for index, event in enumerate(events) if event["event"] == "start"]
     first = len(events)
     for index in reversed(starts):
@@ -166,9 +170,11 @@ def own_events(events: list[Event]) -> list[Event]:
 
 
 def before_start(run_folder: Path, run_name: str, resumed_step: int, records: Sequence[Record]) -> Event:
-    """What a start from `resumed_step` finds of the one before it; nothing lost where there was none of this run.
+    """Fields of a start event: what a launch from `resumed_step` finds of the launch before it.
 
-    Args: records: metrics.jsonl as the start before left it, steps that will be redone included.
+    Nothing is lost where this run has no launch before.
+
+    Args: records: metrics.jsonl as the launch before left it, steps that will be redone included.
     """
     fields: Event = {"last_sign_of_life": None, "redone_steps": 0, "redone_seconds": 0.0}
     events = own_events(read_events(run_folder / EVENTS_FILE))
@@ -191,7 +197,7 @@ def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
 
 
 def _decoded(line: bytes) -> tuple[Event | None, str]:
-    """The event of a line, or what is wrong with it."""
+    """The event of a line, or why it is none."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -201,7 +207,7 @@ def _decoded(line: bytes) -> tuple[Event | None, str]:
 
 
 class EventsLog:
-    """The open events.jsonl of one start, on its logging rank. The run folder's lock guards it."""
+    """The open events.jsonl of one launch, on its logging rank. The run folder's lock guards it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -214,9 +220,9 @@ class EventsLog:
             self._give_up(error)
 
     def write(self, kind: str, *, at: float | None = None, **fields: Any) -> None:
-        """Appends one event. Raises nothing for what a disk can do.
+        """Appends one event. A disk error is logged, not raised; no more events are then written.
 
-        Args: at: its time; by default now.
+        Args: at: its time, in seconds since 1970; by default now.
         """
         assert kind in EVENTS, kind
         if self._file < 0:

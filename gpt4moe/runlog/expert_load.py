@@ -31,7 +31,7 @@ class ExpertLoad:
         return [[value / mean if (mean := sum(row) / len(row)) else 0.0 for value in row] for row in self.tokens]
 
     def max_over_mean(self) -> list[float]:
-        """Per layer, the busiest expert's load over the mean."""
+        """Of each layer, the busiest expert's load over the mean."""
         return [max(row) for row in self.ratios()]
 
     def dead_experts(self) -> list[tuple[int, int]]:
@@ -54,13 +54,13 @@ class LoadWindow:
 
 @dataclass(slots=True)
 class LoadHistory:
-    """Of one run; `add` every step once."""
+    """The history of one run; `add` is called once for every step."""
 
     steps_per_window: int = 1
     windows: list[LoadWindow] = field(default_factory=list)
 
     def add(self, step: int, tokens: NDArray[np.float64]) -> None:
-        """The tokens of a step, [MoE layers, experts]."""
+        """Adds the tokens of a step, [MoE layers, experts]."""
         last = self.windows[-1] if self.windows else None
         if last is not None and last.last_step - last.first_step + 1 < self.steps_per_window:
             last.tokens, last.last_step = last.tokens + tokens, step
@@ -82,7 +82,7 @@ class LoadHistory:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any] | None) -> Self:
-        """None: of a run from before there were histories."""
+        """None: the file of a run from before there were histories."""
         if stored is None:
             return cls()
         windows = [
@@ -98,5 +98,5 @@ class LoadHistory:
 
 
 def max_windows(numbers: int) -> int:
-    """How many windows of so many numbers are kept; even."""
+    """How many windows are kept when each has so many numbers; an even number."""
     return max(MIN_WINDOWS, min(MAX_WINDOWS, MAX_NUMBERS // numbers // 2 * 2))

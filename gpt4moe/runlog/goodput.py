@@ -1,13 +1,13 @@
-"""Goodput: the share of a run's wall time that went into steps which count, and where the rest went.
+"""Goodput: the share of a run's wall time that went into steps that count, and where the rest went.
 
-One start of a run on the clock; what a start does not have has no length:
+One launch of a run over time; a part that a launch does not have takes no time:
 
     submitted   job begins    first step begins                              stop       next submitted
         | queue     | start-up      | steps, evaluation, checkpoints, other    |   down     | queue ...
 
-Steps that a later start did again are lost; so is the time from a kill's last sign of life on. A run that was finished
-and later extended loses nothing in between. Seconds of all causes and the productive ones add up to the wall time,
-because each second is given to one of them: `other` is what is left of a start, and is shown.
+Steps that a later launch did again do not count, and neither does the time after a killed launch's last sign of life.
+A run that was finished and later extended loses nothing in between. Every second has exactly one cause, so the seconds
+of all causes add up to the wall time: `other` is what is left of a launch, and is shown.
 """
 
 from collections.abc import Sequence
@@ -34,27 +34,27 @@ CAUSES: dict[str, str] = {
 
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """One start and what became of it. Times are seconds since 1970."""
+    """One launch and how it ended. Times are seconds since 1970."""
 
     job: int | None
     ranks: int
     layout: str
     began: float
-    """The job's start where Slurm said it, else the process's."""
+    """The job's start where Slurm reports it, else the process's."""
     ended: float
     """Its stop, or its last sign of life."""
     resumed_step: int
     last_step: int
     """The last step it did."""
     end: str
-    """finished, a signal, an error's class; `killed` without a word; `running`."""
+    """finished, a signal, an error's class; `killed`: no stop event; `running`."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By cause; queue and down are those before this start. Steps are counted in Goodput alone."""
+    """By cause; queue and down are the time before this launch. Steps are counted only in Goodput."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goodput:
-    """The whole account of one run."""
+    """Where the wall time of one run went."""
 
     wall_seconds: float
     seconds: dict[str, float]
@@ -75,13 +75,13 @@ def goodput(
     is_running: bool = False,
     waiting_until: float | None = None,
 ) -> Goodput | None:
-    """The account of a run; None where it has no events.
+    """Where the wall time of a run went; None where it has no events.
 
     Args:
         events: events.jsonl, in order.
         records: metrics.jsonl, by step; each step counts once, as it was done last.
-        last_sign_of_life: when the last start was last seen: now, or metrics.jsonl's time.
-        is_running: the last start is still at work.
+        last_sign_of_life: when the last launch was last seen: now, or metrics.jsonl's time.
+        is_running: the last launch is still at work.
         waiting_until: now, when the run's job waits in the queue.
     """
     starts = _by_start(own_events(list(events)))
@@ -107,7 +107,7 @@ def goodput(
 
 
 def _by_start(events: list[Event]) -> list[list[Event]]:
-    """A start with the events up to the next one."""
+    """Each launch: its start event, and the events up to the next launch."""
     groups: list[list[Event]] = []
     for event in events:
         if event["event"] == "start":
@@ -118,7 +118,7 @@ def _by_start(events: list[Event]) -> list[list[Event]]:
 
 
 def _end(start: list[Event], following: Event | None, last_sign_of_life: float, is_running: bool) -> tuple[float, str]:
-    """When a start ended, and why."""
+    """When a launch ended, and why."""
     stop = next((event for event in start if event["event"] == "stop"), None)
     if stop is not None:
         return stop["time"], stop["reason"]
@@ -132,7 +132,7 @@ def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before
     start, (ended, reason) = events[0], end
     submitted, job_started, began = start["submitted"], start["job_started"], start["time"]
     if before is not None and job_started is not None and job_started < before.ended:
-        submitted = job_started = None  # a job with several starts: it did not wait for the later ones
+        submitted = job_started = None  # a job with several launches: the later ones did not wait in the queue
     if job_started is not None:
         began = min(began, job_started)
     free = before.ended if before is not None else began
@@ -146,7 +146,7 @@ def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before
     ended = max(ended, began)
     first_began = ended if first is None else min(ended, first["time"] - first["seconds"])
     seconds["start_up"] = max(0.0, first_began - began)
-    # All that is not named; the steps are taken from it in the end, over all starts together.
+    # All that has no cause yet; `goodput` subtracts the steps of all launches together.
     seconds["other"] = ended - began - seconds["start_up"] - sum(seconds[pause] for pause in PAUSES)
     return Attempt(
         job=start.get("job"), ranks=start["ranks"], layout=start["layout"], began=began, ended=ended,

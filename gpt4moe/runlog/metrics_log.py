@@ -1,10 +1,10 @@
-"""metrics.jsonl: one JSON object a line and step, each step exactly once whatever happened before.
+"""metrics.jsonl: one JSON object for each step, and each step exactly once, after kills and restarts too.
 
-    open(resume_step) -> mend what a kill left, drop steps that will be redone -> write(step 1 + last) ... -> sync()
+    open(resume_step) -> cut off a torn line, drop steps that will be redone -> write(last step + 1) ... -> sync()
 
-A float is written as Python's shortest repr, so it reads back to the same bits. NaN and infinity are not JSON: the
-value becomes null and `nonfinite` beside it says which (`"loss": null, "nonfinite": {"loss": "nan"}`); a column stays
-numbers or null for pandas and jq, and read_metrics gives the float back.
+A float is written as Python's shortest repr, so reading gives the same bits. NaN and infinity are not JSON: the value
+becomes null, and `nonfinite` has what it was (`"loss": null, "nonfinite": {"loss": "nan"}`). So a column is numbers or
+null for pandas and jq, and read_metrics gives the float back.
 """
 
 import errno
@@ -52,7 +52,7 @@ def decode_record(line: bytes) -> Record | None:
 
 
 def read_metrics(path: Path | str) -> list[Record]:
-    """All records by step; without a torn last line. An absent file is an empty list.
+    """All records by step, without a torn last line. An absent file gives an empty list.
 
     Raises: LaunchError when a line is damaged that no kill can have torn.
     """
@@ -61,7 +61,7 @@ def read_metrics(path: Path | str) -> list[Record]:
 
 @dataclass(frozen=True, slots=True)
 class StoredMetrics:
-    """What a metrics.jsonl holds, read once for all that ask: 100,000 steps take seconds."""
+    """The contents of a metrics.jsonl, read once for all callbacks: 100,000 steps take seconds."""
 
     lines: Sequence[tuple[Record, bytes]] = ()
     """Each record with its line, by step."""
@@ -76,12 +76,12 @@ class StoredMetrics:
         return [record for record, _ in self.lines]
 
     def up_to(self, step: int) -> Self:
-        """Without the steps that will be redone when training goes on from `step`."""
+        """Only the steps up to `step`; later ones will be redone."""
         return type(self)([(record, line) for record, line in self.lines if record["step"] <= step])
 
 
 def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
-    """Records with their bytes, by step; of one step written twice the later wins."""
+    """Records with their bytes, by step. Where a step was written twice, the later line counts."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
 
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
-    """Around what a disk can refuse. Raises: LaunchError."""
+    """Turns a disk error into a LaunchError."""
     try:
         yield
     except OSError as error:
@@ -130,11 +130,11 @@ class MetricsLog:
 
     @classmethod
     def open(cls, path: Path | str, resume_step: int = 0, stored: StoredMetrics | None = None) -> Self:
-        """The log, ready for step `resume_step` + 1: later steps are dropped, a torn last line is mended.
+        """The log, ready for step `resume_step` + 1: later steps and a torn last line are dropped.
 
         Args:
-            resume_step: step of the checkpoint that training goes on from; 0 for a start from nothing.
-            stored: what the file holds, by whoever has read it.
+            resume_step: step of the checkpoint that training goes on from; 0 for a new run.
+            stored: the contents of the file, where they have been read already.
         Raises: LaunchError when the file is damaged in a way that no kill can cause, or cannot be written.
         """
         path = Path(path)
@@ -152,10 +152,10 @@ class MetricsLog:
             return cls(path, resume_step)
 
     def write(self, record: Mapping[str, Number]) -> None:
-        """Append one step.
+        """Appends one step.
 
         Raises:
-            ValueError: a name that METRICS lacks, or a step that is not the one after the last.
+            ValueError: a name that is not in METRICS, or a step that is not the one after the last.
             LaunchError: the line is not wholly in the file (a full disk); the next `open` mends it.
         """
         check_record(record)
@@ -170,7 +170,7 @@ class MetricsLog:
         self.last_step += 1
 
     def sync(self) -> None:
-        """Bring the lines to the disk; call before a checkpoint is committed, so that no checkpoint is ahead of it.
+        """Brings the lines to the disk. Call it before a checkpoint is committed: none may be ahead of the log.
 
         Raises: LaunchError when the disk does not take them; some file systems say so only here.
         """
@@ -178,7 +178,7 @@ class MetricsLog:
             os.fsync(self._file)
 
     def close(self) -> None:
-        """Bring the lines to the disk and close. A second call does nothing."""
+        """Brings the lines to the disk and closes. A second call does nothing."""
         if self._file >= 0:
             self.sync()
             os.close(self._file)

@@ -1,13 +1,13 @@
-"""Embassy to wandb: one wandb run over all starts of a training run, and never a reason to stop.
+"""Embassy to wandb: one wandb run over all launches of a training run. Its failures never stop training.
 
-    <run folder>/wandb_id.txt    the wandb run's id, made at the first start, and the run's name
-    <run folder>/wandb_step.txt  the high-water mark (wandb_mark.py): a redone step is not sent again
-    <run folder>/wandb/          wandb's own files; `wandb sync` uploads those of offline starts
+    <run folder>/wandb_id.txt    the wandb run's id, made at the first launch, and the run's name
+    <run folder>/wandb_step.txt  which steps wandb has (WandbMark): a redone step is not sent again
+    <run folder>/wandb/          wandb's own files; `wandb sync` uploads those of offline launches
 
-A run folder copied and started under a new name (run.name) is a fork: another id, no step sent yet. A new run from
-checkpoint.load has a folder, and so an id, of its own.
+A run folder copied and launched under a new name (run.name) is a fork: it gets another id, and no step is sent yet. A
+new run from checkpoint.load has its own folder, and so its own id.
 
-The only file that imports wandb, when a run starts: the import costs a second, and a run without tracking none.
+The only file that imports wandb, and only when tracking is on: the import takes a second.
 """
 
 import json
@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id.txt"
 STEP_FILE = "wandb_step.txt"
-# A dead network may cost a start and an end of a run this long each, no more. Normally both take a few seconds.
+# With a dead network the start and the end of a launch take this long each, at most. Normally a few seconds.
 NETWORK_SECONDS = 30.0
 
 
 def run_id(run_folder: Path, run_name: str) -> str:
-    """The wandb id of this run; made and kept at the first call, and anew in a folder copied from another run's."""
+    """The wandb id of this run. Made at the first call and stored; a folder copied from another run gets a new one."""
     file = run_folder / ID_FILE
     kept, _, name = file.read_text().strip().partition(" ") if file.exists() else ("", "", "")
     if kept and name == run_name:
@@ -47,22 +47,22 @@ def run_id(run_folder: Path, run_name: str) -> str:
         logger.info(
             "wandb: this folder was run %s (%s): %s is a fork of it with an id of its own", name, kept, run_name
         )
-        # Before the id: a kill in between leaves the old id, and the next start forks again.
+        # Before the id: after a kill in between the old id is there, and the next launch forks again.
         (run_folder / STEP_FILE).unlink(missing_ok=True)
-    # wandb's own form, 8 of a-z and 0-9. From the system's entropy: the run's seed must not name two runs alike.
+    # wandb's own form, 8 of a-z and 0-9. Random from the system: two runs of one seed must not get one id.
     made = "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(8))
     replace_file(file, f"{made} {run_name}\n".encode())
     return made
 
 
 def offline_folders(run_folder: Path, wandb_id: str) -> list[Path]:
-    """wandb's folders of this run's offline starts that nobody has uploaded yet, oldest first."""
+    """wandb's folders of this run's offline launches that are not uploaded yet, oldest first."""
     folders = sorted((run_folder / "wandb").glob(f"offline-run-*-{wandb_id}"))
     return [folder for folder in folders if not list(folder.glob("*.wandb.synced"))]
 
 
 def has_key(base_url: str) -> bool:
-    """Whether WANDB_API_KEY or a netrc entry for wandb's server is there."""
+    """Whether there is a WANDB_API_KEY, or a netrc entry for wandb's server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = base_url.split("://")[-1].split("/")[0]
@@ -77,14 +77,21 @@ def has_key(base_url: str) -> bool:
 
 @dataclass(slots=True)
 class WandbMark:
-    """The mark as it stands in its file."""
+    """Which steps wandb has, so that it gets each one once. Stored as
+
+        <run folder>/wandb_step.txt: "<last step sent> <last step surely kept> <wandb's folder of this launch>"
+
+    A step that was sent may still be lost: wandb's service keeps some in memory, and drops them when the training
+    process is killed (wandb 0.31: "forced shutdown"). So only a launch that finished is sure of what it sent. After any
+    other end WandbRun asks wandb what it has.
+    """
 
     file: Path
     sent: int = 0
     kept: int = 0
-    """What earlier starts vouch for."""
+    """The last step that wandb surely has."""
     start: str = ""
-    """Name of wandb's own folder of the last start."""
+    """Name of wandb's own folder of the last launch."""
 
     @classmethod
     def read(cls, run_folder: Path) -> Self:
@@ -102,18 +109,18 @@ class WandbMark:
         return self.sent == self.kept
 
     def settle(self, kept: int) -> None:
-        """What wandb was found to have; nothing beyond it counts as sent."""
+        """Sets the last step that wandb was found to have; later steps count as not sent."""
         self.sent = self.kept = max(self.kept, min(kept, self.sent))
 
     def begin(self, start: str) -> None:
-        """A start whose wandb folder is `start` begins to send after the last step kept."""
+        """A launch whose wandb folder is `start` begins to send, from the step after the last one kept."""
         self.start = start
         replace_file(self.file, f"{self.sent:012d} {self.kept:012d} {start}\n".encode())
 
     def advance(self, step: int) -> None:
         """`step` is being sent."""
         self.sent = step
-        # In place and of one width: cheap enough for every step, and a kill leaves the old number or the new one.
+        # In place and always as wide: cheap enough for every step, and a kill leaves the old number or the new one.
         file = os.open(self.file, os.O_WRONLY)
         try:
             os.pwrite(file, b"%012d" % step, 0)
@@ -121,13 +128,13 @@ class WandbMark:
             os.close(file)
 
     def finish(self) -> None:
-        """wandb has ended in order: it has all that was sent."""
+        """wandb has finished: it has all that was sent."""
         self.kept = self.sent
         self.begin(self.start)
 
 
 class WandbRun:
-    """One start's connection to the wandb run, on the logging rank. After any failure, or disabled, it does nothing."""
+    """One launch's connection to the wandb run, on the logging rank. Does nothing when disabled or after a failure."""
 
     def __init__(self, run_folder: Path):
         """Use `start`."""
@@ -138,7 +145,7 @@ class WandbRun:
 
     @classmethod
     def start(cls, tracking: TrackingConfig, run_folder: Path, run_name: str, config: Mapping[str, Any]) -> Self:
-        """Open the run folder's wandb run, or go on with it. Raises nothing: what fails is one warning.
+        """Opens the run folder's wandb run, or goes on with it. Raises nothing: a failure is one warning.
 
         Args: config: the resolved config as plain dicts; wandb shows and filters by it.
         """
@@ -149,7 +156,7 @@ class WandbRun:
         return tracker
 
     def log(self, record: Mapping[str, Number]) -> None:
-        """Send one step, unless it or a later one was sent before; so it may be fed the whole metrics.jsonl again."""
+        """Sends one step, unless it or a later one was sent before. So all of metrics.jsonl may be sent again."""
         run, step = self.run, int(record["step"])
         if run is None or step <= self.mark.sent:
             return
@@ -158,14 +165,14 @@ class WandbRun:
         self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
 
     def alert(self, title: str, text: str) -> None:
-        """Have wandb tell the run's people, by mail or chat as they set it there. Online alone: an offline run is
-        synced when nobody can do anything about it any more."""
+        """Sends an alert, which wandb mails or posts to the run's people as they set it there. Only online: an offline
+        run is synced later, when nobody can act on it."""
         run = self.run
         if run is not None and not run.offline:
             self._attempt("alert", lambda: run.alert(title=title, text=text))
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the run; `exit_code` other than 0 marks it as failed. A second call does nothing."""
+        """Closes the run; an `exit_code` other than 0 marks it as failed. A second call does nothing."""
         run = self.run
         if run is not None:
             self._attempt("finish", lambda: run.finish(exit_code=exit_code))
@@ -174,7 +181,7 @@ class WandbRun:
         self.run = None
 
     def sync_command(self) -> str | None:
-        """What uploads the offline starts of this run; None when there is nothing to upload."""
+        """The command that uploads the offline launches of this run; None when there is nothing to upload."""
         if self.wandb_id is None or not offline_folders(self.run_folder, self.wandb_id):
             return None
         return f"wandb sync {self.run_folder}/wandb/offline-run-*-{self.wandb_id}"
@@ -182,7 +189,7 @@ class WandbRun:
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         try:
             action()
-        # Everything: whatever tracking runs into, training goes on.
+        # Every exception: whatever goes wrong in tracking, training goes on.
         except Exception as error:
             logger.warning("wandb %s failed, tracking stops, training goes on: %s", what, _one_line(error))
             self.run = None
@@ -215,7 +222,7 @@ class WandbRun:
             if mode == "offline":
                 raise
             logger.warning("wandb: online failed, going offline: %s", _one_line(error))
-            # Its service still holds the run's id.
+            # wandb's service still has the run's id.
             wandb.teardown()
             mode = "offline"
             self.run = connect(mode)
@@ -224,7 +231,7 @@ class WandbRun:
         self.mark.begin(Path(self.run.settings.sync_dir).name)
 
     def _settle(self, is_online: bool) -> None:
-        """After a start that was not finished: learn what wandb has of the steps it sent."""
+        """After a launch that was killed: finds which of the steps it sent wandb has."""
         assert self.run is not None
         if self.mark.start.startswith("offline-"):
             found = stored_step(self.run_folder / "wandb" / self.mark.start)
@@ -236,7 +243,7 @@ class WandbRun:
 
 
 def stored_step(folder: Path) -> int | None:
-    """The last step in wandb's file of an offline start, 0 for none; None when that cannot be told."""
+    """The last step in wandb's file of an offline launch, 0 for none; None when it cannot be read."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(folder)]
     try:
         answer = subprocess.run(

@@ -19,9 +19,9 @@ SMOOTHING = 0.9
 
 
 def workspace(dashboard: Dashboard, *, entity: str, project: str) -> "Workspace":
-    """A workspace that is nowhere yet. No network.
+    """A dashboard as a workspace object, not saved anywhere yet. No network.
 
-    Raises: pydantic.ValidationError when the package does not take what a dashboard says.
+    Raises: pydantic.ValidationError when the package refuses something in the dashboard.
     """
     from wandb_workspaces import workspaces
 
@@ -33,8 +33,8 @@ def workspace(dashboard: Dashboard, *, entity: str, project: str) -> "Workspace"
 
 
 def workspace_spec(made: "Workspace") -> dict[str, Any]:
-    """What `save` sends: wandb's own description of the view, as plain data. No network."""
-    # The package has no public way to it (0.4.13); what it sends is this model's `spec` and names.
+    """What `save` would send: wandb's own description of the view, as plain data. No network."""
+    # The package has no public function for it (0.4.13); it sends this model's `spec` and names.
     spec: dict[str, Any] = json.loads(made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
     return spec
 
@@ -43,7 +43,7 @@ def push(dashboard: Dashboard, *, entity: str, project: str, url: str | None) ->
     """Saves the workspace on wandb's server and returns its address.
 
     Args:
-        url: of a workspace pushed before, which gets the new sections; None: a new one is made.
+        url: of a workspace pushed before, whose sections are replaced; None: a new workspace.
     Raises: ConfigError when wandb refuses or cannot be reached.
     """
     from wandb_workspaces import workspaces
@@ -56,7 +56,7 @@ def push(dashboard: Dashboard, *, entity: str, project: str, url: str | None) ->
             made = kept
         saved: Any = made
         return str(saved.save().url)
-    # Everything: the package raises its own, wandb's, requests' and plain ValueErrors.
+    # Every exception: the package raises its own, wandb's, requests' and plain ValueErrors.
     except Exception as error:
         raise ConfigError(
             f"wandb did not take the workspace: {type(error).__name__}: {' '.join(str(error).split())[:300]}",

@@ -7,7 +7,7 @@ from gpt4moe.moe.routers.base import Choice, Router, best
 
 
 class Switch(Router):
-    """weight = p of the one expert. Renormalised it would always be 1, and the language model's loss would not reach
+    """weight = p of the one expert. Renormalised, it would always be 1, and the language model's loss would not reach
     the router."""
 
     def choose(self, logits: Tensor) -> Choice:
