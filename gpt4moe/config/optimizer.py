@@ -5,7 +5,7 @@ from enum import Enum
 from math import inf
 
 from gpt4moe.config.missing import MISSING
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, check_all
 
 
 class OptimizerKind(str, Enum):
@@ -15,11 +15,12 @@ class OptimizerKind(str, Enum):
 
 
 class ScheduleKind(str, Enum):
-    """The learning rate after warm-up."""
+    """The learning rate after warm-up. wsd (warm-up, stable, decay): the peak, then a decay over the last steps."""
 
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+    wsd = "wsd"
 
 
 class EngineKind(str, Enum):
@@ -71,8 +72,13 @@ class ScheduleConfig:
     warmup_steps: int = 0
     final_fraction: float = 0.1
     """The end's learning rate as a fraction of optimizer.lr."""
+    decay_share: float | None = None
+    """The last share of total_steps, in which the learning rate decays; kind wsd alone. 0.1 in the paper."""
 
     def validate(self) -> None:
+        check_all(self._validate_steps, self._validate_own_keys)
+
+    def _validate_steps(self) -> None:
         if not 0 <= self.warmup_steps <= self.total_steps:
             raise ConfigError(
                 f"schedule.warmup_steps={self.warmup_steps} is not within schedule.total_steps={self.total_steps}.",
@@ -80,6 +86,46 @@ class ScheduleConfig:
             )
         if not 0 <= self.final_fraction <= 1:
             raise ConfigError(f"schedule.final_fraction={self.final_fraction} is not within 0 and 1.", "Set 0.1, say.")
+
+    def _validate_own_keys(self) -> None:
+        """A key that only one kind reads is set with that kind, and with no other."""
+        kind = self.kind.value
+        for owner, keys in SCHEDULE_KEYS.items():
+            for key in keys:
+                value = getattr(self, key)
+                if self.kind is owner and value is None:
+                    raise ConfigError(
+                        f"schedule.kind={kind} needs schedule.{key}.",
+                        f"Set schedule.{key}, or choose schedule={kind}, which sets it.",
+                    )
+                if self.kind is not owner and value is not None:
+                    raise ConfigError(
+                        f"schedule.{key}={value} is read by schedule.kind={owner.value} alone, not by {kind}.",
+                        f"Choose schedule={owner.value}, or set schedule.{key}=null.",
+                    )
+        if self.kind is ScheduleKind.wsd:
+            self._validate_decay()
+
+    def _validate_decay(self) -> None:
+        share, after_warmup = self.decay_share or 0.0, self.total_steps - self.warmup_steps
+        if not 0 < share <= 1:
+            raise ConfigError(f"schedule.decay_share={share:g} is not above 0 and at most 1.", "Set 0.1, say.")
+        if share * self.total_steps > after_warmup:
+            raise ConfigError(
+                f"schedule.decay_share={share:g} of schedule.total_steps={self.total_steps} is a decay of "
+                f"{share * self.total_steps:g} steps, but schedule.warmup_steps={self.warmup_steps} leaves "
+                f"{after_warmup}.",
+                "Lower schedule.decay_share or schedule.warmup_steps.",
+            )
+        if self.final_fraction == 0:
+            raise ConfigError(
+                "schedule.final_fraction=0 with schedule.kind=wsd, whose exponential decay never reaches 0.",
+                "Set schedule.final_fraction=0.01, say, or schedule.kind=linear.",
+            )
+
+
+SCHEDULE_KEYS: dict[ScheduleKind, tuple[str, ...]] = {ScheduleKind.wsd: ("decay_share",)}
+"""Kind -> the keys of ScheduleConfig that it alone reads; the other keys belong to every kind."""
 
 
 @dataclass(kw_only=True, slots=True)

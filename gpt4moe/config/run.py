@@ -1,6 +1,6 @@
 """RunConfig: the groups together, and the checks that need two groups."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.data import DataConfig
@@ -43,11 +43,9 @@ class RunConfig:
 
     def validate(self) -> None:
         """Raises ConfigError for values that no world size could make right."""
-        groups = (
-            self.run, self.model, self.parallel, self.data, self.training, self.optimizer, self.schedule,
-            self.checkpoint, self.resilience, self.cluster, self.engine,
-        )  # fmt: skip
-        check_all(*(group.validate for group in groups), self._validate_kernels, self._validate_optimizer)
+        groups = [getattr(self, group.name) for group in fields(self)]
+        checks = [group.validate for group in groups if hasattr(group, "validate")]
+        check_all(*checks, self._validate_kernels, self._validate_optimizer)
 
     def _validate_optimizer(self) -> None:
         optimizer_for(self.optimizer.kind, self.engine.kind)
