@@ -1,17 +1,17 @@
-"""Room `checkpoint`, storey 4: bytes that outlive a layout. May import config, parallel; it receives the rest's state.
+"""Room `checkpoint`, storey 4: bytes that outlive a layout. May import config, parallel, architecture; never model.
 
-    storage.py     one safetensors file: streamed out with block hashes, read back verified
-    cover.py       whether stored rectangles cover a tensor exactly once
-    manifest.py    what a checkpoint holds; written last, its presence commits
-    writer.py      every rank writes what it owns, once; the first rank commits
-    saving.py      Save: a rank's part of a save, in a thread
-    staging.py     the host copy that is written while training goes on
-    index.py       CheckpointIndex: where each piece lies; any box of any tensor
-    reader.py      CheckpointReader: any flat range of any shard, on any layout, into torch tensors
-    selection.py   what a new run takes from a checkpoint
-    retention.py   which checkpoints a run folder has, and which stay
-    inspection.py  list, show, verify and compare checkpoints
+    storage.py     one safetensors file, written and read verified
+    cover.py       are tensors covered exactly once?
+    manifest.py    what a checkpoint holds; the commit
+    saving.py      a rank's save, in a thread
+    index.py       any box of any tensor
+    reader.py      any range, into torch tensors
+    selection.py   which tensors a run takes
+    retention.py   which checkpoints exist, which stay
+    inspection.py  list, show, verify, compare; as data
+    inspection_text.py  the same, as lines
 
-A checkpoint is a set of logical fp32 tensors (`weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`), cut into rectangles as
-their writers owned them. No file is written or read with pickle. Only staging and reader need torch.
+A checkpoint is a set of logical fp32 tensors, KIND/NAME: weights, buffers and the optimizer's states
+(config.optimizer_table), cut into rectangles as their writers owned them. No file is written or read with pickle. Only
+reader needs torch.
 """

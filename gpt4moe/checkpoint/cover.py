@@ -1,4 +1,4 @@
-"""Whether rectangles cover a tensor exactly once: nothing missing, nothing twice. No torch."""
+"""Whether rectangles cover a tensor exactly once, with nothing missing and nothing twice. No torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -30,8 +30,11 @@ def cover_problem(global_shape: tuple[int, ...], rectangles: list[Rectangle]) ->
 
 
 def _clusters(rectangles: list[Rectangle], num_dims: int) -> Iterator[list[Rectangle]]:
-    """Rectangles that may overlap, together: split along one axis after the other wherever no interval reaches across,
-    until no axis splits. A tensor cut over thousands of ranks falls apart to few rectangles each."""
+    """Groups of rectangles that may overlap one another; rectangles of two groups cannot.
+
+    Splits along one axis after the other wherever no interval reaches across, until no axis splits. A tensor cut over
+    thousands of ranks ends in groups of few rectangles, so that comparing pairs stays cheap.
+    """
     waiting = [(rectangles, 0, 0)]
     while waiting:
         cluster, axis, unsplit = waiting.pop()
@@ -46,7 +49,7 @@ def _clusters(rectangles: list[Rectangle], num_dims: int) -> Iterator[list[Recta
 
 
 def _split(rectangles: list[Rectangle], axis: int) -> list[list[Rectangle]]:
-    """Runs of rectangles whose intervals along the axis touch none of another run's."""
+    """Groups of rectangles whose intervals along the axis do not overlap with another group's."""
     parts: list[list[Rectangle]] = []
     end = -1
     for rectangle in sorted(rectangles, key=lambda rectangle: rectangle[0][axis]):
@@ -65,6 +68,9 @@ def tensor_problems(
     states: Sequence[str],
 ) -> Iterator[str]:
     """What is wrong with a checkpoint's tensors as a set; each is named KIND/PARAMETER.
+
+    Finds tensors that are not covered exactly once, tensors of `wanted` that are missing, tensors that are not of the
+    model, and weights that have some of the optimizer's states but not all.
 
     Args:
         wanted: every weight and buffer that must be there, and no other may; empty: not checked.

@@ -1,4 +1,4 @@
-"""CheckpointIndex: where each piece of each logical tensor of a committed checkpoint lies; any box of it. No torch."""
+"""CheckpointIndex: where each piece of each logical tensor of a checkpoint lies; reads any box of it. No torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -18,10 +18,10 @@ Where = tuple[slice, ...]
 
 
 class CheckpointIndex:
-    """A committed checkpoint, open for reading: its manifest and its files' headers, checked.
+    """A committed checkpoint, open for reading. Reads manifest.json and every file's header once, and checks them.
 
     Host memory: storage.BlockCache and one read at a time, whatever the tensors' sizes.
-    Raises: CheckpointError when there is none, or a file is missing, of another size or has a damaged header.
+    Raises: CheckpointError when there is no checkpoint, or a file is missing, of another size or has a damaged header.
     """
 
     def __init__(self, folder: Path):
@@ -38,7 +38,10 @@ class CheckpointIndex:
                 self.pieces.setdefault(name, []).append(piece)
 
     def problems(self) -> Iterator[str]:
-        """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte."""
+        """Everything that is wrong: slices missing or doubled, blocks whose bytes changed. Reads every byte.
+
+        Raises: CheckpointError when the table of optimizers does not have the checkpoint's.
+        """
         boxes = {name: [(piece.offset, piece.shape) for piece in pieces] for name, pieces in self.pieces.items()}
         yield from tensor_problems(self.shapes, boxes, self.manifest.tensor_names, self.manifest.optimizer.states)
         listed = dict.fromkeys(self.files, 0)
@@ -60,14 +63,14 @@ class CheckpointIndex:
     def read_box(
         self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]
     ) -> Iterator[tuple[Where, np.ndarray]]:
-        """What is stored of the box [offset, offset + shape) of a tensor: (where in the box, values).
+        """The stored values of the box [offset, offset + shape) of a tensor: (where in the box, values).
 
         Values are fp32, at most RUN_ELEMENTS, and not to be written to.
         """
         yield from read_pieces(self.pieces[name], offset, shape, self.read_run)
 
     def read_run(self, piece: StoredPiece, at: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
-        """A box [at, at + size) that is contiguous in the piece (see runs)."""
+        """The values of a box [at, at + size) that is contiguous in the piece (see runs)."""
         place = sum(
             (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
         )
@@ -81,7 +84,7 @@ ReadRun = Callable[[StoredPiece, tuple[int, ...], tuple[int, ...]], np.ndarray]
 def read_pieces(
     pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...], read_run: ReadRun
 ) -> Iterator[tuple[Where, np.ndarray]]:
-    """What pieces of a tensor hold of a box: (where in the box, values)."""
+    """The values that pieces of a tensor hold of a box: (where in the box, values)."""
     for piece in pieces:
         common = overlap((offset, shape), (piece.offset, piece.shape))
         if common is None:
@@ -92,12 +95,12 @@ def read_pieces(
 
 
 def pieces_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> list[StoredPiece]:
-    """The pieces of a tensor that reach into a box of it: of the thousands of a large tensor, only these matter."""
+    """The pieces of a tensor that overlap with a box of it, few of the thousands that a large tensor has."""
     return [piece for piece in pieces if overlap((offset, shape), (piece.offset, piece.shape)) is not None]
 
 
 def cover_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
-    """What is wrong with how pieces of a tensor cover a box of it: a part missing or stored twice; None: nothing."""
+    """What is wrong with how pieces of a tensor cover a box of it (a part missing or stored twice), or None."""
     common = [overlap((offset, shape), (piece.offset, piece.shape)) for piece in pieces]
     inside = [
         (
@@ -110,15 +113,15 @@ def cover_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: 
 
 
 def overlap(a: Rectangle, b: Rectangle) -> tuple[list[int], list[int]] | None:
-    """What two boxes of a tensor have in common, as (begin, end); None: nothing."""
+    """The intersection of two boxes of a tensor as (begin, end), or None."""
     begin = [max(x, y) for x, y in zip(a[0], b[0], strict=True)]
     end = [min(x + n, y + m) for x, n, y, m in zip(*a, *b, strict=True)]
     return (begin, end) if all(x < y for x, y in zip(begin, end, strict=True)) else None
 
 
 def runs(piece: StoredPiece, begin: list[int], end: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The box [begin, end) as (offset, shape) of boxes that are contiguous in the piece, at most RUN_ELEMENTS each."""
-    axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole, and together are not too much
+    """Cuts the box [begin, end) into boxes (offset, shape), contiguous in the piece and at most RUN_ELEMENTS each."""
+    axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole and fit one read together
     while axis > 0 and end[axis] - begin[axis] == piece.shape[axis] and prod(piece.shape[axis:]) <= RUN_ELEMENTS:
         axis -= 1
     inner = tuple(b - a for a, b in zip(begin[axis + 1 :], end[axis + 1 :], strict=True))

@@ -1,6 +1,6 @@
-"""Looking at checkpoints without a model and without torch: which there are, what is inside, what is wrong or differs.
+"""Inspecting checkpoints without a model and without torch: which exist, what they hold, what is damaged, what differs.
 
-Each answer is plain data for JSON; inspection_text says it in lines for people. `listing` and `description` read
+Each answer is plain data for JSON; inspection_text makes lines for people of it. `listing` and `description` read
 manifests (and headers, when tensors are asked for), never weights.
 """
 
@@ -21,7 +21,7 @@ Answer = dict[str, Any]
 
 
 def listing(path: Path) -> Answer:
-    """The checkpoints of a run folder, or of the folder they lie in; ascending, uncommitted and damaged ones too.
+    """The checkpoints of a run folder, or of its checkpoints folder, ascending; uncommitted and damaged ones too.
 
     Raises: CheckpointError when there is no step folder.
     """
@@ -52,7 +52,7 @@ def _listed(step: int, folder: Path) -> Answer:
 
 
 def description(path: Path, *, tensors: bool) -> Answer:
-    """A checkpoint's manifest, its files by size alone; with `tensors`, each one's shape and number of slices.
+    """A checkpoint's manifest, of its files only name and size; with `tensors`, each one's shape and number of slices.
 
     Raises: CheckpointError when there is no checkpoint, or its manifest or a header is damaged.
     """
@@ -70,9 +70,9 @@ def description(path: Path, *, tensors: bool) -> Answer:
 
 
 def verification(path: Path) -> Answer:
-    """Whether every byte is the one that was written and every element is there once. Reads everything.
+    """Whether every byte is as it was written and every element is there once. Reads everything.
 
-    Raises: CheckpointError when there is no checkpoint at all; a damaged one is an answer.
+    Raises: CheckpointError when there is no checkpoint at all. Damage is not raised: it is the answer.
     """
     folder = find_checkpoint(path)
     answer: Answer = {"folder": str(folder), "tensors": 0, "slices": 0, "size_bytes": 0}
@@ -121,7 +121,7 @@ def difference(a: Path, b: Path, *, tolerance: float) -> Answer:
 
 
 def _compared(name: str, ours: CheckpointIndex, theirs: CheckpointIndex) -> Answer:
-    """Elements whose bits differ, the largest difference, and |a - b| / |a|; None for what is no finite number."""
+    """Elements whose bits differ, the largest difference, and |a - b| / |a|; None where a number is not finite."""
     elements, seen, largest, distance, norm = 0, 0, 0.0, 0.0, 0.0
     for piece in ours.pieces[name]:
         end = [o + n for o, n in zip(piece.offset, piece.shape, strict=True)]

@@ -1,4 +1,4 @@
-"""The answers of inspection, in lines for people."""
+"""The answers of inspection as lines of text, and the tables and sizes that other commands print too."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ _SHOWN = 20  # rows of a diff; --json has all
 
 
 def tolerance(text: str) -> float:
-    """A number of 0 or more; not NaN, within which everything would pass."""
+    """Parses a number of 0 or more. NaN is refused, because any difference would pass it."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The manifest: what a checkpoint is and which files it has. Written last and whole: its presence commits."""
+"""manifest.json: what a checkpoint holds and which files it has. It is written last, and its presence is the commit."""
 
 import dataclasses
 import hashlib
@@ -15,11 +15,12 @@ from gpt4moe.errors import CheckpointError
 
 FORMAT = 1
 NAME = "manifest.json"
+_WRITERS_VERSION = "Use the version that wrote it."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything about a checkpoint but the tensors; it stays small at any size, slices are listed in file headers."""
+    """Everything about a checkpoint but the tensors. It stays small at any size: slices are listed in file headers."""
 
     step: int
     consumed_samples: int
@@ -27,16 +28,16 @@ class Manifest:
     optimizer_step: int
     run_id: str
     identity: dict[str, Any]
-    """What a restart must match (training.run_folder)."""
+    """What a restart must match (training.run_folder.identity_of)."""
     config: dict[str, Any]
     """The resolved run configuration."""
     layout: str
-    """The writers' layout, for people: readers do not need it."""
+    """The writers' layout, for people; no reader needs it."""
     versions: dict[str, str]
     files: list[FileEntry]
     tensor_names: list[str] = field(default_factory=list)
-    """Every weight and buffer that must be there, KIND/NAME: that files hold them whole does not say that none is
-    gone altogether. Empty in checkpoints of before 2026-11-24, which are not checked for it."""
+    """KIND/NAME of every weight and buffer that must be there: file headers cannot show that a tensor is missing from
+    all of them. Empty in checkpoints written before 2026-11-24, which are not checked for it."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -65,21 +66,33 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Raises: CheckpointError when there is none, it is damaged, or of a format this version does not know."""
+        """Raises: CheckpointError when there is none, it is damaged, or or its format or keys are unknown."""
         path = folder / NAME
         if not path.exists():
             raise CheckpointError(
                 f"{folder} is no checkpoint: it has no {NAME}.",
                 "Give a step folder like runs/NAME/checkpoints/step-00000100, or a run folder with one.",
             )
-        body = unsealed(path.read_bytes().decode(errors="replace"))
+        try:
+            body = unsealed(path.read_bytes().decode(errors="replace"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error.strerror}.", "Take another checkpoint of the run."
+            ) from error
         if body is None:
             raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")
         fields = json.loads(body)
-        if fields.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} is of another format than {FORMAT}.", "Use the version that wrote it.")
-        files = [FileEntry(**entry) for entry in fields.pop("files")]
-        return cls(files=files, **fields)
+        if fields.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{path} is of another format than {FORMAT}.", _WRITERS_VERSION)
+        try:
+            files = [FileEntry(**entry) for entry in fields.pop("files")]
+            manifest = cls(files=files, **fields)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} has other keys than format {FORMAT}: {error}.", _WRITERS_VERSION) from error
+        outside = next((entry.name for entry in files if Path(entry.name).name != entry.name), None)
+        if outside is not None:
+            raise CheckpointError(f"{path} names a file outside its folder: {outside}.", "Do not use this checkpoint.")
+        return manifest
 
 
 def sync_folder(folder: Path) -> None:
@@ -92,7 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sealed(body: str) -> str:
-    """A JSON object with the sha256 of its very text as first member, so that no bit of the file may change."""
+    """A JSON object with the sha256 of its own text as first member, so that any changed bit is noticed."""
     return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",{body[1:]}'
 
 

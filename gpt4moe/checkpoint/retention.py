@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: which there are, which is the latest, which stay. No torch."""
+"""The checkpoints of a run folder: which exist, which is the latest, which are kept. No torch."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The step folder that `path` means: itself, or the latest of a run folder.
+    """The step folder that `path` means: itself, or a run folder's latest.
 
     Raises: CheckpointError when it is neither.
     """
@@ -45,11 +45,15 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
-    """Removes all but the newest `keep` and those of steps divisible by `keep_every`; 0 keeps all, or none for good.
+    """Removes all checkpoints but the newest `keep` and those of steps divisible by `keep_every`.
 
-    Also removes what a kill left: step folders without a manifest, so no save may be under way. The manifest goes
-    first: a folder half removed is no checkpoint any more. A folder that cannot be removed is logged, not raised.
-    Returns the steps of the checkpoints removed.
+    Also removes step folders without a manifest, which a killed save left; so no save may be under way. The manifest is
+    removed first, so that a folder half removed is no checkpoint any more. A folder that cannot be removed is logged.
+
+    Args:
+        keep: 0: all.
+        keep_every: 0: none is kept for this reason.
+    Returns: the steps of the checkpoints removed.
     """
     committed = committed_steps(checkpoints)
     old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()

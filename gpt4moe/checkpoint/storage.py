@@ -1,7 +1,7 @@
-"""One safetensors file: written as a stream with a hash per block, read back block by block and verified. No torch.
+"""One safetensors file: written as a stream with a hash per block, read block by block and verified. No torch.
 
     8 bytes header length | JSON header {key: dtype, shape, data_offsets; __metadata__} | data
-    `------------- one hash, so that headers alone can be read -----------------------' `-- a hash per block
+    `------------- one hash, so that a header can be read alone -----------------------' `-- a hash per block
 
 A key is `<logical tensor>@<offset>`, e.g. `weight/decoder.layers.3.mlp.router.weight@0,0`; the metadata holds the
 global shapes. Any safetensors library opens these files.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ITEM_BYTES = 4  # everything stored is F32
 _MIB = 2**20
-_STREAM_BYTES = _MIB  # xxhash holds the interpreter's lock: 0.3 ms at a time keeps the training thread going
+_STREAM_BYTES = _MIB  # xxhash keeps the interpreter's lock: 0.3 ms at a time lets the training thread run
 _CACHE_BYTES = 192 * _MIB
 _READ_AHEAD_BYTES = 32 * _MIB
 
@@ -42,7 +42,7 @@ class Piece:
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     values: "Tensor"
-    """As many elements as `shape`, in C order; copied to the host as fp32 when its turn comes."""
+    """As many elements as `shape`, in C order; copied to the host as fp32 when the piece is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class StoredPiece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileEntry:
-    """A file's size and hashes (xxh3, 64 bits, hex): what is needed to read any part of it and trust it."""
+    """A file's size and hashes (xxh3, 64 bits, hex): enough to read and verify any part of it."""
 
     name: str
     size: int
@@ -69,14 +69,14 @@ class FileEntry:
 
 
 def block_bytes_for(size: int) -> int:
-    """16 MiB, so that reading a small slice reads little; 64 MiB in big files, so that a manifest stays small."""
+    """16 MiB, so that a small slice costs little reading; 64 MiB in big files, so that a manifest stays small."""
     return 16 * _MIB if size < 4096 * _MIB else 64 * _MIB
 
 
 def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) -> FileEntry:
     """Writes `pieces` and syncs; one piece at a time in host memory.
 
-    Raises: OSError (a full disk, say); CheckpointError when two pieces have one place.
+    Raises: OSError, for example on a full disk; CheckpointError when two pieces have the same place.
     """
     header, end = pieces_header(path, pieces)
     with path.open("wb") as file:
@@ -88,7 +88,8 @@ def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) 
 
 
 def pieces_header(path: Path, pieces: list[Piece]) -> tuple[bytes, int]:
-    """(header, bytes of data) of a file of these pieces. Raises: CheckpointError when two pieces have one place."""
+    """(header, bytes of data) of a file of these pieces. Raises: CheckpointError when two pieces have the same
+    place."""
     layout: dict[str, Any] = {
         "__metadata__": {"shapes": json.dumps({piece.tensor: piece.global_shape for piece in pieces})}
     }
@@ -140,7 +141,7 @@ class HashingWriter:
         self.current, self.room = xxhash.xxh3_64(), self.block_bytes
 
     def finish(self, name: str) -> FileEntry:
-        """Syncs the file, named `name`, and tells what was written."""
+        """Syncs the file, named `name`. Returns its size and hashes."""
         if self.room < self.block_bytes:
             self._end_block()
         self.file.flush()
@@ -156,12 +157,12 @@ class HashingWriter:
 
 
 class BlockCache:
-    """The blocks read last, of any file, up to a number of bytes (but at least one block)."""
+    """The most recently read blocks of any file, up to a number of bytes; at least one block."""
 
     def __init__(self, limit_bytes: int = _CACHE_BYTES):
         self.limit_bytes = limit_bytes
         self.blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self.held_bytes = 0
+        self.cached_bytes = 0
 
     def get(self, key: tuple[str, int]) -> np.ndarray | None:
         if key in self.blocks:
@@ -169,18 +170,18 @@ class BlockCache:
         return self.blocks.get(key)
 
     def make_room(self, size: int) -> None:
-        while self.blocks and self.held_bytes + size > self.limit_bytes:
-            self.held_bytes -= self.blocks.popitem(last=False)[1].nbytes
+        while self.blocks and self.cached_bytes + size > self.limit_bytes:
+            self.cached_bytes -= self.blocks.popitem(last=False)[1].nbytes
 
     def put(self, key: tuple[str, int], block: np.ndarray) -> None:
         self.blocks[key] = block
-        self.held_bytes += block.nbytes
+        self.cached_bytes += block.nbytes
 
 
 class VerifiedFile:
     """Reads ranges of one file's data; every block is checked against its hash when it is read.
 
-    Raises: CheckpointError when the file is missing, of another size, unreadable, or a hash differs.
+    Raises: CheckpointError when the file is missing, of another size or unreadable, or a hash is missing or differs.
     """
 
     def __init__(self, folder: Path, entry: FileEntry, cache: BlockCache):
@@ -189,6 +190,9 @@ class VerifiedFile:
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
             raise _damaged(f"{self.path} {what}.")
+        blocks = -(-self.data_bytes // entry.block_bytes) if entry.block_bytes > 0 else -1
+        if blocks != len(entry.block_hashes):
+            raise _damaged(f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}.")
 
     @property
     def data_bytes(self) -> int:
@@ -236,8 +240,8 @@ class VerifiedFile:
         return block
 
     def _read_ahead(self, start: int) -> None:
-        """Asks the kernel for the next blocks, which it fetches while this one is worked on. Only advice: what is wrong
-        with the file, reading it says."""
+        """Asks the kernel to fetch the next blocks while this one is worked on. Only advice: errors of the file are
+        found by reading it."""
         with suppress(OSError), self.path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 

@@ -1,4 +1,8 @@
-"""The engine's state <-> a checkpoint: the table of parameters gives each owned range its logical place."""
+"""The engine's state <-> a checkpoint.
+
+save   Engine.owned --model.parameters.shards--> pieces --Staging--> checkpoint.saving.Save, in a thread
+load   CheckpointReader --model.weights.load_weights--> masters, states, buffers --Engine.finish_load--> weights
+"""
 
 import logging
 import shutil
@@ -66,9 +70,9 @@ class Staging:
 class Saver:
     """Saves one checkpoint at a time, in the background.
 
-    Threads write and commit without any collective (checkpoint.saving). That a save has ended, well or not, the ranks
-    agree on in the training thread, by a tiny all-reduce in each `poll`: so a failure ends all of them at the same
-    step, none left alone in a collective.
+    Threads write and commit without any collective (checkpoint.saving). The ranks agree in the training thread, by tiny
+    all-reduces in each `poll`, that a save has ended or failed. So a failure ends all of them at the same step, and no
+    rank waits alone in a collective.
     """
 
     def __init__(self) -> None:
@@ -76,12 +80,12 @@ class Saver:
         self.save: Save | None = None
 
     def start(self, context: TrainingContext, *, staged: bool) -> None:
-        """Begins to save the state's step. Collective; waits for the save before, if one is under way.
+        """Begins to save the state of the current step. Collective; waits first for a save that is under way.
 
         Args:
             staged: the state is copied to host memory first, so training may go on; else call `wait` next.
-        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, or any rank cannot go
-            on after this step.
+        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, or any rank cannot
+            continue after this step.
         """
         self.wait(context.groups)
         run, state, groups = context.run, context.state, context.groups
@@ -104,10 +108,10 @@ class Saver:
         )
 
     def poll(self, groups: ProcessGroups) -> None:
-        """Takes note of the end of the save under way, when all ranks are done. Collective while one is under way.
+        """Notices that the save under way has ended, once all ranks are done. Collective while one is under way.
 
-        Raises: Gpt4MoeError on every rank, with the failing one's words, when any could not save; what it wrote is
-            removed then, unless it was committed; earlier checkpoints are untouched.
+        Raises: Gpt4MoeError on every rank, with the failing one's message, when any could not save. What was written is
+            removed, unless it was committed; earlier checkpoints are untouched.
         """
         if self.save is None:
             return
@@ -141,14 +145,14 @@ class Saver:
             self.poll(groups)
 
     def leave(self) -> None:
-        """The process ends, perhaps by an error: finishes what can be finished. No collective."""
+        """Before the process ends, perhaps by an error: finishes what can be finished. No collective."""
         if self.save is not None:
             self.save.leave()
             self.save = None
 
 
 def _make_empty(folder: Path) -> None:
-    """A new folder; what a killed save left there is removed."""
+    """Makes a new folder; removes what a killed save left there."""
     if (folder / NAME).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already.", "Move it away: the run did not start from it.")
     try:
@@ -162,7 +166,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def manifest_of(context: TrainingContext) -> Manifest:
-    """The manifest of the state's step, its files still to come."""
+    """The manifest of the current step, without its files."""
     run, state = context.run, context.state
     return Manifest(
         step=state.step,
@@ -180,13 +184,13 @@ def manifest_of(context: TrainingContext) -> Manifest:
 
 
 def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
-    """What this rank owns and writes, as rectangles of logical tensors."""
+    """Everything this rank owns and writes, as rectangles of logical tensors."""
     places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
     return pieces_of(engine.owned(), places) + buffer_pieces(engine.chunks, groups)
 
 
 def pieces_of(ranges: Iterable[OwnedRange], places: dict[int, Shard]) -> list[Piece]:
-    """Those of the ranges that this rank writes; `places` has the shard of each parameter, by id."""
+    """The pieces of those ranges that this rank writes; `places` has the shard of each parameter, by id."""
     pieces = []
     owned_shards = [(owned, places[id(owned.parameter)]) for owned in ranges]
     # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of states.

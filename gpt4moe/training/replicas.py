@@ -1,13 +1,13 @@
-"""Copies of one tensor on several ranks must be equal to the bit; what is not is named, with its ranks.
+"""Checks that copies of one tensor on several ranks are bitwise equal; names those that are not, with their ranks.
 
     whole weights, buffers            copies on every rank of a pipeline stage     tp, then dp x cp
     weights cut over tp               on the ranks that hold the same cut          dp x cp
     experts                           on the ranks that hold the same experts      expert_dp
-    masters, moments of whole ones    sharded over dp, copies over tp              tp
+    masters, states of whole ones     sharded over dp, copies over tp              tp
     a tied embedding                  on the first and the last stage              Megatron's embedding group
 
-A checksum of 64 bits a tensor; its least and largest over the group are equal, or some copy is another. The tables are
-the same on all ranks of a stage whatever the tensors hold, so no collective depends on data.
+Each tensor has a checksum of 64 bits. Where its smallest and largest over the group differ, some copy differs. The
+list of tensors is the same on all ranks of a stage whatever the tensors hold, so no collective depends on data.
 """
 
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ class Unequal:
 
     name: str
     odd_ranks: list[int]
-    """Those that hold another value than most (of two halves, than the lower rank's)."""
+    """Those whose value is not the most frequent one; of two equally frequent, the lower rank's counts as usual."""
     other_ranks: list[int]
 
 
 def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
-    """What diverged among the copies that this rank has a part in; empty: nothing. Collective."""
+    """The tensors whose copies differ, of those that this rank holds a copy of. Collective."""
     live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp")} | {"embedding": groups.megatron.embd}
     return [
         found
@@ -48,13 +48,13 @@ def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """64 bits of a tensor's bits and their order: one flipped bit always changes it. Scalar int64."""
+    """64 bits made of a tensor's bits and their order, scalar int64; one flipped bit always changes it."""
     bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, bits.numel(), _CHUNK_ELEMENTS):
         part = bits[start : start + _CHUNK_ELEMENTS].to(torch.int64)
         place = torch.arange(start, start + part.numel(), device=tensor.device)
-        total += (part * (2 * place + 1)).sum()  # odd factors lose no bit in the wrap-around
+        total += (part * (2 * place + 1)).sum()  # odd factors lose no bit when the sum overflows
     return total
 
 

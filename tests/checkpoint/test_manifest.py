@@ -2,12 +2,13 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpt4moe.checkpoint.manifest import NAME, Manifest
+from gpt4moe.checkpoint.manifest import NAME, Manifest, sealed
 from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
 from gpt4moe.errors import CheckpointError
 from tests.checkpoint.builders import manifest
@@ -78,3 +79,31 @@ def test_it_stays_small_at_1_8_trillion_parameters(tmp_path: Path) -> None:
     blocks = -(-size // block_bytes_for(size))
     manifest(files=[entry(f"rank-{rank:05d}.safetensors", blocks) for rank in range(ranks)]).save(tmp_path)
     assert (tmp_path / NAME).stat().st_size < 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("forged", "cause"),
+    [
+        (lambda body: body | {"colour": "red"}, "other keys than format 1"),
+        (lambda body: {key: value for key, value in body.items() if key != "layout"}, "other keys than format 1"),
+        (lambda body: body | {"files": [{"name": "x"}]}, "other keys than format 1"),
+        (lambda body: body | {"format": 2}, "another format"),
+        (lambda body: {key: value for key, value in body.items() if key != "format"}, "another format"),
+        (lambda body: body | {"files": [body["files"][0] | {"name": "../x"}]}, "outside its folder: ../x"),
+    ],
+)
+def test_a_right_seal_on_wrong_content_is_refused(
+    forged: Callable[[dict[str, Any]], dict[str, Any]], cause: str, tmp_path: Path
+) -> None:
+    manifest(files=[entry()]).save(tmp_path)
+    body = json.loads((tmp_path / NAME).read_text())
+    del body["sha256"]
+    (tmp_path / NAME).write_text(sealed(json.dumps(forged(body))))
+    with pytest.raises(CheckpointError, match=cause):
+        Manifest.load(tmp_path)
+
+
+def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        Manifest.load(tmp_path)

@@ -1,6 +1,8 @@
 """One file: hashes are of what was written, a changed bit is found where it is read, any library opens it."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +103,7 @@ def test_the_cache_of_all_files_stays_within_its_bytes(tmp_path: Path) -> None:
         file = VerifiedFile(tmp_path, entry, cache)
         for at in range(0, 400, 4):
             file.read(at, at + 4)
-            assert cache.held_bytes == sum(block.nbytes for block in cache.blocks.values()) <= 3 * BLOCK
+            assert cache.cached_bytes == sum(block.nbytes for block in cache.blocks.values()) <= 3 * BLOCK
     assert [index for _, index in cache.blocks] == [4, 5, 6]
 
 
@@ -113,3 +115,12 @@ def test_a_rank_without_anything_to_write_writes_a_whole_file(tmp_path: Path) ->
 
 def test_blocks_are_16_to_64_mib() -> None:
     assert [block_bytes_for(size) >> 20 for size in (0, 2**30, 8 * 2**30)] == [16, 16, 64]
+
+
+@pytest.mark.parametrize("change", [{"block_hashes": []}, {"block_bytes": 0}, {"header_bytes": 2**62}])
+def test_hashes_that_are_not_those_of_all_blocks_are_refused(
+    tmp_path: Path, entry: FileEntry, change: dict[str, Any]
+) -> None:
+    """A manifest with no hash at all would let `verify` call anything whole."""
+    with pytest.raises(CheckpointError, match="hashes for the"):
+        opened(tmp_path, dataclasses.replace(entry, **change))
