@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as torch_checkpoint
 
 from benchmarks.harness.process import machine, measured
-from gpt4moe.architecture.logical import logical_shapes
+from gpt4moe.architecture.tensors import logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.storage import FileEntry, Piece, write_file

@@ -18,7 +18,9 @@ import xxhash
 
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, measured
-from gpt4moe.architecture.logical import Shape, logical_shapes
+from gpt4moe.architecture.names import split_name
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for, encoded_header
 from gpt4moe.config.load import config_to_dict, load_run_config
@@ -89,9 +91,9 @@ def write_headers(folder: Path, run: RunConfig) -> int:
 
 
 def _stage_of(name: str, stages: list[list[int]]) -> int:
-    layer = name.removeprefix("decoder.layers.").partition(".")[0]
-    if layer.isdigit():
-        return next(stage for stage, layers in enumerate(stages) if int(layer) in layers)
+    layer, _ = split_name(name)
+    if layer is not None:
+        return next(stage for stage, layers in enumerate(stages) if layer in layers)
     return 0 if name.startswith("embedding") else len(stages) - 1
 
 

@@ -3,15 +3,8 @@
 from dataclasses import dataclass
 from functools import partial
 
-from gpt4moe.architecture.tensors import (
-    Component,
-    ModelTensor,
-    Spread,
-    embedding_tensors,
-    layer_tensors,
-    model_tensors,
-    output_tensors,
-)
+from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, layer_tensors, model_tensors, output_tensors
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import rank_chunks

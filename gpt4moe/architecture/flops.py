@@ -7,7 +7,8 @@ Attention's scores are causal: a token sees half the sequence on average, and on
 from dataclasses import dataclass
 
 from gpt4moe.architecture.count import active_size
-from gpt4moe.architecture.tensors import Component, layer_tensors
+from gpt4moe.architecture.rows import Component
+from gpt4moe.architecture.tensors import layer_tensors
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.parallel.placement import stage_layers

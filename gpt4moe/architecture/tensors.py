@@ -1,51 +1,33 @@
-"""Every tensor of a model, from its configuration alone: name, shape over all ranks, and how ranks divide it.
+"""The tensors of one model: the rows of the table (table.py) that its configuration has. No torch.
 
-The planner's own table, written from the architecture; the trainer's is read off built modules (model.parameters).
-Tests hold the two together, name by name.
-
-    embedding | layer 0 .. L-1: norm, attention, norm, dense MLP or router and experts | final norm, output layer
-
-In the order in which Megatron registers them: its gradient buffers are laid out by it (planner.buffers).
-Shapes: H hidden, N heads, G query groups, D head dim, F ffn, E experts, V vocabulary.
+Two orders:
+    as Megatron registers them   embedding_tensors, layer_tensors, output_tensors, model_tensors: gradient buffers
+    as checkpoints list them     logical_shapes, logical_buffers: manifests, files of conversions
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from math import prod
 
+from gpt4moe.architecture.names import ROUTER_MODULE, layer_name, split_name
+from gpt4moe.architecture.rows import Component, Family, Row, Shape, Spread
+from gpt4moe.architecture.table import ATTENTION, EMBEDDING, INPUT_NORM, MLP, MLP_NORM, OUTPUT, layer_parts
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.planned import PlannedConfig
 
-
-class Component(str, Enum):
-    """What a tensor is part of; parameters are counted by it."""
-
-    embedding = "embedding"
-    attention = "attention"
-    dense_mlp = "dense_mlp"
-    router = "router"
-    experts = "experts"
-    shared_experts = "shared_experts"
-    norms = "norms"
-    output_layer = "output_layer"
-
-
-class Spread(Enum):
-    """Which ranks of a pipeline stage divide a tensor."""
-
-    whole = "every rank holds all of it"
-    tp = "cut over tp"
-    experts = "cut over ep x etp"
+Box = tuple[Shape, Shape]
+"""(offset, shape) of a rectangle of a logical tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
+    """A tensor of a model, whole."""
+
     name: str
-    """The logical name, as model.parameters has it."""
+    """The logical name: layers by their index in the whole model."""
+    shape: Shape
+    row: Row
     component: Component
-    shape: tuple[int, ...]
     spread: Spread
 
     @property
@@ -54,123 +36,128 @@ class ModelTensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether tokens are multiplied by it: not norms, biases, sinks, nor the embedding's look-up."""
-        return self.component not in (Component.norms, Component.embedding) and not self.name.endswith(
-            ("bias", "sinks")
-        )
+        """Whether tokens are multiplied by it."""
+        return self.row.is_matrix
 
     def local_size(self, parallel: ParallelConfig) -> int:
         """Elements that one rank holds."""
-        ranks = {Spread.whole: 1, Spread.tp: parallel.tp, Spread.experts: parallel.ep * parallel.etp}
-        return self.size // ranks[self.spread]
+        if self.spread is Spread.whole:
+            return self.size
+        return self.size // (parallel.tp if self.spread is Spread.tp else parallel.ep * parallel.etp)
 
 
 def embedding_tensors(model: ModelConfig) -> list[ModelTensor]:
-    kind, hidden = Component.embedding, model.hidden_size
-    tensors = [ModelTensor("embedding.word_embeddings.weight", kind, (model.vocab_size, hidden), Spread.tp)]
-    if _planned(model).learned_positions:
-        shape = (model.seq_length, hidden)
-        tensors.append(ModelTensor("embedding.position_embeddings.weight", kind, shape, Spread.whole))
-    return tensors
+    return _tensors(model, EMBEDDING)
 
 
 def layer_tensors(model: ModelConfig, layer: int) -> list[ModelTensor]:
-    """The tensors of one layer (its global index, from 0)."""
-    prefix = f"decoder.layers.{layer}"
-    attention = _attention if model.mla is None else _latent_attention
-    mlp = _experts if model.moe_layers[layer] else _dense
-    return [
-        *_norm(model, f"{prefix}.input_layernorm"),
-        *attention(model, f"{prefix}.self_attention"),
-        *_norm(model, f"{prefix}.pre_mlp_layernorm"),
-        *mlp(model, f"{prefix}.mlp"),
-    ]
+    """The tensors of one layer.
+
+    Args:
+        layer: its global index, from 0.
+    """
+    return [t for part in layer_parts(model.layer_kinds[layer]) for t in _tensors(model, part, layer)]
 
 
 def output_tensors(model: ModelConfig) -> list[ModelTensor]:
     """The final norm and the output layer (none where it is the embedding)."""
-    norm = _norm(model, "decoder.final_layernorm")
-    shape = (model.vocab_size, model.hidden_size)
-    head = ModelTensor("output_layer.weight", Component.output_layer, shape, Spread.tp)
-    return norm if model.tied_embeddings else [*norm, head]
+    return _tensors(model, OUTPUT)
 
 
 def model_tensors(model: ModelConfig) -> Iterator[ModelTensor]:
-    """All of them, in model order."""
+    """All of them, in the order in which Megatron registers them."""
     yield from embedding_tensors(model)
     for layer in range(model.num_layers):
         yield from layer_tensors(model, layer)
     yield from output_tensors(model)
 
 
-def _planned(model: ModelConfig) -> PlannedConfig:
-    return model.planned or PlannedConfig()
+def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Name -> shape of every tensor, in the order in which checkpoints and converted folders list them."""
+    found = embedding_tensors(model)
+    for layer, kind in enumerate(model.layer_kinds):
+        for part in layer_parts(kind):
+            listed = sorted(part, key=lambda row: not row.is_stored_first)
+            found += _tensors(model, listed, layer)
+    found += output_tensors(model)
+    return {tensor.name: tensor.shape for tensor in found}
 
 
-def _norm(model: ModelConfig, name: str, width: int | None = None) -> list[ModelTensor]:
-    names = ("weight", "bias") if _planned(model).norm_biases else ("weight",)
-    shape = (width or model.hidden_size,)
-    return [ModelTensor(f"{name}.{part}", Component.norms, shape, Spread.whole) for part in names]
+def logical_buffers(model: ModelConfig) -> dict[str, Shape]:
+    """Name -> shape of the state that no gradient moves, as checkpoints list it.
+
+    A router declares its buffers in config.moe (ROUTER_TRAITS): fp32, [E], in each layer with experts, whole and equal
+    on every rank of a pipeline stage.
+    """
+    return dict(_buffers(model, is_for_inference=False))
 
 
-def _linear(name: str, kind: Component, shape: tuple[int, ...], *, bias: bool, spread: Spread) -> list[ModelTensor]:
-    """A matrix [..., out, in], and its bias [..., out] where there is one."""
-    weight = ModelTensor(f"{name}.weight", kind, shape, spread)
-    return [weight, ModelTensor(f"{name}.bias", kind, shape[:-1], spread)] if bias else [weight]
+def routing_buffers(model: ModelConfig) -> dict[str, Shape]:
+    """Name -> shape of the buffers that inference needs, because the forward pass reads them."""
+    return dict(_buffers(model, is_for_inference=True))
 
 
-def _attention(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
-    width, hidden, planned = model.head_size, model.hidden_size, _planned(model)
-    queries, keys = model.num_attention_heads * width, model.query_groups * width
-    kind, bias = Component.attention, planned.attention_biases
-    if planned.attention_sinks:
-        yield ModelTensor(f"{prefix}.sinks", kind, (model.num_attention_heads,), Spread.tp)
-    yield from _linear(f"{prefix}.linear_proj", kind, (hidden, queries), bias=bias, spread=Spread.tp)
-    yield from _linear(f"{prefix}.linear_qkv", kind, (queries + 2 * keys, hidden), bias=bias, spread=Spread.tp)
-    for name in ("q_layernorm", "k_layernorm") if model.qk_norm else ():
-        yield from _norm(model, f"{prefix}.{name}", width)
+def _buffers(model: ModelConfig, *, is_for_inference: bool) -> Iterator[tuple[str, Shape]]:
+    if model.moe is None:
+        return
+    buffers = [buffer for buffer in model.moe.router.buffers if buffer.steers_routing or not is_for_inference]
+    for layer, kind in enumerate(model.layer_kinds):
+        for buffer in buffers if kind.has_experts else ():
+            yield layer_name(layer, f"{ROUTER_MODULE}.{buffer.name}"), (model.moe.num_experts,)
 
 
-def _latent_attention(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
-    """arXiv:2405.04434, equations 9-17: down to a latent (whole on every rank), its norm, up to the heads (over tp)."""
-    mla, hidden, heads, kind = model.mla, model.hidden_size, model.num_attention_heads, Component.attention
-    assert mla is not None
-    shapes = {
-        "linear_proj": (hidden, heads * mla.v_head_dim),
-        "linear_kv_down": (mla.kv_lora_rank + mla.qk_rope_head_dim, hidden),
-        "linear_kv_up": (heads * (mla.qk_nope_head_dim + mla.v_head_dim), mla.kv_lora_rank),
-    }
-    if mla.q_lora_rank is None:
-        shapes["linear_q"] = (heads * mla.qk_head_dim, hidden)
-    else:
-        shapes["linear_q_down"] = (mla.q_lora_rank, hidden)
-        shapes["linear_q_up"] = (heads * mla.qk_head_dim, mla.q_lora_rank)
-        yield from _norm(model, f"{prefix}.q_layernorm", mla.q_lora_rank)
-    yield from _norm(model, f"{prefix}.kv_layernorm", mla.kv_lora_rank)
-    for name, shape in shapes.items():
-        spread = Spread.whole if name.endswith("down") else Spread.tp
-        yield ModelTensor(f"{prefix}.{name}.weight", kind, shape, spread)
+def row_of(name: str) -> Row:
+    """The row of a tensor's logical name. A parameter that the table does not know is a programming error."""
+    row = find_row(name)
+    assert row is not None, f"{name} is not in the table of tensors (architecture.table)"
+    return row
 
 
-def _dense(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
-    ffn, hidden, planned = model.ffn_hidden_size or 0, model.hidden_size, _planned(model)
-    kind, bias = Component.dense_mlp, planned.mlp_biases
-    first = (ffn, hidden) if planned.ungated_mlp else (2, ffn, hidden)
-    yield from _linear(f"{prefix}.linear_fc1", kind, first, bias=bias, spread=Spread.tp)
-    yield from _linear(f"{prefix}.linear_fc2", kind, (hidden, ffn), bias=bias, spread=Spread.tp)
+def find_row(name: str) -> Row | None:
+    """The row of a tensor's logical name; None: the table does not know it."""
+    layer, rest = split_name(name)
+    rows = _outside_rows() if layer is None else _layer_rows()
+    return next((row for row in rows if row.name == rest), None)
 
 
-def _experts(model: ModelConfig, prefix: str) -> Iterator[ModelTensor]:
-    moe, hidden, kind = model.moe, model.hidden_size, Component.experts
-    assert moe is not None
-    count, ffn, bias = moe.num_experts, moe.ffn_hidden_size, _planned(model).mlp_biases
-    yield from _linear(f"{prefix}.router", Component.router, (count, hidden), bias=bias, spread=Spread.whole)
-    yield ModelTensor(f"{prefix}.experts.gate_up", kind, (count, 2, ffn, hidden), Spread.experts)
-    yield ModelTensor(f"{prefix}.experts.down", kind, (count, hidden, ffn), Spread.experts)
-    if moe.shared_expert_ffn_hidden_size is not None:
-        shared, kind_of_shared = moe.shared_expert_ffn_hidden_size, Component.shared_experts
-        for name, shape in (("linear_fc1", (2, shared, hidden)), ("linear_fc2", (hidden, shared))):
-            yield ModelTensor(f"{prefix}.shared_experts.{name}.weight", kind_of_shared, shape, Spread.tp)
-    if bias:
-        yield ModelTensor(f"{prefix}.experts.gate_up_bias", kind, (count, 2, ffn), Spread.experts)
-        yield ModelTensor(f"{prefix}.experts.down_bias", kind, (count, hidden), Spread.experts)
+def has_spread(name: str, spread: Spread) -> bool:
+    """Whether the table knows a tensor by its logical name, and ranks divide it so."""
+    row = find_row(name)
+    return row is not None and row.cut.spread is spread
+
+
+def family_of(name: str) -> Family | None:
+    """The family of a tensor or of a router's buffer, by its logical name; None: the table does not know it."""
+    row = find_row(name)
+    if row is not None:
+        return row.family
+    return Family.router if split_name(name)[1].startswith(f"{ROUTER_MODULE}.") else None
+
+
+def _outside_rows() -> Iterator[Row]:
+    yield from EMBEDDING
+    yield from OUTPUT
+
+
+def _layer_rows() -> Iterator[Row]:
+    """Of every kind. Kinds may share a name: its rows then have the same cut (a test holds it)."""
+    yield from INPUT_NORM
+    for attention in ATTENTION.values():
+        yield from attention.rows
+    yield from MLP_NORM
+    for rows in MLP.values():
+        yield from rows
+
+
+def _tensors(model: ModelConfig, rows: tuple[Row, ...] | list[Row], layer: int | None = None) -> list[ModelTensor]:
+    return [
+        ModelTensor(
+            row.name if layer is None else layer_name(layer, row.name),
+            row.shape(model),
+            row,
+            row.family.component,
+            row.cut.spread,
+        )
+        for row in rows
+        if row.present(model)
+    ]

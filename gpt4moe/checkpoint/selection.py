@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from gpt4moe.architecture.logical import logical_buffers, logical_shapes
+from gpt4moe.architecture.tensors import logical_buffers, logical_shapes
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError

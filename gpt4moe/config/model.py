@@ -1,12 +1,52 @@
 """The transformer's shape (Mixtral's architecture: RMSNorm, RoPE, grouped-query attention, SwiGLU, no biases)."""
 
 from dataclasses import dataclass
+from enum import Enum
 from math import isqrt
 
 from gpt4moe.config.missing import MISSING
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.planned import MlaConfig, PlannedConfig
 from gpt4moe.errors import ConfigError
+
+
+class AttentionKind(str, Enum):
+    """What a layer's attention is."""
+
+    grouped_query = "grouped_query"
+    """Heads of queries share heads of keys and values (arXiv:2305.13245)."""
+    latent = "latent"
+    """Keys and values from one latent (ModelConfig.mla): the planner counts it, the trainer cannot build it."""
+
+    __hash__ = str.__hash__  # the planner looks kinds up millions of times
+
+
+class MlpKind(str, Enum):
+    """What stands after a layer's attention."""
+
+    dense = "dense"
+    """One SwiGLU that every token goes through."""
+    moe = "moe"
+    """A router and experts."""
+
+    __hash__ = str.__hash__
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What one layer is made of.
+
+    The tables that are keyed by a kind: tensors and widths (architecture.table), modules (model.specs), activations and
+    workspace (planner.activations), and what tensor parallelism must divide (parallel.legality). A new attention, with
+    cross-attention for example, is one more AttentionKind and its row in each of them.
+    """
+
+    attention: AttentionKind
+    mlp: MlpKind
+
+    @property
+    def has_experts(self) -> bool:
+        return self.mlp is MlpKind.moe
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,9 +108,18 @@ class ModelConfig:
         }
 
     @property
+    def layer_kinds(self) -> list[LayerKind]:
+        """The kind of each layer."""
+        attention = AttentionKind.grouped_query if self.mla is None else AttentionKind.latent
+        dense, moe = LayerKind(attention, MlpKind.dense), LayerKind(attention, MlpKind.moe)
+        if self.moe is None:
+            return [dense] * self.num_layers
+        return [moe if has_experts else dense for has_experts in self.moe.layers(self.num_layers)]
+
+    @property
     def moe_layers(self) -> list[bool]:
         """For each layer, whether its MLP is a mixture of experts."""
-        return [False] * self.num_layers if self.moe is None else self.moe.layers(self.num_layers)
+        return [kind.has_experts for kind in self.layer_kinds]
 
     def validate(self) -> None:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):

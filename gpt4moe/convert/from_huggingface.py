@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from gpt4moe.architecture.logical import Box, Shape
+from gpt4moe.architecture.names import ROUTER
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_to_dict, load_run_config
@@ -36,7 +38,6 @@ from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import WEIGHT
 
 FILE_BYTES = 4 * 10**9
-ROUTER = "mlp.router.weight"
 _NEW = "new routers"
 
 Answer = dict[str, Any]

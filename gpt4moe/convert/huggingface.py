@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
 from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
 from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import model_card, tokenizer_files
@@ -23,7 +24,7 @@ from gpt4moe.errors import ConversionError
 DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
 """Choice -> (safetensors' word, torch's)."""
 _INDEX = "model.safetensors.index.json"
-_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "lm_head.weight"
+_OUTPUT = "lm_head.weight"
 
 Answer = dict[str, Any]
 
@@ -160,7 +161,7 @@ def add_pieces(
         not the embedding that config.json ties it to.
     """
     known = {row.ours for row in table}
-    covered = {name: shape for name, shape in weights.shapes.items() if _template(name) in known}
+    covered = {name: shape for name, shape in weights.shapes.items() if split_name(name)[1] in known}
     left = dict(tensors)
     for link in links(table, covered, weights.model):
         tensor = left.pop(link.theirs, None)
@@ -188,16 +189,11 @@ def add_pieces(
         )
 
 
-def _template(name: str) -> str:
-    prefix, _, rest = name.partition(".layers.")
-    return f"{prefix}.layers.{{layer}}.{rest.partition('.')[2]}" if rest else name
-
-
 def _refuse_another_output(weights: FolderWeights, output: StoredTensor, file: str) -> None:
     """Some folders with a tied embedding repeat it as lm_head.weight. Raises: ConversionError when the two differ."""
-    if output.shape == weights.shapes[_EMBEDDING]:
+    if output.shape == weights.shapes[WORD_EMBEDDINGS]:
         copy = TypedPiece(file, (0, 0), output.shape, output.start, output.dtype)
-        if not weights.differs(_EMBEDDING, copy):
+        if not weights.differs(WORD_EMBEDDINGS, copy):
             return
     raise ConversionError(
         f"{weights.folder}: config.json says tie_word_embeddings=true, but {_OUTPUT} in {file} is not the tensor "

@@ -6,17 +6,14 @@ Matrices are cut over tp as in training, experts are spread over it whole; what 
 from collections.abc import Iterable
 from math import gcd
 
-from gpt4moe.architecture.cuts import Cut, rule_of
-from gpt4moe.architecture.logical import Box, routing_buffers
+from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
+from gpt4moe.architecture.rows import Row
+from gpt4moe.architecture.tensors import Box, routing_buffers, row_of
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.placement import stage_layers
-
-_AXIS = {Cut.rows: 0, Cut.columns: 1, Cut.gated_rows: 1, Cut.experts_gated: 0, Cut.experts: 0}
-"""The dimension of the logical tensor that is cut over tp; Cut.whole has none."""
-_EMBEDDING = "embedding.word_embeddings.weight"
 
 
 def rank_contents(
@@ -48,11 +45,11 @@ def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> li
     held, biases = [], routing_buffers(weights.model)
     for name in names:
         shape = weights.shapes[name]
-        axis = None if name in biases else _AXIS.get(rule_of(name).cut)
+        axis = None if name in biases else _cut_dimension(row_of(name))
         if axis is None:
             held.append((name, ((0,) * len(shape), shape)))
             continue
-        what, count = _parts(weights.model, name, shape[axis])
+        what, count = _pieces(weights.model, name, shape[axis])
         if count % tp:
             raise ConversionError(f"--tp {tp} does not divide {what}.", f"Set --tp to one of {_fitting(weights)}.")
         part = shape[axis] // tp
@@ -85,10 +82,10 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
     is_first, is_last = index == 0, index == len(stages) - 1
     found = []
     for name in names:
-        layer = name.removeprefix("decoder.layers.").partition(".")[0]
-        if layer.isdigit():
-            belongs = int(layer) in stages[index]
-        elif name == _EMBEDDING:
+        layer, _ = split_name(name)
+        if layer is not None:
+            belongs = layer in stages[index]
+        elif name == WORD_EMBEDDINGS:
             belongs = is_first or (is_last and model.tied_embeddings)
         else:
             belongs = is_last
@@ -97,19 +94,23 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
     return found
 
 
-def _parts(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
-    """What of a tensor tp must divide: its words and its number. Attention is cut between query groups, never within
-    one."""
-    if name.endswith("linear_qkv.weight"):
-        return f"model.num_query_groups={model.query_groups}", model.query_groups
-    if rule_of(name).cut in (Cut.experts, Cut.experts_gated):
-        return f"model.moe.num_experts={size}", size
-    return f"dimension of {size} of {name}", size
+def _cut_dimension(row: Row) -> int | None:
+    """The dimension of the logical tensor that is cut over tp: the first that training cuts; None: none is."""
+    return min(row.cut.axes, default=None)
+
+
+def _pieces(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
+    """What of a tensor tp must divide, in words, and its number. Attention is cut between query groups alone."""
+    pieces = row_of(name).pieces
+    if pieces is None:
+        return f"dimension of {size} of {name}", size
+    key, count = pieces(model)
+    return f"{key}={count}", count
 
 
 def _fitting(weights: Weights) -> list[int]:
     """The tp that divide every tensor."""
     biases = routing_buffers(weights.model)
-    cut = [(name, shape, _AXIS.get(rule_of(name).cut)) for name, shape in weights.shapes.items() if name not in biases]
-    counts = [_parts(weights.model, name, shape[axis])[1] for name, shape, axis in cut if axis is not None]
+    cut = [(name, shape, _cut_dimension(row_of(name))) for name, shape in weights.shapes.items() if name not in biases]
+    counts = [_pieces(weights.model, name, shape[axis])[1] for name, shape, axis in cut if axis is not None]
     return divisors(gcd(*counts))

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.architecture.logical import Box
+from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.manifest import sealed
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.convert.huggingface import DTYPES

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.architecture.logical import Box
+from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.manifest import unsealed
 from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-from gpt4moe.architecture.logical import Box, Shape
+from gpt4moe.architecture.names import split_name
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.cover import cover_problem
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import ConversionError
@@ -23,11 +25,13 @@ Rule = Callable[[Shape, ModelConfig], Parts]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table; `{layer}` stands for the number of a layer, other placeholders are the rule's."""
+    """One line of a table of names."""
 
     ours: str
+    """One of architecture.names."""
     rule: Rule
     theirs: str
+    """`{layer}` stands for the number of a layer; the rule fills the other placeholders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,8 @@ def links(table: tuple[Row, ...], shapes: dict[str, Shape], model: ModelConfig) 
     """Every tensor of theirs, in the order of `shapes` (ours)."""
     rows = {row.ours: row for row in table}
     for name, shape in shapes.items():
-        prefix, _, rest = name.partition(".layers.")
-        layer, _, suffix = rest.partition(".")
-        row = rows[f"{prefix}.layers.{{layer}}.{suffix}" if rest else name]
+        layer, own_name = split_name(name)
+        row = rows[own_name]
         for fields, their_shape, boxes in row.rule(shape, model):
             yield Link(name, row.theirs.format(layer=layer, **fields), their_shape, boxes)
 

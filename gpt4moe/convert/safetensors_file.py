@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt4moe.architecture.logical import Shape
+from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
 from gpt4moe.convert.conveyor import Conveyor
 from gpt4moe.errors import ConversionError

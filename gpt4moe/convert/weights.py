@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt4moe.architecture.logical import Box, Shape, logical_buffers, logical_shapes, routing_buffers
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import Box, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import StoredPiece

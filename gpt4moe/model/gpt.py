@@ -8,8 +8,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.initialization import initialize
-from gpt4moe.model.parameters import mark
+from gpt4moe.model.parameters import decoder_layers, initialize, mark
 from gpt4moe.model.specs import block_spec
 from gpt4moe.model.transformer_config import transformer_config
 from gpt4moe.parallel.cpu_device import BuildOnCpu
@@ -55,6 +54,6 @@ def _build_chunk(
         pg_collection=groups.megatron,
         vp_stage=vp_stage if run.parallel.vpp > 1 else None,
     )
-    built = [layer.layer_number - 1 for layer in chunk.decoder.layers]
+    built = list(decoder_layers(chunk))
     assert built == layers, (built, layers)  # Megatron placed what placement.py says
     return chunk

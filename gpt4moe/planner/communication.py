@@ -17,7 +17,7 @@ sends besides (counts, statistics, norms, padding) is its surplus.
 from dataclasses import dataclass
 
 from gpt4moe.architecture.count import chunk_tensors, rank_parameters
-from gpt4moe.architecture.tensors import Spread
+from gpt4moe.architecture.rows import Spread
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig

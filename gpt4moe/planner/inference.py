@@ -9,7 +9,8 @@ Decoding reads every weight that the batch meets once a token: memory bandwidth 
 from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.flops import window_of
-from gpt4moe.architecture.tensors import Spread, output_tensors
+from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.tensors import output_tensors
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import prod
 
 from gpt4moe.architecture.flops import tokens_seen
-from gpt4moe.architecture.tensors import Component, ModelTensor, Spread, layer_tensors
+from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.tensors import ModelTensor, layer_tensors
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute

@@ -17,7 +17,8 @@ from operator import sub
 from typing import TypeVar
 
 from gpt4moe.architecture.count import chunk_tensors
-from gpt4moe.architecture.tensors import Component, ModelTensor, Spread
+from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpt4moe.architecture.count import active_size, chunk_tensors
 from gpt4moe.architecture.flops import attention_flops, flops_per_token
-from gpt4moe.architecture.tensors import Component
+from gpt4moe.architecture.rows import Component
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig

@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gpt4moe.architecture.tensors import ModelTensor, Spread, embedding_tensors, output_tensors
+from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, output_tensors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes

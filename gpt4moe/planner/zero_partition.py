@@ -11,7 +11,8 @@ DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py.
 from dataclasses import dataclass
 
 from gpt4moe.architecture.count import chunk_tensors
-from gpt4moe.architecture.tensors import Component, ModelTensor, Spread
+from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes

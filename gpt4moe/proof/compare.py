@@ -7,23 +7,18 @@ Tolerances are round-off of fp32 sums in another order, seen on every layout of 
 rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.bf16.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from gpt4moe.architecture.names import split_name
+from gpt4moe.architecture.rows import Family
+from gpt4moe.architecture.tensors import family_of as family_in_table
 from gpt4moe.proof.outcome import BUFFER, GRADIENT, Outcome
 
-# Family -> what its names contain; the order of a layer's forward pass. First match wins.
-FAMILIES = (
-    ("embedding", "word_embeddings"), ("norm before attention", "input_layernorm"), ("attention qkv", "linear_qkv"),
-    ("query and key norms", "self_attention.q_layernorm"), ("query and key norms", "self_attention.k_layernorm"),
-    ("attention out", "linear_proj"), ("norm before mlp", "pre_mlp_layernorm"), ("router", ".router."),
-    ("shared experts", ".shared"), ("experts gate and up", "experts.gate_up"), ("experts down", "experts.down"),
-    ("dense gate and up", "linear_fc1"), ("dense down", "linear_fc2"), ("final norm", "final_layernorm"),
-    ("output layer", "output_layer"), ("other", ""),
-)  # fmt: skip
+FAMILIES = (*(family.label for family in Family), "other")
+"""Tensors that are compared together, in the order of the forward pass; `other`: not in the table of tensors."""
 # A tensor's norm counts as at least this share of all tensors' together.
 FLOOR = 1e-4
 
@@ -96,15 +91,17 @@ def is_beyond(relative: float, tolerance: float) -> bool:
 
 
 def family_of(name: str) -> str:
-    return next(family for family, part in FAMILIES if part in name)
+    """One of FAMILIES."""
+    family = family_in_table(name)
+    return FAMILIES[-1] if family is None else family.label
 
 
 def model_order(name: str) -> tuple[int, int, int]:
-    """Embedding, layers, final norm, output layer; within a layer as its forward pass goes."""
-    layer = re.search(r"layers\.(\d+)\.", name)
-    place = next(at for at, (_, part) in enumerate(FAMILIES) if part in name)
-    section = 1 if layer else (0 if place == 0 else 2)
-    return section, int(layer.group(1)) if layer else 0, place
+    """Embedding, layers, final norm, output layer; within a layer in the order of its forward pass."""
+    layer, _ = split_name(name)
+    place = FAMILIES.index(family_of(name))
+    section = 1 if layer is not None else (0 if place == 0 else 2)
+    return section, layer or 0, place
 
 
 def distance(ours: np.ndarray, reference: np.ndarray, floor: float = 0.0) -> float:

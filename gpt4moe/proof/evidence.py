@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.tensors import has_spread
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof.compare import TensorDifference
 from gpt4moe.proof.outcome import GRADIENT, Outcome
@@ -36,13 +38,13 @@ class DescentEvidence:
     @property
     def families(self) -> dict[str, frozenset[str]]:
         """Tensors by how their gradient is summed."""
-        experts = frozenset(name for name in self.want.gradients if ".experts." in name)
+        experts = frozenset(name for name in self.want.gradients if has_spread(name, Spread.experts))
         held = self.got.holders
         whole = frozenset(
             name for name in self.want.gradients
             if name not in experts and name in held and "tp" in next(iter(held[name].values())).reduced_over
         )  # fmt: skip
-        marked = whole or frozenset(n for n in self.want.gradients if "layernorm" in n or ".router." in n)
+        marked = whole or frozenset(n for n in self.want.gradients if has_spread(n, Spread.whole))
         return {
             "experts": experts,
             "norms and routers": marked,

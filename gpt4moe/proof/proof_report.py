@@ -114,7 +114,7 @@ def _cell(worst: TensorDifference | None, text: Callable[[TensorDifference], str
 def families(proof: Proof) -> dict[str, dict[tuple[str, str], TensorDifference]]:
     """Family -> (phase, kind) -> the tensor that comes nearest to its tolerance, or passes it most."""
     rows: dict[str, dict[tuple[str, str], TensorDifference]] = {}
-    for family, _ in FAMILIES:
+    for family in FAMILIES:
         for phase, items in proof.tensors.items():
             for item in items:
                 key = (phase, item.kind)

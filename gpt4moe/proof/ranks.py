@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt4moe.architecture.cuts import Cut
+from gpt4moe.architecture.rows import Cut
 from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
@@ -211,7 +211,7 @@ def _copies(engine: Engine, groups: ProcessGroups) -> list[WeightCopy]:
     held += [(buffer, shard, Cut.whole, ()) for buffer, shard in buffers(engine.chunks, groups)]
     return [
         WeightCopy(
-            name=shard.name, offset=shard.offset, cut=cut.value, reduced_over=reduced,
+            name=shard.name, offset=shard.offset, cut=cut.words, reduced_over=reduced,
             digest=hashlib.blake2b(
                 tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16
             ).digest(),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.tensors import has_spread
 from gpt4moe.proof.evidence import DescentEvidence, is_near
 from gpt4moe.proof.outcome import BUFFER, GRADIENT
 from gpt4moe.proof.round_off import few
@@ -97,7 +99,7 @@ def _reason(seen: DescentEvidence, k: float) -> str:
 
 
 def _missing_tp_sum(seen: DescentEvidence) -> Iterator[str]:
-    partial = {name for name in seen.different if "layernorm" in name or ".router." in name}
+    partial = {name for name in seen.different if has_spread(name, Spread.whole)}
     if partial and seen.different == partial and seen.layout.tp * seen.layout.cp > 1:
         yield (
             f"missing sum over tp: of all gradients only {_listed(partial)} differ, which every tp rank holds whole "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from gpt4moe.architecture.cuts import Cut
+from gpt4moe.architecture.rows import Spread
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
@@ -62,12 +62,12 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
     """Groups whose ranks hold copies -> names and tensors, in the same order on every member."""
     stage, cut, experts, sharded, tied = ("tp", "dp_cp"), ("dp_cp",), ("expert_dp",), ("tp",), ("embedding",)
     table: dict[tuple[str, ...], Copies] = {stage: [], cut: [], experts: [], sharded: [], tied: []}
+    of_spread = {Spread.whole: stage, Spread.tp: cut, Spread.experts: experts}
     whole = {}
-    for parameter, shard, rule in shards(engine.chunks, groups):
-        if rule.cut is Cut.whole:
+    for parameter, shard, row in shards(engine.chunks, groups):
+        if row.cut.spread is Spread.whole:
             whole[id(parameter)] = shard.name
-        is_expert = rule.cut in (Cut.experts, Cut.experts_gated)
-        table[stage if rule.cut is Cut.whole else experts if is_expert else cut].append((shard.name, parameter))
+        table[of_spread[row.cut.spread]].append((shard.name, parameter))
         if groups.layout.pp > 1 and getattr(parameter, "shared_embedding", False):
             table[tied].append((shard.name, parameter))
     table[stage] += [(shard.name, buffer) for buffer, shard in buffers(engine.chunks, groups)]

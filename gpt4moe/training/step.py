@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
+from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
 from gpt4moe.objectives.objective import Objective
@@ -200,8 +201,8 @@ class StepRunner:
 def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
     """Global layer index -> its expert-parallel MLP, for the layers of this rank."""
     return {
-        layer.layer_number - 1: layer.mlp
+        index: layer.mlp
         for chunk in chunks
-        for layer in chunk.module.decoder.layers
+        for index, layer in decoder_layers(chunk).items()
         if isinstance(layer.mlp, ExpertParallelMLP)
     }

@@ -7,7 +7,8 @@ import pytest
 
 from gpt4moe.architecture.count import chunk_tensors, count_parameters, rank_parameters
 from gpt4moe.architecture.flops import flops_per_token
-from gpt4moe.architecture.tensors import Spread, model_tensors
+from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.tensors import model_tensors
 from gpt4moe.config.load import CONFIG_FOLDER, load_run_config
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.errors import ConfigError, LayoutError

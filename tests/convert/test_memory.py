@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.checkpoints import ALLOWED_BYTES, SHAPE, save_checkpoint
 from benchmarks.harness.process import measured
-from gpt4moe.architecture.logical import logical_shapes
+from gpt4moe.architecture.tensors import logical_shapes
 from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.verify import verify
 

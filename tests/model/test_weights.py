@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt4moe.architecture.logical import logical_buffers, logical_shapes
+from gpt4moe.architecture.tensors import logical_buffers, logical_shapes
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.config.load import load_run_config
 from gpt4moe.errors import Gpt4MoeError

@@ -1,0 +1,191 @@
+"""The table of tensors: one row for every tensor that a model can have. No torch.
+
+    embedding | each layer: norm, attention, norm, MLP | final norm, output layer
+
+The planner, the model, checkpoints, conversions and the proof all read this table. A layer has the rows of its
+attention kind and of its MLP kind (config.model.LayerKind).
+
+Rows stand in the order in which Megatron registers the tensors, because its gradient buffers follow that order.
+The planner counts rows without an initial value; the trainer cannot build them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpt4moe.architecture import names
+from gpt4moe.architecture.rows import Cut, Family, Has, Initial, Row, Shape, always, linear_rows, norm_rows
+from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
+from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.planned import MlaConfig, PlannedConfig
+
+
+def _planned(model: ModelConfig) -> PlannedConfig:
+    return model.planned or PlannedConfig()
+
+
+def _moe(model: ModelConfig) -> MoEConfig:
+    assert model.moe is not None
+    return model.moe
+
+
+def _mla(model: ModelConfig) -> MlaConfig:
+    assert model.mla is not None
+    return model.mla
+
+
+def _ffn(model: ModelConfig) -> int:
+    return model.ffn_hidden_size or 0
+
+
+def _shared(model: ModelConfig) -> int:
+    return _moe(model).shared_expert_ffn_hidden_size or 0
+
+
+EMBEDDING = (
+    Row(name=names.WORD_EMBEDDINGS, family=Family.embedding, shape=lambda m: (m.vocab_size, m.hidden_size),
+        cut=Cut.rows, initial=Initial.normal, is_matrix=False),
+    Row(name="embedding.position_embeddings.weight", family=Family.embedding,
+        shape=lambda m: (m.seq_length, m.hidden_size), cut=Cut.whole, initial=None,
+        present=lambda m: _planned(m).learned_positions, is_matrix=False),
+)  # fmt: skip
+INPUT_NORM = norm_rows(names.INPUT_NORM, Family.input_norm)
+MLP_NORM = norm_rows(names.MLP_NORM, Family.mlp_norm)
+OUTPUT = (
+    *norm_rows(names.FINAL_NORM, Family.final_norm),
+    Row(name=names.OUTPUT_LAYER, family=Family.output_layer, shape=lambda m: (m.vocab_size, m.hidden_size),
+        cut=Cut.rows, initial=Initial.normal, present=lambda m: not m.tied_embeddings),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """A kind of attention: its tensors, and the widths that operations, memory and traffic are counted by."""
+
+    rows: tuple[Row, ...]
+    score_width: Callable[[ModelConfig], int]
+    """Elements of a head that a query meets of one token: of its key and of its value."""
+    gathered_width: Callable[[ModelConfig], int]
+    """Elements of one token's keys and values, all heads: what context parallelism gathers."""
+    cached_width: Callable[[ModelConfig], int]
+    """Elements that decoding keeps of one token."""
+    decoding_width: Callable[[ModelConfig], int]
+    """As score_width, where decoding works on what is cached."""
+    cache_parts: Callable[[ModelConfig], int]
+    """Parts that tensor parallelism can cut the cache into."""
+
+
+def _biased(model: ModelConfig) -> bool:
+    return _planned(model).attention_biases
+
+
+GROUPED_QUERY = (
+    Row(name="self_attention.sinks", family=Family.attention_out, shape=lambda m: (m.num_attention_heads,),
+        cut=Cut.rows, initial=None, present=lambda m: _planned(m).attention_sinks, is_matrix=False),
+    *linear_rows(Row(name=names.ATTENTION_OUT, family=Family.attention_out, cut=Cut.columns,
+                 shape=lambda m: (m.hidden_size, m.num_attention_heads * m.head_size), initial=Initial.residual),
+             _biased),
+    # Rows are, for each query group, its query heads, then its key, then its value: a plain cut over tp.
+    *linear_rows(Row(name=names.QKV, family=Family.qkv, cut=Cut.rows, initial=Initial.normal,
+                 shape=lambda m: ((m.num_attention_heads + 2 * m.query_groups) * m.head_size, m.hidden_size),
+                 pieces=lambda m: ("model.num_query_groups", m.query_groups), is_stored_first=True), _biased),
+    # Every head of a layer shares these two.
+    *norm_rows(names.Q_NORM, Family.head_norms, lambda m: m.head_size, present=lambda m: m.qk_norm),
+    *norm_rows(names.K_NORM, Family.head_norms, lambda m: m.head_size, present=lambda m: m.qk_norm),
+)  # fmt: skip
+
+
+def _latent_row(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, has: Has = always) -> Row:
+    return Row(name=f"self_attention.{name}.weight", family=family, shape=shape, cut=cut, initial=None, present=has)
+
+
+# arXiv:2405.04434, equations 9-17: down to a latent (whole on every rank), its norm, up to the heads (over tp).
+LATENT = (
+    *norm_rows(names.Q_NORM, Family.head_norms, lambda m: _mla(m).q_lora_rank or 0,
+           present=lambda m: _mla(m).q_lora_rank is not None, initial=None),
+    *norm_rows("self_attention.kv_layernorm.weight", Family.head_norms, lambda m: _mla(m).kv_lora_rank, initial=None),
+    _latent_row("linear_proj", Family.attention_out,
+                lambda m: (m.hidden_size, m.num_attention_heads * _mla(m).v_head_dim), Cut.columns),
+    _latent_row("linear_kv_down", Family.qkv,
+                lambda m: (_mla(m).kv_lora_rank + _mla(m).qk_rope_head_dim, m.hidden_size), Cut.whole),
+    _latent_row("linear_kv_up", Family.qkv,
+                lambda m: (m.num_attention_heads * (_mla(m).qk_nope_head_dim + _mla(m).v_head_dim),
+                           _mla(m).kv_lora_rank), Cut.rows),
+    _latent_row("linear_q", Family.qkv, lambda m: (m.num_attention_heads * _mla(m).qk_head_dim, m.hidden_size),
+                Cut.rows, lambda m: _mla(m).q_lora_rank is None),
+    _latent_row("linear_q_down", Family.qkv, lambda m: (_mla(m).q_lora_rank or 0, m.hidden_size),
+                Cut.whole, lambda m: _mla(m).q_lora_rank is not None),
+    _latent_row("linear_q_up", Family.qkv,
+                lambda m: (m.num_attention_heads * _mla(m).qk_head_dim, _mla(m).q_lora_rank or 0),
+                Cut.rows, lambda m: _mla(m).q_lora_rank is not None),
+)  # fmt: skip
+
+ATTENTION: dict[AttentionKind, Attention] = {
+    AttentionKind.grouped_query: Attention(
+        rows=GROUPED_QUERY,
+        score_width=lambda m: 2 * m.head_size,
+        gathered_width=lambda m: 2 * m.query_groups * m.head_size,
+        cached_width=lambda m: 2 * m.query_groups * m.head_size,
+        decoding_width=lambda m: 2 * m.head_size,
+        cache_parts=lambda m: m.query_groups,
+    ),
+    AttentionKind.latent: Attention(
+        rows=LATENT,
+        score_width=lambda m: _mla(m).qk_head_dim + _mla(m).v_head_dim,
+        gathered_width=lambda m: 2 * m.num_attention_heads * m.head_size,  # as wide as the queries
+        # The latent, and the keys' rotary part that all heads share: arXiv:2405.04434, section 2.1.2.
+        cached_width=lambda m: _mla(m).kv_lora_rank + _mla(m).qk_rope_head_dim,
+        decoding_width=lambda m: 2 * _mla(m).kv_lora_rank + _mla(m).qk_rope_head_dim,
+        cache_parts=lambda m: 1,  # latents are whole on every rank
+    ),
+}
+
+
+def _has_mlp_bias(model: ModelConfig) -> bool:
+    return _planned(model).mlp_biases
+
+
+def _has_shared(model: ModelConfig) -> bool:
+    return _moe(model).shared_expert_ffn_hidden_size is not None
+
+
+def _experts(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, initial: Initial) -> Row:
+    return Row(name=name, family=family, shape=shape, cut=cut, initial=initial,
+               pieces=lambda m: ("model.moe.num_experts", _moe(m).num_experts))  # fmt: skip
+
+
+def _expert_bias(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut) -> Row:
+    return Row(name=f"{name}_bias", family=family, shape=shape, cut=cut, initial=None, present=_has_mlp_bias,
+               is_matrix=False)  # fmt: skip
+
+
+DENSE = (
+    *linear_rows(Row(name=names.DENSE_GATE_UP, family=Family.dense_gate_up, cut=Cut.gated_rows, initial=Initial.normal,
+                 shape=lambda m: (_ffn(m), m.hidden_size) if _planned(m).ungated_mlp else (2, _ffn(m), m.hidden_size)),
+             _has_mlp_bias),
+    *linear_rows(Row(name=names.DENSE_DOWN, family=Family.dense_down, cut=Cut.columns, initial=Initial.residual,
+                 shape=lambda m: (m.hidden_size, _ffn(m))), _has_mlp_bias),
+)  # fmt: skip
+MOE = (
+    *linear_rows(Row(name=names.ROUTER, family=Family.router, cut=Cut.whole, initial=Initial.normal,
+                 shape=lambda m: (_moe(m).num_experts, m.hidden_size)), _has_mlp_bias),
+    _experts(names.EXPERTS_GATE_UP, Family.experts_gate_up,
+             lambda m: (_moe(m).num_experts, 2, _moe(m).ffn_hidden_size, m.hidden_size),
+             Cut.experts_gated, Initial.normal),
+    _experts(names.EXPERTS_DOWN, Family.experts_down,
+             lambda m: (_moe(m).num_experts, m.hidden_size, _moe(m).ffn_hidden_size), Cut.experts, Initial.residual),
+    Row(name=names.SHARED_GATE_UP, family=Family.shared_experts, cut=Cut.gated_rows,
+        initial=Initial.normal, shape=lambda m: (2, _shared(m), m.hidden_size), present=_has_shared,
+        is_stored_first=True),
+    Row(name=names.SHARED_DOWN, family=Family.shared_experts, cut=Cut.columns,
+        initial=Initial.residual, shape=lambda m: (m.hidden_size, _shared(m)), present=_has_shared,
+        is_stored_first=True),
+    _expert_bias(names.EXPERTS_GATE_UP, Family.experts_gate_up,
+                 lambda m: (_moe(m).num_experts, 2, _moe(m).ffn_hidden_size), Cut.experts_gated),
+    _expert_bias(names.EXPERTS_DOWN, Family.experts_down, lambda m: (_moe(m).num_experts, m.hidden_size), Cut.experts),
+)  # fmt: skip
+MLP: dict[MlpKind, tuple[Row, ...]] = {MlpKind.dense: DENSE, MlpKind.moe: MOE}
+
+
+def layer_parts(kind: LayerKind) -> tuple[tuple[Row, ...], ...]:
+    """The rows of a layer: norm, attention, norm, MLP."""
+    return INPUT_NORM, ATTENTION[kind.attention].rows, MLP_NORM, MLP[kind.mlp]
