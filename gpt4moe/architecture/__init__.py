@@ -1,8 +1,9 @@
 """Room `architecture`, storey 2: what a model is made of, from its configuration alone. No torch.
 
-tensors.py    every tensor of a model: name, shape, cut
-cuts.py       how each parameter is cut over ranks, its initial value
-logical.py    logical tensors and buffers, by name
+names.py      what tensors are called
+rows.py       a row of the table
+table.py      the table: every tensor
+tensors.py    the tensors of one model
 count.py      parameters: whole, active, of a rank
 flops.py      operations of a token, row by row
 

@@ -47,8 +47,8 @@ def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.
 
 
 def buffers(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[Tensor, Shard]]:
-    """State of the model that no gradient moves (architecture.buffers): fp32, whole and the same on every rank of a
-    pipeline stage. The stage's first rank writes it."""
+    """State of the model that no gradient moves (a router's): fp32, whole and the same on every rank of a pipeline
+    stage. The stage's first rank writes it."""
     is_first = all(groups.coordinate[axis] == 0 for axis in ("tp", "cp", "dp"))
     for chunk in chunks:
         for name, buffer in _named(chunk, lambda module: module.named_buffers()):

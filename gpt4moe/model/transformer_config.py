@@ -44,7 +44,7 @@ def transformer_config(
         pipeline_dtype=weights,
         bf16=dtype is Dtype.bf16,
         use_cpu_initialization=not on_gpu,
-        perform_initialization=False,  # model.initialization fills every weight
+        perform_initialization=False,  # model.parameters.initialize fills every weight
         # The loss is a sum over the global batch divided by its tokens, known before the backward pass: Megatron
         # then scales nothing by data-parallel size or micro-batches (training.step).
         calculate_per_token_loss=True,
