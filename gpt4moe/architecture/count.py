@@ -1,4 +1,4 @@
-"""Parameters: of a whole model, of those a token meets, of one rank."""
+"""Numbers of parameters: of a whole model, of what one token uses (active), of one rank."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +12,22 @@ from gpt4moe.parallel.placement import rank_chunks
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParameterCount:
-    """Parameters of a model, and of those the share that one token meets (top_k of the experts)."""
+    """Parameters of a model, and the active ones: those that one token uses (top_k of the experts)."""
 
     total: int
     per_component: dict[str, int]
-    """embedding, attention, dense_mlp, router, experts, shared_experts, norms, output_layer; those that there are."""
+    """By the name of a Component, for those that the model has."""
     active: int
-    """A token's, in the layers alone: without embedding and output layer. The N of 6N (277.5B of GPT-4)."""
+    """Active parameters of the layers alone, without embedding and output layer: the N of 6N (277.5B of GPT-4)."""
     active_with_head: int
-    """... and the output layer, which is a product too, tied or not (278.5B)."""
+    """The same with the output layer, whose matrix product is computed whether it is tied or not (278.5B of GPT-4)."""
     active_with_embeddings: int
-    """... and the embedding table: what model cards call active (12.9B of Mixtral 8x7B)."""
+    """The same with the embedding too: what model cards call active (12.9B of Mixtral 8x7B)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankParameters:
-    """Parameters that one rank holds: dense ones are copied over dp x cp, experts over expert_dp alone."""
+    """Parameters that one rank holds. Dense ones have copies over dp x cp, experts over expert_dp."""
 
     dense: int
     expert: int
@@ -38,7 +38,7 @@ class RankParameters:
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Exact, as the model would be built."""
+    """The exact numbers of the model as it would be built."""
     per_component: dict[str, int] = {}
     active = partial(active_size, model)
     of_layers = outside = 0
@@ -60,7 +60,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def active_size(model: ModelConfig, tensor: ModelTensor) -> int:
-    """The elements of a tensor that one token meets."""
+    """The elements of a tensor that one token uses."""
     if tensor.component is not Component.experts:
         return tensor.size
     assert model.moe is not None
@@ -68,9 +68,10 @@ def active_size(model: ModelConfig, tensor: ModelTensor) -> int:
 
 
 def chunk_tensors(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> list[list[ModelTensor]]:
-    """The tensors of each virtual stage of one pipeline rank, whole (see local_size), in Megatron's order.
+    """The tensors of each virtual stage of one pipeline rank, in the order in which Megatron registers them.
 
-    With tied embeddings and pp > 1, the last stage has a copy of the embedding in the output layer's place.
+    Their shapes are those of the whole tensors; ModelTensor.local_size has a rank's part. With tied embeddings and
+    pp > 1, the last stage has a copy of the embedding in place of the output layer.
     """
     chunks = []
     stages = rank_chunks(model.num_layers, parallel, pp_index)
@@ -87,7 +88,7 @@ def chunk_tensors(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -
 
 
 def rank_parameters(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> RankParameters:
-    """Of any rank of one pipeline stage: all its ranks hold equally much."""
+    """The parameters of any rank of one pipeline stage: all of them hold equally many."""
     sizes = {True: 0, False: 0}
     for chunk in chunk_tensors(model, parallel, pp_index):
         for tensor in chunk:

@@ -1,4 +1,4 @@
-"""Floating-point operations of one token of training, row by row, so that each row can be named where it is used.
+"""Floating-point operations of one token of training: layers, head, attention, and what is computed again.
 
 A product with a matrix of n elements takes 2n forward and 4n backward: 6N in all (arXiv:2204.02311, appendix B).
 Attention's scores are causal: a token sees half the sequence on average, and only that half is counted.
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from gpt4moe.architecture.count import active_size
 from gpt4moe.architecture.rows import Component
+from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import layer_tensors
-from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.parallel.placement import stage_layers
 
@@ -25,11 +26,11 @@ class FlopsPerToken:
     attention: float
     """Scores and their product with values, causal, in every layer."""
     recompute: float
-    """What is computed a second time in the backward pass; no model FLOPs, so MFU leaves it out."""
+    """What the backward pass computes a second time. MFU does not count it."""
 
     @property
     def model(self) -> float:
-        """What MFU counts: layers, head and attention, nothing recomputed."""
+        """What MFU counts: layers, head and attention, without recomputation."""
         return self.layers + self.head + self.attention
 
     @property
@@ -42,15 +43,15 @@ def flops_per_token(model: ModelConfig, parallel: ParallelConfig | None = None) 
     """FLOP of one token of a sequence of model.seq_length.
 
     Args:
-        parallel: says what is computed again, and in which layers of a stage; nothing by default.
+        parallel: says what is computed again, and in which layers of a stage. None: nothing is.
     """
     again = recomputed_layers(model, parallel) if parallel else set()
-    of_kind: dict[bool, dict[Component, float]] = {}
+    of_kind: dict[LayerKind, dict[Component, float]] = {}
     layers = attention = recompute = 0.0
-    for layer, is_moe in enumerate(model.moe_layers):
-        if is_moe not in of_kind:
-            of_kind[is_moe] = _layer_rows(model, layer)
-        rows, scores = of_kind[is_moe], 3.0 * layer_attention_flops(model, layer)
+    for layer, kind in enumerate(model.layer_kinds):
+        if kind not in of_kind:
+            of_kind[kind] = _layer_rows(model, layer)
+        rows, scores = of_kind[kind], 3.0 * layer_attention_flops(model, layer)
         layers += sum(rows.values())
         attention += scores
         if parallel and layer in again:
@@ -70,8 +71,12 @@ def attention_flops(model: ModelConfig) -> float:
 
 
 def layer_attention_flops(model: ModelConfig, layer: int) -> float:
-    """The same of one layer (its global index)."""
-    width = 2 * model.head_size if model.mla is None else model.mla.qk_head_dim + model.mla.v_head_dim
+    """The same of one layer.
+
+    Args:
+        layer: its global index.
+    """
+    width = ATTENTION[model.layer_kinds[layer].attention].score_width(model)
     return 2.0 * model.num_attention_heads * width * tokens_seen(model, layer)
 
 
@@ -97,8 +102,8 @@ def _layer_rows(model: ModelConfig, layer: int) -> dict[Component, float]:
 
 
 def _recomputed(recompute: Recompute, rows: dict[Component, float], attention: float) -> float:
-    """Of one layer. A forward pass is a third of forward and backward. Of the experts, the second product's result is
-    not needed again: two of their three matrices are (moe.recompute)."""
+    """What one layer computes again, in FLOP. A forward pass is a third of forward and backward. Experts compute two of
+    their three matrix products again: nobody needs the result of the last one."""
     return {
         Recompute.none: 0.0,
         Recompute.selective: attention / 3,

@@ -6,5 +6,4 @@ attention.py           core attention over scaled_dot_product_attention
 transformer_config.py  our configuration in Megatron's words
 parameters.py          names, shards, initial values, reduction marks
 weights.py             weights of a checkpoint onto chunks
-recompute.py           layers that are computed again
 """

@@ -1,19 +1,27 @@
-"""The layer tree: which class plays each part of a layer. Kernels are chosen by config and imported where used."""
+"""The layers of a chunk as Megatron's specs: which module plays each part.
+
+    LayerKind (attention, mlp) -> ATTENTION, MLP put their modules into a layer's spec -> block_spec -> GPTModel
+
+The configuration chooses kernels. Optional packages are imported where their kernel is chosen.
+"""
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from torch import nn
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
 
+from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
-from gpt4moe.model.recompute import RecomputedLayer
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -26,7 +34,7 @@ def _apex_norm() -> type[nn.Module]:
     return importlib.import_module("apex.normalization").FusedRMSNorm
 
 
-ATTENTION: dict[AttentionKernel, Callable[[], Any]] = {
+CORE_ATTENTION: dict[AttentionKernel, Callable[[], Any]] = {
     AttentionKernel.sdpa: lambda: SdpaAttention,
     AttentionKernel.transformer_engine: _transformer_engine_attention,
 }
@@ -47,34 +55,86 @@ def norm_class(kernel: NormKernel) -> type[nn.Module]:
     return Norm
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltWith:
+    """What the parts of a layer are built with."""
+
+    run: RunConfig
+    groups: ProcessGroups
+    norm: type[nn.Module]
+
+
+def _grouped_query(layer: ModuleSpec, built: BuiltWith) -> None:
+    parts = layer.submodules.self_attention.submodules
+    parts.core_attention = CORE_ATTENTION[built.run.kernels.attention]()
+    if built.run.model.qk_norm:
+        parts.q_layernorm = parts.k_layernorm = built.norm
+
+
+def _dense(layer: ModuleSpec, built: BuiltWith) -> None:
+    """Megatron's own MLP, which is there already."""
+
+
+def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
+    params = {
+        "moe": built.run.model.moe,
+        "kernel": built.run.kernels.experts,
+        "groups": built.groups,
+        "recompute": built.run.parallel.recompute is Recompute.moe,
+    }
+    layer.submodules.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)
+
+
+Part = Callable[[ModuleSpec, BuiltWith], None]
+"""Puts the modules of one kind into the spec of a layer."""
+
+ATTENTION: dict[AttentionKind, Part] = {AttentionKind.grouped_query: _grouped_query}
+"""A kind that is not here cannot be built: parallel.legality refuses it."""
+MLP: dict[MlpKind, Part] = {MlpKind.dense: _dense, MlpKind.moe: _mixture_of_experts}
+
+
 def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> TransformerBlockSubmodules:
     """The layers of one virtual stage.
 
     Args:
-        layers: their global indices, from 0: whether each has experts depends on its place in the whole model.
+        layers: their indices in the whole model, from 0: a layer's kind depends on its place there.
     """
-    norm = norm_class(run.kernels.norm)
-    specs = [_layer_spec(run, groups, run.model.moe_layers[layer], norm) for layer in layers]
+    built, kinds = BuiltWith(run=run, groups=groups, norm=norm_class(run.kernels.norm)), run.model.layer_kinds
+    specs = [_layer_spec(kinds[layer], built) for layer in layers]
     if run.parallel.recompute is Recompute.full:
         for spec in specs[: run.parallel.recompute_layers]:
             spec.module = RecomputedLayer
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=norm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=built.norm)
 
 
-def _layer_spec(run: RunConfig, groups: ProcessGroups, has_experts: bool, norm: type[nn.Module]) -> ModuleSpec:
+def _layer_spec(kind: LayerKind, built: BuiltWith) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(num_experts=None, normalization="RMSNorm")
-    parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = norm
-    attention = parts.self_attention.submodules
-    attention.core_attention = ATTENTION[run.kernels.attention]()
-    if run.model.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = norm
-    if has_experts:
-        params = {
-            "moe": run.model.moe,
-            "kernel": run.kernels.experts,
-            "groups": groups,
-            "recompute": run.parallel.recompute is Recompute.moe,
-        }
-        parts.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)
+    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = built.norm
+    ATTENTION[kind.attention](spec, built)
+    MLP[kind.mlp](spec, built)
     return spec
+
+
+class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
+    """parallel.recompute=full: the layer keeps only its input and runs its forward pass again in the backward pass.
+    In evaluation it is a plain layer.
+
+    Megatron's own loop (TransformerBlock with recompute_granularity="full") does not serve: where it recomputes only
+    the first layers of a stage, it hands the others no padding_mask, so these count padding as tokens and have no token
+    numbers to draw noise by (megatron-core 0.16.1).
+    """
+
+    def forward(self, hidden_states: Tensor, *, padding_mask: Tensor | None = None, **rest: Any) -> Any:
+        """As TransformerBlock calls a layer: (hidden [S/tp, B, H], None).
+
+        Args:
+            rest: nothing that a gradient flows to.
+        """
+        forward = super().forward
+
+        def plain(hidden_states: Tensor, padding_mask: Tensor | None) -> Any:
+            return forward(hidden_states=hidden_states, padding_mask=padding_mask, **rest)
+
+        if not self.training:
+            return plain(hidden_states, padding_mask)
+        return tensor_parallel.checkpoint(plain, False, hidden_states, padding_mask)

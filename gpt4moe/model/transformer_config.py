@@ -37,7 +37,7 @@ def transformer_config(
         pipeline_model_parallel_layout=_pipeline_layout(model, parallel),
         context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sequence_parallel_on,
-        # Megatron's part; whole layers are model.recompute's, the experts moe.recompute's.
+        # Megatron's part: whole layers are recomputed by model.specs, experts by the room moe.
         recompute_granularity="selective" if parallel.recompute is Recompute.selective else None,
         recompute_modules=["core_attn"],
         params_dtype=weights,

@@ -1,23 +1,47 @@
-"""The one place that says whether a layout is legal, and why not: trainer, tests and planner ask here. No torch.
+"""Whether a layout is legal, and why not: the trainer, the tests and the planner ask here. No torch.
 
-Two kinds of refusal, told apart because the planner weighs layouts the trainer cannot run yet:
-arithmetic (something does not divide) and support (right in principle, not built or not proven here).
+There are two kinds of problems, because the planner weighs layouts that the trainer cannot run yet:
+
+    arithmetic   something does not divide                        layout_problems
+    support      right in principle, but not built or not proven  support_problems
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from math import gcd
 
-from gpt4moe.config.model import ModelConfig, divisors
+from gpt4moe.config.model import AttentionKind, MlpKind, ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError, together
 from gpt4moe.parallel.placement import stage_sizes
 
+Sizes = Callable[[ModelConfig], dict[str, int]]
+"""Key of the configuration -> what tensor parallelism must divide."""
+
+
+def _heads(model: ModelConfig) -> dict[str, int]:
+    return {"model.num_attention_heads": model.num_attention_heads, "model.num_query_groups": model.query_groups}
+
+
+def _dense_width(model: ModelConfig) -> dict[str, int]:
+    return {"model.ffn_hidden_size": model.ffn_hidden_size} if model.ffn_hidden_size else {}
+
+
+def _shared_width(model: ModelConfig) -> dict[str, int]:
+    shared = model.moe.shared_expert_ffn_hidden_size if model.moe else None
+    return {"model.moe.shared_expert_ffn_hidden_size": shared} if shared else {}
+
+
+CUT_BY_ATTENTION: dict[AttentionKind, Sizes] = {AttentionKind.grouped_query: _heads, AttentionKind.latent: _heads}
+CUT_BY_MLP: dict[MlpKind, Sizes] = {MlpKind.dense: _dense_width, MlpKind.moe: _shared_width}
+_UNBUILT = {AttentionKind.latent: "model.mla"}
+"""Attention that the planner counts and the trainer cannot build -> the key that asks for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a layout is refused: what is wrong with the numbers, and what would fit."""
+    """Why a layout is refused (cause), and what would fit (cure)."""
 
     cause: str
     cure: str
@@ -26,7 +50,7 @@ class Problem:
 def layout_problems(
     model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
 ) -> list[Problem]:
-    """Everything arithmetic that is wrong with running `model` on `world_size` ranks; empty: legal."""
+    """What does not divide when `model` runs on `world_size` ranks. Empty: the layout is legal."""
     grid = list(_grid_problems(parallel, world_size))
     if grid:
         return grid  # dp is not even a number: the rest would be noise
@@ -39,7 +63,7 @@ def layout_problems(
 
 
 def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
-    """What is legal arithmetic (layout_problems is empty) but not built or not proven in the trainer."""
+    """What the trainer cannot do on a layout whose arithmetic is legal."""
     planned = planned_parts(model)
     checks = [
         (bool(planned), f"{' and '.join(planned)}: the planner counts it, the trainer cannot build it.",
@@ -53,7 +77,7 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
 
 def planned_parts(model: ModelConfig) -> list[str]:
     """The keys of a model that only the planner knows, where they are set (config.planned)."""
-    parts = [] if model.mla is None else ["model.mla"]
+    parts = sorted({_UNBUILT[kind.attention] for kind in model.layer_kinds if kind.attention in _UNBUILT})
     if model.planned is not None:
         values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}
         parts += [f"model.planned.{name}={value}" for name, value in sorted(values.items()) if value]
@@ -96,17 +120,16 @@ def _batch_problems(parallel: ParallelConfig, training: TrainingConfig, world_si
 
 
 def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:
-    cut = {
-        "model.num_attention_heads": model.num_attention_heads,
-        "model.num_query_groups": model.query_groups,
+    kinds, cut = dict.fromkeys(model.layer_kinds), dict[str, int]()
+    for kind in kinds:
+        cut |= CUT_BY_ATTENTION[kind.attention](model)
+    cut |= {
         "model.vocab_size": model.vocab_size,
         "model.seq_length": model.seq_length // parallel.cp,  # sequence parallelism
         "model.hidden_size": model.hidden_size,
     }
-    if model.ffn_hidden_size and not all(model.moe_layers):
-        cut["model.ffn_hidden_size"] = model.ffn_hidden_size
-    if model.moe and model.moe.shared_expert_ffn_hidden_size:
-        cut["model.moe.shared_expert_ffn_hidden_size"] = model.moe.shared_expert_ffn_hidden_size
+    for kind in sorted(kinds, key=lambda kind: kind.has_experts):
+        cut |= CUT_BY_MLP[kind.mlp](model)
     uncut = [f"{name}={size}" for name, size in cut.items() if size % parallel.tp]
     if uncut:
         yield Problem(
