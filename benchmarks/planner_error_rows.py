@@ -17,7 +17,7 @@ from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.planned import MlaConfig, PlannedConfig
 from gpt4moe.config.training import TrainingConfig
-from gpt4moe.planner.layer_time import LayerKind, layer_kinds
+from gpt4moe.planner.layer_time import TimedKind, timed_kinds
 
 HERE = Path(__file__).parent
 
@@ -29,7 +29,7 @@ class Row:
     source: str
     stack: str
     model: ModelConfig
-    kinds: tuple[LayerKind, ...]
+    kinds: tuple[TimedKind, ...]
     cluster: ClusterConfig
     devices: int
     precision: str
@@ -108,6 +108,6 @@ def _row(source: str, stack: str, models: dict[str, ModelConfig], clusters: dict
         value = (flops.model + flops.attention) * tokens / (devices * value / 100 * cluster.peak_flops_bf16)
     training = TrainingConfig(steps=1, global_batch_size=batch, micro_batch_size=micro)
     return Row(
-        source=source, stack=stack, model=model, kinds=tuple(layer_kinds(model)), cluster=cluster, devices=devices,
+        source=source, stack=stack, model=model, kinds=tuple(timed_kinds(model)), cluster=cluster, devices=devices,
         precision=precision, parallel=parallel, training=training, note=note, seconds=value,
     )  # fmt: skip

@@ -8,13 +8,13 @@ and four operations on CPUs; grouped products keep their activation, the loop ov
 Shapes: t tokens of a micro-batch on a rank of cp, s = t / tp where sequences are parallel, N rows at local experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpt4moe.config.cluster import Generation
-from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
-from gpt4moe.config.planned import MlaConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import ExpertKernel, NormKernel
 from gpt4moe.parallel.layout import Layout
@@ -40,9 +40,9 @@ class MicroBatch:
     """Experts by grouped products."""
     imbalance: float
     """Rows at the fullest rank's experts over an even share."""
-    moe_layers: tuple[bool, ...]
-    """Of each layer, whether it is MoE."""
-    sums: dict[tuple[bool, Recompute], int] = field(default_factory=dict, compare=False)
+    kinds: tuple[LayerKind, ...]
+    """Of each layer."""
+    sums: dict[tuple[LayerKind, Recompute], int] = field(default_factory=dict, compare=False)
     """What layer_bytes worked out, of each kind of layer once."""
 
     @classmethod
@@ -53,7 +53,7 @@ class MicroBatch:
         return cls(
             model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
-            imbalance=imbalance, moe_layers=tuple(run.model.moe_layers),
+            imbalance=imbalance, kinds=tuple(run.model.layer_kinds),
         )  # fmt: skip
 
     @property
@@ -99,17 +99,14 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
     if recompute is Recompute.full:
         return {"layer_input": micro.hidden_bytes}
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
-    attention = attention_activations(micro, again=recompute is Recompute.selective)
-    if micro.moe_layers[layer]:
-        mlp = expert_activations(micro, again=recompute is Recompute.moe)
-    else:
-        mlp = dense_activations(micro)
+    attention = ATTENTION_ACTIVATIONS[micro.kinds[layer].attention](micro, recompute is Recompute.selective)
+    mlp = MLP_ACTIVATIONS[micro.kinds[layer].mlp](micro, recompute is Recompute.moe)
     return {"norms": 2 * norm, **attention, **mlp}
 
 
 def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:
     """The sum of layer_activations."""
-    key = (micro.moe_layers[layer], recompute)
+    key = (micro.kinds[layer], recompute)
     if key not in micro.sums:
         micro.sums[key] = sum(layer_activations(micro, layer, recompute).values())
     return micro.sums[key]
@@ -122,15 +119,13 @@ def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
     return rows * (2 * width + 1) * FLOAT
 
 
-def attention_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
+def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """Queries and keys are kept after the rotary embedding, values where the projection wrote all three; under context
     parallelism the gathered keys and values. Masks are the rank's (mask_bytes).
 
     Args:
         again: the core attention is computed again: kept are what it was given and what it gave.
     """
-    if micro.model.mla is not None:
-        return _latent_attention_activations(micro, micro.model.mla, again=again)
     model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
     tables = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
@@ -160,10 +155,13 @@ def mask_bytes(micro: MicroBatch) -> int:
     return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 else 0
 
 
-def _latent_attention_activations(micro: MicroBatch, mla: MlaConfig, *, again: bool) -> Bytes:
+def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """Multi-head latent attention, which the trainer cannot build: from the architecture (arXiv:2405.04434, section
     2.1), measured on nothing. Latents are normed, then opened to as many keys and values as there are heads."""
-    tokens, item, heads = micro.tokens, micro.item, micro.model.num_attention_heads // micro.layout.tp
+    mla, tokens, item, heads = (
+        micro.model.mla, micro.tokens, micro.item, micro.model.num_attention_heads // micro.layout.tp
+    )  # fmt: skip
+    assert mla is not None
     latents = [width for width in (mla.q_lora_rank, mla.kv_lora_rank) if width is not None]
     parts = {
         "attention_input": micro.hidden_bytes,
@@ -185,13 +183,13 @@ def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
     return whole - shared
 
 
-def dense_activations(micro: MicroBatch) -> Bytes:
+def dense_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """The input; gate and up as one; and three of their halves' size: silu(gate), up, the product."""
     ffn = (micro.model.ffn_hidden_size or 0) // micro.layout.tp
     return {"mlp_input": micro.hidden_bytes, "mlp_hidden": micro.tokens * 5 * ffn * micro.item}
 
 
-def expert_activations(micro: MicroBatch, *, again: bool = False) -> Bytes:
+def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """Router, dispatch and experts of one layer.
 
     Args:
@@ -239,6 +237,19 @@ def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
         return {}
     ffn = moe.shared_expert_ffn_hidden_size // micro.layout.tp
     return {"shared_experts": input_copy + micro.tokens * 5 * ffn * micro.item}
+
+
+Activations = Callable[[MicroBatch, bool], Bytes]
+"""(micro-batch, whether parallel.recompute computes this part again) -> what the part keeps."""
+
+ATTENTION_ACTIVATIONS: dict[AttentionKind, Activations] = {
+    AttentionKind.grouped_query: attention_activations,
+    AttentionKind.latent: latent_attention_activations,
+}
+MLP_ACTIVATIONS: dict[MlpKind, Activations] = {
+    MlpKind.dense: dense_activations,
+    MlpKind.moe: expert_activations,
+}
 
 
 def embedding_activations(micro: MicroBatch) -> Bytes:

@@ -50,7 +50,8 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
     element = VALUE_BYTES[run.precision.dtype]
     tokens = model.seq_length // layout.cp * run.training.micro_batch_size
     shard = tokens // layout.tp * model.hidden_size * element * micro_batches
-    moe_layers = sum(model.moe_layers[layer] for layer in layers)
+    kinds = model.layer_kinds
+    moe_layers = sum(kinds[layer].has_experts for layer in layers)
     rows = routed or _even_rows(model, layout, moe_layers, tokens, micro_batches)
     cut_experts = 2.0 * (layout.etp - 1) * moe_layers * shard
     traffic: Traffic = {
@@ -94,7 +95,8 @@ def _tensor_parallel(
     """shard: bytes of S/cp/tp x B x H, all micro-batches."""
     # Attention is one block; a dense MLP, or shared experts, a second one. Routed experts are not cut over tp.
     shared = model.moe is not None and model.moe.shared_expert_ffn_hidden_size is not None
-    blocks = sum(2 if shared or not model.moe_layers[layer] else 1 for layer in layers)
+    kinds = model.layer_kinds
+    blocks = sum(1 if kinds[layer].has_experts and not shared else 2 for layer in layers)
     first, last = stage == 0, stage == parallel.pp - 1
     # The embedding scatters forward; the output layer gathers forward, and again backward.
     gathers = 3 * blocks + first + 2 * last

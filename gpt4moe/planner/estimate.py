@@ -15,7 +15,7 @@ from gpt4moe.planner.bottleneck import binding, warnings
 from gpt4moe.planner.cost import Cost, cost
 from gpt4moe.planner.cure import require_legal
 from gpt4moe.planner.efficiency import planning_profile
-from gpt4moe.planner.layer_time import LayerKind, Work, layer_kinds
+from gpt4moe.planner.layer_time import TimedKind, Work, timed_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.run_time import RunTime, Saving, run_time, save_seconds
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
@@ -81,12 +81,12 @@ def world_of(plan: PlanConfig) -> int:
     return plan.gpus or plan.cluster.devices or fewest_ranks(plan.parallel)
 
 
-def timed_work(plan: PlanConfig, kinds: list[LayerKind] | None = None) -> Work:
+def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
     """What layer_time needs, of a plan; kinds are made anew when not given."""
     cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
     return Work(
         model=plan.model,
-        kinds=kinds or layer_kinds(plan.model),
+        kinds=kinds or timed_kinds(plan.model),
         parallel=plan.parallel,
         micro_batch_size=plan.training.micro_batch_size,
         cluster=cluster,

@@ -121,8 +121,8 @@ class Glance:
         if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
             micro = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
-            kinds = set(micro.moe_layers)
-            self.layers[key] = min(layer_bytes(micro, micro.moe_layers.index(kind), recompute) for kind in kinds)
+            kinds = set(micro.kinds)
+            self.layers[key] = min(layer_bytes(micro, micro.kinds.index(kind), recompute) for kind in kinds)
         return self.layers[key]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.flops import window_of
 from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import output_tensors
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
@@ -17,7 +18,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profile
-from gpt4moe.planner.layer_time import layer_kinds
+from gpt4moe.planner.layer_time import timed_kinds
 
 VALUE_BYTES = 2
 """Weights and cache are bf16."""
@@ -54,9 +55,9 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
     """Decoding with `sequences` in flight, in pp groups that follow each other through the pipeline; stages may be
     uneven (120 layers over 16: eight of 8, eight of 7)."""
     group = max(1.0, sequences / pp)
-    kinds, stages = layer_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
+    kinds, stages = timed_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
     # Latents are whole on every tensor-parallel rank; keys and values are cut by head groups.
-    share = 1 if model.mla is not None else min(tp, model.query_groups)
+    share = min(tp, *(ATTENTION[kind.attention].cache_parts(model) for kind in model.layer_kinds))
     peak = cluster.peak_flops_bf16 * planning_profile(cluster.generation).matrix
     seconds, weights, caches = [], [], []
     for stage, layers in enumerate(stages):
@@ -98,17 +99,13 @@ def cache_bytes(model: ModelConfig, context: int) -> float:
 def layer_cache_bytes(model: ModelConfig, layer: int, context: int) -> float:
     """Of one layer (its global index): keys and values of each head group; of latent attention the latent and the
     keys' rotary part, which all heads share (arXiv:2405.04434, section 2.1.2); of a window no more than it."""
-    width = 2 * model.query_groups * model.head_size
-    if model.mla is not None:
-        width = model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+    width = ATTENTION[model.layer_kinds[layer].attention].cached_width(model)
     return VALUE_BYTES * width * min(context, window_of(model, layer) or context)
 
 
 def _attention_operations(model: ModelConfig, layer: int, context: int) -> float:
     """FLOP of one new token's scores and weighted values. Latent attention works on the latent itself."""
-    width = 2 * model.head_size
-    if model.mla is not None:
-        width = 2 * model.mla.kv_lora_rank + model.mla.qk_rope_head_dim
+    width = ATTENTION[model.layer_kinds[layer].attention].decoding_width(model)
     return 2.0 * model.num_attention_heads * width * min(context, window_of(model, layer) or context)
 
 

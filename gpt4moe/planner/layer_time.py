@@ -13,9 +13,10 @@ from math import prod
 
 from gpt4moe.architecture.flops import tokens_seen
 from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import ModelTensor, layer_tensors
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.planner.efficiency import (
     ALL_TO_ALL_SHARE,
@@ -29,23 +30,23 @@ PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
 
 
 @dataclass(frozen=True, slots=True)
-class LayerKind:
+class TimedKind:
     """Layers that take equally long."""
 
-    is_moe: bool
+    layer_kind: LayerKind
     seen: float
     """Tokens that a token attends to, on average."""
     tensors: tuple[ModelTensor, ...]
 
 
-def layer_kinds(model: ModelConfig) -> list[LayerKind]:
+def timed_kinds(model: ModelConfig) -> list[TimedKind]:
     """The kind of each layer; made once for many layouts of a model."""
-    kinds: dict[tuple[bool, float], LayerKind] = {}
+    kinds: dict[tuple[LayerKind, float], TimedKind] = {}
     of_layers = []
-    for layer, is_moe in enumerate(model.moe_layers):
-        key = (is_moe, tokens_seen(model, layer))
+    for layer, kind in enumerate(model.layer_kinds):
+        key = (kind, tokens_seen(model, layer))
         if key not in kinds:
-            kinds[key] = LayerKind(*key, tuple(layer_tensors(model, layer)))
+            kinds[key] = TimedKind(*key, tuple(layer_tensors(model, layer)))
         of_layers.append(kinds[key])
     return of_layers
 
@@ -55,8 +56,8 @@ class Work:
     """What is timed: a model on a layout, a micro-batch, a machine."""
 
     model: ModelConfig
-    kinds: list[LayerKind]
-    """layer_kinds(model)."""
+    kinds: list[TimedKind]
+    """timed_kinds(model)."""
     parallel: ParallelConfig
     micro_batch_size: int
     cluster: ClusterConfig
@@ -103,7 +104,7 @@ class Product:
     """Local experts; 1 where all tokens meet the matrix."""
 
 
-def layer_seconds(work: Work, kind: LayerKind, *, recomputes: bool = True) -> dict[str, float]:
+def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> dict[str, float]:
     """Forward and backward pass of one layer, by part, with what parallel.recompute does again unless told not to."""
     products = [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
     moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
@@ -113,7 +114,7 @@ def layer_seconds(work: Work, kind: LayerKind, *, recomputes: bool = True) -> di
     forward = {
         "products": sum(_forward_seconds(work, product) for product in products),
         "attention": _attention_seconds(work, kind),
-        "elementwise": moved / work.memory_rate + kind.is_moe * work.efficiency.moe_layer_seconds,
+        "elementwise": moved / work.memory_rate + kind.layer_kind.has_experts * work.efficiency.moe_layer_seconds,
         "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
         "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
         "ep": of_experts
@@ -131,14 +132,14 @@ def layer_seconds(work: Work, kind: LayerKind, *, recomputes: bool = True) -> di
     return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in PARTS}
 
 
-def _recomputed(work: Work, kind: LayerKind, forward: dict[str, float]) -> dict[str, float]:
+def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[str, float]:
     """Seconds that are spent a second time. moe: the way to the experts and their first product (moe.recompute)."""
     recompute = work.parallel.recompute
     if recompute is Recompute.full:
         return forward
     if recompute is Recompute.selective:
         return {"attention": forward["attention"]}
-    if recompute is Recompute.none or not kind.is_moe:
+    if recompute is Recompute.none or not kind.layer_kind.has_experts:
         return {}
     experts = sum(_forward_seconds(work, _product(work, t)) for t in kind.tensors if t.spread is Spread.experts)
     return {"products": experts * 2 / 3, "elementwise": forward["elementwise"] / 2, "ep": forward["ep"] / 2}
@@ -159,26 +160,26 @@ def link_rate(cluster: ClusterConfig, span: float) -> float:
     return RING_SHARE * (cluster.nvlink_bytes_per_second if inside else cluster.fabric_bytes_per_second)
 
 
-def wire_bytes(work: Work, kind: LayerKind) -> dict[str, float]:
+def wire_bytes(work: Work, kind: TimedKind) -> dict[str, float]:
     """What a rank sends in a layer's forward pass, by group; planner.communication has whole steps."""
     model, parallel = work.model, work.parallel
     shard = work.value_bytes * work.tokens / parallel.tp * model.hidden_size
     # A gather before and a reduce-scatter after attention, and the same around a dense MLP or a shared expert.
     is_dense = any(t.spread is Spread.tp and t.component is not Component.attention for t in kind.tensors)
-    # Keys and values are gathered; in latent attention they are as wide as the queries.
-    heads = model.query_groups if model.mla is None else model.num_attention_heads
-    keys = work.value_bytes * work.tokens * 2 * heads * model.head_size / parallel.tp
+    # Keys and values are gathered.
+    width = ATTENTION[kind.layer_kind.attention].gathered_width(model)
+    keys = work.value_bytes * work.tokens * width / parallel.tp
     sent = {"tp": (4 if is_dense else 2) * shard * (parallel.tp - 1), "cp": keys * (parallel.cp - 1)}
-    copies = work.value_bytes * work.copies * model.hidden_size if kind.is_moe else 0.0
+    copies = work.value_bytes * work.copies * model.hidden_size if kind.layer_kind.has_experts else 0.0
     # To the experts and back; under expert tensor parallelism every member needs the rows of all.
     is_late = work.efficiency.gathers_copies
     sent["ep"] = 2 * copies * (1 if is_late else parallel.etp) * (parallel.ep - 1) / parallel.ep
-    tokens = work.value_bytes * work.rank_tokens * model.hidden_size * kind.is_moe
+    tokens = work.value_bytes * work.rank_tokens * model.hidden_size * kind.layer_kind.has_experts
     sent["etp"] = 2 * (copies if is_late else tokens) * (parallel.etp - 1)
     return sent
 
 
-def elementwise_bytes(work: Work, kind: LayerKind) -> float:
+def elementwise_bytes(work: Work, kind: TimedKind) -> float:
     """Bytes read and written by all that is no product, forward: each tensor once a read and once a write."""
     model, parallel = work.model, work.parallel
     elements = 10 * work.rank_tokens * model.hidden_size  # two norms (2 each), two residual sums (3 each)
@@ -186,7 +187,7 @@ def elementwise_bytes(work: Work, kind: LayerKind) -> float:
     for tensor in kind.tensors:  # gate and up in, their product out
         if tensor.spread is Spread.tp and len(tensor.shape) == 3:
             elements += 3 * work.tokens * tensor.shape[1] / parallel.tp
-    if kind.is_moe:
+    if kind.layer_kind.has_experts:
         assert model.moe is not None
         ffn = model.moe.ffn_hidden_size  # etp times the rows, each 1/etp wide
         elements += work.copies * (work.efficiency.copy_passes * model.hidden_size + 3 * ffn)
@@ -232,10 +233,10 @@ def _rate(work: Work, product: Product) -> float:
     return work.matrix_peak * work.efficiency.matrix * shape
 
 
-def _attention_seconds(work: Work, kind: LayerKind) -> float:
+def _attention_seconds(work: Work, kind: TimedKind) -> float:
     model = work.model
     heads = model.num_attention_heads / work.parallel.tp
-    width = 2 * model.head_size if model.mla is None else model.mla.qk_head_dim + model.mla.v_head_dim
+    width = ATTENTION[kind.layer_kind.attention].score_width(model)
     peak = min(work.matrix_peak, work.cluster.peak_flops_bf16)
     fused = 2.0 * heads * width * kind.seen * work.tokens / (peak * ATTENTION_SHARE)
     scores = work.value_bytes * heads * model.seq_length * work.tokens

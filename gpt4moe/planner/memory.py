@@ -125,12 +125,12 @@ def reserve_bytes(run: RunConfig, moving_bytes: float) -> int:
 
 def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
     """For each stage, the first one that is like it: the same kinds of layers, the same ends of the model."""
-    chunks, is_moe = stage_layers(run.model.num_layers, run.parallel), run.model.moe_layers
+    chunks, kinds = stage_layers(run.model.num_layers, run.parallel), run.model.layer_kinds
     first: dict[tuple[object, ...], int] = {}
     return [
         first.setdefault(
             (stage == 0, stage == layout.pp - 1, *(
-                tuple(is_moe[layer] for layer in layers) for layers in chunks[stage :: layout.pp]
+                tuple(kinds[layer] for layer in layers) for layers in chunks[stage :: layout.pp]
             )),
             stage,
         )

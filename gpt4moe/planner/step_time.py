@@ -16,7 +16,7 @@ from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
-from gpt4moe.planner.layer_time import PARTS, LayerKind, Work, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.layer_time import PARTS, TimedKind, Work, head_seconds, layer_seconds, link_rate
 
 STEP_PARTS = (*PARTS, "pp", "bubble", "dp", "optimizer")
 UPDATE_BYTES = 30
@@ -163,7 +163,7 @@ def stage_parameters(work: Work) -> list[tuple[float, float]]:
     return [(dense + end, expert) for (dense, expert), end in zip(stages, ends, strict=True)]
 
 
-def kind_sizes(kind: LayerKind, parallel: ParallelConfig) -> tuple[int, int]:
+def kind_sizes(kind: TimedKind, parallel: ParallelConfig) -> tuple[int, int]:
     """Dense and expert parameters of a layer on one rank."""
     expert = _local([tensor for tensor in kind.tensors if tensor.spread is Spread.experts], parallel)
     return _local(list(kind.tensors), parallel) - expert, expert

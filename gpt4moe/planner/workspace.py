@@ -4,6 +4,9 @@ The largest of a rank's layers counts, once: layers come one after another. Thes
 byte by byte: torch's allocator decides how long a temporary stays.
 """
 
+from collections.abc import Callable
+
+from gpt4moe.config.model import AttentionKind, MlpKind
 from gpt4moe.planner.activations import FLOAT, MicroBatch
 
 
@@ -35,10 +38,20 @@ def attention_workspace(micro: MicroBatch) -> int:
     return (2 * micro.tokens * model.hidden_size + 2 * micro.tokens * width + width * model.hidden_size) * micro.item
 
 
+ATTENTION_WORKSPACE: dict[AttentionKind, Callable[[MicroBatch], int]] = {
+    AttentionKind.grouped_query: attention_workspace,
+    AttentionKind.latent: attention_workspace,
+}
+MLP_WORKSPACE: dict[MlpKind, Callable[[MicroBatch], int]] = {
+    MlpKind.dense: dense_workspace,
+    MlpKind.moe: expert_workspace,
+}
+
+
 def layer_workspace(micro: MicroBatch, layer: int) -> int:
     """The largest of a layer's parts."""
-    mlp = expert_workspace if micro.moe_layers[layer] else dense_workspace
-    return max(attention_workspace(micro), mlp(micro))
+    kind = micro.kinds[layer]
+    return max(ATTENTION_WORKSPACE[kind.attention](micro), MLP_WORKSPACE[kind.mlp](micro))
 
 
 def head_workspace(micro: MicroBatch) -> int:

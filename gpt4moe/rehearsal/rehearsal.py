@@ -98,7 +98,7 @@ def roles(run: RunConfig, layout: Layout, fullest: list[int]) -> list[int]:
     kinds: dict[Any, int] = {}  # kind -> its first stage
     for stage in range(layout.pp):
         chunks = rank_chunks(run.model.num_layers, run.parallel, stage)
-        layers = tuple(tuple(run.model.moe_layers[layer] for layer in chunk) for chunk in chunks)
+        layers = tuple(tuple(run.model.layer_kinds[layer] for layer in chunk) for chunk in chunks)
         kinds.setdefault((layers, stage == 0, stage == layout.pp - 1), stage)
     firsts = {stage * layout.stage_size for stage in range(layout.pp)}
     whole = {stage * layout.stage_size + inside for stage in kinds.values() for inside in corners}

@@ -9,7 +9,7 @@ import yaml
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.efficiency import planning_profile
-from gpt4moe.planner.layer_time import Work, layer_kinds
+from gpt4moe.planner.layer_time import Work, timed_kinds
 from gpt4moe.planner.step_time import StepTime, step_time
 
 
@@ -36,7 +36,7 @@ def plan_of(*overrides: str) -> PlanConfig:
 def work_of(plan: PlanConfig) -> Work:
     return Work(
         model=plan.model,
-        kinds=layer_kinds(plan.model),
+        kinds=timed_kinds(plan.model),
         parallel=plan.parallel,
         micro_batch_size=plan.training.micro_batch_size,
         cluster=plan.cluster,
