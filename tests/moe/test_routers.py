@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpt4moe.config.moe import MoEConfig, RouterConfig, RouterKind
+from gpt4moe.config.moe import ROUTER_TRAITS, MoEConfig, RouterConfig, RouterKind
 from gpt4moe.moe.routers import build_router
 from gpt4moe.moe.routers.base import Router, Routing
 
@@ -86,6 +86,18 @@ def test_a_single_renormalised_weight_would_teach_the_router_nothing() -> None:
     weight, routing = _routed(RouterKind.topk, 1)
     routing.weight.square().sum().backward()
     assert weight.grad is not None and weight.grad.norm() < 1e-5
+
+
+@pytest.mark.parametrize("kind", RouterKind)
+def test_a_router_is_what_its_kind_declares(kind: RouterKind) -> None:
+    traits = ROUTER_TRAITS[kind]
+    _, router = _built(kind, traits.fixed_top_k or 2)
+    assert {name: buffer.tolist() for name, buffer in router.named_buffers()} == {
+        buffer.name: [buffer.start(E)] * E for buffer in traits.buffers
+    }
+    _, routing = _routed(kind, traits.fixed_top_k or 2)
+    is_renormalised = bool((routing.weight.sum(dim=1) - 1).abs().max() < 1e-6)  # a few fp32 roundings
+    assert is_renormalised == traits.is_renormalised
 
 
 @pytest.mark.parametrize("kind", RouterKind)
