@@ -1,4 +1,4 @@
-"""The optimizer, its learning-rate schedule, and the engine that reduces gradients and steps."""
+"""Groups optimizer, schedule, engine, precision: how weights are updated."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -24,15 +24,15 @@ class ScheduleKind(str, Enum):
 
 
 class EngineKind(str, Enum):
-    """What reduces gradients and steps: Megatron's DistributedDataParallel and DistributedOptimizer, or DeepSpeed's
-    ZeRO-1."""
+    """What reduces gradients and updates weights: Megatron's DistributedDataParallel and DistributedOptimizer, or
+    DeepSpeed's ZeRO-1."""
 
     megatron = "megatron"
     deepspeed = "deepspeed"
 
 
 class Dtype(str, Enum):
-    """Of weights and activations. Gradients, masters and moments are fp32 always."""
+    """Type of weights and activations. Gradients, master weights and optimizer states are always fp32."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -68,10 +68,10 @@ class OptimizerConfig:
 class ScheduleConfig:
     kind: ScheduleKind = ScheduleKind.cosine
     total_steps: int = MISSING
-    """Where the learning rate reaches its end; independent of training.steps, which only says where to stop."""
+    """The step at which the learning rate reaches its end. Independent of training.steps, which only stops the run."""
     warmup_steps: int = 0
     final_fraction: float = 0.1
-    """The end's learning rate as a fraction of optimizer.lr."""
+    """The learning rate at the end, as a fraction of optimizer.lr."""
     decay_share: float | None = None
     """The last share of total_steps, in which the learning rate decays; kind wsd alone. 0.1 in the paper."""
 
@@ -132,11 +132,11 @@ SCHEDULE_KEYS: dict[ScheduleKind, tuple[str, ...]] = {ScheduleKind.wsd: ("decay_
 class EngineConfig:
     kind: EngineKind = EngineKind.megatron
     overlap_grad_reduce: bool = True
-    """Reduce-scatter gradients while the backward pass still runs; Megatron's engine only."""
+    """Reduce-scatter gradients during the backward pass; Megatron's engine only."""
     bucket_size: int | None = None
-    """Elements of a gradient bucket, Megatron's engine only; null: its own choice."""
+    """Elements of a gradient bucket, Megatron's engine only; null: Megatron's default."""
     offload_optimizer: bool = False
-    """fp32 masters and moments in host memory, where the update then runs; DeepSpeed's engine only."""
+    """Keep master weights and optimizer states in host memory and update there; DeepSpeed's engine only."""
 
     def validate(self) -> None:
         if self.bucket_size is not None and self.bucket_size < 1:

@@ -1,4 +1,4 @@
-"""RunConfig: the groups together, and the checks that need two groups."""
+"""RunConfig: all groups of a run, and the checks that need two of them."""
 
 from dataclasses import dataclass, field, fields
 
@@ -23,7 +23,7 @@ from gpt4moe.errors import ConfigError, check_all
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """One run, whole. Made and checked by config.load.load_run_config; nothing reads a config by string after that."""
+    """One whole run. config.load.load_run_config makes and checks it; everything else reads typed fields."""
 
     run: RunSection = field(default_factory=RunSection)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -42,7 +42,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def validate(self) -> None:
-        """Raises ConfigError for values that no world size could make right."""
+        """Raises: ConfigError for values that are wrong with any number of ranks."""
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         check_all(*checks, self._validate_kernels, self._validate_optimizer)

@@ -1,4 +1,4 @@
-"""The run itself: its name, its length, its batch; checkpoints, tracking, kernels."""
+"""Groups run, training, stage, checkpoint, tracking, kernels: names, lengths, batch sizes, what is stored."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,7 +13,7 @@ class RunSection:
     """The run folder is <run.root>/<run.name>."""
     root: str = "runs"
     seed: int = 1234
-    """Of initial weights and sample order."""
+    """Decides the initial weights and the order of samples."""
 
     def validate(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
@@ -23,17 +23,17 @@ class RunSection:
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     steps: int = MISSING
-    """Stop after this step, counted from the run's beginning. Nothing else depends on it."""
+    """Training stops after this step, counted from the run's beginning. Nothing else depends on it."""
     global_batch_size: int = MISSING
-    """Sequences of one step over all ranks."""
+    """Sequences in one step, over all ranks."""
     micro_batch_size: int = 1
-    """Sequences of one forward pass of a rank."""
+    """Sequences in one forward pass of a rank."""
     eval_every: int = 0
     """Steps between evaluations on held-out text; 0: only at the end."""
     eval_samples: int = 64
     """Held-out sequences of one evaluation; 0: none."""
     check_replicas_every: int = 100
-    """Steps between checks that copies of one tensor on several ranks are still bit-equal; 0: never."""
+    """Steps between checks that copies of one tensor on several ranks are bitwise equal; 0: never."""
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
@@ -70,16 +70,16 @@ class CheckpointConfig:
     every: int = 0
     """Steps between checkpoints; 0: only at the end (always written)."""
     keep: int = 3
-    """Newest checkpoints that stay; 0: all."""
+    """How many of the newest checkpoints are kept; 0: all."""
     keep_every: int = 0
-    """A checkpoint of a step divisible by this stays for good; 0: none."""
+    """Checkpoints of steps divisible by this are never deleted; 0: none."""
     asynchronous: bool = True
     """Write in the background, from a copy in host memory (12 bytes a parameter of the rank); off: training waits."""
     load: str | None = None
-    """Step folder or run folder that a new run starts from."""
+    """Step folder or run folder from which a new run starts."""
     load_only: list[str] = field(default_factory=list)
-    """With load: shell-like patterns of the tensors to take (decoder.layers.*, *.experts.*); the others keep their
-    initial values. Empty: every tensor, and the checkpoint must have no others."""
+    """Shell-like patterns of the tensors that `load` reads (decoder.layers.*, *.experts.*); other tensors keep their
+    initial values. Empty: every tensor is read, and the checkpoint must have no others."""
 
     def validate(self) -> None:
         if min(self.every, self.keep, self.keep_every) < 0:
@@ -92,7 +92,7 @@ class CheckpointConfig:
 
 
 class WandbMode(str, Enum):
-    """Where wandb keeps the run."""
+    """offline: files in the run folder. online: also wandb's server. disabled: no wandb."""
 
     offline = "offline"
     online = "online"
@@ -109,7 +109,7 @@ class TrackingConfig:
     dashboard: str | None = None
     """YAML of the report's panels and of alerts; null: configs/dashboard.yaml."""
     count_bytes: bool = True
-    """Count the bytes that the first step of a start on several ranks sends, for the report; that step is slower."""
+    """Count for the report the bytes that the first step of each launch sends between ranks. That step is slower."""
 
 
 class AttentionKernel(str, Enum):

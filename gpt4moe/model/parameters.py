@@ -104,7 +104,7 @@ def initialize(chunks: list[nn.Module], model: ModelConfig, groups: ProcessGroup
 def mark(chunks: Iterable[nn.Module], *, sequence_parallel: bool) -> None:
     """Tells Megatron how each parameter's gradient is reduced. Call it before the engine wraps the chunks.
 
-    Megatron has other marks for its own gradient norm; ours counts by Shard.is_writer (training.clipping).
+    Megatron has other marks for its own gradient norm; ours counts by Shard.is_writer (training.engine).
     """
     for chunk in chunks:
         for name, parameter in _named(chunk, lambda module: module.named_parameters()):

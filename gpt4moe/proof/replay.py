@@ -53,7 +53,7 @@ def replay(got: Outcome, run: RunConfig, skipped: Collection[int] = ()) -> dict[
         if step in skipped:
             continue
         taken += 1
-        # The rule of training.clipping.
+        # The rule of training.engine.clip_gradients.
         factor = settings.clip_norm / (norm + 1e-6) if 0 < settings.clip_norm < norm + 1e-6 else 1.0
         rate = learning_rate(step, settings.lr, run.schedule)
         for name, gradient in got.tensors[gradient_kind(step)].items():

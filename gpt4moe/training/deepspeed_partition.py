@@ -1,12 +1,12 @@
-"""One parameter group of DeepSpeed's ZeRO-1 optimizer: its flat weights, and the partition that this rank steps.
+"""One parameter group of DeepSpeed's ZeRO-1 optimizer: its flat weights, and the partition that this rank updates.
 
     weights    | p0 | p1 ...........| p2 | padding |    the model's parameters are views of it      (DeepSpeed's)
     gradients  | p0 | p1 ...........| p2 | padding |    fp32, parameters' .grad are views of it     (ours)
                |<--- rank 0 --->|<--- rank 1 ----->|    master and states: one rank's cut (DeepSpeed's)
 
-Gradients are ours because DeepSpeed 0.19.8 reduces them in a way that fits no pipeline: it hooks a backward pass of its
-own, adds micro-batches in bf16, averages, and all-reduces where a reduce-scatter would do. Here torch adds each
-micro-batch into the fp32 buffer, and one reduce-scatter leaves the sum where DeepSpeed's step reads it, without a copy.
+The gradients are our own, because DeepSpeed 0.19.8 reduces them in a way that does not fit a pipeline: it hooks its own
+backward pass, adds micro-batches in bf16, averages, and all-reduces where a reduce-scatter is enough. Here torch adds
+each micro-batch to the fp32 buffer. One reduce-scatter then leaves the sum where DeepSpeed's step reads it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from gpt4moe.training.engine import OwnedRange
 
 
 class Partition:
-    """Owns the fp32 gradients of the group `index`, and knows where DeepSpeed keeps the rest."""
+    """Owns the fp32 gradients of parameter group `index`; reads the weights and states where DeepSpeed keeps them."""
 
     def __init__(self, optimizer: DeepSpeedZeroOptimizer, index: int, states: Sequence[str]):
         self.optimizer, self.index, self.states = optimizer, index, states
@@ -37,7 +37,7 @@ class Partition:
 
     @property
     def master(self) -> Tensor:
-        """This rank's cut of the fp32 weights, flat, padding at its end; on the host when the optimizer is there."""
+        """This rank's cut of the fp32 weights, flat, padded at the end; in host memory with an offloaded optimizer."""
         return self.optimizer.single_partition_of_fp32_groups[self.index].detach()
 
     @property
@@ -47,12 +47,12 @@ class Partition:
 
     def zero_gradients(self) -> None:
         self.gradients.zero_()
-        # Every time: DeepSpeed's step lets go of .grad.
+        # Set in every step, because DeepSpeed's step sets .grad to None.
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):
             parameter.grad = self.gradients.narrow(0, offset, parameter.numel()).view(parameter.shape)
 
     def reduce(self) -> None:
-        """The sum over the group, of this rank's cut. Collective."""
+        """Sums the gradients of this rank's cut over the group. Collective."""
         if self.group.size() > 1:
             distributed.reduce_scatter_single(self.gradient, self.gradients, group=self.group)
         if self.optimizer.cpu_offload:
@@ -64,13 +64,13 @@ class Partition:
             self.optimizer.averaged_gradients[self.index] = GradPartitionBufferGroup([], self.gradient)
 
     def _stepped_gradient(self) -> Tensor:
-        """The gradient of the cut where the optimizer reads it."""
+        """The gradient of the cut, in the tensor that the optimizer reads."""
         if self.optimizer.cpu_offload:
             return self.optimizer.single_partition_of_fp32_groups[self.index].grad
         return self.gradient
 
     def owned(self) -> Iterator[OwnedRange]:
-        """The parameters' ranges in this rank's cut, in order; a parameter may straddle several ranks."""
+        """The parameters' ranges in this rank's cut, in order. A parameter may reach over several ranks' cuts."""
         end = self.start + self.gradient.numel()
         master, gradient = self.master, self._stepped_gradient()
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):

@@ -1,11 +1,24 @@
-"""The seam between the training step and what reduces gradients and updates weights."""
+"""Engine: what the training step asks of whatever reduces gradients and updates weights; and what all engines share.
 
-from collections.abc import Iterator
+The global gradient norm and clipping are one rule for every engine:
+
+    each element of the model's gradient once -> sum of squares in fp64 -> all ranks -> norm -> one factor for all
+
+The libraries' own norms are not used. Megatron-core 0.16.1 sums in fp32 on CPUs, which is off by 1e-5 at two million
+elements: more than a layout may change it. DeepSpeed 0.19.8 counts experts wrongly as soon as tp > 1, and its norm is a
+collective over groups that a pipeline stage without experts does not enter.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from megatron.core.distributed import finalize_model_grads
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from gpt4moe.model.parameters import shards
+from gpt4moe.parallel.groups import ProcessGroups
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +29,13 @@ class OwnedRange:
     start: int
     end: int
     master: Tensor
+    """The fp32 weights of the range."""
     states: dict[str, Tensor]
     """The optimizer's state tensors, by their names in config.optimizer_table."""
 
     @property
     def gradient(self) -> Tensor:
-        """Reduced over every rank, the global batch's; there after reduce()."""
+        """The gradient of the global batch, summed over all ranks; valid after Engine.reduce."""
         assert self.master.grad is not None
         return self.master.grad
 
@@ -38,7 +52,7 @@ class Engine(Protocol):
     def zero_gradients(self) -> None: ...
 
     def reduce(self) -> None:
-        """Main gradients, reduced by the schedule, ready in `owned`."""
+        """Makes the global batch's gradients ready in `owned`. Collective, unless the schedule has reduced already."""
 
     def norm(self) -> float:
         """The global norm of the reduced gradients, the same on every rank. Collective."""
@@ -47,19 +61,48 @@ class Engine(Protocol):
         """Scales the gradients, whose global norm is `norm`, down to the configured norm."""
 
     def update(self, learning_rate: float) -> None:
-        """One optimizer step from the main gradients, then every rank has the new weights. Collective."""
+        """One optimizer step from the reduced gradients; afterwards every rank has the new weights. Collective."""
 
     def owned(self) -> Iterator[OwnedRange]:
-        """What this rank's optimizer owns; ranges of all data-parallel ranks together are disjoint and whole."""
+        """What this rank's optimizer owns. The ranges of all data-parallel ranks are disjoint and leave nothing out."""
 
     def finish_load(self, step: int) -> None:
-        """After masters and states were filled: sets the step count and the model's weights. Collective."""
+        """Call after masters and states were filled: sets the step count and the model's weights. Collective."""
 
 
 def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:
-    """Megatron's end of a schedule, without its division by tokens: the loss is already divided by the global number.
+    """Megatron's end of a schedule, without its division by tokens: the loss already carries its scale.
 
-    The chunks' own reduction, then sums over tp of what every tensor-parallel rank saw a part of, then the two copies
-    of tied embeddings.
+    It reduces the chunks' gradients over data-parallel ranks, sums over tp where each tensor-parallel rank saw a part,
+    and sums the two copies of tied embeddings.
     """
     finalize_model_grads(chunks, None, **groups)
+
+
+def counted_parameters(chunks: list[Any], groups: ProcessGroups) -> set[int]:
+    """Ids of the parameters that this rank counts in the gradient norm: each tensor counts on one rank alone, so copies
+    over tp and the second copy of a tied embedding are left out."""
+    return {id(parameter) for parameter, shard, _ in shards(chunks, groups) if shard.is_writer}
+
+
+def gradient_norm(owned: Iterable[OwnedRange], counted: set[int], device: torch.device) -> float:
+    """The global norm of the reduced gradients, the same on every rank. Collective over the world.
+
+    Args:
+        owned: Engine.owned of this rank.
+        counted: counted_parameters of this rank.
+    """
+    square = torch.zeros((), dtype=torch.float64, device=device)
+    for part in owned:
+        if id(part.parameter) in counted:
+            square += torch.linalg.vector_norm(part.gradient, dtype=torch.float64).square()
+    distributed.all_reduce(square)
+    return float(square.sqrt())
+
+
+def clip_gradients(owned: Iterable[OwnedRange], norm: float, clip_norm: float) -> None:
+    """Scales the reduced gradients, whose global norm is `norm`, down to a norm of `clip_norm`; 0: no clipping."""
+    if 0 < clip_norm < norm + 1e-6:
+        gradients = [part.gradient for part in owned]
+        if gradients:
+            torch._foreach_mul_(gradients, clip_norm / (norm + 1e-6))

@@ -1,12 +1,13 @@
-"""engine=deepspeed: a DeepSpeedEngine with ZeRO-1 behind the seam; its optimizer may live in host memory.
+"""engine=deepspeed: DeepSpeed's engine with ZeRO-1 as an Engine; its optimizer may be in host memory.
 
     Megatron's schedule over chunks, gradients add up in fp32           (deepspeed_partition)
-    -> finalize: tensor-parallel sums, tied embeddings                  (Megatron's, by the marks on parameters)
+    -> finalize: sums over tp and of tied embeddings                    (Megatron's, by the marks on parameters)
     -> reduce: one reduce-scatter per parameter group                   (deepspeed_partition)
-    -> clip: the norm and rule of every engine                          (clipping)
+    -> norm, clip: the rule of every engine                             (engine)
     -> update: DeepSpeed's step and its all-gather of the new weights
 
-DeepSpeed 0.19.8 sees one module that holds every chunk and never runs it: Megatron's schedule does.
+DeepSpeed 0.19.8 gets one module that contains every chunk. It never calls the module: Megatron's schedule calls the
+chunks.
 """
 
 from collections.abc import Iterator
@@ -25,13 +26,12 @@ from gpt4moe.config.optimizer_table import Optimizer, optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel import deepspeed_groups
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.clipping import clip_gradients, counted_parameters, gradient_norm
 from gpt4moe.training.deepspeed_partition import Partition
-from gpt4moe.training.engine import OwnedRange, finalize
+from gpt4moe.training.engine import OwnedRange, clip_gradients, counted_parameters, finalize, gradient_norm
 
 
 class DeepSpeedEngine:
-    """Owns DeepSpeed's engine and the gradients of its parameter groups for the time of a run."""
+    """Owns DeepSpeed's engine and the gradients of its parameter groups, as long as a run lasts."""
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.groups = groups
@@ -77,7 +77,7 @@ class DeepSpeedEngine:
         self.optimizer.update_lp_params()
 
     def _start_states(self, step: int) -> None:
-        """States before the first step, and the step count: one of each per group."""
+        """Makes the optimizer's missing states, as zeros, and sets the step count: one of each per parameter group."""
         for partition in self.partitions:
             for name in self.kept.states:
                 partition.state.setdefault(name, torch.zeros_like(partition.master))
@@ -86,7 +86,8 @@ class DeepSpeedEngine:
 
 
 class _Chunk(MegatronModule):
-    """A GPTModel in the coat that Megatron's schedule and its finalize expect; the data-parallel sum is reduce()'s."""
+    """A GPTModel with the interface that Megatron's schedule and its finalize call. The data-parallel sum is left to
+    DeepSpeedEngine.reduce."""
 
     def __init__(self, chunk: Any):
         super().__init__(config=chunk.config)
@@ -100,15 +101,15 @@ class _Chunk(MegatronModule):
 
 
 class _Runtime(DeepSpeedRuntime):
-    """DeepSpeed's engine, told what it cannot see: which ranks hold experts, and that weights are equal already."""
+    """DeepSpeed's engine, with two answers corrected: which ranks have experts, and that weights are equal already."""
 
     def _configure_distributed_model(self, model: nn.Module) -> None:
         super()._configure_distributed_model(model)
-        # It looks for its own MoE classes. By rank, since a pipeline stage may have dense layers only.
+        # DeepSpeed looks for MoE classes of its own. Each rank answers for itself: a stage may have dense layers only.
         self.has_moe_layers = any(map(_is_expert, model.parameters()))
 
     def _broadcast_model(self) -> None:
-        """Initial weights are a function of the seed, the same on every layout: nothing to send."""
+        """Sends nothing: initial weights are a function of the seed, the same on every rank and layout."""
 
 
 def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kept: Optimizer) -> Any:
@@ -137,7 +138,7 @@ def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kep
 
 
 def _settings(run: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration. Batch sizes are only its own log's: the schedule is Megatron's."""
+    """DeepSpeed's configuration. Its batch sizes have no effect, because the schedule is Megatron's."""
     zero: dict[str, Any] = {"stage": 1, "overlap_comm": False, "contiguous_gradients": False}
     if run.engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
@@ -155,10 +156,11 @@ def _settings(run: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) -> list[dict[str, Any]]:
-    """Experts apart, for they are summed over other ranks; norms apart, for they don't decay.
+    """Dense weights, norms, experts, and a tied embedding, each a group of its own.
 
-    And an embedding that the first and the last stage hold: alone it is cut over dp in the same places on both, so that
-    three ranks and more add its gradients up in one order. Else the two copies drift apart by a rounding a step.
+    Experts are summed over other ranks. Norms do not decay. A tied embedding is on the first and the last stage: in a
+    group of its own it is cut over dp in the same places on both, so that three and more ranks add up its gradients in
+    one order. Otherwise the two copies would move apart by a rounding in every step.
     """
     parameters = list(model.parameters())
     experts = [parameter for parameter in parameters if _is_expert(parameter)]
@@ -177,5 +179,5 @@ def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) 
 
 
 def _is_expert(parameter: nn.Parameter) -> bool:
-    """By the mark of model.parameters, which Megatron and DeepSpeed share."""
+    """By the mark that model.parameters sets and that Megatron and DeepSpeed both read."""
     return not getattr(parameter, "allreduce", True)

@@ -1,7 +1,8 @@
-"""engine=megatron: Megatron-core's DistributedDataParallel and DistributedOptimizer behind the seam.
+"""engine=megatron: Megatron-core's DistributedDataParallel and DistributedOptimizer as an Engine.
 
-fp32 gradient buffers, reduce-scatter overlapped with the backward pass, dense and expert groups apart, sharded AdamW.
-The loss already carries every scale (training.step), so gradients are summed, never averaged.
+Gradients are fp32, in buffers of dense and of expert parameters, and are reduce-scattered during the backward pass. The
+optimizer is sharded over the same ranks. The loss already carries its scale (training.step), so gradients are summed
+over ranks, never averaged.
 """
 
 from collections.abc import Iterator
@@ -20,12 +21,11 @@ from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.clipping import clip_gradients, counted_parameters, gradient_norm
-from gpt4moe.training.engine import OwnedRange, finalize
+from gpt4moe.training.engine import OwnedRange, clip_gradients, counted_parameters, finalize, gradient_norm
 
 
 class MegatronEngine:
-    """Owns the wrapped chunks, their gradient buffers and the sharded optimizer for the time of a run."""
+    """Owns the wrapped chunks, their gradient buffers and the sharded optimizer, as long as a run lasts."""
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.groups = groups
@@ -39,7 +39,7 @@ class MegatronEngine:
             pg_collection=groups.megatron,
         )
         for group in self.optimizer.param_groups:
-            # Megatron leaves this product to its own scheduler: without it norms would decay too.
+            # Megatron's own scheduler would multiply these; we do not use it, and without the product norms decay too.
             group["weight_decay"] = run.optimizer.weight_decay * group["wd_mult"]
         self.counted = counted_parameters(self.chunks, groups)
         self._start_states(step=0)
@@ -63,8 +63,8 @@ class MegatronEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         for inner in self._inner():
-            # Not its own step, which then gathers every weight of its chunks: the dense and the expert optimizer would
-            # each gather all of them, twice the bytes (megatron-core 0.16.1).
+            # Not the optimizer's own step: it ends with a gather of every weight of its chunks. The dense and the
+            # expert optimizer would each gather all of them, so twice the bytes (megatron-core 0.16.1).
             MixedPrecisionOptimizer.step_with_ready_grads(inner)
         for chunk in self.chunks:
             chunk.start_param_sync()
@@ -75,7 +75,7 @@ class MegatronEngine:
                 (inner.model_float16_groups, inner.shard_fp32_from_float16_groups),
                 (inner.model_fp32_groups, inner.shard_fp32_groups),
             )
-            # Zipped lists, not model_param_group_index_map: that one pairs wrongly when a group mixes dtypes.
+            # Not model_param_group_index_map: it pairs wrongly when a group mixes dtypes (megatron-core 0.16.1).
             for parameters, masters in pairs:
                 for group, group_masters in zip(parameters, masters, strict=True):
                     for parameter, master in zip(group, group_masters, strict=True):
@@ -95,8 +95,8 @@ class MegatronEngine:
         return [inner for inner in optimizers if not getattr(inner, "is_stub_optimizer", False)]
 
     def _start_states(self, step: int) -> None:
-        """States before the first step, and the step count: a tensor of its own per parameter (torch's Adam), or one
-        number a group (Transformer Engine's and apex's)."""
+        """Makes the optimizer's missing states, as zeros, and sets the step count: torch's Adam has a tensor for each
+        parameter, Transformer Engine's and apex's a number for each group."""
         for inner in self._inner():
             torch_adam = isinstance(inner.optimizer, torch.optim.AdamW)
             for group in inner.optimizer.param_groups:
@@ -113,7 +113,7 @@ class MegatronEngine:
                         state[name] = torch.tensor(float(step), device=master.device)
 
     def _connect_schedule(self, run: RunConfig) -> None:
-        """Hands Megatron's schedule the moments when gradients may be reduced."""
+        """Tells Megatron's schedule when gradients are reduced: not before the last micro-batch, and how at the end."""
         config = self.chunks[0].config
         config.finalize_model_grads_func = finalize
         no_sync = [chunk.no_sync for chunk in self.chunks]
@@ -129,7 +129,7 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
         overlap_grad_reduce=run.engine.overlap_grad_reduce,
         bucket_size=run.engine.bucket_size,
     )
-    # disable_bucketing coalesces all-gathers of several dtypes, which gloo corrupts silently: off for every chunk.
+    # disable_bucketing would join all-gathers of several dtypes into one, which gloo corrupts silently.
     wrapped = [
         DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=False, pg_collection=groups.megatron)
         for chunk in chunks
@@ -140,14 +140,14 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
 
 
 class _Done:
-    """A collective that has ended."""
+    """The handle of a collective that has ended."""
 
     def wait(self) -> None: ...
 
 
 def _skip_groups_of_one(chunk: Any) -> None:
-    """No reduce-scatter or all-gather where one rank is the whole group: gloo copies the buffers even then, 4% of a
-    tiny step (megatron-core 0.16.1)."""
+    """Leaves out reduce-scatter and all-gather where the group is one rank: Megatron-core 0.16.1 calls them even then,
+    and gloo copies the buffers, which is 4% of a tiny step."""
     for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
         if group.intra_distributed_optimizer_instance_size == 1:
             group.start_grad_sync = partial(_gradients_are_whole, group)
@@ -172,7 +172,7 @@ def _optimizer_config(run: RunConfig, name: str) -> MegatronOptimizerConfig:
         adam_beta1=settings.beta1,
         adam_beta2=settings.beta2,
         adam_eps=settings.epsilon,
-        clip_grad=0.0,  # clip() does it, by a norm of our own (training.clipping)
+        clip_grad=0.0,  # clip() does it, by a norm of our own (training.engine)
         bf16=run.precision.dtype is Dtype.bf16,
         params_dtype=TORCH_DTYPES[run.precision.dtype],
         use_distributed_optimizer=True,

@@ -1,4 +1,4 @@
-"""The loop: batches, one step, the callbacks; until training.steps or until asked to stop."""
+"""The training loop: batches, a step, callbacks; until training.steps is reached or a stop is requested."""
 
 import logging
 import time
@@ -28,9 +28,9 @@ class Trainer:
         self.policy = policy
 
     def fit(self) -> None:
-        """Trains to the end of this start. Collective.
+        """Trains to the end of this launch. Collective.
 
-        Raises: on every rank alike, DivergenceError, CheckpointError, or what a callback refused at the start.
+        Raises: the same on every rank: DivergenceError, CheckpointError, or an error of a callback's on_start.
         """
         context = self.context
         try:

@@ -79,7 +79,7 @@ class StepRunner:
         self.draws_noise = run.model.moe is not None and run.model.moe.router.input_jitter > 0
 
     def forward_backward(self, batches: list[Batch]) -> StepResult:
-        """Gradients of the global batch into the engine's buffers. Collective.
+        """Adds the gradients of the global batch to the engine's buffers, zeroed before. Collective.
 
         Args:
             batches: this rank's micro-batches (data.loader.micro_batch_samples), the same number on every rank.
@@ -88,13 +88,14 @@ class StepRunner:
         return self._walk(batches, forward_only=False)
 
     def finish_step(self, result: StepResult) -> None:
-        """Moves the routers' buffers, by the whole global batch's load. After the engine's update, once a step."""
+        """Updates the routers' buffers from the load of the whole global batch. Called once a step, after the engine's
+        update."""
         for layer, module in self.moe_layers.items():
             module.router.finish_step(tokens_of_experts(result.routing[layer]).to(self.groups.device))
 
     @torch.no_grad()
     def evaluate(self, batches: list[Batch]) -> StepResult:
-        """The loss alone. Collective."""
+        """The loss without gradients. Collective."""
         for chunk in self.engine.chunks:
             chunk.eval()
         result = self._walk(batches, forward_only=True)
@@ -156,7 +157,10 @@ class StepRunner:
         return batch.token_ids
 
     def _gathered(self, losses: list[dict[str, Tensor]], num_tokens: int, num_micro_batches: int) -> StepResult:
-        """One all-reduce over the world, of a table whose shape follows from the config alone."""
+        """Sums losses, routing statistics and logged numbers of all ranks in one all-reduce over the world.
+
+        The shape follows from the config and the objective alone, so it is the same on every rank.
+        """
         model, device = self.run.model, self.groups.device
         shape = (model.num_layers + 1, row_width(model.moe.num_experts if model.moe else 0))
         size = shape[0] * shape[1]
