@@ -241,6 +241,6 @@ def _require_same_states(reader: CheckpointReader, engine: Engine) -> None:
         raise CheckpointError(
             f"{reader.folder} has the optimizer states {', '.join(stored)}; this run's optimizer keeps "
             f"{', '.join(kept) or 'none'}.",
-            "Set optimizer.kind as in its manifest.json, or start a new run from its weights alone with "
-            "checkpoint.load_only=['*'].",
+            "Set optimizer.kind as in its manifest.json, or give another run.name with "
+            f"checkpoint.load={reader.folder} checkpoint.load_only=['*'] to take its weights alone.",
         )
