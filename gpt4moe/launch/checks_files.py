@@ -1,4 +1,4 @@
-"""Checks of what ranks read and write: the data, the run's folder, the space and the speed there."""
+"""Checks of what ranks read and write: the data, the run's folder, its free space, the write speed."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -7,17 +7,17 @@ from gpt4moe.checkpoint.inspection_text import size
 from gpt4moe.checkpoint.retention import committed_steps
 from gpt4moe.config.data import DataKind
 from gpt4moe.launch.checks_plan import ILLEGAL, save_seconds, span
-from gpt4moe.launch.data_facts import BLOCKS
-from gpt4moe.launch.evidence import CheckResult, Evidence, Status, not_checked
+from gpt4moe.launch.evidence import CheckResult, PreflightEvidence, Status, not_checked
+from gpt4moe.launch.rank_files import BLOCKS
 from gpt4moe.planner.run_time import STORAGE_RATE
 
 LONG_STALL = 0.1
-"""Share of a run's time that saves may hold it up."""
+"""Share of a run's time that synchronous saves may take."""
 NOT_WRITTEN = "nothing was written"
 
 
-def data_readable(evidence: Evidence) -> CheckResult:
-    """On every rank, and the same bytes as far as a sample shows."""
+def data_readable(evidence: PreflightEvidence) -> CheckResult:
+    """Whether every rank reads the data, and sampled blocks are the same on all."""
     expected = f"the trainer's check passes; equal sizes and {BLOCKS} equal blocks of each file on every rank"
     unread = [rank for rank, data in evidence.data.items() if not data.fingerprint]
     if unread:
@@ -43,8 +43,8 @@ def data_readable(evidence: Evidence) -> CheckResult:
     return CheckResult(name="data", status=Status.passed, measured=measured, expected=expected)
 
 
-def folder_shared(evidence: Evidence) -> CheckResult:
-    """The run's root, writable and one folder for all: a checkpoint's files lie together."""
+def folder_shared(evidence: PreflightEvidence) -> CheckResult:
+    """Whether run.root is writable and the same folder on all nodes, as checkpoints need."""
     name, root = "run folder", evidence.run.run.root
     expected = "writable, and the same on every node"
     if not evidence.disk:
@@ -68,8 +68,8 @@ def folder_shared(evidence: Evidence) -> CheckResult:
     return CheckResult(name=name, status=Status.passed, measured=measured, expected=expected)
 
 
-def disk_space(evidence: Evidence) -> CheckResult:
-    """For the checkpoints that the run keeps, less those that lie there already."""
+def disk_space(evidence: PreflightEvidence) -> CheckResult:
+    """Whether there is space for the checkpoints that the run keeps, less those that are there already."""
     needs, run = evidence.needs, evidence.run
     if needs is None:
         return not_checked("disk space", ILLEGAL)
@@ -91,8 +91,8 @@ def disk_space(evidence: Evidence) -> CheckResult:
     return CheckResult(name="disk space", status=Status.passed, measured=measured, expected=expected)
 
 
-def write_speed(evidence: Evidence) -> CheckResult:
-    """Of every rank while all write, as in a save: saves must not hold training up."""
+def write_speed(evidence: PreflightEvidence) -> CheckResult:
+    """Whether saves are fast enough, by the speed of every rank while all write at once."""
     needs, run = evidence.needs, evidence.run
     rates = {rank: disk.bytes_per_second for rank, disk in evidence.disk.items() if disk.bytes_per_second}
     if needs is None or not rates:

@@ -1,24 +1,23 @@
-"""Checks of the plan: is the layout legal, does it fit the memory, does the job live to its first checkpoint."""
+"""Checks of the plan: is the layout legal, does it fit in memory, does the job reach its first checkpoint."""
 
 import math
 
 from gpt4moe.config.resilience import REPORT_SECONDS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import WandbMode
-from gpt4moe.launch.evidence import CheckResult, Evidence, Status, not_checked
-from gpt4moe.launch.needs import Needs
+from gpt4moe.launch.evidence import CheckResult, Needs, PreflightEvidence, Status, not_checked
 
 LITTLE_HEADROOM = 0.05
-"""Share of the memory that a plan should leave: docs/planner-error.md says how far plans were off."""
+"""Share of the memory that a plan should leave free: docs/planner-error.md says how far plans were off."""
 STARTUP_SECONDS = 180.0
-"""From a job's start to its first step: imports, groups, reading a checkpoint. An assumption."""
+"""From the start of a job to its first step: imports, groups, reading a checkpoint. An assumption."""
 WANDB_SECONDS = 30.0
 """That an online wandb run may take to close (runlog.wandb_run.NETWORK_SECONDS)."""
 ILLEGAL = "the layout is not legal"
 
 
-def layout_legal(evidence: Evidence) -> CheckResult:
-    """By the trainer's own function (parallel.legality)."""
+def layout_legal(evidence: PreflightEvidence) -> CheckResult:
+    """Whether the trainer's own check (parallel.legality) accepts the layout."""
     if evidence.problems:
         causes, cures = zip(*evidence.problems, strict=True)
         return CheckResult(
@@ -28,8 +27,8 @@ def layout_legal(evidence: Evidence) -> CheckResult:
     return CheckResult(name="layout", status=Status.passed, measured=evidence.layout.describe(), expected="legal")
 
 
-def device_memory(evidence: Evidence) -> CheckResult:
-    """The fullest rank's, as planned, against the smallest GPU's, as found."""
+def device_memory(evidence: PreflightEvidence) -> CheckResult:
+    """The planned memory of the fullest rank against the memory of the smallest GPU found."""
     needs, cluster = evidence.needs, evidence.run.cluster
     if needs is None:
         return not_checked("device memory", ILLEGAL)
@@ -53,8 +52,8 @@ def device_memory(evidence: Evidence) -> CheckResult:
     )  # fmt: skip
 
 
-def host_memory(evidence: Evidence) -> CheckResult:
-    """For copies that asynchronous saves make, a whole plan on CPUs, an offloaded optimizer; with this process up."""
+def host_memory(evidence: PreflightEvidence) -> CheckResult:
+    """Whether each node has host memory for copies of asynchronous saves, an offloaded optimizer, or a run on CPUs."""
     needs, run = evidence.needs, evidence.run
     if needs is None:
         return not_checked("host memory", ILLEGAL)
@@ -83,8 +82,8 @@ def host_memory(evidence: Evidence) -> CheckResult:
     return CheckResult(name="host memory", status=Status.passed, measured=measured, expected=expected)
 
 
-def first_checkpoint(evidence: Evidence) -> CheckResult:
-    """Whether a job reaches a checkpoint of its own before the time limit: with none, a lost node costs all."""
+def first_checkpoint(evidence: PreflightEvidence) -> CheckResult:
+    """Whether a job writes a checkpoint before its time limit: without one, it makes no progress."""
     needs, run, limit = evidence.needs, evidence.run, evidence.time_limit_seconds
     name = "first checkpoint"
     if needs is None:
@@ -106,8 +105,8 @@ def first_checkpoint(evidence: Evidence) -> CheckResult:
     return CheckResult(name=name, status=Status.failed, measured=measured, expected=expected, cure=cure)
 
 
-def last_save(evidence: Evidence) -> CheckResult:
-    """Whether what Slurm's warning starts is done, at its longest, before the time limit kills it."""
+def last_save(evidence: PreflightEvidence) -> CheckResult:
+    """Whether the save that Slurm's signal starts ends before the time limit, in the worst case."""
     needs, name, warning = evidence.needs, "save on warning", evidence.warning_seconds
     expected = f"within {span(warning)}, by the training job's --signal"
     if needs is None:
@@ -116,8 +115,8 @@ def last_save(evidence: Evidence) -> CheckResult:
         return not_checked(name, "the write speed was not measured", expected)
     parts = _until_the_end(evidence.run, needs.step_seconds, save_seconds(evidence, needs))
     seconds = sum(parts.values())
-    told = ", ".join(f"{what} {span(part)}" for what, part in parts.items() if part)
-    measured = f"{span(seconds)} at most, at the measured speed: {told}"
+    listed = ", ".join(f"{what} {span(part)}" for what, part in parts.items() if part)
+    measured = f"{span(seconds)} at most, at the measured speed: {listed}"
     if seconds <= warning:
         return CheckResult(name=name, status=Status.passed, measured=measured, expected=expected)
     asked = f"B:USR1@{math.ceil(1.5 * seconds)}"
@@ -130,7 +129,7 @@ def last_save(evidence: Evidence) -> CheckResult:
 
 
 def _until_the_end(run: RunConfig, step: float, save: float) -> dict[str, float]:
-    """Seconds of what lies between the warning, right after a step has begun, and the job's end."""
+    """Seconds of everything from a signal just after a step has begun to the end of the job."""
     evaluates = run.training.eval_every > 0
     forward = step / 3  # a backward pass costs two forward passes
     return {
@@ -143,8 +142,8 @@ def _until_the_end(run: RunConfig, step: float, save: float) -> dict[str, float]
     }
 
 
-def save_seconds(evidence: Evidence, needs: Needs) -> float:
-    """What a rank's share of a checkpoint takes at the slowest rank's measured speed; 0 where none was measured."""
+def save_seconds(evidence: PreflightEvidence, needs: Needs) -> float:
+    """Time to write a rank's share of a checkpoint at the slowest rank's measured speed; 0 where none was measured."""
     rates = [disk.bytes_per_second for disk in evidence.disk.values() if disk.bytes_per_second]
     return needs.rank_state_bytes / min(rates) if rates else 0.0
 

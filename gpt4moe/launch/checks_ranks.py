@@ -1,17 +1,17 @@
-"""Checks of ranks and their machines: did all come, are they alike, is a GPU there for each, do they sit right."""
+"""Checks of ranks and their machines: did all come, are they alike, has each a GPU, are they well placed on nodes."""
 
 from collections import Counter, defaultdict
 
-from gpt4moe.launch.evidence import CheckResult, Evidence, Status, not_checked
+from gpt4moe.launch.evidence import CheckResult, PreflightEvidence, Status, not_checked
 from gpt4moe.parallel.layout import Layout
 
 LEAST_GPU_SHARE = 0.95
-"""Of cluster.memory_bytes, that a GPU must have: drivers keep some."""
+"""Share of cluster.memory_bytes that a GPU must have: drivers keep some."""
 LEAST_FREE_SHARE = 0.95
-"""Of a GPU, that must be free before the run."""
+"""Share of a GPU's memory that must be free before the run."""
 
 
-def ranks_came(evidence: Evidence) -> CheckResult:
+def ranks_came(evidence: PreflightEvidence) -> CheckResult:
     expected = f"{evidence.world_size} rank{'s' * (evidence.world_size > 1)}"
     hosts = Counter(facts.host for facts in evidence.facts.values())
     if evidence.missing:
@@ -32,7 +32,7 @@ def ranks_came(evidence: Evidence) -> CheckResult:
     return CheckResult(name="ranks", status=Status.passed, measured=measured, expected=expected)
 
 
-def versions_equal(evidence: Evidence) -> CheckResult:
+def versions_equal(evidence: PreflightEvidence) -> CheckResult:
     names = sorted({name for facts in evidence.facts.values() for name in facts.versions})
     others = []
     for name in names:
@@ -58,8 +58,8 @@ def versions_equal(evidence: Evidence) -> CheckResult:
     )
 
 
-def gpus_present(evidence: Evidence) -> CheckResult:
-    """One for each rank, its own, of the cluster's memory, and nobody else's process on it."""
+def gpus_present(evidence: PreflightEvidence) -> CheckResult:
+    """Whether each rank has a GPU of its own, with the cluster's memory and no other process on it."""
     cluster = evidence.run.cluster
     expected = f"{cluster.name}: {cluster.memory_bytes / 1e9:.1f} GB, one for each rank"
     gpus = {rank: facts.gpu for rank, facts in evidence.facts.items()}
@@ -101,8 +101,8 @@ def gpus_present(evidence: Evidence) -> CheckResult:
     return CheckResult(name="GPUs", status=status, measured=measured, expected=expected, cure=cure)
 
 
-def placement(evidence: Evidence) -> CheckResult:
-    """Tensor parallelism within a node, expert and context parallelism over as few as hold it, the pipeline across."""
+def placement(evidence: PreflightEvidence) -> CheckResult:
+    """Whether tp and etp groups are within a node, and ep and cp groups on as few nodes as possible."""
     layout, cluster = evidence.layout, evidence.run.cluster
     if layout is None:
         return not_checked("placement", "the layout is not legal")
@@ -131,12 +131,12 @@ def placement(evidence: Evidence) -> CheckResult:
 
 
 def _most_nodes(layout: Layout, name: str, hosts: list[str]) -> int:
-    """Nodes of the widest group of a kind."""
+    """Nodes of the group of a kind that spans most."""
     firsts = [rank for rank in range(layout.world_size) if layout.coordinate(rank)[name] == 0]
     return max(len({hosts[member] for member in layout.members(name, rank)}) for rank in firsts)
 
 
-def _reach(evidence: Evidence) -> int:
-    """Ranks that may reach each other at NVLink speed, beyond one node."""
+def _reach(evidence: PreflightEvidence) -> int:
+    """Ranks that NVLink connects beyond one node; 0 where it ends at the node."""
     cluster = evidence.run.cluster
     return cluster.devices_per_nvlink_domain if cluster.devices_per_nvlink_domain > cluster.devices_per_node else 0

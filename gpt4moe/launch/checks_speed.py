@@ -1,21 +1,21 @@
-"""Checks of speeds: each rank's products, each group's messages, each node's links; against figures and each other.
+"""Checks of speeds: products of each rank, messages of each group, links of each node.
 
-Two questions. Is it as fast as the cluster's figures (configs/cluster) let the planner count with? Is anything slower
-than its like? The second one finds the bad card, cable or fan, and needs no figures; so it is asked on CPUs too.
+Two questions. Is it as fast as the planner assumes, by the cluster's figures (configs/cluster)? Is anything slower than
+the others of its kind? The second finds a bad card, cable or fan; it needs no figures, so it is asked on CPUs too.
 """
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from statistics import median
 
-from gpt4moe.launch.evidence import KINDS, CheckResult, Evidence, Status, Timed, not_checked
-from gpt4moe.launch.links import bus_bytes, promised_rate
-from gpt4moe.planner.efficiency import planning_profile
+from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.launch.evidence import GROUP_KINDS, CheckResult, PreflightEvidence, Status, Timed, not_checked
+from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, RING_SHARE, planning_profile
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Below `warned` and `failed` of what was expected."""
+    """Shares of the expected speed below which a check warns and fails."""
 
     warned: float
     failed: float
@@ -28,7 +28,7 @@ class Floor:
 
 FIGURES = Floor(0.9, 0.6)
 LIKES = {"cuda": Floor(0.93, 0.85), "cpu": Floor(0.5, 0.2)}
-"""Against the median of its like. Cores of a CPU are shared with whatever else runs."""
+"""Against the median of its kind. Cores of a CPU are shared with other processes."""
 LIKE_LINKS = {"cuda": Floor(0.9, 0.7), "cpu": Floor(0.5, 0.2)}
 SLOW_LINK = (
     "Look at NCCL_DEBUG=INFO: it says whether NVLink and the fabric are used; NCCL_SOCKET_IFNAME and NCCL_IB_HCA in "
@@ -38,8 +38,8 @@ UNFINISHED = "the measurement broke off: see groups"
 NOMINAL = "alike (cluster=cpu has no figures to judge by)"
 
 
-def matrix_speed(evidence: Evidence) -> CheckResult:
-    """The slow rank, by name; and the wrong cluster=..., by figures."""
+def matrix_speed(evidence: PreflightEvidence) -> CheckResult:
+    """Finds slow ranks, and a cluster=... that is not these GPUs."""
     name, cluster = "matrix products", evidence.run.cluster
     rates = {rank: speeds.matrix_flops for rank, speeds in evidence.speeds.items()}
     if not rates:
@@ -65,8 +65,8 @@ def matrix_speed(evidence: Evidence) -> CheckResult:
     )  # fmt: skip
 
 
-def group_speeds(evidence: Evidence) -> list[CheckResult]:
-    """One result for each kind of group and operation, and one for the kinds whose groups are single ranks."""
+def group_speeds(evidence: PreflightEvidence) -> list[CheckResult]:
+    """A result for each kind of group and operation, and one for all kinds whose groups have one rank."""
     layout = evidence.layout
     if evidence.broken:
         return [
@@ -82,12 +82,12 @@ def group_speeds(evidence: Evidence) -> list[CheckResult]:
     for rank, speeds in evidence.speeds.items():
         for timed in speeds.messages:
             rows[timed.group, timed.operation][rank] = timed
-    alone = [name for name in KINDS if len(layout.members(name, 0)) == 1]
+    alone = [name for name in GROUP_KINDS if len(layout.members(name, 0)) == 1]
     results = [_group_speed(evidence, *key, ranks) for key, ranks in rows.items()]
     return results + ([not_checked(", ".join(alone), "groups of one rank")] if alone else [])
 
 
-def _group_speed(evidence: Evidence, kind: str, operation: str, timed: dict[int, Timed]) -> CheckResult:
+def _group_speed(evidence: PreflightEvidence, kind: str, operation: str, timed: dict[int, Timed]) -> CheckResult:
     layout, hosts = evidence.layout, evidence.hosts
     assert layout is not None
     name = f"{kind} {operation.replace('_', '-')}"
@@ -122,7 +122,7 @@ def _group_speed(evidence: Evidence, kind: str, operation: str, timed: dict[int,
 
 
 def _common_nodes(slow: list[tuple[int, ...]], everyone: list[tuple[int, ...]], hosts: list[str]) -> str:
-    """The nodes that slow groups have and good ones have not; where there is none, all of the slow groups'."""
+    """The nodes that are in slow groups and in no good one; where there is none, all nodes of the slow groups."""
     good = {hosts[rank] for members in everyone if members not in slow for rank in members}
     count = Counter(host for members in slow for host in {hosts[rank] for rank in members})
     guilty = [host for host in count if host not in good] or list(count)
@@ -133,8 +133,8 @@ def _alike(floor: Floor) -> str:
     return f"all above {floor.warned:.0%} of the median"
 
 
-def node_links(evidence: Evidence) -> CheckResult:
-    """What every node sends to its better partner: a slow node is slow with both of its partners."""
+def node_links(evidence: PreflightEvidence) -> CheckResult:
+    """The speed of each node with the better of its two partners: a slow node is slow with both."""
     name, cluster = "node links", evidence.run.cluster
     if not evidence.speeds:
         return not_checked(name, evidence.unmeasured or UNFINISHED)
@@ -163,3 +163,36 @@ def node_links(evidence: Evidence) -> CheckResult:
         expected=f"{promised / 1e9:.3g} GB/s as planned for {cluster.name}",
         cure="" if status is Status.passed else SLOW_LINK,
     )  # fmt: skip
+
+
+def bus_bytes(operation: str, size_bytes: float, num_ranks: int) -> float:
+    """Bytes that each rank must send, so that bus_bytes / seconds is a link's bandwidth whatever the number of ranks.
+
+    nccl-tests, doc/PERFORMANCE.md: of n ranks each sends 2(n-1)/n of an all-reduced buffer, (n-1)/n of an all-to-all's,
+    all of a message.
+    """
+    shares = {"all_reduce": 2 * (num_ranks - 1) / num_ranks, "all_to_all": (num_ranks - 1) / num_ranks, "send": 1.0}
+    return shares[operation] * size_bytes
+
+
+def promised_rate(cluster: ClusterConfig, operation: str, hosts: list[str]) -> float:
+    """Bus bandwidth that the planner assumes for a group, bytes per second.
+
+    Args:
+        hosts: the node of each member. Members of one node, or fewer than an NVLink domain holds, use NVLink.
+
+    Between nodes every rank has its share of the ports. A ring uses the ports of all its members on a node at once, so
+    the bus is as fast as these ports together. An all-to-all sends only what is for other nodes through them.
+    """
+    num_ranks = len(hosts)
+    share = ALL_TO_ALL_SHARE if operation == "all_to_all" else RING_SHARE
+    inside, outside = cluster.nvlink_bytes_per_second, cluster.fabric_bytes_per_second
+    is_domain = cluster.devices_per_nvlink_domain > cluster.devices_per_node
+    if len(set(hosts)) == 1 or (is_domain and num_ranks <= cluster.devices_per_nvlink_domain):
+        return share * inside
+    together = min(hosts.count(host) for host in set(hosts))
+    if operation == "all_reduce":
+        return share * min(inside, together * outside)
+    if operation == "all_to_all":
+        return share * min(inside, outside * (num_ranks - 1) / (num_ranks - together))
+    return share * outside

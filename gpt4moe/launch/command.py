@@ -1,6 +1,6 @@
-"""The command: overrides in, a table or JSON out; progress on stderr. Every rank runs it, the first one prints.
+"""What tools/preflight.py calls: overrides in, a table or JSON out. Every rank runs it, rank 0 prints.
 
-arguments --read--> overrides, ranks, time limit, form --load--> run --preflight--> report, exit status
+arguments --read--> PreflightRequest --run--> preflight --show, as_data--> table or JSON, exit status
 """
 
 import json
@@ -8,21 +8,23 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.errors import ConfigError
-from gpt4moe.launch import report
-from gpt4moe.launch.evidence import WARNING_SECONDS
+from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, PreflightEvidence, Status
 from gpt4moe.parallel.environment import Environment
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked for."""
+class PreflightRequest:
+    """The arguments of tools/preflight.py."""
 
     overrides: list[str]
     ranks: int | None
@@ -31,8 +33,8 @@ class Request:
     as_json: bool
 
 
-def read(arguments: list[str]) -> Request:
-    """Raises: ConfigError for a value that is none."""
+def read(arguments: list[str]) -> PreflightRequest:
+    """Parses the arguments. Raises: ConfigError for a value that cannot be parsed."""
     overrides, own = [], {"ranks": "", "time_limit": "", "signal": "", "output": "text"}
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -41,12 +43,12 @@ def read(arguments: list[str]) -> Request:
         elif argument != "--json":
             overrides.append(argument)
     if own["output"] not in ("text", "json"):
-        raise ConfigError(f"output={own['output']} is no form of output.", "Write output=json, or leave it out.")
+        raise ConfigError(f"output={own['output']} is not a form of output.", "Write output=json, or leave it out.")
     if own["ranks"] and not re.fullmatch(r"[1-9]\d*", own["ranks"]):
-        raise ConfigError(f"ranks={own['ranks']} is no number of ranks.", "Write ranks=24960, or leave it out.")
+        raise ConfigError(f"ranks={own['ranks']} is not a number of ranks.", "Write ranks=24960, or leave it out.")
     if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
         overrides.append("run.name=preflight")
-    return Request(
+    return PreflightRequest(
         overrides=overrides,
         ranks=int(own["ranks"]) if own["ranks"] else None,
         time_limit_seconds=seconds_of(own["time_limit"]),
@@ -56,12 +58,12 @@ def read(arguments: list[str]) -> Request:
 
 
 def seconds_of(time_limit: str) -> float | None:
-    """Slurm's ways to write one: 90 (minutes), 90:30, 24:00:00, 1-12, 1-12:30:00. None for none (empty, UNLIMITED)."""
+    """Seconds of Slurm's forms: 90 (minutes), 90:30, 24:00:00, 1-12, 1-12:30:00. None: no limit (empty, UNLIMITED)."""
     if time_limit.upper() in ("", "UNLIMITED", "INFINITE"):
         return None
     match = _TIME.fullmatch(time_limit)
     if match is None:
-        raise ConfigError(f"time_limit={time_limit} is no time.", "Write time_limit=24:00:00, or 1-12:00:00.")
+        raise ConfigError(f"time_limit={time_limit} is not a time.", "Write time_limit=24:00:00, or 1-12:00:00.")
     parts = [int(part) for part in match["clock"].split(":")]
     if match["days"] is not None:  # hours first
         hours, minutes, seconds = [*parts, 0, 0][:3]
@@ -73,14 +75,14 @@ def seconds_of(time_limit: str) -> float | None:
 
 
 def warning_of(signal: str) -> float:
-    """Of sbatch's --signal: the seconds before the time limit. Raises: ConfigError for one that nobody hears."""
+    """The seconds before the time limit of sbatch's --signal. Raises: ConfigError for a signal that is not handled."""
     match = re.fullmatch(r"B:(?:SIG)?USR1(?:@(\d{1,5}))?", signal)
     if match is None:
         raise ConfigError(f"signal={signal} is none that slurm/train.sh listens to.", "Write signal=B:USR1@300.")
     return float(match[1] or 60)  # sbatch's own default
 
 
-def run(request: Request, environment: Environment) -> int:
+def run(request: PreflightRequest, environment: Environment) -> int:
     """The exit status: 0, or 1 when a check failed. Raises: Gpt4MoeError for bad input."""
     asked = load_run_config(request.overrides)
     world_size = request.ranks or environment.world_size
@@ -100,9 +102,53 @@ def run(request: Request, environment: Environment) -> int:
         return answer
     evidence, results = answer
     if request.as_json:
-        sys.stdout.write(json.dumps(report.as_data(evidence, results), indent=1) + "\n")
+        sys.stdout.write(json.dumps(as_data(evidence, results), indent=1) + "\n")
     else:
         console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-        report.show(evidence, results, console)
+        show(evidence, results, console)
     sys.stdout.flush()
     return exit_status(results)
+
+
+STYLES = {Status.passed: "green", Status.warned: "yellow", Status.failed: "bold red", Status.not_checked: "dim"}
+
+
+def show(evidence: PreflightEvidence, results: list[CheckResult], console: Console) -> None:
+    """Prints a table, a cure for each row that is not good, and the verdict."""
+    run = evidence.run
+    console.print(f"{run.run.name}: {run.model.name} on {run.cluster.name}, {evidence.world_size} ranks")
+    table = Table("check", "result", "measured", "expected")
+    for result in results:
+        style = STYLES[result.status]
+        table.add_row(result.name, Text(result.status.value, style), Text(result.measured), Text(result.expected))
+    console.print(table)
+    for result in results:
+        if result.cure:
+            line = Text.assemble((f"{result.status.value} ", STYLES[result.status]), f"{result.name}: {result.cure}")
+            console.print(line, soft_wrap=True)
+    count = {status: sum(result.status is status for result in results) for status in Status}
+    verdict = ", ".join(f"{number} {status.value}" for status, number in count.items() if number)
+    good = not count[Status.failed]
+    console.print(
+        Text.assemble(
+            ("FIT TO RUN" if good else "NOT FIT TO RUN", "bold green" if good else "bold red"), f": {verdict}"
+        )
+    )
+
+
+def as_data(evidence: PreflightEvidence, results: list[CheckResult]) -> dict[str, Any]:
+    """The same as plain data, for JSON."""
+    return {
+        "fit": not any(result.status is Status.failed for result in results),
+        "world_size": evidence.world_size,
+        "started": evidence.started,
+        "nodes": sorted({facts.host for facts in evidence.facts.values()}),
+        "layout": evidence.layout.describe() if evidence.layout else None,
+        "checks": [
+            {
+                "name": result.name, "status": result.status.value, "measured": result.measured,
+                "expected": result.expected, "cure": result.cure,
+            }
+            for result in results
+        ],
+    }  # fmt: skip

@@ -1,24 +1,27 @@
-"""What the checks judge by, and what a check says. No torch."""
+"""What checks judge by: facts of all ranks, and what the run needs by the planner; a check's result. No torch."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 
+from gpt4moe.architecture.count import count_parameters
+from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.launch.data_facts import DataFacts
-from gpt4moe.launch.disk import DiskFacts
 from gpt4moe.launch.facts import RankFacts
-from gpt4moe.launch.needs import Needs
+from gpt4moe.launch.rank_files import DataFacts, DiskFacts
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.estimate import STATE_BYTES, saved_bytes, timed_work
+from gpt4moe.planner.memory import StageMemory, memory_per_stage
+from gpt4moe.planner.step_time import step_time
 
-KINDS = ("tp", "cp", "ep", "etp", "dp_cp", "expert_dp", "pp")
-"""Groups that training sends over, as ProcessGroups names them."""
+GROUP_KINDS = ("tp", "cp", "ep", "etp", "dp_cp", "expert_dp", "pp")
+"""Kinds of groups that training sends messages in, as ProcessGroups names them."""
 WARNING_SECONDS = 120.0
-"""Between Slurm's signal and the time limit, by the header of slurm/train.sh; sbatch --signal sets another."""
+"""Between Slurm's signal and the time limit, by the header of slurm/train.sh; sbatch --signal changes it."""
 
 
 class Status(str, Enum):
-    """not_checked is no good news: the reason stands where the measured value would."""
+    """Of a check. For not_checked, the reason stands in place of the measured value."""
 
     passed = "passed"
     warned = "warned"
@@ -33,10 +36,10 @@ class CheckResult:
     name: str
     status: Status
     measured: str
-    """With the ranks or nodes concerned; why not, of a check that was not made."""
+    """With the ranks or nodes that it is about; for a check that was not made, why not."""
     expected: str = ""
     cure: str = ""
-    """What to do; of warned and failed ones."""
+    """What to do; empty unless warned or failed."""
 
 
 def not_checked(name: str, why: str, expected: str = "") -> CheckResult:
@@ -45,7 +48,7 @@ def not_checked(name: str, why: str, expected: str = "") -> CheckResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timed:
-    """One kind of message of one rank."""
+    """The time of one kind of message on one rank."""
 
     group: str
     operation: str
@@ -55,7 +58,7 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """What one rank measured while all others measured too."""
+    """What one rank measured, while all others measured too."""
 
     device: str
     """cuda or cpu."""
@@ -63,18 +66,32 @@ class Speeds:
     """FLOP/s of a large product in the run's precision."""
     messages: list[Timed]
     pairs: dict[str, float]
-    """Other node -> bytes per second out of this rank, while all ranks of both nodes exchange."""
+    """Other node -> bytes per second that this rank sent, while all ranks of both nodes exchanged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needs:
+    """What a run with a legal layout needs of its cluster, as the planner computes it."""
+
+    fullest: StageMemory
+    step_seconds: float
+    rank_state_bytes: float
+    """What a rank of the heaviest stage copies to host memory and writes into a checkpoint."""
+    checkpoint_bytes: float
+    """One checkpoint, of all ranks."""
+    num_checkpoints: int
+    """The most that are in the run folder at once."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Evidence:
-    """Notes of all ranks that came, by rank."""
+class PreflightEvidence:
+    """What is known of the run and of all ranks that came; dictionaries are by rank."""
 
     run: RunConfig
     world_size: int
-    """Ranks that the run is judged for."""
+    """Ranks of the run."""
     started: int
-    """Ranks of this preflight; another number than world_size only for a single process (ranks=N)."""
+    """Ranks of this preflight: world_size, or 1 with ranks=N."""
     facts: dict[int, RankFacts]
     data: dict[int, DataFacts]
     problems: list[tuple[str, str]]
@@ -85,9 +102,9 @@ class Evidence:
     disk: dict[int, DiskFacts] = field(default_factory=dict)
     speeds: dict[int, Speeds] = field(default_factory=dict)
     unmeasured: str = ""
-    """Why groups were not made, so that no speeds are here."""
+    """Why groups were not made, so that there are no speeds; empty where they were."""
     broken: str = ""
-    """What went wrong when they were made and measured."""
+    """What went wrong when groups were made and measured."""
     time_limit_seconds: float | None = None
     """Of the training job."""
     warning_seconds: float = WARNING_SECONDS
@@ -95,7 +112,7 @@ class Evidence:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the ranks here are those of the run."""
+        """Whether all ranks of the run were started."""
         return self.started == self.world_size
 
     @property
@@ -104,24 +121,47 @@ class Evidence:
 
     @property
     def hosts(self) -> list[str]:
-        """The node of each of the run's ranks; for ranks that are not here, as devices_per_node would place them."""
+        """The node of each rank of the run; with ranks=N, as devices_per_node would place them."""
         if self.is_whole and not self.missing:
             return [self.facts[rank].host for rank in range(self.started)]
         return [f"node {rank // self.run.cluster.devices_per_node}" for rank in range(self.world_size)]
 
     @property
     def ranks_on_node(self) -> int:
-        """The most on any node."""
+        """The most ranks on any node."""
         return max(Counter(self.hosts).values())
 
     @property
     def is_nominal(self) -> bool:
-        """Whether the cluster's figures are no promise of a data sheet."""
+        """Whether the cluster's figures come from no data sheet, so that nothing is judged by them."""
         return self.run.cluster.generation.value == "cpu"
 
     def named(self, ranks: list[int], most: int = 4) -> str:
-        """ranks 3, 5 (node2): for a person who must find the machine."""
+        """ranks 3, 5 (node2): ranks and nodes for a person who must find the machine."""
         shown = ", ".join(map(str, ranks[:most])) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
         hosts = sorted({self.facts[rank].host for rank in ranks if rank in self.facts})
         where = f" ({', '.join(hosts[:most])}{' and more' if len(hosts) > most else ''})" if hosts else ""
         return f"rank{'s' * (len(ranks) > 1)} {shown}{where}"
+
+
+def needs(run: RunConfig, layout: Layout) -> Needs:
+    """The layout must be legal (legality.layout_problems). On cluster=cpu the time of a step is only a rough figure."""
+    plan = PlanConfig(**{field.name: getattr(run, field.name) for field in fields(RunConfig)})
+    work = timed_work(plan)
+    return Needs(
+        fullest=max(memory_per_stage(run, layout), key=lambda stage: stage.total_bytes),
+        step_seconds=step_time(work, run.training, layout.world_size).seconds,
+        rank_state_bytes=saved_bytes(work, layout.world_size),
+        checkpoint_bytes=float(STATE_BYTES * count_parameters(run.model).total),
+        num_checkpoints=checkpoints_at_once(run),
+    )
+
+
+def checkpoints_at_once(run: RunConfig) -> int:
+    """The newest checkpoint.keep, those kept for good, and the one being written before an old one is deleted."""
+    steps, kept = run.training.steps, run.checkpoint
+    written = -(-steps // kept.every) if kept.every else 1
+    if not kept.keep:
+        return written
+    for_good = steps // kept.keep_every if kept.keep_every else 0
+    return min(written, kept.keep + 1 + for_good)

@@ -20,29 +20,29 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """The GPU that this rank takes."""
+    """The GPU that this rank uses."""
 
     name: str
     identity: str
     """The device's own number: two ranks with one identity share it."""
     memory_bytes: int
     free_bytes: int
-    """Before this run has taken any: less than all of it means that another process is there."""
+    """Before this run uses any: less than all of it means that another process is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankFacts:
-    """Of one rank, in plain numbers and texts."""
+    """What one rank sees of its machine."""
 
     host: str
     versions: dict[str, str]
     available_bytes: int
-    """Of host memory, with this process started: the node's, or its job's limit where that is less."""
+    """Host memory that is left with this process running: the node's, or the job's limit where that is less."""
     gpu: Gpu | None
 
 
 def rank_facts(local_rank: int, variables: Mapping[str, str] = os.environ) -> RankFacts:
-    """Looks around; no other rank takes part."""
+    """Reads the facts; no other rank takes part."""
     gpu, cuda = _gpu(local_rank)
     return RankFacts(
         host=variables.get("SLURMD_NODENAME") or platform.node(),
@@ -63,7 +63,7 @@ def _versions() -> dict[str, str]:
 
 
 def source_hash(folder: Path) -> str:
-    """Of every Python file: a copy on one node that somebody has edited, or forgot to update, has another."""
+    """Hash of every Python file: a checkout on one node that was edited, or not updated, has another."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
@@ -80,7 +80,7 @@ def _commit() -> str:
 
 
 def _gpu(local_rank: int) -> tuple[Gpu | None, dict[str, str]]:
-    """As parallel.groups.world would choose it; nothing is allocated on it but a context."""
+    """The GPU that parallel.groups.world would choose; only a context is allocated on it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -109,7 +109,7 @@ _NO_LIMIT = 1 << 60
 
 
 def _job_limit(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
-    """What this process' control groups leave it of memory; infinite where there is no limit."""
+    """Memory that the control groups of this process leave to it; infinite where there is no limit."""
     if not groups.exists():
         return float("inf")
     left = float("inf")

@@ -1,7 +1,7 @@
-"""The ranks' notes to the first one, by a key-value store: they work before any process group, and without some ranks.
+"""Messages between the ranks and rank 0 by a key-value store: they need no process group, and work without some ranks.
 
-every rank: note("facts", ...)     rank 0: notes("facts", ranks) -> of those that came in time
-rank 0:     tell("go", ...)        the others: hear("go")
+every rank: send_to_first("facts", ...)   rank 0: collect("facts", ranks) -> values of those that came in time
+rank 0:     broadcast("go", ...)          the others: receive("go")
 """
 
 import json
@@ -20,7 +20,7 @@ from gpt4moe.parallel.environment import Environment
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Open for the time of one preflight."""
+    """The store and this rank's place in it, during one preflight."""
 
     store: distributed.Store
     rank: int
@@ -28,7 +28,7 @@ class Meeting:
 
     @classmethod
     def open(cls, environment: Environment, seconds: float) -> "Meeting":
-        """Rank 0 listens at the environment's address; under torchrun its agent does already.
+        """Rank 0 listens at the environment's address; under torchrun its agent listens already.
 
         Raises: LaunchError when rank 0 is not reached within `seconds`, or cannot listen.
         """
@@ -55,12 +55,12 @@ class Meeting:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def note(self, topic: str, value: Any) -> None:
-        """Leaves this rank's JSON for the first one."""
+    def send_to_first(self, topic: str, value: Any) -> None:
+        """Stores a value of this rank for rank 0."""
         self.store.set(f"{topic}/{self.rank}", json.dumps(value))
 
-    def notes(self, topic: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
-        """What the ranks noted, of those that did within `seconds` from now. Rank 0 calls it."""
+    def collect(self, topic: str, ranks: Iterable[int], seconds: float) -> dict[int, Any]:
+        """Rank -> its value, of the ranks that sent one within `seconds` from now. Called by rank 0."""
         deadline = time.monotonic() + seconds
         found = {}
         for rank in ranks:
@@ -73,13 +73,13 @@ class Meeting:
             found[rank] = json.loads(self.store.get(key))
         return found
 
-    def tell(self, topic: str, value: Any) -> Any:
-        """Gives the other ranks JSON to hear(); returns it. Rank 0 calls it."""
+    def broadcast(self, topic: str, value: Any) -> Any:
+        """Stores a value for the other ranks to receive(); returns it. Called by rank 0."""
         self.store.set(topic, json.dumps(value))
         return value
 
-    def hear(self, topic: str, seconds: float) -> Any:
-        """What rank 0 tells. Raises: LaunchError when it does not within `seconds`, or has left."""
+    def receive(self, topic: str, seconds: float) -> Any:
+        """The value that rank 0 broadcasts. Raises: LaunchError when it does not within `seconds`, or has ended."""
         try:
             self.store.wait([topic], timedelta(seconds=seconds))
             return json.loads(self.store.get(topic))
@@ -88,9 +88,9 @@ class Meeting:
                 f"Rank 0 said nothing about {topic!r} within {seconds:g} s, or has left.", "Look at rank 0's output."
             ) from error
 
-    def part(self, seconds: float = 10.0) -> None:
-        """Rank 0 keeps listening until the others have heard everything; they say so."""
+    def leave(self, seconds: float = 10.0) -> None:
+        """Rank 0 keeps the store open until the other ranks have received everything and left."""
         if self.is_first:
-            self.notes("parted", range(1, self.world_size), seconds)
+            self.collect("parted", range(1, self.world_size), seconds)
         else:
-            self.note("parted", True)
+            self.send_to_first("parted", True)

@@ -1,10 +1,10 @@
-"""The preflight, in order; every rank walks it, and the first one judges.
+"""The preflight from beginning to end; every rank runs it, and rank 0 judges.
 
-    facts, data   --notes-->  who came, is anything unlike           (no process group: works without some ranks)
-    a file        --notes-->  who sees it, how fast
-    groups, times --notes-->  evidence --CHECKS--> results           (only where groups can be made)
+    facts, data    -->  which ranks came, and are they alike          (no process group: works without some ranks)
+    a file         -->  which ranks see it, and how fast was it written
+    groups, times  -->  evidence --CHECKS--> results                  (only where groups can be made)
 
-A rank that fails somewhere says so in its next note, so that the first one can name it; it waits for none for ever.
+A rank that fails puts the problem into its next message, so that rank 0 can name it. Every wait has a limit.
 """
 
 import os
@@ -23,25 +23,23 @@ from torch import distributed
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import LaunchError
-from gpt4moe.launch import checks_files, checks_plan, checks_ranks, checks_speed, disk
-from gpt4moe.launch.data_facts import DataFacts, data_facts
-from gpt4moe.launch.disk import DiskFacts
-from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, Evidence, Speeds, Status, Timed
+from gpt4moe.launch import checks_files, checks_plan, checks_ranks, checks_speed, rank_files
+from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, PreflightEvidence, Speeds, Status, Timed, needs
 from gpt4moe.launch.facts import Gpu, RankFacts, rank_facts
 from gpt4moe.launch.meeting import Meeting
-from gpt4moe.launch.needs import needs
+from gpt4moe.launch.rank_files import DataFacts, DiskFacts, data_facts
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, support_problems
 
 COME_SECONDS = 180.0
-"""That ranks may start apart: nodes boot and load Python from one file system."""
+"""How far apart ranks may start: nodes boot, and load Python from one file system."""
 GROUP_SECONDS = 120.0
-"""Of one collective; a first one of thousands of ranks makes their connections."""
+"""Limit of one collective; the first of thousands of ranks makes their connections."""
 MEASURE_SECONDS = 900.0
-"""For everything that is measured, and for the first rank's waiting until it is."""
+"""Limit of everything that is measured together."""
 
-CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
+CHECKS: tuple[Callable[[PreflightEvidence], CheckResult], ...] = (
     checks_ranks.ranks_came, checks_ranks.versions_equal, checks_ranks.gpus_present, checks_plan.layout_legal,
     checks_ranks.placement, checks_plan.device_memory, checks_plan.host_memory, checks_files.data_readable,
     checks_files.folder_shared, checks_files.disk_space, checks_files.write_speed, checks_plan.first_checkpoint,
@@ -52,39 +50,39 @@ CHECKS: tuple[Callable[[Evidence], CheckResult], ...] = (
 def preflight(
     run: RunConfig, environment: Environment, *, world_size: int, time_limit_seconds: float | None,
     warning_seconds: float = WARNING_SECONDS, come_seconds: float = COME_SECONDS,
-) -> tuple[Evidence, list[CheckResult]] | int:  # fmt: skip
-    """Looks, measures and judges. Every rank calls it.
+) -> tuple[PreflightEvidence, list[CheckResult]] | int:  # fmt: skip
+    """Collects facts, measures and judges. Every rank calls it.
 
     Args:
         world_size: ranks of the run; another number than the environment's only in a single process.
         time_limit_seconds: of the training job.
         warning_seconds: before that limit, by the training job's --signal.
-        come_seconds: that the first rank waits for the others.
-    Returns: evidence and results on the first rank; the exit status, as the first rank says it, on the others.
-    Raises: LaunchError when this rank does not meet the first one.
+        come_seconds: how long rank 0 waits for the others.
+    Returns: evidence and results on rank 0; the exit status, as rank 0 broadcasts it, on the others.
+    Raises: LaunchError when this rank does not reach rank 0.
     """
     meeting = Meeting.open(environment, come_seconds)
     facts, data = rank_facts(environment.local_rank), data_facts(run)
-    meeting.note("facts", {"facts": asdict(facts), "data": asdict(data)})
+    meeting.send_to_first("facts", {"facts": asdict(facts), "data": asdict(data)})
     evidence = None
     if meeting.is_first:
-        notes = meeting.notes("facts", range(environment.world_size), come_seconds)
+        notes = meeting.collect("facts", range(environment.world_size), come_seconds)
         evidence = _gathered(run, world_size, environment.world_size, notes)
         evidence.time_limit_seconds, evidence.warning_seconds = time_limit_seconds, warning_seconds
         _say(f"{len(notes)} of {environment.world_size} ranks met")
     _write_files(run, meeting, evidence)
     _measure(run, environment, meeting, evidence)
     if evidence is None:
-        status = int(meeting.hear("status", MEASURE_SECONDS))
-        meeting.part()
+        status = int(meeting.receive("status", MEASURE_SECONDS))
+        meeting.leave()
         return status
     results = judge(evidence)
-    meeting.tell("status", exit_status(results))
-    meeting.part()
+    meeting.broadcast("status", exit_status(results))
+    meeting.leave()
     return evidence, results
 
 
-def judge(evidence: Evidence) -> list[CheckResult]:
+def judge(evidence: PreflightEvidence) -> list[CheckResult]:
     """Every check, in the order in which a person should read them."""
     return [*(check(evidence) for check in CHECKS), *checks_speed.group_speeds(evidence)]
 
@@ -93,12 +91,12 @@ def exit_status(results: list[CheckResult]) -> int:
     return int(any(result.status is Status.failed for result in results))
 
 
-def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, Any]) -> Evidence:
+def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, Any]) -> PreflightEvidence:
     problems = layout_problems(run.model, run.parallel, run.training, world_size)
     problems = problems or support_problems(run.model, run.parallel)
     layout = None if problems else Layout.from_config(run.parallel, world_size)
     facts = {rank: note["facts"] for rank, note in notes.items()}
-    evidence = Evidence(
+    evidence = PreflightEvidence(
         run=run, world_size=world_size, started=started,
         facts={r: RankFacts(**{**f, "gpu": Gpu(**f["gpu"]) if f["gpu"] else None}) for r, f in facts.items()},
         data={rank: DataFacts(**note["data"]) for rank, note in notes.items()},
@@ -109,8 +107,8 @@ def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, An
     return evidence
 
 
-def _why_not(evidence: Evidence) -> str:
-    """Why groups cannot be made, or should not be tried; empty: they can."""
+def _why_not(evidence: PreflightEvidence) -> str:
+    """Why groups cannot be made, or should not be tried; empty where they can."""
     if not evidence.is_whole:
         return f"{evidence.started} of {evidence.world_size} ranks is here"
     if evidence.missing:
@@ -123,45 +121,45 @@ def _why_not(evidence: Evidence) -> str:
     return ""
 
 
-def _write_files(run: RunConfig, meeting: Meeting, evidence: Evidence | None) -> None:
-    """Every rank writes its file at once, then looks for the first one's."""
+def _write_files(run: RunConfig, meeting: Meeting, evidence: PreflightEvidence | None) -> None:
+    """All ranks write a file at the same time, then look for rank 0's."""
     if evidence is not None:
-        size = evidence.needs.rank_state_bytes if evidence.needs else disk.LEAST_BYTES
-        meeting.tell("folder", [*disk.begin(run), size, list(evidence.facts)])
-    folder, problem, size, ranks = meeting.hear("folder", MEASURE_SECONDS)
-    written = disk.write(Path(folder), meeting.rank, size) if folder else DiskFacts(problem=problem)
-    meeting.note("written", asdict(written))
+        size = evidence.needs.rank_state_bytes if evidence.needs else rank_files.LEAST_BYTES
+        meeting.broadcast("folder", [*rank_files.begin(run), size, list(evidence.facts)])
+    folder, problem, size, ranks = meeting.receive("folder", MEASURE_SECONDS)
+    written = rank_files.write(Path(folder), meeting.rank, size) if folder else DiskFacts(problem=problem)
+    meeting.send_to_first("written", asdict(written))
     if evidence is not None:
-        found = meeting.notes("written", ranks, MEASURE_SECONDS)
-        meeting.tell("all written", True)
-    meeting.hear("all written", MEASURE_SECONDS)
-    meeting.note("sees", bool(folder) and disk.sees(disk.probe_file(Path(folder), 0)))
+        found = meeting.collect("written", ranks, MEASURE_SECONDS)
+        meeting.broadcast("all written", True)
+    meeting.receive("all written", MEASURE_SECONDS)
+    meeting.send_to_first("sees", bool(folder) and rank_files.sees(rank_files.probe_file(Path(folder), 0)))
     if evidence is not None:
-        sees = meeting.notes("sees", found, MEASURE_SECONDS)
+        sees = meeting.collect("sees", found, MEASURE_SECONDS)
         evidence.disk = {rank: DiskFacts(**{**found[rank], "sees_first": sees.get(rank, False)}) for rank in found}
-        meeting.tell("all looked", True)
-    meeting.hear("all looked", MEASURE_SECONDS)
+        meeting.broadcast("all looked", True)
+    meeting.receive("all looked", MEASURE_SECONDS)
     if folder:
-        disk.end(Path(folder))
+        rank_files.end(Path(folder))
 
 
-def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidence: Evidence | None) -> None:
-    """Makes the run's groups, as the trainer does, and times them; nothing where the first rank says so."""
+def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidence: PreflightEvidence | None) -> None:
+    """Makes the run's groups, as the trainer does, and times them; does nothing where rank 0 decides against it."""
     if evidence is not None:
         hosts = [] if evidence.unmeasured else evidence.hosts
         _say(f"groups are not measured: {evidence.unmeasured}" if evidence.unmeasured else "measuring groups ...")
-        meeting.tell("hosts", hosts)
-    hosts = meeting.hear("hosts", MEASURE_SECONDS)
+        meeting.broadcast("hosts", hosts)
+    hosts = meeting.receive("hosts", MEASURE_SECONDS)
     if not hosts:
         return
-    meeting.note("speeds", _speeds(run, environment, meeting, hosts))
+    meeting.send_to_first("speeds", _speeds(run, environment, meeting, hosts))
     if evidence is None:
         return
-    notes = meeting.notes("speeds", range(environment.world_size), MEASURE_SECONDS)
+    notes = meeting.collect("speeds", range(environment.world_size), MEASURE_SECONDS)
     silent = {"problem": "no answer", "after_seconds": MEASURE_SECONDS}
     broken = {rank: notes.get(rank, silent) for rank in range(environment.world_size)}
     if broken := {rank: note for rank, note in broken.items() if "problem" in note}:
-        evidence.broken = _told_apart(evidence, broken)
+        evidence.broken = _problem_kinds(evidence, broken)
         return
     evidence.speeds = {
         rank: Speeds(**{**note, "messages": [Timed(**timed) for timed in note["messages"]]})
@@ -169,17 +167,19 @@ def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidenc
     }
 
 
-def _told_apart(evidence: Evidence, broken: dict[int, dict[str, Any]]) -> str:
-    """The kinds of problem, the earliest first: where one rank fails, the others' collectives end by it, later."""
+def _problem_kinds(evidence: PreflightEvidence, broken: dict[int, dict[str, Any]]) -> str:
+    """The kinds of problem, the earliest first: one rank's failure makes the collectives of the others fail later."""
     ranks = defaultdict(list)
     for rank, note in sorted(broken.items(), key=lambda item: item[1]["after_seconds"]):
-        ranks[re.sub(r"[\d.:\[\]]+", "", note["problem"])].append(rank)  # one text, whatever addresses are in it
-    told = [f"{evidence.named(of)}: {broken[of[0]]['problem']}" for of in ranks.values()]
-    return "; ".join(told[:3])
+        ranks[re.sub(r"[\d.:\[\]]+", "", note["problem"])].append(
+            rank
+        )  # so that texts with different addresses are one kind
+    texts = [f"{evidence.named(of)}: {broken[of[0]]['problem']}" for of in ranks.values()]
+    return "; ".join(texts[:3])
 
 
 def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: list[str]) -> dict[str, object]:
-    """This rank's Speeds, or the problem that it met, as JSON."""
+    """This rank's Speeds, or the problem that it had, as plain data."""
     os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout is then an exception, not the end of the process
     import torch
 

@@ -1,11 +1,11 @@
-"""Products and messages of this rank, timed while every other rank does the same, as in training.
+"""Times matrix products and messages of this rank, while every other rank does the same, as in training.
 
-    a large product                    FLOP/s of each rank: the slow one shows
+    a large product                    FLOP/s of each rank: finds a slow rank
     all-reduce, all-to-all, send       of each kind of group, all groups of a kind at once
     exchange with two other nodes      nodes pair up, all their ranks at once, then with other partners: a slow node is
                                        slow with both, a good one only with a slow partner
 
-Best of several, since everything that disturbs a measurement makes it longer.
+Each time is the best of several, since a disturbance only makes a measurement longer.
 """
 
 import time
@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor, distributed
 
-from gpt4moe.launch.evidence import KINDS, Speeds, Timed
+from gpt4moe.launch.evidence import GROUP_KINDS, Speeds, Timed
 from gpt4moe.parallel.groups import ProcessGroups
 
 REPEATS = 5
 MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
 MATRIX_REPEATS = {"cuda": 100, "cpu": 20}
-"""On a GPU half a second: long enough to reach the clock rate that it can hold."""
+"""Half a second on a GPU: long enough to reach a sustained clock rate."""
 MESSAGE_BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
 
 Operation = Callable[[], object]
@@ -39,7 +39,7 @@ def measure(groups: ProcessGroups, hosts: list[str], dtype: torch.dtype) -> Spee
     distributed.barrier()
     flops = matrix_flops(groups.device, dtype)
     messages = []
-    for name in KINDS:
+    for name in GROUP_KINDS:
         group = getattr(groups, name)
         if group.size() == 1:
             continue
@@ -57,14 +57,14 @@ def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
     b = torch.randn(size, size, dtype=dtype, device=device)
     result = torch.empty_like(a)
     run = partial(torch.mm, a, b, out=result)
-    for _ in range(MATRIX_REPEATS[device.type] // 2):  # clocks and caches
+    for _ in range(MATRIX_REPEATS[device.type] // 2):  # warms up clocks and caches
         run()
     seconds = _best_seconds(run, device, repeats=MATRIX_REPEATS[device.type])
     return 2 * float(size) ** 3 / seconds
 
 
 def _best_seconds(run: Operation, device: torch.device, repeats: int = REPEATS) -> float:
-    run()  # connections are made by the first
+    run()  # the first call makes connections
     times = []
     for _ in range(repeats):
         _finish(device)
@@ -98,7 +98,7 @@ def _operations(
 def _exchange(
     sent: Tensor, received: Tensor, *, to: int, of: int, group: distributed.ProcessGroup | None = None
 ) -> None:
-    """Sends to one rank while another's message comes in."""
+    """Sends to one rank while receiving from another."""
     messages = [
         distributed.P2POp(distributed.isend, sent, to, group),
         distributed.P2POp(distributed.irecv, received, of, group),
@@ -108,7 +108,7 @@ def _exchange(
 
 
 def _pairs(groups: ProcessGroups, hosts: list[str], size_bytes: int) -> dict[str, float]:
-    """Partner node -> bytes per second out of this rank. Ranks without a partner take no part."""
+    """Partner node -> bytes per second that this rank sends. Ranks without a partner only wait."""
     rates = {}
     size = size_bytes // 4
     sent, received = torch.zeros(size, device=groups.device), torch.empty(size, device=groups.device)

@@ -9,8 +9,8 @@ import torch
 from gpt4moe.config.load import load_run_config
 from gpt4moe.launch import preflight as room
 from gpt4moe.launch import speed
+from gpt4moe.launch.command import as_data
 from gpt4moe.launch.facts import RankFacts
-from gpt4moe.launch.report import as_data
 from gpt4moe.parallel.environment import Environment
 
 Planted = dict[int, str]
@@ -40,7 +40,7 @@ def _break(fault: str) -> None:
         look = room.rank_facts
         room.rank_facts = lambda local_rank: _with_torch(look(local_rank), "2.8.0")
     elif fault == "sees nothing":
-        room.disk.sees = lambda path: False
+        room.rank_files.sees = lambda path: False
     elif fault == "slow":
         time = speed.matrix_flops
         speed.matrix_flops = lambda device, dtype: 0.05 * time(device, dtype)

@@ -6,12 +6,10 @@ from typing import Any
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.launch.data_facts import DataFacts
-from gpt4moe.launch.disk import DiskFacts
-from gpt4moe.launch.evidence import Evidence, Speeds, Timed
+from gpt4moe.launch.checks_speed import bus_bytes, promised_rate
+from gpt4moe.launch.evidence import Needs, PreflightEvidence, Speeds, Timed, needs
 from gpt4moe.launch.facts import Gpu, RankFacts
-from gpt4moe.launch.links import bus_bytes, promised_rate
-from gpt4moe.launch.needs import Needs, needs
+from gpt4moe.launch.rank_files import DataFacts, DiskFacts
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import Problem, layout_problems
 from gpt4moe.planner.efficiency import planning_profile
@@ -33,10 +31,10 @@ OPERATIONS = {
 }  # fmt: skip
 
 
-def scene(*overrides: str, time_limit_seconds: float | None = 86400.0) -> Evidence:
+def scene(*overrides: str, time_limit_seconds: float | None = 86400.0) -> PreflightEvidence:
     """Everything as the cluster's figures promise."""
     run, problems, layout, needed = planned(overrides)
-    evidence = Evidence(
+    evidence = PreflightEvidence(
         run=run, world_size=RANKS, started=RANKS, facts={rank: facts(rank) for rank in range(RANKS)},
         data={rank: DataFacts(fingerprint="c0ffee") for rank in range(RANKS)},
         problems=[(problem.cause, problem.cure) for problem in problems], needs=needed, layout=layout,
@@ -62,7 +60,7 @@ def facts(rank: int) -> RankFacts:
     return RankFacts(host=f"node{rank // PER_NODE}", versions=dict(VERSIONS), available_bytes=10**12, gpu=gpu)
 
 
-def speeds(evidence: Evidence, rank: int) -> Speeds:
+def speeds(evidence: PreflightEvidence, rank: int) -> Speeds:
     layout, cluster = evidence.layout, evidence.run.cluster
     assert layout is not None
     timed = []
@@ -82,13 +80,13 @@ def speeds(evidence: Evidence, rank: int) -> Speeds:
     )  # fmt: skip
 
 
-def with_facts(evidence: Evidence, ranks: list[int], **changes: Any) -> Evidence:
+def with_facts(evidence: PreflightEvidence, ranks: list[int], **changes: Any) -> PreflightEvidence:
     """The scene, with other facts of some ranks."""
     evidence.facts |= {rank: replace(evidence.facts[rank], **changes) for rank in ranks}
     return evidence
 
 
-def with_gpu(evidence: Evidence, ranks: list[int], **changes: Any) -> Evidence:
+def with_gpu(evidence: PreflightEvidence, ranks: list[int], **changes: Any) -> PreflightEvidence:
     for rank in ranks:
         gpu = evidence.facts[rank].gpu
         assert gpu is not None
@@ -96,7 +94,7 @@ def with_gpu(evidence: Evidence, ranks: list[int], **changes: Any) -> Evidence:
     return evidence
 
 
-def slowed(evidence: Evidence, ranks: list[int], kind: str, factor: float) -> Evidence:
+def slowed(evidence: PreflightEvidence, ranks: list[int], kind: str, factor: float) -> PreflightEvidence:
     """The scene, with messages of one kind of group that take longer on some ranks."""
     for rank in ranks:
         told = evidence.speeds[rank]

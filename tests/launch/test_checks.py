@@ -18,48 +18,47 @@ from gpt4moe.launch.checks_plan import (
 from gpt4moe.launch.checks_ranks import gpus_present, placement, ranks_came, versions_equal
 from gpt4moe.launch.checks_speed import group_speeds, matrix_speed, node_links
 from gpt4moe.launch.command import warning_of
-from gpt4moe.launch.data_facts import DataFacts
-from gpt4moe.launch.disk import DiskFacts
-from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, Evidence, Status
+from gpt4moe.launch.evidence import WARNING_SECONDS, CheckResult, PreflightEvidence, Status
 from gpt4moe.launch.preflight import exit_status, judge
+from gpt4moe.launch.rank_files import DataFacts, DiskFacts
 from gpt4moe.runlog.wandb_run import NETWORK_SECONDS
 from tests.launch.scene import VERSIONS, scene, slowed, with_facts, with_gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-Check = Callable[[Evidence], CheckResult]
+Check = Callable[[PreflightEvidence], CheckResult]
 
 
-def without(evidence: Evidence, rank: int) -> Evidence:
+def without(evidence: PreflightEvidence, rank: int) -> PreflightEvidence:
     del evidence.facts[rank], evidence.data[rank], evidence.disk[rank]
     evidence.speeds, evidence.unmeasured = {}, "ranks are missing"
     return evidence
 
 
-def on_disk(evidence: Evidence, ranks: list[int], **changes: object) -> Evidence:
+def on_disk(evidence: PreflightEvidence, ranks: list[int], **changes: object) -> PreflightEvidence:
     evidence.disk |= {rank: replace(evidence.disk[rank], **changes) for rank in ranks}
     return evidence
 
 
-def of_data(evidence: Evidence, rank: int, facts: DataFacts) -> Evidence:
+def of_data(evidence: PreflightEvidence, rank: int, facts: DataFacts) -> PreflightEvidence:
     evidence.data[rank] = facts
     return evidence
 
 
-def at_flops(evidence: Evidence, ranks: list[int], factor: float) -> Evidence:
+def at_flops(evidence: PreflightEvidence, ranks: list[int], factor: float) -> PreflightEvidence:
     for rank in ranks:
         told = evidence.speeds[rank]
         evidence.speeds[rank] = replace(told, matrix_flops=told.matrix_flops * factor)
     return evidence
 
 
-def between_nodes(evidence: Evidence, factor: float) -> Evidence:
+def between_nodes(evidence: PreflightEvidence, factor: float) -> PreflightEvidence:
     for rank, told in evidence.speeds.items():
         pairs = {node: rate * factor for node, rate in told.pairs.items()}
         evidence.speeds[rank] = replace(told, pairs=pairs)
     return evidence
 
 
-def in_turns(evidence: Evidence) -> Evidence:
+def in_turns(evidence: PreflightEvidence) -> PreflightEvidence:
     """Rank r on node r % 2, as srun's --distribution=cyclic has it."""
     for rank in evidence.facts:
         with_facts(evidence, [rank], host=f"node{rank % 2}")
@@ -76,7 +75,7 @@ def test_a_healthy_cluster_passes_every_check() -> None:
 
 ALL = list(range(16))
 UNREADABLE = DataFacts(fingerprint="", cause="data.path=corpus does not exist.", cure="Run `make data`.")
-FAULTS: dict[str, tuple[Check, Callable[[], Evidence], tuple[str, ...]]] = {
+FAULTS: dict[str, tuple[Check, Callable[[], PreflightEvidence], tuple[str, ...]]] = {
     "a rank that does not come": (ranks_came, lambda: without(scene(), 5), ("rank 5 did not come",)),
     "another torch on one rank": (
         versions_equal, lambda: with_facts(scene(), [11], versions=VERSIONS | {"torch": "2.8.0"}),

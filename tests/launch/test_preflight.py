@@ -9,8 +9,8 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.manifest import file_sha256
-from gpt4moe.launch.data_facts import data_facts, data_files
-from gpt4moe.launch.needs import needs
+from gpt4moe.launch.evidence import needs
+from gpt4moe.launch.rank_files import data_facts, data_files
 from gpt4moe.parallel.layout import Layout
 from tests.corpus import numbered_lines
 from tests.launch.faults import Planted, flown

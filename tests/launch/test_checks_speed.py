@@ -3,7 +3,7 @@
 import pytest
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.launch.links import bus_bytes, promised_rate
+from gpt4moe.launch.checks_speed import bus_bytes, promised_rate
 from gpt4moe.launch.speed import partners
 
 
