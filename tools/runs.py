@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.operations.run_folders import named_run, run_folders
+from gpt4moe.operations.run_state import named_run, run_folders
 from gpt4moe.operations.run_status import statuses
 
 

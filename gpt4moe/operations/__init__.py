@@ -1,7 +1,6 @@
-"""Room `operations`, storey 5: where the runs of a folder stand. No torch.
+"""Room `operations`, storey 5: the state of the runs in a folder. No torch; nothing is written.
 
-run_folders.py   which folders are runs
-run_state.py     running, killed ...; what a living run is doing
-run_status.py    RunStatus: where each run of a folder stands
-run_table.py     runs and one run's account as terminal tables
+run_state.py    which folders are runs; running, killed, ...
+run_status.py   RunStatus: all facts of each run
+run_table.py    runs, and one run's account, as tables
 """

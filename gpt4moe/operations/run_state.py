@@ -1,32 +1,86 @@
-"""In which state a run is, by the queue, its process and its events; and what a living one is doing.
+"""Which folders are runs, the state of each by the queue, its process and its events, and what a running one is doing.
 
-the queue says running or waiting -> that
-a process of this machine holds the folder -> running
-else how its last start ended: its stop, or none (killed)
+the queue has it as running or waiting -> that
+a process of this machine has the folder locked -> running
+else how its last launch ended: by its stop event, or without one (killed)
 """
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gpt4moe.operations.run_folders import job_logs
-from gpt4moe.runlog.events_log import Event, last_sign_of_life
+from gpt4moe.errors import LaunchError
+from gpt4moe.runlog.events_log import EVENTS_FILE, Event, last_sign_of_life
+from gpt4moe.runlog.metrics_log import METRICS_FILE
 from gpt4moe.runlog.run_files import holder, is_at_work, process_began
 from gpt4moe.runlog.waits import START_UP, Idle, idle_since, longest_waits
+
+IDENTITY_FILE = "identity.json"
+_SIGNS = (IDENTITY_FILE, EVENTS_FILE, METRICS_FILE)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a run or slurm/train.sh has left files here. A folder that may not be read counts as one."""
+    if not os.path.isdir(path):
+        return False
+    # os.path: pathlib raises where the permission is lacking.
+    is_closed = not os.access(path, os.R_OK | os.X_OK)
+    return is_closed or any(os.path.exists(path / sign) for sign in _SIGNS) or bool(job_logs(path))
+
+
+def job_logs(run_folder: Path) -> dict[tuple[int, int], Path]:
+    """(job, its restart) -> log of each launch under Slurm: logs/<job>-<restart>.log."""
+    words = {log: log.stem.split("-") for log in run_folder.glob("logs/*-*.log")}
+    return {
+        (int(word[0]), int(word[1])): log
+        for log, word in words.items()
+        if len(word) == 2 and all(number.isdecimal() for number in word)
+    }
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders among `paths` and directly below, by name. Raises: LaunchError for a path that is no folder."""
+    found = []
+    for path in paths:
+        if not os.path.isdir(path):
+            raise LaunchError(f"{path} is no folder.", "Give a run folder (runs/first), or the folder of your runs.")
+        found += [path] if is_run_folder(path) else _runs_in(path)
+    return found
+
+
+def named_run(name: str, root: Path = Path("runs")) -> Path:
+    """The run folder at a path, or of a name below `root`. Raises: LaunchError naming the most similar."""
+    for path in (Path(name), root / name):
+        if is_run_folder(path):
+            return path
+    names = [path.name for path in _runs_in(root)] if root.is_dir() else []
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    raise LaunchError(
+        f"{name} is no run folder, and no run in {root}.",
+        f"There are: {', '.join(near)}." if near else f"Give the path of a run folder: {root} has none.",
+    )
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(inner for inner in folder.iterdir() if is_run_folder(inner))
+
 
 _RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
 def last_jobs(folder: Path, events: Sequence[Event]) -> list[int]:
-    """The job of the last start, and later ones that have a log but no start: ascending."""
+    """The job of the last launch, and later jobs that have a log but no start event; ascending."""
     started = [event["job"] for event in events if event["event"] == "start" and event["job"] is not None][-1:]
     return sorted({*started, *(job for job, _ in job_logs(folder) if job > max(started, default=-1))})
 
 
 def job_of(jobs: Sequence[int], states: Mapping[int, str]) -> int | None:
-    """The one of last_jobs that the run's state is of: the newest in the queue, for a later one may have been refused
-    while it was at work; else the newest."""
+    """The job, of last_jobs, that decides the run's state: the newest in the queue, else the newest.
+
+    A later job may have been refused while an earlier one was running.
+    """
     in_queue = [job for job in jobs if states.get(job, "").startswith((*_RUNNING, *_WAITING))]
     return max(in_queue or jobs, default=None)
 
@@ -38,7 +92,7 @@ def state_of(
 
     Args:
         events: of this run alone, in order.
-        job_state: Slurm's word for the last start's job; None: it knows none.
+        job_state: Slurm's state of the last launch's job; None: Slurm does not know the job.
         step, total: the last step done, and the one to stop at.
     """
     if job_state is not None and job_state.startswith(_RUNNING):
@@ -53,28 +107,28 @@ def state_of(
             return "failed", stop["reason"]
         return ("finished", "") if stop["reason"] == "finished" else ("stopped", stop["reason"])
     if total is not None and step >= total and _is_saved(folder, total):
-        return "finished", ""  # killed when all was done
+        return "finished", ""  # killed after its last step was saved
     if not events:
         return "stopped", ""
     found = holder(folder)
-    # Without a word of Slurm, a process of another node may live or not.
+    # Without Slurm, nothing here tells whether a process of another node is alive.
     if found is not None and found[1] != os.uname().nodename and job_state is None:
         return "unknown", f"on {found[1]}"
     return "killed", ""
 
 
 def activity(folder: Path, events: Sequence[Event], job: int | None, now: float) -> Idle:
-    """What a running run is doing, and since when. Args: job: the one that is at work (job_of)."""
-    unheard = _start_without_word(folder, events, job)
-    if unheard is not None:
-        return Idle(now - unheard, START_UP, longest_waits(events).get(START_UP, 0.0))
+    """What a running run is doing, and since when. Args: job: the running one (job_of)."""
+    began = _launch_without_event(folder, events, job)
+    if began is not None:
+        return Idle(now - began, START_UP, longest_waits(events).get(START_UP, 0.0))
     if not any(event["event"] == "start" for event in events):
         return Idle()
     return idle_since(events, last_sign_of_life(folder, []), now)
 
 
-def _start_without_word(folder: Path, events: Sequence[Event], job: int | None) -> float | None:
-    """Since when a start is at work of which there is no event yet: it imports, connects, loads, or hangs in it."""
+def _launch_without_event(folder: Path, events: Sequence[Event], job: int | None) -> float | None:
+    """When the latest launch began, if it has no event yet: it imports, connects, loads, or hangs there."""
     last = next((event for event in reversed(events) if event["event"] == "start"), None)
     newest = max((item for item in job_logs(folder).items() if item[0][0] == job), default=None)
     known = (-1, 0) if last is None else (last["job"], last.get("restart", 0))

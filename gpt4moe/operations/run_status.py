@@ -1,4 +1,4 @@
-"""Where a run stands, from its folder and the queue: what tools/runs.py shows. No torch.
+"""The status of runs, from their folders and the queue: what tools/runs.py shows. No torch.
 
 run folders -> job numbers -> Slurm's states -> RunStatus each (state, step, loss, speed, ETA, goodput)
 """
@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.operations.run_folders import IDENTITY_FILE
-from gpt4moe.operations.run_state import activity, job_of, last_jobs, state_of
+from gpt4moe.operations.run_state import IDENTITY_FILE, activity, job_of, last_jobs, state_of
 from gpt4moe.runlog import slurm_queue
 from gpt4moe.runlog.alerts import FiredAlert, Stalled, failing_alerts
 from gpt4moe.runlog.dashboard import dashboard_of
@@ -37,36 +36,36 @@ Looked = TypeVar("Looked")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
-    """One run. None: not known."""
+    """The status of one run. None: not known."""
 
     name: str
     folder: str
     state: str
     """finished, running, waiting, stopped, failed, killed, unknown, damaged."""
     why: str
-    """Of a stop or a damage: a signal, an error's class, words."""
+    """Why it stopped or is damaged: a signal, the class of an error, or a sentence."""
     job: int | None = None
     job_state: str | None = None
-    """Slurm's word; None: Slurm does not know the job (any more)."""
+    """Slurm's state; None: Slurm does not know the job, or no longer."""
     doing: Idle | None = None
-    """Of a running one: what it waits for, or since when its step lasts."""
+    """Of a running one: what it waits for, or how long its current step has lasted."""
     is_stuck: bool = False
-    """In what it is doing, by an alert of the rule `stalled`."""
+    """Whether an alert of the rule `stalled` is on for what it is doing."""
     wrong: list[str] = field(default_factory=list)
-    """Files of the folder that are not as they should be, in words."""
+    """A sentence for each damaged or missing file of the folder."""
     step: int = 0
     total_steps: int | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
     """Median of the last 50 steps."""
     eta_seconds: float | None = None
-    """At the pace of the last start, its pauses included; only while it runs or waits."""
+    """At the speed of the last launch, its pauses included; only while it runs or waits."""
     restarts: int = 0
     last_seen: float | None = None
     """Seconds since 1970 of the last step or event."""
     account: Goodput | None = None
     alerts: list[FiredAlert] = field(default_factory=list)
-    """What is wrong now with a run that is running."""
+    """Alerts that are on now; of a running run only."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -84,7 +83,7 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """A run folder before Slurm was asked."""
+    """What a run folder shows before Slurm is asked."""
 
     folder: Path
     events: list[Event]
@@ -93,7 +92,7 @@ class _Seen:
 
 
 def statuses(folders: Sequence[Path], *, now: float | None = None) -> list[RunStatus]:
-    """The status of each, whatever lies in its folder. One question to Slurm for all."""
+    """The status of each run, whatever its folder contains. Slurm is asked once for all."""
     time_now = now or time.time()
     seen = [_unless_damaged(folder, partial(_see, folder)) for folder in folders]
     jobs = {job for it in seen if isinstance(it, _Seen) for job in it.jobs}
@@ -105,10 +104,10 @@ def statuses(folders: Sequence[Path], *, now: float | None = None) -> list[RunSt
 
 
 def _unless_damaged(folder: Path, look: Callable[[], Looked]) -> Looked | RunStatus:
-    """What `look` finds, or a run that says why it could not."""
+    """What `look` returns, or the status of a damaged run with the reason."""
     try:
         return look()
-    # Everything: whatever lies in one folder must not hide the others.
+    # Every exception: a damaged folder must not hide the other runs.
     except Exception as error:
         why = error.cause if isinstance(error, Gpt4MoeError) else f"{type(error).__name__}: {error}"
         why = " ".join(why.split()) if os.path.exists(folder) else "its folder vanished while it was read"
@@ -116,10 +115,10 @@ def _unless_damaged(folder: Path, look: Callable[[], Looked]) -> Looked | RunSta
 
 
 def _see(folder: Path) -> _Seen:
-    next(folder.iterdir(), None)  # a folder that may not be read says so here, and not as an empty one
+    next(folder.iterdir(), None)  # raises for a folder that may not be read, which would look empty
     events, wrong = scan_events(folder / EVENTS_FILE)
     events = own_events(events)
-    if events or (folder / METRICS_FILE).exists():  # else its first start has not come that far
+    if events or (folder / METRICS_FILE).exists():  # otherwise its first launch has not written them yet
         wrong += [f"{name} {why}" for name, read in _FILES.items() if (why := _wrong_with(folder / name, read))]
     if any(event["event"] == "first_step" for event in events) and not (folder / METRICS_FILE).exists():
         wrong.append(f"{METRICS_FILE} is missing")
@@ -131,11 +130,11 @@ _FILES: dict[str, Callable[[str], Any]] = {
     IDENTITY_FILE: json.loads,
     _FROZEN_FILE: partial(yaml.load, Loader=yaml.CSafeLoader),
 }
-"""What every run has from its first start on, and what reads it."""
+"""File that every run has from its first launch on -> its reader."""
 
 
 def _wrong_with(file: Path, read: Callable[[str], Any]) -> str:
-    """Why a file holds no mapping; nothing for one that does."""
+    """What is wrong with a file that must hold a mapping; empty where nothing is."""
     try:
         return "" if isinstance(read(file.read_text()), dict) else "holds something else"
     except FileNotFoundError:
@@ -183,7 +182,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
 
 
 def _gaps(records: list[Record]) -> list[str]:
-    """Steps between the first and the last that no line has."""
+    """Steps between the first and the last that have no line in metrics.jsonl."""
     steps = [int(record["step"]) for record in records]
     gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
     return [f"{METRICS_FILE} lacks {last - first + 1} steps from {first} on" for first, last in gaps]
@@ -206,7 +205,7 @@ def _eta(events: list[Event], records: list[Record], seen: float, total: int | N
 
 
 def _total_steps(folder: Path) -> int | None:
-    """Of a run from before there were events."""
+    """For runs of versions that wrote no events."""
     try:
         steps = _FILES[_FROZEN_FILE]((folder / _FROZEN_FILE).read_text())["training"]["steps"]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):

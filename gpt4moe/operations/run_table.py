@@ -1,4 +1,4 @@
-"""Runs as tables for a terminal: one line a run; or where the time of one run went, and its starts."""
+"""Tables for a terminal: one line a run; or where the time of one run went, and its launches."""
 
 import sys
 import time
@@ -19,11 +19,11 @@ STATES = {
 }  # fmt: skip
 _NONE = "-"
 _SHOWN = 3
-"""Alerts and damages in a run's line; `show` has them all."""
+"""Most alerts and damaged files in a run's line; `show` has all."""
 
 
 def print_runs(runs: Sequence[RunStatus], *, is_detailed: bool) -> None:
-    """To stdout; into a pipe 200 columns wide. Args: is_detailed: one run's account too."""
+    """Prints to stdout, 200 columns wide into a pipe. Args: is_detailed: print each run's account too."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     now = time.time()
     parts = (part for run in runs for part in run_details(run, now)) if is_detailed else [runs_table(runs, now)]
@@ -56,7 +56,7 @@ def runs_table(runs: Sequence[RunStatus], now: float) -> Table:
 
 
 def ago(seconds: float) -> str:
-    """One number and its unit: 13 s, 5 min, 3 h, 2 d."""
+    """A duration in one unit: 13 s, 5 min, 3 h, 2 d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
@@ -70,7 +70,7 @@ def job_text(run: RunStatus) -> str:
 
 
 def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
-    """One run: its line, its seconds by cause, its starts."""
+    """One run: its line, its seconds by cause, its launches."""
     yield runs_table([run], now)
     for alert in run.alerts:
         yield Text(f"alert: {alert.name}: {alert.text}", style="bold red")
@@ -98,7 +98,7 @@ def _state(run: RunStatus) -> Text:
 
 
 def _printable(text: str) -> str:
-    """A folder's name may be no UTF-8, or hold control characters."""
+    """Replaces what is not printable: a folder's name may not be UTF-8, or have control characters."""
     shown = text.encode(errors="replace").decode()
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 

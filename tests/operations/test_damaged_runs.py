@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gpt4moe.operations.run_folders import run_folders
+from gpt4moe.operations.run_state import run_folders
 from gpt4moe.operations.run_status import statuses
 from gpt4moe.operations.run_table import print_runs
 from tests.operations.some_run import NOW, a_run, line, status

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.operations.run_folders import named_run, run_folders
+from gpt4moe.operations.run_state import named_run, run_folders
 from gpt4moe.operations.run_status import statuses
 from gpt4moe.operations.run_table import ago, runs_table
 from gpt4moe.runlog.events_log import EventsLog
