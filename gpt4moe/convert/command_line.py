@@ -1,28 +1,37 @@
-"""The sub-commands of tools/convert_checkpoint.py: their options, and what each calls. No torch."""
+"""The sub-commands of tools/convert_checkpoint.py: options, calls, and answers in lines. No torch."""
 
 import argparse
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.checkpoint.inspection_text import tolerance
-from gpt4moe.convert import command_text
+from gpt4moe.checkpoint.inspection_text import size, table, tolerance
 from gpt4moe.convert.architectures import known_names
-from gpt4moe.convert.command_text import byte_size, whole_numbers
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
-from gpt4moe.convert.prompts import read_prompts
-from gpt4moe.convert.verify import DIFFERENCES, LOGITS_TOLERANCE, Logits, require_speakers, verify, verify_logits
+from gpt4moe.convert.verify import (
+    DIFFERENCES,
+    LOGITS_TOLERANCE,
+    Logits,
+    read_prompts,
+    require_runnable,
+    verify,
+    verify_logits,
+)
 from gpt4moe.errors import ConversionError
 
 Answer = dict[str, Any]
 
+_SHOWN = 20  # rows; --json has all
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
 _HELP = {
-    "to-hf": "export a checkpoint in Hugging Face format (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
-    "from-hf": f"make a step folder for checkpoint.load from a {known_names()} folder",
-    "to-inference": "cut a checkpoint into one file a rank",
+    "to-hf": "write a checkpoint as a Hugging Face folder (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
+    "from-hf": f"make a checkpoint for checkpoint.load from a {known_names()} folder",
+    "to-inference": "cut a checkpoint into one file for each rank of a tp x pp grid",
     "verify": "compare two folders of any format; exit status 1 when they differ",
 }
 _PLACES = {"from-hf": ("folder", "out"), "verify": ("a", "b")}
@@ -35,28 +44,28 @@ def parser(description: str) -> argparse.ArgumentParser:
     for name, command in of.items():
         for place in _PLACES.get(name, ("checkpoint", "out")):
             command.add_argument(place, type=Path, metavar=place.upper())
-        command.add_argument("--json", action="store_true", help="the answer as JSON")
+        command.add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("to-hf", "to-inference"):
-        of[name].add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="default bf16")
-        of[name].add_argument("--dry-run", action="store_true", help="only say what would be written")
-    of["to-hf"].add_argument("--max-shard-size", type=byte_size, default="5GB", metavar="SIZE", help="default 5GB")
-    of["to-hf"].add_argument("--tokenizer", type=Path, help="the run's tokenizer.json, where it has moved")
+        of[name].add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="of the weights (default bf16)")
+        of[name].add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
+    of["to-hf"].add_argument("--max-shard-size", type=byte_size, default="5GB", metavar="SIZE", help="(default 5GB)")
+    of["to-hf"].add_argument("--tokenizer", type=Path, help="the run's tokenizer.json, if it was moved")
     of["to-hf"].add_argument("--licence", default="apache-2.0", help="for the model card (default apache-2.0)")
-    of["from-hf"].add_argument("--upcycle-experts", type=int, metavar="N", help="make a dense model a mixture of N")
-    of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts a token (default 2)")
-    of["from-hf"].add_argument("--upcycle-noise", type=float, help="on copies, in init_std (default 0)")
-    of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="of new routers and noise (1234)")
+    of["from-hf"].add_argument("--upcycle-experts", type=int, metavar="N", help="copies of each MLP of a dense model")
+    of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts for each token (default 2)")
+    of["from-hf"].add_argument("--upcycle-noise", type=float, help="noise on the copies, as a share of init_std (0)")
+    of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="seed of new routers and noise (1234)")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
-    of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="default: even")
-    of["verify"].add_argument("--tolerance", type=tolerance, default=0.0, help="largest |a - b| of a weight (0)")
-    of["verify"].add_argument("--prompts", type=Path, help="compare logits too, on the lines of this file")
-    of["verify"].add_argument("--logits-tolerance", type=tolerance, default=LOGITS_TOLERANCE, help="default 1e-4")
+    of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="(default: even)")
+    of["verify"].add_argument("--tolerance", type=tolerance, default=0.0, help="largest |a - b| of weights (0)")
+    of["verify"].add_argument("--prompts", type=Path, help="compare logits too, on each line of this file")
+    of["verify"].add_argument("--logits-tolerance", type=tolerance, default=LOGITS_TOLERANCE, help="of logits (1e-4)")
     return whole
 
 
 def answered(given: argparse.Namespace, logits: Logits) -> Answer:
-    """Does what the options say. Raises: Gpt4MoeError."""
+    """Runs the command. Raises: Gpt4MoeError."""
     begin = time.perf_counter()
     answer = _CALLS[given.command](given, logits)
     return {"dry_run": False} | answer | {"seconds": time.perf_counter() - begin}
@@ -65,7 +74,7 @@ def answered(given: argparse.Namespace, logits: Logits) -> Answer:
 def lines(given: argparse.Namespace, answer: Answer) -> list[str]:
     """The answer for people."""
     is_verify = given.command == "verify"
-    return list((command_text.verification_lines if is_verify else command_text.conversion_lines)(answer))
+    return list((verification_lines if is_verify else conversion_lines)(answer))
 
 
 def status(answer: Answer) -> int:
@@ -106,7 +115,7 @@ def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
 def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
     prompts = None
     if given.prompts is not None:
-        require_speakers(given.a, given.b)
+        require_runnable(given.a, given.b)
         prompts = read_prompts(given.prompts, [given.a, given.b])
     answer = verify(given.a, given.b, tolerance=given.tolerance)
     if prompts is not None:
@@ -120,3 +129,62 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
 _CALLS: dict[str, Callable[[argparse.Namespace, Logits], Answer]] = {
     "to-hf": _to_hf, "from-hf": _from_hf, "to-inference": _to_inference, "verify": _verify,
 }  # fmt: skip
+
+
+def byte_size(text: str) -> int:
+    """5GB, 500 MB, 1.5GB or plain bytes."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?B?)", text.strip().upper())
+    size_bytes = int(float(match.group(1)) * _UNITS[match.group(2)]) if match and match.group(2) in _UNITS else 0
+    if size_bytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB or 500MB")
+    return size_bytes
+
+
+def whole_numbers(text: str) -> list[int]:
+    """8,8,7."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list like 8,8,7") from error
+
+
+def conversion_lines(answer: Answer) -> Iterator[str]:
+    """The files that were written, or would be, and their sizes."""
+    rows = [(file["name"], size(file["size_bytes"])) for file in answer["files"]]
+    yield from table(("FILE", "SIZE"), rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        yield f"... and {len(rows) - _SHOWN} more (--json lists all)"
+    yield from answer.get("notes", [])
+    verb, tempo = ("would write", "") if answer["dry_run"] else ("wrote", f", {_speed(answer)}")
+    yield f"{verb} {answer['out']}: {len(rows)} files, {size(answer['size_bytes'])}{tempo}"
+
+
+def verification_lines(answer: Answer) -> Iterator[str]:
+    """The differences, or that there are none."""
+    for side in ("a", "b"):
+        yield from (f"only in {answer[side]}: {name}" for name in answer[f"only_in_{side}"])
+    yield from (f"{row['tensor']}: shape {row['a']} and {row['b']}" for row in answer["other_shape"])
+    yield from (f"model.{row['setting']}: {row['a']} and {row['b']}" for row in answer["settings"])
+    yield from (f"differs from its copies: {copy}" for copy in answer["copies"])
+    rows = [
+        (row["tensor"], f"{row['elements']} of {row['of']}",
+         "not finite" if row["max_abs"] is None else f"{row['max_abs']:.3g}")
+        for row in answer["different"]
+    ]  # fmt: skip
+    if rows:
+        yield from table(("TENSOR", "ELEMENTS", "MAX |A-B|"), rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        yield f"... and {len(rows) - _SHOWN} more (--json lists all)"
+    rounded = " after rounding both to bf16" if answer["rounded_to_bf16"] else ""
+    yield f"{len(rows)} of {answer['compared']} tensors differ{rounded}."
+    if "logits" in answer:
+        logits = answer["logits"]
+        yield (
+            f"logits of {logits['prompts']} prompts differ by at most {logits['max_abs']:.3g} "
+            f"(tolerance {logits['tolerance']:g})."
+        )
+
+
+def _speed(answer: Answer) -> str:
+    seconds = max(answer["seconds"], 1e-9)
+    return f"{seconds:.1f} s, {answer['size_bytes'] / seconds / 1e9:.2f} GB/s"

@@ -1,7 +1,7 @@
-"""Hugging Face folder -> a step folder of ours that `checkpoint.load` takes; a dense one may become a mixture.
+"""Hugging Face folder -> a step folder of ours for `checkpoint.load`; a dense model may become a mixture of experts.
 
-Weights only: Adam's moments start from nothing. Every tensor of theirs is written in the pieces its table cuts it into,
-so nothing larger than a chunk is in memory.
+It has weights only: Adam's moments start at zero. Every tensor of theirs is written in the pieces that its table cuts
+it into, so nothing larger than a chunk is in memory.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, mistral_files, open_huggingface, read_config, stored_tensors
 from gpt4moe.convert.model_files import GENERATION, KEPT, TOKENIZER_FOLDER, generation_of
-from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED
@@ -45,16 +45,16 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upcycling:
-    """How a dense model becomes a mixture (sparse upcycling, arXiv:2212.05055).
+    """How a dense model becomes a mixture of experts (sparse upcycling, arXiv:2212.05055).
 
-    Every expert is a copy of the dense MLP, and the weights of the chosen ones sum to 1: whatever the new routers
-    say, the mixture computes what the dense model did.
+    Every expert is a copy of the dense MLP, and the weights of the chosen experts sum to 1. So the mixture computes
+    the same as the dense model, whatever its new routers choose.
     """
 
     num_experts: int
     top_k: int = 2
     noise: float = 0.0
-    """Standard deviation of what is added to every expert but the first, as a share of model.init_std."""
+    """Standard deviation of the noise added to every expert but the first, as a share of model.init_std."""
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -63,9 +63,10 @@ class Upcycling:
 
 
 def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None) -> Answer:
-    """Converts a folder of a known architecture as it is, or a dense one upcycled.
+    """Converts a folder of a known architecture; with `upcycling`, a dense one into a mixture of experts.
 
-    Raises: ConversionError when the folder cannot be read or said, or `out` exists or cannot be written.
+    Raises: ConversionError when the folder is damaged or of an unknown architecture, or `out` exists or cannot be
+        written.
     """
     refuse_existing(out)
     generation = generation_of(source, read_config(source))
@@ -104,7 +105,7 @@ def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
 
 
 def _run_of(model: ModelConfig) -> RunConfig:
-    """A run that was never trained: what a new run loads from it are weights, everything else is its own."""
+    """The config of a run that was never trained; a new run loads only weights and model settings from it."""
     run = load_run_config([
         "run.name=converted", "data=mock", "training.steps=1", "training.global_batch_size=1", "optimizer.lr=1e-5",
         "schedule.total_steps=1", "schedule.warmup_steps=0",
@@ -115,13 +116,13 @@ def _run_of(model: ModelConfig) -> RunConfig:
 
 
 def _state_of(source: Path) -> list[list[object]]:
-    """Changes when a file of the source does."""
+    """Names, sizes and times of the source's files: another state is another conversion."""
     files = [(path, path.stat()) for path in sorted(source.iterdir()) if path.is_file()]
     return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
 
 
 def _keep_tokenizer(source: Path, folder: Path, generation: bytes) -> None:
-    """The source's tokenizer files and special ids lie in the step folder, so that to-hf can give them back."""
+    """Copies the source's tokenizer files and special ids into the step folder, so that to-hf can export them."""
     kept = folder / TOKENIZER_FOLDER
     kept.mkdir(exist_ok=True)
     (kept / GENERATION).write_bytes(generation)
@@ -130,7 +131,7 @@ def _keep_tokenizer(source: Path, folder: Path, generation: bytes) -> None:
 
 
 def _upcycled(source: Path, upcycling: Upcycling) -> FolderWeights:
-    """A dense folder seen as a mixture of copies, with random routers."""
+    """The weights of a dense folder, read as a mixture of copies with random routers."""
     dense = from_config(read_config(source), source.resolve().name)
     if dense.moe is not None:
         raise ConversionError(
@@ -162,7 +163,7 @@ class _InMemory:
 
 
 class _NoisyWeights(FolderWeights):
-    """Adds the noise of an upcycling to every expert but the first; the same numbers for the same seed and chunk."""
+    """Adds noise to every expert but the first; the same numbers for the same seed and chunk."""
 
     upcycling: Upcycling
 

@@ -1,4 +1,4 @@
-"""ModelConfig <-> config.json of Hugging Face, and what neither side can say to the other. No torch."""
+"""ModelConfig <-> config.json of Hugging Face; settings without a counterpart are refused. No torch."""
 
 from collections.abc import Mapping
 from math import inf
@@ -29,7 +29,7 @@ _ATTENTION = {"full_attention", "sliding_attention"}
 
 
 def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) -> Json:
-    """config.json. rope_theta stands twice: engines before transformers 5 read only the first."""
+    """config.json. rope_theta is in it twice: programs before transformers 5 read only the first."""
     architecture, moe = architecture_of(model), model.moe
     config: Json = {
         "architectures": [architecture.class_name],
@@ -70,7 +70,7 @@ def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) 
 
 
 def from_config(config: Json, name: str) -> ModelConfig:
-    """The model of a config.json. Raises: ConversionError naming what ours cannot say."""
+    """The model of a config.json. Raises: ConversionError naming a setting that ModelConfig does not have."""
     architecture = architecture_named(config)
     _require_kinds(config)
     _require_elements(config)
@@ -106,7 +106,7 @@ def from_config(config: Json, name: str) -> ModelConfig:
 def _mixture(config: Json, architecture: Architecture) -> MoEConfig | None:
     if architecture.num_experts_key is None:
         return None
-    # transformers writes Qwen3-MoE's number under Mixtral's key.
+    # transformers writes the number of Qwen3-MoE under the key of Mixtral.
     keys = [key for key in (architecture.num_experts_key, "num_local_experts") if key in config]
     return MoEConfig(
         num_experts=config[keys[0] if keys else architecture.num_experts_key],
@@ -118,7 +118,7 @@ def _mixture(config: Json, architecture: Architecture) -> MoEConfig | None:
 
 
 def _layer_pattern(config: Json) -> list[int] | None:
-    """Qwen3-MoE's two ways to name dense layers: a list, and every n-th layer a mixture."""
+    """model.moe.layer_pattern, from a list of dense layers and from every n-th layer having experts (Qwen3-MoE)."""
     dense, step = set(config.get("mlp_only_layers") or []), config.get("decoder_sparse_step", 1)
     if step is None or step < 1:
         raise ConversionError(

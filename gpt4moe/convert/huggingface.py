@@ -1,6 +1,6 @@
-"""Hugging Face folders: ours to one (to_huggingface), and one as Weights (open_huggingface). No torch.
+"""Hugging Face folders: writing one from a checkpoint (to_huggingface), reading one (open_huggingface). No torch.
 
-masters, fp32 --links--> per target: boxes of ours, in its C order --> cast --> shards of at most N bytes
+fp32 master weights --links--> boxes of ours for each tensor of theirs --> cast --> shards of at most N bytes
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from typing import Any
 
 from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
 from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
+from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import model_card, tokenizer_files
-from gpt4moe.convert.progress import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.rules import Link, Row, is_copy, links, require_whole
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor, packed
@@ -22,7 +22,7 @@ from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
 
 DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
-"""Choice -> (safetensors' word, torch's)."""
+"""Option -> (name in safetensors, name in torch)."""
 _INDEX = "model.safetensors.index.json"
 _OUTPUT = "lm_head.weight"
 
@@ -33,9 +33,9 @@ def to_huggingface(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
     tokenizer: Path | None = None, licence: str = "apache-2.0", dry_run: bool = False,
 ) -> Answer:  # fmt: skip
-    """Exports a checkpoint as what architecture_of says; with `dry_run` only says what would be written.
+    """Exports a checkpoint as the architecture of architecture_of; with `dry_run` only returns what would be written.
 
-    Raises: ConversionError when the model cannot be said, or `out` exists or cannot be written; CheckpointError.
+    Raises: ConversionError when no architecture fits, or `out` exists or cannot be written; CheckpointError.
     """
     if not dry_run:
         refuse_existing(out)
@@ -90,9 +90,9 @@ def _shards(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, lis
 
 
 def open_huggingface(folder: Path) -> FolderWeights:
-    """A folder of a known architecture; per-expert or fused names.
+    """The weights of a folder of a known architecture, with per-expert or fused names.
 
-    Raises: ConversionError when it is damaged, of another architecture, or its tensors are not its config's.
+    Raises: ConversionError when it is damaged, of another architecture, or its tensors do not fit its config.json.
     """
     config = read_config(folder)
     architecture = architecture_named(config)
@@ -121,7 +121,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, RawFile]]:
-    """Every tensor of a folder's safetensors files, the file each lies in, and the files, headers checked."""
+    """(tensors of all safetensors files, the file of each, the files); headers are checked."""
     index = folder / _INDEX
     if index.exists():
         try:
@@ -155,10 +155,10 @@ def mistral_files(folder: Path) -> list[str]:
 def add_pieces(
     weights: FolderWeights, table: tuple[Row, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
 ) -> None:
-    """Finds every box of ours in the tensors of theirs.
+    """Fills weights.pieces: finds every box of ours in the tensors of theirs.
 
-    Raises: ConversionError for a tensor that is missing, unknown or of another shape, or for an output layer that is
-        not the embedding that config.json ties it to.
+    Raises: ConversionError for a tensor that is missing, unknown or of another shape, and for an output layer that
+        differs from the embedding that config.json ties it to.
     """
     known = {row.ours for row in table}
     covered = {name: shape for name, shape in weights.shapes.items() if split_name(name)[1] in known}
@@ -167,7 +167,8 @@ def add_pieces(
         tensor = left.pop(link.theirs, None)
         if tensor is None:
             raise ConversionError(
-                f"{weights.folder} has no tensor {link.theirs}.", "It is incomplete, or not of its config.json."
+                f"{weights.folder} has no tensor {link.theirs}.",
+                "The folder is incomplete, or config.json is of another model.",
             )
         if tensor.shape != link.shape:
             raise ConversionError(
@@ -190,7 +191,7 @@ def add_pieces(
 
 
 def _refuse_another_output(weights: FolderWeights, output: StoredTensor, file: str) -> None:
-    """Some folders with a tied embedding repeat it as lm_head.weight. Raises: ConversionError when the two differ."""
+    """Folders with a tied embedding may repeat it as lm_head.weight. Raises: ConversionError when the two differ."""
     if output.shape == weights.shapes[WORD_EMBEDDINGS]:
         copy = TypedPiece(file, (0, 0), output.shape, output.start, output.dtype)
         if not weights.differs(WORD_EMBEDDINGS, copy):

@@ -1,6 +1,7 @@
-"""What each rank of a tp x pp grid holds for inference. No torch.
+"""What each rank of a tp x pp grid has for inference. No torch.
 
-Matrices are cut over tp as in training, experts are spread over it whole; what training keeps whole, every rank has.
+Matrices are cut over tp as in training. Experts are not cut but shared out over tp. What training keeps whole is on
+every rank.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from gpt4moe.parallel.placement import stage_layers
 def rank_contents(
     weights: Weights, tp: int, pp: int, layers_per_stage: list[int] | None
 ) -> tuple[list[list[int]], dict[tuple[int, int], list[tuple[str, Box]]]]:
-    """(layers of each stage, (tp index, pp index) -> what that rank holds).
+    """(layers of each stage, (tp index, pp index) -> the boxes of that rank).
 
     Raises: ConversionError when the grid does not fit the model.
     """
@@ -36,12 +37,12 @@ def file_name(tp_index: int, pp_index: int) -> str:
 
 
 def key_of(name: str, box: Box) -> str:
-    """What a rank's file calls a rectangle."""
+    """The key of a box in a rank's file."""
     return f"{name}@{','.join(map(str, box[0]))}"
 
 
 def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
-    """What one rank holds of each tensor of its stage. Raises: ConversionError when tp does not divide one."""
+    """The boxes that one rank has of its stage's tensors. Raises: ConversionError when tp does not divide one."""
     held, biases = [], routing_buffers(weights.model)
     for name in names:
         shape = weights.shapes[name]
@@ -77,8 +78,7 @@ def _stages(model: ModelConfig, tp: int, pp: int, layers_per_stage: list[int] | 
 
 
 def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]], index: int) -> list[str]:
-    """The tensors of a stage: its layers', the embedding on the first, the output on the last (which takes a tied
-    embedding too)."""
+    """The tensors of a stage: of its layers; of the first the embedding; of the last the output (or tied embedding)."""
     is_first, is_last = index == 0, index == len(stages) - 1
     found = []
     for name in names:

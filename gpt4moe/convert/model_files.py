@@ -1,4 +1,4 @@
-"""What lies beside the weights in a Hugging Face folder: tokenizer, generation settings, model card. No torch."""
+"""The files beside the weights in a Hugging Face folder: tokenizer, generation settings, model card. No torch."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from gpt4moe.errors import ConversionError, DataError
 Files = dict[str, bytes]
 """Name -> content."""
 SpecialIds = dict[str, int | list[int] | None]
-"""bos_token_id, eos_token_id, pad_token_id, as config.json and generation_config.json say them."""
+"""bos_token_id, eos_token_id and pad_token_id of config.json and generation_config.json."""
 
 TOKENIZER_FOLDER = "tokenizer"
 """In a step folder that from-hf made: the source's own tokenizer files."""
@@ -29,13 +29,13 @@ GENERATION = "generation_config.json"
 
 
 def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Path | None) -> tuple[Files, SpecialIds]:
-    """The tokenizer's files with generation_config.json, and the ids of tokens that are no text.
+    """The tokenizer's files with generation_config.json, and the ids of special tokens.
 
-    No tokenizer for a run on synthetic tokens.
+    A run on synthetic tokens has no tokenizer.
 
     Args:
-        given: a tokenizer.json to take instead of the one that the run's configuration names.
-    Raises: ConversionError when it is gone or not the run's.
+        given: a tokenizer.json to use instead of the one in the run's config.
+    Raises: ConversionError when it is missing or not the run's.
     """
     kept = folder / TOKENIZER_FOLDER
     if given is None and kept.is_dir():
@@ -70,7 +70,7 @@ def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.seq_length,
         "eos_token": EOS_TOKEN,
-        "pad_token": EOS_TOKEN,  # no token of its own: a batch is padded with the end of text and masked
+        "pad_token": EOS_TOKEN,  # there is no pad token: a batch is padded with the end of text, and masked
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }
@@ -85,7 +85,7 @@ def _ids(eos_id: int | None) -> SpecialIds:
 
 
 def generation_of(source: Path, config: dict[str, Any]) -> bytes:
-    """generation_config.json of a Hugging Face folder; what it lacks of the special ids is its config.json's."""
+    """generation_config.json of a Hugging Face folder; special ids that it lacks come from config.json."""
     path = source / GENERATION
     try:
         given = json.loads(path.read_bytes()) if path.exists() else {"_from_model_config": True}

@@ -1,6 +1,6 @@
-"""A folder appears whole or not at all: everything is written into OUT.partial, which is renamed at the end.
+"""Writes a folder so that it appears complete or not at all: into OUT.partial, which is renamed at the end. No torch.
 
-A kill leaves OUT.partial with the files that were finished; the same conversion goes on from there. No torch.
+After a kill OUT.partial has the finished files, and the same conversion continues from there.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpt4moe.checkpoint.manifest import sync_folder
 from gpt4moe.checkpoint.storage import FileEntry
-from gpt4moe.convert.progress import Advance
+from gpt4moe.convert.copy_pipeline import Advance
 from gpt4moe.convert.safetensors_file import NewTensor, write_stream
 from gpt4moe.errors import ConversionError, Gpt4MoeError
 
@@ -26,14 +26,14 @@ _DONE = ".done.json"
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The folder while it is written."""
+    """The folder OUT.partial while it is written."""
 
     folder: Path
 
     def tensors(
         self, name: str, tensors: list[NewTensor], *, dtype: str, metadata: dict[str, str], advance: Advance
     ) -> FileEntry:
-        """Writes a safetensors file, unless an earlier start finished it."""
+        """Writes a safetensors file, unless an earlier attempt finished it."""
         note = self.folder / (name + _DONE)
         if note.exists():
             advance(sum(tensor.size_bytes(dtype) for tensor in tensors))

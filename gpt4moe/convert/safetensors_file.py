@@ -13,12 +13,12 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
-from gpt4moe.convert.conveyor import Conveyor
+from gpt4moe.convert.copy_pipeline import CopyPipeline
 from gpt4moe.errors import ConversionError
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 Take = Callable[[], np.ndarray]
-"""Gives a free buffer (conveyor.py)."""
+"""Gives a free buffer (pipeline.py)."""
 _LARGEST_HEADER = 100_000_000  # the format's own limit
 _CAST_ELEMENTS = 2**17  # a part and its scratch stay in the cache
 
@@ -80,21 +80,21 @@ def _read_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
 
 
 def decoded(data: np.ndarray, dtype: str) -> np.ndarray:
-    """fp32 values of little-endian bytes."""
+    """Values of little-endian bytes, as fp32."""
     if dtype == "BF16":
         return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return data.view(np.float16).astype(np.float32) if dtype == "F16" else data.view(np.float32)
 
 
 class Rounder:
-    """fp32 -> bf16, to nearest, ties to even, as torch does. Keeps its buffers: fresh memory costs more."""
+    """Rounds fp32 to bf16, to nearest, ties to even, as torch does. Reuses its buffers: new memory costs more."""
 
     def __init__(self) -> None:
         self.scratch = np.empty(_CAST_ELEMENTS, dtype=np.uint32)
         self.bits = np.empty(0, dtype=np.uint16)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Bit patterns, uint16, of flat contiguous fp32 values; valid until the next call."""
+        """bf16 bit patterns (uint16) of flat contiguous fp32 values; valid until the next call."""
         if self.bits.size < values.size:
             self.bits = np.empty(values.size, dtype=np.uint16)
         for start in range(0, values.size, _CAST_ELEMENTS):
@@ -114,8 +114,7 @@ class Rounder:
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """A tensor to be written; `values` yields its elements in C order, fp32 and flat, a part at a time, each in a
-    buffer that it was given."""
+    """A tensor to write. `values` yields its elements in C order as flat fp32 chunks, in buffers that it takes."""
 
     key: str
     shape: Shape
@@ -126,7 +125,7 @@ class NewTensor:
 
 
 def packed(sizes: list[int], limit: int) -> list[slice]:
-    """Neighbours together in files of at most `limit` bytes; a file is larger only when a single tensor is."""
+    """Groups neighbours into files of at most `limit` bytes; a file is larger only when a single tensor is."""
     starts, room = [0], limit
     for index, size in enumerate(sizes):
         if size > room and index > starts[-1]:
@@ -139,11 +138,11 @@ def packed(sizes: list[int], limit: int) -> list[slice]:
 def write_stream(
     path: Path, tensors: list[NewTensor], dtype: str, metadata: dict[str, str], advance: Callable[[int], None]
 ) -> FileEntry:
-    """Writes a file and syncs it, while the next parts are read; in memory are a few parts of a tensor.
+    """Writes a file and syncs it. Reading goes on while it writes; a few chunks of a tensor are in memory.
 
     Args:
-        advance: is told how many bytes were written since it was told last.
-    Returns: its size and block hashes.
+        advance: called with the number of bytes written since the last call.
+    Returns: the file's size and block hashes.
     """
     rounder = Rounder()
     block_bytes = block_bytes_for(sum(tensor.size_bytes(dtype) for tensor in tensors))
@@ -156,11 +155,11 @@ def write_stream(
             # The kernel begins to write these pages now, while the next ones are read; fsync then waits for few.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-        with Conveyor(write) as conveyor:
+        with CopyPipeline(write) as pipeline:
             for tensor in tensors:
                 left = prod(tensor.shape)
-                for values in tensor.values(conveyor.take):
-                    conveyor.put(values)
+                for values in tensor.values(pipeline.take):
+                    pipeline.put(values)
                     left -= values.size
                     advance(values.size * BYTES[dtype])
                 assert left == 0, f"{tensor.key}: {left} elements left"
@@ -168,7 +167,7 @@ def write_stream(
 
 
 def tensors_header(tensors: list[NewTensor], dtype: str, metadata: dict[str, str]) -> bytes:
-    """The first bytes of a file of these tensors."""
+    """The header of a file of these tensors."""
     layout: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for tensor in tensors:

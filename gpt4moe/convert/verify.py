@@ -1,6 +1,6 @@
-"""Whether two folders hold the same model, in whatever formats: tensor by tensor, and logits on prompts. No torch.
+"""Whether two folders hold the same model, in any formats: every tensor, and logits on prompts. No torch.
 
-Where one side is bf16 and the other fp32, the fp32 side is rounded to bf16 first: an export is equal to its source.
+Where one side is bf16 and the other fp32, both are rounded to bf16 first: an export equals its source.
 """
 
 from collections.abc import Callable
@@ -9,30 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
+from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import open_huggingface
-from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
-from gpt4moe.convert.progress import progress_bar
+from gpt4moe.convert.inference_layout import INDEX, open_inference_layout
+from gpt4moe.convert.model_files import tokenizer_files
 from gpt4moe.convert.safetensors_file import Rounder, decoded
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
 
 LOGITS_TOLERANCE = 1e-4
-"""fp32 sums in another order."""
+"""Largest difference of a logit by fp32 sums in another order."""
 
 DIFFERENCES = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
-"""Keys of verify's answer, all empty when two folders hold the same model."""
+"""Keys of verify's answer, all of them empty when two folders hold the same model."""
 
 Answer = dict[str, Any]
 Logits = Callable[[Path, list[list[int]], bool], list[np.ndarray]]
-"""(folder, prompts, whether weights are rounded to bf16 first) -> of each prompt [S, V], fp32."""
+"""(folder, prompts, whether to round weights to bf16 first) -> logits of each prompt, [S, V], fp32."""
 
 
 def open_weights(path: Path) -> Weights:
-    """A step folder, a run folder (its latest), a Hugging Face folder or an inference folder.
+    """The weights of a step folder, a run folder (its latest checkpoint), a Hugging Face folder or an inference folder.
 
-    Raises: ConversionError or CheckpointError when it is none or damaged.
+    Raises: ConversionError or CheckpointError when it is none of these, or damaged.
     """
     if (path / MANIFEST).exists() or (path / "checkpoints").is_dir():
         return CheckpointWeights(path)
@@ -41,7 +43,7 @@ def open_weights(path: Path) -> Weights:
     if (path / "config.json").exists():
         return open_huggingface(path)
     raise ConversionError(
-        f"{path} is no folder with weights that is known here.",
+        f"{path} is no folder with weights of a known format.",
         "Give a step folder, a run folder, a Hugging Face folder (config.json) or one made by to-inference.",
     )
 
@@ -50,9 +52,9 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
     """Compares every weight of `a` and `b`.
 
     Args:
-        tolerance: largest absolute difference that passes; 0 wants equal values.
-    Returns: DIFFERENCES: `different` and `other_shape` rows, names on one side only, `settings` of the model that no
-        shape shows, `copies` that ranks hold of one tensor and that are not the same; and what was compared.
+        tolerance: largest absolute difference that passes.
+    Returns: lists under the keys of DIFFERENCES (`different` and `other_shape` tensors, names on one side only,
+        `settings` that change no shape, unequal `copies` of one tensor), and how much was compared.
     Raises: ConversionError or CheckpointError when one is absent or damaged.
     """
     left, right = open_weights(a), open_weights(b)
@@ -81,7 +83,7 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
 
 
 def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advance: Callable[[int], None]) -> Answer:
-    """How many elements differ and by how much at most; None for what is no finite number."""
+    """How many elements differ, and by how much at most; None where that is no finite number."""
     shape = left.shapes[name]
     boxes = [((0,) * len(shape), shape)]
     elements, largest, rounder = 0, 0.0, Rounder()
@@ -97,8 +99,8 @@ def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advanc
     return {"tensor": name, "elements": elements, "of": prod(shape), "max_abs": largest if largest < np.inf else None}
 
 
-def require_speakers(*paths: Path) -> None:
-    """Raises: ConversionError for an inference folder, which nothing here can run."""
+def require_runnable(*paths: Path) -> None:
+    """Raises: ConversionError for an inference folder, which no engine here can run."""
     for path in paths:
         if (path / INDEX).exists():
             raise ConversionError(
@@ -110,10 +112,10 @@ def require_speakers(*paths: Path) -> None:
 def verify_logits(
     a: Path, b: Path, prompts: list[list[int]], logits: Logits, *, is_rounded: bool, tolerance: float
 ) -> Answer:
-    """Compares logits on every position of the prompts; `different` names the prompts beyond the tolerance.
+    """Compares logits at every position of the prompts; `different` lists the prompts beyond the tolerance.
 
     Args:
-        is_rounded: what `verify` said: one side is bf16, so both weights are rounded, and logits computed in fp32.
+        is_rounded: `rounded_to_bf16` of verify: round both sides' weights to bf16; logits are computed in fp32.
     Raises: ConversionError when a folder cannot be read.
     """
     gaps = [
@@ -124,3 +126,50 @@ def verify_logits(
         "prompts": len(prompts), "max_abs": max(gaps), "tolerance": tolerance,
         "different": [index for index, gap in enumerate(gaps) if not gap <= tolerance],
     }  # fmt: skip
+
+
+def read_prompts(file: Path, folders: list[Path]) -> list[list[int]]:
+    """Token ids of each line, by the first tokenizer that a folder (or the run of a checkpoint) has.
+
+    Where no folder has a tokenizer, the lines are token ids themselves.
+
+    Raises: ConversionError when the file is empty or cannot be encoded.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{file} cannot be read ({error}).", "Give a text file in UTF-8.") from error
+    texts = [text for text in map(_tokenizer_text, folders) if text is not None]
+    if texts:
+        try:
+            tokenizer = tokenizers.Tokenizer.from_str(texts[0])
+        except Exception as error:  # what the library raises
+            raise ConversionError(f"tokenizer.json cannot be read ({error}).", "Copy it again.") from error
+        prompts = [tokenizer.encode(line, add_special_tokens=False).ids for line in lines]
+    else:
+        if not all(word.isascii() and word.isdigit() and len(word) < 19 for line in lines for word in line.split()):
+            raise ConversionError(
+                "No folder has a tokenizer, and the prompts are no token ids.", "Give lines of numbers: 17 4 201."
+            )
+        prompts = [[int(word) for word in line.split()] for line in lines]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise ConversionError(f"{file} has no prompts.", "Write one a line.")
+    vocabulary = min(open_weights(folder).model.vocab_size for folder in folders)
+    largest = max(map(max, prompts))
+    if largest >= vocabulary:
+        raise ConversionError(
+            f"{file} has token {largest}; the smaller vocabulary has {vocabulary} tokens.",
+            f"Give ids below {vocabulary}.",
+        )
+    return prompts
+
+
+def _tokenizer_text(folder: Path) -> str | None:
+    if (folder / "config.json").exists():
+        path = folder / "tokenizer.json"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+    source = CheckpointWeights(folder)
+    files, _ = tokenizer_files(source.folder, source.index.manifest, source.run, None)
+    content = files.get("tokenizer.json")
+    return None if content is None else content.decode()

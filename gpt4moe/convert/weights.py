@@ -1,8 +1,8 @@
-"""Weights: one view of a model's weights, whatever folder holds them: boxes of logical tensors, read as fp32. No torch.
+"""Weights: the weights of a model in a folder of any format, read as fp32 boxes of logical tensors. No torch.
 
 checkpoint of ours   CheckpointWeights   this file
-Hugging Face folder  FolderWeights       huggingface.py finds the pieces
-inference folder     FolderWeights       inference_reading.py does
+Hugging Face folder  FolderWeights       pieces by huggingface.py
+inference folder     FolderWeights       pieces by inference_layout.py
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.convert.conveyor import CHUNK_ELEMENTS
+from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import BUFFER, WEIGHT, flat_rectangles
 
 
 class Weights:
-    """Logical tensors by the names of model.parameters. `pieces` hold every element at least once."""
+    """Logical tensors of a model, by name. `pieces` say where each element is stored, at least once."""
 
     def __init__(self, folder: Path, model: ModelConfig, dtype: str):
         self.folder, self.model, self.dtype = folder, model, dtype
@@ -35,19 +35,19 @@ class Weights:
         self.pieces: dict[str, list[StoredPiece]] = {name: [] for name in self.shapes}
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
-        """A box that is contiguous in the piece, fp32."""
+        """Values of a box that is contiguous in the piece, fp32."""
         raise NotImplementedError
 
     def differing_copies(self) -> list[str]:
-        """Tensors that ranks hold copies of, not all the same: `NAME in FILE`."""
+        """Copies that differ from their tensor: `NAME in FILE`."""
         return []
 
     def values(self, name: str, boxes: list[Box], take: Take | None = None) -> Iterator[np.ndarray]:
-        """The elements of the boxes, one box after the other in C order; flat fp32, CHUNK_ELEMENTS at a time.
+        """The elements of the boxes, one box after the other in C order: flat fp32 chunks of CHUNK_ELEMENTS.
 
         Args:
-            take: gives a buffer of CHUNK_ELEMENTS for each chunk. Without, a chunk is valid until the next one: fresh
-                memory for each would cost more than reading it.
+            take: returns a buffer of CHUNK_ELEMENTS for each chunk. Without it, a chunk is valid until the next one:
+                new memory for each chunk would cost more than reading it.
         Raises: CheckpointError or ConversionError when a part is damaged or missing.
         """
         buffer = np.empty(CHUNK_ELEMENTS if take is None else 0, dtype=np.float32)
@@ -69,11 +69,12 @@ class Weights:
 
 
 class CheckpointWeights(Weights):
-    """The fp32 master weights of a checkpoint of ours; every block read is checked against its hash.
+    """The fp32 master weights of a checkpoint of ours; every block that is read is checked against its hash.
 
     Args:
         path: a step folder, or a run folder (its latest).
-    Raises: CheckpointError when there is none or it is damaged; ConversionError when its tensors are not its model's.
+    Raises: CheckpointError when there is none or it is damaged; ConversionError when it lacks tensors of its model, or
+        has others.
     """
 
     def __init__(self, path: Path):
@@ -89,7 +90,7 @@ class CheckpointWeights(Weights):
             name.partition("/")[2] for name in self.index.shapes if name.startswith(kinds) and name not in useless
         }
         for name in sorted(stored ^ self.shapes.keys()):
-            what = "has a tensor that its model has not" if name in stored else "lacks a tensor of its model"
+            what = "has a tensor that its model does not have" if name in stored else "lacks a tensor of its model"
             raise ConversionError(
                 f"{self.folder} {what}: {name}.", "Only checkpoints of text models, with all their weights, convert."
             )
@@ -106,26 +107,26 @@ class CheckpointWeights(Weights):
 
 
 class BytesReader(Protocol):
-    """A file whose data can be read by ranges: RawFile, storage.VerifiedFile."""
+    """A file that can be read by byte ranges: RawFile, storage.VerifiedFile."""
 
     def read(self, start: int, end: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TypedPiece(StoredPiece):
-    """A piece in a file of mixed types."""
+    """A piece in a file with several types."""
 
     dtype: str
 
 
 class FolderWeights(Weights):
-    """Weights in files that are not a checkpoint of ours; who makes one fills `files` and `pieces` (TypedPiece)."""
+    """Weights in files of another format. Its maker fills `files` and `pieces` (TypedPiece)."""
 
     def __init__(self, folder: Path, model: ModelConfig, dtype: str):
         super().__init__(folder, model, dtype)
         self.files: dict[str, BytesReader] = {}
         self.copies: dict[str, list[StoredPiece]] = {}
-        """Pieces beside `pieces` that repeat one of them."""
+        """Further pieces that repeat one of `pieces`."""
 
     def differing_copies(self) -> list[str]:
         return [
@@ -143,7 +144,7 @@ class FolderWeights(Weights):
         )
 
     def _original(self, name: str, copy: StoredPiece) -> Iterator[tuple[Shape, np.ndarray]]:
-        """(offset in the tensor, values) of what a piece repeats."""
+        """(offset in the tensor, values) of the piece that a copy repeats."""
         (original,) = (piece for piece in self.pieces[name] if piece.offset == copy.offset)
         end = [o + n for o, n in zip(original.offset, original.shape, strict=True)]
         for at, size in runs(original, list(original.offset), end):

@@ -15,11 +15,12 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, rank_contents
 from gpt4moe.convert.inference_layout import (
+    INDEX,
     index_row,
     index_text,
+    open_inference_layout,
     rank_file,
 )
-from gpt4moe.convert.inference_reading import INDEX, open_inference_layout
 from gpt4moe.convert.safetensors_file import tensors_header
 from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.parallel.shard import WEIGHT

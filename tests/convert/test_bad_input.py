@@ -14,8 +14,7 @@ import pytest
 from gpt4moe.convert import publish, safetensors_file
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.convert.prompts import read_prompts
-from gpt4moe.convert.verify import verify
+from gpt4moe.convert.verify import read_prompts, verify
 from gpt4moe.errors import ConversionError
 from tests.checkpoint.builders import flip_bit
 from tests.training.command import contents
