@@ -1,5 +1,5 @@
-"""Checkpoints to and from Hugging Face format, and cut for inference. A checkpoint is a step folder, or a run folder
-(its latest).
+"""Converts checkpoints to and from Hugging Face format, or cuts them into one file a rank for inference. A checkpoint
+is a step folder, or a run folder (its latest checkpoint).
 
 examples:
   python tools/convert_checkpoint.py to-hf runs/first exported --max-shard-size 2GB --dry-run

@@ -1,10 +1,10 @@
-"""configs/dashboard.yaml as a wandb workspace. `check` needs no network, `push` saves the workspace on wandb's server.
+"""Makes a wandb workspace of configs/dashboard.yaml. `check` needs no network; `push` saves it on wandb's server.
 
 examples:
   python tools/dashboard.py check
   python tools/dashboard.py check --file mine.yaml --json          # what push would send
   python tools/dashboard.py push --entity TEAM --project gpt4moe
-  python tools/dashboard.py push --entity TEAM --project gpt4moe --url URL     # a workspace pushed before, anew
+  python tools/dashboard.py push --entity TEAM --project gpt4moe --url URL     # replace a workspace
 
 exit status: 0 good; 2 bad input, or wandb refused.
 """
@@ -25,14 +25,14 @@ from gpt4moe.runlog.wandb_workspace import push, workspace, workspace_spec
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|push")
-    help_of = {"check": "panels and alerts are right, and wandb-workspaces takes them", "push": "save it on the server"}
+    help_of = {"check": "check panels and alerts, also with wandb-workspaces", "push": "save it on the server"}
     for name, text in help_of.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--file", type=Path, help="configs/dashboard.yaml by default")
         command.add_argument("--entity", required=name == "push", default="entity", help="wandb team or user")
         command.add_argument("--project", default="gpt4moe", help="gpt4moe by default, as tracking.project")
         if name == "push":
-            command.add_argument("--url", help="workspace to write anew; a new one by default")
+            command.add_argument("--url", help="workspace to replace; a new one by default")
         else:
             command.add_argument("--json", action="store_true", help="the workspace as wandb's server gets it")
     given = parser.parse_args(arguments)

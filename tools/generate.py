@@ -1,8 +1,8 @@
-"""Text from a checkpoint.
+"""Generates text from a checkpoint or a Hugging Face folder.
 
     python tools/generate.py runs/first --prompt "def main(" --prompt "The " --tokens 60
     python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
-    python tools/generate.py exported                    # a folder made by convert_checkpoint.py to-hf, by transformers
+    python tools/generate.py exported                    # a Hugging Face folder, run by transformers
 
 One process, plain sampling. --json prints [{"prompt": ..., "text": ...}] alone on stdout.
 """
@@ -21,10 +21,10 @@ from gpt4moe.runlog.command_line import print_error
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a step folder, a run folder (its latest), or one made by to-hf")
-    parser.add_argument("--prompt", action="append", help='text to go on from (may be repeated; default "The ")')
-    parser.add_argument("--tokens", type=int, default=60, help="most tokens per sample (default 60)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the most probable token")
+    parser.add_argument("folder", type=Path, help="a step folder, a run folder (its latest), or a Hugging Face folder")
+    parser.add_argument("--prompt", action="append", help='text to continue (may be repeated; default "The ")')
+    parser.add_argument("--tokens", type=int, default=60, help="tokens per sample at most (default 60)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the most probable token (default 0.8)")
     parser.add_argument("--top-p", type=float, default=0.95, help="share of probability sampled from (default 0.95)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")

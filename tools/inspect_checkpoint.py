@@ -1,5 +1,5 @@
-"""List, show, verify and compare checkpoints, without a model or a GPU. A checkpoint is a step folder, or a run folder
-(its latest).
+"""Lists, shows, verifies and compares checkpoints, without a model or a GPU. A checkpoint is a step folder, or a run
+folder (its latest checkpoint).
 
 examples:
   python tools/inspect_checkpoint.py ls runs/first
@@ -25,17 +25,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="ls|show|verify|diff")
     help_of = {
-        "ls": "the checkpoints of a run folder", "show": "what one holds, from its manifest",
-        "verify": "every byte and every slice", "diff": "which tensors differ, by how much",
+        "ls": "the checkpoints of a run folder", "show": "step, run, tensors of a checkpoint, from its manifest",
+        "verify": "check every byte and every slice", "diff": "which tensors differ, by how much",
     }  # fmt: skip
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in help_of.items()}
     for name, command in parsers.items():
         for place in ("a", "b") if name == "diff" else ("path",):
             command.add_argument(place, type=Path, metavar={"ls": "RUN"}.get(name, "CHECKPOINT"))
-        command.add_argument("--json", action="store_true", help="everything, as JSON")
-    parsers["show"].add_argument("--tensors", action="store_true", help="names, shapes and slices too")
+        command.add_argument("--json", action="store_true", help="print everything as JSON")
+    parsers["show"].add_argument("--tensors", action="store_true", help="print names, shapes and slices too")
     parsers["diff"].add_argument(
-        "--tolerance", type=inspection_text.tolerance, default=0.0, help="of |a - b| (0: bits)"
+        "--tolerance", type=inspection_text.tolerance, default=0.0, help="largest |a - b| that passes (0)"
     )
     given = parser.parse_args(arguments)
     try:

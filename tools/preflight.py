@@ -1,23 +1,24 @@
-"""Is this cluster fit for this run? Every rank looks and measures on its own node, the first one judges and prints.
+"""Is this cluster fit for this run? Every rank collects facts and measures on its node; rank 0 judges and prints.
 
-  python tools/preflight.py +experiment=gpt4 ranks=24960 time_limit=24:00:00    one process: what needs no other node
+  python tools/preflight.py +experiment=gpt4 ranks=24960 time_limit=24:00:00    one process, no other node
   torchrun --nproc-per-node 4 tools/preflight.py +experiment=tiny parallel=tp2_pp2_ep2
   sbatch --nodes=2 --ntasks-per-node=8 slurm/preflight.sh +experiment=tiny parallel=tp2_pp2_ep2
 
-It checks that every rank came; versions, GPUs, memory and data equal on all; the layout legal, placed with tp within a
-node, and planned to fit; the run's root shared, with room and speed for checkpoints; the first checkpoint before the
-time limit; and it times products of every rank, messages of every kind of group, and links of every node, against the
-cluster's figures (configs/cluster) and against each other: the slow one is named. What was not checked says why.
+Checks: every rank came; versions, GPUs, memory and data are the same on all; the layout is legal, has tp within a
+node, and fits in memory as planned; run.root is shared, with space and speed for checkpoints; the first checkpoint
+comes before the time limit. It times products of every rank, messages of every kind of group and links of every node,
+compares them with the cluster's figures (configs/cluster) and with each other, and names the slow ones. A check that
+was not made says why.
 
 arguments:
   key=value, group=choice   as for python -m gpt4moe.train (configs/ has the groups)
-  ranks=N                   the run's ranks, asked of one process; default: those that were started
-  time_limit=24:00:00       the training job's, as sbatch --time has it; slurm/preflight.sh gives its own job's
-  signal=B:USR1@300         the training job's --signal; default: slurm/train.sh's, 120 s before the time limit;
+  ranks=N                   the number of ranks of the run, for one process; default: the ranks that were started
+  time_limit=24:00:00       of the training job, as for sbatch --time; slurm/preflight.sh gives its own job's
+  signal=B:USR1@300         --signal of the training job; default: 120 s before the time limit, as slurm/train.sh;
                             slurm/preflight.sh gives SBATCH_SIGNAL of slurm/cluster.env where that is set
-  output=json, --json       JSON alone on stdout; progress stays on stderr
+  output=json, --json       print JSON alone on stdout; progress is on stderr
 
-exit status: 0 fit, maybe with warnings; 1 a check failed; 2 bad input.
+exit status: 0 fit, perhaps with warnings; 1 a check failed; 2 bad input.
 """
 
 import sys

@@ -1,17 +1,17 @@
-"""The runs of a folder: state, queue, step, loss, speed, ETA, restarts, goodput. No torch, no GPU; only reads.
+"""Shows the runs of a folder: state, queue, step, loss, speed, ETA, restarts, goodput. Needs no GPU; only reads.
 
-  python tools/runs.py                        every run in runs/, a line each
+  python tools/runs.py                        every run in runs/, one line each
   python tools/runs.py runs/first /data/runs  run folders, and folders of run folders
-  python tools/runs.py show first             where the time of one run went, by cause, and each of its starts
-  python tools/runs.py show first --json      all of it as JSON; times are seconds (since 1970 where they are dates)
+  python tools/runs.py show first             where the time of one run went, by cause, and its launches
+  python tools/runs.py show first --json      the same as JSON; times in seconds, dates in seconds since 1970
 
-state     running, waiting (in the queue), finished, stopped (by a signal), failed (by an error), killed (it left no
-          word), damaged (its files say why), unknown (on a node that this one cannot ask); of a running one what it
-          waits for, and in brackets the alerts of configs/dashboard.yaml that are on, such as no progress
-job       the Slurm job of the last start and its state there; "not in a queue" for runs without Slurm
-ETA       at the pace of the last start, evaluations and checkpoints included
-goodput   seconds of the steps that count over wall time since the first submission; `show` says where the rest went
-seen      how long ago the last step or event was
+state     running, waiting (in the queue), finished, stopped (by a signal), failed (by an error), killed (without a stop
+          event), damaged (its files cannot be read), unknown (on another node); for a running one also what it waits
+          for, and in brackets the alerts of configs/dashboard.yaml that are on, such as no progress
+job       the Slurm job of the last launch and its state; "not in a queue" for runs without Slurm
+ETA       at the speed of the last launch, with its evaluations and checkpoints
+goodput   time of the steps that count, as a share of wall time since the first submission; `show` has the rest
+seen      time since the last step or event
 
 exit status: 0 done; 2 bad input.
 """

@@ -1,4 +1,4 @@
-"""Text files -> a data folder to train on. Each line of a file is one document: {"text": "..."}.
+"""Makes a data folder to train on from text files. Each line of a file is one document: {"text": "..."}.
 
 examples:
   python tools/tokenize_corpus.py --tokenizer data/demo/tokenizer.json --out data/mine --source books=a.jsonl,b.jsonl
@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     from gpt4moe.runlog.command_line import print_error
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json with <|endoftext|>")
-    parser.add_argument("--out", type=Path, required=True, help="data folder to make")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer.json with <|endoftext|>")
+    parser.add_argument("--out", type=Path, required=True, help="the data folder to make")
     parser.add_argument("--source", action="append", required=True, metavar="NAME=FILE[,FILE...]", type=_named)
     parser.add_argument("--licence", action="append", default=[], metavar="NAME=LICENCE", type=_named)
     parser.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation (0.01)")
