@@ -26,20 +26,21 @@ from gpt4moe.proof.compare import (
     FLOOR,
     NumberDifference,
     TensorDifference,
+    by_family,
     distance,
     excess,
     family_of,
     model_order,
     number_difference,
+    root_mean_square,
     total_norm,
 )
 from gpt4moe.proof.evidence import DescentEvidence
 from gpt4moe.proof.outcome import BUFFER, GRADIENT, WEIGHT, Outcome, gradient_kind
 from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, buffers, moved, norms, replay
-from gpt4moe.proof.round_off import few
+from gpt4moe.proof.round_off import TIMES, few
 from gpt4moe.proof.suspects import suspects
 
-TIMES = 3.0
 ONE_ROUNDING = 2.0**-8
 """Of bf16's eight bits: what is held to a lucky draw of one process is held to no less."""
 SCALE_FLOOR = 8 * ONE_ROUNDING
@@ -47,6 +48,9 @@ GRADIENTS, SCALE, MADE = "bf16 gradient", "bf16 scale", "of its own gradients"
 # Kind -> what passes between fp32 and fp64; masters relative to how far they moved, a hundredth of what they are.
 REPLAYED = {WEIGHT: 1e-4, MEAN: 1e-5, MEAN_OF_SQUARES: 1e-5}
 BUFFERS = f"bf16 {BUFFER}"
+ALL_EXPERTS = "tokens of all experts"
+EXACT = (MADE, BUFFERS, ALL_EXPERTS)
+"""Endings of what rounding does not move."""
 _BUFFER_TOLERANCE = 1e-5
 """Of what fp64 makes of a run's own loads: three sums in fp32."""
 
@@ -95,7 +99,7 @@ def number_differences(sides: Sides) -> list[NumberDifference]:
     got, exact = sides.got, sides.exact
     losses = [name for name in exact.extras if name.endswith("loss")]
     total = float(exact.columns(None)[0].sum())
-    moved_loads = _rms([_by_step(side.columns(None), exact.columns(None)) for side in sides.drawn])
+    moved_loads = root_mean_square([_by_step(side.columns(None), exact.columns(None)) for side in sides.drawn])
     held: dict[str, tuple[Callable[[Outcome], Sequence[float | np.ndarray]], float]] = {
         "loss": (lambda side: side.losses, ONE_ROUNDING),
         # The load-balancing loss is linear in the loads: what moves those moves it, by half as much at most where seen.
@@ -106,9 +110,9 @@ def number_differences(sides: Sides) -> list[NumberDifference]:
     found = []
     for name, (read, floor) in held.items():
         ours, *drawn = (_by_step(read(side), read(exact)) for side in (got, *sides.drawn))
-        found.append(number_difference(name, ours, TIMES * max(_rms(drawn), floor)))
+        found.append(number_difference(name, ours, TIMES * max(root_mean_square(drawn), floor)))
     routed, wanted = ([table.sum(axis=1) for table in side.columns(None)] for side in (got, exact))
-    found.append(number_difference("tokens of all experts", _by_step(routed, wanted), 0.0))
+    found.append(number_difference(ALL_EXPERTS, _by_step(routed, wanted), 0.0))
     return [*found, number_difference(f"gradient norm {MADE}", _by_step(got.norms, norms(got)), 1e-6)]
 
 
@@ -116,13 +120,17 @@ def _by_step(ours: Sequence[float | np.ndarray], reference: Sequence[float | np.
     return [distance(np.asarray(a), np.asarray(b)) for a, b in zip(ours, reference, strict=True)]
 
 
-def missed(tensors: Sequence[TensorDifference]) -> str:
-    """How large a fault in bf16 alone may be and still look like rounding, in words."""
-    families = ", ".join(f"{item.family} {1 + item.tolerance:.2f}" for item in tensors if item.kind == SCALE)
-    one = max((item for item in tensors if item.kind == GRADIENTS), key=lambda item: item.tolerance)
+def hidden_factors(meshes: Sequence[Sequence[TensorDifference]]) -> str:
+    """How large a fault in bf16 alone may be and still look like rounding, in words; the largest of the meshes."""
+    together = [item for tensors in meshes for item in tensors]
+    scales = {item.family: 0.0 for item in together if item.kind == SCALE}
+    for item in (item for item in together if item.kind == SCALE):
+        scales[item.family] = max(scales[item.family], 1 + item.tolerance)
+    one = max((item for item in together if item.kind == GRADIENTS), key=lambda item: item.tolerance)
+    listed = ", ".join(f"{family} {factor:.2f}" for family, factor in scales.items())
     return (
-        f"factors in bf16 alone that rounding hides: up to these on all gradients of {families}; on one tensor's up to "
-        f"{1 + one.tolerance:.2f} ({one.name}); none on the norm, clipping and the optimizer's step, which are fp32"
+        f"factors in bf16 alone that rounding hides: on all gradients of a family up to {listed}; on one tensor's up "
+        f"to {1 + one.tolerance:.2f} ({one.name}); none on the norm, clipping and the optimizer's step, which are fp32"
     )
 
 
@@ -147,11 +155,11 @@ def _apart_together(ours: Tensors, exact: Tensors, names: Sequence[str]) -> floa
 
 def _held_to_rounding(kind: str, got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[TensorDifference]:
     floor, found = FLOOR * total_norm(exact), []
-    for names in _families(_names(got, exact)).values():
+    for names in by_family(_names(got, exact)).values():
         own = {name: [_apart(name, side, exact, floor) for side in drawn] for name in names}
-        spread = _rms(list(own.values()))
-        found += [TensorDifference(name, kind, _apart(name, got, exact, floor), TIMES * max(_rms(own[name]), spread))
-                  for name in names]  # fmt: skip
+        spread = root_mean_square(list(own.values()))
+        passes = {name: TIMES * max(root_mean_square(own[name]), spread) for name in names}
+        found += [TensorDifference(name, kind, _apart(name, got, exact, floor), passes[name]) for name in names]
     return sorted(found, key=lambda item: model_order(item.name))
 
 
@@ -159,11 +167,11 @@ def _held_scales(got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[Ten
     """One for each family, under the name of its first tensor: a mean over all of its elements, which rounding moves
     far less than it moves each; half as much at most on all layouts of the tests."""
     least, found = FLOOR * total_norm(exact), []
-    for names in _families(_names(got, exact)).values():
+    for names in by_family(_names(got, exact)).values():
         is_felt = total_norm({name: exact[name] for name in names if name in exact}) > least
         ours, *own = (abs(scale(side, exact, names) - 1) if is_felt else 0.0 for side in (got, *drawn))
-        rest = _rms([_apart_together(side, exact, names) for side in drawn]) if is_felt else 0.0
-        found.append(TensorDifference(names[0], SCALE, ours, max(SCALE_FLOOR, TIMES * _rms(own), rest / 2)))
+        rest = root_mean_square([_apart_together(side, exact, names) for side in drawn]) if is_felt else 0.0
+        found.append(TensorDifference(names[0], SCALE, ours, max(SCALE_FLOOR, TIMES * root_mean_square(own), rest / 2)))
     return found
 
 
@@ -175,20 +183,9 @@ def _names(*sides: Tensors) -> list[str]:
     return sorted(set().union(*sides), key=model_order)
 
 
-def _families(names: Sequence[str]) -> dict[str, list[str]]:
-    families: dict[str, list[str]] = {}
-    for name in names:
-        families.setdefault(family_of(name), []).append(name)
-    return families
-
-
 def _apart(name: str, ours: Tensors, reference: Tensors, floor: float) -> float:
     both = name in ours and name in reference and ours[name].shape == reference[name].shape
     return distance(ours[name], reference[name], floor) if both else float("inf")
-
-
-def _rms(values: Sequence[float] | Sequence[Sequence[float]]) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def suspects_in_bf16(

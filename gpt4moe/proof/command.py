@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel import local_ranks
-from gpt4moe.proof import plan, proof_report
+from gpt4moe.proof import proof_report
+from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
 
-EQUAL, DIFFERENT = 0, 1
+EQUAL, DIFFERENT, UNDECIDED = 0, 1, 3
 MOST_RANKS = 10**6
 """Of an asked world; more is a slip of the keyboard, and looking for what divides it would take hours."""
 
@@ -68,12 +68,11 @@ def run(request: ProofRequest) -> int:
     try:
         with _progress(errors) as bar:
 
-            def start(world_size: int, small: RunConfig, tokens: int) -> Outcomes:
+            def start(world_size: int, phases: dict[str, Phase]) -> Outcomes:
                 where = "one process" if world_size == 1 else f"{world_size} ranks"
-                where += ", other tokens" if tokens else ""
-                steps = sum(phase.steps for phase in plan.phases(small, world_size, tokens).values())
-                task = bar.add_task(where, total=steps)
-                return run_on_ranks(world_size, small, tokens, lambda _: bar.advance(task))
+                where += ", other tokens" if any(phase.tokens for phase in phases.values()) else ""
+                task = bar.add_task(where, total=sum(phase.steps for phase in phases.values()))
+                return run_on_ranks(world_size, phases, lambda _: bar.advance(task))
 
             proofs = prove(asked, request.ranks, start)
     except local_ranks.RanksFailed as failed:
@@ -85,8 +84,15 @@ def run(request: ProofRequest) -> int:
     if request.as_json:
         sys.stdout.write(json.dumps(proof_report.as_data(proofs), indent=1, allow_nan=False) + "\n")
     else:
-        proof_report.show(proofs, Console(highlight=False, soft_wrap=True))
-    return EQUAL if all(proof.is_equal for proof in proofs) else DIFFERENT
+        proof_report.show(proofs, _console())
+    if any(proof.is_different for proof in proofs):
+        return DIFFERENT
+    return EQUAL if all(proof.is_equal for proof in proofs) else UNDECIDED
+
+
+def _console() -> Console:
+    """Without a terminal, as wide as the widest table: a log keeps the heads of its columns."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 @contextmanager

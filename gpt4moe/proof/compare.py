@@ -7,7 +7,7 @@ Tolerances are round-off of fp32 sums in another order, seen on every layout of 
 rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.bf16.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,7 +160,19 @@ def number_difference(name: str, relative: Sequence[float], tolerance: float) ->
     return NumberDifference(name, float(np.max(relative)), tolerance, first)
 
 
-def excess(item: TensorDifference) -> float:
+def by_family(names: Iterable[str]) -> dict[str, list[str]]:
+    """Family -> its tensors, in the order given."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(family_of(name), []).append(name)
+    return families
+
+
+def root_mean_square(values: Sequence[float] | Sequence[Sequence[float]]) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def excess(item: TensorDifference | NumberDifference) -> float:
     """How near a tensor comes to its tolerance, above 1 beyond it; infinite where either is."""
     if np.isinf(item.relative) or not item.tolerance:
         return np.inf if item.relative else 0.0

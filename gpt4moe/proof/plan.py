@@ -6,6 +6,7 @@ adamw     fp32, 3 steps of the run's optimizer, clipped where the run clips: mas
 rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from gpt4moe.config.load import config_from_dict, config_to_dict
@@ -21,7 +22,8 @@ RATE = 2.0
 not clip is clipped here too: along a whole gradient, a step carries round-off further than the tolerances allow."""
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
 DRAWS = 4
-"""Of rounding, in one process."""
+"""Runs of one process whose distances to each other measure round-off."""
+ONE_FP32_ROUNDING, ONE_BF16_ROUNDING = 2.0**-23, 2.0**-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +37,10 @@ class Phase:
     scale that AdamW divides away. None: the run's own optimizer."""
     every_gradient: bool = False
     """Answer with the gradients of all steps and the masters before the first, not only the first step's gradients."""
+    nudge: float = 0.0
+    """Every initial weight is moved by up to this share of itself; 0: as it is."""
     draw: int = 0
-    """Of rounding, in bf16: 0 as it comes; others from initial weights that are one rounding away at most."""
+    """Seed of the nudge."""
     tokens: int = 0
     """Which set of synthetic tokens."""
     ends_early: bool = False
@@ -63,8 +67,19 @@ def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]
     }
     if is_rounded:
         for draw in range(DRAWS if world_size == 1 else 1):
-            plan[drawn(draw)] = Phase(run=run, steps=STEPS, every_gradient=True, draw=draw, tokens=tokens)
+            plan[drawn(draw)] = Phase(run=run, steps=STEPS, every_gradient=True, draw=draw, tokens=tokens,
+                                      nudge=ONE_BF16_ROUNDING if draw else 0.0)  # fmt: skip
     return plan
+
+
+def nudged_phases(run: RunConfig, tokens: int = 0) -> dict[str, Phase]:
+    """The AdamW phase of one process from weights that are at most one fp32 rounding away, DRAWS times. How far these
+    runs move apart is round-off, so no layout can be asked to be nearer."""
+    phase = phases(run, 1, tokens)[ADAMW]
+    return {
+        f"{ADAMW} nudged {draw}": dataclasses.replace(phase, nudge=ONE_FP32_ROUNDING, draw=draw)
+        for draw in range(1, DRAWS + 1)
+    }
 
 
 def drawn(draw: int) -> str:

@@ -73,8 +73,8 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     chunks = build_model(run, groups)
     if prepare is not None:
         prepare(chunks, groups)
-    if phase.draw:
-        _nudge(chunks, phase.draw)
+    if phase.nudge:
+        _nudge(chunks, phase.nudge, phase.draw)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     answer.copies_at_start = _copies(engine, groups)
     if phase.every_gradient:
@@ -114,12 +114,12 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
 
 
 @torch.no_grad()
-def _nudge(chunks: list[Any], seed: int) -> None:
-    """Every weight by up to one rounding of bf16, 2^-8 of itself; one process alone, for it draws by rank."""
+def _nudge(chunks: list[Any], share: float, seed: int) -> None:
+    """Moves every weight by up to `share` of itself. For one process only: ranks would draw different numbers."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
         away = 2 * torch.rand(parameter.shape, generator=generator) - 1
-        parameter.copy_(parameter.float() * (1 + 2**-8 * away))
+        parameter.copy_(parameter.float() * (1 + share * away))
 
 
 def _watch_margins(runner: StepRunner, layout: Layout) -> tuple[list[float], list[float]]:

@@ -1,28 +1,51 @@
-"""A tie: two experts (or groups) so nearly equal that round-off decides between them, or two tokens so nearly equal
-that it decides which gets an expert's last slot. numpy, no torch.
+"""Differences that round-off alone makes in a right layout, and what a proof does about each. numpy, no torch.
 
-Two layouts are then two runs from that token on, and both are right. A tie is no excuse for a difference: the proof
-takes other tokens and compares everything again. It is believed only with evidence for all of this:
+    what differs                         when round-off is believed                       then
+    -----------------------------------  -----------------------------------------------  -------------------------
+    a choice of experts (a tie)          the one process's choice was within 1e-5 of      other tokens are compared
+                                         another, and nothing was wrong before it
+    weights and moments after AdamW      one process moves as far when its weights are    the tolerance is measured
+                                         moved by at most one fp32 rounding
+    one number or tensor in bf16         it is off by less than twice what passes, and    other tokens are compared
+                                         nothing else of that set of tokens is off
 
-    some choice of the one process was nearer to another than round-off moves a score
-    until that step losses and loads were equal
-    in that step at most a few choices moved, and no token was lost; or, of a slot, every load stayed equal and the loss
-    moved by no more than a few tokens can make it
+Round-off never excuses a difference by itself: EQUAL always means that every number of one whole set of tokens passed.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gpt4moe.proof.compare import NUMBERS, distance
+from gpt4moe.proof.compare import (
+    ADAMW,
+    FLOOR,
+    NUMBERS,
+    NumberDifference,
+    TensorDifference,
+    by_family,
+    distance,
+    number_differences,
+    root_mean_square,
+    total_norm,
+)
 from gpt4moe.proof.outcome import Outcome
 
 ROUND_OFF = 1e-5
-"""In units of a score (a probability or a sigmoid, at most 1): what fp32 sums in another order move it by, at most,
-within a proof's steps; 1e-6 was seen after three steps of AdamW."""
-
+"""In units of a router's score (a probability or a sigmoid, at most 1): how far fp32 sums in another order move it
+within a proof's steps, at most; 1e-6 was seen after three steps of AdamW."""
+TIMES = 3.0
+"""A layout may be this many times as far from one process as that process is from itself: a sum that is cut over ranks
+is rounded once more on each."""
+LARGEST_MEASURED = 3e-3
+"""No measured tolerance is wider. Real faults move moments by 0.1, and weights by 0.002 at least."""
+FEWEST_NUDGED = 2
+"""Runs that must be left to measure with."""
+MARGINAL = 2.0
+"""A bf16 number that is off by more than this many tolerances is a difference."""
 _SLOT_IN_LOSS = 0.02
-"""Of the loss: what one token without one of its experts makes, among the hundred of a step."""
+"""Share of the loss that one token without one of its experts moves, among the hundred tokens of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +57,13 @@ class Tie:
 
 
 def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
-    """The tie that explains why choices differ; None: no tie does, or none differ."""
+    """The tie that explains why choices of experts differ; None when no tie does, or when none differ.
+
+    A tie is two experts (or groups of experts) so nearly equal that round-off decides between them, or two tokens so
+    nearly equal that round-off decides which of them gets an expert's last slot. From that token on two right layouts
+    are two runs. Believed only when losses and loads were equal before that step and, in that step, at most a few
+    choices moved and no token was lost.
+    """
     loads = list(zip(got.columns(None), want.columns(None), strict=True))
     at = next((at for at, (ours, theirs) in enumerate(loads) if not np.array_equal(ours, theirs)), None)
     if at is None:
@@ -54,7 +83,7 @@ def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
 
 
 def _slot_turned(got: Outcome, want: Outcome) -> Tie | None:
-    """Loads, which count what is dropped too, are equal: the first step whose loss differs is the tie's."""
+    """Loads are equal, for they count dropped assignments too: the tie is in the first step whose loss differs."""
     apart = [distance(np.array(a), np.array(b)) for a, b in zip(got.losses, want.losses, strict=True)]
     at = next((at for at, value in enumerate(apart) if not value <= NUMBERS["loss"].value), None)
     if at is None or not want.drop_margins[at] <= ROUND_OFF or not apart[at] <= _SLOT_IN_LOSS:
@@ -67,5 +96,90 @@ def _slot_turned(got: Outcome, want: Outcome) -> Tie | None:
 
 
 def few(total: float) -> float:
-    """Choices that ties may move at once, of all."""
+    """The most choices that ties may move at once, of `total`."""
     return 2 + 1e-3 * total
+
+
+def same_choices(nudged: Sequence[Outcome], want: Outcome) -> list[Outcome]:
+    """The nudged runs that chose the same experts as the run without a nudge. The others are other runs, and their
+    distance is not round-off."""
+    loads = want.columns(None)
+    return [
+        side
+        for side in nudged
+        if all(np.array_equal(ours, theirs) for ours, theirs in zip(side.columns(None), loads, strict=True))
+    ]
+
+
+def measured_tensors(
+    tensors: list[TensorDifference], want: Outcome, nudged: Sequence[Outcome], widest: float = LARGEST_MEASURED
+) -> list[TensorDifference]:
+    """`tensors` of the AdamW phase, each with the tolerance that nudged runs of one process measure, where that is
+    wider: TIMES the larger of the tensor's own root mean square over the runs and of its family's.
+
+    Args:
+        nudged: runs from weights that are at most one fp32 rounding away, at least FEWEST_NUDGED.
+        widest: no measured tolerance is wider.
+    """
+    measured: dict[tuple[str, str], float] = {}
+    for kind in ADAMW:
+        floor = FLOOR * total_norm(want.tensors[kind])
+        for names in by_family(want.tensors[kind]).values():
+            own = {
+                name: [distance(side.tensors[kind][name], want.tensors[kind][name], floor) for side in nudged]
+                for name in names
+            }
+            spread = root_mean_square([value for values in own.values() for value in values])
+            for name in names:
+                measured[name, kind] = TIMES * max(root_mean_square(own[name]), spread)
+    return [
+        dataclasses.replace(item, tolerance=_wider(item, measured.get((item.name, item.kind), 0.0), widest))
+        for item in tensors
+    ]
+
+
+def measured_numbers(
+    numbers: list[NumberDifference], want: Outcome, nudged: Sequence[Outcome], scale: float
+) -> list[NumberDifference]:
+    """The same for losses, norms and statistics of the AdamW phase. Counts stay exact."""
+    sides = [{item.name: item.relative for item in number_differences(side, want, scale=scale)} for side in nudged]
+    found = []
+    for item in numbers:
+        wide = TIMES * root_mean_square([side[item.name] for side in sides])
+        tolerance = _wider(item, wide, LARGEST_MEASURED) if item.tolerance else 0.0
+        passes = item.relative <= tolerance
+        found.append(dataclasses.replace(item, tolerance=tolerance, first_step=0 if passes else item.first_step))
+    return found
+
+
+def _wider(item: TensorDifference | NumberDifference, measured: float, widest: float) -> float:
+    return max(item.tolerance, min(widest, measured))
+
+
+@dataclass(frozen=True, slots=True)
+class Marginal:
+    """The only thing of a set of tokens that differs, in bf16 and by little."""
+
+    name: str
+    text: str
+
+
+def one_marginal(
+    tensors: Sequence[TensorDifference], numbers: Sequence[NumberDifference], exact: Sequence[str]
+) -> Marginal | None:
+    """What differs in the bf16 phase when it is one tensor or one number, off by less than MARGINAL tolerances; else
+    None. One scalar a step has a heavy tail: about one right layout in thirty has one beyond its tolerance.
+
+    Args:
+        exact: endings of kinds and names that round-off does not move.
+    """
+    wrong: list[TensorDifference | NumberDifference] = [item for item in tensors if item.is_different]
+    wrong += [item for item in numbers if item.is_different]
+    if len(wrong) != 1:
+        return None
+    (item,) = wrong
+    label = f"{item.kind} of {item.name}" if isinstance(item, TensorDifference) else f"bf16 {item.name}"
+    kind = item.kind if isinstance(item, TensorDifference) else item.name
+    if kind.endswith(tuple(exact)) or not item.relative <= MARGINAL * item.tolerance:
+        return None
+    return Marginal(label, f"{label} is {item.relative:.1e} off where {item.tolerance:.1e} passes, and nothing else is")

@@ -53,7 +53,12 @@ def _runs(world_size: int, overrides: tuple[str, ...]) -> Runs:
 def rounded_phases(world_size: int, overrides: tuple[str, ...]) -> dict[str, Phase]:
     run = load_run_config([*BASE, *overrides, *BF16])
     draws = range(plan.DRAWS if world_size == 1 else 1)
-    return {plan.drawn(draw): Phase(run=run, steps=3, every_gradient=True, draw=draw) for draw in draws}
+    return {
+        plan.drawn(draw): Phase(
+            run=run, steps=3, every_gradient=True, nudge=plan.ONE_BF16_ROUNDING * (draw > 0), draw=draw
+        )
+        for draw in draws
+    }
 
 
 def bf16_differences(case: LayoutCase, got: Outcome) -> list[TensorDifference | NumberDifference]:

@@ -23,12 +23,12 @@ RUN = (*BASE, "optimizer.clip_norm=0.1")
 @cache
 def one_process(*precision: str) -> Outcomes:
     """Of the one model that every fault is planted in."""
-    return outcomes(1, load_run_config([*RUN, *precision]))
+    return outcomes(1, plan.phases(load_run_config([*RUN, *precision]), 1))
 
 
 @cache
 def on_ranks(layout: tuple[str, ...], ranks: int, fault: str | None) -> Outcomes:
-    return outcomes(ranks, load_run_config([*RUN, *layout]), fault=fault)
+    return outcomes(ranks, plan.phases(load_run_config([*RUN, *layout]), ranks), fault=fault)
 
 
 def judged(layout: tuple[str, ...], got: Outcomes, want: Outcomes, ranks: int) -> Proof:

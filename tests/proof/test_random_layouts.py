@@ -32,7 +32,7 @@ def test_a_drawn_layout_equals_one_process(seed: int) -> None:
     proof = prove_shrunk(shrunk, padded_outcomes if drawn.is_padded else outcomes)
     again = f"LAYOUT_SEED={seed} LAYOUT_DRAWS=1 python -m pytest tests/proof/test_random_layouts.py"
     report = "\n".join([again, drawn.layout.describe(), str(drawn), str(proof.first), *proof.problems,
-                        *proof.ties, *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
+                        *proof.set_aside, *map(str, (n for ns in proof.numbers.values() for n in ns if n.is_different)),
                         *proof.where, *proof.suspects])  # fmt: skip
     assert proof.is_equal, report
 

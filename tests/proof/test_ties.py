@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan, ranks
 from gpt4moe.proof.outcome import GRADIENT, Outcome
+from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.proof_report import as_data
 from gpt4moe.proof.prove import Outcomes, Proof, prove_shrunk
 from gpt4moe.proof.round_off import turned_by_round_off
@@ -38,7 +38,8 @@ def flipped(outcome: Outcome, step: int, *, choices: int = 1) -> Outcome:
 def proved(spoilt: Outcomes, *, margin: float, times: int) -> Proof:
     """The proof of two ranks whose first `times` sets of tokens end as `spoilt`, the others as one process."""
 
-    def start(world_size: int, run: RunConfig, tokens: int) -> Outcomes:
+    def start(world_size: int, phases: dict[str, Phase]) -> Outcomes:
+        tokens = next(iter(phases.values())).tokens
         if world_size > 1:
             return one_process() | (spoilt if tokens < times else {})
         margins = [margin] * plan.STEPS
@@ -58,7 +59,7 @@ def test_a_tie_is_set_aside_and_said_and_other_tokens_are_proved() -> None:
 
 def test_ties_in_every_set_of_tokens_are_no_proof() -> None:
     proof = proved({plan.ADAMW: flipped(one_process()[plan.ADAMW], 2)}, margin=NEAR, times=9)
-    assert not proof.is_equal and len(proof.ties) == 3
+    assert not proof.is_equal and len(proof.set_aside) == 3
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_one_process_knows_how_near_the_ends_of_slots_were() -> None:
 )  # fmt: skip
 def test_nothing_else_is_excused(spoil, margin) -> None:  # type: ignore[no-untyped-def]
     proof = proved({plan.DESCENT: spoil(one_process()[plan.DESCENT])}, margin=margin, times=1)
-    assert not proof.is_equal and proof.ties == []
+    assert not proof.is_equal and proof.set_aside == []
 
 
 def doubled(outcome: Outcome) -> dict[str, dict[str, np.ndarray]]:
