@@ -16,7 +16,6 @@ once more on each.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
@@ -36,17 +35,15 @@ from gpt4moe.proof.compare import (
     total_norm,
 )
 from gpt4moe.proof.evidence import DescentEvidence
+from gpt4moe.proof.first_step import norm_suspects
 from gpt4moe.proof.outcome import BUFFER, GRADIENT, WEIGHT, Outcome, gradient_kind
-from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, Tensors, buffers, moved, norms, replay
+from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, REPLAYED, Tensors, buffers, moved, norms, replay, update_line
 from gpt4moe.proof.round_off import TIMES, few
-from gpt4moe.proof.suspects import suspects
 
 ONE_ROUNDING = 2.0**-8
 """Of bf16's eight bits: what is held to a lucky draw of one process is held to no less."""
 SCALE_FLOOR = 8 * ONE_ROUNDING
 GRADIENTS, SCALE, MADE = "bf16 gradient", "bf16 scale", "of its own gradients"
-# Kind -> what passes between fp32 and fp64; masters relative to how far they moved, a hundredth of what they are.
-REPLAYED = {WEIGHT: 1e-4, MEAN: 1e-5, MEAN_OF_SQUARES: 1e-5}
 BUFFERS = f"bf16 {BUFFER}"
 ALL_EXPERTS = "tokens of all experts"
 EXACT = (MADE, BUFFERS, ALL_EXPERTS)
@@ -194,10 +191,10 @@ def suspects_in_bf16(
 ) -> list[str]:  # fmt: skip
     """One line each; empty when nothing differs."""
     wrong = [item for item in tensors if item.is_different]
-    lines = [*_norm(layout, sides, numbers), *_scales(sides, wrong)]
+    lines = [*_norm(layout, run, sides, numbers), *_scales(sides, wrong)]
     made = sorted({item.name for item in wrong if item.kind.endswith(MADE)})
     if made and not any(line.startswith("wrong clip norm") for line in lines):
-        lines.append(_update(sides, run, made))
+        lines.append(update_line(sides.got, run, made))
     state = [item.name for item in wrong if item.kind == BUFFERS]
     if state:
         lines.append(
@@ -209,7 +206,7 @@ def suspects_in_bf16(
     return [f"in bf16 alone, {line}" for line in lines]
 
 
-def _norm(layout: Layout, sides: Sides, numbers: Sequence[NumberDifference]) -> Iterator[str]:
+def _norm(layout: Layout, run: RunConfig, sides: Sides, numbers: Sequence[NumberDifference]) -> Iterator[str]:
     """As in fp32, with the norm that the step's own gradients have."""
     step = next((item.first_step for item in numbers if item.name.endswith(MADE)), 0)
     if step:
@@ -219,8 +216,8 @@ def _norm(layout: Layout, sides: Sides, numbers: Sequence[NumberDifference]) -> 
         of_step = {name: getattr(got, name)[at] for name in ("losses", "norms", "routing")}
         seen = dataclasses.replace(got, tensors=tensors, **of_step)
         want = dataclasses.replace(seen, norms=[right])
-        evidence = DescentEvidence(layout=layout, micro_batches=1, got=seen, want=want, different=frozenset())
-        yield from (line for line in suspects(evidence) if line.startswith("wrong clip norm"))
+        evidence = DescentEvidence(layout=layout, run=run, got=seen, want=want, different=frozenset())
+        yield from norm_suspects(evidence)
 
 
 def _scales(sides: Sides, wrong: Sequence[TensorDifference]) -> Iterator[str]:
@@ -232,23 +229,3 @@ def _scales(sides: Sides, wrong: Sequence[TensorDifference]) -> Iterator[str]:
                 f"wrong scale: gradients of {item.family} are {k:.2f} times what they are in fp32, and rounding makes "
                 f"{item.tolerance:.2f} more or less of it at most. AdamW's losses hide this."
             )
-
-
-def _update(sides: Sides, run: RunConfig, names: Sequence[str]) -> str:
-    steps = range(1, len(sides.got.losses) + 1)
-    listed = f"masters and moments of {len(names)} tensors, {names[0]} first,"
-    for count in steps:
-        for skipped in combinations(steps, count):
-            if _is_replayed(sides, run, names, skipped):
-                taken = " and ".join(map(str, skipped))
-                return f"skipped update: {listed} are as if step {taken} had not been taken."
-    return f"wrong update: {listed} are not what clipping and AdamW make of the run's own gradients."
-
-
-def _is_replayed(sides: Sides, run: RunConfig, names: Sequence[str], skipped: Sequence[int]) -> bool:
-    made = replay(sides.got, run, skipped)
-    ours = sides.got.tensors | {WEIGHT: moved(sides.got)}
-    return all(
-        distance(ours[kind][name], made[kind][name]) <= tolerance
-        for kind, tolerance in REPLAYED.items() for name in names
-    )  # fmt: skip

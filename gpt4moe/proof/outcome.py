@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# The parts of a layer in the order of its forward pass; the embedding is before the first layer, the loss behind the
+# last. slots: which assignments of tokens to experts are kept; experts: what comes back from the routed ones.
+EMBEDDING = -1
+PARTS = ("embedding", "input", "attention", "router", "choice", "slots", "experts", "shared experts", "mlp", "output",
+         "token loss")  # fmt: skip
+LOSS_PARTS = ("load-balancing loss", "z-loss")
+Place = tuple[int, str]
+"""Layer and part."""
 GRADIENT, WEIGHT, BUFFER, START = "gradient", "weight", "buffer", "start"
 
 
@@ -38,6 +46,20 @@ class WeightCopy:
     """How ranks divide it, in words."""
     reduced_over: tuple[str, ...]
     """Groups that its gradient is summed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputNote:
+    """Two numbers a token of one part of one layer, of one micro-batch, as one rank computed them."""
+
+    layer: int
+    part: str
+    micro_batch: int
+    """Of the global batch, from 0."""
+    positions: list[int]
+    """Where in the sequence the rows stand."""
+    values: np.ndarray
+    """[positions, B, 2] fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,11 @@ class RankAnswer:
     (masters before the first step) and the gradients of later steps (gradient_kind)."""
     stale: list[str] = field(default_factory=list)
     """Weights that this rank computes with after the last step and that are not its masters, rounded."""
+    outputs: list[OutputNote] = field(default_factory=list)
+    """Of the first step, with Phase.note_outputs."""
+    loss_parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """Of the first step of one process, with Phase.note_outputs: router's matrix -> LOSS_PARTS -> gradient of that loss
+    of its own layer alone."""
     copies_at_start: list[WeightCopy] = field(default_factory=list)
     copies: list[WeightCopy] = field(default_factory=list)
     """After the last step."""
@@ -104,6 +131,10 @@ class Outcome:
     unequal: list[UnequalCopies]
     holders: dict[str, dict[int, WeightCopy]]
     """Name -> rank -> its copy (the last, where it holds several)."""
+    outputs: dict[Place, np.ndarray] = field(default_factory=dict)
+    """Place -> [micro-batches, S, B, 2]; NaN where no rank noted anything."""
+    loss_parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """RankAnswer.loss_parts of one process."""
 
     def columns(self, extras: list[str] | None) -> list[np.ndarray]:
         """Per step, of every layer: the named extras; None: tokens of each expert."""
@@ -143,6 +174,7 @@ def assemble(answers: list[RankAnswer]) -> Outcome:
         margins=list(np.min([answer.margins for answer in answers], axis=0)), drop_margins=first.drop_margins,
         tensors=tensors,
         problems=problems + [found.text for found in unequal], unequal=unequal, holders=_holders(answers),
+        outputs=_whole_outputs([note for answer in answers for note in answer.outputs]), loss_parts=first.loss_parts,
     )  # fmt: skip
 
 
@@ -170,6 +202,19 @@ def _whole(pieces: list[TensorPiece]) -> tuple[dict[str, np.ndarray], dict[str, 
         box[where] = piece.values
         times.setdefault(piece.name, np.zeros(piece.global_shape, dtype=np.int32))[where] += 1
     return whole, times
+
+
+def _whole_outputs(notes: list[OutputNote]) -> dict[Place, np.ndarray]:
+    by_place: dict[Place, list[OutputNote]] = {}
+    for note in notes:
+        by_place.setdefault((note.layer, note.part), []).append(note)
+    whole: dict[Place, np.ndarray] = {}
+    for place, parts in by_place.items():
+        count, size = 1 + max(note.micro_batch for note in parts), 1 + max(max(note.positions) for note in parts)
+        box = whole.setdefault(place, np.full((count, size, *parts[0].values.shape[1:]), np.nan, dtype=np.float32))
+        for note in parts:
+            box[note.micro_batch, note.positions] = note.values
+    return whole
 
 
 def _unequal(copies: list[list[WeightCopy]], *, at_start: bool) -> list[UnequalCopies]:

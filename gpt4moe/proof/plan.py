@@ -39,6 +39,9 @@ class Phase:
     """Answer with the gradients of all steps and the masters before the first, not only the first step's gradients."""
     nudge: float = 0.0
     """Every initial weight is moved by up to this share of itself; 0: as it is."""
+    note_outputs: bool = False
+    """Answer with the masters before the first step, and of the first step with two numbers a token of every layer's
+    parts (proof.watch)."""
     draw: int = 0
     """Seed of the nudge."""
     tokens: int = 0
@@ -62,8 +65,10 @@ def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]
     exact = raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}}
     clipped = exact | {"optimizer": raw["optimizer"] | {"clip_norm": run.optimizer.clip_norm or CLIP_NORM}}
     plan = {
-        DESCENT: Phase(run=config_from_dict(clipped), steps=STEPS, descent=RATE, ends_early=True, tokens=tokens),
-        ADAMW: Phase(run=config_from_dict(exact), steps=STEPS, every_gradient=is_rounded, tokens=tokens),
+        DESCENT: Phase(
+            run=config_from_dict(clipped), steps=STEPS, descent=RATE, ends_early=True, note_outputs=True, tokens=tokens
+        ),
+        ADAMW: Phase(run=config_from_dict(exact), steps=STEPS, every_gradient=True, tokens=tokens),
     }
     if is_rounded:
         for draw in range(DRAWS if world_size == 1 else 1):

@@ -15,6 +15,7 @@ from gpt4moe.proof import bf16, compare, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
 from gpt4moe.proof.prove import Proof
+from gpt4moe.proof.replay import REPLAYED
 from gpt4moe.proof.shrink import Shrunk, changes, recomputes_in_part
 
 _SLIGHTLY = 3.0
@@ -36,7 +37,7 @@ BF16_COLUMNS: Columns = {
     "gradient": ((plan.ROUNDED, bf16.GRADIENTS),),
     "scale": ((plan.ROUNDED, bf16.SCALE),),
     **{kind: ((plan.ROUNDED, f"bf16 {kind}"),) for kind in ("buffer", "weight", "exp_avg", "exp_avg_sq")},
-    "replayed": tuple((plan.ROUNDED, f"bf16 {kind} {bf16.MADE}") for kind in bf16.REPLAYED),
+    "replayed": tuple((plan.ROUNDED, f"bf16 {kind} {bf16.MADE}") for kind in REPLAYED),
 }
 
 
@@ -161,6 +162,7 @@ def _difference_lines(proof: Proof) -> list[Text]:
     if proof.first is not None:
         lines.append(Text(f"first to differ: {proof.first.kind} of {proof.first.name}, {proof.first.relative:.2e}"))
         lines += [Text(f"  {line}") for line in proof.where]
+    lines += [Text(line) for line in proof.starts_at]
     lines += [Text(f"suspect: {line}", style="yellow") for line in proof.suspects]
     return [*lines, Text()] if lines else []
 
@@ -213,6 +215,7 @@ def _mesh_data(proof: Proof) -> dict[str, Any]:
             "where": proof.where,
         },
         "measured_tolerance": proof.measured or None,
+        "starts_at": proof.starts_at,
         "suspects": proof.suspects,
         "seconds": proof.seconds,
     }  # fmt: skip

@@ -192,10 +192,8 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float, *, nudg
         numbers[plan.ROUNDED] = bf16.number_differences(sides)
     different = [item for items in tensors.values() for item in items if item.is_different]
     first = different[0] if different else None
-    clip_norm, batch = shrunk.run.optimizer.clip_norm or plan.CLIP_NORM, shrunk.run.training
-    micro_batches = batch.global_batch_size // batch.micro_batch_size // shrunk.layout.dp
-    descents = got[plan.DESCENT], want[plan.DESCENT]
-    evidence = DescentEvidence.of(shrunk.layout, micro_batches, *descents, tensors[plan.DESCENT])
+    clip_norm = shrunk.run.optimizer.clip_norm or plan.CLIP_NORM
+    evidence = DescentEvidence.of(shrunk.layout, shrunk.run, got, want, tensors[plan.DESCENT])
     suspected = suspects(evidence)
     if plan.ROUNDED in got and not suspected:
         compared = tensors[plan.ROUNDED], numbers[plan.ROUNDED]
@@ -203,7 +201,7 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float, *, nudg
     return Proof(
         shrunk=shrunk, tensors=tensors, numbers=numbers,
         problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],
-        suspects=suspected,
+        suspects=suspected, starts_at=evidence.starts_at(),
         first=first, where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]),
         measured=measured, undecided=undecided,
         clipped_steps=sum(norm > clip_norm for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,

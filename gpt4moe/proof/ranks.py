@@ -15,12 +15,9 @@ import numpy as np
 import torch
 
 from gpt4moe.architecture.rows import Cut
-from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
-from gpt4moe.moe.pool import capacity
-from gpt4moe.moe.routers.base import Routing
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -39,6 +36,7 @@ from gpt4moe.proof.outcome import (
     gradient_kind,
 )  # fmt: skip
 from gpt4moe.proof.plan import Phase
+from gpt4moe.proof.watch import Watch
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.engine import Engine, OwnedRange
 from gpt4moe.training.step import StepRunner
@@ -77,18 +75,17 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         _nudge(chunks, phase.nudge, phase.draw)
     engine = ENGINES[run.engine.kind](chunks, run, groups)
     answer.copies_at_start = _copies(engine, groups)
-    if phase.every_gradient:
+    if phase.every_gradient or phase.note_outputs:
         answer.pieces[START] = _pieces(engine, groups, (WEIGHT,))[WEIGHT]
     runner = StepRunner(run, engine, groups)
-    margins, drop_margins = _watch_margins(runner, groups.layout)
+    watch = Watch(engine.chunks, run, groups)
 
     def keep_gradients(step: int) -> None:
         if step == 1 or phase.every_gradient:
             answer.pieces[gradient_kind(step)] = _pieces(engine, groups, (GRADIENT,))[GRADIENT]
 
     for step in range(1, phase.steps + 1):
-        margins.clear()
-        drop_margins.clear()
+        watch.begin_step(note_outputs=phase.note_outputs and step == 1)
         dp = groups.layout.dp, groups.coordinate["dp"]
         batches = synthetic_batches(run, step, *dp, phase.tokens)
         done = train_step(
@@ -101,13 +98,14 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         )
         answer.losses.append(done.result.loss)
         answer.routing.append(done.result.routing.numpy())
-        answer.margins.append(float(np.min([inf, *margins])))
-        answer.drop_margins.append(float(np.min([inf, *drop_margins])))
+        answer.margins.append(float(np.min([inf, *watch.margins])))
+        answer.drop_margins.append(float(np.min([inf, *watch.slot_margins])))
         answer.norms.append(done.grad_norm)
         say(f"step {step}")
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *OPTIMIZERS[run.optimizer.kind].states)) | {
         BUFFER: _buffers(engine, groups)
     }
+    answer.outputs, answer.loss_parts = watch.outputs, watch.loss_parts
     answer.copies = _copies(engine, groups)
     answer.stale = _stale(engine, groups)
     return answer
@@ -120,38 +118,6 @@ def _nudge(chunks: list[Any], share: float, seed: int) -> None:
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
         away = 2 * torch.rand(parameter.shape, generator=generator) - 1
         parameter.copy_(parameter.float() * (1 + share * away))
-
-
-def _watch_margins(runner: StepRunner, layout: Layout) -> tuple[list[float], list[float]]:
-    """Lists that get the smallest margin of every call of a router: of a choice, where 0 means that nothing was left to
-    choose, and of a slot, where probability decides and this process sees the whole micro-batch."""
-    choices: list[float] = []
-    slots: list[float] = []
-
-    def watch(moe: MoEConfig, _: Any, given: Any, routing: Routing) -> None:
-        margin = routing.margin[routing.margin != 0]
-        if margin.numel():
-            choices.append(margin.min().item())
-        factor, policy = moe.router.capacity_factor, moe.router.drop_policy
-        if factor and policy is DropPolicy.probability and layout.world_size == 1:
-            chance = routing.probability.detach().gather(1, routing.expert_index)
-            real = slice(None) if given[1] is None else given[1] >= 0  # padding takes no slot
-            slots.append(_slot_margin(routing.expert_index[real], chance[real], moe, factor))
-
-    for layer in runner.moe_layers.values():
-        layer.router.register_forward_hook(partial(watch, layer.moe))
-    return choices, slots
-
-
-def _slot_margin(expert_index: torch.Tensor, chance: torch.Tensor, moe: MoEConfig, factor: float) -> float:
-    """Both [T, K]: the smallest gap of probability between an expert's last slot and what found none."""
-    slots = capacity(len(expert_index), moe.num_experts, moe.top_k, factor)
-    gaps = [inf]
-    for expert in range(moe.num_experts):
-        best = chance[expert_index == expert].sort(descending=True).values
-        if len(best) > slots:
-            gaps.append((best[slots - 1] - best[slots]).item())
-    return float(np.min(gaps))
 
 
 @torch.no_grad()

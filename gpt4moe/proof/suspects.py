@@ -1,23 +1,35 @@
-"""suspects: from the pattern of what differs to what is likely wrong. Heuristics; each says what it saw.
+"""Rules that go from what differs to what is likely wrong. Heuristics; each says what it saw.
 
-A rule reads the evidence and says a line, or nothing. SUSPECT_RULES is in the order of certainty; a fault may answer to
-several (a missing sum over tp also lets copies drift apart).
+A rule reads the evidence and yields a line, or nothing. Rules stand in groups. The first group that says anything is
+the answer, for what comes later is its consequence: a wrong forward pass makes every gradient wrong, a wrong gradient
+makes later losses wrong.
+
+    no forward pass can be right  not finite, copies or weights that start apart, tensors without an owner, lost batches
+    forward                       the first output that differs (evidence.first_output)
+    backward                      the last gradient that differs: scales, sums, auxiliary losses, tied embeddings
+    after the backward pass       norm, buffers of routers, gradients that are not zeroed, padding, few choices, update
 """
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt4moe.architecture.rows import Spread
-from gpt4moe.architecture.tensors import has_spread
-from gpt4moe.proof.evidence import DescentEvidence, is_near
-from gpt4moe.proof.outcome import BUFFER, GRADIENT
+from gpt4moe.proof import first_step
+from gpt4moe.proof.evidence import DescentEvidence, is_near, listed
+from gpt4moe.proof.outcome import BUFFER, GRADIENT, START
+from gpt4moe.proof.replay import update_suspects
 from gpt4moe.proof.round_off import few
+
+Rule = Callable[[DescentEvidence], Iterator[str]]
 
 
 def suspects(seen: DescentEvidence) -> list[str]:
     """One line each, the most certain first; empty when nothing differs."""
-    return [line for rule in SUSPECT_RULES for line in rule(seen)]
+    for rules in SUSPECT_RULES:
+        lines = [line for rule in rules for line in rule(seen)]
+        if lines:
+            return lines
+    return []
 
 
 def _not_finite(seen: DescentEvidence) -> Iterator[str]:
@@ -27,7 +39,7 @@ def _not_finite(seen: DescentEvidence) -> Iterator[str]:
         at = next((at for at, pair in enumerate(zip(outcome.losses, outcome.norms, strict=True), 1)
                    if not np.isfinite(pair).all()), None)  # fmt: skip
         if wrong or at:
-            what = f"the gradient of {_listed(wrong)}" if wrong else f"the loss or the norm of step {at}"
+            what = f"the gradient of {listed(wrong)}" if wrong else f"the loss or the norm of step {at}"
             yield f"not finite: {what} has NaN or infinity {side}."
 
 
@@ -37,6 +49,20 @@ def _copies_started_apart(seen: DescentEvidence) -> Iterator[str]:
             f"unsynchronised copies: {unequal.name} differs over {seen.axis_between(unequal.ranks)} before the first "
             "step; an initial value, a load or a broadcast left one out."
         )
+
+
+def _weights_started_wrong(seen: DescentEvidence) -> Iterator[str]:
+    """Every copy is equal, and still not the weight of one process."""
+    wrong = seen.wrong_weights
+    if not wrong or any(item.at_start for item in seen.got.unequal):
+        return
+    got, want = seen.got.tensors[START], seen.want.tensors[START]
+    alike = [name for name, value in want.items() if wrong[0] in got and np.array_equal(value, got[wrong[0]])]
+    whose = f", it is {alike[0]} of one process" if alike else ""
+    yield (
+        f"initial weights: {listed(set(wrong))} is not what one process begins with{whose}; "
+        + ("chunks or layers get each other's weights." if alike else "their initial values, or how they are cut.")
+    )
 
 
 def _owners(seen: DescentEvidence) -> Iterator[str]:
@@ -56,125 +82,37 @@ def _lost_micro_batches(seen: DescentEvidence) -> Iterator[str]:
         yield f"lost micro-batch: the routers saw {share:.4g} of the tokens{exact}."
 
 
-def _flipped_choices(seen: DescentEvidence) -> Iterator[str]:
-    if seen.routed_share != 1.0:
-        return
-    got, want = (side.columns(None) for side in (seen.got, seen.want))
-    if not (np.isfinite(got).all() and np.isfinite(want).all()):
-        return
-    moved = float(np.max([np.abs(a - b).sum() / 2 for a, b in zip(got, want, strict=True)]))
-    total = float(want[0].sum())
-    if 0 < moved <= few(total):
-        yield (
-            f"a few choices: {moved:g} of {total:g} choices of experts differ, and not by a tie alone: the nearest "
-            f"choice of the first step was {seen.want.margins[0]:.1e} from another. Something small is wrong before a "
-            "router, or its bias; with another run.seed a fault stays."
-        )
-
-
-def _scaled(seen: DescentEvidence) -> Iterator[str]:
-    """Families whose gradients are k times too large, each and all."""
-    scales: dict[float, list[str]] = {}
-    for label, names in seen.families.items():
-        found = [seen.scale(name) for name in names if names <= seen.different]
-        values = [k for k in found if k is not None]
-        if values and len(values) == len(found) and max(values) - min(values) < 1e-3 * abs(max(values)):
-            scales.setdefault(round(float(np.median(values)), 3), []).append(label)
-    for k, labels in scales.items():
-        yield (
-            f"wrong scale: gradients of {' and '.join(labels)} are {k:g} times what they should be{_reason(seen, k)}. "
-            "AdamW's losses hide this."
-        )
-
-
-def _reason(seen: DescentEvidence, k: float) -> str:
-    """Which degree has the size of a wrong scale, if one has."""
-    up = k >= 1
-    size = round(k) if up else round(1 / k) if k > 0 else 0
-    axes = [axis for axis, degree in seen.degrees.items() if degree == size]
-    if not axes or not is_near(k if up else 1 / k, size, 0.01):
-        return ""
-    what = "a sum taken once too often" if up else "an average in place of a sum, or a sum left out"
-    return f", and {size} is {' = '.join(axes)}: {what}"
-
-
-def _missing_tp_sum(seen: DescentEvidence) -> Iterator[str]:
-    partial = {name for name in seen.different if has_spread(name, Spread.whole)}
-    if partial and seen.different == partial and seen.layout.tp * seen.layout.cp > 1:
-        yield (
-            f"missing sum over tp: of all gradients only {_listed(partial)} differ, which every tp rank holds whole "
-            "and computes from its own tokens (the mark sequence_parallel of model/parameters.py)."
-        )
-
-
-def _expert_group(seen: DescentEvidence) -> Iterator[str]:
-    if seen.different and seen.different <= seen.families["experts"] and not any(_scaled(seen)):
-        yield (
-            "wrong reduce group of experts: only their gradients differ, and not by a scale. They belong over "
-            f"expert_dp, here {seen.layout.expert_dp} ranks (the mark allreduce=False of model/parameters.py)."
-        )
-
-
-def _norm(seen: DescentEvidence) -> Iterator[str]:
-    got, want = seen.got.norms[0], seen.want.norms[0]
-    if seen.different or is_near(got, want, 1e-6):
-        return
-    yield (
-        f"wrong clip norm: every gradient is right, but the global norm is {got:.6g} instead of {want:.6g}"
-        f"{_norm_reason(seen)}. Every clipped step is wrong by that."
-    )
-
-
-def _norm_reason(seen: DescentEvidence) -> str:
-    """Which family, left out or counted several times, explains the norm."""
-    excess = seen.got.norms[0] ** 2 - seen.want.norms[0] ** 2
-    counts = {0: "without", **{degree: f"counted {axis}={degree} times:" for axis, degree in seen.degrees.items()}}
-    for label, names in seen.families.items():
-        part = seen.squared_norm(names)
-        for times, words in counts.items():
-            if part and is_near(excess, (times - 1) * part, 1e-4):
-                return f", the norm {words} {label}"
-    return ", some tensors are counted twice or not at all"
-
-
-def _forward(seen: DescentEvidence) -> Iterator[str]:
-    """The loss is wrong before any update, and neither copies nor micro-batches explain it."""
-    if not seen.loss_differs or seen.routed_share != 1.0 or any(item.at_start for item in seen.got.unequal):
-        return
-    losses = f"the loss of the first step is {seen.got.losses[0]:.6g} instead of {seen.want.losses[0]:.6g}"
-    if seen.layout.vpp > 1:
-        yield f"crossed pipeline messages: {losses}, and stages are interleaved: a chunk gets another's activations."
-    elif seen.layout.pp > 1:
-        yield f"pipeline messages or a layer: {losses}; a stage gets the wrong activations, or computes something else."
-    else:
-        yield f"the forward pass: {losses}; a sum over tp, a router's pool, the dispatch, or initial weights."
-
-
-def _backward(seen: DescentEvidence) -> Iterator[str]:
-    others = seen.different & seen.families["all other weights"]
-    if others and not seen.loss_differs and not any(_scaled(seen)) and not any(_owners(seen)):
-        yield (
-            f"the backward pass or the sum over dp_cp: the loss is right, gradients of {_listed(others)} are not; a "
-            "collective with a wrong backward, a wrong group, or tied embeddings that are not summed over both stages."
-        )
-
-
-def _copies_drifted(seen: DescentEvidence) -> Iterator[str]:
-    drifted = [item for item in seen.got.unequal if not item.at_start]
-    if drifted:
-        yield (
-            f"copies that drift: {_listed({item.name for item in drifted})} start equal and end different over "
-            f"{seen.axis_between(drifted[0].ranks)}; their gradient is not summed there, or not every copy is updated."
-        )
-
-
 def _buffers(seen: DescentEvidence) -> Iterator[str]:
     got, want = seen.got.tensors[BUFFER], seen.want.tensors[BUFFER]
     wrong = {name for name in want if not np.array_equal(got.get(name, np.empty(0)), want[name])}
     if wrong and not seen.different and not seen.loss_differs:
         yield (
-            f"router state: {_listed(wrong)} moved otherwise although the first step's gradients and loss are right; "
+            f"router state: {listed(wrong)} moved otherwise although the first step's gradients and loss are right; "
             "the load it moves by must be the whole global batch's (StepRunner.finish_step)."
+        )
+
+
+def _steps_right(seen: DescentEvidence, *, loss: float) -> tuple[list[bool], list[bool]]:
+    """Of each step of the AdamW phase, whose batches have no padding: are loss and choices right, is the norm."""
+    assert seen.adamw is not None
+    got, want = seen.adamw
+    loads = [np.array_equal(a, b) for a, b in zip(got.columns(None), want.columns(None), strict=True)]
+    losses = [is_near(a, b, loss) for a, b in zip(got.losses, want.losses, strict=True)]
+    norms = [is_near(a, b, 100 * loss) for a, b in zip(got.norms, want.norms, strict=True)]
+    return [a and b for a, b in zip(loads, losses, strict=True)], norms
+
+
+def _not_zeroed(seen: DescentEvidence) -> Iterator[str]:
+    """Gradients are wrong from the second step on, in a step whose forward pass is right."""
+    if seen.adamw is None or seen.different:
+        return
+    forward, norms = _steps_right(seen, loss=1e-5)
+    if len(norms) > 1 and norms[0] and not norms[1] and forward[0] and forward[1]:
+        got, want = (side.norms[1] for side in seen.adamw)
+        yield (
+            f"gradients that are not zeroed: step 1 is right, and so are loss and choices of step 2, but its gradient "
+            f"norm is {got:.6g} instead of {want:.6g}, also without any padding. Something of step 1 is left in the "
+            "gradient buffers."
         )
 
 
@@ -193,13 +131,51 @@ def _padding(seen: DescentEvidence) -> Iterator[str]:
     )
 
 
-def _listed(names: set[str] | frozenset[str]) -> str:
-    ordered = sorted(names)
-    rest = f" and {len(ordered) - 2} more" if len(ordered) > 2 else ""
-    return ", ".join(ordered[:2]) + rest
+def _copies_drifted(seen: DescentEvidence) -> Iterator[str]:
+    drifted = [item for item in seen.got.unequal if not item.at_start]
+    if drifted:
+        yield (
+            f"copies that drift: {listed({item.name for item in drifted})} start equal and end different over "
+            f"{seen.axis_between(drifted[0].ranks)}; their gradient is not summed there, or not every copy is updated."
+        )
 
 
-SUSPECT_RULES: tuple[Callable[[DescentEvidence], Iterator[str]], ...] = (
-    _not_finite, _copies_started_apart, _owners, _lost_micro_batches, _flipped_choices, _scaled, _missing_tp_sum,
-    _expert_group, _norm, _forward, _buffers, _padding, _copies_drifted, _backward,
-)  # fmt: skip
+def _flipped_choices(seen: DescentEvidence) -> Iterator[str]:
+    """Only where the first step says nothing: a wrong gradient turns choices of later steps too."""
+    got, want = (side.columns(None) for side in (seen.got, seen.want))
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return
+    moved = float(np.max([np.abs(a - b).sum() / 2 for a, b in zip(got, want, strict=True)]))
+    total = float(want[0].sum())
+    if 0 < moved <= few(total):
+        yield (
+            f"a few choices: {moved:g} of {total:g} choices of experts differ, and not by a tie alone: the nearest "
+            f"choice of the first step was {seen.want.margins[0]:.1e} from another. Something small is wrong before a "
+            "router, or its bias; with another run.seed a fault stays."
+        )
+
+
+def _update(seen: DescentEvidence) -> Iterator[str]:
+    if seen.adamw is not None:
+        yield from update_suspects(seen.adamw[0], seen.run)
+
+
+SUSPECT_RULES: tuple[tuple[Rule, ...], ...] = (
+    (_owners, _not_finite, _copies_started_apart, _weights_started_wrong, _lost_micro_batches),
+    (first_step.forward,),
+    (
+        first_step.scaled,
+        first_step.tied,
+        first_step.missing_tp_sum,
+        first_step.expert_group,
+        first_step.auxiliary_losses,
+    ),
+    (first_step.backward,),
+    (first_step.norm_suspects,),
+    (_buffers,),
+    (_not_zeroed,),
+    (_padding,),
+    (_copies_drifted, _flipped_choices),
+    (_update,),
+)
+"""Groups of rules. The first group that says anything is the answer."""

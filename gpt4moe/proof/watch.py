@@ -21,10 +21,9 @@ from torch import Tensor
 
 from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.moe.auxiliary import auxiliary_losses
-from gpt4moe.moe.capacity import capacity
-from gpt4moe.moe.layer import ExpertParallelMLP
-from gpt4moe.moe.recompute import is_second_forward
+from gpt4moe.moe.layer import ExpertParallelMLP, is_second_forward
+from gpt4moe.moe.losses import auxiliary_losses
+from gpt4moe.moe.pool import capacity
 from gpt4moe.moe.routers.base import Routing
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.placement import sequence_chunks
@@ -82,7 +81,8 @@ class Watch:
             self._note(index, "experts", output.unflatten(0, (-1, self.run.training.micro_batch_size)))
             return output
 
-        mlp.dispatcher.plan, mlp.dispatcher.combine = noted_plan, noted_combine  # type: ignore[method-assign]
+        dispatcher: Any = mlp.dispatcher
+        dispatcher.plan, dispatcher.combine = noted_plan, noted_combine
         if mlp.shared_experts is not None:
             self._hook(mlp.shared_experts, index, "shared experts")
 

@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import wraps
 from itertools import count
 from typing import Any
 from unittest.mock import patch
@@ -24,23 +22,13 @@ from gpt4moe.training import step
 from gpt4moe.training.engine import OwnedRange
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What goes wrong, on the smallest mesh that shows it, and the words by which the suspects must name it."""
-
-    layout: tuple[str, ...]
-    """And the engine, where it is not the default."""
-    suspect: str
-    plant: Callable[[], AbstractContextManager[Any]] = nullcontext
-    prepare: Callable[[list[Any], ProcessGroups], None] | None = None
-    ranks: int = 2
+from tests.proof.layout_faults import LAYOUT_FAULTS
+from tests.proof.plant import Fault, after
 
 
 def faulty_phases(environment: Environment, phases: list[Phase], name: str) -> list[RankAnswer]:
     """ranks.run_phases with the fault in place."""
-    fault = (FAULTS | BF16_FAULTS)[name]
+    fault = (FAULTS | LAYOUT_FAULTS | BF16_FAULTS)[name]
     with fault.plant():
         return run_phases(environment, phases, fault.prepare)
 
@@ -55,19 +43,6 @@ def tool_phases(environment: Environment, phases: list[Phase], say: Callable[[st
 @torch.no_grad()
 def _wrong_way(router: SigmoidBias, load_E: torch.Tensor) -> None:
     router.bias.sub_(torch.sign(load_E.mean() - load_E).float(), alpha=router.bias_update_rate)
-
-
-def _after(module: Any, name: str, change: Callable[..., None]) -> AbstractContextManager[Any]:
-    """`change(result, *args)` after each call of module.name."""
-    original = getattr(module, name)
-
-    @wraps(original)
-    def changed(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        change(result, *args)
-        return result
-
-    return patch.object(module, name, changed)
 
 
 def _mark_of(suffix: str, mark: str, value: bool) -> Callable[..., None]:
@@ -150,21 +125,21 @@ FOUR = ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")
 DEEPSPEED = ("engine=deepspeed",)
 FAULTS = {
     "a wrong reduce group": Fault(
-        EP2, "wrong reduce group", lambda: _after(gpt, "mark", _mark_of("experts.down", "allreduce", True))
+        EP2, "wrong reduce group", lambda: after(gpt, "mark", _mark_of("experts.down", "allreduce", True))
     ),
     "a norm weight without its tp sum": Fault(
         TP2, "missing sum over tp: of all gradients only decoder.layers.2.pre_mlp_layernorm.weight differ",
-        lambda: _after(gpt, "mark", _mark_of("layers.2.pre_mlp_layernorm.weight", "sequence_parallel", False)),
+        lambda: after(gpt, "mark", _mark_of("layers.2.pre_mlp_layernorm.weight", "sequence_parallel", False)),
     ),
     "expert gradients times ep": Fault(
         EP2, "gradients of experts are 2 times what they should be, and 2 is dp = ep",
-        lambda: _after(MegatronEngine, "reduce", _experts_times_ep),
+        lambda: after(MegatronEngine, "reduce", _experts_times_ep),
     ),
     "a clip norm without the experts": Fault(
-        EP2, "the norm without experts", lambda: _after(MegatronEngine, "__init__", _forget_experts)
+        EP2, "the norm without experts", lambda: after(MegatronEngine, "__init__", _forget_experts)
     ),
     "crossed pipeline messages": Fault(
-        VPP2, "crossed pipeline messages", lambda: _after(gpt, "transformer_config", _batched_messages)
+        VPP2, "crossed pipeline messages", lambda: after(gpt, "transformer_config", _batched_messages)
     ),
     "an unsynced router": Fault(
         TP2, "unsynchronised copies: decoder.layers.1.mlp.router.weight differs over tp", prepare=_nudge_second_router
@@ -176,19 +151,19 @@ FAULTS = {
     "padding that auxiliary losses count": Fault(EP2, "padding: everything of step 1", _padding_counted),
     "expert gradients times ep under DeepSpeed": Fault(
         (*EP2, *DEEPSPEED), "gradients of experts are 2 times what they should be, and 2 is dp = ep",
-        lambda: _after(DeepSpeedEngine, "reduce", _experts_times_ep),
+        lambda: after(DeepSpeedEngine, "reduce", _experts_times_ep),
     ),
     "a clip norm without the experts under DeepSpeed": Fault(
-        (*EP2, *DEEPSPEED), "the norm without experts", lambda: _after(DeepSpeedEngine, "__init__", _forget_experts)
+        (*EP2, *DEEPSPEED), "the norm without experts", lambda: after(DeepSpeedEngine, "__init__", _forget_experts)
     ),
     "a norm weight without its tp sum, four ranks": Fault(
         FOUR, "missing sum over tp: of all gradients only decoder.layers.1.pre_mlp_layernorm.weight, "
         "decoder.layers.3.pre_mlp_layernorm.weight differ",  # the second of each stage
-        lambda: _after(gpt, "mark", _mark_of("layers.1.pre_mlp_layernorm.weight", "sequence_parallel", False)), ranks=4,
+        lambda: after(gpt, "mark", _mark_of("layers.1.pre_mlp_layernorm.weight", "sequence_parallel", False)), ranks=4,
     ),
     "a clip norm without the experts, four ranks under DeepSpeed": Fault(
         (*FOUR, *DEEPSPEED), "the norm without experts",
-        lambda: _after(DeepSpeedEngine, "__init__", _forget_experts), ranks=4,
+        lambda: after(DeepSpeedEngine, "__init__", _forget_experts), ranks=4,
     ),
 }  # fmt: skip
 
@@ -201,7 +176,7 @@ def _in_bf16(engine: Any, more: tuple[str, ...]) -> dict[str, Fault]:
             ("a norm of 1.3 times", "wrong clip norm", lambda: _long_norm(module)),
             ("a skipped update", "are as if step 2 had not been taken", lambda: _second_update_skipped(engine)),
             ("expert gradients times 1.3", "gradients of experts down are 1.2",
-             lambda: _after(engine, "reduce", _experts_a_little_large)),
+             lambda: after(engine, "reduce", _experts_a_little_large)),
         )
     }  # fmt: skip
 

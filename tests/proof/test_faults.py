@@ -11,7 +11,9 @@ from gpt4moe.proof.prove import Outcomes, Proof, judge
 from gpt4moe.proof.shrink import Shrunk
 from tests.distributed.case import BASE
 from tests.proof.faults import BF16_FAULTS, DEEPSPEED, EP2, FAULTS, TP2, VPP2
+from tests.proof.layout_faults import LAYOUT_FAULTS
 from tests.proof.outcomes import outcomes
+from tests.proof.plant import Fault
 
 pytestmark = pytest.mark.layouts
 
@@ -21,9 +23,9 @@ RUN = (*BASE, "optimizer.clip_norm=0.1")
 
 
 @cache
-def one_process(*precision: str) -> Outcomes:
-    """Of the one model that every fault is planted in."""
-    return outcomes(1, plan.phases(load_run_config([*RUN, *precision]), 1))
+def one_process(*model: str) -> Outcomes:
+    """Without a fault. Faults of one model share it."""
+    return outcomes(1, plan.phases(load_run_config([*RUN, *model]), 1))
 
 
 @cache
@@ -39,15 +41,17 @@ def judged(layout: tuple[str, ...], got: Outcomes, want: Outcomes, ranks: int) -
 
 @cache
 def proof_of(layout: tuple[str, ...], fault: str | None) -> Proof:
-    ranks = FAULTS[fault].ranks if fault else 2
-    return judged(layout, on_ranks(layout, ranks, fault), one_process(), ranks)
+    planted = (FAULTS | LAYOUT_FAULTS)[fault] if fault else Fault(layout, "")
+    on_layout = (*planted.model, *layout)
+    return judged(on_layout, on_ranks(on_layout, planted.ranks, fault), one_process(*planted.model), planted.ranks)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS | LAYOUT_FAULTS)
 def test_a_planted_fault_is_caught_and_named(fault: str) -> None:
-    proof = proof_of(FAULTS[fault].layout, fault)
-    assert not proof.is_equal
-    assert any(FAULTS[fault].suspect in line for line in proof.suspects), proof.suspects
+    planted = (FAULTS | LAYOUT_FAULTS)[fault]
+    proof = proof_of(planted.layout, fault)
+    assert not proof.is_equal and proof.verdict == "different"
+    assert any(planted.suspect in line for line in proof.suspects), proof.suspects
 
 
 @pytest.mark.parametrize("layout", [EP2, TP2, VPP2], ids=["ep2", "tp2", "pp2-vpp2"])

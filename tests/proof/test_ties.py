@@ -9,7 +9,7 @@ import torch
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.proof import plan, ranks
+from gpt4moe.proof import plan, watch
 from gpt4moe.proof.outcome import GRADIENT, Outcome
 from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.proof_report import as_data
@@ -79,8 +79,8 @@ def test_one_process_knows_how_near_the_ends_of_slots_were() -> None:
     moe = load_run_config([*BASE, "model.moe.top_k=1", "router@model.moe.router=switch"]).model.moe
     assert moe is not None and moe.num_experts == 4
     index, chance = torch.tensor([[0], [0], [0], [1]]), torch.tensor([[0.9], [0.65], [0.7], [0.8]])
-    assert ranks._slot_margin(index, chance, moe, 2.0) == pytest.approx(0.05)
-    assert ranks._slot_margin(index, chance, moe, 3.0) == inf
+    assert watch.slot_margin(index, chance, moe, 2.0) == pytest.approx(0.05)
+    assert watch.slot_margin(index, chance, moe, 3.0) == inf
 
 
 @pytest.mark.parametrize(
