@@ -1,4 +1,4 @@
-"""Micro-batches of synthetic tokens, the same set on every layout, with very uneven loss masks; and padding in them."""
+"""Micro-batches of synthetic tokens: the same set on every layout, with very uneven loss masks and some padding."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
     ]  # fmt: skip
 
 
-# Step -> micro-batch of the global batch -> share of its sequences that is no padding. Step 1 has none. In step 2 one
-# data-parallel rank has a little, so the others must learn of it; in step 3 whole shards of sequences are padding, and
-# one micro-batch is.
+# Step -> micro-batch of the global batch -> share of its sequences that is not padding. Step 1 has no padding. In
+# step 2 one data-parallel rank has a little, so the others must be told. In step 3 whole shards of sequences are padding,
+# and so is one micro-batch.
 _ENDS = {2: {1: 15 / 16}, 3: {1: 1 / 3, 2: 0.0}}
 
 
 def ended_early(batches: list[Batch], step: int, dp: int, dp_index: int) -> list[Batch]:
-    """The micro-batches that synthetic_batches made for a rank, some of which now end in padding."""
+    """The micro-batches of synthetic_batches, some of them with padding at the end."""
     ends = _ENDS.get(step, {})
     return [_ended(batch, ends.get(dp_index + at * dp)) for at, batch in enumerate(batches)]
 

@@ -1,4 +1,4 @@
-"""rounding: a bf16 run against one process, where rounding alone makes two right layouts differ. numpy, no torch.
+"""bf16: compares a bf16 run with one process, where rounding alone makes two right layouts differ. numpy, no torch.
 
     forward, backward     got <-> exact    held to how far one process in bf16 (rounded) is from fp32 (exact):
                                            loss, auxiliary losses, loads, every gradient, the scale of each family's,
@@ -7,10 +7,9 @@
                                            moments follow from the run's own gradients, a router's buffers from its own
                                            loads (proof.replay)
 
-One process's distance is one draw: of roundings, and of the choices of experts that they turn. So one process draws
-several times (Phase.draw), and what is held to it is held to three times the larger of what it shows itself and of what
-its family over all layers does, root of the mean square over the draws. Three, because sums cut over ranks are rounded
-once more on each.
+How far one process in bf16 is from fp32 is chance: rounding turns some choices of experts. So one process runs several
+times (Phase.nudge). A tensor passes up to round_off.TIMES the larger of its own root mean square over these runs and of
+its family's over all layers.
 """
 
 import dataclasses
@@ -41,7 +40,7 @@ from gpt4moe.proof.replay import MEAN, MEAN_OF_SQUARES, REPLAYED, Tensors, buffe
 from gpt4moe.proof.round_off import TIMES, few
 
 ONE_ROUNDING = 2.0**-8
-"""Of bf16's eight bits: what is held to a lucky draw of one process is held to no less."""
+"""bf16 has eight bits. No tolerance is below three of these, for one process may be near fp32 by luck."""
 SCALE_FLOOR = 8 * ONE_ROUNDING
 GRADIENTS, SCALE, MADE = "bf16 gradient", "bf16 scale", "of its own gradients"
 BUFFERS = f"bf16 {BUFFER}"
@@ -54,7 +53,7 @@ _BUFFER_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """By the run's optimizer, all with every_gradient."""
+    """The outcomes to compare, all by the run's optimizer and with every_gradient."""
 
     got: Outcome
     """The layout in bf16."""

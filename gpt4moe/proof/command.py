@@ -1,6 +1,6 @@
-"""The command: overrides in, a proof out; progress on stderr.
+"""What tools/prove_layout.py does: reads its arguments, proves, prints the report; progress goes to stderr.
 
-arguments --read--> overrides, ranks, form --load--> run --prove--> report, exit status
+arguments --read--> ProofRequest --load--> run --prove--> report, exit status
 """
 
 import json
@@ -21,12 +21,12 @@ from gpt4moe.proof.prove import Outcomes, prove, run_on_ranks
 
 EQUAL, DIFFERENT, UNDECIDED = 0, 1, 3
 MOST_RANKS = 10**6
-"""Of an asked world; more is a slip of the keyboard, and looking for what divides it would take hours."""
+"""More ranks than this are taken for a typing error; finding their divisors would take hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProofRequest:
-    """What was asked for."""
+    """The arguments of the tool."""
 
     overrides: list[str]
     ranks: int | None
@@ -34,7 +34,7 @@ class ProofRequest:
 
 
 def read(arguments: list[str]) -> ProofRequest:
-    """Raises: ConfigError for a form or a number of ranks that is none."""
+    """Raises: ConfigError for another output than text or json, or a `ranks` that is not a number of ranks."""
     overrides, ranks, as_json = [], None, False
     for argument in arguments:
         key, _, value = argument.partition("=")

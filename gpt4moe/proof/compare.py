@@ -1,10 +1,9 @@
-"""compare: one outcome against another, tensor by tensor, in model order. numpy, no torch.
+"""compare: the relative difference of every tensor and number of two outcomes, in model order. numpy, no torch.
 
-    |got - want| / max(|want|, floor)     per tensor; the floor keeps round-off in a tensor that hardly moves from
-                                          counting as a difference
+    |got - want| / max(|want|, floor)     per tensor; without the floor, round-off in a tiny tensor would count
 
 Tolerances are round-off of fp32 sums in another order, seen on every layout of the tests, times about five; a lost
-rank or a wrong scale moves a tensor by 0.1 and more. Those of bf16 are in proof.bf16.
+rank or a wrong scale moves a tensor by 0.1 and more. bf16 has its own comparison (proof.bf16).
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +24,7 @@ FLOOR = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The largest relative difference that passes, and why so much."""
+    """The largest relative difference that passes, and the reason for its size."""
 
     value: float
     reason: str
@@ -86,7 +85,7 @@ class NumberDifference:
 
 
 def is_beyond(relative: float, tolerance: float) -> bool:
-    """A difference. NaN is one, and a tolerance that is not finite (of a reference that is not) lets nothing pass."""
+    """Whether a number is a difference. NaN is one. Nothing passes a tolerance that is not finite."""
     return not relative <= tolerance < float("inf")
 
 
@@ -107,7 +106,7 @@ def model_order(name: str) -> tuple[int, int, int]:
 def distance(ours: np.ndarray, reference: np.ndarray, floor: float = 0.0) -> float:
     """|ours - reference| / max(|reference|, floor), in fp64; of a zero reference without a floor, |ours|.
 
-    Infinite where anything is NaN or infinite, on whichever side: such a number equals nothing, itself included.
+    Infinite when either side has a NaN or an infinity: such a number equals nothing, not even itself.
     """
     got, wanted = ours.astype(np.float64), reference.astype(np.float64)
     if not (np.isfinite(got).all() and np.isfinite(wanted).all()):

@@ -1,10 +1,10 @@
-"""Which ranks a proof runs on: the mesh that was asked for, or smaller ones that together are of its kind. No torch.
+"""Picks the ranks of a proof: the mesh that was asked for, or smaller ones that cover it together. No torch.
 
     tp 2 x pp 2 x cp 2 x dp 2, ep 4    ->   cp 2 x pp 2 x dp 2, ep 2;   tp 2 x pp 2 x dp 2, ep 2;
                                             tp 2 x cp 2 x dp 2, ep 2
 
-Every degree becomes a divisor of its own. An axis is never dropped from all meshes, and every two axes are in one of
-them together, where they fit; what was nowhere is said (`lost`), and no verdict covers it.
+Every degree becomes one of its divisors. Every axis is in some mesh, and every two axes are in one mesh together, where
+LARGEST_WORLD ranks allow it. Combinations that no small mesh covers are listed as not proved (`lost`).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import require_legal
 
 LARGEST_WORLD = 12
-"""Ranks of a mesh: what two cores walk through in a minute or two, and the smallest world with tp 2, pp 3 and dp 2."""
+"""The most ranks of a mesh. Two cores run so many in a minute or two; tp 2, pp 3 and dp 2 just fit."""
 MOST_MESHES = 4
 _TRIED_WORLDS = 64
 _AXES = ("tp", "cp", "pp", "dp", "ep", "etp")
@@ -40,7 +40,7 @@ def asked_layout(run: RunConfig, ranks: int | None) -> Layout:
     legal = [times * smallest for times in range(1, _TRIED_WORLDS + 1) if _is_legal(run, times * smallest)]
     if not legal:
         require_legal(run.model, parallel, run.training, smallest)
-    fits_whole = legal[0] <= LARGEST_WORLD  # then it stays so
+    fits_whole = legal[0] <= LARGEST_WORLD  # then no larger world is asked for
     layouts = [Layout.from_config(parallel, world) for world in legal if world <= LARGEST_WORLD or not fits_whole]
     return max(layouts, key=lambda layout: (layout.dp > 1, layout.dp > 1 and _has_copies(layout), -layout.world_size))
 
@@ -54,9 +54,9 @@ def _is_legal(run: RunConfig, world_size: int) -> bool:
 
 
 def reduced(asked: Layout) -> list[Layout]:
-    """`asked` itself up to LARGEST_WORLD ranks, else layouts of at most that many that together have all of its kind.
+    """`asked` itself when it has at most LARGEST_WORLD ranks; else at most MOST_MESHES smaller layouts.
 
-    The first keeps most; each one more adds most of what is still missing, until nothing is that can be added.
+    The first covers most of what `asked` has (_kinds). Each further one covers most of what is still missing.
     """
     if asked.world_size <= LARGEST_WORLD:
         return [asked]
@@ -72,8 +72,8 @@ def reduced(asked: Layout) -> list[Layout]:
 
 
 def copies_beside(asked: Layout) -> list[Layout]:
-    """A smaller mesh where every expert has two copies, to be proved beside `asked`, which has none; of one stage, with
-    what else its experts lie on."""
+    """A mesh of one stage where every expert has two copies, to prove beside `asked`, which has no copies; at most
+    one. It keeps the axes that the experts of `asked` are spread over."""
     doubled = dataclasses.replace(asked, dp=2 * asked.dp)
     alike = [axis for axis in ("tp", "cp", "ep", "etp") if getattr(asked, axis) > 1]
     fits = [layout for layout in _smaller(doubled)
@@ -94,7 +94,7 @@ def _smaller(asked: Layout) -> Iterator[Layout]:
 
 
 def _degrees(asked: int) -> list[int]:
-    """1 and the divisors that leave room for another axis; 2 where there are none (11, 13, ...)."""
+    """1 and the divisors that leave room for another axis; 1 and 2 where there are none (11, 13, ...)."""
     fits = [degree for degree in divisors(asked) if degree <= LARGEST_WORLD // 2]
     return fits if asked == 1 or len(fits) > 1 else [1, 2]
 
@@ -121,14 +121,14 @@ def _alive(layout: Layout) -> list[str]:
 
 
 def _kinds(layout: Layout) -> set[str]:
-    """What can go wrong on a layout and not on a smaller one: its axes, every two of them together, its traits."""
+    """What a smaller layout may lack: the axes above 1, every two of them together, the traits."""
     alive = _alive(layout)
     pairs = {f"{one} together with {other}" for one, other in combinations(alive, 2)}
     return {*alive, *pairs, *(name for name, trait in _TRAITS.items() if trait(layout))}
 
 
 def lost(asked: Layout, proved: list[Layout]) -> list[str]:
-    """What `asked` has and no proved layout had: axes, two axes together, traits; then, all axes at once."""
+    """What `asked` has and no proved layout has: axes, two axes together, traits. If nothing, all axes at once."""
     missing = sorted(_kinds(asked).difference(*map(_kinds, proved)))
     if not missing and not any(_alive(layout) == _alive(asked) for layout in proved):
         missing = [f"{', '.join(_alive(asked))} all at once: every two of them were together"]

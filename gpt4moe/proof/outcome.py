@@ -1,8 +1,7 @@
-"""What a phase did, whole: the answers of all ranks put together as logical tensors. numpy, no torch.
+"""outcome: puts the answers of all ranks together as logical tensors, and lists what does not fit. numpy, no torch.
 
-rank: gradients, masters and moments it owns (rectangles); digests of the weights it computes with (copies)
-all:  logical tensors, and what does not fit together: elements that nobody or more than one rank owns,
-      copies of one weight that are not equal
+of a rank      rectangles of the gradients, masters and moments that it owns; digests of the weights it computes with
+of all ranks   whole tensors; problems: elements with no owner or several, copies of a weight that are not equal
 """
 
 from dataclasses import dataclass, field
@@ -82,7 +81,7 @@ class UnequalCopies:
 
 @dataclass(kw_only=True, slots=True)
 class RankAnswer:
-    """What one rank saw in one phase."""
+    """What one rank reports of one phase."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -111,7 +110,7 @@ class RankAnswer:
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """One phase of all ranks."""
+    """One phase, of all ranks together."""
 
     losses: list[float]
     """Per step: global token mean."""

@@ -1,9 +1,10 @@
-"""What a proof runs: the phases of the layout and of the one process, and how often.
+"""plan: the short trainings (phases) of a proof, on the layout and in one process.
 
-descent   fp32, 3 clipped steps of plain descent: gradients, norm, weights; sees a wrong scale that AdamW hides
-          batches of the later steps have padding; not of the other phases: in bf16 fewer tokens are more rounding
+descent   fp32, 3 clipped steps of plain descent: gradients, norm, weights. Shows a wrong scale, which AdamW divides
+          away. Batches from step 2 on have padding; the other phases have none, for fewer tokens mean more rounding
 adamw     fp32, 3 steps of the run's optimizer, clipped where the run clips: masters and both moments
-rounded   the same in the run's own precision, where that is bf16; one process draws its rounding several times
+rounded   the same in bf16, where the run is bf16; one process runs it several times to measure rounding
+nudged    the adamw phase of one process from slightly other weights, only where AdamW's tolerance must be measured
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ from gpt4moe.errors import ConfigError
 
 STEPS = 3
 CLIP_NORM = 0.1
-"""Of a proof: below the norm of any model that is shrunk."""
+"""Below the gradient norm of any shrunk model, so that every step is clipped."""
 RATE = 2.0
-"""Of descent. Gradients are clipped to CLIP_NORM, so a step moves all weights together by 0.2. A run that does
-not clip is clipped here too: along a whole gradient, a step carries round-off further than the tolerances allow."""
+"""The learning rate of descent. Gradients are clipped to CLIP_NORM, so a step moves all weights together by 0.2. A run
+that does not clip is clipped in this phase: a step along a whole gradient carries round-off beyond the tolerances."""
 DESCENT, ADAMW, ROUNDED = "descent", "adamw", "rounded"
 DRAWS = 4
 """Runs of one process whose distances to each other measure round-off."""
@@ -28,7 +29,7 @@ ONE_FP32_ROUNDING, ONE_BF16_ROUNDING = 2.0**-23, 2.0**-8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """What ranks do between two looks at their numbers."""
+    """One short training from the initial weights, and what ranks report of it."""
 
     run: RunConfig
     steps: int

@@ -1,4 +1,4 @@
-"""What the fork server of a proof imports once for all ranks. Proofs run on CPUs, also where there is a GPU."""
+"""Imported once by the fork server, for all ranks of a proof. Proofs run on CPUs, also where there is a GPU."""
 
 import os
 import warnings

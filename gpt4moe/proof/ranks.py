@@ -1,4 +1,4 @@
-"""What one rank does: build the run, take a few steps, answer with the numbers it owns.
+"""One rank of a proof: builds the run, takes a few steps, returns the numbers that it owns.
 
     build_model -> engine -> [ training.update.train_step, by the optimizer or by plain descent ] x steps
 
@@ -56,7 +56,7 @@ def run_phases(
     Args:
         phases: of one layout, which the first one's run gives.
         prepare: changes the initial weights, called with chunks and groups.
-        say: told after each step.
+        say: called after each step.
     """
     first = phases[0].run
     require_legal(first.model, first.parallel, first.training, environment.world_size)

@@ -1,11 +1,11 @@
-"""replay: what clipping and AdamW make of a run's own gradients, once more, in fp64. numpy, no torch.
+"""replay: computes clipping, AdamW and routers' buffers once more in fp64, from a run's own numbers. numpy, no torch.
 
     masters at the start, gradients of every step --norm, clip, AdamW--> masters and moments at the end
     loads of every step --a router's rule--> its bias and load share at the end
 
-The optimizer is fp32 in a bf16 run as well, so no rounding of the forward pass hides a wrong norm, a step that was not
-taken, or moments of other gradients. Loshchilov and Hutter, arXiv:1711.05101, algorithm 2, with the decay that
-torch.optim.AdamW multiplies by the learning rate.
+A bf16 run has an fp32 optimizer too, so rounding hides no wrong norm, no skipped update, no moments of other gradients.
+update_suspects names what differs: a skipped step, a learning rate, a decay. Loshchilov and Hutter, arXiv:1711.05101,
+algorithm 2, with the decay that torch.optim.AdamW multiplies by the learning rate.
 """
 
 from collections.abc import Collection, Iterator, Sequence

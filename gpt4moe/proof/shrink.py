@@ -1,10 +1,10 @@
-"""shrink: any run as a run of the same kind that a laptop trains in seconds. No torch.
+"""shrink: makes any run small enough for a laptop to train in seconds, and keeps its kind. No torch.
 
 Kept: the mesh (up to 12 ranks), which layers are dense or MoE, uneven and empty stages, how experts lie on ranks, the
 router and its settings, losses, tied embeddings, query groups, precision, engine, recompute, everything not named
-below. Changed: widths, depth, vocabulary, sequence, batch, buckets of gradients; and what would hide a fault: initial
-weights are larger (so that every gradient stands far above round-off), small loss coefficients and steps of a router's
-bias are raised, every step of a run that clips is clipped.
+below. Smaller: widths, depth, vocabulary, sequence, batch, buckets of gradients. Larger, because a fault would hide
+below round-off: initial weights, loss coefficients, the step of a router's bias. Every step of a run that clips is
+clipped.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ _FIXED = {  # group -> what every proof has
 }
 _BUCKET = 5000
 """Elements: several buckets in a rank's gradients, as a large model has."""
-# Of what is not 0: a loss that gradients feel, a bias that turns choices within the three steps.
+# Settings that are not 0 are at least this: gradients then feel the losses, and the bias turns choices within 3 steps.
 _SMALLEST = {"load_balancing_coefficient": 0.1, "z_loss_coefficient": 0.01, "bias_update_rate": 0.02}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shrunk:
-    """A run to prove instead of the asked one, and the run of one process that it is compared with."""
+    """The small run that is proved in place of the asked one."""
 
     asked: RunConfig
     asked_layout: Layout
@@ -48,7 +48,7 @@ class Shrunk:
 
     @property
     def oracle(self) -> RunConfig:
-        """The same model and batch on one rank, by the default engine, without recompute."""
+        """The run of one process to compare with: the same model and batch, the default engine, no recompute."""
         raw = config_to_dict(self.run)
         raw["parallel"] = config_to_dict(RunConfig())["parallel"]
         raw["engine"] = config_to_dict(RunConfig())["engine"]
@@ -56,8 +56,8 @@ class Shrunk:
 
 
 def shrink(run: RunConfig, ranks: int | None = None) -> list[Shrunk]:
-    """One run, or one for each of the smaller meshes that stand for a large one. Where nobody said how many ranks and
-    experts have no copies, one more mesh has them.
+    """One small run for each mesh (proof.mesh). When `ranks` is None and experts have no copies on any mesh, one more
+    mesh has copies.
 
     Raises: LayoutError when the trainer would refuse the run itself.
     """

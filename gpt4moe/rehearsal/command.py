@@ -1,6 +1,6 @@
-"""The command: overrides in, a rehearsal out as text or JSON; progress on stderr.
+"""What tools/rehearse.py does: reads its arguments, rehearses, prints text or JSON; progress goes to stderr.
 
-arguments --read--> overrides, ranks, out, inference, form --load--> run --rehearse--> report, exit status
+arguments --read--> RehearsalRequest --load--> run --rehearse--> report, exit status
 """
 
 import json
@@ -30,7 +30,7 @@ _OWN = ("ranks", "out", "inference", "output")
 
 @dataclass(frozen=True, slots=True)
 class RehearsalRequest:
-    """What was asked for."""
+    """The arguments of the tool."""
 
     overrides: list[str]
     ranks: int | None
@@ -40,7 +40,7 @@ class RehearsalRequest:
 
 
 def read(arguments: list[str]) -> RehearsalRequest:
-    """Raises: ConfigError for a value that is none."""
+    """Raises: ConfigError for a value that an argument cannot have."""
     own = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in _OWN and "=" in a)
     overrides = [a for a in arguments if a != "--json" and a.partition("=")[0] not in _OWN]
     if not any(override.lstrip("+").startswith("run.name=") for override in overrides):

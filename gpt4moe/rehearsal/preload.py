@@ -1,4 +1,4 @@
-"""What the fork server of a rehearsal imports once for all its processes."""
+"""Imported once by the fork server, for all processes of a rehearsal."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""One rank of a world nobody else is in: its groups, modules, buffers and optimizer, on the meta device.
+"""Builds one rank of a large world, alone: its groups, modules, buffers and optimizer, on the meta device.
 
 groups --> model --> engine --> bytes, groups against Layout, owned ranges against the arithmetic of all ranks
                             `-> of a stage's first rank: the checkpoint files of every rank of the stage, hollow

@@ -1,8 +1,8 @@
-"""Rehearsal: a run of any size without its devices. What each kind of rank would build, checked from every side.
+"""Rehearsal: builds every kind of rank of a run of any size, without its devices, and checks what it built.
 
-roles --> rehearse_rank, a few processes --> bytes against the planner's, groups against the layout
-                                         `-> hollow files of all ranks --> commit: every tensor exactly once
-                                                                            `--> inference files, hollow
+roles -> rehearse_rank, in a few processes -> bytes against the planner's, groups against the layout
+                                           -> checkpoint files of all ranks, without data -> every tensor once
+                                                                                         -> inference files
 """
 
 import multiprocessing
@@ -57,7 +57,7 @@ class RankReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
-    """What was built and written, and everything that did not fit together."""
+    """What was built and written, and the problems that were found."""
 
     run: RunConfig
     layout: Layout
@@ -114,9 +114,9 @@ def rehearse(
     Args:
         out: a folder that is empty or not there.
         inference: tp and pp of the serving ranks; None: GPT-4's reported 8 x 16, where it fits the model.
-        on_start: is told the number of ranks to build.
+        on_start: called with the number of ranks to build.
         on_rank: is called after each.
-        on_stage: is told what is done after the last.
+        on_stage: called with what is done after the last rank.
     Raises: LayoutError, ConfigError for a run that the trainer would refuse or another engine; ConversionError for an
         `inference` that does not fit; ConfigError when `out` has files or cannot be written.
     """
