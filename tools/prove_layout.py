@@ -1,11 +1,12 @@
 """Prove that a layout computes what one process computes, on this machine, without a GPU.
 
-Takes the overrides of a training run, shrinks its widths and depth (never a mesh of up to 12 ranks, nor the layer
-pattern, the router, the losses, the precision, the engine; a larger mesh is proved on several smaller ones, whose
-degrees divide its own), starts that many gloo ranks here, runs the same model in one process, and compares the loss,
-the auxiliary losses, every gradient, the global norm, and the weights and optimizer state after clipped steps. On a
-difference it names the first tensor that differs, how ranks cut it, which groups sum its gradient, and the likely
-cause. It ends with what it did not prove.
+Takes the overrides of a training run and makes the run small. Starts the ranks of the layout here, runs the same small
+model in one process, and compares the loss, the auxiliary losses, every gradient, the global norm, and the weights and
+optimizer state after clipped steps. A mesh of up to 12 ranks stays whole; a larger one is proved on several smaller
+ones, whose degrees divide its own. Layer pattern, router, losses, precision and engine stay as they are.
+
+On a difference it names the first tensor that differs, how ranks cut it, which groups sum its gradient, and the likely
+cause. It ends with what it did not prove. docs/proof.md explains the report.
 
 examples:
   python tools/prove_layout.py +experiment=gpt4 parallel.tp=2 parallel.pp=2 parallel.ep=4 parallel.vpp=2
@@ -17,8 +18,8 @@ arguments:
   ranks=N                   the world to prove; default: the smallest legal one, with dp 2 where 12 ranks allow it
   output=json, --json       JSON alone on stdout; progress stays on stderr
 
-exit status: 0 equal on every mesh (on_no_mesh lists what none had); 1 different, or a rank failed; 2 bad input: the
-trainer itself would refuse this run.
+exit status: 0 equal on every mesh (on_no_mesh lists what no mesh covers); 1 different, or a rank failed; 2 bad input: the
+trainer itself would refuse this run; 3 not decided: round-off alone may explain what differs.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Rehearse a run of any size without its devices: build what its ranks would build, check it, write its files hollow.
+"""Rehearse a run of any size without its devices: build what its ranks would build, check it, write its files.
 
 It builds the first rank of every pipeline stage, and of every kind of stage (first, last, and those between by their
 layers) the first and last rank of each axis (tp, cp, dp, ep, etp, copies of experts) and the one with most memory: real

@@ -32,8 +32,8 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
 
 
 # Step -> micro-batch of the global batch -> share of its sequences that is not padding. Step 1 has no padding. In
-# step 2 one data-parallel rank has a little, so the others must be told. In step 3 whole shards of sequences are padding,
-# and so is one micro-batch.
+# step 2 one data-parallel rank has a little, so the others must be told. In step 3 whole shards of sequences are
+# padding, and so is one micro-batch.
 _ENDS = {2: {1: 15 / 16}, 3: {1: 1 / 3, 2: 0.0}}
 
 
