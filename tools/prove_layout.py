@@ -18,8 +18,8 @@ arguments:
   ranks=N                   the world to prove; default: the smallest legal one, with dp 2 where 12 ranks allow it
   output=json, --json       JSON alone on stdout; progress stays on stderr
 
-exit status: 0 equal on every mesh (on_no_mesh lists what no mesh covers); 1 different, or a rank failed; 2 bad input: the
-trainer itself would refuse this run; 3 not decided: round-off alone may explain what differs.
+exit status: 0 equal on every mesh (on_no_mesh lists what no mesh covers); 1 different, or a rank failed; 2 bad input:
+the trainer itself would refuse this run; 3 not decided: round-off alone may explain what differs.
 """
 
 import sys
