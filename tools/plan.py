@@ -32,19 +32,19 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         plan = load_plan_config(arguments)
-        from gpt4moe.pages.plan_answer import answered
+        from gpt4moe.pages.plan_answer import plan_answer
 
-        told = answered(plan)
+        answer = plan_answer(plan)
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
-    if isinstance(told, str | dict):
-        sys.stdout.write(told if isinstance(told, str) else json.dumps(told, indent=1) + "\n")
+    if isinstance(answer, str | dict):
+        sys.stdout.write(answer if isinstance(answer, str) else json.dumps(answer, indent=1) + "\n")
         return 0
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    for part in told:
+    for part in answer:
         console.print(part, markup=False)
     return 0
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpt4moe.config.load import load_run_config
 from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.pages.schedule_page import schedule_json, schedule_svg, schedule_text
-from gpt4moe.planner.pipeline import PipelinePlan, checked_messages, run_pipeline
+from gpt4moe.planner.pipeline_plan import PipelinePlan, checked_messages, run_pipeline
 from gpt4moe.runlog.command_line import print_error
 
 OUTPUTS = {"text": schedule_text, "json": schedule_json, "svg": schedule_svg}

@@ -1,34 +1,42 @@
-"""The answer of tools/plan.py in the form that was asked for: data, text, or tables."""
+"""The answer of tools/plan.py, in the form that was asked for: tables, JSON, a text or a page.
 
+    PlanConfig -> estimate | search | calibrate | gpt4_claims -> tables (rich), JSON, Markdown, plan.html
+
+Every column or row of a table has its unit. This room does it because a calibration reads a run folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
 from rich.table import Table
+from rich.text import Text
 
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig, PlanOutput
 from gpt4moe.errors import DataError
 from gpt4moe.pages.plan_page import write_plan_page
-from gpt4moe.planner.answer import (
-    calibration,
-    calibration_json,
-    calibration_table,
-    json_answer,
-    leak_markdown,
-    table_answer,
-)
-from gpt4moe.planner.estimate import estimate
-from gpt4moe.planner.search import search
+from gpt4moe.planner.calibrate import Compared, advice, calibrate
+from gpt4moe.planner.diagnosis import MOVES
+from gpt4moe.planner.estimate import Estimate, estimate, to_json
+from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
+from gpt4moe.planner.search import Search, search
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
+MEMORY_LINES = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve", "total")
 
-def answered(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
-    """A dictionary for JSON, a text, or tables. Raises: Gpt4MoeError."""
+
+def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
+    """A dictionary for JSON, a text, or tables and sentences. output=html writes a page. Raises: Gpt4MoeError."""
     if plan.calibrate is not None:
-        return _calibrated(plan, Path(plan.calibrate))
+        rows = _calibrated(plan, Path(plan.calibrate))
+        return calibration_json(rows) if plan.output is PlanOutput.json else calibration_tables(rows)
     if plan.output is PlanOutput.json:
         return json_answer(plan)
     if plan.report is not None:
-        return leak_markdown()
+        return claims_page(claims(ReportedRuns.load()))
     if plan.output is PlanOutput.html:
         # Of a search, the page of the fastest layout.
         write_plan_page(plan.file, search(plan).found[0] if plan.search else estimate(plan))
@@ -36,21 +44,187 @@ def answered(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
     return table_answer(plan)
 
 
-def _calibrated(plan: PlanConfig, folder: Path) -> dict[str, object] | list[Table | str]:
-    """Of the run's last start: its config and the ranks it had."""
-    starts = sorted((folder / "starts").glob("*.yaml"))
-    if not starts or not (folder / METRICS_FILE).exists():
+def json_answer(plan: PlanConfig) -> dict[str, object]:
+    """The claims, the estimate or the search as plain data. Raises: Gpt4MoeError."""
+    if plan.report is not None:
+        return {"claims": [asdict(claim) for claim in claims(ReportedRuns.load())]}
+    if not plan.search:
+        return to_json(estimate(plan))
+    result = search(plan)
+    looked = {"may_fit": result.may_fit, "checked": result.checked, "complete": result.is_complete}
+    numbers = {"gpus": result.gpus, "legal": result.legal, **looked, "tokens": result.tokens}
+    return {**numbers, "layouts": [_layout_json(found) for found in result.found]}
+
+
+def table_answer(plan: PlanConfig) -> list[Table | str]:
+    """The estimate or the search as tables and sentences. Raises: Gpt4MoeError."""
+    return search_tables(search(plan)) if plan.search else estimate_tables(estimate(plan))
+
+
+def calibration_tables(rows: Sequence[Compared]) -> list[Table | str]:
+    """Planned and measured side by side, then the advice."""
+    table = _table("Planned and measured", "what", "predicted", "measured", "unit", "error [%]")
+    for row in rows:
+        error = "unlike" if row.error is None else f"{100 * row.error:+.1f}"
+        table.add_row(row.name, f"{row.predicted:.4g}", f"{row.measured:.4g}", row.unit, error)
+    return [table, *advice(rows)]
+
+
+def calibration_json(rows: Sequence[Compared]) -> dict[str, object]:
+    """A key for each row, and the advice. error is a share; null where the two cannot be compared, and why."""
+    compared = {row.name: {**asdict(row), "error": row.error} for row in rows}
+    return {**compared, "advice": advice(rows)}
+
+
+def _calibrated(plan: PlanConfig, folder: Path) -> list[Compared]:
+    """The plan of a run folder's last launch (its config and ranks) against its metrics. Raises: DataError."""
+    launches = sorted((folder / "starts").glob("*.yaml"))
+    if not launches or not (folder / METRICS_FILE).exists():
         raise DataError(
             f"calibrate={folder} is no run folder: it lacks starts/ or metrics.jsonl.",
             "Give the folder of a run, runs/<run.name>.",
         )
     try:
-        last = yaml.safe_load(starts[-1].read_text())
+        last = yaml.safe_load(launches[-1].read_text())
         config, ranks = dict(last["config"]), int(last["ranks"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{starts[-1]} is damaged: it is no record of a start with its config and ranks.",
+            f"{launches[-1]} is damaged: it is no record of a start with its config and ranks.",
             "Calibrate another run, or start this one once more: each start writes its own record.",
         ) from error
-    rows = calibration(plan, config, read_metrics(folder / METRICS_FILE), ranks)
-    return calibration_json(rows) if plan.output is PlanOutput.json else calibration_table(rows)
+    run = config_from_dict(config)
+    # The run's own keys count; the plan keeps only what a run has no key for.
+    groups = {name: getattr(run, name) for name in type(run).__dataclass_fields__}
+    return calibrate(replace(plan, **groups, gpus=ranks), read_metrics(folder / METRICS_FILE))
+
+
+def _layout_json(found: Estimate) -> dict[str, object]:
+    training, parallel = found.plan.training, found.plan.parallel
+    chosen = {
+        "micro_batch_size": training.micro_batch_size,
+        "recompute": parallel.recompute.value,
+        "recompute_layers": parallel.recompute_layers,
+    }
+    return {**chosen, **to_json(found)}
+
+
+def estimate_tables(result: Estimate) -> list[Table | str]:
+    """The plan of one layout."""
+    warned = [f"warning: {text}" for text in result.warnings]
+    return [
+        f"{result.plan.model.name} on {result.layout.describe()} of {result.plan.cluster.name}",
+        _parameters(result),
+        _memory(result),
+        _time(result),
+        _whole(result),
+        f"bottleneck: {result.bottleneck}",
+        *warned,
+    ]
+
+
+def search_tables(result: Search) -> list[Table | str]:
+    """The layouts that fit, fastest first."""
+    best = result.found[0]
+    model, cluster = best.plan.model.name, best.plan.cluster
+    table = _table(
+        "Layouts, fastest first",
+        "tp", "pp", "vpp", "cp", "ep", "etp", "dp", "micro-batch [seq]", "recompute", "step [s]", "MFU [%]",
+        "tokens/s/GPU", "memory [GB]", "headroom [GB]", "days", "cost [USD]", "largest cost beside products",
+    )  # fmt: skip
+    for found in result.found:
+        layout, plan = found.layout, found.plan
+        others = {part: seconds for part, seconds in found.step.parts.items() if part != "products"}
+        worst = max(others, key=others.__getitem__)
+        table.add_row(
+            *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")),
+            str(plan.training.micro_batch_size), _recompute(plan.parallel), f"{found.step.seconds:.3g}",
+            f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
+            f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
+            f"{found.cost.usd:,.0f}", f"{worst} {others[worst] / found.step.seconds:.0%}",
+        )  # fmt: skip
+    slower = "" if result.is_complete else "; the others are slower than what is shown"
+    head = (
+        f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts, of which {result.may_fit} may "
+        f"fit by a lower bound of their memory; that of the fastest {result.checked} was worked out in full, and "
+        f"{len(result.found)} fit{slower}"
+    )
+    lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
+    if result.tokens is not None:
+        limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
+        limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
+        lines.append(f"{' and '.join(filter(None, limits))} train {result.tokens:.3g} tokens with the first layout")
+    return lines
+
+
+def _recompute(parallel: ParallelConfig) -> str:
+    some = parallel.recompute_layers
+    return parallel.recompute.value if some is None else f"{parallel.recompute.value}, {some} a stage"
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(Text(first))  # as text: "[s]" would be taken for markup
+    for column in columns:
+        table.add_column(Text(column), justify="right")
+    return table
+
+
+def _parameters(result: Estimate) -> Table:
+    table = _table("Parameters and operations", "what", "number", "unit")
+    count, flops, tokens = result.parameters, result.flops, result.tokens
+    for name, size in count.per_component.items():
+        table.add_row(name, f"{size / 1e9:,.3f}", "10^9 parameters")
+    table.add_row("total", f"{count.total / 1e9:,.3f}", "10^9 parameters")
+    table.add_row("active, of a token, in the layers", f"{count.active / 1e9:,.3f}", "10^9 parameters")
+    rows = {
+        "6N of a token": flops.layers, "... with head and attention": flops.model,
+        "... with what is recomputed": flops.hardware,
+    }  # fmt: skip
+    for name, value in rows.items():
+        table.add_row(name, f"{value / 1e12:.4g}", "TFLOP")
+        whole = f"{name.replace('of a token', '').strip()} of {tokens:.3g} tokens"
+        table.add_row(whole, f"{value * tokens:.4g}", "FLOP")
+    return table
+
+
+def _memory(result: Estimate) -> Table:
+    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in MEMORY_LINES))
+    table = _table("Memory, the fullest rank of each stage", *head)
+    for stage, held in zip(result.memory, result.rank_parameters, strict=True):
+        values = (getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_LINES)
+        table.add_row(str(stage.stage), f"{held.total / 1e6:,.1f}", *(f"{value:.2f}" for value in values))
+    table.caption = f"a device has {result.plan.cluster.memory_bytes / 1e9:.1f} GB"
+    return table
+
+
+def _time(result: Estimate) -> Table:
+    table = _table("A step, along the busiest stage", "part", "time [s]", "share [%]", "waits for")
+    for part, seconds in result.step.parts.items():
+        table.add_row(part, f"{seconds:.4g}", f"{100 * seconds / result.step.seconds:.1f}", MOVES[part][0])
+    table.add_row("step", f"{result.step.seconds:.4g}", "100.0", "")
+    return table
+
+
+def _whole(result: Estimate) -> Table:
+    table = _table("The run", "what", "number", "unit")
+    run, cost = result.run, result.cost
+
+    def lost(seconds_a_step: float) -> float:
+        return 100 * seconds_a_step * result.plan.training.steps / run.seconds
+
+    rows = [
+        ("throughput", f"{result.tokens_per_second:,.4g}", "tokens/s"),
+        ("throughput of a device", f"{result.tokens_per_second / result.layout.world_size:,.4g}", "tokens/s"),
+        ("MFU (with attention, without recompute)", f"{100 * result.mfu:.1f}", "% of the dense peak"),
+        ("steps", f"{result.plan.training.steps:,}", "steps"),
+        ("tokens", f"{result.tokens:.4g}", "tokens"),
+        ("lost to saving", f"{lost(run.checkpoint_seconds):.2f}", "% of the time"),
+        ("lost to unexpected stops", f"{lost(run.failure_seconds):.1f}", "% of the time"),
+        ("time", f"{result.days:.4g}", "days"),
+        ("device hours", f"{cost.gpu_hours:,.4g}", "h"),
+        ("cost", f"{cost.usd:,.0f}", "USD"),
+        ("energy, servers included", "not known" if cost.kwh is None else f"{cost.kwh:,.4g}", "kWh"),
+    ]  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -19,7 +19,7 @@ from gpt4moe.pages.report_page import POLICY, SCRIPT, STYLE
 from gpt4moe.pages.schedule_page import schedule_section
 from gpt4moe.pages.series import middle, points
 from gpt4moe.pages.wire_table import WireCount, wire_table
-from gpt4moe.planner.pipeline import PipelinePlan
+from gpt4moe.planner.pipeline_plan import PipelinePlan
 from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.dashboard import PanelSection, read_dashboard
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadWindow

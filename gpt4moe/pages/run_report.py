@@ -13,7 +13,7 @@ from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.pages.wire_table import WireCount
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
-from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
+from gpt4moe.planner.pipeline_plan import PipelinePlan, run_pipeline
 from gpt4moe.runlog.dashboard import dashboard_of
 from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow

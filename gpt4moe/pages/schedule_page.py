@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gpt4moe.pages.gantt import gantt
 from gpt4moe.pipeline.schedule import Pass, Slot
-from gpt4moe.planner.pipeline import PipelinePlan
+from gpt4moe.planner.pipeline_plan import PipelinePlan
 
 UNIT = "1 = forward pass of an average stage, by FLOP"
 

@@ -1,33 +1,27 @@
-"""Room `planner`, storey 2: predict numbers. May import config, parallel. No torch, no megatron, no deepspeed.
+"""Room `planner`, storey 3: predict memory, time, money and the best layout of a run. No torch, megatron or deepspeed.
 
-tensors.py            every tensor of a model: name, shape, cut
-params.py             parameters: whole, active, of a rank
-flops.py              operations of a token, row by row
-gradient_buffers.py   Megatron's packing, owned shares
-zero_partition.py     DeepSpeed's packing, owned shares
-activations.py        saved tensors of a micro-batch
-workspace.py          what comes and goes
-state_bytes.py        bytes of a parameter's states
-memory.py             the fullest rank, stage by stage
-communication.py      bytes a rank sends, group by group
-pipeline.py           a step's schedule: idle time, activations held
-efficiency.py         constants of stacks and generations
-layer_time.py         seconds of one layer
-step_time.py          seconds of a step
-estimate.py           all of one plan, JSON
-inference.py          serving: cache, latency, money
-leak.py               reported numbers, claim by claim
-calibrate.py          predicted against measured
-glance.py             a lower bound of memory
-candidates.py         legal layouts, fastest first
-search.py             the best that fit, money
-search_cure.py        where none fits: changes, tried
-cure.py               legal changes, tried
-report.py             tables for people
-answer.py             what a plan asks for
-bottleneck.py         what binds, what to know
-run_time.py           days, with saves and failures
-cost.py               money and energy
+memory
+    activations.py         tensors kept of a micro-batch
+    gradient_buffers.py    Megatron's flat buffers, their cut
+    states.py              weights, gradients, optimizer, by engine
+    memory.py              the fullest rank of each stage
+    memory_lower_bound.py  prunes the search, loses nothing
+time
+    efficiency.py          constants of stacks and generations
+    layer_time.py          seconds of one layer
+    step_time.py           seconds of one step
+    communication.py       bytes a rank sends, by group
+    run_time.py            days, failures, money, energy
+    pipeline_plan.py       the schedule, timed by FLOP
+answers
+    estimate.py            all numbers of one plan
+    diagnosis.py           illegal layouts, bottleneck, warnings
+    candidates.py          layouts that may fit, queued
+    search.py              the fastest that fit, cures
+    serving.py             cache, latency, price of tokens
+    calibrate.py           a run against its plan
+    gpt4_claims.py         reported numbers against ours
 
-Arithmetic alone: a login node runs it in milliseconds. Each formula is held against built objects or published numbers.
+It may import config, parallel, architecture and pipeline, and is arithmetic alone: a login node runs it. Tests compare
+each formula with built objects or published numbers. Room `pages` shows the results.
 """

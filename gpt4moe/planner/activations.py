@@ -1,11 +1,12 @@
-"""What one micro-batch leaves for the backward pass, per chunk of layers, in bytes: every saved tensor, by name.
+"""Activations: the tensors that autograd keeps of one micro-batch for the backward pass, by name, in bytes.
 
     embedding | per layer: norm, attention, norm, dense MLP or experts | final norm, output layer, cross-entropy
 
-Each line is a tensor that autograd keeps, read off a run with torch's saved-tensor hooks (torch 2.13, Megatron-core
-0.16.1); tests hold the sums to it. Kernels differ in what they keep, so they are named: RMSNorm is one kernel on GPUs
-and four operations on CPUs; grouped products keep their activation, the loop over experts computes it again.
-Shapes: t tokens of a micro-batch on a rank of cp, s = t / tp where sequences are parallel, N rows at local experts.
+The list was read off a run with torch's saved-tensor hooks (torch 2.13, Megatron-core 0.16.1); tests compare the sums
+with such a run. Kernels keep different tensors, so MicroBatch names them: RMSNorm is one kernel on GPUs and four
+operations on CPUs; grouped products keep their activation, the loop over experts computes it again.
+Letters: T tokens of a micro-batch on a rank (S * B / cp), T/tp between layers under sequence parallelism, N rows at the
+experts of a rank.
 """
 
 from collections.abc import Callable
@@ -27,23 +28,23 @@ _GROUP_ALIGNMENT = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """One micro-batch on one rank, and the kernels that run over it."""
+    """One micro-batch on one rank, and the kernels that run on it."""
 
     model: ModelConfig
     layout: Layout
     batch: int
-    """Sequences."""
+    """B, sequences."""
     item: int
     """Bytes of a weight or activation."""
     fused_norm: bool
     grouped: bool
-    """Experts by grouped products."""
+    """Whether experts run as grouped products."""
     imbalance: float
     """Rows at the fullest rank's experts over an even share."""
     kinds: tuple[LayerKind, ...]
     """Of each layer."""
     sums: dict[tuple[LayerKind, Recompute], int] = field(default_factory=dict, compare=False)
-    """What layer_bytes worked out, of each kind of layer once."""
+    """Results of layer_bytes: each kind of layer is computed once."""
 
     @classmethod
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
@@ -67,7 +68,7 @@ class MicroBatch:
 
     @property
     def split_tokens(self) -> int:
-        """Tokens between layers: cut over tp under sequence parallelism."""
+        """Tokens of a rank between layers: T/tp under sequence parallelism, else T."""
         return self.tokens // self.layout.tp if self.layout.sequence_parallel else self.tokens
 
     @property
@@ -77,7 +78,7 @@ class MicroBatch:
 
     @property
     def expert_rows(self) -> int:
-        """N: rows of the fullest rank's experts; without expert parallelism every row stays, however routed."""
+        """N of the fullest rank. At ep 1 every row stays on its rank, so imbalance changes nothing."""
         moe = self.model.moe
         assert moe is not None
         even = self.split_tokens * moe.top_k * self.layout.etp
@@ -95,7 +96,7 @@ Bytes = dict[str, int]
 
 
 def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> Bytes:
-    """What one layer (its global index) keeps from its forward to its backward pass."""
+    """Bytes that one layer (its global index) keeps from its forward to its backward pass, by tensor."""
     if recompute is Recompute.full:
         return {"layer_input": micro.hidden_bytes}
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
@@ -113,18 +114,18 @@ def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.
 
 
 def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
-    """RMSNorm of `rows` x `width`: input and 1/rms; unfused, the input in fp32, 1/rms and the normalised input."""
+    """RMSNorm of [rows, width]. Fused: the input and 1/rms. Unfused: the input in fp32, 1/rms, the normalised input."""
     if micro.fused_norm:
         return rows * (width * micro.item + FLOAT)
     return rows * (2 * width + 1) * FLOAT
 
 
 def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """Queries and keys are kept after the rotary embedding, values where the projection wrote all three; under context
-    parallelism the gathered keys and values. Masks are the rank's (mask_bytes).
+    """Queries and keys after the rotary embedding, the projection's output with the values, and the result. Under
+    context parallelism the gathered keys and values take the place of the rank's own. mask_bytes has the masks.
 
     Args:
-        again: the core attention is computed again: kept are what it was given and what it gave.
+        again: the core attention is recomputed, so only its input and its output are kept.
     """
     model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
@@ -149,15 +150,15 @@ def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
 
 
 def mask_bytes(micro: MicroBatch) -> int:
-    """The masks of a rank's two chunks under context parallelism, one of each for all its layers and micro-batches."""
+    """The masks of a rank's two chunks under context parallelism; all layers and micro-batches share them."""
     chunk, cp = micro.sequence // 2, micro.layout.cp
     # A chunk n of queries sees n + 1 chunks of keys; the ranks' pairs of chunks see equally many.
     return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 else 0
 
 
 def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """Multi-head latent attention, which the trainer cannot build: from the architecture (arXiv:2405.04434, section
-    2.1), measured on nothing. Latents are normed, then opened to as many keys and values as there are heads."""
+    """Multi-head latent attention, from its description (arXiv:2405.04434, section 2.1). The trainer cannot build it,
+    so nothing was measured. Latents are normed, then projected up to a key and a value for each head."""
     mla, tokens, item, heads = (
         micro.model.mla, micro.tokens, micro.item, micro.model.num_attention_heads // micro.layout.tp
     )  # fmt: skip
@@ -184,7 +185,7 @@ def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
 
 
 def dense_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """The input; gate and up as one; and three of their halves' size: silu(gate), up, the product."""
+    """The input [T/tp, H]; gate and up [T, 2 F/tp]; silu(gate), up and their product, [T, F/tp] each."""
     ffn = (micro.model.ffn_hidden_size or 0) // micro.layout.tp
     return {"mlp_input": micro.hidden_bytes, "mlp_hidden": micro.tokens * 5 * ffn * micro.item}
 
@@ -193,7 +194,7 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """Router, dispatch and experts of one layer.
 
     Args:
-        again: what lies between the router and the sum over experts is sent and computed again.
+        again: recompute=moe: dispatch and experts run again in the backward pass, so only their input is kept.
     """
     model, moe, tokens, rows = micro.model, micro.model.moe, micro.split_tokens, micro.expert_rows
     assert moe is not None
@@ -207,7 +208,7 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     # The sort by local expert, and back; grouped products have DeepSpeed's padded one.
     order = rows * INT if micro.grouped else 2 * rows * LONG if micro.layout.ep > 1 else 0
     input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # of bf16 tokens the router has a copy in fp32
-    if again:  # the plan stays
+    if again:  # the dispatch plan is kept
         kept = {
             "router": router,
             "dispatch": assignment + order,
@@ -227,10 +228,10 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
 
 
 def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
-    """Of shared experts, a dense MLP beside the routed ones; never computed again by itself.
+    """Shared experts: a dense MLP beside the routed experts, which recompute=moe does not recompute.
 
     Args:
-        input_copy: bytes of their input where nothing else of the layer keeps it.
+        input_copy: bytes of its input, where no other part of the layer keeps it.
     """
     moe = micro.model.moe
     if moe is None or moe.shared_expert_ffn_hidden_size is None:
@@ -258,7 +259,8 @@ def embedding_activations(micro: MicroBatch) -> Bytes:
 
 
 def head_activations(micro: MicroBatch) -> Bytes:
-    """Final norm, output layer, and the vocabulary-parallel cross-entropy: fp32 probabilities, in place of logits."""
+    """Final norm, output layer, and the vocabulary-parallel cross-entropy, whose fp32 probabilities replace the
+    logits."""
     vocabulary = micro.model.vocab_size // micro.layout.tp
     return {
         "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size),

@@ -1,12 +1,12 @@
-"""Layouts that may fit, fastest first: what a search takes from, one after another.
+"""LayoutQueue: layouts that may fit, fastest first. A search takes them one after another.
 
-    degrees x micro-batch --legality (the trainer's)--> may it fit (glance) --> lower bound of its step --> Pool
-    --fastest first--> step_time, back into the pool
-    --fastest first--> memory in full --fits--> found
-                                      --does not--> recomputed more, back into the pool
+    degrees x micro-batch --trainer's legality--> memory_lower_bound --> lower bound of the step's time --> queue
+    first of the queue --> step_time, back into the queue
+                       --> memory in full --fits--> found
+                                          --does not--> more recomputation, back into the queue
 
-A layout comes with as little recomputation as may do: more of it is slower, so it is looked at only when less does not
-fit. A step's time and memory in full are slow, so they are asked best first, and only of what lower bounds let through.
+A layout enters with the least recomputation that may fit. More recomputation is slower, so it is tried only when less
+does not fit. Step time and full memory are slow to compute: only layouts that pass the lower bounds get there.
 """
 
 from collections.abc import Iterator
@@ -21,21 +21,23 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, planned_parts, support_problems
 from gpt4moe.planner.estimate import Estimate, estimate, timed_work
-from gpt4moe.planner.glance import Glance, with_recomputed_layers
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import KnownStates, memory_per_stage
+from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed_layers
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
 
 MOST_MISSES = 300
-"""Memories worked out in full of what then does not fit, before a search stops: a second of work."""
+"""A search stops after so many layouts whose full memory did not fit."""
 EXPERT_CUTS = (2, 4, 8)
-"""Of etp, above 1."""
+"""Values of etp above 1 that are tried."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Candidate:
+    """A layout with a micro-batch. The order is by seconds, then by number."""
+
     seconds: float
-    """Of a step; at least these, until it is timed."""
+    """Of a step: a lower bound until is_timed."""
     number: int
     parallel: ParallelConfig = field(compare=False)
     training: TrainingConfig = field(compare=False)
@@ -43,47 +45,47 @@ class Candidate:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What stays when more is recomputed."""
+        """What stays the same when more is recomputed."""
         return (*_degrees(self.parallel), self.training.micro_batch_size)
 
 
 @dataclass(kw_only=True, slots=True)
-class Pool:
-    """The candidates of one plan on plan.gpus devices."""
+class LayoutQueue:
+    """The candidates of one plan on plan.gpus devices, and how many there were."""
 
     plan: PlanConfig
-    look: Glance
+    bound: MemoryLowerBound
     work: Work
     trainings: list[TrainingConfig] = field(default_factory=list)
-    """The plan's with micro-batches 1, 2, 4 ... of its batch."""
+    """The plan's, with micro-batches 1, 2, 4 ... up to its batch."""
     legal: int = 0
-    """Layouts with a micro-batch that the trainer would run: micro-batches are doubled until one cannot fit."""
+    """Pairs of a layout and a micro-batch that the trainer would run. The micro-batch doubles until one cannot fit."""
     may_fit: int = 0
-    """Of those, how many a lower bound of their memory let through, with some recomputation."""
+    """Of those, how many may fit by the lower bound of memory, with some recomputation."""
     checked: int = 0
-    """Memories worked out in full, each recomputation of a layout counted."""
+    """How often memory was computed in full; each recomputation of a layout counts."""
     added: int = 0
-    """To `waiting`, so far: of equally fast ones the first comes first."""
+    """Candidates added to `waiting` so far. Of equally fast ones the first comes first."""
     waiting: list[Candidate] = field(default_factory=list)
     """A heap, fastest first."""
     known: KnownSeconds = field(default_factory=dict)
     whole: dict[tuple[int, ...], float] = field(default_factory=dict)
-    """Degrees within a stage, micro-batch -> seconds of a micro-batch through the whole model, nothing recomputed."""
+    """Degrees of a stage and micro-batch -> seconds of one micro-batch through the whole model, nothing recomputed."""
 
     @classmethod
-    def of(cls, plan: PlanConfig, gpus: int) -> "Pool":
+    def of(cls, plan: PlanConfig, gpus: int) -> "LayoutQueue":
         plan = replace(plan, gpus=gpus)
         work = timed_work(plan)
         sizes = [2**power for power in range(plan.training.global_batch_size.bit_length())]
         trainings = [replace(plan.training, micro_batch_size=size) for size in sizes]
-        pool = cls(plan=plan, look=Glance(plan, work, gpus), work=work, trainings=trainings)
+        queue = cls(plan=plan, bound=MemoryLowerBound(plan, work, gpus), work=work, trainings=trainings)
         for parallel in layouts(plan, gpus):
-            pool._add_layout(parallel)
-        return pool
+            queue._add_layout(parallel)
+        return queue
 
     def take(self) -> tuple[list[Estimate], ConfigError | None]:
-        """The first plan.top that fit, fastest first; and why one that fits was left out, where failures eat up what
-        it runs."""
+        """The first plan.top that fit, fastest first; and the error of the first that fits but would never end, as
+        failures cost more time than it has."""
         states: dict[tuple[int, ...], KnownStates] = {}
         found: dict[tuple[int, ...], Estimate] = {}
         refused = None
@@ -105,18 +107,18 @@ class Pool:
         return list(found.values()), refused
 
     def fastest(self) -> float:
-        """Seconds of a step of the fastest layout that may fit; there must be one."""
+        """Step time of the fastest layout that may fit. `waiting` must not be empty."""
         while not self.waiting[0].is_timed:
             heappush(self.waiting, self.timed(heappop(self.waiting)))
         return self.waiting[0].seconds
 
     def _add_layout(self, parallel: ParallelConfig) -> None:
-        plan, gpus = self.plan, self.look.gpus
+        plan, gpus = self.plan, self.bound.gpus
         for training in _legal_trainings(plan, parallel, gpus, self.trainings):
             self.legal += 1
-            if not self.look.states_may_fit(parallel):
+            if not self.bound.states_may_fit(parallel):
                 return
-            if self.look.may_fit(parallel, training):
+            if self.bound.may_fit(parallel, training):
                 cuts = [parallel]
             else:
                 cuts = self._recomputed(parallel, training)
@@ -132,21 +134,21 @@ class Pool:
 
     def timed(self, candidate: Candidate) -> Candidate:
         cut, training = candidate.parallel, candidate.training
-        heaviest = max(self.look.parameters(cut), key=sum)
+        heaviest = max(self.bound.parameters(cut), key=sum)
         step = step_time(
-            self._work(cut, training), training, self.look.gpus, heaviest=heaviest, known=self.known
+            self._work(cut, training), training, self.bound.gpus, heaviest=heaviest, known=self.known
         )  # fmt: skip
         return replace(candidate, seconds=step.seconds, is_timed=True)
 
     def least_seconds(self, cut: ParallelConfig, training: TrainingConfig) -> float:
-        """At most step_time: as if all stages took the mean, nothing were recomputed, and no messages took time."""
+        """A lower bound of step_time: every stage takes the mean, nothing is recomputed, messages take no time."""
         size = training.micro_batch_size
         key = (cut.tp, cut.cp, cut.ep, cut.etp, size)
         if key not in self.whole:
             alone = ParallelConfig(tp=cut.tp, cp=cut.cp, ep=cut.ep, etp=cut.etp)
             (stage,) = stage_parts(self._work(alone, training), self.known)
             self.whole[key] = sum(stage.values())
-        micro_batches = training.global_batch_size * cut.tp * cut.cp * cut.pp // (self.look.gpus * size)
+        micro_batches = training.global_batch_size * cut.tp * cut.cp * cut.pp // (self.bound.gpus * size)
         return self.whole[key] / cut.pp * (micro_batches + (cut.pp - 1) / cut.vpp)
 
     def _work(self, cut: ParallelConfig, training: TrainingConfig) -> Work:
@@ -162,15 +164,15 @@ class Pool:
         return []
 
     def _recomputed(self, parallel: ParallelConfig, training: TrainingConfig) -> list[ParallelConfig]:
-        """Each kind of recomputation with which the layout may fit, full with the fewest layers."""
+        """One layout for each kind of recomputation that may make it fit; full recomputation of the fewest layers."""
         kinds = [Recompute.selective, *([Recompute.moe] if self.plan.model.moe is not None else [])]
-        cuts = [replace(parallel, recompute=kind) for kind in kinds if self.look.may_fit(parallel, training, kind)]
-        fewest = self.look.fewest_recomputed(parallel, training)
+        cuts = [replace(parallel, recompute=kind) for kind in kinds if self.bound.may_fit(parallel, training, kind)]
+        fewest = self.bound.fewest_recomputed(parallel, training)
         return [*cuts, fewest] if fewest else cuts
 
     def _fits(self, candidate: Candidate, known: KnownStates) -> bool:
         plan = self._plan_of(candidate)
-        layout = Layout.from_config(plan.parallel, self.look.gpus)
+        layout = Layout.from_config(plan.parallel, self.bound.gpus)
         memory = memory_per_stage(plan, layout, imbalance=plan.imbalance, known=known)
         return max(stage.total_bytes for stage in memory) <= plan.cluster.memory_bytes
 
@@ -179,7 +181,7 @@ class Pool:
 
 
 def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
-    """Every layout worth asking the trainer about, in a fixed order."""
+    """Every layout of the space that is searched, legal or not, in a fixed order (docs/planner.md has the space)."""
     model, domain = plan.model, plan.cluster.devices_per_nvlink_domain
     experts = divisors(model.moe.num_experts) if model.moe else [1]
     batch = plan.training.global_batch_size
@@ -198,8 +200,8 @@ def _degrees(cut: ParallelConfig) -> tuple[int, ...]:
 
 
 def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
-    """ep and etp over the ranks of a stage. Experts themselves are cut (etp 2 to 8) only where ep is as large as it
-    goes: on the same ranks, more ep sends each row once, more etp to all that share an expert."""
+    """(ep, etp) over the ranks of a stage. etp above 1 is tried only with the largest ep: on the same ranks, ep sends a
+    row to one rank, etp to all ranks that share the expert."""
     fits = [ep for ep in experts if ranks % ep == 0]
     yield from ((ep, 1) for ep in fits)
     if experts[-1] > 1:
@@ -209,19 +211,19 @@ def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
 def _legal_trainings(
     plan: PlanConfig, parallel: ParallelConfig, gpus: int, trainings: list[TrainingConfig]
 ) -> Iterator[TrainingConfig]:
-    """Those of micro-batches 1, 2, 4 ... that the trainer would run the layout with: they divide a rank's batch."""
+    """The micro-batches (1, 2, 4 ...) with which the trainer would run the layout: they divide a rank's batch."""
     own = plan.training.global_batch_size // (gpus // (parallel.tp * parallel.pp * parallel.cp))
-    is_planned = bool(planned_parts(plan.model))  # the trainer refuses the model itself: weigh its layouts all the same
+    is_planned = bool(planned_parts(plan.model))  # the trainer refuses the model itself; its layouts are planned anyway
     if not is_planned and support_problems(plan.model, parallel):
         return
     for training in trainings:
-        # What one micro-batch refuses, a larger one does too.
+        # If one micro-batch is illegal, every larger one is.
         if own % training.micro_batch_size or layout_problems(plan.model, parallel, training, gpus):
             return
         yield training
 
 
 def _interleavings(num_layers: int, pp: int) -> list[int]:
-    """1, and virtual stages that all get as many layers; at most four of them: more are seldom apart."""
+    """vpp 1, and the three smallest that give every virtual stage the same number of layers."""
     even = [vpp for vpp in divisors(num_layers // pp) if vpp > 1] if pp > 1 and num_layers % pp == 0 else []
     return [1, *even[:3]]

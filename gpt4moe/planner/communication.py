@@ -23,7 +23,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES
+from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES
 
 Traffic = dict[str, dict[str, float]]
 """Group -> kind of operation -> bytes sent."""

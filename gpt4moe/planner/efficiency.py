@@ -1,10 +1,11 @@
 """How much of its peak a device reaches: a few constants for each software stack and hardware generation.
 
-    published runs (benchmarks/planner_error.yaml) --fit--> PROFILES --layer_time, step_time--> seconds
+    published runs (benchmarks/planner_error.yaml) --fit--> PROFILES --GENERATIONS--> layer_time, step_time -> seconds
 
-The constants for everyone are stated here and were never fitted to a row. Those of a profile were: three for dense
-stacks, five where a stack has mixtures of experts; `python -m benchmarks.planner_error fit` finds them again, and
-docs/planner-error.md has every row with its error, fitted and left out.
+The four shares below hold for every stack; they are stated, not fitted. The constants of a profile are fitted: three
+for a dense stack, five for a stack with mixtures of experts. `python -m benchmarks.planner_error fit` fits them again;
+docs/planner-error.md has every row with its error. To add a GPU generation: a value of config.cluster.Generation, and a
+row of GENERATIONS.
 """
 
 from dataclasses import dataclass, replace
@@ -13,13 +14,13 @@ from gpt4moe.config.cluster import Generation
 from gpt4moe.errors import ConfigError
 
 ATTENTION_SHARE = 0.4
-"""Of the bf16 peak, that fused attention reaches on causal scores, forward and backward together."""
+"""Share of the bf16 peak that fused attention reaches on causal scores, forward and backward together."""
 RING_SHARE = 0.8
-"""Of a link, that all-gathers and reduce-scatters reach."""
+"""Share of a link's bandwidth that all-gathers and reduce-scatters reach."""
 ALL_TO_ALL_SHARE = 0.6
-"""Of a link, that all-to-alls reach: many small messages."""
+"""Share of a link's bandwidth that all-to-alls reach: they send many small messages."""
 MEMORY_SHARE = 0.8
-"""Of the memory bandwidth, that element-wise kernels reach."""
+"""Share of the memory bandwidth that element-wise kernels reach."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,24 +28,24 @@ class Efficiency:
     """The constants of one software stack on one hardware generation."""
 
     matrix: float
-    """Of the peak, that products of large matrices reach."""
+    """Share of the peak that products of large matrices reach, 0 to 1."""
     exposed: float
-    """Of communication between ranks of a layer and between stages, that no computation hides."""
+    """Share of the communication inside a layer and between stages that no computation hides, 0 to 1."""
     exposed_experts: float | None = None
-    """The same of expert-parallel communication alone; None: as all of it."""
+    """The same for expert-parallel communication; None: as `exposed`."""
     copy_passes: float
-    """How often the row of a token's copy for an expert passes through memory, forward: permuting, padding, casting."""
+    """How often a row that is sent to an expert passes through memory, forward: permuting, padding, casting."""
     moe_layer_seconds: float = 0.0
-    """Launches and waits of a MoE layer, forward; twice that backward."""
+    """Kernel launches and waits of a MoE layer, forward; twice that backward."""
     score_passes: float = 0.0
     """How often attention scores pass through memory, forward: 0 where attention is fused (flash attention)."""
     one_copy_per_domain: bool = False
-    """Whether a token travels once to an NVLink domain with several of its experts (DeepEP, HybridEP)."""
+    """Whether a token is sent once to an NVLink domain that has several of its experts (DeepEP, HybridEP)."""
     gathers_copies: bool = False
-    """Expert tensor parallelism: copies are gathered after the all-to-all (Megatron-core's dispatcher) instead of
-    tokens before routing (ours), whose copies then leave from every member."""
+    """Expert tensor parallelism: routed rows are gathered after the all-to-all (Megatron-core's dispatcher); else
+    tokens are gathered before routing, and every rank of the group sends its rows (ours)."""
     gradient_bytes: int = 4
-    """Of a gradient that travels between data-parallel ranks."""
+    """Of one gradient that data-parallel ranks exchange."""
 
 
 _BRIDGE = Efficiency(
@@ -61,7 +62,7 @@ PROFILES: dict[str, Efficiency] = {
     "megatron-bridge-26.04/blackwell": replace(_BRIDGE, matrix=0.56),
     "megatron-bridge-26.04/blackwell_ultra": replace(_BRIDGE, matrix=0.66),
 }
-"""Stack and generation -> constants."""
+""""<stack>/<generation>" -> constants."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,13 +11,11 @@ from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
-from gpt4moe.planner.bottleneck import binding, warnings
-from gpt4moe.planner.cost import Cost, cost
-from gpt4moe.planner.cure import require_legal
+from gpt4moe.planner.diagnosis import binding, require_legal, warnings
 from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.layer_time import TimedKind, Work, timed_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
-from gpt4moe.planner.run_time import RunTime, Saving, run_time, save_seconds
+from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, run_time, save_seconds
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 
 STATE_BYTES = 12

@@ -1,10 +1,10 @@
-"""How Megatron's DistributedDataParallel packs a chunk's parameters, and what each rank's optimizer owns of them.
+"""How Megatron's DistributedDataParallel packs the parameters of a chunk, and what each rank's optimizer owns of them.
 
-    parameters, last first | each padded to 64 elements | buckets padded to lcm(ranks, 128) | a bucket cut over ranks
+    parameters, last first | each padded to 64 elements | buckets padded to lcm(ranks, 128) | each bucket cut over ranks
 
-Dense parameters are packed apart from experts: they are reduced over other ranks. A parameter buffer and an fp32
-gradient buffer have this layout; the optimizer's masters and moments are of a rank's own elements, without padding.
-megatron-core 0.16.1, distributed/param_and_grad_buffer.py and optimizer/distrib_optimizer.py.
+Dense parameters and experts are packed apart, as different ranks reduce them. The parameter buffer and the fp32
+gradient buffer both have this layout. The optimizer keeps masters and moments of a rank's own elements, unpadded.
+Source: megatron-core 0.16.1, distributed/param_and_grad_buffer.py and optimizer/distrib_optimizer.py.
 """
 
 from collections.abc import Iterable
@@ -20,24 +20,24 @@ _BUCKET_PER_RANK = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class PackedTensor:
-    """A parameter of one rank."""
+    """One rank's part of a parameter."""
 
     size: int
     """Elements."""
     own_bucket: bool = False
-    """A tied embedding, which the first and the last stage must cut alike."""
+    """For a tied embedding, which the first and the last stage must cut alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class GradientBuffer:
-    """One buffer and its cut over the ranks that reduce it."""
+    """One flat buffer, and what each of the ranks that reduce it owns."""
 
     numel: int
     """Elements with padding."""
     owned_elements: list[int]
     """Elements of parameters that each rank's optimizer owns."""
     owned_tensors: list[int]
-    """Parameters that each of them owns a part of."""
+    """Parameters of which each rank owns at least a part."""
 
 
 def default_bucket_size(data_parallel: int) -> int:
@@ -49,8 +49,8 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
     """Packs the parameters of one chunk.
 
     Args:
-        tensors: in the order in which the chunk's modules have them.
-        ranks: that reduce the buffer: dp x cp, or expert_dp.
+        tensors: in the order of the chunk's modules.
+        ranks: number of ranks that reduce the buffer: dp x cp, or expert_dp.
         bucket_size: elements; None: one bucket.
     """
     elements, tensors_of, whole_ranks = [0] * ranks, [0] * (ranks + 1), [0] * (ranks + 1)
@@ -67,7 +67,7 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
                 continue
             elements[first] += start + (first + 1) * share - low
             elements[last] += high - start - last * share
-            whole_ranks[first + 1] += share  # every rank in between is filled by this one parameter
+            whole_ranks[first + 1] += share  # this parameter fills every rank between its first and its last
             whole_ranks[last] -= share
         start = end
     between = accumulate(whole_ranks)
@@ -78,7 +78,7 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
 def _buckets(
     tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None
 ) -> Iterable[tuple[list[tuple[int, int]], int]]:
-    """(places of its parameters, padded end) of each bucket, in the order of the buffer."""
+    """For each bucket, in the buffer's order: the (start, end) of its parameters, and its padded end."""
     places: list[tuple[int, int]] = []
     start = bucket_start = 0
     for tensor in tensors:

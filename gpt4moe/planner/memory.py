@@ -1,13 +1,13 @@
 """Memory of the fullest rank of each pipeline stage, line by line, in bytes.
 
-    weights, gradients, optimizer   as the engine's buffers and optimizer hold them, to the byte (gradient_buffers,
-                                    zero_partition)
-    activations                     what autograd keeps (activations), for the micro-batches that are live at once
-    buffers                         messages between stages, one layer's workspace
-    reserve                         what no formula sees: the driver's context, NCCL's buffers, fragmentation
+    weights, gradients, optimizer   as the engine lays them out, bitwise what is built (states)
+    activations                     what autograd keeps of a micro-batch (activations), times the micro-batches that
+                                    are live at the fullest moment of the schedule
+    buffers                         messages between stages, and the workspace of the layer that needs most
+    reserve                         what no formula counts: the driver's context, NCCL's buffers, fragmentation
 
-Every stage by itself: stages differ in layers, in live micro-batches, and the first and last hold the vocabulary. Ranks
-of a stage differ in what their optimizers own (padding falls on the last ones).
+Stages are counted one by one: they differ in layers, in live micro-batches, and the first and last hold the vocabulary.
+Ranks of one stage differ in what their optimizers own, as padding falls on the last ones.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,9 @@ from itertools import accumulate
 from operator import sub
 from typing import TypeVar
 
-from gpt4moe.architecture.count import chunk_tensors
-from gpt4moe.architecture.rows import Component, Spread
-from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.config.cluster import Generation
-from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.model import AttentionKind, MlpKind
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.plan import DEFAULT_IMBALANCE
 from gpt4moe.config.run import RunConfig
@@ -35,28 +33,27 @@ from gpt4moe.planner.activations import (
     layer_bytes,
     mask_bytes,
 )
-from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
-from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
-from gpt4moe.planner.workspace import head_workspace, layer_workspace
-from gpt4moe.planner.zero_partition import zero_states
+from gpt4moe.planner.states import RankStates, fullest_states
 
 CONTEXT_BYTES = 2_000_000_000
 """A GPU's driver context and NCCL's buffers: an assumption."""
 FRAGMENTATION = 0.05
-"""Of activations and buffers, lost between the allocator's blocks: an assumption."""
+"""Share of activations and buffers that is lost between the allocator's blocks: an assumption."""
 Value = TypeVar("Value")
+KnownStates = dict[int, RankStates]
+"""Stage -> its states, for the first of the stages that are alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageMemory:
-    """The fullest rank of one pipeline stage."""
+    """Bytes of the rank of one pipeline stage that holds the most."""
 
     stage: int
     rank: int
-    """The first one of those that hold the most."""
+    """Global rank; the first where several hold as much."""
     weights_bytes: int
     gradients_bytes: int
-    """fp32, main gradients."""
+    """fp32."""
     optimizer_bytes: int
     """fp32 masters (of bf16 weights), both moments, step counts; 0 where the optimizer lives in host memory."""
     activations_bytes: int
@@ -72,26 +69,14 @@ class StageMemory:
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkBuffers:
-    """The gradient buffers of one virtual stage."""
-
-    dense: GradientBuffer
-    expert: GradientBuffer
-
-    @property
-    def numel(self) -> int:
-        return self.dense.numel + self.expert.numel
-
-
 def memory_per_stage(
     run: RunConfig, layout: Layout, *, imbalance: float = DEFAULT_IMBALANCE, known: "KnownStates | None" = None
 ) -> list[StageMemory]:
-    """Of a legal layout.
+    """The fullest rank of every stage of a legal layout: [pp].
 
     Args:
         imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
-        known: states of other calls with the same model, engine, precision and degrees, which it grows.
+        known: states from earlier calls with the same model, engine, precision and degrees; this call adds its own.
     """
     micro = MicroBatch.of(run, layout, imbalance)
     alike = alike_stages(run, layout)
@@ -102,7 +87,7 @@ def memory_per_stage(
     stages = []
     for stage, like in enumerate(alike):
         if like not in states:
-            states[like] = _STATES[run.engine.kind](run, layout, like)
+            states[like] = fullest_states(run, layout, like)
         held = states[like]
         buffers = passing[stage] + workspaces[stage]
         stages.append(StageMemory(
@@ -119,7 +104,7 @@ def memory_per_stage(
 
 
 def reserve_bytes(run: RunConfig, moving_bytes: float) -> int:
-    """What a device loses before the first tensor, and between blocks of activations and buffers; a CPU nothing."""
+    """The driver's context and fragmentation of `moving_bytes` of activations and buffers; 0 on a CPU."""
     return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES + int(FRAGMENTATION * moving_bytes)
 
 
@@ -139,80 +124,13 @@ def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
 
 
 def _of_each(alike: list[int], value: Callable[[int], Value]) -> list[Value]:
-    """Of every stage, worked out once for those that are alike."""
+    """The value of every stage; computed once for stages that are alike."""
     known = {stage: value(stage) for stage in set(alike)}
     return [known[stage] for stage in alike]
 
 
-@dataclass(frozen=True, slots=True)
-class _States:
-    """Bytes of the fullest rank of a stage, and its place in it."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    fullest: int
-
-
-KnownStates = dict[int, _States]
-"""Stage -> its states, for the first of those that are alike."""
-
-
-def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> _States:
-    packed = stage_buffers(run, layout, stage)
-    numel, optimizer = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
-    item = VALUE_BYTES[run.precision.dtype]
-    return _States(numel * item, numel * GRADIENT_BYTES, max(optimizer), optimizer.index(max(optimizer)))
-
-
-def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> _States:
-    held = zero_states(run, layout, stage)
-    return _States(held.weights, held.gradients, held.optimizer, 0)
-
-
-_STATES = {EngineKind.megatron: _megatron_states, EngineKind.deepspeed: _deepspeed_states}
-
-
-def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffers]:
-    """engine=megatron's gradient buffers of each virtual stage of one pipeline stage."""
-    chunks = chunk_tensors(run.model, run.parallel, stage)
-    # Megatron cuts buffers into buckets on the first stage alone, and only to overlap.
-    buckets = stage == 0 and run.engine.overlap_grad_reduce
-    size = (run.engine.bucket_size or default_bucket_size(layout.dp)) if buckets else None
-
-    def packed(tensors: list[ModelTensor], is_expert: bool, ranks: int) -> GradientBuffer:
-        return pack(
-            (
-                PackedTensor(t.local_size(run.parallel), _own_bucket(run, t))
-                for t in tensors
-                if (t.spread is Spread.experts) is is_expert
-            ),
-            ranks,
-            size,
-        )
-
-    return [
-        ChunkBuffers(packed(chunk, False, layout.dp * layout.cp), packed(chunk, True, layout.expert_dp))
-        for chunk in chunks
-    ]
-
-
-def optimizer_bytes(run: RunConfig, layout: Layout, buffers: list[ChunkBuffers]) -> list[int]:
-    """Of every rank of a stage whose gradient buffers these are, in the order of its ranks."""
-    each = owned_bytes(run)
-
-    def held(parts: list[GradientBuffer]) -> list[int]:
-        elements = zip(*(part.owned_elements for part in parts), strict=True)
-        tensors = zip(*(part.owned_tensors for part in parts), strict=True)
-        return [each * sum(e) + FLOAT * sum(t) for e, t in zip(elements, tensors, strict=True)]
-
-    dense, expert = held([chunk.dense for chunk in buffers]), held([chunk.expert for chunk in buffers])
-    copies = layout.ep * layout.etp
-    return [dense[inside // layout.tp] + expert[inside // copies] for inside in range(layout.stage_size)]
-
-
 def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[int]:
-    """What autograd keeps at the fullest moment of each pipeline stage, and masks."""
+    """Bytes that autograd keeps at the fullest moment of each pipeline stage, with the masks: [pp]."""
     alike = alike_stages(run, layout)
     kept = _of_each(alike, lambda stage: chunk_activations(run, layout, micro, stage))
     again = _of_each(alike, lambda stage: again_bytes(run, layout, micro, stage))
@@ -220,12 +138,13 @@ def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[
 
 
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:
-    """The most that each pipeline stage holds at once, at the fullest moment of its schedule: schedule.peak_live
-    without the table. The k-th forward pass of a rank finds the forward passes before it done, and the backward passes
-    of those that are further back than the warm-up.
+    """Bytes that each pipeline stage holds at the fullest moment of its schedule: [pp].
+
+    As schedule.peak_live, without building the table: before a rank's k-th forward pass, k - 1 forward passes have
+    kept their activations, and k - 1 - warm-up backward passes have freed theirs.
 
     Args:
-        kept: by one micro-batch in each virtual stage of each pipeline stage.
+        kept: bytes of one micro-batch in each virtual stage of each pipeline stage: [pp][vpp].
     """
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * layout.dp)
     enough = min(micro_batches, 3 * layout.pp)  # a longer steady state holds no more
@@ -245,7 +164,7 @@ def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> li
 
 
 def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
-    """What one micro-batch leaves in each virtual stage of a pipeline stage."""
+    """Bytes that one micro-batch keeps in each virtual stage of a pipeline stage: [vpp]."""
     kept = []
     for vp_stage, layers in enumerate(rank_chunks(run.model.num_layers, run.parallel, stage)):
         whole = sum(layer_bytes(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers))
@@ -261,13 +180,16 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
 
 
 def recompute_of(run: RunConfig, place: int) -> Recompute:
-    """What is computed again of the layer at a place within its virtual stage."""
+    """How the layer at a place (from 0) in its virtual stage is recomputed: recompute_layers limits it to the first."""
     limit = run.parallel.recompute_layers
     return Recompute.none if limit is not None and place >= limit else run.parallel.recompute
 
 
 def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
-    """What the backward pass of one layer brings back, the most of any. The head's is gone by then."""
+    """Activations that the backward pass of one recomputed layer makes again: the most of any layer of the stage.
+
+    The last stage's head has freed its own activations by then, so they are subtracted.
+    """
     most = 0
     for layers in rank_chunks(run.model.num_layers, run.parallel, stage):
         for place, layer in enumerate(layers):
@@ -277,12 +199,8 @@ def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -
     return max(0, most - head)
 
 
-def _own_bucket(run: RunConfig, tensor: ModelTensor) -> bool:
-    return run.model.tied_embeddings and run.parallel.pp > 1 and tensor.component is Component.embedding
-
-
 def _kept_messages(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
-    """Inputs and outputs that the schedule keeps with a live micro-batch, of each virtual stage."""
+    """Bytes of inputs and outputs that the schedule keeps with a live micro-batch, of each virtual stage: [vpp]."""
     last = layout.pp * layout.vpp - 1
     # A fused norm keeps the input itself, the unfused one of bf16 a copy.
     has_copy = not (micro.fused_norm or run.precision.dtype is Dtype.fp32)
@@ -291,9 +209,62 @@ def _kept_messages(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int
 
 
 def _workspace(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
-    """The largest of the stage's layers and its head, which come one after another, and two messages under way."""
+    """Bytes of temporaries: of the stage's largest layer or head, as they run one after another, and of two messages
+    under way. Read off the code, not measured: torch's allocator decides how long a temporary lives."""
     layers = [layer for chunk in rank_chunks(run.model.num_layers, run.parallel, stage) for layer in chunk]
     largest = max(layer_workspace(micro, layer) for layer in layers)
     if stage == layout.pp - 1:
         largest = max(largest, head_workspace(micro))
     return largest + (2 * micro.hidden_bytes if layout.pp > 1 else 0)
+
+
+def layer_workspace(micro: MicroBatch, layer: int) -> int:
+    """Temporaries of the larger part of a layer: attention, or its MLP."""
+    kind = micro.kinds[layer]
+    return max(ATTENTION_WORKSPACE[kind.attention](micro), MLP_WORKSPACE[kind.mlp](micro))
+
+
+def head_workspace(micro: MicroBatch) -> int:
+    """Logits and their gradient in the model's dtype (the fp32 probabilities are activations), the gathered input and
+    its gradient, the weight's gradient."""
+    vocabulary, hidden = micro.model.vocab_size // micro.layout.tp, micro.model.hidden_size
+    logits = micro.tokens * vocabulary * micro.item if micro.item != FLOAT else 0
+    return logits + (2 * micro.tokens + vocabulary) * hidden * micro.item
+
+
+def expert_workspace(micro: MicroBatch) -> int:
+    """The larger of two moments: rows on their way (sent, received, sorted); or the experts' backward pass, with fp32
+    copies of the activation, and weight gradients that are not yet added to the main gradients."""
+    model, moe, rows, item = micro.model, micro.model.moe, micro.expert_rows, micro.item
+    assert moe is not None
+    hidden, ffn = model.hidden_size, moe.ffn_hidden_size // micro.layout.etp
+    sent = micro.layout.etp * micro.split_tokens * moe.top_k
+    moving = (sent + 2 * rows) * hidden * item
+    # Grouped products take all experts at once, the loop one after another.
+    at_once = rows if micro.grouped else -(-rows // micro.local_experts)
+    activation = at_once * ffn * (6 * FLOAT + 3 * item) + 2 * rows * hidden * item
+    weights = micro.local_experts * hidden * ffn * item * (2 if micro.grouped else 3)
+    return max(moving, activation + weights)
+
+
+def dense_workspace(micro: MicroBatch) -> int:
+    """The gathered input, its gradient, the gradients of the inner activations and of one weight."""
+    hidden, ffn = micro.model.hidden_size, (micro.model.ffn_hidden_size or 0) // micro.layout.tp
+    return (2 * micro.tokens * hidden + micro.tokens * 4 * ffn + 2 * ffn * hidden) * micro.item
+
+
+def attention_workspace(micro: MicroBatch) -> int:
+    """The gathered input and its gradient; gradients of queries, keys, values and output; of the qkv weight."""
+    model, tp = micro.model, micro.layout.tp
+    width = (2 * model.num_attention_heads + 2 * model.query_groups) * model.head_size // tp
+    return (2 * micro.tokens * model.hidden_size + 2 * micro.tokens * width + width * model.hidden_size) * micro.item
+
+
+ATTENTION_WORKSPACE: dict[AttentionKind, Callable[[MicroBatch], int]] = {
+    AttentionKind.grouped_query: attention_workspace,
+    AttentionKind.latent: attention_workspace,
+}
+MLP_WORKSPACE: dict[MlpKind, Callable[[MicroBatch], int]] = {
+    MlpKind.dense: dense_workspace,
+    MlpKind.moe: expert_workspace,
+}

@@ -1,4 +1,4 @@
-"""Days of a whole run: its steps, the saves between them, and what unexpected stops cost.
+"""Days, money and energy of a whole run: its steps, the saves between them, and unexpected stops.
 
 steps x (step + save / interval) / (1 - failures an hour x (restart + half an interval of work done again))
 """
@@ -6,14 +6,15 @@ steps x (step + save / interval) / (1 - failures an hour x (restart + half an in
 from dataclasses import dataclass
 from math import sqrt
 
+from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.errors import ConfigError
 
 HOST_COPY_RATE = 20e9
 """Bytes per second from a device to host memory (PCIe 4.0 x16, of which 80% arrives): an assumption."""
 STORAGE_RATE = 1e9
-"""Bytes per second that a device's share of the storage takes: an assumption (docs/planner.md)."""
+"""Bytes per second to storage for each device: an assumption (docs/planner.md)."""
 MOST_LOST = 0.9
-"""Share of the time lost to failures beyond which a plan is refused: the run would hardly move."""
+"""If failures take a larger share of the time than this, the plan is refused: the run would hardly advance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,26 +24,26 @@ class Saving:
     every_steps: int
     """0: only at the end."""
     seconds: float
-    """That training waits for one save."""
+    """How long training waits for one save."""
     written_seconds: float = 0.0
-    """Until an asynchronous save is in storage, which the next one waits for; 0: it is when training goes on."""
+    """Until an asynchronous save is in storage, which the next save waits for; 0 for a synchronous save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunTime:
-    """The whole run, and what a step's share of its stops is."""
+    """Seconds of the whole run, and what saves and failures add to each step."""
 
     seconds: float
     checkpoint_seconds: float
-    """A step's share of saving."""
+    """Of saving, for each step."""
     failure_seconds: float
-    """A step's share of restarts and of work done again."""
+    """Of restarts and work done again, for each step."""
     failures: float
     """Unexpected stops over the run."""
 
 
 def save_seconds(bytes_per_device: float, *, asynchronous: bool) -> float:
-    """What a save holds training up: a copy to the host, or the whole way to storage."""
+    """How long a save stops training: the copy to the host if asynchronous, else the whole way to storage."""
     return bytes_per_device / (HOST_COPY_RATE if asynchronous else STORAGE_RATE)
 
 
@@ -51,10 +52,10 @@ def run_time(
 ) -> RunTime:
     """The time of `steps` steps.
 
-    Raises: ConfigError where failures eat the run up; the cure names an interval that does not.
+    Raises: ConfigError where failures cost more time than there is; the cure names an interval that works.
     """
     every = saving.every_steps or steps
-    # An asynchronous save that is still being written when the next one is due holds training up.
+    # If an asynchronous save is still being written when the next one is due, training waits.
     late = max(0.0, saving.written_seconds - every * step_seconds)
     checkpoint = (saving.seconds + late) / every
     work = step_seconds + checkpoint
@@ -72,7 +73,7 @@ def run_time(
 
 
 def _endless(steps: int, step: float, saving: Saving, rate: float, restart: float) -> tuple[str, str]:
-    """Cause and cure of a run that failures eat up; the interval is named where one ends it as it stands."""
+    """Cause and cure of a run that would not end. The cure names a save interval if one is enough."""
     every = saving.every_steps or steps
     cause = (
         f"Unexpected stops are {1 / (3600 * rate):.3g} h apart; each costs {restart / 60:.3g} min to restart and half "
@@ -90,5 +91,33 @@ def _endless(steps: int, step: float, saving: Saving, rate: float, restart: floa
 
 
 def best_interval(save: float, failures_per_second: float, step_seconds: float) -> int:
-    """Steps between saves that lose the least (Young 1974): sqrt(2 x save / rate), a save being a second at least."""
+    """Steps between saves that lose the least time: sqrt(2 x save / rate), a save taking at least 1 s (Young 1974)."""
     return max(1, round(sqrt(2 * max(save, 1.0) / failures_per_second) / step_seconds))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of a run: device hours times the cluster's price and power."""
+
+    usd: float
+    gpu_hours: float
+    kwh: float | None
+    """Devices with their servers, without the cooling of the hall; None: the cluster's power is not known."""
+
+
+def cost(cluster: ClusterConfig, devices: int, hours: float) -> Cost:
+    """The cost of `devices` for `hours`. Raises: ConfigError where the cluster has no price."""
+    gpu_hours = devices * hours
+    kwh = None if cluster.watts is None else gpu_hours * cluster.watts / 1000
+    return Cost(usd=gpu_hours * hourly_price(cluster), gpu_hours=gpu_hours, kwh=kwh)
+
+
+def hourly_price(cluster: ClusterConfig) -> float:
+    """USD of one device for one hour. Raises: ConfigError where none is known."""
+    if cluster.usd_per_hour is None:
+        raise ConfigError(
+            f"cluster={cluster.name} has no price (cluster.usd_per_hour is null).",
+            "Set cluster.usd_per_hour to what you pay for a device and hour; configs/cluster has 1.10 for a100_80g, "
+            "2.50 for h100_80g, 4.54 for gb200.",
+        )
+    return cluster.usd_per_hour

@@ -1,89 +1,101 @@
-"""The best layouts of a model on a number of devices, or on what a budget rents; and what to do where there is none.
+"""Search: the fastest layouts of a model that fit, on a number of devices or on what a budget rents.
 
-gpus, or money and days -> Pool (candidates) -> the fastest that fit -> Search
+gpus, or money and days -> LayoutQueue (candidates) -> the fastest that fit -> Search
+nothing found           -> other devices, batches or clusters, each searched -> LayoutError whose cure works
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
 
+from gpt4moe.architecture.count import count_parameters
+from gpt4moe.config.load import known_clusters
+from gpt4moe.config.model import divisors
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.errors import LayoutError
-from gpt4moe.planner.candidates import Pool
-from gpt4moe.planner.cost import hourly_price
+from gpt4moe.planner.candidates import LayoutQueue
 from gpt4moe.planner.estimate import Estimate, world_of
-from gpt4moe.planner.search_cure import legal_cure, room_cure
+from gpt4moe.planner.run_time import hourly_price
+from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 
 MOST_COUNTS = 4
 """Device counts that a budget's search compares."""
+MOST_TRIES = 6
+"""Device counts, batches or clusters of each kind that are tried where nothing was found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """The best layouts, and how many there were."""
+    """The best layouts, and how many were looked at."""
 
     found: list[Estimate]
     """Fastest first; each fits the memory."""
     legal: int
-    """Layouts with a micro-batch that the trainer would run (candidates.Pool)."""
+    """Pairs of a layout and a micro-batch that the trainer would run (LayoutQueue.legal)."""
     may_fit: int
     """Of those, how many a lower bound of their memory let through."""
     checked: int
-    """Memories worked out in full, fastest first, each recomputation of a layout counted."""
+    """How often memory was computed in full, fastest first; each recomputation of a layout counts."""
     is_complete: bool
-    """Whether every layout that may fit was looked at; if not, the others are slower than those found."""
+    """Whether every layout that may fit was looked at; if not, the rest is slower than those found."""
     gpus: int
     tokens: float | None
-    """That the budget trains with the best layout; None without a budget."""
+    """Tokens that the budget trains with the best layout; None without a budget."""
 
 
 def search(plan: PlanConfig) -> Search:
-    """The layouts of plan.model for plan.gpus (or what the budget buys) and the global batch size.
+    """The layouts of plan.model for plan.gpus (or what the budget rents) and the global batch size.
 
     Raises: LayoutError where none is legal or none fits; ConfigError where a price is missing.
     """
-    hourly_price(plan.cluster)  # refused before anything is searched
+    hourly_price(plan.cluster)  # raises before the search starts
     most = None if plan.gpus else _affordable(plan)
-    pool = _well_spent(plan, most) if most else Pool.of(plan, plan.gpus or world_of(plan))
-    plan = pool.plan
-    if not pool.legal:
+    queue = _well_spent(plan, most) if most else LayoutQueue.of(plan, plan.gpus or world_of(plan))
+    plan = queue.plan
+    if not queue.legal:
         raise LayoutError(
             f"No layout of {plan.model.name} on {plan.gpus} devices is legal with training.global_batch_size="
             f"{plan.training.global_batch_size}.",
-            legal_cure(plan),
+            _legal_cure(plan),
         )
-    found, refused = pool.take()
+    found, refused = queue.take()
     if not found and refused is not None:
         raise refused
     if not found:
         raise LayoutError(
-            f"None of {pool.legal} legal layouts of {plan.model.name} on {plan.gpus} x {plan.cluster.name} was found "
-            f"to fit {plan.cluster.memory_bytes / 1e9:.0f} GB: a lower bound ruled all out but {pool.may_fit}; in full "
-            f"{pool.checked} memories were worked out, of the fastest first.",
-            room_cure(plan),
+            f"None of {queue.legal} legal layouts of {plan.model.name} on {plan.gpus} x {plan.cluster.name} was found "
+            f"to fit {plan.cluster.memory_bytes / 1e9:.0f} GB: a lower bound ruled all out but {queue.may_fit}; "
+            f"in full {queue.checked} memories were worked out, of the fastest first.",
+            _room_cure(plan),
         )
     return Search(
         found=found,
-        legal=pool.legal,
-        may_fit=pool.may_fit,
-        checked=pool.checked,
-        is_complete=not pool.waiting,
+        legal=queue.legal,
+        may_fit=queue.may_fit,
+        checked=queue.checked,
+        is_complete=not queue.waiting,
         gpus=plan.gpus or 0,
         tokens=_tokens(plan, found[0]),
     )
 
 
-def _well_spent(plan: PlanConfig, most: int) -> Pool:
-    """Of the device count with the fastest step: most large counts have awkward divisors, so it is seldom the most that
-    the budget rents. Looks at the first few with a layout that may fit, up to a tenth less."""
+def _well_spent(plan: PlanConfig, most: int) -> LayoutQueue:
+    """The queue of the device count with the fastest step, from `most` down to a tenth less.
+
+    Few large numbers have many divisors, so the best count is seldom the largest. The first MOST_COUNTS counts that
+    have a layout that may fit are compared.
+    """
     first, seen = None, []
     for gpus in range(most, max(8, int(0.9 * most)) - 1, -8):
-        pool = Pool.of(plan, gpus)
-        first = first or pool
-        if pool.waiting:
-            seen.append(pool)
+        queue = LayoutQueue.of(plan, gpus)
+        first = first or queue
+        if queue.waiting:
+            seen.append(queue)
         if len(seen) == MOST_COUNTS:
             break
     assert first is not None
-    return min(seen, key=Pool.fastest) if seen else first
+    return min(seen, key=LayoutQueue.fastest) if seen else first
 
 
 def _affordable(plan: PlanConfig) -> int | None:
@@ -107,3 +119,49 @@ def _tokens(plan: PlanConfig, best: Estimate) -> float | None:
     if plan.budget_usd is not None:
         hours.append(plan.budget_usd / (best.layout.world_size * hourly_price(plan.cluster)))
     return best.tokens * min(hours) * 3600 / best.run.seconds
+
+
+def _legal_cure(plan: PlanConfig) -> str:
+    """Changes for a plan without a legal layout: fewer devices, another batch."""
+    gpus, batch = plan.gpus or 1, plan.training.global_batch_size
+    fewer = range(gpus - (gpus % 8 or 8), 0, -8)
+    counts = next((f"gpus={n}" for n in islice(fewer, MOST_TRIES) if _finds(plan, n, batch)), None)
+    near = sorted({n * max(1, round(batch / n)) for n in divisors(gpus)} - {batch}, key=lambda n: (abs(n - batch), n))
+    batches = (f"training.global_batch_size={n}" for n in near[:MOST_TRIES] if _finds(plan, gpus, n))
+    return _cure([counts, next(batches, None)], "Choose gpus with many divisors, and a batch that they divide.")
+
+
+def _room_cure(plan: PlanConfig) -> str:
+    """Changes for a plan whose legal layouts all need more memory: more devices (and batch), roomier devices."""
+    gpus, batch = plan.gpus or 1, plan.training.global_batch_size
+    more = next((change for count, size, change in _more_devices(plan) if _finds(plan, count, size)), None)
+    roomier = sorted(
+        (c for c in known_clusters() if c.memory_bytes > plan.cluster.memory_bytes and c.usd_per_hour is not None),
+        key=lambda cluster: cluster.memory_bytes,
+    )
+    fits = (c.name for c in roomier[:MOST_TRIES] if _finds(replace(plan, cluster=c), gpus, batch))
+    cluster = next((f"cluster={name}" for name in fits), None)
+    return _cure([more, cluster], "Take more devices and a larger batch, or a smaller model.")
+
+
+def _cure(changes: list[str | None], otherwise: str) -> str:
+    found = [change for change in changes if change]
+    return f"Set {', or '.join(found)}: a layout fits then." if found else otherwise
+
+
+def _more_devices(plan: PlanConfig) -> Iterator[tuple[int, int, str]]:
+    """(devices, batch, overrides): multiples of the devices, doubled each time, with the same batch and with a batch
+    that grows with them. Starts where the devices hold one copy of all states."""
+    gpus, batch = plan.gpus or 1, plan.training.global_batch_size
+    each = VALUE_BYTES[plan.precision.dtype] + GRADIENT_BYTES + owned_bytes(plan)
+    needed = count_parameters(plan.model).total * each / plan.cluster.memory_bytes
+    times = max(2, ceil(needed / gpus))
+    for _ in range(4):
+        yield gpus * times, batch, f"gpus={gpus * times}"
+        yield gpus * times, batch * times, f"gpus={gpus * times} training.global_batch_size={batch * times}"
+        times *= 2
+
+
+def _finds(plan: PlanConfig, gpus: int, batch: int) -> bool:
+    training = replace(plan.training, global_batch_size=batch, micro_batch_size=1)
+    return bool(LayoutQueue.of(replace(plan, training=training, top=1), gpus).take()[0])

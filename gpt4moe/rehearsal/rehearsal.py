@@ -26,7 +26,8 @@ from gpt4moe.errors import CheckpointError, ConfigError, ConversionError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.planner.memory import StageMemory, memory_per_stage, optimizer_bytes, stage_buffers
+from gpt4moe.planner.memory import StageMemory, memory_per_stage
+from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles, checkpoint_files, require_grid, write_inference
 from gpt4moe.training.run_folder import identity_of
 

@@ -12,7 +12,7 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
-from gpt4moe.planner.pipeline import run_pipeline
+from gpt4moe.planner.pipeline_plan import run_pipeline
 from gpt4moe.runlog.dashboard import DASHBOARD_FILE, read_dashboard
 from gpt4moe.runlog.expert_load import LoadWindow
 from gpt4moe.runlog.metrics import Parts, Record

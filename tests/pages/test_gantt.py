@@ -14,7 +14,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.pages.gantt import MAX_BARS, gantt
 from gpt4moe.pages.schedule_page import schedule_json, schedule_section, schedule_text
 from gpt4moe.pipeline.schedule import schedule, simulate
-from gpt4moe.planner.pipeline import PipelinePlan, run_pipeline
+from gpt4moe.planner.pipeline_plan import PipelinePlan, run_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"

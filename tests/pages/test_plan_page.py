@@ -10,7 +10,7 @@ import yaml
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.plan import PlanOutput
 from gpt4moe.errors import DataError
-from gpt4moe.pages.plan_answer import answered
+from gpt4moe.pages.plan_answer import plan_answer
 from gpt4moe.pages.plan_page import stacked_bars
 from gpt4moe.planner.estimate import estimate
 from tests.planner.timed import plan_of
@@ -19,7 +19,7 @@ from tests.planner.timed import plan_of
 def test_the_page_holds_every_stage_every_part_and_asks_for_nothing(tmp_path: Path) -> None:
     plan = plan_of("+experiment=gpt4")
     plan.output, plan.file = PlanOutput.html, str(tmp_path / "plan.html")
-    assert answered(plan) == f"{tmp_path / 'plan.html'}\n"
+    assert plan_answer(plan) == f"{tmp_path / 'plan.html'}\n"
     page = (tmp_path / "plan.html").read_text()
     assert not re.search(r"(src|href)=|<script|url\(", page)
     assert page.count("activations: ") == 15
@@ -47,12 +47,12 @@ def test_a_run_is_compared_with_the_plan_of_its_own_layout(tmp_path: Path) -> No
     run_folder(tmp_path, 2 * planned.step.seconds)
     plan = plan_of("cluster=cpu")
     plan.calibrate, plan.output = str(tmp_path), PlanOutput.json
-    told = answered(plan)
-    assert isinstance(told, dict) and set(told) == {"step", "throughput", "MFU", "advice"}
+    answer = plan_answer(plan)
+    assert isinstance(answer, dict) and set(answer) == {"step", "throughput", "MFU", "advice"}
     for name, factor in (("step", 2), ("throughput", 0.5), ("MFU", 0.5)):
-        assert told[name]["measured"] / told[name]["predicted"] == pytest.approx(factor)  # type: ignore[index]
+        assert answer[name]["measured"] / answer[name]["predicted"] == pytest.approx(factor)  # type: ignore[index]
     plan.output = PlanOutput.table
-    table = answered(plan)
+    table = plan_answer(plan)
     assert isinstance(table, list) and "2 times the planned time" in str(table[1])
 
 
@@ -60,4 +60,4 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     plan = plan_of("cluster=cpu")
     plan.calibrate = str(tmp_path)
     with pytest.raises(DataError, match="no run folder"):
-        answered(plan)
+        plan_answer(plan)

@@ -8,7 +8,7 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
-from gpt4moe.planner.pipeline import run_pipeline
+from gpt4moe.planner.pipeline_plan import run_pipeline
 from gpt4moe.runlog.goodput import CAUSES, Goodput
 from gpt4moe.runlog.metrics import Record
 from tests.runlog.synthetic import falling_loss, uneven_load

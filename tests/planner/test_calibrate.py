@@ -12,8 +12,7 @@ import pytest
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError, DataError
-from gpt4moe.pages.plan_answer import answered
-from gpt4moe.planner.answer import calibration_table
+from gpt4moe.pages.plan_answer import calibration_tables, plan_answer
 from gpt4moe.planner.calibrate import advice, calibrate
 from gpt4moe.planner.estimate import estimate
 from tests.planner.timed import plan_of
@@ -135,7 +134,7 @@ def test_what_is_unlike_is_said_and_not_judged() -> None:
     on_cpu = calibrate(plan_of("model=tiny"), [{"step_seconds": 1.0, "mfu": 0.1, "peak_memory_bytes": 1e9}])
     assert [row.name for row in on_cpu if row.error is None] == ["peak memory"]
     assert "not judged" in advice(on_cpu)[1] and "resident set" in advice(on_cpu)[1]
-    assert calibration_table(on_cpu)[1:] == advice(on_cpu)
+    assert calibration_tables(on_cpu)[1:] == advice(on_cpu)
     elsewhere = judged([{"step_seconds": 1.0, "peak_memory_bytes": 1e9}])
     assert "was not on cluster=h100_80g" in elsewhere["step"] and "resident set" in elsewhere["peak memory"]
     assert "has none" in judged([{"step_seconds": 1.0, "mfu": 0.1}])["peak memory"]
@@ -156,4 +155,4 @@ def test_a_damaged_record_of_a_start_is_refused_by_its_name(text: str, tmp_path:
     (tmp_path / "metrics.jsonl").touch()
     plan = load_plan_config([f"calibrate={tmp_path}"])
     with pytest.raises(DataError, match=r"001.yaml is damaged"):
-        answered(plan)
+        plan_answer(plan)

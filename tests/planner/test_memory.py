@@ -16,10 +16,9 @@ from gpt4moe.planner.memory import (
     again_bytes,
     live_activations,
     memory_per_stage,
-    optimizer_bytes,
     peak_live_bytes,
-    stage_buffers,
 )
+from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks
 

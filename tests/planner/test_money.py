@@ -6,9 +6,8 @@ import pytest
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError
-from gpt4moe.planner.cost import cost
 from gpt4moe.planner.estimate import estimate
-from gpt4moe.planner.run_time import Saving, best_interval, run_time
+from gpt4moe.planner.run_time import Saving, best_interval, cost, run_time
 from tests.planner.timed import plan_of
 
 DAY = 86400.0

@@ -4,7 +4,7 @@ import pytest
 
 from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.load import load_run_config
-from gpt4moe.planner.pipeline import checked_messages, relative_durations, run_pipeline
+from gpt4moe.planner.pipeline_plan import checked_messages, relative_durations, run_pipeline
 
 GPT4_RANKS = 24960
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError, LayoutError
-from gpt4moe.planner.answer import json_answer, table_answer
+from gpt4moe.pages.plan_answer import json_answer, table_answer
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.search import search
 from tests.planner.timed import plan_of

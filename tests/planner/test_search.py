@@ -11,14 +11,14 @@ from gpt4moe.config.optimizer import Dtype, EngineConfig, EngineKind, PrecisionC
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.errors import ConfigError, Gpt4MoeError, LayoutError
+from gpt4moe.pages.plan_answer import table_answer
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems
 from gpt4moe.planner import step_time as of_step
-from gpt4moe.planner.answer import table_answer
-from gpt4moe.planner.candidates import Candidate, Pool, layouts
+from gpt4moe.planner.candidates import Candidate, LayoutQueue, layouts
 from gpt4moe.planner.estimate import estimate, timed_work
-from gpt4moe.planner.glance import Glance
 from gpt4moe.planner.memory import memory_per_stage
+from gpt4moe.planner.memory_lower_bound import MemoryLowerBound
 from gpt4moe.planner.search import search
 from tests.planner.timed import plan_of
 
@@ -61,14 +61,14 @@ def test_lower_bounds_are_never_above_memory_and_step_of_400_random_layouts() ->
             continue
         plan, gpus = drawn
         work = timed_work(plan)
-        look = Glance(plan, work, gpus)
+        bound = MemoryLowerBound(plan, work, gpus)
         memory = memory_per_stage(plan, Layout.from_config(plan.parallel, gpus), imbalance=plan.imbalance)
         fullest = max(stage.total_bytes for stage in memory)
-        least = look.least_bytes(plan.parallel, plan.training)
+        least = bound.least_bytes(plan.parallel, plan.training)
         assert least <= fullest, (plan.model.name, plan.parallel, plan.training, plan.precision, plan.engine)
-        pool = Pool(plan=plan, look=look, work=work)
-        at_least = pool.least_seconds(plan.parallel, plan.training)
-        seconds = pool.timed(Candidate(0.0, 0, plan.parallel, plan.training)).seconds
+        queue = LayoutQueue(plan=plan, bound=bound, work=work)
+        at_least = queue.least_seconds(plan.parallel, plan.training)
+        seconds = queue.timed(Candidate(0.0, 0, plan.parallel, plan.training)).seconds
         assert at_least <= seconds * (1 + 1e-12), (plan.model.name, plan.parallel, plan.training)
         seen, near, near_in_time = seen + 1, near + (least > 0.6 * fullest), near_in_time + (at_least > 0.6 * seconds)
     assert near > 200 and near_in_time > 200  # a bound of 0 would be one too
@@ -117,14 +117,16 @@ def test_a_search_works_out_few_layers_and_fewer_memories_and_says_how_far_it_lo
 def test_the_shipped_layout_is_in_its_own_search() -> None:
     """tp 8 x pp 15 with six of eight layers recomputed: the fewest of that layout that fit."""
     plan = plan_of("+experiment=gpt4", "search=true")
-    shipped, look = plan.parallel, Glance(plan, timed_work(plan), 24960)
+    shipped, bound = plan.parallel, MemoryLowerBound(plan, timed_work(plan), 24960)
     plain = replace(shipped, recompute=Recompute.none, recompute_layers=None)
     assert plain in list(layouts(plan, 24960))
-    glanced = look.fewest_recomputed(plain, plan.training)
-    assert glanced is not None and 0 < (glanced.recompute_layers or 0) <= 6
+    fewest = bound.fewest_recomputed(plain, plan.training)
+    assert fewest is not None and 0 < (fewest.recompute_layers or 0) <= 6
     plan.gpus, plan.top = 24960, 1
-    pool = Pool(plan=plan, look=look, work=timed_work(plan), waiting=[Candidate(0.0, 0, glanced, plan.training)])
-    found, _ = pool.take()
+    queue = LayoutQueue(
+        plan=plan, bound=bound, work=timed_work(plan), waiting=[Candidate(0.0, 0, fewest, plan.training)]
+    )
+    found, _ = queue.take()
     assert [one.plan.parallel for one in found] == [shipped]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.planner.inference import cache_bytes, most_sequences, serve, with_query_groups
+from gpt4moe.planner.serving import cache_bytes, most_sequences, serve, with_query_groups
 from tests.planner.timed import plan_of
 
 

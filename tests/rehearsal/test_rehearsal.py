@@ -16,7 +16,7 @@ from gpt4moe.convert.weights import CheckpointWeights
 from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.memory import optimizer_bytes
+from gpt4moe.planner.states import optimizer_bytes
 from gpt4moe.rehearsal import command as rehearsal_command
 from gpt4moe.rehearsal import rehearsal
 from tests.distributed.case import BASE

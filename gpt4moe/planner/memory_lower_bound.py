@@ -1,7 +1,9 @@
-"""A quick look at whether a layout can fit: never more than its memory, so it refuses nothing that would fit.
+"""A lower bound on memory. It prunes the search without losing a layout that fits.
 
-each stage: states without padding + live activations of its smallest chunk, by the layer that keeps least
--> the fullest stage -> a lower bound -> may it fit, and with how few layers recomputed
+    each stage: states without padding + live activations, as if every layer were of the kind that keeps least
+    -> the fullest stage -> a lower bound -> may the layout fit, and with how few recomputed layers
+
+The bound never exceeds memory.memory_per_stage (tests draw random layouts) and is much faster to compute.
 """
 
 from bisect import bisect_left
@@ -17,24 +19,24 @@ from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import MicroBatch, layer_bytes
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import reserve_bytes
-from gpt4moe.planner.state_bytes import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
+from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 from gpt4moe.planner.step_time import stage_parameters
 
 
 @dataclass(frozen=True, slots=True)
 class StageStates:
-    """Pipeline stages that are alike; of those the first, whose activations are most."""
+    """Pipeline stages that are alike: the first of them, which has the most live activations."""
 
     stage: int
     states_bytes: float
     layers: int
-    """Of its smallest virtual stage."""
+    """Layers of its smallest virtual stage."""
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
-    """What many layouts of one plan share is worked out once. Of a layout its degrees and recomputation count: layers
-    lie as evenly on stages as they go."""
+class MemoryLowerBound:
+    """The bound for many layouts of one plan; it keeps what they share. Layers are spread over stages as evenly as
+    possible, so layers_per_stage of a layout is ignored."""
 
     plan: PlanConfig
     work: Work
@@ -45,27 +47,27 @@ class Glance:
     live: dict[tuple[int, ...], list[tuple[StageStates, int]]] = field(default_factory=dict)
 
     def parameters(self, cut: ParallelConfig) -> list[tuple[float, float]]:
-        """Dense and expert ones of a rank of each stage."""
+        """(dense, expert) parameters of a rank of each stage: [pp]."""
         key = (cut.tp, cut.pp, cut.vpp, cut.ep, cut.etp)
         if key not in self.sizes:
             self.sizes[key] = stage_parameters(replace(self.work, parallel=cut))
         return self.sizes[key]
 
     def may_fit(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute = Recompute.none) -> bool:
-        """False: it does not, with this recomputation of all layers in place of its own."""
+        """False: the layout cannot fit, even with this recomputation of all layers in place of its own."""
         return self._fullest(cut, training, recompute)(None) <= self.plan.cluster.memory_bytes
 
     def states_may_fit(self, cut: ParallelConfig) -> bool:
-        """False: it does not, whatever the micro-batch and recomputation."""
+        """False: the layout cannot fit, whatever the micro-batch and recomputation."""
         most = max(stage.states_bytes for stage in self._stages(cut))
         return most + reserve_bytes(self.plan, 0) <= self.plan.cluster.memory_bytes
 
     def least_bytes(self, cut: ParallelConfig, training: TrainingConfig) -> float:
-        """At most what the fullest rank needs (memory.memory_per_stage)."""
+        """Bytes: at most what the fullest rank needs by memory.memory_per_stage."""
         return self._fullest(cut, training, cut.recompute)(cut.recompute_layers)
 
     def fewest_recomputed(self, cut: ParallelConfig, training: TrainingConfig) -> ParallelConfig | None:
-        """The layout with full recompute of as few layers as may do; None: not even all may."""
+        """The layout with full recomputation of the fewest layers that may make it fit; None: it cannot fit."""
         counts, fullest = range(1, most_layers(self.plan, cut) + 1), self._fullest(cut, training, Recompute.full)
         first = bisect_left(counts, True, key=lambda count: fullest(count) <= self.plan.cluster.memory_bytes)
         return with_recomputed_layers(self.plan, cut, counts[first]) if first < len(counts) else None
@@ -73,7 +75,7 @@ class Glance:
     def _fullest(
         self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute
     ) -> Callable[[int | None], float]:
-        """Layers of each virtual stage that are recomputed (None: all) -> at most the bytes of the fullest rank."""
+        """Recomputed layers of each virtual stage (None: all) -> a lower bound of the fullest rank's bytes."""
         kept, again = self._least(cut, training, Recompute.none), self._least(cut, training, recompute)
         stages = self._live(cut, training)
 
@@ -88,7 +90,7 @@ class Glance:
         return fullest
 
     def _live(self, cut: ParallelConfig, training: TrainingConfig) -> list[tuple[StageStates, int]]:
-        """Stages, and how many chunks and micro-batches are live in them at once."""
+        """Each kind of stage, and how many pairs of a chunk and a micro-batch are live in it at once."""
         key = (cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp, training.micro_batch_size)
         if key not in self.live:
             dp = self.gpus // (cut.tp * cut.cp * cut.pp)
@@ -116,7 +118,7 @@ class Glance:
         return self.stages[key]
 
     def _least(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute) -> int:
-        """Bytes that the kind of layer that keeps least keeps."""
+        """Activation bytes of the kind of layer that keeps least."""
         key = (cut.tp, cut.cp, cut.ep, cut.etp, training.micro_batch_size, recompute)
         if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
@@ -127,11 +129,11 @@ class Glance:
 
 
 def most_layers(plan: PlanConfig, cut: ParallelConfig) -> int:
-    """Of a virtual stage."""
+    """Layers of the largest virtual stage."""
     return -(-plan.model.num_layers // (cut.pp * cut.vpp))
 
 
 def with_recomputed_layers(plan: PlanConfig, cut: ParallelConfig, count: int) -> ParallelConfig:
-    """Full recompute of `count` layers of each virtual stage, or of all where they are no more."""
+    """The layout with full recomputation of `count` layers of each virtual stage; of all where it has no more."""
     is_whole = count >= most_layers(plan, cut)
     return replace(cut, recompute=Recompute.full, recompute_layers=None if is_whole else count)

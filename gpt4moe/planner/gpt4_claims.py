@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.count import count_parameters
+from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.estimate import Estimate, estimate
-from gpt4moe.planner.inference import Serving, most_sequences, serve, with_query_groups
+from gpt4moe.planner.serving import Serving, most_sequences, serve, with_query_groups
 
 DECODER = "THE DECODER, 2023-06-28/07-11"
 SEMIANALYSIS = "SemiAnalysis, 2023-07-10"
@@ -35,13 +36,22 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class ReportedRuns:
     """The plans that the claims are held against."""
 
     gpt4: PlanConfig
     other: PlanConfig
     """8 x 220B."""
     davinci: PlanConfig
+
+    @classmethod
+    def load(cls) -> "ReportedRuns":
+        """As configs/ has them, whatever the command line says."""
+        return cls(
+            load_plan_config(["+experiment=gpt4"]),
+            load_plan_config(["+experiment=gpt4_8x220b"]),
+            load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
+        )
 
     def trained(self) -> Estimate:
         """As reported: the layout without recomputation and without failures, whatever its memory."""
@@ -59,10 +69,10 @@ class Material:
         return serve(model, cluster, tp=8, pp=1, sequences=sequences, context=2048)
 
 
-def claims(material: Material) -> list[Claim]:
+def claims(runs: ReportedRuns) -> list[Claim]:
     """Every row of the report."""
-    rows: list[Callable[[Material], list[Claim]]] = [_sizes, _training, _memory, _serving, _ratio, _unpriced]
-    return [claim for section in rows for claim in section(material)]
+    rows: list[Callable[[ReportedRuns], list[Claim]]] = [_sizes, _training, _memory, _serving, _ratio, _unpriced]
+    return [claim for section in rows for claim in section(runs)]
 
 
 def markdown(rows: list[Claim]) -> str:
@@ -89,14 +99,14 @@ def _fits(needed: float, device: float) -> str:
     return f"follows: {(device - needed) / 1e9:.1f} GB are left"
 
 
-def _sizes(material: Material) -> list[Claim]:
-    gpt4, other = count_parameters(material.gpt4.model), count_parameters(material.other.model)
+def _sizes(runs: ReportedRuns) -> list[Claim]:
+    gpt4, other = count_parameters(runs.gpt4.model), count_parameters(runs.other.model)
     expert = gpt4.per_component["experts"] / 16
     trunk = other.total - other.per_component["experts"]
     one = other.per_component["experts"] / 8 + trunk / 8
     shape = "hidden 10752, 96 heads of 112, SwiGLU of 28672, vocabulary 100,352: chosen to fit, not reported"
     attention = gpt4.per_component["attention"]
-    layers, width = material.gpt4.model.num_layers, material.gpt4.model.head_size
+    layers, width = runs.gpt4.model.num_layers, runs.gpt4.model.head_size
     # Multi-query: 2 H^2 for queries and output, 2 H D for the one key and value head, in every layer.
     wide = (((width**2 + 2 * 55e9 / layers) ** 0.5) - width) / 2
     return [
@@ -113,8 +123,8 @@ def _sizes(material: Material) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _training(material: Material) -> list[Claim]:
-    plan, ours = material.gpt4, material.trained()
+def _training(runs: ReportedRuns) -> list[Claim]:
+    plan, ours = runs.gpt4, runs.trained()
     tokens = 13e12
     flops, whole = ours.flops.layers * tokens, ours.flops.model * tokens
     days = whole / (ours.mfu * 312e12 * ours.layout.world_size) / 86400
@@ -151,8 +161,8 @@ def _training(material: Material) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _memory(material: Material) -> list[Claim]:
-    without, plan = material.trained(), material.gpt4
+def _memory(runs: ReportedRuns) -> list[Claim]:
+    without, plan = runs.trained(), runs.gpt4
     fits = estimate(plan)
     device = plan.cluster.memory_bytes
     slower = "slower than reported" if fits.mfu < 0.32 else "as fast as reported"
@@ -166,12 +176,12 @@ def _memory(material: Material) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _serving(material: Material) -> list[Claim]:
+def _serving(runs: ReportedRuns) -> list[Claim]:
     rows = []
     for name, groups in GROUPS.items():
-        ours = material.served(groups)
-        model = with_query_groups(material.gpt4.model, groups)
-        most = most_sequences(model, material.gpt4.cluster, tp=8, pp=16, context=CONTEXT)
+        ours = runs.served(groups)
+        model = with_query_groups(runs.gpt4.model, groups)
+        most = most_sequences(model, runs.gpt4.cluster, tp=8, pp=16, context=CONTEXT)
         attention = count_parameters(model).per_component["attention"]
         rows.append(Claim(
             f"inference on 128 devices, tp 8 x pp 16, {name}", DECODER,
@@ -179,7 +189,7 @@ def _serving(material: Material) -> list[Claim]:
             f"cache {ours.cache_bytes_per_token / 1e6:.2f} MB a token, "
             f"{ours.cache_bytes_per_token * CONTEXT / 1e9:.1f} GB for 8,192; at most {most:,} sequences; "
             f"{1e3 * ours.latency_seconds:.0f} ms a token, "
-            f"{ours.tokens_per_second:,.0f} tokens/s, ${ours.usd_per_1000_tokens(material.gpt4.cluster):.4f} for 1,000",
+            f"{ours.tokens_per_second:,.0f} tokens/s, ${ours.usd_per_1000_tokens(runs.gpt4.cluster):.4f} for 1,000",
             f"attention of this shape is {attention / 1e9:.1f}B, {_off(attention, 55e9)} of the reported 55B",
             f"bf16, {SEQUENCES} sequences in flight, 8,192 tokens cached each; 120 layers over 16 stages are uneven: "
             f"{_stages(model.num_layers)}; {ours.weight_bytes / 1e9:.1f} GB of weights on the fullest device",
@@ -192,14 +202,14 @@ def _stages(num_layers: int) -> str:
     return ", ".join(f"{count} of {size}" for size, count in sizes.items())
 
 
-def _ratio(material: Material) -> list[Claim]:
-    cluster, davinci = material.gpt4.cluster, material.davinci_served()
+def _ratio(runs: ReportedRuns) -> list[Claim]:
+    cluster, davinci = runs.gpt4.cluster, runs.davinci_served()
     base = davinci.usd_per_1000_tokens(cluster)
-    active = count_parameters(material.gpt4.model).active / 175e9
-    light = material.served(1).usd_per_1000_tokens(cluster) / base
+    active = count_parameters(runs.gpt4.model).active / 175e9
+    light = runs.served(1).usd_per_1000_tokens(cluster) / base
     full, ratios = {}, [active, light]
     for name, groups in GROUPS.items():
-        model = with_query_groups(material.gpt4.model, groups)
+        model = with_query_groups(runs.gpt4.model, groups)
         most = most_sequences(model, cluster, tp=8, pp=16, context=CONTEXT)
         ours = serve(model, cluster, tp=8, pp=16, sequences=most, context=CONTEXT)
         ratios.append(ours.usd_per_1000_tokens(cluster) / base)
@@ -229,7 +239,7 @@ def _ratio_verdict(ratios: list[float]) -> str:
     return f"does not follow: {min(ratios):.1f} to {max(ratios):.1f}, the load decides"
 
 
-def _unpriced(material: Material) -> list[Claim]:
+def _unpriced(runs: ReportedRuns) -> list[Claim]:
     return [
         Claim("iterative refinement, 16 outputs", DECODER, "speculation", "16 x the tokens, 16 x the cost",
               "called speculation by the source", "no output reused"),
@@ -239,7 +249,7 @@ def _unpriced(material: Material) -> list[Claim]:
     ]  # fmt: skip
 
 
-def leak_page(rows: list[Claim]) -> str:
+def claims_page(rows: list[Claim]) -> str:
     """docs/gpt4-numbers.md."""
     return f"""# GPT-4 by the numbers: which reported numbers follow from first principles?
 

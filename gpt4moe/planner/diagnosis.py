@@ -1,10 +1,20 @@
-"""What binds a plan, what would move it, and what a reader of the plan should know."""
+"""Diagnosis of a plan: changes that make an illegal layout legal, what binds a step, what a reader must know.
 
+an illegal plan -> other values of each key, nearest first --legality--> "gpus=960, parallel.tp=8 or ..."
+a legal plan    -> binding: one sentence on the resource it waits for; warnings: what does not fit, what is assumed
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
 from math import ceil
 
 from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.model import divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
+from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.layout import fewest_ranks
+from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import generation_timing
 from gpt4moe.planner.memory import StageMemory
@@ -25,11 +35,13 @@ MOVES = {
 }
 """Part of a step -> the resource it waits for, and what moves it."""
 TIGHT = 0.95
-"""Share of the memory from which a plan is called tight."""
+"""From this share of the device's memory on, a plan is called tight."""
+FURTHEST = 64
+"""Multiples on either side of a number without bounds that are tried."""
 
 
 def binding(step: StepTime, parallel: ParallelConfig, memory: list[StageMemory], cluster: ClusterConfig) -> str:
-    """One sentence: the resource that binds, its share of the step, what would move it; memory first if it is short."""
+    """One sentence: the resource that binds, its share of the step, what would help; memory first if it is short."""
     fullest = max(memory, key=lambda stage: stage.total_bytes)
     if fullest.total_bytes > cluster.memory_bytes:
         return (
@@ -51,7 +63,7 @@ def warnings(
     *,
     step_seconds: float,
 ) -> list[str]:
-    """What does not fit, what the trainer cannot run yet, what is lost to failures, what is assumed."""
+    """What the trainer cannot run yet, what does not fit, what failures cost, and where the seconds come from."""
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
     again, cut = plan.parallel.recompute_layers, plan.parallel
@@ -89,7 +101,7 @@ def warnings(
 
 
 def _of_time(cluster: ClusterConfig) -> str:
-    """What stands behind the seconds: never a run of this trainer."""
+    """Where the seconds come from, and how far off they may be: no run of this trainer on a GPU has been timed."""
     known = generation_timing(cluster.generation)
     if not known.constants:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
@@ -110,3 +122,62 @@ def _memory_move(parallel: ParallelConfig, stage: StageMemory) -> str:
         more = "a smaller training.micro_batch_size, more parallel.tp"
         return more if parallel.recompute.value == "full" else f"parallel.recompute=full, {more}"
     return "more parallel.ep or parallel.pp, more devices for the optimizer's share"
+
+
+def require_legal(plan: PlanConfig, world: int) -> None:
+    """Raises: LayoutError with every problem, and as its cure single changes that were tried and are legal."""
+    problems = layout_problems(plan.model, plan.parallel, plan.training, world)
+    if not problems:
+        return
+    changes = legal_changes(plan, world)
+    if not changes:
+        refuse(problems)
+    causes = " ".join(problem.cause for problem in problems)
+    raise LayoutError(causes, f"Set {'one of ' * (len(changes) > 1)}{', '.join(changes)}.")
+
+
+def legal_changes(plan: PlanConfig, world: int) -> list[str]:
+    """Overrides that each make the plan legal alone: of every key its nearest legal value."""
+    found = []
+    for key, values in _others(plan, world):
+        now = world if key == "gpus" else _value(plan, key)
+        for value in sorted(values, key=lambda value: (abs(value - now), value)):
+            if value != now and value > 0 and _is_legal(plan, world, key, value):
+                found.append(f"{key}={value}")
+                break
+    return found
+
+
+def _others(plan: PlanConfig, world: int) -> Iterator[tuple[str, list[int]]]:
+    model, parallel, training = plan.model, plan.parallel, plan.training
+    yield "gpus", _multiples(fewest_ranks(parallel), world)
+    yield "parallel.tp", divisors(model.num_attention_heads)
+    yield "parallel.pp", list(range(1, model.num_layers + 1))
+    yield "parallel.vpp", divisors(model.num_layers)
+    yield "parallel.cp", [2**power for power in range(8)]
+    yield "parallel.ep", divisors(model.moe.num_experts) if model.moe else [1]
+    yield "parallel.etp", [1, 2, 4, 8]
+    dp = max(1, world // (parallel.tp * parallel.pp * parallel.cp))
+    group = dp * training.micro_batch_size * (parallel.pp if parallel.vpp > 1 else 1)
+    yield "training.global_batch_size", _multiples(group, training.global_batch_size)
+    yield "training.micro_batch_size", divisors(training.global_batch_size)
+
+
+def _multiples(of: int, near: int) -> list[int]:
+    middle = near // of
+    return [of * count for count in range(max(1, middle - FURTHEST), middle + FURTHEST + 1)]
+
+
+def _value(plan: PlanConfig, key: str) -> int:
+    group, name = key.split(".")
+    value: int = getattr(getattr(plan, group), name)
+    return value
+
+
+def _is_legal(plan: PlanConfig, world: int, key: str, value: int) -> bool:
+    if key == "gpus":
+        return not layout_problems(plan.model, plan.parallel, plan.training, value)
+    tried = deepcopy(plan)
+    group, name = key.split(".")
+    setattr(getattr(tried, group), name, value)
+    return not layout_problems(tried.model, tried.parallel, tried.training, world)

@@ -7,30 +7,29 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.parallel.legality import layout_problems
-from gpt4moe.planner.answer import leak_material, leak_rows
-from gpt4moe.planner.leak import Claim, Material, claims, leak_page
+from gpt4moe.planner.gpt4_claims import Claim, ReportedRuns, claims, claims_page
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpt4-numbers.md"
 
 
 @cache
-def material() -> Material:
-    return leak_material()
+def runs() -> ReportedRuns:
+    return ReportedRuns.load()
 
 
 @cache
 def rows() -> dict[str, Claim]:
-    return {row.claim: row for row in leak_rows()}
+    return {row.claim: row for row in claims(runs())}
 
 
 def test_the_page_is_what_the_planner_says() -> None:
     """`python tools/plan.py report=leak > docs/gpt4-numbers.md` writes it anew."""
-    assert PAGE.read_text() == leak_page(list(rows().values()))
+    assert PAGE.read_text() == claims_page(list(rows().values()))
 
 
 def test_davinci_is_served_on_a_layout_that_is_legal() -> None:
     """Its vocabulary is padded: 50,257 rows are odd, and tp 8 would be refused."""
-    plan, served = material().davinci, material().davinci_served()
+    plan, served = runs().davinci, runs().davinci_served()
     assert layout_problems(plan.model, replace(plan.parallel, tp=8), plan.training, served.devices) == []
 
 
@@ -55,8 +54,8 @@ def test_what_does_not_follow_is_said() -> None:
 
 def verdict(claim: str, **cluster: float | None) -> str:
     """Of a claim where the devices were others."""
-    gpt4 = material().gpt4
-    changed = replace(material(), gpt4=replace(gpt4, cluster=replace(gpt4.cluster, **cluster)))
+    gpt4 = runs().gpt4
+    changed = replace(runs(), gpt4=replace(gpt4, cluster=replace(gpt4.cluster, **cluster)))
     return next(row.verdict for row in claims(changed) if row.claim == claim)
 
 
@@ -77,6 +76,6 @@ def test_a_verdict_comes_from_the_numbers(claim: str, before: str, change: dict[
 
 
 def test_a_wrong_model_is_told_from_the_reported_one() -> None:
-    gpt4 = material().gpt4
-    smaller = replace(material(), gpt4=replace(gpt4, model=replace(gpt4.model, hidden_size=9216)))
+    gpt4 = runs().gpt4
+    smaller = replace(runs(), gpt4=replace(gpt4, model=replace(gpt4.model, hidden_size=9216)))
     assert float(next(row.verdict for row in claims(smaller) if row.claim == "parameters").strip("%")) < -10

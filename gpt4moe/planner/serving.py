@@ -16,9 +16,9 @@ from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import stage_layers
-from gpt4moe.planner.cost import hourly_price
 from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profile
 from gpt4moe.planner.layer_time import timed_kinds
+from gpt4moe.planner.run_time import hourly_price
 
 VALUE_BYTES = 2
 """Weights and cache are bf16."""
