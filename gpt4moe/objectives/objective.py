@@ -28,7 +28,8 @@ class Objective(Protocol):
     """What a run minimizes. Methods have no state and call no collectives: each rank calls them on its own batches."""
 
     logged_names: tuple[str, ...]
-    """Further numbers of a step (StepResult.logged). Fixed, since ranks without the model's output count them too."""
+    """Further numbers of a step (StepResult.logged); in a run each is a metric (runlog.metrics_table). Fixed, because
+    ranks without the model's output take part in their sum."""
 
     def num_tokens(self, batch: Batch) -> Tensor:
         """What the micro-batch counts in the global mean: a scalar, fp64. Known before the forward pass.

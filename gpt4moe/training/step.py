@@ -51,8 +51,8 @@ class StepRunner:
     """Runs the schedule for one engine, forward and backward or forward only.
 
     Args:
-        num_sources: of the data; with several, batches say which one each sequence is of.
-        objective: None: the one of the run's stage (objectives.stages).
+        num_sources: how many data sources there are. With several, Batch.source_index must be set.
+        objective: what is minimized; None: the objective of the run's stage (objectives.stages).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class StepRunner:
             batches: this rank's micro-batches (data.loader.micro_batch_samples), the same number on every rank.
         """
         self.engine.zero_gradients()
-        return self._walk(batches, forward_only=False)
+        return self._run_schedule(batches, forward_only=False)
 
     def finish_step(self, result: StepResult) -> None:
         """Updates the routers' buffers from the load of the whole global batch. Called once a step, after the engine's
@@ -98,12 +98,12 @@ class StepRunner:
         """The loss without gradients. Collective."""
         for chunk in self.engine.chunks:
             chunk.eval()
-        result = self._walk(batches, forward_only=True)
+        result = self._run_schedule(batches, forward_only=True)
         for chunk in self.engine.chunks:
             chunk.train()
         return result
 
-    def _walk(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
+    def _run_schedule(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
         batches = [batch.to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens, has_padding = self._global_tokens(batches)
