@@ -1,7 +1,11 @@
-"""Checks the data of a run before anything expensive starts: is it there, does it fit, what identifies it. No torch."""
+"""Checks the data of a run before anything expensive starts: is it there, does it fit, what identifies it. No torch.
+
+check_data reads manifest.json and hashes the tokenizer, once a launch; what it found is handed on as CheckedData.
+"""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.config.data import DataKind
@@ -13,17 +17,26 @@ from gpt4moe.errors import DataError
 SPLITS = ("train", "valid")
 
 
-def check_data(run: RunConfig) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedData:
+    """The data of a run as check_data found it."""
+
+    identity: dict[str, str]
+    """Hashes that must be the same on a restart: "data", of the tokens and their shares; "tokenizer". They do not
+    depend on where the folder lies."""
+    tokenizer: Path | None = None
+    """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
+    shares: dict[str, float] | None = None
+    """Share of samples of each source; None for synthetic tokens."""
+
+
+def check_data(run: RunConfig) -> CheckedData:
     """Opens every file that the run will read.
 
     Raises: DataError for missing or damaged files, another vocabulary or tokenizer, an unknown source or a short one.
     """
     if run.data.kind is DataKind.mock:
-        if run.data.tokenizer is not None and not Path(run.data.tokenizer).is_file():
-            raise DataError(
-                f"data.tokenizer={run.data.tokenizer} is missing.", "Leave data.tokenizer unset for data=mock."
-            )
-        return
+        return _check_mock(run)
     folder = data_folder(run)
     manifest = DataManifest.read(folder)
     if manifest.vocab_size != run.model.vocab_size:
@@ -32,18 +45,31 @@ def check_data(run: RunConfig) -> None:
             f"{manifest.vocab_size}.",
             f"Set model.vocab_size={manifest.vocab_size}, or make data of the other vocabulary.",
         )
-    path = tokenizer_path(run)
-    assert path is not None
+    path = _tokenizer_of(run, manifest)
     _require_file(path)
-    if file_sha256(path) != manifest.tokenizer_sha256:
+    tokenizer_hash = file_sha256(path)
+    if tokenizer_hash != manifest.tokenizer_sha256:
         raise DataError(
             f"The tokenizer {path} is not the one that made the data of {folder}.",
             "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
         )
-    for source in manifest.shares(run.data.sources):
+    shares = manifest.shares(run.data.sources)
+    for source in shares:
         for split in SPLITS:
             tokens = _checked_tokens(folder, manifest, source, split)
             _require_length(source, split, tokens=tokens, seq_length=run.model.seq_length)
+    identity = {"data": _hash_of_tokens(manifest, shares), "tokenizer": tokenizer_hash}
+    return CheckedData(identity=identity, tokenizer=path, shares=shares)
+
+
+def _check_mock(run: RunConfig) -> CheckedData:
+    """Synthetic tokens: at most a tokenizer is read."""
+    if run.data.tokenizer is None:
+        return CheckedData(identity={"data": "mock", "tokenizer": "none"})
+    path = Path(run.data.tokenizer)
+    if not path.is_file():
+        raise DataError(f"data.tokenizer={path} is missing.", "Leave data.tokenizer unset for data=mock.")
+    return CheckedData(identity={"data": "mock", "tokenizer": file_sha256(path)}, tokenizer=path)
 
 
 def read_whole_folder(folder: Path) -> DataManifest:
@@ -63,17 +89,23 @@ def read_whole_folder(folder: Path) -> DataManifest:
     return manifest
 
 
-def data_identity(run: RunConfig) -> dict[str, str]:
-    """What must be the same on a restart of the run: hashes of its tokens with their shares, and of its tokenizer.
+def data_folder(run: RunConfig) -> Path:
+    assert run.data.path is not None  # DataConfig.validate
+    return Path(run.data.path)
 
-    Does not depend on the folder's path. Call check_data first.
-    """
-    tokenizer = tokenizer_path(run)
-    tokenizer_hash = file_sha256(tokenizer) if tokenizer is not None else "none"
-    if run.data.kind is DataKind.mock:
-        return {"data": "mock", "tokenizer": tokenizer_hash}
-    manifest = DataManifest.read(data_folder(run))
-    shares = manifest.shares(run.data.sources)
+
+def tokenizer_path(run: RunConfig) -> Path | None:
+    """CheckedData.tokenizer, where the tokens themselves are not needed. Raises: DataError for a damaged manifest."""
+    if run.data.tokenizer is not None or run.data.kind is DataKind.mock:
+        return None if run.data.tokenizer is None else Path(run.data.tokenizer)
+    return _tokenizer_of(run, DataManifest.read(data_folder(run)))
+
+
+def _tokenizer_of(run: RunConfig, manifest: DataManifest) -> Path:
+    return Path(run.data.tokenizer) if run.data.tokenizer is not None else data_folder(run) / manifest.tokenizer
+
+
+def _hash_of_tokens(manifest: DataManifest, shares: dict[str, float]) -> str:
     content = {
         "vocab_size": manifest.vocab_size,
         "eos_id": manifest.eos_id,
@@ -82,23 +114,7 @@ def data_identity(run: RunConfig) -> dict[str, str]:
             for name, share in shares.items()
         },
     }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {"data": digest, "tokenizer": tokenizer_hash}
-
-
-def data_folder(run: RunConfig) -> Path:
-    assert run.data.path is not None  # DataConfig.validate
-    return Path(run.data.path)
-
-
-def tokenizer_path(run: RunConfig) -> Path | None:
-    """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
-    if run.data.tokenizer is not None:
-        return Path(run.data.tokenizer)
-    if run.data.kind is DataKind.mock:
-        return None
-    folder = data_folder(run)
-    return folder / DataManifest.read(folder).tokenizer
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _require_file(tokenizer: Path) -> None:

@@ -12,12 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
-from gpt4moe.data.check import check_data, data_folder, data_identity, tokenizer_path
+from gpt4moe.data.check import CheckedData, check_data, data_folder
 from gpt4moe.data.indexed import IndexedTokens
-from gpt4moe.data.manifest import DataManifest
 from gpt4moe.data.mixture import Mixture
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import MockSamples, TokenSample, num_samples, packed_sample
@@ -86,7 +84,7 @@ class Data:
     validation: SampleStream
     """Held-out text, mixed as the training text is, in the same order for every seed; it starts again at its end."""
     identity: dict[str, str]
-    """Of data_identity; must be the same on a restart."""
+    """CheckedData.identity: must be the same on a restart."""
     tokenizer: Path | None
     source_names: list[str]
 
@@ -95,23 +93,26 @@ class Data:
         return self.train.samples.consumed(consumed_samples)
 
 
-def build_data(run: RunConfig) -> Data:
-    """Raises: DataError as check_data does, before a file is mapped."""
-    check_data(run)
-    if run.data.kind is DataKind.mock:
+def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
+    """The streams of a run.
+
+    Args:
+        checked: what check_data found; by default it is called here.
+    Raises: DataError as check_data does, or when a file has gone since.
+    """
+    checked = checked or check_data(run)
+    if checked.shares is None:
         train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
     else:
-        folder = data_folder(run)
-        shares = DataManifest.read(folder).shares(run.data.sources)
-        names = list(shares)
+        folder, shares, names = data_folder(run), checked.shares, list(checked.shares)
         train = _mixed(folder, "train", shares, seq_length=run.model.seq_length, seed=run.run.seed)
         # Seed 0 always: runs of different seeds are compared on the same held-out samples.
         validation = _mixed(folder, "valid", shares, seq_length=run.model.seq_length, seed=0)
     return Data(
         train=train,
         validation=validation,
-        identity=data_identity(run),
-        tokenizer=tokenizer_path(run),
+        identity=checked.identity,
+        tokenizer=checked.tokenizer,
         source_names=names,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import config_from_dict
-from gpt4moe.data.check import check_data, tokenizer_path
+from gpt4moe.data.check import check_data
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.load import open_model
@@ -55,8 +55,7 @@ def _tokenizer_and_context(folder: Path) -> tuple[Tokenizer, int]:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return load_tokenizer(folder / "tokenizer.json"), config["max_position_embeddings"]
     run = config_from_dict(Manifest.load(find_checkpoint(folder)).config)
-    check_data(run)
-    path = tokenizer_path(run)
+    path = check_data(run).tokenizer
     if path is None:
         raise DataError("The run was trained on synthetic tokens: it has no tokenizer.", "Use a run on real text.")
     return load_tokenizer(path), run.model.seq_length

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.check import SPLITS, check_data, data_folder, tokenizer_path
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest
+from gpt4moe.data.check import SPLITS, check_data, data_folder
+from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.errors import DataError
 
 MOST_BYTES = 64 << 20
@@ -116,7 +115,6 @@ class DataFacts:
 def data_facts(run: RunConfig) -> DataFacts:
     """Opens what the trainer would open, by its own check, and hashes blocks of it."""
     try:
-        check_data(run)
         digest = hashlib.sha256()
         for path in data_files(run):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
@@ -131,14 +129,13 @@ def data_facts(run: RunConfig) -> DataFacts:
 
 
 def data_files(run: RunConfig) -> list[Path]:
-    """The files that the run reads, in the same order on every rank."""
-    tokenizer = tokenizer_path(run)
-    files = [tokenizer] if tokenizer is not None else []
-    if run.data.kind is DataKind.mock:
+    """The files that the run reads, in the same order on every rank. Raises: DataError as the trainer's check does."""
+    checked = check_data(run)
+    files = [checked.tokenizer] if checked.tokenizer is not None else []
+    if checked.shares is None:
         return files
     folder = data_folder(run)
-    sources = DataManifest.read(folder).shares(run.data.sources)
-    names = [f"{source}-{split}.{suffix}" for source in sources for split in SPLITS for suffix in ("idx", "bin")]
+    names = [f"{source}-{split}.{suffix}" for source in checked.shares for split in SPLITS for suffix in ("idx", "bin")]
     return [folder / MANIFEST_NAME, *files, *(folder / name for name in names)]
 
 

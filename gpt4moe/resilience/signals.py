@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from gpt4moe.parallel.slurm_job import SlurmJob
+
 REQUEUE = 85
 """Exit status: saved, please requeue."""
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -51,7 +53,7 @@ class SignalNotes:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         """Ends the process from wherever it is: an exception would be caught by whatever is being imported."""
         name = signal.Signals(number).name
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if os.environ.get("RANK", SlurmJob.read().task or "0") == "0":
             os.write(1, f"{name} received before training began: nothing new to save, ending.\n".encode())
         self.before_leaving(name)
         os._exit(REQUEUE)

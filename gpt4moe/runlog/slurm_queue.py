@@ -3,7 +3,6 @@
 Where there is no Slurm, or it does not answer, nothing is known: an empty answer.
 """
 
-import os
 import shutil
 import subprocess
 from collections.abc import Collection
@@ -16,7 +15,7 @@ _SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobTimes:
-    """Of the job that this process runs in, seconds since 1970."""
+    """Of a job, in seconds since 1970."""
 
     submitted: float
     """A requeue counts as a new submission, for Slurm too."""
@@ -45,12 +44,11 @@ def states_of(jobs: Collection[int]) -> dict[int, str]:
     return known
 
 
-def times_of_this_job() -> JobTimes | None:
-    """None outside a job, or where Slurm does not say."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if not job.isdecimal():
+def times_of(job: int | None) -> JobTimes | None:
+    """Of a job in the queue; None for no job, or where Slurm does not say."""
+    if job is None:
         return None
-    words = [word.partition("=") for word in _output("scontrol", "show", "job", "-o", job).split()]
+    words = [word.partition("=") for word in _output("scontrol", "show", "job", "-o", str(job)).split()]
     told = {name: value for name, _, value in words}
     try:
         # Slurm prints local time without a zone.

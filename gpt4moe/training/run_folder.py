@@ -1,11 +1,11 @@
-"""RunFolder: one run, one folder; its identity, its frozen config, its lock.
+"""RunFolder: the folder of a run, with its identity, its frozen config and its lock.
 
-    runs/NAME/resolved.yaml      the config of the first start; never changes
-              identity.json      what every start must match, and the run's id
-              starts/001.yaml    one per start: when, job, layout, what differed from resolved.yaml, the whole config
+    runs/NAME/resolved.yaml      the config of the first launch; never changes
+              identity.json      what every launch must match, and the run's id
+              starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  logs/  wandb/  report.html  loss.png
 
-Rank 0 alone writes here; what it finds wrong is agreed on by all ranks (build.py).
+Rank 0 alone writes here. When it raises an error, every rank does (parallel.agreement).
 """
 
 import fcntl
@@ -25,16 +25,18 @@ from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.metrics_log import METRICS_FILE
 from gpt4moe.runlog.run_files import replace_file
 
 
 @dataclass(slots=True)
 class RunFolder:
-    """A run's folder, read on every rank; held open with a lock on rank 0."""
+    """A run's folder. Every rank reads it; rank 0 keeps it locked."""
 
     path: Path
     lock: TextIO | None = None
+    _starts: list[dict[str, Any]] | None = None
 
     @classmethod
     def of(cls, run: RunConfig) -> "RunFolder":
@@ -52,9 +54,11 @@ class RunFolder:
     def run_id(self) -> str:
         return str(self.read_identity()["run_id"])
 
-    def acquire(self) -> None:
-        """Makes the folder this process's own until it ends (a kill frees it too). Rank 0 only.
+    def acquire(self, job: SlurmJob) -> None:
+        """Locks the folder for this process until it ends; a kill frees it too. Rank 0 only.
 
+        Args:
+            job: named in the lock, for whoever finds the folder in use.
         Raises: LaunchError when another job is using it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -69,28 +73,28 @@ class RunFolder:
                 "Wait for it, stop it, or choose another run.name.",
             ) from error
         self.lock.truncate(0)
-        job = f" (Slurm job {os.environ['SLURM_JOB_ID']})" if "SLURM_JOB_ID" in os.environ else ""
-        self.lock.write(f"process {os.getpid()} on {os.uname().nodename}{job}")
+        in_job = f" (Slurm job {job.job_id})" if job.job_id is not None else ""
+        self.lock.write(f"process {os.getpid()} on {os.uname().nodename}{in_job}")
         self.lock.flush()
 
     def read_identity(self) -> dict[str, Any]:
         return _stored(self.path / "identity.json", json.loads, "run_id")
 
     def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
-        """Raises: ConfigError naming what differs from the first start; nothing for a new folder."""
+        """Raises: ConfigError naming what differs from the first launch. A new folder has nothing to differ from."""
         if not (self.path / "identity.json").exists():
             return
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
 
     def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
-        """Writes the first start's config and identity; later starts change nothing. Rank 0 only, lock held."""
+        """Writes the config and identity of the first launch; later ones change nothing. Rank 0 only, lock held."""
         if not (self.path / "identity.json").exists():
             replace_file(self.path / "resolved.yaml", config_to_yaml(run).encode())
             identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
             replace_file(self.path / "identity.json", json.dumps(identity, indent=1).encode())
 
-    def record_start(self, run: RunConfig, *, layout: Layout, first_step: int) -> None:
-        """Writes the record of this start. Rank 0 only, lock held, after freeze."""
+    def record_start(self, run: RunConfig, *, job: SlurmJob, layout: Layout, first_step: int) -> None:
+        """Writes starts/NNN.yaml, the record of this launch. Rank 0 only, lock held, after freeze."""
         starts = self.path / "starts"
         starts.mkdir(exist_ok=True)
         number = len(list(starts.glob("*.yaml"))) + 1
@@ -98,7 +102,7 @@ class RunFolder:
         config = config_to_dict(run)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": job.job_id,
             "first_step": first_step,
             "layout": layout.describe(),
             "ranks": layout.world_size,
@@ -108,7 +112,7 @@ class RunFolder:
         replace_file(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False).encode())
 
     def last_config(self, jobs: Sequence[str | None]) -> dict[str, Any] | None:
-        """The config of these Slurm jobs' last start; None before the first: their overrides are still to come."""
+        """The config of the last launch by these Slurm jobs; None when none of them has come to train."""
         starts = [start for start in self.starts() if start.get("job") in jobs]
         if not starts:
             return None
@@ -117,13 +121,15 @@ class RunFolder:
         return config
 
     def starts(self) -> list[dict[str, Any]]:
-        """What record_start wrote, in order."""
-        files = sorted((self.path / "starts").glob("*.yaml"))
-        return [_stored(file, yaml.safe_load, "first_step", "config") for file in files]
+        """The records of earlier launches, in order; read once."""
+        if self._starts is None:
+            files = sorted((self.path / "starts").glob("*.yaml"))
+            self._starts = [_stored(file, yaml.safe_load, "first_step", "config") for file in files]
+        return self._starts
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
-    """What must stay the same over all starts of a run: model, tokenizer, data, seed, global batch size."""
+    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size."""
     return {
         "model": {key: value for key, value in config_to_dict(run)["model"].items() if key != "name"},
         "data": data_identity["data"],
@@ -160,13 +166,13 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def _short(value: Any) -> str:
-    """Hashes by their first characters, other values whole."""
+    """The first characters of a hash; other values whole."""
     text = str(value)
     return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text
 
 
 def _stored(file: Path, read: Callable[[str], Any], *keys: str) -> dict[str, Any]:
-    """What a start before wrote. Raises: LaunchError when the file is no longer as it was written."""
+    """A file that an earlier launch wrote. Raises: LaunchError when it is damaged, gone or lacks one of the keys."""
     folder = file.parent.parent if file.parent.name == "starts" else file.parent
     try:
         loaded = read(file.read_text())

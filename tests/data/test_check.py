@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.data.check import check_data, data_identity
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import check_data
 from gpt4moe.errors import DataError
 from tests.data.conftest import small_run
 
@@ -87,6 +88,10 @@ def test_another_tokenizer_than_the_datas_own_is_refused(data_folder: Path, tmp_
     other = tmp_path / "other.json"
     other.write_text((data_folder / "tokenizer.json").read_text() + " ")
     assert "is not the one that made the data" in refusal(data_folder, f"data.tokenizer={other}").cause
+
+
+def data_identity(run: RunConfig) -> dict[str, str]:
+    return check_data(run).identity
 
 
 def test_identity_stays_when_the_folder_moves(data_folder: Path, copied: Path) -> None:

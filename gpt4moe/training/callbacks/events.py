@@ -5,13 +5,11 @@ all of them, before the steps to be redone are dropped from it, and its stop com
 runs in reverse order).
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.runlog import slurm_queue
@@ -20,7 +18,7 @@ from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import StoredMetrics
 from gpt4moe.runlog.run_files import process_began
 from gpt4moe.runlog.waits import longest_waits
-from gpt4moe.training.run_folder import RunFolder
+from gpt4moe.training.launch import Launch
 from gpt4moe.training.state import Callback, TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -33,15 +31,15 @@ class Events(Callback):
         self.longest_waits: dict[str, float] = {}
         self.resumed_step = 0
 
-    def begin(self, run: RunConfig, layout: Layout, folder: RunFolder, *, resumed_step: int) -> None:
+    def begin(self, launch: Launch, layout: Layout, *, resumed_step: int) -> None:
         """Reads what the starts before left, and writes that this one has begun. First rank, run folder locked.
 
         Raises: LaunchError when metrics.jsonl is damaged.
         """
+        run, folder, job = launch.run, launch.folder, launch.job
         self.earlier = StoredMetrics.read(folder.metrics)
         before = before_start(folder.path, run.run.name, resumed_step, self.earlier.records)
-        times = slurm_queue.times_of_this_job()
-        job = os.environ.get("SLURM_JOB_ID", "")
+        times = slurm_queue.times_of(job.number)
         self.resumed_step = resumed_step
         self.longest_waits = longest_waits(read_events(folder.path / EVENTS_FILE))
         self.log = EventsLog(folder.path / EVENTS_FILE)
@@ -50,8 +48,8 @@ class Events(Callback):
             at=process_began("self"),
             written=time.time(),
             run=run.run.name,
-            job=int(job) if job.isdecimal() else None,
-            restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            job=job.number,
+            restart=job.restart_count,
             submitted=times and times.submitted,
             job_started=times and times.started,
             ranks=layout.world_size,

@@ -1,0 +1,107 @@
+"""A launch of a run on one rank, up to the moment when the ranks meet. Without torch, so that bad input costs no wait.
+
+load     overrides -> RunConfig; a job that Slurm requeued takes the config of its last launch instead
+check    may this run start here and now? Everything that one rank can tell by itself
+report   an error of either -> two lines from one rank, one exit status on all
+"""
+
+import logging
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+from gpt4moe.config.load import config_from_dict, load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import CheckedData, check_data
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.slurm_job import SlurmJob
+from gpt4moe.resilience.restarts import refuse_endless_restarts
+from gpt4moe.runlog.command_line import print_error
+from gpt4moe.runlog.dashboard import read_dashboard
+from gpt4moe.training.run_folder import RunFolder
+
+HELP = """\
+Train a GPT-4-shaped mixture of experts.
+
+  python -m gpt4moe.train +experiment=tiny run.name=first
+  torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel=tp2_pp2_ep2 run.name=second
+  sbatch --nodes=2 --ntasks-per-node=2 slurm/train.sh +experiment=tiny parallel=tp2_pp2_ep2 run.name=third
+
+Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or group=choice (data=mock, precision=bf16).
+The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
+The same command again resumes from the latest checkpoint of the run folder, runs/<run.name>.
+
+USR1 saves now and goes on; TERM or USR2 saves and ends; before training begins there is nothing to save.
+
+Exit status: 0 done; 1 the loss or gradient was not finite; 2 bad input; 85 saved after a signal, please requeue.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """One launch of a run, checked: what is known before torch is imported."""
+
+    run: RunConfig
+    folder: RunFolder
+    data: CheckedData
+    job: SlurmJob
+
+
+def load(arguments: list[str], job: SlurmJob) -> RunConfig:
+    """The run of these overrides, or the config of the job's last launch where Slurm requeued it and it has trained.
+
+    A chain of jobs counts as one job. Raises: ConfigError.
+    """
+    run = load_run_config(arguments)
+    frozen = RunFolder.of(run).last_config(job.own_jobs) if job.restarts > 0 else None
+    return run if frozen is None else config_from_dict(frozen)
+
+
+def check(run: RunConfig, environment: Environment) -> Launch:
+    """Layout, data, dashboard, identity, checkpoint.load, restarts: in that order.
+
+    Raises: Gpt4MoeError with the first thing that is wrong.
+    """
+    require_legal(run.model, run.parallel, run.training, environment.world_size)
+    data = check_data(run)
+    read_dashboard(run.tracking.dashboard)
+    folder = RunFolder.of(run)
+    folder.check_identity(run, data.identity)
+    saved = max(committed_steps(folder.checkpoints), default=0)
+    if not saved and run.checkpoint.load is not None:
+        find_checkpoint(Path(run.checkpoint.load))
+    if saved < run.training.steps:
+        began = [start["first_step"] for start in folder.starts()]
+        # With nothing saved, the run begins where its last launch did: checkpoint.load may be at any step.
+        next_step = saved + 1 if saved or not began else began[-1]
+        refuse_endless_restarts(environment.job.restarts, began, next_step, run.resilience)
+    return Launch(run=run, folder=folder, data=data, job=environment.job)
+
+
+def report(error: Gpt4MoeError, environment: Environment | None, *, have_met: bool) -> int:
+    """Prints an error that ends the launch, from one rank alone. Returns: the exit status, the same on every rank.
+
+    Args:
+        environment: None when the error is about the launcher's own variables.
+        have_met: the ranks have met, so every rank has this error and rank 0 prints it. Before that, an error of this
+            rank alone (its node lacks the data, for example) is printed here when rank 0 has none and waits.
+    """
+    is_first = environment is None or environment.rank == 0
+    if is_first:
+        print_error(error.cause, error.cure)
+    if environment is not None:
+        environment.refuse_together(error.exit_code)
+        if not is_first and not have_met and environment.first_rank_waits():
+            print_error(error.cause, error.cure)
+    return error.exit_code
+
+
+def set_up_logging(environment: Environment) -> None:
+    """Our messages on stdout, from rank 0; of other ranks errors alone. Warnings of the libraries are dropped."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("gpt4moe").setLevel(logging.INFO if environment.rank == 0 else logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")

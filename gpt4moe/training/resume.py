@@ -1,0 +1,99 @@
+"""Where a launch goes on from: the run folder's latest checkpoint, else checkpoint.load, else the initial weights.
+
+latest_step -> find_source -> load_source
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
+from gpt4moe.checkpoint.selection import Selection, selection_of
+from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.loader import Data
+from gpt4moe.errors import CheckpointError
+from gpt4moe.parallel.agreement import broadcast_int
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.checkpointing import fill
+from gpt4moe.training.engine import Engine
+from gpt4moe.training.run_folder import RunFolder, identity_of
+from gpt4moe.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The checkpoint that a launch goes on from."""
+
+    reader: CheckpointReader
+    is_whole: bool
+    """Everything is loaded, because it is a checkpoint of this very run; False: weights alone."""
+    selection: Selection
+    state: TrainState
+    """Of this run: the checkpoint's when it is whole, else all zeros."""
+
+
+def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
+    """Step of the run folder's latest checkpoint, the same on every rank; 0 for none. Collective.
+
+    Rank 0 looks for all: file systems may show another rank an older listing.
+    """
+    return broadcast_int(max(committed_steps(folder.checkpoints), default=0), groups)
+
+
+def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:
+    """Opens the checkpoint to go on from, without loading it; None for the initial weights. Raises: CheckpointError."""
+    if not latest and run.checkpoint.load is None:
+        return None
+    asked = Path(str(run.checkpoint.load))
+    path = step_folder(folder.checkpoints, latest) if latest else find_checkpoint(asked)
+    reader = CheckpointReader(path)
+    manifest = reader.manifest
+    same = manifest.identity == identity_of(run, data.identity)
+    patterns = [] if latest else run.checkpoint.load_only
+    whole = same and not patterns
+    if whole and manifest.step >= run.training.steps:
+        raise CheckpointError(
+            f"{path} is step {manifest.step} of this very run, but training.steps={run.training.steps}.",
+            f"Set training.steps above {manifest.step}.",
+        )
+    if not (whole or patterns):
+        _require_same_forward(path, config_from_dict(manifest.config).model, run.model)
+    state = TrainState()
+    if whole:
+        state = TrainState(
+            step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples
+        )
+    return Source(
+        reader=reader,
+        is_whole=whole,
+        selection=selection_of(reader, run.model, patterns),
+        state=state,
+    )
+
+
+def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
+    """Fills the engine's weights, and its optimizer's state if the source is whole. Collective.
+
+    Raises: CheckpointError on every rank when any finds the checkpoint damaged.
+    """
+    names = frozenset(source.selection.loaded)
+    fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
+    what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
+    logger.info("loaded %s: %s", source.reader.folder, what)
+    engine.finish_load(source.state.optimizer_step)
+
+
+def _require_same_forward(source: Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """Raises: CheckpointError when weights fit in shape but belong to a model that computes something else."""
+    theirs, ours = stored.forward_settings, model.forward_settings
+    wrong = next((name for name in ours if name in theirs and ours[name] != theirs[name]), None)
+    if wrong:
+        raise CheckpointError(
+            f"model.{wrong}={ours[wrong]}, but the weights of {source} were trained with {theirs[wrong]}.",
+            f"Set model.{wrong}={theirs[wrong]}; to change it on purpose, say so with checkpoint.load_only=['*'].",
+        )
