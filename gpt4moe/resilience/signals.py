@@ -1,7 +1,7 @@
 """What a signal means to a rank: noted while it trains, the end while it is starting. No torch: first thing imported.
 
     listen()   its first moments     USR1 is noted; USR2 and TERM end it with 85: there is nothing new to save
-    note()     while it trains       all are noted; training.callbacks.preemption agrees on them after each step
+    note()     while it trains       all are noted; training.callbacks.saving agrees on them after each step
     ignore()   when all is written   closing, the interpreter puts the system's handlers back, which would kill it
 
 USR1 asks to save and go on, USR2 and TERM to save and end. By default each of them kills.

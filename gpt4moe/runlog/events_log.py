@@ -169,15 +169,16 @@ def own_events(events: list[Event]) -> list[Event]:
     return events[first:]
 
 
-def before_start(run_folder: Path, run_name: str, resumed_step: int, records: Sequence[Record]) -> Event:
-    """Fields of a start event: what a launch from `resumed_step` finds of the launch before it.
+def before_start(
+    run_folder: Path, events: list[Event], run_name: str, resumed_step: int, records: Sequence[Record]
+) -> Event:
+    """What the launch before one from `resumed_step` lost: its end and the steps to redo; nothing if there was none.
 
-    Nothing is lost where this run has no launch before.
-
-    Args: records: metrics.jsonl as the launch before left it, steps that will be redone included.
+    Args:
+        events, records: events.jsonl and metrics.jsonl as earlier launches left them.
     """
     fields: Event = {"last_sign_of_life": None, "redone_steps": 0, "redone_seconds": 0.0}
-    events = own_events(read_events(run_folder / EVENTS_FILE))
+    events = own_events(events)
     if not events or events[0]["run"] != run_name:
         return fields
     redone = [record for record in records if record["step"] > resumed_step]
@@ -243,10 +244,10 @@ class EventsLog:
             self._file = -1
 
     def _mend(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.ftruncate(self._file, whole)
+        """Cuts off a torn last line. Of a whole file one byte is read."""
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.ftruncate(self._file, os.pread(self._file, size, 0).rfind(b"\n") + 1)
 
     def _give_up(self, error: OSError) -> None:
         logger.warning("%s: no more events, training goes on: %s", self.path, error)

@@ -65,11 +65,22 @@ class StoredMetrics:
 
     lines: Sequence[tuple[Record, bytes]] = ()
     """Each record with its line, by step."""
+    is_mended: bool = True
+    """The file holds these lines and nothing else: no torn line, no step twice."""
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Raises: LaunchError when the file is damaged in a way that no kill can cause, or cannot be read."""
-        return cls(_read_lines(path))
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return cls()
+        except OSError as error:
+            raise LaunchError(
+                f"{path} cannot be read: {error.strerror}.", "Make it a file that you may read, or move it away."
+            ) from error
+        lines = _decode_lines(data, path)
+        return cls(lines, is_mended=b"".join(line for _, line in lines) == data)
 
     @property
     def records(self) -> list[Record]:
@@ -80,16 +91,8 @@ class StoredMetrics:
         return type(self)([(record, line) for record, line in self.lines if record["step"] <= step])
 
 
-def _read_lines(path: Path) -> list[tuple[Record, bytes]]:
-    """Records with their bytes, by step. Where a step was written twice, the later line counts."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise LaunchError(
-            f"{path} cannot be read: {error.strerror}.", "Make it a file that you may read, or move it away."
-        ) from error
+def _decode_lines(data: bytes, path: Path) -> list[tuple[Record, bytes]]:
+    """Records with their bytes, by step; of one step written twice the later wins."""
     by_step: dict[Number, tuple[Record, bytes]] = {}
     damaged = None
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
@@ -144,11 +147,10 @@ class MetricsLog:
             logger.info("%s: %d steps after %d will be redone", path, len(stored.lines) - len(kept), resume_step)
         if kept and kept[-1][0]["step"] < resume_step:
             logger.warning("%s: steps %d to %d are lost", path, kept[-1][0]["step"] + 1, resume_step)
-        wanted = b"".join(line for _, line in kept)
         with _writable(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.read_bytes() != wanted:
-                replace_file(path, wanted)
+            if not stored.is_mended or len(kept) < len(stored.lines):
+                replace_file(path, b"".join(line for _, line in kept))
             return cls(path, resume_step)
 
     def write(self, record: Mapping[str, Number]) -> None:

@@ -49,7 +49,7 @@ USAGE_METRICS: dict[str, Metric] = {
         is_timing=True,
     ),
 }
-"""All made by Usage but peak_memory_bytes, which every rank measures (training/callbacks/preemption.py)."""
+"""All made by Usage but peak_memory_bytes, which every rank measures (training/callbacks/saving.py)."""
 
 
 class Pace:

@@ -13,16 +13,12 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.resilience.signals import SignalNotes
-from gpt4moe.training.callbacks.alerts import Alerts
-from gpt4moe.training.callbacks.checkpoints import Checkpoints
-from gpt4moe.training.callbacks.evaluation import Evaluation
+from gpt4moe.training.callback import Callback, History
 from gpt4moe.training.callbacks.events import Events
-from gpt4moe.training.callbacks.preemption import Preemption
-from gpt4moe.training.callbacks.replicas import Replicas
-from gpt4moe.training.callbacks.report import Report
-from gpt4moe.training.callbacks.resources import Resources
-from gpt4moe.training.callbacks.tracking import Tracking
-from gpt4moe.training.callbacks.wire import WireBytes
+from gpt4moe.training.callbacks.measurements import Evaluation, Resources
+from gpt4moe.training.callbacks.report_files import Report, WireBytes
+from gpt4moe.training.callbacks.saving import Agreement, Checkpoints, Replicas
+from gpt4moe.training.callbacks.tracking import Alerts, Tracking
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
@@ -30,7 +26,7 @@ from gpt4moe.training.launch import Launch
 from gpt4moe.training.loop import Trainer
 from gpt4moe.training.resume import find_source, load_source
 from gpt4moe.training.run_folder import RunFolder
-from gpt4moe.training.state import Callback, TrainingContext, TrainState
+from gpt4moe.training.state import TrainingContext, TrainState
 from gpt4moe.training.step import StepRunner
 
 ENGINES: dict[EngineKind, Callable[[list[Any], RunConfig, ProcessGroups], Engine]] = {
@@ -63,13 +59,14 @@ def build_trainer(
     with raise_together(groups):
         source = find_source(run, folder, data, latest)
     state = source.state if source else TrainState()
-    events = Events()
-    # Before what may run out of memory: the brake on restarts (resilience.restarts) and the account of the run's time
-    # (runlog.goodput) count what stands here.
+    events, history = Events(), History()
+    # Before the model, which may run out of memory: the limit on restarts (resilience.restarts) and the account of the
+    # run's time (runlog.goodput) count launches by what is written here.
     with raise_together(groups), _writable(folder):
         if groups.is_first_rank:
             folder.record_start(run, job=launch.job, layout=groups.layout, first_step=state.step + 1)
-            events.begin(launch, groups.layout, resumed_step=state.step)
+            history = History.read(folder)
+            events.begin(launch, groups.layout, history, resumed_step=state.step)
     signals.before_leaving = events.left
     with events.ended_by_errors():
         engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
@@ -79,14 +76,14 @@ def build_trainer(
         context = TrainingContext(
             run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
         )
-        return Trainer(context, build_callbacks(events, signals, write_report))
+        return Trainer(context, build_callbacks(events, signals, write_report), history)
 
 
 def build_callbacks(events: Events, signals: SignalNotes, write_report: Callable[[Path], Path]) -> list[Callback]:
-    """In the order they run: the record is complete before it is written, and written before its checkpoint."""
+    """In the order they run, which their `needs` and `gives` allow (callback.check_order)."""
     tracking = Tracking()
     return [
-        events, WireBytes(), Replicas(), Evaluation(), Preemption(signals), Resources(), tracking, Alerts(tracking),
+        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Resources(), tracking, Alerts(tracking),
         Checkpoints(), Report(write_report),
     ]  # fmt: skip
 

@@ -7,8 +7,8 @@ from gpt4moe.moe.statistics import routing_metrics
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
-from gpt4moe.training.best_effort import best_effort
-from gpt4moe.training.state import Callback, TrainingContext
+from gpt4moe.training.callback import Callback, History, best_effort, check_order
+from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.update import Policy, stop_on_nonfinite, train_step
 
@@ -19,12 +19,22 @@ class Trainer:
     """Runs steps and calls the callbacks; the state of a run is in the context, features are callbacks.
 
     Args:
+        callbacks: in an order that check_order accepts.
+        history: of the launches before, for the callbacks' on_start.
         policy: the verdict on each step's update (training.update).
     """
 
-    def __init__(self, context: TrainingContext, callbacks: list[Callback], policy: Policy = stop_on_nonfinite):
+    def __init__(
+        self,
+        context: TrainingContext,
+        callbacks: list[Callback],
+        history: History,
+        policy: Policy = stop_on_nonfinite,
+    ):
+        check_order(callbacks)
         self.context = context
         self.callbacks = callbacks
+        self.history = history
         self.policy = policy
 
     def fit(self) -> None:
@@ -36,7 +46,8 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 with raise_together(context.groups):
-                    callback.on_start(context)
+                    callback.on_start(context, self.history)
+            self.history = History()  # frees what may be a gigabyte
             while not context.is_last_step:
                 for callback in self.callbacks:
                     callback.before_step(context)

@@ -81,11 +81,12 @@ def test_a_start_finds_what_the_one_before_did_in_vain(tmp_path: Path) -> None:
     records: list[Record] = [{"step": step, "step_seconds": 0.5} for step in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").touch()
     os.utime(tmp_path / "metrics.jsonl", (900.0, 900.0))
-    found = before_start(tmp_path, "a", 2, records)
+    events = read_events(tmp_path / "events.jsonl")
+    found = before_start(tmp_path, events, "a", 2, records)
     assert found == {"last_sign_of_life": 900.0, "redone_steps": 2, "redone_seconds": 1.0}
     nothing = {"last_sign_of_life": None, "redone_steps": 0, "redone_seconds": 0.0}
-    assert before_start(tmp_path, "copy", 2, records) == nothing, "a copy did not lose its parent's steps"
-    assert before_start(tmp_path / "none", "a", 0, []) == nothing
+    assert before_start(tmp_path, events, "copy", 2, records) == nothing, "a copy did not lose its parent's steps"
+    assert before_start(tmp_path / "none", [], "a", 0, []) == nothing
 
 
 def test_a_copy_under_a_new_name_owns_only_its_own_events() -> None:

@@ -127,7 +127,8 @@ def _add_events(events: list[Event]) -> None:
     """Events are a callback behind the run's own ones."""
     from gpt4moe.runlog.metrics import Record
     from gpt4moe.training import build
-    from gpt4moe.training.state import Callback, TrainingContext
+    from gpt4moe.training.callback import Callback
+    from gpt4moe.training.state import TrainingContext
     from gpt4moe.training.step import StepResult
 
     class Events(Callback):

@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from gpt4moe.training.callbacks import report
+from gpt4moe.training.callbacks import report_files
 from gpt4moe.training.state import TrainingContext
 from tests.training.command import SMALL, Event, metrics, outside, saved_state, train
 
@@ -85,7 +85,7 @@ def test_a_warned_run_leaves_a_slow_report_alone(
     stopped: str | None, is_left_alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(report, "REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(report_files, "REPORT_SECONDS", 0.05)
 
     def write(folder: Path) -> Path:
         go_on.wait(5 if is_left_alone else 0.2)
@@ -101,7 +101,7 @@ def test_a_warned_run_leaves_a_slow_report_alone(
         groups=SimpleNamespace(is_first_rank=True), state=SimpleNamespace(step=3), stop_requested=stopped,
         folder=SimpleNamespace(path=tmp_path), pause=pause,
     )  # fmt: skip
-    report.Report(write).on_end(cast(TrainingContext, context))
+    report_files.Report(write).on_end(cast(TrainingContext, context))
     go_on.set()
 
 

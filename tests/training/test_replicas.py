@@ -71,7 +71,7 @@ def _flip(here: dict[str, torch.Tensor], name: str, *, if_so: bool) -> None:
 
 def _callback(run: Any, engine: Any, groups: Any, step: int) -> tuple[str, int] | None:
     from gpt4moe.errors import Gpt4MoeError
-    from gpt4moe.training.callbacks.replicas import Replicas
+    from gpt4moe.training.callbacks.saving import Replicas
 
     context = SimpleNamespace(
         run=run, engine=engine, groups=groups, state=SimpleNamespace(step=step), pause=lambda kind: nullcontext()

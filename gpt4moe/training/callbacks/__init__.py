@@ -1,13 +1,8 @@
-"""Features at the loop's edges, one a file; build.build_callbacks lists them in the order they run.
+"""Features around the steps; build.build_callbacks lists them, and each declares what it needs and gives (callback.py).
 
-events.py       events.jsonl: start, first step, stop; the pauses of the others
-wire.py         bytes sent in the first step of a start
-replicas.py     copies on several ranks still equal to the bit
-evaluation.py   loss on held-out text, added to the record
-preemption.py   a signal -> save and end with 85 after this step; peak memory in the same all-reduce
-resources.py    MFU, device hours and money, time left, added to the record
-tracking.py     metrics.jsonl, console, wandb
-alerts.py       a spike, a dead expert, a hang: told on console, as event, by wandb
-checkpoints.py  every so many steps, at the end, when asked to stop
-report.py       loss.png and report.html at the end
+events.py        events.jsonl: launch, first step, pauses, stop
+measurements.py  held-out loss, device hours, money, time left
+saving.py        copies compared, signals agreed on, checkpoints
+tracking.py      metrics.jsonl, console, wandb, alerts
+report_files.py  wire.json, expert_load.json, loss.png, report.html
 """

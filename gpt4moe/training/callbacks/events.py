@@ -1,8 +1,7 @@
-"""events.jsonl: when this start began, what training waited for, why it ended. On the first rank alone.
+"""events.jsonl: when this launch began, what training waited for, why it ended. On rank 0 alone.
 
-Its start is written before the model is built, which may fail. First of the callbacks: it has read metrics.jsonl, for
-all of them, before the steps to be redone are dropped from it, and its stop comes after all others have closed (on_exit
-runs in reverse order).
+`begin` writes the launch before the model is built, because building it may fail. The stop is written last of all:
+on_exit runs from the last callback to the first, and this is the first one.
 """
 
 import sys
@@ -13,35 +12,32 @@ from contextlib import contextmanager
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.runlog import slurm_queue
-from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog, before_start, read_events
+from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog, before_start
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.metrics_log import StoredMetrics
 from gpt4moe.runlog.run_files import process_began
 from gpt4moe.runlog.waits import longest_waits
+from gpt4moe.training.callback import Callback, Gives, History
 from gpt4moe.training.launch import Launch
-from gpt4moe.training.state import Callback, TrainingContext
+from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 
 
 class Events(Callback):
+    gives = frozenset({Gives.event_log})
+
     def __init__(self) -> None:
         self.has_stepped = False
         self.log: EventsLog | None = None
-        self.earlier = StoredMetrics()
         self.longest_waits: dict[str, float] = {}
         self.resumed_step = 0
 
-    def begin(self, launch: Launch, layout: Layout, *, resumed_step: int) -> None:
-        """Reads what the starts before left, and writes that this one has begun. First rank, run folder locked.
-
-        Raises: LaunchError when metrics.jsonl is damaged.
-        """
+    def begin(self, launch: Launch, layout: Layout, history: History, *, resumed_step: int) -> None:
+        """Writes that this launch has begun. Rank 0 only, run folder locked."""
         run, folder, job = launch.run, launch.folder, launch.job
-        self.earlier = StoredMetrics.read(folder.metrics)
-        before = before_start(folder.path, run.run.name, resumed_step, self.earlier.records)
+        before = before_start(folder.path, history.events, run.run.name, resumed_step, history.metrics.records)
         times = slurm_queue.times_of(job.number)
         self.resumed_step = resumed_step
-        self.longest_waits = longest_waits(read_events(folder.path / EVENTS_FILE))
+        self.longest_waits = longest_waits(history.events)
         self.log = EventsLog(folder.path / EVENTS_FILE)
         self.log.write(
             "start",
@@ -61,7 +57,7 @@ class Events(Callback):
 
     @contextmanager
     def ended_by_errors(self) -> Iterator[None]:
-        """Around what comes before the loop: an error there is this start's end."""
+        """Around what comes before the loop: an error there ends this launch."""
         try:
             yield
         except BaseException:
@@ -69,14 +65,14 @@ class Events(Callback):
             raise
 
     def left(self, signal_name: str) -> None:
-        """A signal ends this start before the loop."""
+        """A signal ends this launch before the loop."""
         if self.log is not None:
             self.log.write("stop", step=self.resumed_step, reason=signal_name, is_error=False, cause=None)
 
-    def on_start(self, context: TrainingContext) -> None:
+    def on_start(self, context: TrainingContext, history: History) -> None:
         if self.log is None:
             return
-        context.events, context.earlier, self.earlier = self.log, self.earlier, StoredMetrics()
+        context.events = self.log
         context.waits.started(time.time() - process_began("self"), self.longest_waits)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:

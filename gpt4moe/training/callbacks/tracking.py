@@ -1,30 +1,49 @@
-"""Where metrics go: metrics.jsonl (the truth), the console, wandb. On the first rank alone."""
+"""Where metrics go, and alerts: metrics.jsonl (the one that counts), console, wandb. On rank 0 alone.
+
+Alerts of configs/dashboard.yaml become a line on the console, an event, and a wandb alert when online:
+
+    on_step -> Watch.step
+    a thread, every second -> Watch.idle: no step ends while a collective hangs, and context.waits tells a hang from a
+    long save, an evaluation or a start-up
+"""
+
+import threading
 
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.errors import LaunchError
+from gpt4moe.runlog.alerts import FiredAlert, Watch
 from gpt4moe.runlog.console import Console
+from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import MetricsLog
 from gpt4moe.runlog.wandb_run import WandbRun
-from gpt4moe.training.state import Callback, TrainingContext
+from gpt4moe.training.callback import Callback, Gives, History
+from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
+
+_LOOK_SECONDS = 1.0
 
 
 class Tracking(Callback):
+    """Writes the record, and brings it to the disk before the step's checkpoint."""
+
+    needs = frozenset({Gives.event_log, Gives.record, Gives.requests})
+    gives = frozenset({Gives.metrics_log, Gives.console})
+
     def __init__(self) -> None:
         self.log: MetricsLog | None = None
         self.console: Console | None = None
         self.wandb: WandbRun | None = None
 
-    def on_start(self, context: TrainingContext) -> None:
+    def on_start(self, context: TrainingContext, history: History) -> None:
         if not context.groups.is_first_rank:
             return
         run, folder = context.run, context.folder
-        self.log = MetricsLog.open(folder.metrics, context.state.step, context.earlier)
+        self.log = MetricsLog.open(folder.metrics, context.state.step, history.metrics)
         self.wandb = WandbRun.start(run.tracking, folder.path, run.run.name, config_to_dict(run))
         if self.wandb.run is not None:
             # Steps that wandb missed: it had failed, or was off.
-            for record in context.earlier.up_to(context.state.step).records:
+            for record in history.metrics.up_to(context.state.step).records:
                 self.wandb.log(record)
         self.console = Console(run.training.steps, context.state.step, run.run.name)
         self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
@@ -36,7 +55,7 @@ class Tracking(Callback):
                 self.log.write(record)
                 if context.is_saved_step:
                     self.log.sync()
-            except LaunchError as error:  # this rank alone must not leave: the others would wait for it
+            except LaunchError as error:  # raised on all ranks together: alone, the others would wait for this one
                 context.refusal = error
             self.console.step(record)
             self.wandb.log(record)
@@ -57,3 +76,49 @@ class Tracking(Callback):
             command = self.wandb.sync_command()
             if command:
                 self.console.message(f"wandb was offline; to upload this run: {command}")
+
+
+class Alerts(Callback):
+    """Fires alerts on the console and in the wandb run of `tracking`."""
+
+    needs = frozenset({Gives.event_log, Gives.record, Gives.console})
+
+    def __init__(self, tracking: Tracking):
+        self.tracking = tracking
+        self.watch: Watch | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def on_start(self, context: TrainingContext, history: History) -> None:
+        if not context.groups.is_first_rank:
+            return
+        earlier = history.metrics.up_to(context.state.step).records
+        self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, earlier)
+        threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        if self.watch is None:
+            return
+        with self._lock:
+            context.waits.end()
+            fired = self.watch.step(record)
+        self._tell(context, fired)
+
+    def on_exit(self, context: TrainingContext) -> None:
+        self._ended.set()
+
+    def _look(self, context: TrainingContext) -> None:
+        assert self.watch is not None
+        while not self._ended.wait(_LOOK_SECONDS):
+            with self._lock:
+                fired = self.watch.idle(context.waits.idle())
+            self._tell(context, fired)
+
+    def _tell(self, context: TrainingContext, fired: list[FiredAlert]) -> None:
+        for alert in fired:
+            if self.tracking.console:
+                self.tracking.console.message(f"alert after step {context.state.step}: {alert.name}: {alert.text}")
+            if context.events:
+                context.events.write("alert", step=context.state.step, name=alert.name, text=alert.text)
+            if self.tracking.wandb:
+                self.tracking.wandb.alert(alert.name, f"step {context.state.step}, {alert.text}")

@@ -1,0 +1,88 @@
+"""What is measured beside the step itself and added to its record: held-out loss, device hours, money, time left."""
+
+from gpt4moe.architecture.flops import flops_per_token
+from gpt4moe.config.cluster import Generation
+from gpt4moe.runlog.events_log import own_events
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.run_files import process_began
+from gpt4moe.runlog.step_metrics import loss_metrics
+from gpt4moe.runlog.usage import Devices, Usage
+from gpt4moe.training.callback import Callback, Gives, History
+from gpt4moe.training.state import TrainingContext
+from gpt4moe.training.step import StepResult
+
+
+class Evaluation(Callback):
+    """The loss on held-out text, every training.eval_every steps and at the end."""
+
+    needs = frozenset({Gives.event_log, Gives.step_traffic})
+    gives = frozenset({Gives.record})
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        every = context.run.training.eval_every
+        if not context.run.training.eval_samples:
+            return
+        if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
+            with context.pause("evaluation"):
+                evaluated = evaluate(context)
+            names = context.data.source_names
+            record.update(loss_metrics("eval_loss", evaluated.loss, evaluated.sources.tolist(), names))
+
+
+def evaluate(context: TrainingContext) -> StepResult:
+    """Losses over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
+
+    The schedule takes whole micro-batches of every data-parallel rank, and whole rounds of an interleaved pipeline.
+    Samples beyond training.eval_samples are masked in the loss and are padding for the routers.
+    """
+    settings, layout = context.run.training, context.groups.layout
+    unit = settings.micro_batch_size * layout.dp * (layout.pp if layout.vpp > 1 else 1)
+    samples = max(1, -(-settings.eval_samples // unit)) * unit
+    batches = context.data.validation.micro_batches(
+        0,
+        global_batch_size=samples,
+        micro_batch_size=settings.micro_batch_size,
+        dp=layout.dp,
+        dp_index=context.groups.coordinate["dp"],
+    )
+    for index, batch in enumerate(batches):
+        first = (index * layout.dp + context.groups.coordinate["dp"]) * settings.micro_batch_size
+        beyond = max(0, settings.eval_samples - first)
+        batch.loss_mask[beyond:] = 0
+        assert batch.token_ids is not None
+        batch.token_ids[beyond:] = -1
+    return context.runner.evaluate(batches)
+
+
+class Resources(Callback):
+    """runlog.usage.USAGE_METRICS. Steps that will be redone cost money too, so their records count."""
+
+    needs = frozenset({Gives.event_log})
+    gives = frozenset({Gives.record})
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+
+    def on_start(self, context: TrainingContext, history: History) -> None:
+        run, devices, earlier = context.run, context.groups.layout.world_size, []
+        if context.groups.is_first_rank:
+            # In a run folder copied from another run, only this run's own launches are charged.
+            events = own_events(history.events)
+            copied = events[0]["resumed_step"] if events else 0
+            earlier = [record for record in history.metrics.records if record["step"] > copied]
+        is_described = (run.cluster.generation is Generation.cpu) == (context.groups.device.type == "cpu")
+        self.usage = Usage(
+            Devices(
+                count=devices,
+                peak_flops=devices * run.cluster.peak_flops(run.precision.dtype) if is_described else None,
+                usd_per_hour=run.cluster.usd_per_hour,
+            ),
+            began=process_began("self"),
+            flops_per_token=flops_per_token(run.model).model,
+            total_steps=run.training.steps,
+            earlier=earlier,
+        )
+
+    def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
+        assert self.usage is not None, "on_start comes first"
+        self.usage.add_to(record)
