@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What every job script of this folder begins with: sourced, from the checkout, inside a job.
 #
-#     start_job          reads cluster.env; sets python, restart, MASTER_ADDR, MASTER_PORT
+#     start_job          reads cluster.env, with the site that GPT4MOE_SITE names; sets python, restart, MASTER_ADDR, MASTER_PORT
 #     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
 #     run_ranks ARGS...  srun of the job's tasks: one rank each (rank.sh), in the container if there is one
 #     await_ranks ARGS...    the same, with traps heard meanwhile; sets status
