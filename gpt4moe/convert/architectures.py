@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig, RouterKind
-from gpt4moe.convert.rules import Row
+from gpt4moe.convert.rules import NameRow
 from gpt4moe.convert.tables import DENSE, MIXTRAL, MIXTRAL_FUSED, QWEN3_MOE, QWEN3_MOE_FUSED
 from gpt4moe.errors import ConversionError
 
@@ -28,8 +28,8 @@ class Architecture:
     """For people."""
     model_type: str
     class_name: str
-    rows: tuple[Row, ...]
-    fused: tuple[Row, ...] | None = None
+    rows: tuple[NameRow, ...]
+    fused: tuple[NameRow, ...] | None = None
     """The names with all experts of a layer in one tensor; None: there are no such names."""
     qk_norm: bool = False
     num_experts_key: str | None = None

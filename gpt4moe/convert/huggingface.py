@@ -16,7 +16,7 @@ from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import model_card, tokenizer_files
 from gpt4moe.convert.publish import published, refuse_existing
-from gpt4moe.convert.rules import Link, Row, is_copy, links, require_whole
+from gpt4moe.convert.rules import Link, NameRow, is_copy, links, require_whole
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor, packed
 from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
@@ -153,7 +153,7 @@ def mistral_files(folder: Path) -> list[str]:
 
 
 def add_pieces(
-    weights: FolderWeights, table: tuple[Row, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
+    weights: FolderWeights, table: tuple[NameRow, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
 ) -> None:
     """Fills weights.pieces: finds every box of ours in the tensors of theirs.
 

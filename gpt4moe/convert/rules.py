@@ -1,10 +1,10 @@
-"""Invertible rules: how a tensor of another format lies in a logical tensor of ours. No torch.
+"""Rules that say where a tensor of another format is in a logical tensor of ours, for both directions. No torch.
 
     theirs  model.layers.3.self_attn.q_proj.weight  [N*D, H]   elements in C order = the elements of these boxes,
     ours    decoder.layers.3.self_attention.linear_qkv.weight  one after the other
 
-A table of rows (name of ours, rule, name of theirs) makes links. One link is read both ways: a target is written from
-its boxes, and a box of ours is a contiguous range of theirs.
+A table of rows (our name, rule, their name) gives links. A link works both ways: an export writes a tensor of theirs
+from its boxes, and an import finds each box of ours as a contiguous range of theirs.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import ConversionError
 
 Parts = Iterator[tuple[dict[str, object], Shape, list[Box]]]
-"""(what fills the placeholders of their name, their shape, the boxes of ours)"""
+"""(values for the placeholders of their name, their shape, our boxes)"""
 Rule = Callable[[Shape, ModelConfig], Parts]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class NameRow:
     """One line of a table of names."""
 
     ours: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A tensor of theirs and the boxes of ours whose elements it holds, in its C order."""
+    """A tensor of theirs, and the boxes of ours that have its elements, in its C order."""
 
     ours: str
     theirs: str
@@ -44,8 +44,8 @@ class Link:
     boxes: list[Box]
 
 
-def links(table: tuple[Row, ...], shapes: dict[str, Shape], model: ModelConfig) -> Iterator[Link]:
-    """Every tensor of theirs, in the order of `shapes` (ours)."""
+def links(table: tuple[NameRow, ...], shapes: dict[str, Shape], model: ModelConfig) -> Iterator[Link]:
+    """The link of every tensor of theirs, in the order of `shapes` (ours)."""
     rows = {row.ours: row for row in table}
     for name, shape in shapes.items():
         layer, own_name = split_name(name)
@@ -55,9 +55,9 @@ def links(table: tuple[Row, ...], shapes: dict[str, Shape], model: ModelConfig) 
 
 
 def require_whole(all_links: list[Link], shapes: dict[str, Shape]) -> None:
-    """Before anything is written: every element of ours is in exactly one target, no target is named twice.
+    """Checks, before writing, that every element of ours is in exactly one target and no two targets have one name.
 
-    Raises: ConversionError when the table leaves out, doubles or invents something.
+    Raises: ConversionError when the table omits, repeats or adds something.
     """
     boxes: dict[str, list[Box]] = {name: [] for name in shapes}
     for link in all_links:
