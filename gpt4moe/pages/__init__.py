@@ -1,19 +1,19 @@
-"""Room `pages`, storey 5: pictures and pages for people: report.html, plan pages, figures. No torch.
+"""Room `pages`, storey 5: pictures, tables and pages for people. No torch.
 
-charts.py        line charts as inline SVG
-panel_charts.py  a dashboard's panels -> charts
-series.py        records -> points; smoothing and thinning
-plots.py         PNG figures by matplotlib
-heat_map.py      expert load as inline SVG
-load_maps.py     windows of expert load as small heat maps
-gantt.py         a pipeline step as inline SVG
-schedule_page.py the pipeline schedule as text, JSON, a section of the report
-wire_table.py    bytes on the wire, counted and by formula, as a table
-goodput_page.py  seconds by cause as a bar and table of the report
-report.py        report.html, one self-contained file
-report_page.py   the report's style sheet and script
-run_report.py    a run folder -> its report
-plan_page.py plan_answer.py   what tools/plan.py shows
+a run folder
+    run_report.py     a run folder -> loss.png, report.html
+    report.py         report.html, one self-contained file
+    report_page.py    the report's style sheet and script
+    report_tables.py  bytes on the wire, wall time
+    charts.py         curves, thinned, as inline SVG
+    panel_charts.py   a dashboard's panels -> charts
+    expert_maps.py    expert load as heat maps
+    plots.py          loss.png by matplotlib
+a plan
+    plan_answer.py    what tools/plan.py prints or writes
+    plan_page.py      a plan as one page
+    schedule_page.py  the pipeline schedule, a Gantt chart
 
-May import runlog and the planner. Nothing that trains imports this room.
+It may import runlog, planner, pipeline and parallel. Nothing that trains imports this room: train.py hands the function
+that writes the report to whoever calls it.
 """

@@ -1,6 +1,7 @@
 """Line charts as inline SVG: a few hundred bytes of our own instead of a library, in the colours of the page's theme.
 
-    Chart(series, levels, marks) -> scale -> <svg> with axes and paths, and its points as JSON for the page's script
+    records of steps -> points, smooth, thin -> Chart(series, levels, marks) -> scale -> <svg> with axes and paths,
+    and its points as JSON for the script of the page
 
 Colours are CSS variables of report_page.py, so a chart follows light and dark. Sizes are the page's pixels when wide.
 """
@@ -12,8 +13,59 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-from gpt4moe.pages.series import Point, thin
 from gpt4moe.runlog.console import short_count
+from gpt4moe.runlog.metrics import Record
+
+Point = tuple[float, float]
+
+
+def points(records: Sequence[Record], name: str, *, x: str = "step") -> list[Point]:
+    """(x, value) of every record that has the metric and a finite value of it, in order."""
+    return [(r[x], r[name]) for r in records if name in r and x in r and math.isfinite(r[name])]
+
+
+def smooth(curve: Sequence[Point], span: float) -> list[Point]:
+    """Exponential moving average over about `span` points, from both sides: it does not lag behind a falling loss."""
+    forward = _average(curve, span)
+    backward = _average(curve[::-1], span)[::-1]
+    return [(x, (past + future) / 2) for (x, past), (_, future) in zip(forward, backward, strict=True)]
+
+
+def _average(curve: Sequence[Point], span: float) -> list[Point]:
+    # total / weight: without it the average would start at zero, or cling to the first point.
+    keep = 1.0 - 2.0 / (max(span, 1.0) + 1.0)
+    total = weight = 0.0
+    averaged = []
+    for x, value in curve:
+        total = keep * total + (1.0 - keep) * value
+        weight = keep * weight + (1.0 - keep)
+        averaged.append((x, total / weight))
+    return averaged
+
+
+def smoothing_span(num_points: int) -> float:
+    """A span that follows a curve's turns and hides its noise: a thirtieth of it, from 3 to 200 points."""
+    return min(200.0, max(3.0, num_points / 30))
+
+
+def thin(curve: Sequence[Point], limit: int) -> list[Point]:
+    """At most `limit` points: of each bucket the lowest and the highest, so that no spike gets lost."""
+    if len(curve) <= limit:
+        return list(curve)
+    size = math.ceil(len(curve) / (limit // 2))
+    kept: list[Point] = []
+    for start in range(0, len(curve), size):
+        bucket = range(start, min(start + size, len(curve)))
+        ends = {min(bucket, key=lambda i: curve[i][1]), max(bucket, key=lambda i: curve[i][1])}
+        kept.extend(curve[i] for i in sorted(ends))
+    return kept
+
+
+def middle(values: Sequence[float]) -> float | None:
+    """The median; None of nothing."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else None
+
 
 SIZE, WIDE_SIZE = (540.0, 250.0), (1100.0, 360.0)
 LEFT, RIGHT_GAP, TOP, BOTTOM_GAP = 50.0, 14.0, 14.0, 40.0

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from gpt4moe.pages.charts import Chart, Series
-from gpt4moe.pages.series import Point, points, smooth, smoothing_span
+from gpt4moe.pages.charts import Chart, Point, Series, points, smooth, smoothing_span
 from gpt4moe.runlog.dashboard import Panel, Scale
 from gpt4moe.runlog.metrics import Record
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from gpt4moe.pages.gantt import gantt
 from gpt4moe.pages.report_page import POLICY, STYLE
+from gpt4moe.pages.schedule_page import gantt
 from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.estimate import Estimate
 from gpt4moe.runlog.run_files import replace_file

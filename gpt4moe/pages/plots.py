@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt4moe.pages.series import points, smooth, smoothing_span
+from gpt4moe.pages.charts import points, smooth, smoothing_span
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import replace_file
 

@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from gpt4moe.pages.charts import line_chart
-from gpt4moe.pages.goodput_page import goodput_section
-from gpt4moe.pages.heat_map import heat_map
-from gpt4moe.pages.load_maps import load_maps
+from gpt4moe.pages.charts import line_chart, middle, points
+from gpt4moe.pages.expert_maps import heat_map, load_maps
 from gpt4moe.pages.panel_charts import panel_charts
 from gpt4moe.pages.report_page import POLICY, SCRIPT, STYLE
+from gpt4moe.pages.report_tables import WireCount, goodput_section, wire_table
 from gpt4moe.pages.schedule_page import schedule_section
-from gpt4moe.pages.series import middle, points
-from gpt4moe.pages.wire_table import WireCount, wire_table
 from gpt4moe.planner.pipeline_plan import PipelinePlan
 from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.dashboard import PanelSection, read_dashboard

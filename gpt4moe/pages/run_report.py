@@ -10,7 +10,7 @@ import yaml
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.pages.plots import plot_loss
 from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
-from gpt4moe.pages.wire_table import WireCount
+from gpt4moe.pages.report_tables import WireCount
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import bytes_of_all_ranks
 from gpt4moe.planner.pipeline_plan import PipelinePlan, run_pipeline

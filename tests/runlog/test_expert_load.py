@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gpt4moe.pages.load_maps import load_maps
+from gpt4moe.pages.expert_maps import load_maps
 from gpt4moe.runlog.expert_load import LoadHistory, max_windows
 
 

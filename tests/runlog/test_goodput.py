@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpt4moe.pages.goodput_page import goodput_section
+from gpt4moe.pages.report_tables import goodput_section
 from gpt4moe.runlog.events_log import Event
 from gpt4moe.runlog.goodput import CAUSES, Goodput, goodput
 

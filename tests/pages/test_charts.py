@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt4moe.pages.charts import Axis, axis_labels, axis_number
-from gpt4moe.pages.series import points, smooth, thin
+from gpt4moe.pages.charts import Axis, axis_labels, axis_number, points, smooth, thin
 from tests.runlog.synthetic import uneven_load
 
 

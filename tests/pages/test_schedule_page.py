@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.pages.gantt import MAX_BARS, gantt
-from gpt4moe.pages.schedule_page import schedule_json, schedule_section, schedule_text
+from gpt4moe.pages.schedule_page import MAX_BARS, gantt, schedule_json, schedule_section, schedule_text
 from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.pipeline_plan import PipelinePlan, run_pipeline
 
