@@ -1,4 +1,4 @@
-"""Row: one line of the table of tensors (table.py), and the words that its columns use. No torch.
+"""TensorRow: one line of the table of tensors (table.py), and the words that its columns use. No torch.
 
 name      what the tensor is called          embedding.word_embeddings.weight
 family    what it is compared together with  embedding; its component is what parameters are counted by
@@ -113,7 +113,7 @@ def always(_: ModelConfig) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class TensorRow:
     """One row of the table."""
 
     name: str
@@ -141,20 +141,20 @@ def _hidden(model: ModelConfig) -> int:
 def norm_rows(
     name: str, family: Family, width: Callable[[ModelConfig], int] = _hidden, *, present: Has = always,
     initial: Initial | None = Initial.ones,
-) -> tuple[Row, Row]:  # fmt: skip
+) -> tuple[TensorRow, TensorRow]:  # fmt: skip
     """RMSNorm's weight `name`; LayerNorm has a bias too."""
 
     def has_bias(model: ModelConfig) -> bool:
         return present(model) and model.planned is not None and model.planned.norm_biases
 
-    weight = Row(name=name, family=family, shape=lambda m: (width(m),), cut=Cut.whole, initial=initial,
+    weight = TensorRow(name=name, family=family, shape=lambda m: (width(m),), cut=Cut.whole, initial=initial,
                  present=present, is_matrix=False)  # fmt: skip
     return weight, replace(weight, name=_bias(name), initial=None, present=has_bias)
 
 
-def linear_rows(weight: Row, has_bias: Has) -> tuple[Row, Row]:
+def linear_rows(weight: TensorRow, has_bias: Has) -> tuple[TensorRow, TensorRow]:
     """A matrix [..., out, in], and its bias [..., out] where the model has biases; counted as cut like the matrix."""
-    bias = Row(
+    bias = TensorRow(
         name=_bias(weight.name), family=weight.family, shape=lambda m: weight.shape(m)[:-1], cut=weight.cut,
         initial=None, present=has_bias, is_matrix=False,
     )  # fmt: skip

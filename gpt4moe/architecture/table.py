@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt4moe.architecture import names
-from gpt4moe.architecture.rows import Cut, Family, Has, Initial, Row, Shape, always, linear_rows, norm_rows
+from gpt4moe.architecture.rows import Cut, Family, Has, Initial, Shape, TensorRow, always, linear_rows, norm_rows
 from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.planned import MlaConfig, PlannedConfig
@@ -42,9 +42,9 @@ def _shared(model: ModelConfig) -> int:
 
 
 EMBEDDING = (
-    Row(name=names.WORD_EMBEDDINGS, family=Family.embedding, shape=lambda m: (m.vocab_size, m.hidden_size),
+    TensorRow(name=names.WORD_EMBEDDINGS, family=Family.embedding, shape=lambda m: (m.vocab_size, m.hidden_size),
         cut=Cut.rows, initial=Initial.normal, is_matrix=False),
-    Row(name="embedding.position_embeddings.weight", family=Family.embedding,
+    TensorRow(name="embedding.position_embeddings.weight", family=Family.embedding,
         shape=lambda m: (m.seq_length, m.hidden_size), cut=Cut.whole, initial=None,
         present=lambda m: _planned(m).learned_positions, is_matrix=False),
 )  # fmt: skip
@@ -52,16 +52,16 @@ INPUT_NORM = norm_rows(names.INPUT_NORM, Family.input_norm)
 MLP_NORM = norm_rows(names.MLP_NORM, Family.mlp_norm)
 OUTPUT = (
     *norm_rows(names.FINAL_NORM, Family.final_norm),
-    Row(name=names.OUTPUT_LAYER, family=Family.output_layer, shape=lambda m: (m.vocab_size, m.hidden_size),
+    TensorRow(name=names.OUTPUT_LAYER, family=Family.output_layer, shape=lambda m: (m.vocab_size, m.hidden_size),
         cut=Cut.rows, initial=Initial.normal, present=lambda m: not m.tied_embeddings),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attention:
+class AttentionRow:
     """A kind of attention: its tensors, and the widths that operations, memory and traffic are counted by."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     score_width: Callable[[ModelConfig], int]
     """Elements of a head that a query meets of one token: of its key and of its value."""
     gathered_width: Callable[[ModelConfig], int]
@@ -79,13 +79,13 @@ def _biased(model: ModelConfig) -> bool:
 
 
 GROUPED_QUERY = (
-    Row(name="self_attention.sinks", family=Family.attention_out, shape=lambda m: (m.num_attention_heads,),
+    TensorRow(name="self_attention.sinks", family=Family.attention_out, shape=lambda m: (m.num_attention_heads,),
         cut=Cut.rows, initial=None, present=lambda m: _planned(m).attention_sinks, is_matrix=False),
-    *linear_rows(Row(name=names.ATTENTION_OUT, family=Family.attention_out, cut=Cut.columns,
+    *linear_rows(TensorRow(name=names.ATTENTION_OUT, family=Family.attention_out, cut=Cut.columns,
                  shape=lambda m: (m.hidden_size, m.num_attention_heads * m.head_size), initial=Initial.residual),
              _biased),
     # Rows are, for each query group, its query heads, then its key, then its value: a plain cut over tp.
-    *linear_rows(Row(name=names.QKV, family=Family.qkv, cut=Cut.rows, initial=Initial.normal,
+    *linear_rows(TensorRow(name=names.QKV, family=Family.qkv, cut=Cut.rows, initial=Initial.normal,
                  shape=lambda m: ((m.num_attention_heads + 2 * m.query_groups) * m.head_size, m.hidden_size),
                  pieces=lambda m: ("model.num_query_groups", m.query_groups), is_stored_first=True), _biased),
     # Every head of a layer shares these two.
@@ -94,8 +94,12 @@ GROUPED_QUERY = (
 )  # fmt: skip
 
 
-def _latent_row(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, has: Has = always) -> Row:
-    return Row(name=f"self_attention.{name}.weight", family=family, shape=shape, cut=cut, initial=None, present=has)
+def _latent_row(
+    name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, has: Has = always
+) -> TensorRow:
+    return TensorRow(
+        name=f"self_attention.{name}.weight", family=family, shape=shape, cut=cut, initial=None, present=has
+    )
 
 
 # arXiv:2405.04434, equations 9-17: down to a latent (whole on every rank), its norm, up to the heads (over tp).
@@ -119,8 +123,8 @@ LATENT = (
                 Cut.rows, lambda m: _mla(m).q_lora_rank is not None),
 )  # fmt: skip
 
-ATTENTION: dict[AttentionKind, Attention] = {
-    AttentionKind.grouped_query: Attention(
+ATTENTION: dict[AttentionKind, AttentionRow] = {
+    AttentionKind.grouped_query: AttentionRow(
         rows=GROUPED_QUERY,
         score_width=lambda m: 2 * m.head_size,
         gathered_width=lambda m: 2 * m.query_groups * m.head_size,
@@ -128,7 +132,7 @@ ATTENTION: dict[AttentionKind, Attention] = {
         decoding_width=lambda m: 2 * m.head_size,
         cache_parts=lambda m: m.query_groups,
     ),
-    AttentionKind.latent: Attention(
+    AttentionKind.latent: AttentionRow(
         rows=LATENT,
         score_width=lambda m: _mla(m).qk_head_dim + _mla(m).v_head_dim,
         gathered_width=lambda m: 2 * m.num_attention_heads * m.head_size,  # as wide as the queries
@@ -148,44 +152,45 @@ def _has_shared(model: ModelConfig) -> bool:
     return _moe(model).shared_expert_ffn_hidden_size is not None
 
 
-def _experts(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, initial: Initial) -> Row:
-    return Row(name=name, family=family, shape=shape, cut=cut, initial=initial,
+def _experts(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut, initial: Initial) -> TensorRow:
+    return TensorRow(name=name, family=family, shape=shape, cut=cut, initial=initial,
                pieces=lambda m: ("model.moe.num_experts", _moe(m).num_experts))  # fmt: skip
 
 
-def _expert_bias(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut) -> Row:
-    return Row(name=f"{name}_bias", family=family, shape=shape, cut=cut, initial=None, present=_has_mlp_bias,
+def _expert_bias(name: str, family: Family, shape: Callable[[ModelConfig], Shape], cut: Cut) -> TensorRow:
+    return TensorRow(name=f"{name}_bias", family=family, shape=shape, cut=cut, initial=None, present=_has_mlp_bias,
                is_matrix=False)  # fmt: skip
 
 
 DENSE = (
-    *linear_rows(Row(name=names.DENSE_GATE_UP, family=Family.dense_gate_up, cut=Cut.gated_rows, initial=Initial.normal,
+    *linear_rows(TensorRow(name=names.DENSE_GATE_UP, family=Family.dense_gate_up, cut=Cut.gated_rows,
+                 initial=Initial.normal,
                  shape=lambda m: (_ffn(m), m.hidden_size) if _planned(m).ungated_mlp else (2, _ffn(m), m.hidden_size)),
              _has_mlp_bias),
-    *linear_rows(Row(name=names.DENSE_DOWN, family=Family.dense_down, cut=Cut.columns, initial=Initial.residual,
+    *linear_rows(TensorRow(name=names.DENSE_DOWN, family=Family.dense_down, cut=Cut.columns, initial=Initial.residual,
                  shape=lambda m: (m.hidden_size, _ffn(m))), _has_mlp_bias),
 )  # fmt: skip
 MOE = (
-    *linear_rows(Row(name=names.ROUTER, family=Family.router, cut=Cut.whole, initial=Initial.normal,
+    *linear_rows(TensorRow(name=names.ROUTER, family=Family.router, cut=Cut.whole, initial=Initial.normal,
                  shape=lambda m: (_moe(m).num_experts, m.hidden_size)), _has_mlp_bias),
     _experts(names.EXPERTS_GATE_UP, Family.experts_gate_up,
              lambda m: (_moe(m).num_experts, 2, _moe(m).ffn_hidden_size, m.hidden_size),
              Cut.experts_gated, Initial.normal),
     _experts(names.EXPERTS_DOWN, Family.experts_down,
              lambda m: (_moe(m).num_experts, m.hidden_size, _moe(m).ffn_hidden_size), Cut.experts, Initial.residual),
-    Row(name=names.SHARED_GATE_UP, family=Family.shared_experts, cut=Cut.gated_rows,
+    TensorRow(name=names.SHARED_GATE_UP, family=Family.shared_experts, cut=Cut.gated_rows,
         initial=Initial.normal, shape=lambda m: (2, _shared(m), m.hidden_size), present=_has_shared,
         is_stored_first=True),
-    Row(name=names.SHARED_DOWN, family=Family.shared_experts, cut=Cut.columns,
+    TensorRow(name=names.SHARED_DOWN, family=Family.shared_experts, cut=Cut.columns,
         initial=Initial.residual, shape=lambda m: (m.hidden_size, _shared(m)), present=_has_shared,
         is_stored_first=True),
     _expert_bias(names.EXPERTS_GATE_UP, Family.experts_gate_up,
                  lambda m: (_moe(m).num_experts, 2, _moe(m).ffn_hidden_size), Cut.experts_gated),
     _expert_bias(names.EXPERTS_DOWN, Family.experts_down, lambda m: (_moe(m).num_experts, m.hidden_size), Cut.experts),
 )  # fmt: skip
-MLP: dict[MlpKind, tuple[Row, ...]] = {MlpKind.dense: DENSE, MlpKind.moe: MOE}
+MLP: dict[MlpKind, tuple[TensorRow, ...]] = {MlpKind.dense: DENSE, MlpKind.moe: MOE}
 
 
-def layer_parts(kind: LayerKind) -> tuple[tuple[Row, ...], ...]:
+def layer_parts(kind: LayerKind) -> tuple[tuple[TensorRow, ...], ...]:
     """The rows of a layer: norm, attention, norm, MLP."""
     return INPUT_NORM, ATTENTION[kind.attention].rows, MLP_NORM, MLP[kind.mlp]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from gpt4moe.architecture.names import ROUTER_MODULE, layer_name, split_name
-from gpt4moe.architecture.rows import Component, Family, Row, Shape, Spread
+from gpt4moe.architecture.rows import Component, Family, Shape, Spread, TensorRow
 from gpt4moe.architecture.table import ATTENTION, EMBEDDING, INPUT_NORM, MLP, MLP_NORM, OUTPUT, layer_parts
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
@@ -26,7 +26,7 @@ class ModelTensor:
     name: str
     """The logical name: layers by their index in the whole model."""
     shape: Shape
-    row: Row
+    row: TensorRow
     component: Component
     spread: Spread
 
@@ -106,14 +106,14 @@ def _buffers(model: ModelConfig, *, is_for_inference: bool) -> Iterator[tuple[st
             yield layer_name(layer, f"{ROUTER_MODULE}.{buffer.name}"), (model.moe.num_experts,)
 
 
-def row_of(name: str) -> Row:
+def row_of(name: str) -> TensorRow:
     """The row of a tensor's logical name. A parameter that the table does not know is a programming error."""
     row = find_row(name)
     assert row is not None, f"{name} is not in the table of tensors (architecture.table)"
     return row
 
 
-def find_row(name: str) -> Row | None:
+def find_row(name: str) -> TensorRow | None:
     """The row of a tensor's logical name; None: the table does not know it."""
     layer, rest = split_name(name)
     rows = _outside_rows() if layer is None else _layer_rows()
@@ -134,12 +134,12 @@ def family_of(name: str) -> Family | None:
     return Family.router if split_name(name)[1].startswith(f"{ROUTER_MODULE}.") else None
 
 
-def _outside_rows() -> Iterator[Row]:
+def _outside_rows() -> Iterator[TensorRow]:
     yield from EMBEDDING
     yield from OUTPUT
 
 
-def _layer_rows() -> Iterator[Row]:
+def _layer_rows() -> Iterator[TensorRow]:
     """Of every kind. Kinds may share a name: its rows then have the same cut (a test holds it)."""
     yield from INPUT_NORM
     for attention in ATTENTION.values():
@@ -149,7 +149,9 @@ def _layer_rows() -> Iterator[Row]:
         yield from rows
 
 
-def _tensors(model: ModelConfig, rows: tuple[Row, ...] | list[Row], layer: int | None = None) -> list[ModelTensor]:
+def _tensors(
+    model: ModelConfig, rows: tuple[TensorRow, ...] | list[TensorRow], layer: int | None = None
+) -> list[ModelTensor]:
     return [
         ModelTensor(
             row.name if layer is None else layer_name(layer, row.name),

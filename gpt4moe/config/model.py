@@ -93,7 +93,7 @@ class ModelConfig:
 
     @property
     def forward_settings(self) -> dict[str, object]:
-        """What decides the model's answers beside its weights and their shapes: a wrong one loads without an error."""
+        """Settings that change the forward pass but no tensor's shape: a mismatch would load without an error."""
         chosen = {} if self.moe is None else {
             "moe.top_k": self.moe.top_k, "moe.router.kind": self.moe.router.kind.value,
             "moe.router.scaling_factor": float(self.moe.router.scaling_factor),

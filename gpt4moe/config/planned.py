@@ -1,4 +1,4 @@
-"""What published models have and the trainer cannot build: the planner counts it, the trainer refuses it."""
+"""Parts of published models that the planner counts and the trainer cannot build (parallel.legality refuses them)."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from gpt4moe.errors import ConfigError
 
 @dataclass(kw_only=True, slots=True)
 class MlaConfig:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): keys and values from one latent."""
+    """Multi-head latent attention: keys and values come from one latent (arXiv:2405.04434, section 2.1)."""
 
     q_lora_rank: int | None = None
-    """Width of the queries' latent; null: queries come straight from the hidden state."""
+    """Width of the latent that queries are made of; null: they are made of the hidden state."""
     kv_lora_rank: int = MISSING
     """Width of the latent that keys and values are made of."""
     qk_nope_head_dim: int = MISSING
-    """Part of a head's query and key without position."""
+    """Width of the part of a head's query and key that has no position."""
     qk_rope_head_dim: int = MISSING
-    """Part with a rotary position; all heads share the key's."""
+    """Width of the part that has a rotary position; all heads share the key's."""
     v_head_dim: int = MISSING
     """Width of a head's value."""
 
@@ -34,7 +34,7 @@ class MlaConfig:
 
 @dataclass(kw_only=True, slots=True)
 class PlannedConfig:
-    """Every field at its default: nothing beyond what the trainer builds."""
+    """With every field at its default, the model has nothing that the trainer cannot build."""
 
     attention_biases: bool = False
     """Of the query, key, value and output projections."""

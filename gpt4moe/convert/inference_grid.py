@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from math import gcd
 
 from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
-from gpt4moe.architecture.rows import Row
+from gpt4moe.architecture.rows import TensorRow
 from gpt4moe.architecture.tensors import Box, routing_buffers, row_of
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
@@ -94,7 +94,7 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
     return found
 
 
-def _cut_dimension(row: Row) -> int | None:
+def _cut_dimension(row: TensorRow) -> int | None:
     """The dimension of the logical tensor that is cut over tp: the first that training cuts; None: none is."""
     return min(row.cut.axes, default=None)
 

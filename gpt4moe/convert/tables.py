@@ -90,4 +90,4 @@ UPCYCLED = (
     NameRow(names.EXPERTS_GATE_UP, copied_gate_up, "model.layers.{layer}.mlp.{part}_proj.weight"),
     NameRow(names.EXPERTS_DOWN, copied, "model.layers.{layer}.mlp.down_proj.weight"),
 )
-"""A dense MLP as every expert; the router has no counterpart."""
+"""A dense model whose MLP becomes every expert. The router has no counterpart in theirs."""

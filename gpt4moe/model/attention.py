@@ -1,7 +1,8 @@
-"""Core attention over torch's scaled_dot_product_attention: flash kernels on GPUs, no extra package.
+"""Core attention over torch's scaled_dot_product_attention: flash kernels on GPUs, without an extra package.
 
-Context parallelism: a rank holds chunks c and 2 cp - 1 - c of a sequence (placement.sequence_chunks). Keys and values
-are gathered and put in order; a chunk of queries sees what comes before its end, so all ranks do the same work:
+Under context parallelism a rank holds chunks c and 2 cp - 1 - c of a sequence (placement.sequence_chunks). It gathers
+the keys and values and puts them in order. A chunk of queries sees the keys up to its end. One early and one late chunk
+make the same work on every rank:
 
     key, value [S/cp, B, G, D] --all-gather, in order--> [S, B, G, D]
     query chunk n [S/2cp, B, N, D] x keys 0 .. n --> [S/2cp, B, N*D]
@@ -22,7 +23,7 @@ from gpt4moe.parallel.placement import sequence_chunks
 
 
 class SdpaAttention(nn.Module):
-    """Causal attention of this rank's heads, in Megatron's core-attention seam. Owns no weights."""
+    """Causal attention of this rank's heads, as Megatron's SelfAttention calls its core. Owns no weights."""
 
     def __init__(
         self, config: Any, layer_number: int, *, pg_collection: Any, softmax_scale: float | None = None, **_: Any
@@ -43,7 +44,7 @@ class SdpaAttention(nn.Module):
         return torch.cat(parts)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Queries of the last positions of the keys, each of which sees the keys up to its own."""
+        """Attention of queries that stand at the last positions of the keys; each sees the keys up to its own."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         num_queries, num_keys = q.shape[2], k.shape[2]
         # is_causal would put the queries at the first positions.
@@ -55,7 +56,7 @@ class SdpaAttention(nn.Module):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
     def _whole(self, x: Tensor) -> Tensor:
-        """Rows of all ranks, [S/cp, ...] -> [S, ...], in the order of the sequence."""
+        """The rows of all ranks in the order of the sequence: [S/cp, ...] -> [S, ...]."""
         cp = self.cp.size()
         chunks = AllGather.apply(x, self.cp).chunk(2 * cp)
         held = [chunk for rank in range(cp) for chunk in sequence_chunks(cp, rank)]
@@ -64,10 +65,10 @@ class SdpaAttention(nn.Module):
 
 @lru_cache(maxsize=2)
 def _causal_mask(num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Of the last queries: what is added to a score, 0 up to the query's own position and -inf after it.
+    """What is added to the scores of the last queries: 0 up to the query's own position and -inf after it.
 
-    A rank has two. Autograd keeps the tensor that it is given, so one is made for all layers and micro-batches; a bool
-    mask torch would turn into floats again in every call, and keep each (2.13).
+    A rank has two masks, made once for all layers and micro-batches, because autograd keeps the tensor that it gets.
+    A bool mask would be worse: torch 2.13 turns it into floats in every call and keeps each of them.
     """
     later = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).triu(1 + num_keys - num_queries)
     return torch.zeros(num_queries, num_keys, dtype=dtype, device=device).masked_fill(later, -torch.inf)

@@ -1,4 +1,7 @@
-"""build_model: Megatron GPTModel chunks, one per virtual stage of this rank, with initial weights."""
+"""build_model: one Megatron GPTModel for each virtual stage of this rank, with initial weights.
+
+placement.rank_chunks -> specs.block_spec -> GPTModel -> parameters.mark -> parameters.initialize
+"""
 
 import logging
 from contextlib import nullcontext
@@ -17,10 +20,10 @@ from gpt4moe.parallel.placement import rank_chunks
 
 
 def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) -> list[GPTModel]:
-    """This rank's chunks in the order of its virtual stages.
+    """This rank's chunks with initial weights, in the order of its virtual stages.
 
     Args:
-        meta: shapes only, no memory and no initial weights: for counting a model of any size.
+        meta: only shapes, without memory and initial weights, to count a model of any size.
     """
     on_gpu = groups.device.type == "cuda"
     config = transformer_config(run.model, run.parallel, run.precision.dtype, on_gpu=on_gpu and not meta)
@@ -55,5 +58,5 @@ def _build_chunk(
         vp_stage=vp_stage if run.parallel.vpp > 1 else None,
     )
     built = list(decoder_layers(chunk))
-    assert built == layers, (built, layers)  # Megatron placed what placement.py says
+    assert built == layers, (built, layers)  # Megatron places layers as placement.py does
     return chunk

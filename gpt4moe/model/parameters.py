@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt4moe.architecture.names import OUTPUT_LAYER, WORD_EMBEDDINGS, layer_name
-from gpt4moe.architecture.rows import Cut, Initial, Row, Spread
+from gpt4moe.architecture.rows import Cut, Initial, Spread, TensorRow
 from gpt4moe.architecture.tensors import row_of
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.parallel.groups import ProcessGroups
@@ -32,7 +32,7 @@ def decoder_layers(chunk: nn.Module) -> dict[int, Any]:
     return {layer.layer_number - 1: layer for layer in model.decoder.layers}
 
 
-def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, Row]]:
+def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, TensorRow]]:
     """Every parameter of this rank's chunks, its rectangle of the logical tensor, and its row of the table.
 
     Chunks are GPTModels, wrapped or not. A shard's `shape` is the parameter's elements in C order, viewed as the

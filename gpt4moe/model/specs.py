@@ -1,6 +1,6 @@
 """The layers of a chunk as Megatron's specs: which module plays each part.
 
-    LayerKind (attention, mlp) -> ATTENTION, MLP put their modules into a layer's spec -> block_spec -> GPTModel
+    LayerKind (attention, mlp) -> ATTENTION_SPECS, MLP_SPECS put modules into a layer's spec -> block_spec -> GPTModel
 
 The configuration chooses kernels. Optional packages are imported where their kernel is chosen.
 """
@@ -45,7 +45,7 @@ NORMS: dict[NormKernel, Callable[[], type[nn.Module]]] = {
 
 
 def norm_class(kernel: NormKernel) -> type[nn.Module]:
-    """An RMSNorm in Megatron's seam; Megatron's own local one refuses sequence parallelism."""
+    """An RMSNorm with the constructor that Megatron calls. Its own local one refuses sequence parallelism."""
 
     class Norm(NORMS[kernel]()):  # type: ignore[misc]
         def __init__(self, *, config: Any, hidden_size: int, eps: float, **_: Any):
@@ -88,9 +88,9 @@ def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
 Part = Callable[[ModuleSpec, BuiltWith], None]
 """Puts the modules of one kind into the spec of a layer."""
 
-ATTENTION: dict[AttentionKind, Part] = {AttentionKind.grouped_query: _grouped_query}
+ATTENTION_SPECS: dict[AttentionKind, Part] = {AttentionKind.grouped_query: _grouped_query}
 """A kind that is not here cannot be built: parallel.legality refuses it."""
-MLP: dict[MlpKind, Part] = {MlpKind.dense: _dense, MlpKind.moe: _mixture_of_experts}
+MLP_SPECS: dict[MlpKind, Part] = {MlpKind.dense: _dense, MlpKind.moe: _mixture_of_experts}
 
 
 def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> TransformerBlockSubmodules:
@@ -110,8 +110,8 @@ def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> Tran
 def _layer_spec(kind: LayerKind, built: BuiltWith) -> ModuleSpec:
     spec = get_gpt_layer_local_spec(num_experts=None, normalization="RMSNorm")
     spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = built.norm
-    ATTENTION[kind.attention](spec, built)
-    MLP[kind.mlp](spec, built)
+    ATTENTION_SPECS[kind.attention](spec, built)
+    MLP_SPECS[kind.mlp](spec, built)
     return spec
 
 

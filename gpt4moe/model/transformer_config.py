@@ -1,4 +1,4 @@
-"""Our model and parallel configuration as Megatron's TransformerConfig: the only place that translates."""
+"""Our model and parallel configuration as Megatron's TransformerConfig. Nothing else translates between the two."""
 
 import torch
 from megatron.core.transformer import TransformerConfig
@@ -14,7 +14,7 @@ TORCH_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 def transformer_config(
     model: ModelConfig, parallel: ParallelConfig, dtype: Dtype, *, on_gpu: bool
 ) -> TransformerConfig:
-    """Megatron's view of a run. Its own MoE settings stay off: the experts are ours (moe.layer)."""
+    """Megatron's configuration of a run. Its MoE settings stay off, because the experts are ours (moe.layer)."""
     weights = TORCH_DTYPES[dtype]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -63,7 +63,7 @@ def transformer_config(
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:
-    """placement.stage_layers in Megatron's words, so that both place layers by one rule."""
+    """placement.stage_layers as Megatron writes it, so that both place layers by one rule."""
     if parallel.pp == 1:
         return None
     chunks = [["decoder"] * len(layers) for layers in stage_layers(model.num_layers, parallel)]

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from gpt4moe.architecture.names import ROUTER, WORD_EMBEDDINGS, split_name
 from gpt4moe.architecture.rows import Spread
 from gpt4moe.architecture.tensors import has_spread
 from gpt4moe.proof.compare import by_family, family_of
 from gpt4moe.proof.evidence import LANGUAGE_MODEL, DescentEvidence, WrongOutput, is_near, listed
 
-EMBEDDING_WEIGHT = "embedding.word_embeddings.weight"
 # Part -> what goes wrong where its output is the first that differs.
 _OUTPUTS: dict[str, str] = {
     "embedding": "tokens: a rank gets other tokens than its place in the layout says (the batch's slices over cp or "
@@ -81,7 +81,7 @@ def _loss(seen: DescentEvidence) -> Iterator[str]:
 def scaled(seen: DescentEvidence) -> Iterator[str]:
     """Families whose gradients are k times too large, each and all; by how they are summed, else by their part."""
     lines = list(_scales_of(seen, seen.families)) or list(_scales_of(seen, by_family(sorted(seen.want.gradients))))
-    if seen.different == {EMBEDDING_WEIGHT}:
+    if seen.different == {WORD_EMBEDDINGS}:
         return  # _tied says more
     yield from lines
 
@@ -129,8 +129,8 @@ def expert_group(seen: DescentEvidence) -> Iterator[str]:
 
 
 def tied(seen: DescentEvidence) -> Iterator[str]:
-    if seen.different == {EMBEDDING_WEIGHT} and seen.run.model.tied_embeddings and seen.layout.pp > 1:
-        k = seen.scale(EMBEDDING_WEIGHT)
+    if seen.different == {WORD_EMBEDDINGS} and seen.run.model.tied_embeddings and seen.layout.pp > 1:
+        k = seen.scale(WORD_EMBEDDINGS)
         times = f", it is {k:g} times what it should be" if k is not None else ""
         yield (
             f"tied embeddings: of all gradients only that of the embedding differs{times}; the first and the last "
@@ -142,7 +142,7 @@ def auxiliary_losses(seen: DescentEvidence) -> Iterator[str]:
     """The last gradient that differs is a router's: everything behind it is right, so which part of it is wrong can be
     told."""
     name = seen.last_gradient
-    if name is None or not name.endswith(".router.weight") or seen.loss_differs:
+    if name is None or split_name(name)[1] != ROUTER or seen.loss_differs:
         return
     parts = seen.router_parts(name)
     wrong = {part: times for part, times in (parts or {}).items() if not is_near(times, 1.0, 1e-2)}

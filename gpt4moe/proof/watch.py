@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt4moe.architecture.names import ROUTER, layer_name
 from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.moe.layer import ExpertParallelMLP, is_second_forward
 from gpt4moe.moe.losses import auxiliary_losses
 from gpt4moe.moe.pool import capacity
@@ -56,8 +58,7 @@ class Watch:
     def _watch_chunk(self, chunk: Any) -> None:
         if chunk.pre_process:
             self._hook(chunk.embedding, EMBEDDING, "embedding")
-        for layer in chunk.decoder.layers:
-            index = layer.layer_number - 1
+        for index, layer in decoder_layers(chunk).items():
             layer.register_forward_pre_hook(self._note_input(index), with_kwargs=True)
             self._hook(layer.self_attention, index, "attention")
             if isinstance(layer.mlp, ExpertParallelMLP):
@@ -124,7 +125,7 @@ class Watch:
         losses = auxiliary_losses(
             routing, None, settings=mlp.moe.router, load_share=mlp.router.load_share, pool=mlp.pool, batch=batch
         )
-        parts = self.loss_parts.setdefault(f"decoder.layers.{index}.mlp.router.weight", {})
+        parts = self.loss_parts.setdefault(layer_name(index, ROUTER), {})
         for name, loss in zip(LOSS_PARTS, losses, strict=True):
             (gradient,) = torch.autograd.grad(loss * mlp.auxiliary_scale, mlp.router.weight, retain_graph=True)
             parts[name] = parts.get(name, 0.0) + gradient.cpu().numpy()
