@@ -36,9 +36,9 @@ class MlpKind(str, Enum):
 class LayerKind:
     """What one layer is made of.
 
-    The tables that are keyed by a kind: tensors and widths (architecture.table), modules (model.specs), activations and
-    workspace (planner.activations), and what tensor parallelism must divide (parallel.legality). A new attention, with
-    cross-attention for example, is one more AttentionKind and its row in each of them.
+    Tables that are keyed by a kind: tensors and widths (architecture.table), modules (model.specs), activations
+    (planner.activations) and workspace (planner.memory), what tensor parallelism must divide (parallel.legality). A new
+    attention, with cross-attention for example, is one more AttentionKind with a row in each of these tables.
     """
 
     attention: AttentionKind
