@@ -59,11 +59,8 @@ def _what(seen: DescentEvidence, wrong: WrongOutput) -> str:
         )
     assert seen.run.model.moe is not None or wrong.part not in ("router", "choice", "slots", "shared experts")
     noise = wrong.part == "router" and seen.run.model.moe is not None and seen.run.model.moe.router.input_jitter > 0
-    return _OUTPUTS[wrong.part] + (
-        "; router noise must be drawn by the number of the token in the run, not by its place on a rank"
-        if noise
-        else ""
-    )
+    by_token = "; router noise must be drawn by the number of the token in the run, not by its place on a rank"
+    return _OUTPUTS[wrong.part] + (by_token if noise else "")
 
 
 def _loss(seen: DescentEvidence) -> Iterator[str]:

@@ -124,25 +124,28 @@ def prove_shrunk(shrunk: Shrunk, start: Start) -> Proof:
         want = start(1, plan.phases(shrunk.oracle, 1, tokens))
         got = start(shrunk.layout.world_size, plan.phases(shrunk.run, shrunk.layout.world_size, tokens))
         proof = judge(shrunk, got, want, time.monotonic() - began)
-        reason = None if proof.is_equal or proof.problems else _round_off(proof, got, want)
-        if reason is None and _only_adamw(proof):
+        if _is_adamw_off(proof) and round_off.turned_by_round_off(got[plan.ADAMW], want[plan.ADAMW]) is None:
             nudged = start(1, plan.nudged_phases(shrunk.oracle, tokens))
             proof = judge(shrunk, got, want, time.monotonic() - began, nudged=list(nudged.values()))
+        reason = _round_off(proof, got, want)
         if reason is None:
             break
         aside.append(dataclasses.replace(reason, text=f"tokens {tokens + 1}: {reason.text}"))
-    undecided = proof.undecided or ("" if proof.is_equal or len(aside) < SETS_OF_TOKENS else _undecided(aside))
+    undecided = _undecided(aside) if len(aside) == SETS_OF_TOKENS else ""
     return dataclasses.replace(proof, set_aside=[reason.text for reason in aside], undecided=undecided)
 
 
-def _only_adamw(proof: Proof) -> bool:
-    """Whether the AdamW phase alone differs, so that its tolerance is worth measuring."""
-    wrong = [phase for phase in proof.tensors if not proof.is_phase_equal(phase)]
-    return not proof.problems and wrong == [plan.ADAMW]
+def _is_adamw_off(proof: Proof) -> bool:
+    """Whether AdamW's tolerance is worth measuring: its phase differs, and plain descent found nothing."""
+    return not proof.problems and proof.is_phase_equal(plan.DESCENT) and not proof.is_phase_equal(plan.ADAMW)
 
 
 def _round_off(proof: Proof, got: Outcomes, want: Outcomes) -> SetAside | None:
-    """What of round-off explains every phase that differs; None: something else differs too."""
+    """The round-off that explains every phase that differs; None: nothing differs, or something else does too."""
+    if proof.is_equal or proof.problems:
+        return None
+    if proof.undecided:
+        return SetAside(proof.undecided, is_tie=True)
     lines, number, is_tie = [], "", False
     for phase in (phase for phase in proof.tensors if not proof.is_phase_equal(phase)):
         if phase == plan.ROUNDED:
@@ -190,19 +193,21 @@ def judge(shrunk: Shrunk, got: Outcomes, want: Outcomes, seconds: float, *, nudg
         sides = bf16.Sides(got[plan.ROUNDED], draws, want[plan.ADAMW])
         tensors[plan.ROUNDED] = bf16.tensor_differences(sides, shrunk.run)
         numbers[plan.ROUNDED] = bf16.number_differences(sides)
+    problems = [f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems]
     different = [item for items in tensors.values() for item in items if item.is_different]
     first = different[0] if different else None
+    suspected: list[str] = []
+    starts_at: list[str] = []
+    if different or problems or any(item.is_different for items in numbers.values() for item in items):
+        evidence = DescentEvidence.of(shrunk.layout, shrunk.run, got, want, tensors[plan.DESCENT])
+        suspected, starts_at = suspects(evidence), evidence.starts_at()
+        if plan.ROUNDED in got and not suspected:
+            compared = tensors[plan.ROUNDED], numbers[plan.ROUNDED]
+            suspected = bf16.suspects_in_bf16(shrunk.layout, sides, shrunk.run, *compared)
     clip_norm = shrunk.run.optimizer.clip_norm or plan.CLIP_NORM
-    evidence = DescentEvidence.of(shrunk.layout, shrunk.run, got, want, tensors[plan.DESCENT])
-    suspected = suspects(evidence)
-    if plan.ROUNDED in got and not suspected:
-        compared = tensors[plan.ROUNDED], numbers[plan.ROUNDED]
-        suspected = bf16.suspects_in_bf16(shrunk.layout, sides, shrunk.run, *compared)
     return Proof(
-        shrunk=shrunk, tensors=tensors, numbers=numbers,
-        problems=[f"{phase}: {problem}" for phase, outcome in got.items() for problem in outcome.problems],
-        suspects=suspected, starts_at=evidence.starts_at(),
-        first=first, where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]),
+        shrunk=shrunk, tensors=tensors, numbers=numbers, problems=problems, suspects=suspected, first=first,
+        where=[] if first is None else whereabouts(first.name, shrunk, got[plan.DESCENT]), starts_at=starts_at,
         measured=measured, undecided=undecided,
         clipped_steps=sum(norm > clip_norm for norm in want[plan.DESCENT].norms), steps=plan.STEPS, seconds=seconds,
     )  # fmt: skip
