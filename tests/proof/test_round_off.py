@@ -16,9 +16,8 @@ from gpt4moe.proof.outcome import Outcome
 from gpt4moe.proof.plan import Phase
 from gpt4moe.proof.prove import Outcomes, Proof, judge, prove_shrunk
 from gpt4moe.proof.shrink import Shrunk
-from tests.distributed.case import BASE
 from tests.proof.faults import EP2
-from tests.proof.test_faults import one_process
+from tests.proof.test_faults import RUN, one_process
 from tests.proof.test_ties import NEAR, flipped, proved
 from tools.prove_layout import main
 
@@ -29,7 +28,7 @@ BF16 = "precision=bf16"
 
 
 def small(*more: str) -> Shrunk:
-    run = load_run_config([*BASE, *EP2, *more])
+    run = load_run_config([*RUN, *EP2, *more])
     layout = Layout.from_config(run.parallel, 2)
     return Shrunk(asked=run, asked_layout=layout, run=run, layout=layout)
 
