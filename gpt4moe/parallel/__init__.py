@@ -2,13 +2,15 @@
 
 layout.py          Layout: the rank grid as arithmetic; coordinates, members of each group (no torch)
 placement.py       layers -> pipeline stages, experts -> ranks (no torch)
-legality.py        the one function that says whether a layout is legal, and why not (no torch)
+legality.py        is a layout legal, and why not (no torch)
 shard.py           Shard: a rectangle of a logical tensor (no torch)
+local_ranks.py     run_ranks: a function on gloo ranks (no torch)
 wire.py            bytes on the wire, counted at the collective
-environment.py     rank, world, device and backend from Slurm, torchrun or nothing
-groups.py          ProcessGroups: the live groups, handed on by argument
+slurm_job.py       SlurmJob: all that Slurm tells (no torch)
+environment.py     rank and world of this process (no torch)
+groups.py          ProcessGroups: the live groups
 megatron_state.py  embassy: Megatron's parallel_state and random-number trackers
-deepspeed_groups.py  embassy: DeepSpeed's communication layer, as its expert-parallel parts need it
+deepspeed_groups.py  embassy: DeepSpeed's communication layer
 agreement.py       if any rank raises, every rank raises
 collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU

@@ -1,4 +1,4 @@
-"""ProcessGroups: the live groups of one rank, made once from a Layout and handed on by argument."""
+"""ProcessGroups: the process groups of one rank, made once from a Layout and passed as an argument."""
 
 import os
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class ProcessGroups:
 
     @property
     def is_first_rank(self) -> bool:
-        """The one rank that writes what is written once: logs, manifests, the run folder."""
+        """Rank 0 writes what is written once: logs, manifests, the run folder."""
         return self.rank == 0
 
     @classmethod
@@ -69,7 +69,7 @@ class ProcessGroups:
 def world(
     environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = TIMEOUT
 ) -> Iterator[torch.device]:
-    """torch.distributed, DeepSpeed's communication and the CPU mends, for the time of a run; yields the device.
+    """torch.distributed, DeepSpeed's communication and, without a GPU, Megatron's repairs for CPUs. Yields the device.
 
     Args:
         store: where the ranks have met already; by default they meet at the environment's address.

@@ -1,6 +1,6 @@
-"""The brake on restarts: Slurm requeues a job as often as it is told to, and a run may die at one step for ever.
+"""Limits on automatic restarts: Slurm requeues a job again and again, and a run may crash at one step every time.
 
-train.sh: 85, or a rank killed -- requeue--> SLURM_RESTART_COUNT + 1 --refuse_endless_restarts--> a start, or 2
+train.sh: 85, or a rank killed --requeue--> SlurmJob.restarts + 1 --refuse_endless_restarts--> a launch, or status 2
 """
 
 from gpt4moe.config.resilience import ResilienceConfig
@@ -11,9 +11,9 @@ def refuse_endless_restarts(restarts: int, first_steps: list[int], next_step: in
     """Raises LaunchError when an automatic restart would be one too many.
 
     Args:
-        restarts: how often Slurm has restarted this job; 0: a person started it, who may try as often as he likes.
-        first_steps: the step that each start so far began at, in order.
-        next_step: the step that this start would begin at.
+        restarts: how often Slurm has restarted this job (SlurmJob.restarts). 0: a launch by hand, never refused.
+        first_steps: first step of each launch so far, in order.
+        next_step: first step of this launch.
     """
     if restarts == 0:
         return

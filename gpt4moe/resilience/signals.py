@@ -1,10 +1,10 @@
-"""What a signal means to a rank: noted while it trains, the end while it is starting. No torch: first thing imported.
+"""What signals do to a rank. USR1 asks to save and go on, USR2 and TERM to save and end; by default each of them kills.
 
-    listen()   its first moments     USR1 is noted; USR2 and TERM end it with 85: there is nothing new to save
-    note()     while it trains       all are noted; training.callbacks.saving agrees on them after each step
-    ignore()   when all is written   closing, the interpreter puts the system's handlers back, which would kill it
+    listen()   before training     USR1 is noted; USR2 and TERM end the rank with 85: there is nothing new to save
+    note()     while it trains     all are noted; the ranks agree on them after each step (training.callbacks.saving)
+    ignore()   after the last save a closing interpreter restores the system's handlers, and those would kill the rank
 
-USR1 asks to save and go on, USR2 and TERM to save and end. By default each of them kills.
+No torch: train.py imports this file before anything that takes seconds.
 """
 
 import os
@@ -21,12 +21,12 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 
 class SignalNotes:
-    """The signals that this process got and nobody has taken yet."""
+    """The signals that this process received and the run has not acted on yet."""
 
     def __init__(self) -> None:
         self._received: list[int] = []
         self.before_leaving: Callable[[str], None] = lambda name: None
-        """Called with the signal's name before an end in the first moments."""
+        """Called with the signal's name right before USR2 or TERM ends a rank that does not train yet."""
 
     def listen(self) -> None:
         signal.signal(signal.SIGUSR1, self._note)

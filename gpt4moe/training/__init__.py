@@ -7,11 +7,13 @@ deepspeed_partition.py  its flat gradients, a rank's cut
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    learning rate of a step, by schedule
-state.py            TrainState: what a step advances, and TrainingContext: what callbacks see
+launch.py           load, check, report: before torch
+resume.py           the checkpoint to go on from
+state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
-run_folder.py       identity, frozen config, lock: one run, one folder
+run_folder.py       identity, frozen config, lock
 checkpointing.py    the engine's state <-> a checkpoint folder
-decoration.py       what a run can do without: failing, it is one line in the log
-build.py            a RunConfig and groups -> everything a Trainer needs
-callbacks/          features at the loop's edges: metrics, console, wandb, evaluation, checkpoints, report
+callback.py         Callback, its order, best_effort
+build.py            a checked launch -> Trainer
+callbacks/          events, measurements, saving, tracking, report files
 """
