@@ -1,17 +1,17 @@
-"""Plan a run before a GPU-hour is spent: parameters, memory, time, money, the layout, what binds. No torch, no GPU.
+"""Plan a run before a GPU-hour is spent: parameters, memory, time, money, layout, bottleneck. Needs no torch, no GPU.
 
   python tools/plan.py +experiment=gpt4                                 one layout, as tables
   python tools/plan.py +experiment=gpt4 parallel.pp=30                  any key of a run may be changed
   python tools/plan.py +experiment=gpt4 output=json                     JSON alone; output=html file=plan.html: a page
   python tools/plan.py +experiment=gpt4 search=true                     all legal layouts that fit, fastest first
   python tools/plan.py model=mixtral_8x22b cluster=h100_80g search=true budget_usd=1e6 days=30
-  python tools/plan.py report=leak                                      GPT-4's reported numbers, claim by claim
-  python tools/plan.py calibrate=runs/first                             a run of yours against its plan
+  python tools/plan.py report=leak                                      the numbers reported about GPT-4, claim by claim
+  python tools/plan.py calibrate=runs/first                             a run of yours compared with its plan
 
-Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own, with defaults in
-configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes
+Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own keys, whose defaults
+are in configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes
 time_factor.
-docs/planner.md says how a number is made, docs/planner-error.md how far it was off for published runs.
+docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
 """
 

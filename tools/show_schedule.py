@@ -1,11 +1,11 @@
-"""The pipeline schedule of a run: which rank computes which chunk of which micro-batch, idle time, activations held.
+"""Show the pipeline schedule of a run: what each rank computes when, its idle time, and the activations it holds.
 
   python tools/show_schedule.py +experiment=tiny parallel.pp=2 parallel.vpp=2
   python tools/show_schedule.py +experiment=gpt4 ranks=24960 output=svg > schedule.svg
   python tools/show_schedule.py +experiment=tiny parallel.pp=4 output=json
 
 Arguments are Hydra overrides of a run, and two of this tool's own:
-  ranks=N                     of the whole run, from which data parallelism follows (default: the fewest that fit)
+  ranks=N                     ranks of the whole run; data parallelism follows (default: the fewest that fit)
   output=text | json | svg    default text
 
 Needs no GPU and starts no ranks. Exit status: 0 done; 1 messages between stages cross or wait for ever; 2 bad input.
@@ -26,7 +26,7 @@ OUTPUTS = {"text": schedule_text, "json": schedule_json, "svg": schedule_svg}
 
 
 def plan_of(arguments: list[str], options: dict[str, str]) -> PipelinePlan:
-    """The schedule of these overrides; `options` takes up what is the tool's own. Raises: Gpt4MoeError."""
+    """The schedule of these overrides. The tool's own options are written into `options`. Raises: Gpt4MoeError."""
     own = [argument for argument in arguments if "=" in argument and argument.split("=")[0] in options]
     options.update(argument.split("=", 1) for argument in own)
     if options["output"] not in OUTPUTS or not (options["ranks"] or "1").isdecimal() or options["ranks"] == "0":

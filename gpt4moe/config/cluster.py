@@ -1,4 +1,7 @@
-"""Facts of one accelerator of a cluster: what MFU, the planner, cost and Slurm read. Each YAML names its sources."""
+"""Facts of one device of a cluster, for MFU, the planner and costs.
+
+A cluster is one YAML of configs/cluster; it names the source of each fact.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +13,7 @@ from gpt4moe.errors import ConfigError
 
 
 class Generation(str, Enum):
-    """Of the devices; the planner has an efficiency profile for each (planner/efficiency.py)."""
+    """Hardware generation of the devices. Each has a row of GENERATIONS in planner/efficiency.py."""
 
     ampere = "ampere"
     hopper = "hopper"
@@ -23,9 +26,9 @@ class Generation(str, Enum):
 class ClusterConfig:
     name: str = MISSING
     generation: Generation = MISSING
-    """Hardware generation: how much of its peak a stack reaches."""
+    """It decides how much of the peak a plan counts on, and which kernels run."""
     devices: int | None = None
-    """Devices of the run that is planned; null: as few as the layout allows. Training takes what the launcher gives."""
+    """Devices of a planned run; null: as few as the layout allows. Training takes what the launcher gives."""
     peak_flops_bf16: float = MISSING
     """Dense bf16 FLOP/s of one device, from its data sheet."""
     peak_flops_fp8: float | None = None
@@ -33,9 +36,9 @@ class ClusterConfig:
     peak_flops_fp32: float = MISSING
     """Dense fp32 FLOP/s of one device."""
     memory_bytes: float = MISSING
-    """Of one device."""
+    """Memory of one device that a process can use."""
     memory_bytes_per_second: float = MISSING
-    """Of one device's own memory."""
+    """Bandwidth of one device's own memory."""
     nvlink_bytes_per_second: float = MISSING
     """Out of one device to others of its NVLink domain, one direction."""
     fabric_bytes_per_second: float = MISSING

@@ -1,4 +1,4 @@
-"""What `tools/plan.py` is asked: a run, and beside it, at the top level, the planner's own options."""
+"""The options of tools/plan.py: a run, and at the top level the planner's own keys."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -29,9 +29,9 @@ ALONE = {
     "report": {"report", "output"},
     "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
 }
-"""What is asked for by itself -> the keys that say something beside it."""
+"""Options that plan another run than the command line's -> the keys that have an effect beside them."""
 SEARCHED = ("parallel", "training.micro_batch_size")
-"""What a search tries all of."""
+"""Keys of which a search tries every value."""
 SEARCH_ONLY = ("budget_usd", "days", "top")
 
 
@@ -43,16 +43,16 @@ class PlanConfig(RunConfig):
     file: str = "plan.html"
     """Where output=html writes."""
     search: bool = False
-    """Rank the legal layouts that fit the memory, instead of planning one. Without gpus and with budget_usd and days:
-    also how many devices the money buys."""
+    """Rank the legal layouts that fit the memory, instead of planning one. With budget_usd and days but without gpus
+    it also chooses the number of devices that the money rents."""
     top: int = 10
     """Layouts that a search shows."""
     budget_usd: float | None = None
-    """Money to spend; with search=true the tokens that it trains are given."""
+    """Money to spend; with search=true the answer has the tokens that it trains."""
     days: float | None = None
     """Time to spend it in."""
     report: PlanReport | None = None
-    """leak: what was reported about GPT-4, claim by claim."""
+    """leak: the numbers reported about GPT-4, claim by claim."""
     calibrate: str | None = None
     """A run folder: predicted against measured."""
     imbalance: float = DEFAULT_IMBALANCE
@@ -60,8 +60,7 @@ class PlanConfig(RunConfig):
     restart_minutes: float = 10.0
     """From an unexpected stop to the first step again; an assumption."""
     time_factor: float = 1.0
-    """Seconds of a step over those that the constants give: what calibrate= measured on a run of one's own. Scales
-    every part of a step alike; not saving, restarts, memory."""
+    """Multiplies every part of a step, but not saving, restarts or memory. calibrate= measures it on a run of yours."""
 
     def validate(self) -> None:
         RunConfig.validate(self)
@@ -86,7 +85,7 @@ class PlanConfig(RunConfig):
             )
 
     def require_used(self, given: list[str]) -> None:
-        """Refuses what was asked for and would have no effect.
+        """Refuses options that would have no effect.
 
         Args: given: keys of the command line, without pluses and tildes.
         Raises: ConfigError with the first of them.

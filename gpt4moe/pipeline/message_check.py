@@ -1,9 +1,9 @@
-"""Do the messages of a pipeline meet? Its programs run side by side, without torch.
+"""Checks that every message of a pipeline arrives where it should, by running all ranks' programs side by side.
 
-    programs -> a rank at a time, one step each -> posts queue on channels -> the n-th send meets the n-th receive
+    programs -> each rank in turn, one step -> posts queue on channels -> the n-th send meets the n-th receive
 
-Whatever either rank means by it: so crossed messages give a wrong loss and no error. A slot waits for its input; an
-exchange that waits, for all its posts.
+The transport matches sends and receives by order alone. If the two ranks mean different messages, the loss is wrong and
+no error is raised: such messages are called crossed. A slot waits for its input, an exchange for all its posts.
 """
 
 from collections import deque
@@ -14,10 +14,9 @@ from gpt4moe.pipeline.schedule import Pass, Slot
 
 
 def message_problems(ranks: Sequence[Program], vpp: int = 1) -> list[str]:
-    """Crossed messages, sends or receives that nobody meets, ranks that wait for ever; empty: all is well.
+    """Crossed messages, posts without a partner, ranks that wait for ever; empty: the programs are correct.
 
-    Runs the programs side by side. Sends wait for their receive (as NCCL's may; gloo's rarely do), so what passes here
-    needs no buffer.
+    Sends wait for their receive (as NCCL's may; gloo's rarely do), so a program that passes needs no buffer.
     """
     simulation = _Simulation(ranks, len(ranks) * vpp)
     while any([simulation.advance(rank) for rank in range(len(ranks))]):
@@ -26,7 +25,7 @@ def message_problems(ranks: Sequence[Program], vpp: int = 1) -> list[str]:
 
 
 class _Simulation:
-    """Owns the programs' places and the posts that have not met."""
+    """Owns each rank's place in its program, and the posts that have no partner yet."""
 
     def __init__(self, ranks: Sequence[Program], stages: int):
         self.ranks, self.stages = ranks, stages
@@ -58,7 +57,7 @@ class _Simulation:
         return passes
 
     def left_over(self) -> list[str]:
-        """After the last advance: who still waits, and what was never met."""
+        """After the last advance: the ranks that still wait, and the posts that found no partner."""
         found = [
             f"rank {rank} waits for ever at {self._words(item)}"
             for rank, item in ((r, p[self.places[r]]) for r, p in enumerate(self.ranks) if self.places[r] < len(p))

@@ -22,7 +22,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """One send or receive. `channel` keeps apart what cannot meet: Megatron's two groups of a pipeline of two."""
+    """One send or receive. Posts on different channels never meet: Megatron uses two groups in a pipeline of two."""
 
     is_send: bool
     peer: int
@@ -36,7 +36,7 @@ class Exchange:
 
     posts: tuple[Post, ...]
     waits: bool = True
-    """Until all of them are done; else only for earlier sends of the same direction."""
+    """Whether the call waits for all its posts; else it waits only for earlier sends of the same direction."""
 
 
 Program = list[Slot | Exchange]
@@ -59,7 +59,7 @@ def programs(*, pp: int, vpp: int = 1, micro_batches: int, batched: bool = False
 
 
 class _Writer:
-    """Owns one rank's program while it is written."""
+    """Builds the program of one rank."""
 
     def __init__(self, rank: int, pp: int, vpp: int, micro_batches: int, *, batched: bool):
         self.rank, self.pp, self.vpp, self.batched = rank, pp, vpp, batched
@@ -70,7 +70,7 @@ class _Writer:
         self.received: Counter[tuple[Pass, int]] = Counter()
 
     def slot(self, slot: Slot) -> list[tuple[str, Message]]:
-        """Runs it; returns the send it leads to, if any."""
+        """Appends a slot; returns the send of its result, if it has one."""
         self.program.append(slot)
         step = 1 if slot.direction is Pass.forward else -1
         reader = slot.chunk * self.pp + self.rank + step
@@ -79,7 +79,7 @@ class _Writer:
         return [("send_next" if step > 0 else "send_prev", Message(slot.direction, reader, slot.micro_batch))]
 
     def receive(self, direction: Pass, chunk: int) -> list[tuple[str, Message]]:
-        """The next input or gradient of a chunk: they are taken in order."""
+        """The receive of a chunk's next input or gradient, in order of micro-batches."""
         micro_batch = self.received[direction, chunk]
         self.received[direction, chunk] += 1
         name = "recv_prev" if direction is Pass.forward else "recv_next"

@@ -1,4 +1,4 @@
-"""The pipeline schedule as data: what each rank computes, in which order. No torch: planner, report and tests read it.
+"""The pipeline schedule as data: what each rank computes, and in which order.
 
     schedule(pp, vpp, micro_batches) -> a list of slots for each rank -> simulate -> Timeline -> bubble_share
                                                                       -> peak_live: activations held
@@ -57,7 +57,7 @@ def schedule(*, pp: int, vpp: int = 1, micro_batches: int, group_size: int | Non
 
 
 def warmup_forwards(rank: int, *, pp: int, vpp: int = 1, micro_batches: int, group_size: int | None = None) -> int:
-    """Forward passes of `rank` before its first backward pass (but the one right before it)."""
+    """Forward passes of `rank` before its first pair of a forward and a backward pass."""
     if vpp == 1:
         return min(pp - rank - 1, micro_batches)
     return min((pp - rank - 1) * 2 + (vpp - 1) * (group_size or pp), micro_batches * vpp)
@@ -77,7 +77,7 @@ def num_stages(table: Table) -> int:
 
 
 def peak_live(table: Table, weights: Sequence[float] | None = None) -> list[float]:
-    """The most that each rank holds at once for backward passes to come: [pp].
+    """The most that each rank keeps at once for later backward passes: [pp].
 
     Args:
         weights: of one micro-batch's activations at each of the pp * vpp stages (bytes, or layers); 1 each by default:
@@ -119,7 +119,7 @@ def simulate(
     table: Table, *, forward: float | Sequence[float] = 1.0, backward: float | Sequence[float] = 2.0,
     communication: float = 0.0,
 ) -> Timeline:  # fmt: skip
-    """Places every slot: it begins when its rank is free and its input is there.
+    """Places every slot on a time axis: it begins when its rank is free and its input has arrived.
 
     Args:
         forward, backward: duration of one micro-batch, for every stage or one for each of the pp * vpp.
@@ -178,7 +178,7 @@ def _interleaved(rank: int, pp: int, vpp: int, micro_batches: int, group_size: i
 
 
 def _woven(warmup: int, forwards: list[tuple[int, int]], backwards: list[tuple[int, int]]) -> list[Slot]:
-    """Warm-up forwards, then one forward and one backward in turn, then the backwards that are left."""
+    """Warm-up forwards, then a forward and a backward in turn, then the remaining backwards."""
     slots = []
     for k in range(warmup + len(backwards)):
         if k < len(forwards):

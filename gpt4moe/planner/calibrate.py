@@ -1,7 +1,7 @@
-"""Predicted against measured: where the plan of a run was off, from what the run itself wrote.
+"""Calibrate: the plan of a run against what the run itself measured.
 
-<run folder>/resolved.yaml -> estimate      <run folder>/metrics.jsonl -> median step, most memory, busiest expert
-      -> a row each -> advice: time, memory and load judged each by itself
+config of its last launch -> estimate; metrics.jsonl -> median step, peak memory, busiest expert
+-> Compared, a row each -> advice: time, memory and load are judged separately
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from gpt4moe.errors import DataError
 from gpt4moe.planner.estimate import Estimate, estimate
 
 WARM_UP = 0.2
-"""Share of a run's steps, its first ones, that say nothing of its speed."""
+"""Share of a run's steps, from the first, that are left out of its speed."""
 
 
 NEAR = 0.1
-"""Difference up to which a plan is called right."""
+"""Up to this difference a plan is called right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,13 @@ class Compared:
     predicted: float
     measured: float
     unlike: str = ""
-    """Why the two are not the same thing, so that their difference says nothing of the plan; empty: they are."""
+    """Why the two cannot be compared; empty: they can."""
     time_factor: float = 1.0
-    """That the plan of a step was made with."""
+    """plan.time_factor, with which the step was predicted."""
 
     @property
     def error(self) -> float | None:
-        """Predicted over measured, less 1; None where the two are unlike."""
+        """Predicted over measured, less 1; None where the two cannot be compared."""
         return None if self.unlike else self.predicted / self.measured - 1
 
 
@@ -69,7 +69,7 @@ def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[
 
 
 def _memory(result: Estimate, records: Sequence[Mapping[str, float]], *, on_cpu: bool) -> Compared:
-    """Of the fullest rank: what its tensors take. The plan's reserve is what no allocator counts, so it is left out."""
+    """Tensors of the fullest rank. The plan's reserve is left out, as no allocator counts it."""
     planned = max(stage.total_bytes - stage.reserve_bytes for stage in result.memory)
     measured = max(record.get("peak_memory_bytes", 0.0) for record in records)
     unlike = "measured is the resident set of a host process (Python, libraries, data), planned a device's tensors"
@@ -85,16 +85,15 @@ def _load(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> Compared:
 
 
 def advice(rows: Sequence[Compared]) -> list[str]:
-    """What to do with the differences, a sentence for each that was measured. Throughput and MFU are the step seen
-    from other sides."""
-    say = {"step": _of_time, "peak memory": _of_memory, "busiest experts": _of_load}
-    said = [
-        f"{row.name}: not judged, {row.unlike}." if row.unlike else f"{row.name}: {say[row.name](row)}"
+    """One sentence for each difference. Throughput and MFU follow from the step, so they get none."""
+    advise = {"step": _of_time, "peak memory": _of_memory, "busiest experts": _of_load}
+    sentences = [
+        f"{row.name}: not judged, {row.unlike}." if row.unlike else f"{row.name}: {advise[row.name](row)}"
         for row in rows
-        if row.name in say
+        if row.name in advise
     ]
     missing = [name for name in ("peak memory",) if name not in {row.name for row in rows}]
-    return said + [f"{name}: not judged, the run's metrics.jsonl has none." for name in missing]
+    return sentences + [f"{name}: not judged, the run's metrics.jsonl has none." for name in missing]
 
 
 def _is_near(row: Compared) -> bool:

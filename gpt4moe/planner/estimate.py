@@ -1,6 +1,6 @@
 """The plan of one run on one layout: parameters, operations, memory, time, money, and what binds.
 
-RunConfig + devices -> params, flops, memory, step_time, run_time, cost -> Estimate -> planner.report, JSON, HTML
+PlanConfig + devices -> count, flops, memory, step_time, run_time -> Estimate -> JSON, tables, a page
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, run_time, save
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 
 STATE_BYTES = 12
-"""A checkpoint's, a parameter: master weight and both moments, fp32."""
+"""Of one parameter in a checkpoint: master weight and both moments, fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ def world_of(plan: PlanConfig) -> int:
 
 
 def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
-    """What layer_time needs, of a plan; kinds are made anew when not given."""
+    """The input of layer_time and step_time. Args: kinds: timed_kinds(plan.model), if the caller has them."""
     cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
     return Work(
         model=plan.model,
@@ -96,7 +96,7 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
 
 
 def _slowed(cluster: ClusterConfig, factor: float) -> ClusterConfig:
-    """The machine on which every product, copy and message takes `factor` times as long."""
+    """A cluster on which every product, copy and message takes `factor` times as long."""
     return replace(
         cluster,
         peak_flops_bf16=cluster.peak_flops_bf16 / factor,
@@ -142,7 +142,7 @@ def estimate(plan: PlanConfig) -> Estimate:
 
 
 def saved_bytes(work: Work, world_size: int) -> float:
-    """What a rank of the heaviest stage saves: its share of states, each kept once over data-parallel ranks."""
+    """Checkpoint bytes of a rank of the stage with most parameters: data-parallel ranks share the states equally."""
     stage = world_size // work.parallel.pp
     dense, expert = heaviest_stage(work)
     copies = (stage // work.parallel.tp, stage // (work.parallel.ep * work.parallel.etp))
@@ -150,7 +150,7 @@ def saved_bytes(work: Work, world_size: int) -> float:
 
 
 def to_json(result: Estimate) -> dict[str, object]:
-    """The contract: these keys, these units."""
+    """The JSON of a plan. Other programs read it: these keys and units do not change."""
     layout, step, run = result.layout, result.step, result.run
     stalls = {"checkpoint": run.checkpoint_seconds, "failures": run.failure_seconds}
     return {
@@ -185,7 +185,7 @@ def to_json(result: Estimate) -> dict[str, object]:
 
 
 def _memory_json(stage: StageMemory) -> dict[str, int]:
-    """The reserve counts as a buffer, so that the lines sum up to the total."""
+    """The reserve counts as a buffer, so that the lines add up to the total."""
     names = ("weights", "gradients", "optimizer", "activations")
     lines = {f"{name}_bytes": int(getattr(stage, f"{name}_bytes")) for name in names}
     return {**lines, "buffers_bytes": stage.buffers_bytes + stage.reserve_bytes, "total_bytes": stage.total_bytes}

@@ -1,6 +1,6 @@
-"""What was reported about GPT-4, claim by claim: source, ours, difference, assumptions; where a claim does not follow.
+"""The numbers reported about GPT-4, claim by claim: source, our number, the difference, our assumptions.
 
-+experiment=gpt4, gpt4_8x220b, davinci_175b -> estimate, search, inference -> Claim rows -> docs/gpt4-numbers.md
++experiment=gpt4, gpt4_8x220b, davinci_175b -> estimate, serve -> Claim rows -> docs/gpt4-numbers.md (report=leak)
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ReportedRuns:
-    """The plans that the claims are held against."""
+    """The plans that the claims are compared with."""
 
     gpt4: PlanConfig
     other: PlanConfig

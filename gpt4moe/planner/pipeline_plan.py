@@ -1,9 +1,9 @@
-"""What a pipeline does with one step of a model: its schedule on a time axis, idle time, activations held.
+"""PipelinePlan: one step of a model's pipeline on a time axis, with its idle time and the activations it holds.
 
     layers -> stages -> FLOP of each -> pipeline.schedule.simulate -> PipelinePlan (pages.schedule_page shows it)
 
-Times are relative: 1 is the forward pass of an average stage. A stage takes as long as its FLOP say, so the output
-layer weighs on the last one; the embedding's look-up is free.
+Times are relative: 1 is the forward pass of an average stage. A stage's time is proportional to its FLOP, so the output
+layer makes the last stage slower; the embedding's look-up takes no time.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ def run_pipeline(run: RunConfig, world_size: int | None = None) -> PipelinePlan:
 
 
 def checked_messages(plan: PipelinePlan) -> list[str]:
-    """What is wrong with the messages between its stages; empty: every send meets its receive."""
+    """Problems of the messages between its stages; empty: every send meets its receive."""
     return message_problems(programs(pp=plan.pp, vpp=plan.vpp, micro_batches=plan.micro_batches), plan.vpp)
 
 

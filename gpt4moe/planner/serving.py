@@ -1,9 +1,9 @@
-"""Serving a model: latency and throughput of a generated token, the cache, money for 1,000 tokens.
+"""Serving a model: latency and throughput of generated tokens, bytes of the cache, price of 1,000 tokens.
 
     weights and cache read from memory | products | all-reduce over tp -> a stage's time for one micro-batch
     latency of a token = all stages one after another; throughput = a batch a stage-time, when the pipeline is full
 
-Decoding reads every weight that the batch meets once a token: memory bandwidth binds until the batch is large.
+For each token, decoding reads every weight that the batch uses once: memory bandwidth binds until the batch is large.
 """
 
 from dataclasses import dataclass, replace
