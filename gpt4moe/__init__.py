@@ -1,15 +1,31 @@
 """gpt4moe: trains GPT-4-shaped mixture-of-experts models on Megatron and DeepSpeed, the same on every layout.
 
-Rooms, lowest storey first; imports only go down (tests/test_house.py holds it):
+Rooms, lowest storey first. Imports only go down (tests/test_house.py):
 
-    0  config      what a run may be: typed, checked, no torch
-    1  parallel    who computes what: layouts, groups, devices
-    2  moe data planner   the expert-parallel MLP; the n-th sample, exactly; predicted numbers
-    3  model       Megatron GPT chunks assembled from specs; the table of parameters
-    4  checkpoint telemetry     logical tensors on disk; metrics, console, wandb, report
-    5  training demo            one step, then the loop; what `make data` and `make train` add
-    6  proof       a layout against one process, number by number
-    6  train.py    the guided tour: python -m gpt4moe.train
+    0  config        what a run may be: typed, checked, no torch
+    1  parallel      who computes what: layouts, legality, live groups, devices
+    2  architecture  what a model is made of: tensors, counts, operations; no torch
+    2  pipeline      the pipeline schedule as data: slots and messages; no torch
+    2  data          the n-th sample, exactly
+    2  moe           the expert-parallel MLP: routers, dispatch, experts
+    3  planner       predicted memory, time, money; search; no torch
+    3  model         Megatron GPT chunks, assembled from specs
+    3  objectives    what a step minimises: model output and batch in, loss out
+    4  checkpoint    logical tensors on disk, any layout
+    4  resilience    the brake on restarts; what a signal means to a rank
+    4  runlog        the facts of a run: metrics, events, alerts, console, wandb; no torch
+    5  training      one step, then the loop; features as callbacks
+    5  inference     weights of a checkpoint, sampling
+    5  convert       names and shapes to and from Hugging Face, inference shards
+    5  launch        preflight: is this cluster fit for this run?
+    5  operations    where the runs of a folder stand
+    5  pages         pictures and pages for people: report.html, plan pages
+    6  demo          corpus, entropies, the story of `make train`
+    6  proof         a layout against one process, number by number
+    6  rehearsal     every kind of rank of a large world, built without memory
+    6  train.py      the guided tour: python -m gpt4moe.train
+
+A room's `__init__.py` is its sign: its job and its files. `python -m tests.where FILE` tells where a file is tested.
 """
 
 __version__ = "0.1.0"

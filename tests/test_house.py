@@ -4,6 +4,7 @@ Each check takes a source string, so that a planted violation shows it can fail 
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+import gpt4moe
+from tests import where
 
 ROOT = Path(__file__).resolve().parents[1]
 STOREYS = {
@@ -133,6 +137,34 @@ def test_what_needs_no_torch_imports_no_torch() -> None:
     code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert {"torch", "megatron", "deepspeed"}.isdisjoint(result.stdout.split())
+
+
+def test_the_map_lists_every_room_on_its_storey() -> None:
+    rows = re.findall(r"^    (\d)  (\w+)(?:\.py)? ", gpt4moe.__doc__ or "", re.MULTILINE)
+    rooms = {path.stem for path in (ROOT / "gpt4moe").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert {room for _, room in rows} == rooms | {"train"}
+    assert {room: int(storey) for storey, room in rows} == {
+        room: storey for room, storey in STOREYS.items() if room != "errors"
+    }
+
+
+def test_a_room_s_sign_names_every_file_of_it() -> None:
+    """A file in a folder of files of one kind (routers, callbacks) may be named by its folder."""
+    unnamed = [
+        file.relative_to(ROOT).as_posix()
+        for sign in (ROOT / "gpt4moe").glob("*/__init__.py")
+        for file in sign.parent.rglob("*.py")
+        if file.name != "__init__.py" and not {file.name, f"{file.parent.name}/"} & set(sign.read_text().split())
+    ]
+    assert unnamed == []
+
+
+def test_every_file_has_a_test_that_can_be_found() -> None:
+    """`python -m tests.where FILE` prints it."""
+    untested = [path for path in where.files("gpt4moe") if path.name != "__init__.py" and not [*where.tests_of(path)]]
+    assert untested == []
+    named = [ROOT / path for pair in where.THROUGH.items() for path in pair]
+    assert [path for path in named if not path.exists()] == []
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ class ScheduleConfig:
             )
 
 
-SCHEDULE_KEYS: dict[ScheduleKind, tuple[str, ...]] = {ScheduleKind.wsd: ("decay_share",)}
+SCHEDULE_KEYS: dict[ScheduleKind, tuple[str, ...]] = {
+    ScheduleKind.wsd: ("decay_share",),
+}
 """Kind -> the keys of ScheduleConfig that it alone reads; the other keys belong to every kind."""
 
 

@@ -6,7 +6,9 @@ from gpt4moe.config.training import StageConfig, StageKind
 from gpt4moe.objectives.next_token import NextToken
 from gpt4moe.objectives.objective import Objective
 
-OBJECTIVES: dict[StageKind, Callable[[], Objective]] = {StageKind.pretrain: NextToken}
+OBJECTIVES: dict[StageKind, Callable[[], Objective]] = {
+    StageKind.pretrain: NextToken,
+}
 
 
 def objective_of(stage: StageConfig) -> Objective:
