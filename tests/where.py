@@ -15,15 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 THROUGH = {
-    "gpt4moe/convert/command_line.py": "tests/convert/test_command.py",
-    "gpt4moe/convert/command_text.py": "tests/convert/test_command.py",
-    "gpt4moe/demo/export.py": "tests/demo/test_story.py",
-    "gpt4moe/inference/logits.py": "tests/convert/test_verify.py",
-    "gpt4moe/model/recompute.py": "tests/distributed/test_recompute.py",
     "gpt4moe/proof/preload.py": "tests/proof/test_command.py",
     "gpt4moe/rehearsal/preload.py": "tests/rehearsal/test_rehearsal.py",
-    "gpt4moe/runlog/run_process.py": "tests/operations/test_run_status.py",
-    "gpt4moe/runlog/tool_script.py": "tests/proof/test_command.py",
     "gpt4moe/runlog/wandb_workspace.py": "tests/runlog/test_dashboard.py",
 }
 """Files that a test reaches only through a command or another process, and that test."""
@@ -75,9 +68,9 @@ def tests_of(file: Path) -> Iterator[Path]:
     found |= dict.fromkeys(direct_tests(module))
     if not found:
         users = [user for user in files("gpt4moe") if module in imports(user)]
-        found |= dict.fromkeys(
-            test for user in users for test in (mirror(user), *direct_tests(module_of(user))) if test.exists()
-        )
+        tests = [test for user in users for test in (mirror(user), *direct_tests(module_of(user)))]
+        through = THROUGH.get(file.relative_to(ROOT).as_posix())
+        found |= dict.fromkeys(test for test in [*tests, *([ROOT / through] if through else [])] if test.exists())
     yield from found
 
 

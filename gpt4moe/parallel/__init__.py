@@ -14,5 +14,7 @@ deepspeed_groups.py  embassy: DeepSpeed's communication layer
 agreement.py       if any rank raises, every rank raises
 collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU
+meta_device.py     groups without processes, tensors without memory
+support_table.py   which degrees go together, as docs/layouts.md has it (no torch)
 rng.py             counter-based random numbers: equal on every layout and device
 """

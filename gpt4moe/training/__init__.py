@@ -11,6 +11,7 @@ launch.py           load, check, report: before torch
 resume.py           the checkpoint to go on from
 state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
+replicas.py         are copies on several ranks bitwise equal?
 run_folder.py       identity, frozen config, lock
 checkpointing.py    the engine's state <-> a checkpoint folder
 callback.py         Callback, its order, best_effort
