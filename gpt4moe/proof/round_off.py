@@ -68,7 +68,9 @@ def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
     at = next((at for at, (ours, theirs) in enumerate(loads) if not np.array_equal(ours, theirs)), None)
     if at is None:
         return _slot_turned(got, want)
-    if not want.margins[at] <= ROUND_OFF:
+    # A token that loses one of its experts to another by a tie also chooses a little differently in later layers.
+    by_slot = want.drop_margins[at] <= ROUND_OFF
+    if not (want.margins[at] <= ROUND_OFF or by_slot):
         return None
     ours, theirs = loads[at]
     moved, total = float(np.abs(ours - theirs).sum()) / 2, float(theirs.sum())
@@ -78,8 +80,13 @@ def turned_by_round_off(got: Outcome, want: Outcome) -> Tie | None:
     return Tie(
         at + 1,
         f"step {at + 1}: {moved:g} of {total:g} choices of experts differ; the nearest choice was "
-        f"{want.margins[at]:.1e} from another, where round-off decides",
+        f"{want.margins[at]:.1e} from another{_slot_words(want.drop_margins[at]) if by_slot else ''}, where round-off "
+        "decides",
     )
+
+
+def _slot_words(margin: float) -> str:
+    return f" and the nearest assignments at the end of an expert's slots {margin:.1e}"
 
 
 def _slot_turned(got: Outcome, want: Outcome) -> Tie | None:
