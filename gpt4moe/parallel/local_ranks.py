@@ -1,10 +1,12 @@
-"""run_ranks: a function on several gloo ranks; a fork server with the heavy imports makes one in ~0.1 s, not 5 s.
+"""run_ranks: calls a function on several gloo ranks of this machine and returns what each rank returned.
 
-No torch here: the process that starts the ranks stays light.
+The ranks are forked from a server process that has made the heavy imports already. So a rank starts in about 0.1 s
+instead of 5 s. This file does not import torch, so the process that starts the ranks stays small.
 """
 
 import multiprocessing
 import os
+import random
 import socket
 import traceback
 from collections.abc import Callable
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+PORTS = range(15000, 30000)
+"""Below the ports that Linux gives to outgoing connections (32768 and up), so no connection can take the chosen one."""
 
 
 class RanksFailed(Exception):
-    """A rank raised, died or did not answer: the first one, with its traceback."""
+    """A rank raised an error, died or did not answer. The cause has the first such rank and its traceback."""
 
     def __init__(self, cause: str):
         super().__init__(cause)
@@ -26,15 +30,16 @@ class RanksFailed(Exception):
 
 
 def preload(*modules: str) -> None:
-    """What the fork server imports once for all ranks; takes effect before its first rank."""
+    """Chooses the modules that the fork server imports once for all ranks. Call it before the first rank starts."""
     _CONTEXT.set_forkserver_preload(list(modules))
 
 
 def start_server() -> None:
     """Starts the fork server, unless it runs already.
 
-    Python 3.11's server gets no sys.path and skips in silence what it cannot import: 5 s more for every rank. So it
-    finds this package by PYTHONPATH, which no other child of this process may see.
+    Python 3.11 does not pass sys.path to the server, and the server ignores a module that it cannot import. Each rank
+    would then import everything itself, which takes 5 s. So PYTHONPATH has this package while the server starts.
+    Afterwards PYTHONPATH is as before, so that other child processes do not see the change.
     """
     before = os.environ.get("PYTHONPATH")
     root = str(Path(__file__).resolve().parents[2])
@@ -52,18 +57,17 @@ def run_ranks(
     world_size: int, function: Callable[..., Any], *args: Any, timeout_seconds: float,
     on_progress: Callable[[str], None] | None = None,
 ) -> list[Any]:  # fmt: skip
-    """What `function(environment, *args)` returned on each rank.
+    """Calls `function(environment, *args)` on each rank. Returns the results in the order of ranks.
 
     Args:
-        function: importable (top level of a module); its result and arguments travel by pipe.
-        timeout_seconds: of silence on all ranks.
-        on_progress: then the ranks' function also gets `say`, and what rank 0 says is handed on here.
+        function: at the top level of a module, so that a rank can import it. Its arguments and result are pickled.
+        timeout_seconds: how long all ranks together may send nothing.
+        on_progress: called with each text that rank 0 reports. If given, the function also gets an argument `say`,
+            which it calls with such a text.
     Raises: RanksFailed.
     """
     start_server()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     pipes: list[Connection] = []
     ranks: list[ForkServerProcess] = []
     for rank in range(world_size):
@@ -81,6 +85,22 @@ def run_ranks(
         for process in ranks:
             process.kill()
             process.join()
+
+
+def free_port() -> int:
+    """A random port of PORTS on which no process listens. It is free until somebody else binds it, so use it at once.
+
+    Port 0, by which the system chooses, would be one of those that it also gives to outgoing connections. Such a
+    connection could take the port before rank 0 listens.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):  # not random's own state, which a test may have seeded
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RanksFailed(f"no free port: 100 of the ports {PORTS[0]} to {PORTS[-1]} are in use")
 
 
 def _collect(pipes: list[Connection], timeout_seconds: float, on_progress: Callable[[str], None] | None) -> list[Any]:
