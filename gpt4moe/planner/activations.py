@@ -1,10 +1,10 @@
-"""Activations: the tensors that autograd keeps of one micro-batch for the backward pass, by name, in bytes.
+"""Activations: bytes of the tensors that autograd keeps from one micro-batch for the backward pass, by name.
 
     embedding | per layer: norm, attention, norm, dense MLP or experts | final norm, output layer, cross-entropy
 
-The list was read off a run with torch's saved-tensor hooks (torch 2.13, Megatron-core 0.16.1); tests compare the sums
-with such a run. Kernels keep different tensors, so MicroBatch names them: RMSNorm is one kernel on GPUs and four
-operations on CPUs; grouped products keep their activation, the loop over experts computes it again.
+The list comes from torch's saved-tensor hooks in a real run (torch 2.13, Megatron-core 0.16.1); tests compare the sums
+with such a run. Kernels keep different tensors, so MicroBatch names the kernels. RMSNorm is one kernel on GPUs and
+four operations on CPUs. Grouped products keep their activation; the loop over experts recomputes it.
 Letters: T tokens of a micro-batch on a rank (S * B / cp), T/tp between layers under sequence parallelism, N rows at the
 experts of a rank.
 """
@@ -23,28 +23,28 @@ from gpt4moe.parallel.layout import Layout
 FLOAT, LONG, INT = 4, 8, 4
 """Bytes of fp32, int64 and int32."""
 _GROUP_ALIGNMENT = 8
-"""Rows to which DeepSpeed 0.19.8 pads each local expert's group for grouped products."""
+"""For grouped products, DeepSpeed 0.19.8 pads each local expert's rows to a multiple of this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """One micro-batch on one rank, and the kernels that run on it."""
+    """One micro-batch on one rank, and the kernels that compute it."""
 
     model: ModelConfig
     layout: Layout
     batch: int
-    """B, sequences."""
+    """B: sequences in the micro-batch."""
     item: int
-    """Bytes of a weight or activation."""
+    """Bytes of one element of a weight or activation."""
     fused_norm: bool
     grouped: bool
     """Whether experts run as grouped products."""
     imbalance: float
-    """Rows at the fullest rank's experts over an even share."""
+    """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
     kinds: tuple[LayerKind, ...]
-    """Of each layer."""
+    """Tensors of each layer."""
     sums: dict[tuple[LayerKind, Recompute], int] = field(default_factory=dict, compare=False)
-    """Results of layer_bytes: each kind of layer is computed once."""
+    """Cache of layer_bytes, so that each kind of layer is computed once."""
 
     @classmethod
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
@@ -68,17 +68,17 @@ class MicroBatch:
 
     @property
     def split_tokens(self) -> int:
-        """Tokens of a rank between layers: T/tp under sequence parallelism, else T."""
+        """Tokens that a rank holds between layers: T/tp with sequence parallelism, else T."""
         return self.tokens // self.layout.tp if self.layout.sequence_parallel else self.tokens
 
     @property
     def hidden_bytes(self) -> int:
-        """One tensor [S/tp, B, H] between layers."""
+        """Bytes of one tensor [S/tp, B, H] between layers."""
         return self.split_tokens * self.model.hidden_size * self.item
 
     @property
     def expert_rows(self) -> int:
-        """N of the fullest rank. At ep 1 every row stays on its rank, so imbalance changes nothing."""
+        """N of the fullest rank. At ep 1 every row stays on its rank, so imbalance has no effect."""
         moe = self.model.moe
         assert moe is not None
         even = self.split_tokens * moe.top_k * self.layout.etp
@@ -96,7 +96,7 @@ Bytes = dict[str, int]
 
 
 def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> Bytes:
-    """Bytes that one layer (its global index) keeps from its forward to its backward pass, by tensor."""
+    """Bytes that a layer (global index) keeps from its forward pass to its backward pass, by tensor."""
     if recompute is Recompute.full:
         return {"layer_input": micro.hidden_bytes}
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
@@ -121,11 +121,12 @@ def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
 
 
 def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """Queries and keys after the rotary embedding, the projection's output with the values, and the result. Under
-    context parallelism the gathered keys and values take the place of the rank's own. mask_bytes has the masks.
+    """Queries and keys after the rotary embedding, the projection's output (with the values), and attention's output.
+
+    With context parallelism, gathered keys and values are kept instead of the rank's own. mask_bytes counts the masks.
 
     Args:
-        again: the core attention is recomputed, so only its input and its output are kept.
+        again: whether core attention is recomputed; then only its input and output are kept.
     """
     model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
@@ -143,22 +144,25 @@ def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
         return parts
     parts["softmax"] = tokens * heads * FLOAT  # each row's logsumexp
     if layout.cp > 1:
-        parts["rotary"] -= tokens * groups * width * item  # of the rank's own keys: gathered ones take their place
+        parts["rotary"] -= tokens * groups * width * item  # gathered keys replace the rank's own
         parts["qkv"] = layout.cp * tokens * 2 * groups * width * item
-        parts["attention_output"] += output  # of two chunks, then as one
+        parts["attention_output"] += output  # once for the two chunks, once concatenated
     return parts
 
 
 def mask_bytes(micro: MicroBatch) -> int:
-    """The masks of a rank's two chunks under context parallelism; all layers and micro-batches share them."""
+    """Bytes of the masks of a rank's two chunks with context parallelism. All layers and micro-batches share them."""
     chunk, cp = micro.sequence // 2, micro.layout.cp
-    # A chunk n of queries sees n + 1 chunks of keys; the ranks' pairs of chunks see equally many.
+    # Chunk n of queries sees n + 1 chunks of keys. Summed over a rank's two chunks, this is equal on all ranks.
     return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 else 0
 
 
 def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """Multi-head latent attention, from its description (arXiv:2405.04434, section 2.1). The trainer cannot build it,
-    so nothing was measured. Latents are normed, then projected up to a key and a value for each head."""
+    """Multi-head latent attention, from its description (arXiv:2405.04434, section 2.1).
+
+    Latents are normed, then projected up to a key and a value for each head. The trainer cannot build this attention,
+    so the formula was not compared with a measurement.
+    """
     mla, tokens, item, heads = (
         micro.model.mla, micro.tokens, micro.item, micro.model.num_attention_heads // micro.layout.tp
     )  # fmt: skip
@@ -179,7 +183,7 @@ def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Byte
 def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
     rows, width = micro.tokens * heads, micro.model.head_size
     whole = norm_activations(micro, rows, width)
-    # The input is the projection's output, counted there; in bf16 the unfused norm keeps an fp32 copy of it.
+    # The norm's input is the projection's output, counted there. In bf16 the unfused norm keeps an fp32 copy of it.
     shared = rows * width * micro.item if micro.fused_norm or micro.item == FLOAT else 0
     return whole - shared
 
@@ -194,7 +198,7 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """Router, dispatch and experts of one layer.
 
     Args:
-        again: recompute=moe: dispatch and experts run again in the backward pass, so only their input is kept.
+        again: whether recompute=moe runs dispatch and experts again; then only their input is kept.
     """
     model, moe, tokens, rows = micro.model, micro.model.moe, micro.split_tokens, micro.expert_rows
     assert moe is not None
@@ -205,9 +209,9 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
     assignment = micro.layout.etp * tokens * moe.top_k * LONG
-    # The sort by local expert, and back; grouped products have DeepSpeed's padded one.
+    # Indices of the sort by local expert and of its inverse. Grouped products use DeepSpeed's padded indices.
     order = rows * INT if micro.grouped else 2 * rows * LONG if micro.layout.ep > 1 else 0
-    input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # of bf16 tokens the router has a copy in fp32
+    input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # the router keeps an fp32 copy of bf16 tokens
     if again:  # the dispatch plan is kept
         kept = {
             "router": router,
@@ -228,10 +232,10 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
 
 
 def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
-    """Shared experts: a dense MLP beside the routed experts, which recompute=moe does not recompute.
+    """Shared experts: a dense MLP beside the routed experts. recompute=moe does not recompute it.
 
     Args:
-        input_copy: bytes of its input, where no other part of the layer keeps it.
+        input_copy: bytes of its input if no other part of the layer keeps it, else 0.
     """
     moe = micro.model.moe
     if moe is None or moe.shared_expert_ffn_hidden_size is None:
@@ -241,7 +245,7 @@ def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
 
 
 Activations = Callable[[MicroBatch, bool], Bytes]
-"""(micro-batch, whether parallel.recompute computes this part again) -> what the part keeps."""
+"""(micro-batch, whether parallel.recompute repeats this part) -> bytes that the part keeps, by tensor."""
 
 ATTENTION_ACTIVATIONS: dict[AttentionKind, Activations] = {
     AttentionKind.grouped_query: attention_activations,
@@ -254,13 +258,15 @@ MLP_ACTIVATIONS: dict[MlpKind, Activations] = {
 
 
 def embedding_activations(micro: MicroBatch) -> Bytes:
-    """Token ids, and which of them are this rank's."""
+    """Token ids, and the mask of ids in this rank's part of the vocabulary."""
     return {"embedding": micro.tokens * (LONG + (1 if micro.layout.tp > 1 else 0))}
 
 
 def head_activations(micro: MicroBatch) -> Bytes:
-    """Final norm, output layer, and the vocabulary-parallel cross-entropy, whose fp32 probabilities replace the
-    logits."""
+    """Final norm, output layer, and the vocabulary-parallel cross-entropy.
+
+    The cross-entropy keeps fp32 probabilities instead of the logits.
+    """
     vocabulary = micro.model.vocab_size // micro.layout.tp
     return {
         "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size),

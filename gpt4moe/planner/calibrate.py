@@ -1,4 +1,4 @@
-"""Calibrate: the plan of a run against what the run itself measured.
+"""Calibrate: compares the plan of a run with the run's own measurements.
 
 config of its last launch -> estimate; metrics.jsonl -> median step, peak memory, busiest expert
 -> Compared, a row each -> advice: time, memory and load are judged separately
@@ -14,36 +14,36 @@ from gpt4moe.errors import DataError
 from gpt4moe.planner.estimate import Estimate, estimate
 
 WARM_UP = 0.2
-"""Share of a run's steps, from the first, that are left out of its speed."""
+"""Share of the run's first steps that do not count in its speed."""
 
 
 NEAR = 0.1
-"""Up to this difference a plan is called right."""
+"""Up to this relative difference, the advice calls a plan right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One number of a run."""
+    """One quantity of a run, predicted and measured."""
 
     name: str
     unit: str
     predicted: float
     measured: float
     unlike: str = ""
-    """Why the two cannot be compared; empty: they can."""
+    """Why prediction and measurement cannot be compared; empty if they can."""
     time_factor: float = 1.0
-    """plan.time_factor, with which the step was predicted."""
+    """The time_factor of the plan that predicted the step."""
 
     @property
     def error(self) -> float | None:
-        """Predicted over measured, less 1; None where the two cannot be compared."""
+        """predicted / measured - 1; None if they cannot be compared."""
         return None if self.unlike else self.predicted / self.measured - 1
 
 
 def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[Compared]:
     """The plan of a run on plan.gpus devices against its metrics.
 
-    Raises: DataError where the run has no timed step; as estimate does.
+    Raises: DataError if the run has no timed step; the errors of estimate.
     """
     timed = [record for record in records if record.get("step_seconds", 0) > 0]
     if not timed:
@@ -51,7 +51,7 @@ def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[
     steady = timed[int(WARM_UP * len(timed)) :]
     seconds = median(record["step_seconds"] for record in steady)
     result = estimate(plan)
-    # mfu is recorded only where the config's cluster is what the run was on.
+    # A run records mfu only if its devices are those of its cluster config.
     is_planned_device = "mfu" in timed[-1]
     elsewhere = "" if is_planned_device else f"the run was not on cluster={plan.cluster.name}, which the plan is of"
     used = result.mfu * result.step.seconds / seconds
@@ -69,7 +69,7 @@ def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[
 
 
 def _memory(result: Estimate, records: Sequence[Mapping[str, float]], *, on_cpu: bool) -> Compared:
-    """Tensors of the fullest rank. The plan's reserve is left out, as no allocator counts it."""
+    """Memory of the tensors of the fullest rank. The reserve is left out, because no allocator counts it."""
     planned = max(stage.total_bytes - stage.reserve_bytes for stage in result.memory)
     measured = max(record.get("peak_memory_bytes", 0.0) for record in records)
     unlike = "measured is the resident set of a host process (Python, libraries, data), planned a device's tensors"
@@ -85,7 +85,7 @@ def _load(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> Compared:
 
 
 def advice(rows: Sequence[Compared]) -> list[str]:
-    """One sentence for each difference. Throughput and MFU follow from the step, so they get none."""
+    """One sentence for each row. Throughput and MFU follow from the step time, so they get none."""
     advise = {"step": _of_time, "peak memory": _of_memory, "busiest experts": _of_load}
     sentences = [
         f"{row.name}: not judged, {row.unlike}." if row.unlike else f"{row.name}: {advise[row.name](row)}"

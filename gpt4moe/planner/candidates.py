@@ -27,17 +27,17 @@ from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
 
 MOST_MISSES = 300
-"""A search stops after so many layouts whose full memory did not fit."""
+"""A search stops when the full memory of so many layouts did not fit."""
 EXPERT_CUTS = (2, 4, 8)
-"""Values of etp above 1 that are tried."""
+"""The values of etp that are tried besides 1."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Candidate:
-    """A layout with a micro-batch. The order is by seconds, then by number."""
+    """A layout with a micro-batch. Candidates are ordered by seconds, then by number."""
 
     seconds: float
-    """Of a step: a lower bound until is_timed."""
+    """Seconds of a step: a lower bound until is_timed, then exact."""
     number: int
     parallel: ParallelConfig = field(compare=False)
     training: TrainingConfig = field(compare=False)
@@ -45,32 +45,32 @@ class Candidate:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """What stays the same when more is recomputed."""
+        """Identifies the layout and micro-batch, whatever is recomputed."""
         return (*_degrees(self.parallel), self.training.micro_batch_size)
 
 
 @dataclass(kw_only=True, slots=True)
 class LayoutQueue:
-    """The candidates of one plan on plan.gpus devices, and how many there were."""
+    """The candidates of one plan on plan.gpus devices, and counts of them."""
 
     plan: PlanConfig
     bound: MemoryLowerBound
     work: Work
     trainings: list[TrainingConfig] = field(default_factory=list)
-    """The plan's, with micro-batches 1, 2, 4 ... up to its batch."""
+    """The plan's training config, with micro-batches 1, 2, 4 ... up to its batch."""
     legal: int = 0
     """Pairs of a layout and a micro-batch that the trainer would run. The micro-batch doubles until one cannot fit."""
     may_fit: int = 0
-    """Of those, how many may fit by the lower bound of memory, with some recomputation."""
+    """How many of them may fit with some recomputation, by the lower bound of memory."""
     checked: int = 0
-    """How often memory was computed in full; each recomputation of a layout counts."""
+    """How often memory was computed in full. A layout counts once for each kind of recomputation tried."""
     added: int = 0
-    """Candidates added to `waiting` so far. Of equally fast ones the first comes first."""
+    """Candidates added to `waiting` so far; it numbers them. Equally fast ones are taken in this order."""
     waiting: list[Candidate] = field(default_factory=list)
-    """A heap, fastest first."""
+    """A heap; the fastest candidate is on top."""
     known: KnownSeconds = field(default_factory=dict)
     whole: dict[tuple[int, ...], float] = field(default_factory=dict)
-    """Degrees of a stage and micro-batch -> seconds of one micro-batch through the whole model, nothing recomputed."""
+    """Cache: (degrees of a stage, micro-batch) -> seconds of one micro-batch through the model, no recomputation."""
 
     @classmethod
     def of(cls, plan: PlanConfig, gpus: int) -> "LayoutQueue":
@@ -84,14 +84,16 @@ class LayoutQueue:
         return queue
 
     def take(self) -> tuple[list[Estimate], ConfigError | None]:
-        """The first plan.top that fit, fastest first; and the error of the first that fits but would never end, as
-        failures cost more time than it has."""
+        """The first plan.top layouts that fit, fastest first.
+
+        Also the error of the first layout that fits but whose run would never end, because failures cost too much time.
+        """
         states: dict[tuple[int, ...], KnownStates] = {}
         found: dict[tuple[int, ...], Estimate] = {}
         refused = None
         while self.waiting and len(found) < self.plan.top and self.checked - len(found) < MOST_MISSES:
             candidate = heappop(self.waiting)
-            if candidate.key in found:  # with less recomputed
+            if candidate.key in found:  # already found, with less recomputation
                 continue
             if not candidate.is_timed:
                 heappush(self.waiting, self.timed(candidate))
@@ -123,7 +125,7 @@ class LayoutQueue:
             else:
                 cuts = self._recomputed(parallel, training)
             if not cuts:
-                return  # a larger micro-batch keeps more
+                return  # a larger micro-batch needs more memory
             self.may_fit += 1
             self._add(cuts, training)
 
@@ -141,7 +143,7 @@ class LayoutQueue:
         return replace(candidate, seconds=step.seconds, is_timed=True)
 
     def least_seconds(self, cut: ParallelConfig, training: TrainingConfig) -> float:
-        """A lower bound of step_time: every stage takes the mean, nothing is recomputed, messages take no time."""
+        """A lower bound of step_time: every stage takes the mean time; no recomputation; messages take no time."""
         size = training.micro_batch_size
         key = (cut.tp, cut.cp, cut.ep, cut.etp, size)
         if key not in self.whole:
@@ -164,7 +166,7 @@ class LayoutQueue:
         return []
 
     def _recomputed(self, parallel: ParallelConfig, training: TrainingConfig) -> list[ParallelConfig]:
-        """One layout for each kind of recomputation that may make it fit; full recomputation of the fewest layers."""
+        """The layout with each kind of recomputation that may make it fit. Full recomputation: of the fewest layers."""
         kinds = [Recompute.selective, *([Recompute.moe] if self.plan.model.moe is not None else [])]
         cuts = [replace(parallel, recompute=kind) for kind in kinds if self.bound.may_fit(parallel, training, kind)]
         fewest = self.bound.fewest_recomputed(parallel, training)
@@ -181,7 +183,7 @@ class LayoutQueue:
 
 
 def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
-    """Every layout of the space that is searched, legal or not, in a fixed order (docs/planner.md has the space)."""
+    """Every layout of the search space (docs/planner.md), legal or not, in a fixed order."""
     model, domain = plan.model, plan.cluster.devices_per_nvlink_domain
     experts = divisors(model.moe.num_experts) if model.moe else [1]
     batch = plan.training.global_batch_size
@@ -189,7 +191,7 @@ def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
         for pp in (d for d in divisors(gpus // tp) if d <= model.num_layers):
             for cp in (d for d in (1, 2, 4, 8, 16) if gpus % (tp * pp * d) == 0):
                 if batch % (gpus // (tp * pp * cp)) or (cp > 1 and model.seq_length // cp < 1024):
-                    continue  # the batch does not divide; or a rank's part of a sequence would be tiny
+                    continue  # dp does not divide the batch, or a rank's part of a sequence is too short
                 for vpp in _interleavings(model.num_layers, pp):
                     for ep, etp in _expert_cuts(experts, gpus // pp):
                         yield ParallelConfig(tp=tp, pp=pp, cp=cp, vpp=vpp, ep=ep, etp=etp)
@@ -200,8 +202,11 @@ def _degrees(cut: ParallelConfig) -> tuple[int, ...]:
 
 
 def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
-    """(ep, etp) over the ranks of a stage. etp above 1 is tried only with the largest ep: on the same ranks, ep sends a
-    row to one rank, etp to all ranks that share the expert."""
+    """(ep, etp) over the ranks of a stage.
+
+    etp above 1 is tried only with the largest ep, because ep sends less: a row goes to one rank under ep, but to all
+    ranks that share the expert under etp.
+    """
     fits = [ep for ep in experts if ranks % ep == 0]
     yield from ((ep, 1) for ep in fits)
     if experts[-1] > 1:
@@ -213,7 +218,7 @@ def _legal_trainings(
 ) -> Iterator[TrainingConfig]:
     """The micro-batches (1, 2, 4 ...) with which the trainer would run the layout: they divide a rank's batch."""
     own = plan.training.global_batch_size // (gpus // (parallel.tp * parallel.pp * parallel.cp))
-    is_planned = bool(planned_parts(plan.model))  # the trainer refuses the model itself; its layouts are planned anyway
+    is_planned = bool(planned_parts(plan.model))  # the trainer refuses such a model; its layouts are planned anyway
     if not is_planned and support_problems(plan.model, parallel):
         return
     for training in trainings:
@@ -224,6 +229,6 @@ def _legal_trainings(
 
 
 def _interleavings(num_layers: int, pp: int) -> list[int]:
-    """vpp 1, and the three smallest that give every virtual stage the same number of layers."""
+    """vpp 1, and the three smallest vpp that give every virtual stage the same number of layers."""
     even = [vpp for vpp in divisors(num_layers // pp) if vpp > 1] if pp > 1 and num_layers % pp == 0 else []
     return [1, *even[:3]]

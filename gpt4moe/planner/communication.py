@@ -1,17 +1,17 @@
-"""Bytes that a rank sends in one training step, by group and kind of operation: the formulas of the papers.
+"""Bytes that a rank sends in one training step, by group and kind of operation, by the formulas of the papers.
 
-    tp         sequence parallelism, arXiv:2205.05198 section 4.2.2: a block gathers and scatters forward, mirrors both
-               backward, and gathers its input again
-    cp         keys and values gathered forward, their gradients scattered backward
-    ep, etp    all-to-all to the experts and back, forward and backward (arXiv:2006.16668); where experts are cut,
-               their tokens are gathered before and summed after
-    pp         an activation to the next stage and its gradient back for each micro-batch: arXiv:2104.04473
-    dp_cp,     ZeRO stage 1, arXiv:1910.02054 section 7: gradients scattered, weights gathered; dense parameters
-    expert_dp  and experts apart
+    tp         sequence parallelism, arXiv:2205.05198 section 4.2.2. Forward: all-gather before a block, reduce-scatter
+               after it. Backward: the reverse, and one more all-gather of the block's input
+    cp         all-gather of keys and values forward, reduce-scatter of their gradients backward
+    ep, etp    all-to-all to the experts and back, forward and backward (arXiv:2006.16668). With etp > 1 the experts'
+               tokens are gathered before and summed after
+    pp         for each micro-batch an activation to the next stage and its gradient back (arXiv:2104.04473)
+    dp_cp,     ZeRO stage 1, arXiv:1910.02054 section 7: reduce-scatter of gradients, all-gather of weights. dp_cp for
+    expert_dp  dense parameters, expert_dp for experts
 
-A ring over p ranks sends p - 1 times a rank's part in an all-gather or reduce-scatter, and both in an all-reduce
-(parallel.wire counts the same way). Without parallel.recompute, which does forward operations twice. What an engine
-sends besides (counts, statistics, norms, padding) is its surplus.
+In a ring over p ranks, an all-gather or a reduce-scatter sends p - 1 times a rank's part; an all-reduce is one of each
+(parallel.wire counts the same way). The formulas leave out the forward operations that parallel.recompute repeats, and
+what an engine sends besides: counts, statistics, norms, padding.
 """
 
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ Traffic = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutedRows:
-    """Rows that cross between expert-parallel ranks in one step, of one rank, over its MoE layers and micro-batches."""
+    """Rows that one rank exchanges with other expert-parallel ranks in a step, over MoE layers and micro-batches."""
 
     sent: float
     received: float
 
 
 def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: RoutedRows | None = None) -> Traffic:
-    """What a rank of pipeline rank `stage` sends.
+    """Bytes that one rank of pipeline stage `stage` sends in a step.
 
     Args:
-        routed: what the router really did; by default every expert gets the same share and nothing is dropped.
+        routed: row counts of a real router. Default: every expert gets the same share and no token is dropped.
     """
     model, parallel = run.model, run.parallel
     chunks = rank_chunks(model.num_layers, parallel, stage)
@@ -71,7 +71,7 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
 
 
 def bytes_of_all_ranks(run: RunConfig, layout: Layout) -> Traffic:
-    """The sum over all ranks, with even routing."""
+    """Bytes that all ranks together send in a step, with even routing."""
     total: Traffic = {}
     for stage in range(layout.pp):
         for group, kinds in bytes_per_step(run, layout, stage=stage).items():
@@ -93,12 +93,12 @@ def _tensor_parallel(
     model: ModelConfig, parallel: ParallelConfig, *, stage: int, layers: list[int], shard: int
 ) -> dict[str, float]:
     """shard: bytes of S/cp/tp x B x H, all micro-batches."""
-    # Attention is one block; a dense MLP, or shared experts, a second one. Routed experts are not cut over tp.
+    # Attention is one block. A dense MLP, or shared experts, is a second one. Routed experts are not cut over tp.
     shared = model.moe is not None and model.moe.shared_expert_ffn_hidden_size is not None
     kinds = model.layer_kinds
     blocks = sum(1 if kinds[layer].has_experts and not shared else 2 for layer in layers)
     first, last = stage == 0, stage == parallel.pp - 1
-    # The embedding scatters forward; the output layer gathers forward, and again backward.
+    # The embedding does a reduce-scatter forward. The output layer does an all-gather forward, and one more backward.
     gathers = 3 * blocks + first + 2 * last
     scatters = 2 * blocks + first + last
     part = (parallel.tp - 1) * shard
@@ -106,8 +106,11 @@ def _tensor_parallel(
 
 
 def _tensor_parallel_sums(model: ModelConfig, parallel: ParallelConfig, *, stage: int, tokens: int) -> float:
-    """The vocabulary-parallel cross-entropy (three numbers a token, fp32; arXiv:1909.08053 section 3), and gradients of
-    what every rank has whole: norms and routers, of which each saw a part of the sequence."""
+    """Bytes of the all-reduces over tp.
+
+    The vocabulary-parallel cross-entropy sums three fp32 numbers a token (arXiv:1909.08053 section 3). Norms and
+    routers are whole on every rank, but each rank sees a part of the sequence, so their gradients are summed too.
+    """
     whole = sum(
         tensor.size
         for chunk in chunk_tensors(model, parallel, stage)
@@ -119,20 +122,20 @@ def _tensor_parallel_sums(model: ModelConfig, parallel: ParallelConfig, *, stage
 
 
 def _context_parallel(model: ModelConfig, layout: Layout, width_bytes: int) -> dict[str, float]:
-    """width_bytes: of one element of every token of S/cp x B, over layers and micro-batches."""
+    """width_bytes: bytes of one element for each of the S/cp x B tokens, times layers and micro-batches."""
     keys_and_values = 2 * model.query_groups // layout.tp * model.head_size
     part = float((layout.cp - 1) * keys_and_values * width_bytes)
     return {"all_gather": part, "reduce_scatter": part}
 
 
 def _boundaries(layout: Layout, stage: int) -> int:
-    """Messages that a rank sends for one micro-batch: activations to later stages, gradients to earlier ones."""
+    """Messages that a rank sends for one micro-batch: activations to the next stage, gradients to the previous one."""
     stages = [chunk * layout.pp + stage for chunk in range(layout.vpp)]
     return sum((place < layout.pp * layout.vpp - 1) + (place > 0) for place in stages)
 
 
 def _tied_embedding(model: ModelConfig, layout: Layout, stage: int) -> float:
-    """The gradient of an embedding that the first and the last stage share."""
+    """Bytes of the all-reduce of a tied embedding's gradient between the first and the last stage."""
     if not model.tied_embeddings or layout.pp == 1 or stage not in (0, layout.pp - 1):
         return 0.0
     return _all_reduced(GRADIENT_BYTES * model.vocab_size * model.hidden_size / layout.tp, 2)

@@ -1,7 +1,7 @@
-"""Diagnosis of a plan: changes that make an illegal layout legal, what binds a step, what a reader must know.
+"""Diagnosis of a plan: changes that make an illegal layout legal, the bottleneck, warnings.
 
 an illegal plan -> other values of each key, nearest first --legality--> "gpus=960, parallel.tp=8 or ..."
-a legal plan    -> binding: one sentence on the resource it waits for; warnings: what does not fit, what is assumed
+a legal plan    -> binding: the bottleneck in one sentence; warnings: what does not fit, what is assumed
 """
 
 from collections.abc import Iterator
@@ -33,15 +33,15 @@ MOVES = {
     "dp": ("fabric between data-parallel ranks", "more micro-batches a step, more vpp, a faster fabric"),
     "optimizer": ("device memory bandwidth", "a larger global batch"),
 }
-"""Part of a step -> the resource it waits for, and what moves it."""
+"""Part of a step -> (the resource that limits it, changes that would make it faster)."""
 TIGHT = 0.95
-"""From this share of the device's memory on, a plan is called tight."""
+"""A plan that takes at least this share of the device's memory is called tight."""
 FURTHEST = 64
-"""Multiples on either side of a number without bounds that are tried."""
+"""For a key without an upper bound: how many multiples below and above its value are tried."""
 
 
 def binding(step: StepTime, parallel: ParallelConfig, memory: list[StageMemory], cluster: ClusterConfig) -> str:
-    """One sentence: the resource that binds, its share of the step, what would help; memory first if it is short."""
+    """The bottleneck in one sentence: resource, share of the step, cures. Memory, if the plan does not fit."""
     fullest = max(memory, key=lambda stage: stage.total_bytes)
     if fullest.total_bytes > cluster.memory_bytes:
         return (
@@ -63,7 +63,7 @@ def warnings(
     *,
     step_seconds: float,
 ) -> list[str]:
-    """What the trainer cannot run yet, what does not fit, what failures cost, and where the seconds come from."""
+    """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is."""
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
     again, cut = plan.parallel.recompute_layers, plan.parallel
@@ -101,7 +101,7 @@ def warnings(
 
 
 def _of_time(cluster: ClusterConfig) -> str:
-    """Where the seconds come from, and how far off they may be: no run of this trainer on a GPU has been timed."""
+    """Which constants the time comes from, and their error. No run of this trainer on a GPU has been timed."""
     known = generation_timing(cluster.generation)
     if not known.constants:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
@@ -125,7 +125,7 @@ def _memory_move(parallel: ParallelConfig, stage: StageMemory) -> str:
 
 
 def require_legal(plan: PlanConfig, world: int) -> None:
-    """Raises: LayoutError with every problem, and as its cure single changes that were tried and are legal."""
+    """Raises: LayoutError with every problem. Its cure lists single changes; each was tried and is legal."""
     problems = layout_problems(plan.model, plan.parallel, plan.training, world)
     if not problems:
         return
@@ -137,7 +137,7 @@ def require_legal(plan: PlanConfig, world: int) -> None:
 
 
 def legal_changes(plan: PlanConfig, world: int) -> list[str]:
-    """Overrides that each make the plan legal alone: of every key its nearest legal value."""
+    """Overrides, each of which alone makes the plan legal: for each key its nearest legal value."""
     found = []
     for key, values in _others(plan, world):
         now = world if key == "gpus" else _value(plan, key)

@@ -1,4 +1,4 @@
-"""The plan of one run on one layout: parameters, operations, memory, time, money, and what binds.
+"""The plan of one run on one layout: parameters, FLOP, memory, time, money, and the bottleneck.
 
 PlanConfig + devices -> count, flops, memory, step_time, run_time -> Estimate -> JSON, tables, a page
 """
@@ -19,7 +19,7 @@ from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, run_time, save
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 
 STATE_BYTES = 12
-"""Of one parameter in a checkpoint: master weight and both moments, fp32."""
+"""Bytes of one parameter in a checkpoint: master weight and both moments, fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,7 @@ class Estimate:
 
     @property
     def rank_parameters(self) -> list[RankParameters]:
-        """Of a rank of each pipeline stage: [pp]."""
+        """Parameters of one rank of each pipeline stage: [pp]."""
         return [rank_parameters(self.plan.model, self.plan.parallel, stage) for stage in range(self.layout.pp)]
 
     @property
@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs with attention, nothing recomputed, over the dense peak, 0 to 1."""
+        """Model FLOPs (attention included, recomputation excluded) over the dense peak; 0 to 1."""
         peak = self.plan.cluster.peak_flops(self.plan.precision.dtype) * self.layout.world_size
         return self.flops.model * self.tokens_per_second / peak
 
@@ -70,17 +70,21 @@ class Estimate:
 
     @property
     def headroom_bytes(self) -> float:
-        """Device memory that the fullest stage leaves; negative: it does not fit."""
+        """Device memory minus the memory of the fullest stage; below 0 the plan does not fit."""
         return self.plan.cluster.memory_bytes - self.peak_memory_bytes
 
 
 def world_of(plan: PlanConfig) -> int:
-    """Devices of the plan: gpus, the cluster's, or the fewest that hold the layout."""
+    """Number of devices: plan.gpus, else cluster.devices, else the fewest that the layout needs."""
     return plan.gpus or plan.cluster.devices or fewest_ranks(plan.parallel)
 
 
 def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
-    """The input of layer_time and step_time. Args: kinds: timed_kinds(plan.model), if the caller has them."""
+    """The input of layer_time and step_time.
+
+    Args:
+        kinds: the result of timed_kinds(plan.model), if the caller has it.
+    """
     cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
     return Work(
         model=plan.model,
@@ -110,8 +114,10 @@ def _slowed(cluster: ClusterConfig, factor: float) -> ClusterConfig:
 def estimate(plan: PlanConfig) -> Estimate:
     """The plan of a run on its layout.
 
-    Raises: LayoutError where the layout is no legal arithmetic; ConfigError where a price is missing or the run would
-        never end. What the trainer cannot run, and what does not fit the memory, is a warning.
+    A plan that the trainer cannot run, or that does not fit in memory, gets a warning and no error.
+
+    Raises: LayoutError if the degrees do not divide what they must; ConfigError if a price is missing or the run would
+        never end.
     """
     world = world_of(plan)
     require_legal(plan, world)
@@ -142,7 +148,10 @@ def estimate(plan: PlanConfig) -> Estimate:
 
 
 def saved_bytes(work: Work, world_size: int) -> float:
-    """Checkpoint bytes of a rank of the stage with most parameters: data-parallel ranks share the states equally."""
+    """Checkpoint bytes that one rank writes, in the stage with the most parameters.
+
+    Data-parallel ranks share the states equally.
+    """
     stage = world_size // work.parallel.pp
     dense, expert = heaviest_stage(work)
     copies = (stage // work.parallel.tp, stage // (work.parallel.ep * work.parallel.etp))
@@ -150,7 +159,7 @@ def saved_bytes(work: Work, world_size: int) -> float:
 
 
 def to_json(result: Estimate) -> dict[str, object]:
-    """The JSON of a plan. Other programs read it: these keys and units do not change."""
+    """A plan as JSON data. Other programs read it, so its keys and units do not change."""
     layout, step, run = result.layout, result.step, result.run
     stalls = {"checkpoint": run.checkpoint_seconds, "failures": run.failure_seconds}
     return {
@@ -185,7 +194,7 @@ def to_json(result: Estimate) -> dict[str, object]:
 
 
 def _memory_json(stage: StageMemory) -> dict[str, int]:
-    """The reserve counts as a buffer, so that the lines add up to the total."""
+    """Memory of a stage. The reserve is added to the buffers, so that the lines sum up to the total."""
     names = ("weights", "gradients", "optimizer", "activations")
     lines = {f"{name}_bytes": int(getattr(stage, f"{name}_bytes")) for name in names}
     return {**lines, "buffers_bytes": stage.buffers_bytes + stage.reserve_bytes, "total_bytes": stage.total_bytes}

@@ -1,9 +1,10 @@
-"""How Megatron's DistributedDataParallel packs the parameters of a chunk, and what each rank's optimizer owns of them.
+"""How Megatron's DistributedDataParallel packs a chunk's parameters, and which part each rank's optimizer owns.
 
     parameters, last first | each padded to 64 elements | buckets padded to lcm(ranks, 128) | each bucket cut over ranks
 
-Dense parameters and experts are packed apart, as different ranks reduce them. The parameter buffer and the fp32
-gradient buffer both have this layout. The optimizer keeps masters and moments of a rank's own elements, unpadded.
+Dense parameters and experts have separate buffers, because different ranks reduce them. The parameter buffer and the
+fp32 gradient buffer both have this layout. A rank's optimizer keeps masters and moments of the elements that it owns,
+without padding.
 Source: megatron-core 0.16.1, distributed/param_and_grad_buffer.py and optimizer/distrib_optimizer.py.
 """
 
@@ -23,25 +24,25 @@ class PackedTensor:
     """One rank's part of a parameter."""
 
     size: int
-    """Elements."""
+    """Number of elements, without padding."""
     own_bucket: bool = False
-    """For a tied embedding, which the first and the last stage must cut alike."""
+    """True for a tied embedding, so that the first and the last stage cut it in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class GradientBuffer:
-    """One flat buffer, and what each of the ranks that reduce it owns."""
+    """One flat buffer, and the part of it that each reducing rank owns."""
 
     numel: int
-    """Elements with padding."""
+    """Number of elements, padding included."""
     owned_elements: list[int]
-    """Elements of parameters that each rank's optimizer owns."""
+    """For each rank: parameter elements that its optimizer owns, without padding."""
     owned_tensors: list[int]
-    """Parameters of which each rank owns at least a part."""
+    """For each rank: number of parameters of which it owns at least one element."""
 
 
 def default_bucket_size(data_parallel: int) -> int:
-    """Elements at which Megatron closes a bucket where nothing is configured."""
+    """Elements at which Megatron closes a bucket by default."""
     return max(_SMALLEST_BUCKET, _BUCKET_PER_RANK * data_parallel)
 
 
@@ -51,7 +52,7 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
     Args:
         tensors: in the order of the chunk's modules.
         ranks: number of ranks that reduce the buffer: dp x cp, or expert_dp.
-        bucket_size: elements; None: one bucket.
+        bucket_size: elements at which a bucket is closed; None: one bucket.
     """
     elements, tensors_of, whole_ranks = [0] * ranks, [0] * (ranks + 1), [0] * (ranks + 1)
     start = 0
@@ -67,7 +68,7 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
                 continue
             elements[first] += start + (first + 1) * share - low
             elements[last] += high - start - last * share
-            whole_ranks[first + 1] += share  # this parameter fills every rank between its first and its last
+            whole_ranks[first + 1] += share  # the parameter covers every rank between its first and last one
             whole_ranks[last] -= share
         start = end
     between = accumulate(whole_ranks)
@@ -78,7 +79,7 @@ def pack(tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None) -
 def _buckets(
     tensors: Iterable[PackedTensor], ranks: int, bucket_size: int | None
 ) -> Iterable[tuple[list[tuple[int, int]], int]]:
-    """For each bucket, in the buffer's order: the (start, end) of its parameters, and its padded end."""
+    """For each bucket, in buffer order: (start, end) of each of its parameters, and the padded end of the bucket."""
     places: list[tuple[int, int]] = []
     start = bucket_start = 0
     for tensor in tensors:

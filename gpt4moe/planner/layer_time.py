@@ -1,9 +1,9 @@
-"""Seconds of one layer on one rank for one micro-batch: what computes, what moves memory, what goes over wires.
+"""Seconds that one layer takes on one rank for one micro-batch: computation, memory traffic, communication.
 
-    products     the layer's matrices, at the profile's share of the peak, less for small shapes
-    attention    scores and weighted values, on the bf16 units
-    elementwise  norms, rotation, activation, permutation: bytes through the device's memory
-    tp, cp, ep   collectives over the slowest link of their group: the share that no computation hides
+    products     matrix products: a fitted share of the peak FLOP/s, less for small shapes
+    attention    scores and weighted values, on the bf16 matrix units
+    elementwise  norms, rotary embedding, activation, permutation: bytes that pass the device's memory
+    tp, cp, ep   collectives over the slowest link of their group, without the part that overlaps with computation
 
 Letters: T tokens of a micro-batch on a context-parallel rank (S * B / cp), H hidden, K top-k, F ffn, E experts.
 """
@@ -31,16 +31,16 @@ PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
 
 @dataclass(frozen=True, slots=True)
 class TimedKind:
-    """Layers that take equally long."""
+    """A kind of layer; all layers of one kind take the same time."""
 
     layer_kind: LayerKind
     seen: float
-    """Tokens that a token attends to, on average."""
+    """Mean number of tokens that a token attends to."""
     tensors: tuple[ModelTensor, ...]
 
 
 def timed_kinds(model: ModelConfig) -> list[TimedKind]:
-    """The kind of each layer; made once for many layouts of a model."""
+    """The kind of each layer. The result does not depend on the layout, so a search computes it once."""
     kinds: dict[tuple[LayerKind, float], TimedKind] = {}
     of_layers = []
     for layer, kind in enumerate(model.layer_kinds):
@@ -53,11 +53,11 @@ def timed_kinds(model: ModelConfig) -> list[TimedKind]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What is timed: a model on a layout, a micro-batch, a machine."""
+    """Input of the time formulas: model, layout, micro-batch and cluster."""
 
     model: ModelConfig
     kinds: list[TimedKind]
-    """timed_kinds(model)."""
+    """The result of timed_kinds(model)."""
     parallel: ParallelConfig
     micro_batch_size: int
     cluster: ClusterConfig
@@ -65,23 +65,23 @@ class Work:
     matrix_peak: float
     """Dense FLOP/s of the matrix units in the products' precision."""
     imbalance: float = 1.0
-    """Copies of tokens at the busiest expert-parallel rank over the mean."""
+    """Token copies that the busiest expert-parallel rank gets, divided by the mean over the ranks; 1.0 or more."""
     value_bytes: int = 2
-    """Of an activation."""
+    """Bytes of one element of an activation."""
 
     @property
     def tokens(self) -> float:
-        """T."""
+        """T: tokens of a micro-batch on one context-parallel rank."""
         return self.model.seq_length * self.micro_batch_size / self.parallel.cp
 
     @property
     def rank_tokens(self) -> float:
-        """Tokens that a tensor-parallel rank has between layers, and routes."""
+        """Tokens that one tensor-parallel rank holds between layers; its router routes the same tokens."""
         return self.tokens / self.parallel.tp if self.parallel.sequence_parallel_on else self.tokens
 
     @property
     def copies(self) -> float:
-        """Rows that the router of a rank makes: its tokens times top-k, at the busiest rank."""
+        """Rows (token copies) of the busiest rank: its tokens times top-k times imbalance."""
         return self.rank_tokens * (self.model.moe.top_k if self.model.moe else 0) * self.imbalance
 
     @property
@@ -101,11 +101,15 @@ class Product:
     n: float
     k: float
     count: float = 1.0
-    """Local experts; 1 where all tokens meet the matrix."""
+    """Number of products of this shape: the local experts, or 1 for a matrix that every token uses."""
 
 
 def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> dict[str, float]:
-    """Forward and backward pass of one layer, by part, with what parallel.recompute does again unless told not to."""
+    """Seconds of a layer's forward and backward pass, by part.
+
+    Args:
+        recomputes: whether to add the forward operations that parallel.recompute repeats.
+    """
     products = [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
     moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
     sent = wire_bytes(work, kind)
@@ -122,9 +126,9 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
     }
     backward = {
         "products": sum(_backward_seconds(work, product) for product in products),
-        "attention": 2.5 * forward["attention"],  # flash attention computes its scores again: 5 products to 2
+        "attention": 2.5 * forward["attention"],  # flash attention recomputes scores: 5 products, forward has 2
         "elementwise": 2.0 * forward["elementwise"],
-        "tp": 1.5 * forward["tp"],  # sequence parallelism gathers the input once more, for the weights' gradient
+        "tp": 1.5 * forward["tp"],  # sequence parallelism gathers the input again for the weight gradient
         "cp": forward["cp"],
         "ep": forward["ep"],
     }
@@ -133,7 +137,10 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
 
 
 def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[str, float]:
-    """Seconds that are spent a second time. moe: the way to the experts and their first product (moe.recompute)."""
+    """Seconds of the operations that parallel.recompute repeats, by part.
+
+    recompute=moe repeats the all-to-all to the experts and the experts' first product (moe/recompute.py).
+    """
     recompute = work.parallel.recompute
     if recompute is Recompute.full:
         return forward
@@ -146,32 +153,32 @@ def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[
 
 
 def head_seconds(work: Work) -> dict[str, float]:
-    """Output layer and loss, forward and backward, of the last stage."""
+    """Seconds of the output layer and the loss on the last stage, forward and backward, by part."""
     product = Product(work.tokens, work.model.vocab_size / work.parallel.tp, work.model.hidden_size)
-    # Logits are written, read by the loss in fp32 twice, and their gradient is written and read.
+    # Memory traffic: the logits are written; the loss reads them twice in fp32; their gradient is written and read.
     logits = product.m * product.n * (2 * work.value_bytes + 4 * 4)
     products = _forward_seconds(work, product) + _backward_seconds(work, product)
     return {"products": products, "elementwise": logits / work.memory_rate}
 
 
 def link_rate(cluster: ClusterConfig, span: float) -> float:
-    """Bytes per second, one direction, of a ring over `span` neighbouring devices: its slowest link's."""
+    """Bytes per second in one direction of the slowest link in a ring over `span` neighbouring devices."""
     inside = span <= cluster.devices_per_nvlink_domain
     return RING_SHARE * (cluster.nvlink_bytes_per_second if inside else cluster.fabric_bytes_per_second)
 
 
 def wire_bytes(work: Work, kind: TimedKind) -> dict[str, float]:
-    """What a rank sends in a layer's forward pass, by group; planner.communication has whole steps."""
+    """Bytes that a rank sends in one layer's forward pass, by group. For a whole step see planner/communication.py."""
     model, parallel = work.model, work.parallel
     shard = work.value_bytes * work.tokens / parallel.tp * model.hidden_size
     # A gather before and a reduce-scatter after attention, and the same around a dense MLP or a shared expert.
     is_dense = any(t.spread is Spread.tp and t.component is not Component.attention for t in kind.tensors)
-    # Keys and values are gathered.
+    # Context parallelism gathers keys and values.
     width = ATTENTION[kind.layer_kind.attention].gathered_width(model)
     keys = work.value_bytes * work.tokens * width / parallel.tp
     sent = {"tp": (4 if is_dense else 2) * shard * (parallel.tp - 1), "cp": keys * (parallel.cp - 1)}
     copies = work.value_bytes * work.copies * model.hidden_size if kind.layer_kind.has_experts else 0.0
-    # To the experts and back; under expert tensor parallelism every member needs the rows of all.
+    # Rows go to the experts and back. Under expert tensor parallelism every member needs the rows of all members.
     is_late = work.efficiency.gathers_copies
     sent["ep"] = 2 * copies * (1 if is_late else parallel.etp) * (parallel.ep - 1) / parallel.ep
     tokens = work.value_bytes * work.rank_tokens * model.hidden_size * kind.layer_kind.has_experts
@@ -180,18 +187,18 @@ def wire_bytes(work: Work, kind: TimedKind) -> dict[str, float]:
 
 
 def elementwise_bytes(work: Work, kind: TimedKind) -> float:
-    """Bytes read and written by all that is no product, forward: each tensor once a read and once a write."""
+    """Bytes of element-wise kernels in the forward pass: each tensor is written once and read once."""
     model, parallel = work.model, work.parallel
     elements = 10 * work.rank_tokens * model.hidden_size  # two norms (2 each), two residual sums (3 each)
     elements += 4 * work.tokens * model.num_attention_heads * model.head_size / parallel.tp  # queries, keys rotated
-    for tensor in kind.tensors:  # gate and up in, their product out
+    for tensor in kind.tensors:  # reads gate and up, writes their product
         if tensor.spread is Spread.tp and len(tensor.shape) == 3:
             elements += 3 * work.tokens * tensor.shape[1] / parallel.tp
     if kind.layer_kind.has_experts:
         assert model.moe is not None
-        ffn = model.moe.ffn_hidden_size  # etp times the rows, each 1/etp wide
+        ffn = model.moe.ffn_hidden_size  # etp times as many rows, each 1/etp as wide
         elements += work.copies * (work.efficiency.copy_passes * model.hidden_size + 3 * ffn)
-        if model.planned is not None and model.planned.mlp_biases:  # added to grouped products on their own
+        if model.planned is not None and model.planned.mlp_biases:  # grouped products add biases in a separate kernel
             elements += work.copies * (4 * ffn + 2 * model.hidden_size)
     return work.value_bytes * elements
 
@@ -217,7 +224,7 @@ def _forward_seconds(work: Work, product: Product) -> float:
 
 
 def _backward_seconds(work: Work, product: Product) -> float:
-    """The gradient of the input, and that of the weight, added to an fp32 buffer."""
+    """Two products: the gradient of the input; the gradient of the weight, which is added to an fp32 buffer."""
     m, n, k = product.m, product.n, product.k
     compute = 2 * m * n * k / _rate(work, product)
     moved = work.value_bytes * (m * k + k * n + m * n)
@@ -226,8 +233,11 @@ def _backward_seconds(work: Work, product: Product) -> float:
 
 
 def _rate(work: Work, product: Product) -> float:
-    """FLOP/s: the profile's share of the peak, less for every dimension that is not much larger than half the FLOP
-    that a byte of memory traffic costs: as if half of an operand's traffic hid behind the operations on it."""
+    """FLOP/s of a product: the profile's share of the peak, reduced for small dimensions.
+
+    A dimension counts as small when it is not much larger than half the FLOP that the device does per byte of memory
+    traffic. Half, because half of the traffic of an operand is assumed to overlap with computation.
+    """
     half = work.matrix_peak / work.cluster.memory_bytes_per_second / 2
     shape = prod(size / (size + half) for size in (product.m, product.n, product.k))
     return work.matrix_peak * work.efficiency.matrix * shape
@@ -244,19 +254,19 @@ def _attention_seconds(work: Work, kind: TimedKind) -> float:
 
 
 def _cast_bytes(work: Work, products: list[Product]) -> float:
-    """fp8: the input of every product is read in bf16 and written in fp8, as it is and transposed."""
+    """Memory traffic of fp8 casts: each product's input is read in bf16, written in fp8 plain and transposed."""
     return sum(4 * product.count * product.m * product.k for product in products) if work.is_fp8 else 0.0
 
 
 def _all_to_all_seconds(work: Work, sent: float) -> float:
-    """What stays in the NVLink domain and what leaves it move at the same time, each over its own links."""
+    """Seconds of an all-to-all. Traffic inside and out of the NVLink domain overlaps."""
     parallel, cluster = work.parallel, work.cluster
     if parallel.ep == 1:
         return 0.0
     domains = max(1.0, parallel.ep * parallel.etp / cluster.devices_per_nvlink_domain)
     leaves = (1 - 1 / domains) * parallel.ep / (parallel.ep - 1)
     if work.efficiency.one_copy_per_domain and work.model.moe is not None:
-        top_k = work.model.moe.top_k  # a token goes once to each domain that has one of its experts
+        top_k = work.model.moe.top_k  # a token is sent once to each NVLink domain that has one of its experts
         leaves *= domains * (1 - (1 - 1 / domains) ** top_k) / top_k
     inside = sent / cluster.nvlink_bytes_per_second
     return max(inside, sent * min(1.0, leaves) / cluster.fabric_bytes_per_second) / ALL_TO_ALL_SHARE

@@ -1,13 +1,13 @@
 """Memory of the fullest rank of each pipeline stage, line by line, in bytes.
 
-    weights, gradients, optimizer   as the engine lays them out, bitwise what is built (states)
+    weights, gradients, optimizer   as the engine lays them out (states); equal to what is built, to the byte
     activations                     what autograd keeps of a micro-batch (activations), times the micro-batches that
-                                    are live at the fullest moment of the schedule
+                                    are live at the schedule's peak
     buffers                         messages between stages, and the workspace of the layer that needs most
-    reserve                         what no formula counts: the driver's context, NCCL's buffers, fragmentation
+    reserve                         no formula: the driver's context, NCCL's buffers, fragmentation
 
-Stages are counted one by one: they differ in layers, in live micro-batches, and the first and last hold the vocabulary.
-Ranks of one stage differ in what their optimizers own, as padding falls on the last ones.
+Stages are counted one by one, because they differ: in layers, in live micro-batches, and in the vocabulary, which only
+the first and the last have. Ranks of one stage differ in what their optimizers own: the last ranks own the padding.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ from gpt4moe.planner.activations import (
 from gpt4moe.planner.states import RankStates, fullest_states
 
 CONTEXT_BYTES = 2_000_000_000
-"""A GPU's driver context and NCCL's buffers: an assumption."""
+"""Bytes of a GPU's driver context and NCCL's buffers: an assumption."""
 FRAGMENTATION = 0.05
-"""Share of activations and buffers that is lost between the allocator's blocks: an assumption."""
+"""Share of activations and buffers that is lost to fragmentation: an assumption."""
 Value = TypeVar("Value")
 KnownStates = dict[int, RankStates]
-"""Stage -> its states, for the first of the stages that are alike."""
+"""Cache: stage -> its states. Of several equal stages only the first has an entry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +50,12 @@ class StageMemory:
 
     stage: int
     rank: int
-    """Global rank; the first where several hold as much."""
+    """Global rank; the first one if several hold equally much."""
     weights_bytes: int
     gradients_bytes: int
-    """fp32."""
+    """fp32 gradients."""
     optimizer_bytes: int
-    """fp32 masters (of bf16 weights), both moments, step counts; 0 where the optimizer lives in host memory."""
+    """fp32 masters (of bf16 weights), both moments, step counts; 0 if they are in host memory."""
     activations_bytes: int
     buffers_bytes: int
     reserve_bytes: int
@@ -75,8 +75,8 @@ def memory_per_stage(
     """The fullest rank of every stage of a legal layout: [pp].
 
     Args:
-        imbalance: rows at the fullest rank's experts over an even share, 1.0 or more; without effect at ep 1.
-        known: states from earlier calls with the same model, engine, precision and degrees; this call adds its own.
+        imbalance: rows at the fullest rank's experts, divided by an even share; 1.0 or more. No effect at ep 1.
+        known: cache, for calls with the same model, engine, precision and degrees; this call adds to it.
     """
     micro = MicroBatch.of(run, layout, imbalance)
     alike = alike_stages(run, layout)
@@ -104,12 +104,12 @@ def memory_per_stage(
 
 
 def reserve_bytes(run: RunConfig, moving_bytes: float) -> int:
-    """The driver's context and fragmentation of `moving_bytes` of activations and buffers; 0 on a CPU."""
+    """Reserve in bytes; 0 on a CPU. Args: moving_bytes: activations and buffers, a share of which is fragmentation."""
     return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES + int(FRAGMENTATION * moving_bytes)
 
 
 def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
-    """For each stage, the first one that is like it: the same kinds of layers, the same ends of the model."""
+    """For each stage, the first stage equal to it: same kinds of layers, same embedding and output layer."""
     chunks, kinds = stage_layers(run.model.num_layers, run.parallel), run.model.layer_kinds
     first: dict[tuple[object, ...], int] = {}
     return [
@@ -124,13 +124,13 @@ def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
 
 
 def _of_each(alike: list[int], value: Callable[[int], Value]) -> list[Value]:
-    """The value of every stage; computed once for stages that are alike."""
+    """The value of every stage, computed once for equal stages."""
     known = {stage: value(stage) for stage in set(alike)}
     return [known[stage] for stage in alike]
 
 
 def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[int]:
-    """Bytes that autograd keeps at the fullest moment of each pipeline stage, with the masks: [pp]."""
+    """Bytes that autograd keeps at the peak of each pipeline stage, masks included: [pp]."""
     alike = alike_stages(run, layout)
     kept = _of_each(alike, lambda stage: chunk_activations(run, layout, micro, stage))
     again = _of_each(alike, lambda stage: again_bytes(run, layout, micro, stage))
@@ -138,16 +138,16 @@ def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[
 
 
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:
-    """Bytes that each pipeline stage holds at the fullest moment of its schedule: [pp].
+    """Bytes of activations that each pipeline stage holds at the peak of its schedule: [pp].
 
-    As schedule.peak_live, without building the table: before a rank's k-th forward pass, k - 1 forward passes have
-    kept their activations, and k - 1 - warm-up backward passes have freed theirs.
+    Equals schedule.peak_live, without building the table. Before a rank's k-th forward pass, k - 1 forward passes have
+    kept activations, and k - 1 - warm-up backward passes have freed theirs.
 
     Args:
         kept: bytes of one micro-batch in each virtual stage of each pipeline stage: [pp][vpp].
     """
     micro_batches = run.training.global_batch_size // (run.training.micro_batch_size * layout.dp)
-    enough = min(micro_batches, 3 * layout.pp)  # a longer steady state holds no more
+    enough = min(micro_batches, 3 * layout.pp)  # more micro-batches do not raise the peak
     if layout.vpp == 1:
         return [own[0] * min(enough, layout.pp - stage) for stage, own in enumerate(kept)]
     order = [chunk for _, chunk in virtual_order(layout.vpp, enough, layout.pp)]
@@ -170,7 +170,7 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
         whole = sum(layer_bytes(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers))
         parts = []
         if Recompute.full in {recompute_of(run, place) for place in range(len(layers))}:
-            parts.append({"rotary": micro.sequence * run.model.head_size * FLOAT})  # handed to every such layer
+            parts.append({"rotary": micro.sequence * run.model.head_size * FLOAT})  # one table for all layers
         if stage == 0 and vp_stage == 0:
             parts.append(embedding_activations(micro))
         if stage == layout.pp - 1 and vp_stage == layout.vpp - 1:
@@ -180,15 +180,15 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
 
 
 def recompute_of(run: RunConfig, place: int) -> Recompute:
-    """How the layer at a place (from 0) in its virtual stage is recomputed: recompute_layers limits it to the first."""
+    """Recomputation of the layer at index `place` of its virtual stage; recompute_layers limits it to the first ones."""
     limit = run.parallel.recompute_layers
     return Recompute.none if limit is not None and place >= limit else run.parallel.recompute
 
 
 def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
-    """Activations that the backward pass of one recomputed layer makes again: the most of any layer of the stage.
+    """Bytes of activations that the backward pass of one recomputed layer restores; the maximum over a stage's layers.
 
-    The last stage's head has freed its own activations by then, so they are subtracted.
+    On the last stage the head has freed its activations by then, so they are subtracted.
     """
     most = 0
     for layers in rank_chunks(run.model.num_layers, run.parallel, stage):
@@ -200,17 +200,19 @@ def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -
 
 
 def _kept_messages(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> list[int]:
-    """Bytes of inputs and outputs that the schedule keeps with a live micro-batch, of each virtual stage: [vpp]."""
+    """Bytes of inputs and outputs that the schedule keeps for one live micro-batch, by virtual stage: [vpp]."""
     last = layout.pp * layout.vpp - 1
-    # A fused norm keeps the input itself, the unfused one of bf16 a copy.
+    # A fused norm keeps the input itself (an activation, counted there). The unfused norm keeps a copy of a bf16 input.
     has_copy = not (micro.fused_norm or run.precision.dtype is Dtype.fp32)
     places = range(stage, last + 1, layout.pp)
     return [micro.hidden_bytes * ((place < last) + (place > 0 and has_copy)) for place in places]
 
 
 def _workspace(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:
-    """Bytes of temporaries: of the stage's largest layer or head, as they run one after another, and of two messages
-    under way. Read off the code, not measured: torch's allocator decides how long a temporary lives."""
+    """Bytes of temporaries: those of the stage's largest layer or head (they run one after another), and two messages.
+
+    The formulas follow the code and were not measured: torch's allocator decides how long a temporary lives.
+    """
     layers = [layer for chunk in rank_chunks(run.model.num_layers, run.parallel, stage) for layer in chunk]
     largest = max(layer_workspace(micro, layer) for layer in layers)
     if stage == layout.pp - 1:
@@ -219,28 +221,33 @@ def _workspace(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) ->
 
 
 def layer_workspace(micro: MicroBatch, layer: int) -> int:
-    """Temporaries of the larger part of a layer: attention, or its MLP."""
+    """Bytes of temporaries of a layer: the larger of attention and MLP, which run one after another."""
     kind = micro.kinds[layer]
     return max(ATTENTION_WORKSPACE[kind.attention](micro), MLP_WORKSPACE[kind.mlp](micro))
 
 
 def head_workspace(micro: MicroBatch) -> int:
-    """Logits and their gradient in the model's dtype (the fp32 probabilities are activations), the gathered input and
-    its gradient, the weight's gradient."""
+    """Logits and their gradient in the model's dtype; gathered input and its gradient; the weight's gradient.
+
+    The fp32 probabilities count as activations.
+    """
     vocabulary, hidden = micro.model.vocab_size // micro.layout.tp, micro.model.hidden_size
     logits = micro.tokens * vocabulary * micro.item if micro.item != FLOAT else 0
     return logits + (2 * micro.tokens + vocabulary) * hidden * micro.item
 
 
 def expert_workspace(micro: MicroBatch) -> int:
-    """The larger of two moments: rows on their way (sent, received, sorted); or the experts' backward pass, with fp32
-    copies of the activation, and weight gradients that are not yet added to the main gradients."""
+    """The larger of two peaks.
+
+    Dispatch: rows sent, received and sorted. The experts' backward pass: fp32 copies of the activation, and weight
+    gradients before they are added to the main gradients.
+    """
     model, moe, rows, item = micro.model, micro.model.moe, micro.expert_rows, micro.item
     assert moe is not None
     hidden, ffn = model.hidden_size, moe.ffn_hidden_size // micro.layout.etp
     sent = micro.layout.etp * micro.split_tokens * moe.top_k
     moving = (sent + 2 * rows) * hidden * item
-    # Grouped products take all experts at once, the loop one after another.
+    # Grouped products make the weight gradients of all experts at once, the loop one expert at a time.
     at_once = rows if micro.grouped else -(-rows // micro.local_experts)
     activation = at_once * ffn * (6 * FLOAT + 3 * item) + 2 * rows * hidden * item
     weights = micro.local_experts * hidden * ffn * item * (2 if micro.grouped else 3)
@@ -248,13 +255,13 @@ def expert_workspace(micro: MicroBatch) -> int:
 
 
 def dense_workspace(micro: MicroBatch) -> int:
-    """The gathered input, its gradient, the gradients of the inner activations and of one weight."""
+    """Gathered input and its gradient; gradients of the inner activations and of one weight."""
     hidden, ffn = micro.model.hidden_size, (micro.model.ffn_hidden_size or 0) // micro.layout.tp
     return (2 * micro.tokens * hidden + micro.tokens * 4 * ffn + 2 * ffn * hidden) * micro.item
 
 
 def attention_workspace(micro: MicroBatch) -> int:
-    """The gathered input and its gradient; gradients of queries, keys, values and output; of the qkv weight."""
+    """Gathered input and its gradient; gradients of queries, keys, values and output; gradient of the qkv weight."""
     model, tp = micro.model, micro.layout.tp
     width = (2 * model.num_attention_heads + 2 * model.query_groups) * model.head_size // tp
     return (2 * micro.tokens * model.hidden_size + 2 * micro.tokens * width + width * model.hidden_size) * micro.item

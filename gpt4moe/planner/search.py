@@ -1,7 +1,7 @@
-"""Search: the fastest layouts of a model that fit, on a number of devices or on what a budget rents.
+"""Search: the fastest layouts of a model that fit, on a number of devices or within a budget.
 
 gpus, or money and days -> LayoutQueue (candidates) -> the fastest that fit -> Search
-nothing found           -> other devices, batches or clusters, each searched -> LayoutError whose cure works
+nothing found           -> search other devices, batches, clusters -> LayoutError; its cure was tried
 """
 
 from collections.abc import Iterator
@@ -20,36 +20,36 @@ from gpt4moe.planner.run_time import hourly_price
 from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 
 MOST_COUNTS = 4
-"""Device counts that a budget's search compares."""
+"""A search within a budget compares so many device counts."""
 MOST_TRIES = 6
-"""Device counts, batches or clusters of each kind that are tried where nothing was found."""
+"""If nothing was found: how many device counts, batches and clusters are tried for the cure."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """The best layouts, and how many were looked at."""
+    """The best layouts, and how many were examined."""
 
     found: list[Estimate]
-    """Fastest first; each fits the memory."""
+    """Layouts that fit in memory, fastest first."""
     legal: int
     """Pairs of a layout and a micro-batch that the trainer would run (LayoutQueue.legal)."""
     may_fit: int
-    """Of those, how many a lower bound of their memory let through."""
+    """How many of them may fit, by the lower bound of memory."""
     checked: int
-    """How often memory was computed in full, fastest first; each recomputation of a layout counts."""
+    """How often memory was computed in full. A layout counts once for each kind of recomputation tried."""
     is_complete: bool
-    """Whether every layout that may fit was looked at; if not, the rest is slower than those found."""
+    """Whether every layout that may fit was examined. If not, the others are slower than those found."""
     gpus: int
     tokens: float | None
-    """Tokens that the budget trains with the best layout; None without a budget."""
+    """Tokens that the budget pays for with the best layout; None without a budget."""
 
 
 def search(plan: PlanConfig) -> Search:
-    """The layouts of plan.model for plan.gpus (or what the budget rents) and the global batch size.
+    """The fastest layouts of plan.model for plan.gpus (or the devices that the budget rents) and the global batch size.
 
-    Raises: LayoutError where none is legal or none fits; ConfigError where a price is missing.
+    Raises: LayoutError if none is legal or none fits; ConfigError if a price is missing.
     """
-    hourly_price(plan.cluster)  # raises before the search starts
+    hourly_price(plan.cluster)  # raises ConfigError before the search starts
     most = None if plan.gpus else _affordable(plan)
     queue = _well_spent(plan, most) if most else LayoutQueue.of(plan, plan.gpus or world_of(plan))
     plan = queue.plan
@@ -81,10 +81,10 @@ def search(plan: PlanConfig) -> Search:
 
 
 def _well_spent(plan: PlanConfig, most: int) -> LayoutQueue:
-    """The queue of the device count with the fastest step, from `most` down to a tenth less.
+    """The queue of the device count with the fastest step, among counts from `most` down to 0.9 x `most`.
 
-    Few large numbers have many divisors, so the best count is seldom the largest. The first MOST_COUNTS counts that
-    have a layout that may fit are compared.
+    The best count is seldom the largest, because few large numbers have many divisors. Compared are the first
+    MOST_COUNTS counts for which some layout may fit.
     """
     first, seen = None, []
     for gpus in range(most, max(8, int(0.9 * most)) - 1, -8):
@@ -99,7 +99,7 @@ def _well_spent(plan: PlanConfig, most: int) -> LayoutQueue:
 
 
 def _affordable(plan: PlanConfig) -> int | None:
-    """Devices that the budget rents for the days, in whole nodes of 8; None without both."""
+    """Devices that budget_usd rents for `days`, in whole nodes of 8; None unless both are given."""
     if plan.budget_usd is None or plan.days is None:
         return None
     gpus = int(plan.budget_usd / (plan.days * 24 * hourly_price(plan.cluster)) / 8) * 8
@@ -112,7 +112,7 @@ def _affordable(plan: PlanConfig) -> int | None:
 
 
 def _tokens(plan: PlanConfig, best: Estimate) -> float | None:
-    """Tokens that money and days allow with the best layout."""
+    """Tokens that the budget and the days allow with the best layout."""
     if plan.budget_usd is None and plan.days is None:
         return None
     hours = [plan.days * 24] if plan.days is not None else []
@@ -122,7 +122,7 @@ def _tokens(plan: PlanConfig, best: Estimate) -> float | None:
 
 
 def _legal_cure(plan: PlanConfig) -> str:
-    """Changes for a plan without a legal layout: fewer devices, another batch."""
+    """Cure for a plan without a legal layout: fewer devices or another batch."""
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
     fewer = range(gpus - (gpus % 8 or 8), 0, -8)
     counts = next((f"gpus={n}" for n in islice(fewer, MOST_TRIES) if _finds(plan, n, batch)), None)
@@ -132,7 +132,7 @@ def _legal_cure(plan: PlanConfig) -> str:
 
 
 def _room_cure(plan: PlanConfig) -> str:
-    """Changes for a plan whose legal layouts all need more memory: more devices (and batch), roomier devices."""
+    """Cure for a plan whose legal layouts need too much memory: more devices (and batch), or larger devices."""
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
     more = next((change for count, size, change in _more_devices(plan) if _finds(plan, count, size)), None)
     roomier = sorted(
@@ -150,8 +150,11 @@ def _cure(changes: list[str | None], otherwise: str) -> str:
 
 
 def _more_devices(plan: PlanConfig) -> Iterator[tuple[int, int, str]]:
-    """(devices, batch, overrides): multiples of the devices, doubled each time, with the same batch and with a batch
-    that grows with them. Starts where the devices hold one copy of all states."""
+    """(devices, batch, overrides) to try: the device count doubles each time.
+
+    Each count is tried with the same batch and with a batch that grows as much. The first count is one whose devices
+    together hold one copy of all states.
+    """
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
     each = VALUE_BYTES[plan.precision.dtype] + GRADIENT_BYTES + owned_bytes(plan)
     needed = count_parameters(plan.model).total * each / plan.cluster.memory_bytes

@@ -1,9 +1,10 @@
-"""Serving a model: latency and throughput of generated tokens, bytes of the cache, price of 1,000 tokens.
+"""Serving a model: latency and throughput of generated tokens, bytes of the key-value cache, price of 1,000 tokens.
 
-    weights and cache read from memory | products | all-reduce over tp -> a stage's time for one micro-batch
-    latency of a token = all stages one after another; throughput = a batch a stage-time, when the pipeline is full
+    reading weights and cache | matrix products | all-reduce over tp -> time of one stage for one micro-batch
+    latency of a token = sum over the stages; throughput of a full pipeline = one micro-batch in the time of one stage
 
-For each token, decoding reads every weight that the batch uses once: memory bandwidth binds until the batch is large.
+For each token, decoding reads once every weight that the batch uses. So memory bandwidth is the bottleneck until the
+batch is large.
 """
 
 from dataclasses import dataclass, replace
@@ -21,42 +22,47 @@ from gpt4moe.planner.layer_time import timed_kinds
 from gpt4moe.planner.run_time import hourly_price
 
 VALUE_BYTES = 2
-"""Weights and cache are bf16."""
+"""Bytes of one element: weights and cache are bf16."""
 ALL_REDUCE_SECONDS = 10e-6
-"""Latency of one small all-reduce over NVLink, or of one message between stages: an assumption."""
+"""Seconds of one small all-reduce over NVLink, or of one message between stages: an assumption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """One model on tp x pp devices, a number of sequences in flight."""
+    """Serving of one model on tp x pp devices with a number of sequences in flight."""
 
     devices: int
     sequences: int
     context: int
-    """Tokens that each sequence has in its cache."""
+    """Tokens in the cache of each sequence."""
     weight_bytes: float
-    """Of the fullest device."""
+    """Bytes of weights on the fullest device."""
     cache_bytes_per_token: float
-    """Of one token of one sequence, each key and value once: the mean over the context where layers keep a window."""
+    """Cache bytes of one token of one sequence, over all devices, without copies.
+
+    For layers with an attention window: the mean over the context.
+    """
     cache_bytes: float
-    """Of the fullest device."""
+    """Bytes of the cache on the fullest device."""
     latency_seconds: float
-    """From a token to the next one of the same sequence."""
+    """Seconds from one token of a sequence to its next one."""
     tokens_per_second: float
-    """Of all sequences together, all devices busy."""
+    """Tokens per second of all sequences together, with all devices busy."""
 
     def usd_per_1000_tokens(self, cluster: ClusterConfig, utilisation: float = 1.0) -> float:
-        """Args: utilisation: share of the throughput that requests fill; an assumption."""
+        """Price of 1,000 tokens. Args: utilisation: share of the throughput that requests use; an assumption."""
         seconds = 1000 / (self.tokens_per_second * utilisation)
         return self.devices * hourly_price(cluster) * seconds / 3600
 
 
 def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, sequences: int, context: int) -> Serving:
-    """Decoding with `sequences` in flight, in pp groups that follow each other through the pipeline; stages may be
-    uneven (120 layers over 16: eight of 8, eight of 7)."""
+    """Decoding with `sequences` in flight. They form pp groups that follow each other through the pipeline.
+
+    Stages may be uneven: 120 layers over 16 stages are eight of 8 and eight of 7.
+    """
     group = max(1.0, sequences / pp)
     kinds, stages = timed_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
-    # Latents are whole on every tensor-parallel rank; keys and values are cut by head groups.
+    # Each tensor-parallel rank has whole latents; keys and values are cut by query groups.
     share = min(tp, *(ATTENTION[kind.attention].cache_parts(model) for kind in model.layer_kinds))
     peak = cluster.peak_flops_bf16 * planning_profile(cluster.generation).matrix
     seconds, weights, caches = [], [], []
@@ -71,10 +77,10 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
             if tensor.spread is Spread.experts:
                 assert model.moe is not None
                 active = model.moe.top_k / model.moe.num_experts
-                met = 1 - (1 - active) ** group  # experts that no token of the group chose are not read
+                met = 1 - (1 - active) ** group  # experts that some token of the group chose; only these are read
             read += size * met
             operations += 2 * size * active * group if tensor.is_matrix else 0
-        cached = sum(layer_cache_bytes(model, layer, context) for layer in layers) / share  # of one sequence
+        cached = sum(layer_cache_bytes(model, layer, context) for layer in layers) / share  # bytes of one sequence
         operations += group / tp * sum(_attention_operations(model, layer, context) for layer in layers)
         moved = VALUE_BYTES * read + group * cached
         wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * VALUE_BYTES * group * model.hidden_size / (
@@ -92,29 +98,32 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
 
 
 def cache_bytes(model: ModelConfig, context: int) -> float:
-    """What decoding keeps of one sequence of `context` tokens, each key and value once."""
+    """Cache bytes of one sequence of `context` tokens, without copies on other ranks."""
     return sum(layer_cache_bytes(model, layer, context) for layer in range(model.num_layers))
 
 
 def layer_cache_bytes(model: ModelConfig, layer: int, context: int) -> float:
-    """Of one layer (its global index): keys and values of each head group; of latent attention the latent and the
-    keys' rotary part, which all heads share (arXiv:2405.04434, section 2.1.2); of a window no more than it."""
+    """Cache bytes of one layer (global index).
+
+    Keys and values of each query group. Latent attention: the latent and the keys' rotary part, which all heads share
+    (arXiv:2405.04434, section 2.1.2). With an attention window: at most the window's tokens.
+    """
     width = ATTENTION[model.layer_kinds[layer].attention].cached_width(model)
     return VALUE_BYTES * width * min(context, window_of(model, layer) or context)
 
 
 def _attention_operations(model: ModelConfig, layer: int, context: int) -> float:
-    """FLOP of one new token's scores and weighted values. Latent attention works on the latent itself."""
+    """FLOP of scores and weighted values of one new token. Latent attention computes them on the latent itself."""
     width = ATTENTION[model.layer_kinds[layer].attention].decoding_width(model)
     return 2.0 * model.num_attention_heads * width * min(context, window_of(model, layer) or context)
 
 
 def with_query_groups(model: ModelConfig, groups: int) -> ModelConfig:
-    """The model with other heads of keys and values: as many as queries (multi-head), some, or one (multi-query)."""
+    """The model with another number of query groups: all heads (multi-head), fewer, or one (multi-query)."""
     return replace(model, num_query_groups=groups)
 
 
 def most_sequences(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, context: int) -> int:
-    """Sequences whose caches fit beside the weights, a tenth of the memory left free."""
+    """The most sequences whose caches fit beside the weights, with a tenth of the memory left free."""
     one = serve(model, cluster, tp=tp, pp=pp, sequences=1, context=context)
     return max(0, int((0.9 * cluster.memory_bytes - one.weight_bytes) / one.cache_bytes))

@@ -4,8 +4,8 @@
                       part of every buffer
     engine=deepspeed  ZeRO-1: up to four flat groups, each padded and cut equally over the ranks that share it
 
-Weights and fp32 gradients lie on every rank that computes with them; fp32 masters and moments on the rank that owns
-them, or in host memory. Tests compare these bytes with built buffers and optimizers: they are equal.
+Weights and fp32 gradients are on every rank that computes with them. fp32 masters and moments are on the rank that owns
+them, or in host memory. Tests hold these bytes equal to those of built buffers and optimizers.
 """
 
 from dataclasses import dataclass
@@ -19,37 +19,37 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
 
 VALUE_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
-"""Of a weight or an activation."""
+"""Bytes of one element of a weight or an activation."""
 GRADIENT_BYTES = 4
-"""Of a gradient: kept and reduced in fp32."""
+"""Bytes of one gradient element: gradients are kept and reduced in fp32."""
 _OWNED_BYTES = {
     (EngineKind.megatron, Dtype.bf16): 12,
     (EngineKind.megatron, Dtype.fp32): 8,  # the master of an fp32 weight is the weight itself
     (EngineKind.deepspeed, Dtype.bf16): 12,
-    (EngineKind.deepspeed, Dtype.fp32): 12,  # the master is a copy here too
+    (EngineKind.deepspeed, Dtype.fp32): 12,  # DeepSpeed copies fp32 weights too
 }
-"""fp32 master and both moments of one element."""
+"""Bytes of the optimizer states of one element: fp32 master (if it is a copy) and both moments."""
 _STEP_BYTES = 4
-"""A step count: of each parameter under Megatron, of each group under DeepSpeed."""
+"""Bytes of a step count. Megatron has one for each parameter, DeepSpeed one for each group."""
 _ZERO_ALIGNMENT = 2
-"""Elements to which DeepSpeed pads a rank's cut of a group (0.19.8, runtime/zero/stage_1_and_2.py)."""
+"""DeepSpeed pads a rank's part of a group to a multiple of this (0.19.8, runtime/zero/stage_1_and_2.py)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankStates:
-    """Bytes of the rank of a stage that holds the most."""
+    """States of the rank of a stage that holds the most, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
-    """On the device: 0 where it lives in host memory."""
+    """Optimizer states on the device; 0 if they are in host memory."""
     fullest: int
-    """The first of the stage's ranks that hold the most: its place in the stage."""
+    """Index within the stage of the rank that holds the most; the first one if several hold equally much."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkBuffers:
-    """Megatron's gradient buffers of one virtual stage. Experts have their own: other ranks reduce them."""
+    """Megatron's gradient buffers of one virtual stage. Experts have separate ones, because other ranks reduce them."""
 
     dense: GradientBuffer
     expert: GradientBuffer
@@ -60,19 +60,19 @@ class ChunkBuffers:
 
 
 def owned_bytes(run: RunConfig) -> int:
-    """Optimizer states of one element on the device of the rank that owns it; 0 where they live in host memory."""
+    """Bytes of one element's optimizer states on the device of the rank that owns it; 0 if they are in host memory."""
     return 0 if run.engine.offload_optimizer else _OWNED_BYTES[run.engine.kind, run.precision.dtype]
 
 
 def fullest_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
-    """Of the rank of a pipeline stage that holds the most. The layout is legal."""
+    """States of the rank of a pipeline stage that holds the most. The layout must be legal."""
     return _STATES[run.engine.kind](run, layout, stage)
 
 
 def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffers]:
     """engine=megatron's gradient buffers of each virtual stage of one pipeline stage."""
     chunks = chunk_tensors(run.model, run.parallel, stage)
-    # Megatron cuts buffers into buckets on the first stage alone, and only to overlap.
+    # Megatron cuts buffers into buckets only for overlapped reduction, and only on the first stage.
     buckets = stage == 0 and run.engine.overlap_grad_reduce
     size = (run.engine.bucket_size or default_bucket_size(layout.dp)) if buckets else None
 
@@ -118,7 +118,7 @@ def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
 
 
 def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
-    """All ranks of a stage hold equally much."""
+    """Under DeepSpeed all ranks of a stage hold equally much."""
     groups: dict[str, tuple[int, int]] = {}  # name -> elements, ranks that share it
     for chunk in chunk_tensors(run.model, run.parallel, stage):
         for tensor in chunk:
@@ -138,7 +138,7 @@ def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
 
 
 def _zero_group(run: RunConfig, tensor: ModelTensor) -> str:
-    """The parameter group of a tensor, as the DeepSpeed engine (training room) makes them."""
+    """Name of the parameter group that training's DeepSpeed engine puts a tensor into."""
     if tensor.spread is Spread.experts:
         return "experts"
     if _is_shared_embedding(run, tensor):
@@ -147,7 +147,7 @@ def _zero_group(run: RunConfig, tensor: ModelTensor) -> str:
 
 
 def _is_shared_embedding(run: RunConfig, tensor: ModelTensor) -> bool:
-    """A tied embedding that the first and the last stage both hold, and must cut alike."""
+    """Whether a tensor is a tied embedding on two stages. Both stages must cut it in the same way."""
     return run.model.tied_embeddings and run.parallel.pp > 1 and tensor.component is Component.embedding
 
 

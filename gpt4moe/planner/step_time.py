@@ -1,9 +1,9 @@
-"""Seconds of one optimizer step: the busiest pipeline stage, the bubble, data parallelism, the optimizer.
+"""Seconds of one optimizer step: slowest pipeline stage, bubble, data-parallel communication, optimizer.
 
     layer_time -> seconds of a stage for one micro-batch (t) -> x micro-batches (m)
     + bubble t (pp - 1) / vpp + messages between stages + gradients and weights over dp + optimizer = a step
 
-The sum follows arXiv:2104.04473, section 2.2; pipeline.schedule, slot by slot, has the same bubble (tested).
+The sum follows arXiv:2104.04473, section 2.2. A test compares the bubble with pipeline.schedule, slot by slot.
 """
 
 from collections import Counter
@@ -20,15 +20,17 @@ from gpt4moe.planner.layer_time import PARTS, TimedKind, Work, head_seconds, lay
 
 STEP_PARTS = (*PARTS, "pp", "bubble", "dp", "optimizer")
 UPDATE_BYTES = 30
-"""Memory traffic of AdamW, a parameter: gradient, master, two moments read and three written in fp32, a bf16 weight."""
+"""Memory traffic of AdamW for one parameter, in bytes.
+
+Reads gradient, master and two moments, writes master and two moments (all fp32), and writes the bf16 weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One step along the busiest stage."""
+    """Time of one step, as the slowest stage determines it."""
 
     parts: dict[str, float]
-    """Seconds by part (STEP_PARTS); they sum up to the step."""
+    """Seconds by part (STEP_PARTS). Their sum is the time of the step."""
     stages: list[float]
     """Seconds of each stage for one micro-batch, forward and backward: [pp]."""
     micro_batches: int
@@ -45,10 +47,10 @@ def step_time(
     """One step of a legal layout.
 
     Args:
-        heaviest: heaviest_stage(work), where it is known already.
-        known: seconds of other calls on the same model, machine and imbalance, which it grows.
-        balanced: every stage takes the mean, as in published runs whose hand-made placement of layers is not known;
-            otherwise the slowest stage sets the pace.
+        heaviest: the result of heaviest_stage(work), if the caller has it.
+        known: cache of stage times, for calls with the same model, cluster and imbalance; this call adds to it.
+        balanced: True: every stage takes the mean time. For published runs that do not state which layers each stage
+            has. False: the slowest stage determines the step.
     """
     parallel = work.parallel
     dp = world_size // (parallel.tp * parallel.cp * parallel.pp)
@@ -69,12 +71,14 @@ def step_time(
 
 
 KnownSeconds = dict[tuple[object, ...], dict[str, float]]
-"""Kind of layer (its id) or head, all that layer_time asks of a layout, what is computed again -> seconds by part."""
+"""Cache. Key: kind of layer (its id) or head, degrees that layer_time reads, recomputation. Value: seconds by part."""
 
 
 def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
-    """Seconds of each pipeline rank for one micro-batch through all its virtual stages, by part: [pp]. Stages with the
-    same layers share one dictionary."""
+    """Seconds of one micro-batch through all virtual stages of each pipeline rank, by part: [pp].
+
+    Stages with the same layers share one dictionary.
+    """
     cut = work.parallel
     asked = (cut.tp, cut.cp, cut.ep, cut.etp, cut.sequence_parallel_on, work.micro_batch_size)
     stages = _kinds_of_stages(work)
@@ -98,7 +102,7 @@ def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
 
 
 def _kinds_of_stages(work: Work) -> list[Counter[tuple[int, bool]]]:
-    """How many layers of each kind (by its id), recomputed and not, each pipeline rank has."""
+    """For each pipeline rank: (id of a layer kind, whether it is recomputed) -> number of such layers."""
     sizes = tuple(stage_sizes(work.model.num_layers, work.parallel))
     most = work.parallel.recompute_layers or work.model.num_layers
     return _counted(tuple(map(id, work.kinds)), sizes, work.parallel.pp, most)
@@ -106,7 +110,7 @@ def _kinds_of_stages(work: Work) -> list[Counter[tuple[int, bool]]]:
 
 @lru_cache(maxsize=4096)
 def _counted(kinds: tuple[int, ...], sizes: tuple[int, ...], pp: int, most: int) -> list[Counter[tuple[int, bool]]]:
-    """Cached for the search, which times a pipeline at many other degrees; equal stages are one object."""
+    """As _kinds_of_stages; cached, because a search varies the other degrees. Equal stages are one object."""
     counts: list[Counter[tuple[int, bool]]] = [Counter() for _ in range(pp)]
     start = 0
     for chunk, size in enumerate(sizes):
@@ -117,17 +121,18 @@ def _counted(kinds: tuple[int, ...], sizes: tuple[int, ...], pp: int, most: int)
 
 
 def message_seconds(work: Work) -> float:
-    """An activation to the next stage, or its gradient back: the part that no computation hides."""
+    """Seconds to send an activation to the next stage, or its gradient back, as far as computation does not hide it."""
     sent = work.value_bytes * work.rank_tokens * work.model.hidden_size
-    # Neighbouring stages lie a whole stage of ranks apart: the fabric is between them.
+    # Ranks of neighbouring stages are a whole stage of ranks apart, so messages use the fabric.
     return work.efficiency.exposed * sent / (RING_SHARE * work.cluster.fabric_bytes_per_second)
 
 
 def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[float, float]) -> dict[str, float]:
-    """What no computation hides of gradients and weights over data-parallel ranks; the update.
+    """Seconds after the last micro-batch, by part: data-parallel communication that nothing hides; optimizer update.
 
-    A chunk's gradients travel once its last micro-batch is through: while that one passes the rank's other chunks, or
-    with one chunk, during the pass itself. Weights come back before the first forward pass of their chunk.
+    A chunk's gradients are reduced after its last micro-batch, while that micro-batch passes the rank's other chunks.
+    With one chunk, they are reduced during the last pass itself. Weights are gathered before the first forward pass of
+    their chunk.
     """
     parallel = work.parallel
     stage = world_size // parallel.pp
@@ -144,12 +149,12 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
 
 
 def heaviest_stage(work: Work) -> tuple[float, float]:
-    """Dense and expert parameters of a rank of the stage that has most of them."""
+    """(dense, expert) parameters of one rank of the stage that has the most parameters."""
     return max(stage_parameters(work), key=sum)
 
 
 def stage_parameters(work: Work) -> list[tuple[float, float]]:
-    """Dense and expert parameters of a rank of each stage, a tied embedding counted on the first alone: [pp]."""
+    """(dense, expert) parameters of one rank of each stage: [pp]. A tied embedding counts on the first stage only."""
     of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
     counts = _kinds_of_stages(work)
     sizes = {
@@ -164,7 +169,7 @@ def stage_parameters(work: Work) -> list[tuple[float, float]]:
 
 
 def kind_sizes(kind: TimedKind, parallel: ParallelConfig) -> tuple[int, int]:
-    """Dense and expert parameters of a layer on one rank."""
+    """(dense, expert) parameters of one layer on one rank."""
     expert = _local([tensor for tensor in kind.tensors if tensor.spread is Spread.experts], parallel)
     return _local(list(kind.tensors), parallel) - expert, expert
 
