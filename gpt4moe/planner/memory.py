@@ -180,7 +180,7 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
 
 
 def recompute_of(run: RunConfig, place: int) -> Recompute:
-    """Recomputation of the layer at index `place` of its virtual stage; recompute_layers limits it to the first ones."""
+    """Recomputation of the layer at index `place` of its virtual stage; recompute_layers limits it to the first."""
     limit = run.parallel.recompute_layers
     return Recompute.none if limit is not None and place >= limit else run.parallel.recompute
 
