@@ -1,11 +1,11 @@
-"""Checkpoints on the disk: save, load and convert in GB/s, against cp and what torch and transformers do, all fsynced.
+"""Checkpoints on disk: save, load and convert in GB/s, beside cp, torch and transformers, all with fsync.
 
     python -m benchmarks.checkpoints                                  1 GB of fp32 weights
     python -m benchmarks.checkpoints --gigabytes 8 --convert-only     time and memory of conversions alone
 
-A Mixtral-shaped model whose weights four ranks wrote, cut as the sharded optimizer cuts. Before anything is read, its
-files leave the page cache. Writing ends with fsync on every side. Targets: a conversion takes at most 1.25 times as
-long as `cp` of its output, and at most 300 MB plus twice the largest slice of anonymous memory over the interpreter's.
+The model has Mixtral's shape; its checkpoint is cut as the sharded optimizer of four ranks cuts it. Files leave the
+page cache before they are read. All contenders end writing with fsync. Targets: a conversion takes at most 1.25 times
+as long as `cp` of its output, and anonymous memory at most 300 MB plus twice the largest slice above the interpreter's.
 """
 
 import argparse

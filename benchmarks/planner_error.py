@@ -74,7 +74,7 @@ def table() -> str:
 
 
 def stored() -> dict[str, dict[str, float]]:
-    """row: each fitted row's error, left out of its stack's fit; source: each row's, its whole source left out."""
+    """Stored errors. row: each fitted row, left out of its stack's fit. source: each row, its whole source left out."""
     found: dict[str, dict[str, float]] = json.loads(LEFT_OUT.read_text())
     return found
 
@@ -99,7 +99,7 @@ def _stacks(kept: dict[str, float]) -> list[str]:
 
 
 def _strangers(kept: dict[str, float]) -> list[str]:
-    """What no row of the same source had a say in."""
+    """Summaries of errors under constants that no row of the same source was fitted to."""
     lines = ["| source left out | rows | median error | worst |", "|---|---|---|---|"]
     for source in sources():
         mine = [abs(kept[row.name]) for row in rows() if row.source == source]
@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _require_known(arguments: list[str]) -> None:
-    """Raises: ConfigError for a command, or a stack or source, that there is not."""
+    """Raises: ConfigError for an unknown command, stack or source."""
     asked, names = arguments[:1], arguments[1:]
     if asked not in ([], ["fit"], ["left-out"]) or (asked == ["fit"] and names):
         raise ConfigError(

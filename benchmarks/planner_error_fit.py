@@ -1,7 +1,8 @@
-"""The constants of a stack from published rows, and what they say of rows that they were not fitted to.
+"""Fits the constants of a stack to published rows, and predicts rows that they were not fitted to.
 
-fit: a stack's constants from its rows. left_out: each row by constants of its stack's others. source_left_out: each
-source by constants pooled from all other sources, as siblings of one paper are no test of a plan.
+fit               constants of a stack from its rows
+left_out          each row, predicted by constants of the other rows of its stack
+source_left_out   each source, predicted by constants of all other sources: rows of one paper are too similar for a test
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def _dispatched(efficiency: Efficiency, note: str) -> Efficiency:
 
 
 def errors(of: list[Row], profiles: dict[str, Efficiency]) -> list[float]:
-    """Predicted over published, less 1."""
+    """predicted / published - 1 of each row."""
     return [predict(row, profiles[row.profile]) / row.seconds - 1 for row in of]
 
 
@@ -73,8 +74,10 @@ def _descended(
     start: State, knobs: Sequence[Knob], turned: Callable[[State, Knob, float], State],
     loss: Callable[[State], float], *, step: float, until: float, gain: float,
 ) -> State:  # fmt: skip
-    """`start` with the smallest loss, one constant at a time multiplied and divided by `step`, which is halved towards
-    1 where nothing gains, down to `until`."""
+    """Minimises the loss from `start` by coordinates: multiplies or divides one constant at a time by `step`.
+
+    When no change helps, `step` is halved towards 1, down to `until`.
+    """
     state, steps, best = start, dict.fromkeys(knobs, step), loss(start)
     while max(steps.values()) > until:
         has_moved = False
@@ -125,8 +128,10 @@ def left_out(stack: str) -> dict[str, float]:
 
 
 def source_left_out(source: str) -> dict[str, float]:
-    """Each row's error under constants fitted to the rows of all other sources. Of its own stack stay what the source
-    states (fused or not, dispatcher, bytes of a gradient), of no row its speed."""
+    """Each row's error under constants fitted to the rows of all other sources.
+
+    Only facts that the source states about its stack are kept (fused kernels, dispatcher, bytes of a gradient).
+    """
     constants = _pooled([row for row in rows() if row.source != source])
     return {row.name: _strange(row, constants) for row in rows() if row.source == source}
 
@@ -136,8 +141,10 @@ def sources() -> list[str]:
 
 
 def planned_elsewhere(generation: Generation) -> list[float]:
-    """Errors of the rows on a generation whose source is not the one that a plan's constants come from, under those
-    constants: what a plan for that hardware can be off by."""
+    """The error that a plan for a generation may have: errors of its published rows under the plan's constants.
+
+    Rows of the source that the constants come from are left out.
+    """
     nearest = PROFILES[GENERATIONS[Generation.hopper].profile]
     constants = {name: getattr(nearest, name) for name in POOLED}
     mine = [row for row in rows() if row.cluster.generation is generation and row.source != PLANNED_FROM]

@@ -1,4 +1,4 @@
-"""Published runs as rows: what planner_error.yaml says, ready to be predicted.
+"""The published runs of planner_error.yaml as rows that can be predicted.
 
 planner_error.yaml, configs/cluster -> Row (model, cluster, layout, batch, published seconds)
 """
@@ -37,7 +37,7 @@ class Row:
     training: TrainingConfig
     note: str
     seconds: float
-    """Of a step, published or worked out from what was."""
+    """Seconds of a step: published, or computed from published numbers."""
 
     @property
     def profile(self) -> str:

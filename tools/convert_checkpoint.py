@@ -26,7 +26,7 @@ from gpt4moe.runlog.command_line import print_error
 
 
 def logits(folder: Path, prompts: list[list[int]], is_rounded: bool) -> list[Any]:
-    """Of each prompt [S, V], fp32. Imported here: only verify --prompts needs a model, and torch."""
+    """Logits of each prompt, [S, V], fp32. Imports torch here, because only verify --prompts needs it."""
     from gpt4moe.inference.load import folder_logits
 
     return folder_logits(folder, prompts, is_rounded=is_rounded)

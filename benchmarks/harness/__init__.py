@@ -1,1 +1,1 @@
-"""What benchmarks stand on: command.py (switches), timing.py (contenders in turns), process.py (groups, machine)."""
+"""Shared by the benchmarks: command.py (switches), timing.py (contenders in turns), process.py (groups, machine)."""

@@ -1,4 +1,4 @@
-"""The command line of a benchmark: what it does not know is refused before anything is measured."""
+"""The command line of a benchmark. Unknown arguments are refused before anything is measured."""
 
 import argparse
 

@@ -32,7 +32,7 @@ def one_process(threads: int | None = None) -> Iterator[ProcessGroups]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a process took."""
+    """Time and memory of a process."""
 
     seconds: float
     peak_bytes: int
@@ -65,7 +65,7 @@ def _anonymous_bytes(process: int) -> int:
 
 
 def machine() -> str:
-    """Cores, the widest vector instructions, torch, and how busy it was before: a load of 0 means alone."""
+    """One line: cores, widest vector instructions, torch, and load average (0: nothing else ran)."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     vectors = next(

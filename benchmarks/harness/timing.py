@@ -1,4 +1,4 @@
-"""Contenders timed in turns: each round runs every one once, so that a busy moment of the machine hits them alike."""
+"""Times contenders in turns: each round runs every contender once, so that a busy moment slows all of them."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The architectures of Hugging Face that convert, one row each; a model of ours is exported as the first that fits it.
+"""The Hugging Face architectures that convert, one row each. A model is exported as the first architecture that fits.
 
              every layer has experts   no experts        some layers have experts
 plain        Mixtral                   Llama, Mistral    none of them
@@ -22,15 +22,15 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """One model_type of config.json: names of tensors, defaults, and what it can hold of a model of ours."""
+    """One model_type of config.json: tensor names, defaults, and which of our models it can represent."""
 
     name: str
-    """For people."""
+    """Name for messages."""
     model_type: str
     class_name: str
     rows: tuple[NameRow, ...]
     fused: tuple[NameRow, ...] | None = None
-    """The names with all experts of a layer in one tensor; None: there are no such names."""
+    """Table of names that puts all experts of a layer into one tensor; None if there is none."""
     qk_norm: bool = False
     num_experts_key: str | None = None
     """Key of config.json with the number of experts; None: a dense architecture."""
@@ -39,16 +39,16 @@ class Architecture:
     """Whether some layers may be dense where others have experts (mlp_only_layers)."""
     router_kind: RouterKind = RouterKind.topk
     rope_theta: float = 1e4
-    """Like the next two: the value where config.json has none."""
+    """Default, if config.json has no value; so are the next two."""
     norm_epsilon: float = 1e-6
     head_dim: int | None = None
     """None: hidden_size / num_attention_heads."""
     is_windowed: bool = True
-    """Whether sliding_window counts where config.json has no use_sliding_window."""
+    """Whether sliding_window applies if config.json has no use_sliding_window."""
     required: Json = field(default_factory=dict)
-    """Settings that config.json must have with this value: with another, the model computes what ours cannot."""
+    """Settings that must have this value in config.json. With another value the model computes what ours cannot."""
     constants: Json
-    """Settings that an export has beside the model's sizes."""
+    """Settings that an export writes besides the model's sizes."""
 
 
 ARCHITECTURES = {
@@ -77,7 +77,7 @@ ARCHITECTURES = {
             name="Qwen3", model_type="qwen3", class_name="Qwen3ForCausalLM", rows=DENSE, qk_norm=True, head_dim=128,
             is_windowed=False, constants={"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
         ),
-        # Read only: an export of the same model is a Llama, which stands above.
+        # Import only: such a model is exported as Llama, whose row comes first.
         Architecture(
             name="Mistral", model_type="mistral", class_name="MistralForCausalLM", rows=DENSE, constants={},
         ),
@@ -89,11 +89,11 @@ _NEAR_MISSES = {"qwen2_moe": "has biases in attention and a shared expert"}
 
 @dataclass(frozen=True, slots=True)
 class _Requirement:
-    """A setting of a model of ours that an architecture may not have."""
+    """A setting of our model that some architectures do not have."""
 
     is_met: Callable[[ModelConfig, Architecture], bool]
     setting: Callable[[ModelConfig], str]
-    """The setting with its value, for the refusal."""
+    """The setting with its value, for the error message."""
     has_instead: str
     cure: str
 
@@ -130,7 +130,7 @@ _REQUIREMENTS = (
         "Convert with to-inference instead.",
     ),
 )  # fmt: skip
-"""What a model needs beside the same choice between experts and none; in the order in which a refusal names them."""
+"""What an architecture needs for a model, besides having experts or not; in the order of error messages."""
 
 
 def known_names() -> str:
@@ -172,7 +172,7 @@ def architecture_named(config: Json) -> Architecture:
 
 
 def export_notes(model: ModelConfig) -> list[str]:
-    """What is true of the model in training and not in the export."""
+    """Differences between the trained model and the exported one, as sentences."""
     factor = model.moe.router.capacity_factor if model.moe is not None else None
     if factor is None:
         return []

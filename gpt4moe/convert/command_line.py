@@ -72,13 +72,13 @@ def answered(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 def lines(given: argparse.Namespace, answer: Answer) -> list[str]:
-    """The answer for people."""
+    """The answer as lines of text."""
     is_verify = given.command == "verify"
     return list((verification_lines if is_verify else conversion_lines)(answer))
 
 
 def status(answer: Answer) -> int:
-    """1 when a comparison found a difference."""
+    """Exit status: 1 if a comparison found a difference, else 0."""
     return int(any(answer.get(key) for key in DIFFERENCES) or bool(answer.get("logits", {}).get("different")))
 
 

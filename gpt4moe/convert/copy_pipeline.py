@@ -1,4 +1,4 @@
-"""Copying many bytes: one thread reads while another casts, hashes and writes; and a bar on stderr. No torch.
+"""Copies large tensors: one thread reads while another casts, hashes and writes. Also a progress bar. No torch.
 
     reading thread   take -> fill -> put      writing thread   work(chunk) -> the buffer is free again
 
@@ -24,7 +24,7 @@ class CopyPipeline:
 
     Args:
         work: called with every chunk, in order, in the writing thread.
-    Raises: the exception of `work`, in `take` or on leaving; later chunks are discarded.
+    Raises: the exception of `work`, in `take` or on exit. Later chunks are discarded.
     """
 
     def __init__(self, work: Callable[[np.ndarray], None]):
@@ -37,7 +37,7 @@ class CopyPipeline:
         self._thread = Thread(target=self._run, name="copy", daemon=True)
 
     def take(self) -> np.ndarray:
-        """Waits for a free buffer of CHUNK_ELEMENTS."""
+        """A free buffer of CHUNK_ELEMENTS; waits until there is one."""
         buffer = self._free.get()
         if self._problem is not None:
             raise self._problem
@@ -75,7 +75,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def progress_bar(what: str, total_bytes: int) -> Iterator[Advance]:
-    """A bar with bytes done and GB/s, for conversions that take minutes; none where stderr is no terminal."""
+    """A progress bar on stderr with bytes done and GB/s. No bar if stderr is no terminal."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), DownloadColumn(),

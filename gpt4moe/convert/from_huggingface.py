@@ -1,7 +1,7 @@
 """Hugging Face folder -> a step folder of ours for `checkpoint.load`; a dense model may become a mixture of experts.
 
-It has weights only: Adam's moments start at zero. Every tensor of theirs is written in the pieces that its table cuts
-it into, so nothing larger than a chunk is in memory.
+The step folder has weights only, so Adam's moments start at zero. Each Hugging Face tensor is copied in chunks, so
+nothing larger than a chunk is in memory.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ Answer = dict[str, Any]
 class Upcycling:
     """How a dense model becomes a mixture of experts (sparse upcycling, arXiv:2212.05055).
 
-    Every expert is a copy of the dense MLP, and the weights of the chosen experts sum to 1. So the mixture computes
-    the same as the dense model, whatever its new routers choose.
+    Every expert is a copy of the dense MLP, and the weights of the chosen experts sum to 1. So at first the mixture
+    computes the same as the dense model, whatever its random routers choose.
     """
 
     num_experts: int
@@ -116,7 +116,7 @@ def _run_of(model: ModelConfig) -> RunConfig:
 
 
 def _state_of(source: Path) -> list[list[object]]:
-    """Names, sizes and times of the source's files: another state is another conversion."""
+    """Names, sizes and times of the source's files. If they change, a conversion starts anew."""
     files = [(path, path.stat()) for path in sorted(source.iterdir()) if path.is_file()]
     return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
 
@@ -169,7 +169,7 @@ class _NoisyWeights(FolderWeights):
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
         values = super().read_run(piece, at, size)
-        is_expert = len(at) > 2  # experts' matrices alone have an axis of experts
+        is_expert = len(at) > 2  # only experts' matrices have a third dimension
         if not (self.upcycling.noise and is_expert and at[0]):
             return values
         place = f"{piece.file} {piece.start} {at}".encode()

@@ -56,7 +56,7 @@ def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) 
         **architecture.constants,
     }
     if not architecture.is_windowed:
-        config["max_window_layers"] = model.num_layers  # mistral.rs asks for it, whether windows are used or not
+        config["max_window_layers"] = model.num_layers  # mistral.rs requires it, even without windows
     if moe is not None and architecture.num_experts_key is not None:
         config |= {
             architecture.num_experts_key: moe.num_experts,
@@ -106,7 +106,7 @@ def from_config(config: Json, name: str) -> ModelConfig:
 def _mixture(config: Json, architecture: Architecture) -> MoEConfig | None:
     if architecture.num_experts_key is None:
         return None
-    # transformers writes the number of Qwen3-MoE under the key of Mixtral.
+    # For Qwen3-MoE, transformers writes the number of experts under Mixtral's key.
     keys = [key for key in (architecture.num_experts_key, "num_local_experts") if key in config]
     return MoEConfig(
         num_experts=config[keys[0] if keys else architecture.num_experts_key],
@@ -162,7 +162,7 @@ def _refuse_unsupported(config: Json, architecture: Architecture) -> None:
         "quantization_config": config.get("quantization_config") is not None,
         "layer_types": bool(set(config.get("layer_types") or []) - _ATTENTION),
         **{key: config.get(key) != value for key, value in architecture.required.items()},
-        "rope_parameters": any(isinstance(value, (dict, list)) for value in rope.values()),  # one set a kind of layer
+        "rope_parameters": any(isinstance(value, (dict, list)) for value in rope.values()),  # one set for each kind
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "partial_rotary_factor": {1.0, config.get("partial_rotary_factor", 1.0), rope.get("partial_rotary_factor", 1.0)}
         != {1.0},

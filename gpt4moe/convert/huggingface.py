@@ -1,6 +1,6 @@
 """Hugging Face folders: writing one from a checkpoint (to_huggingface), reading one (open_huggingface). No torch.
 
-fp32 master weights --links--> boxes of ours for each tensor of theirs --> cast --> shards of at most N bytes
+fp32 master weights --links--> our boxes for each Hugging Face tensor --> cast --> shards of at most N bytes
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def to_huggingface(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
     tokenizer: Path | None = None, licence: str = "apache-2.0", dry_run: bool = False,
 ) -> Answer:  # fmt: skip
-    """Exports a checkpoint as the architecture of architecture_of; with `dry_run` only returns what would be written.
+    """Exports a checkpoint as the architecture that architecture_of chooses. `dry_run`: writes nothing, only answers.
 
     Raises: ConversionError when no architecture fits, or `out` exists or cannot be written; CheckpointError.
     """
@@ -148,14 +148,14 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
 
 
 def mistral_files(folder: Path) -> list[str]:
-    """Files of Mistral's own format, which its repositories hold beside the same weights in Hugging Face's."""
+    """Files in Mistral's own format. Its repositories have them beside the same weights in Hugging Face format."""
     return sorted(path.name for path in folder.glob("consolidated*.safetensors"))
 
 
 def add_pieces(
     weights: FolderWeights, table: tuple[NameRow, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
 ) -> None:
-    """Fills weights.pieces: finds every box of ours in the tensors of theirs.
+    """Fills weights.pieces: finds each of our boxes in the Hugging Face tensors.
 
     Raises: ConversionError for a tensor that is missing, unknown or of another shape, and for an output layer that
         differs from the embedding that config.json ties it to.
@@ -205,5 +205,5 @@ def _refuse_another_output(weights: FolderWeights, output: StoredTensor, file: s
 
 
 def _ignorable(name: str) -> bool:
-    """Old Llama files hold the angles of the rotary embedding, which follow from rope_theta."""
+    """Old Llama files contain the angles of the rotary embedding. They are ignored, as they follow from rope_theta."""
     return name.endswith("rotary_emb.inv_freq")

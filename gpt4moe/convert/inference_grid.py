@@ -1,7 +1,7 @@
-"""What each rank of a tp x pp grid has for inference. No torch.
+"""Which tensors each rank of a tp x pp grid has for inference. No torch.
 
-Matrices are cut over tp as in training. Experts are not cut but shared out over tp. What training keeps whole is on
-every rank.
+Matrices are cut over tp as in training. Experts are not cut: each tp rank has some whole experts. Tensors that training
+does not cut are on every rank.
 """
 
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ def key_of(name: str, box: Box) -> str:
 
 
 def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
-    """The boxes that one rank has of its stage's tensors. Raises: ConversionError when tp does not divide one."""
+    """The boxes of its stage's tensors that one rank has. Raises: ConversionError when tp does not divide one."""
     held, biases = [], routing_buffers(weights.model)
     for name in names:
         shape = weights.shapes[name]
@@ -78,7 +78,7 @@ def _stages(model: ModelConfig, tp: int, pp: int, layers_per_stage: list[int] | 
 
 
 def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]], index: int) -> list[str]:
-    """The tensors of a stage: of its layers; of the first the embedding; of the last the output (or tied embedding)."""
+    """Tensors of a stage: its layers; first stage: the embedding; last stage: the output layer (or tied embedding)."""
     is_first, is_last = index == 0, index == len(stages) - 1
     found = []
     for name in names:
@@ -95,12 +95,12 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
 
 
 def _cut_dimension(row: TensorRow) -> int | None:
-    """The dimension of the logical tensor that is cut over tp: the first that training cuts; None: none is."""
+    """The dimension of the logical tensor that is cut over tp: the first one that training cuts; None if none is."""
     return min(row.cut.axes, default=None)
 
 
 def _pieces(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
-    """What of a tensor tp must divide, in words, and its number. Attention is cut between query groups alone."""
+    """(name, size) of what tp must divide in a tensor. Attention is cut only between query groups."""
     pieces = row_of(name).pieces
     if pieces is None:
         return f"dimension of {size} of {name}", size
@@ -109,7 +109,7 @@ def _pieces(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
 
 
 def _fitting(weights: Weights) -> list[int]:
-    """The tp that divide every tensor."""
+    """The values of tp that divide every tensor."""
     biases = routing_buffers(weights.model)
     cut = [(name, shape, _cut_dimension(row_of(name))) for name, shape in weights.shapes.items() if name not in biases]
     counts = [_pieces(weights.model, name, shape[axis])[1] for name, shape, axis in cut if axis is not None]

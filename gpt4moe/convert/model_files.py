@@ -19,7 +19,7 @@ SpecialIds = dict[str, int | list[int] | None]
 """bos_token_id, eos_token_id and pad_token_id of config.json and generation_config.json."""
 
 TOKENIZER_FOLDER = "tokenizer"
-"""In a step folder that from-hf made: the source's own tokenizer files."""
+"""Folder, in a step folder made by from-hf, with the tokenizer files of the source."""
 KEPT = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja",
@@ -70,7 +70,7 @@ def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.seq_length,
         "eos_token": EOS_TOKEN,
-        "pad_token": EOS_TOKEN,  # there is no pad token: a batch is padded with the end of text, and masked
+        "pad_token": EOS_TOKEN,  # no pad token: batches are padded with the end of text, and masked
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }

@@ -1,6 +1,6 @@
 """Writes a folder so that it appears complete or not at all: into OUT.partial, which is renamed at the end. No torch.
 
-After a kill OUT.partial has the finished files, and the same conversion continues from there.
+If a conversion is killed, OUT.partial keeps the finished files. The same conversion then continues from there.
 """
 
 import dataclasses
@@ -59,11 +59,11 @@ class Draft:
 
 @contextmanager
 def published(out: Path, plan: str, size_bytes: int) -> Iterator[Draft]:
-    """The draft of `out`; at the end it becomes `out`, and after an error it is gone.
+    """The draft of `out`. At the end it is renamed to `out`; after an error it is deleted.
 
     Args:
-        plan: says what is converted how; a draft of another plan is begun anew.
-        size_bytes: of everything, to find a disk too small before writing.
+        plan: text that identifies source and options. A draft with another plan is deleted and begun anew.
+        size_bytes: size of all files, to refuse a disk that is too small before writing.
     Raises: ConversionError when `out` exists, cannot be written, or the disk is full.
     """
     refuse_existing(out)

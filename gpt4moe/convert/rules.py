@@ -1,10 +1,10 @@
-"""Rules that say where a tensor of another format is in a logical tensor of ours, for both directions. No torch.
+"""Rules: where the elements of a Hugging Face tensor are in our logical tensor. For both directions. No torch.
 
     theirs  model.layers.3.self_attn.q_proj.weight  [N*D, H]   elements in C order = the elements of these boxes,
     ours    decoder.layers.3.self_attention.linear_qkv.weight  one after the other
 
-A table of rows (our name, rule, their name) gives links. A link works both ways: an export writes a tensor of theirs
-from its boxes, and an import finds each box of ours as a contiguous range of theirs.
+A table of rows (our name, rule, their name) gives links, which work in both directions. An export writes a Hugging Face
+tensor from its boxes. An import finds each of our boxes as a contiguous range of a Hugging Face tensor.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Rule = Callable[[Shape, ModelConfig], Parts]
 
 @dataclass(frozen=True, slots=True)
 class NameRow:
-    """One line of a table of names."""
+    """One row of a table of names."""
 
     ours: str
     """One of architecture.names."""
@@ -36,7 +36,7 @@ class NameRow:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A tensor of theirs, and the boxes of ours that have its elements, in its C order."""
+    """A Hugging Face tensor, and our boxes that have its elements, in its C order."""
 
     ours: str
     theirs: str
@@ -45,7 +45,7 @@ class Link:
 
 
 def links(table: tuple[NameRow, ...], shapes: dict[str, Shape], model: ModelConfig) -> Iterator[Link]:
-    """The link of every tensor of theirs, in the order of `shapes` (ours)."""
+    """The link of every Hugging Face tensor, in the order of `shapes` (our tensors)."""
     rows = {row.ours: row for row in table}
     for name, shape in shapes.items():
         layer, own_name = split_name(name)
@@ -55,7 +55,7 @@ def links(table: tuple[NameRow, ...], shapes: dict[str, Shape], model: ModelConf
 
 
 def require_whole(all_links: list[Link], shapes: dict[str, Shape]) -> None:
-    """Checks, before writing, that every element of ours is in exactly one target and no two targets have one name.
+    """Checks before writing: each of our elements is in exactly one target, and no two targets have the same name.
 
     Raises: ConversionError when the table omits, repeats or adds something.
     """
@@ -127,7 +127,7 @@ def copied(shape: Shape, model: ModelConfig) -> Parts:
 
 
 def is_copy(link: Link) -> bool:
-    """Whether the boxes repeat their tensor instead of sharing it out."""
+    """Whether the boxes repeat the tensor instead of partitioning it."""
     return sum(prod(box[1]) for box in link.boxes) > prod(link.shape)
 
 

@@ -18,9 +18,9 @@ from gpt4moe.errors import ConversionError
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 Take = Callable[[], np.ndarray]
-"""Gives a free buffer (pipeline.py)."""
+"""Returns a free buffer (copy_pipeline.py)."""
 _LARGEST_HEADER = 100_000_000  # the format's own limit
-_CAST_ELEMENTS = 2**17  # a part and its scratch stay in the cache
+_CAST_ELEMENTS = 2**17  # small enough that a part and its scratch buffers stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class StoredTensor:
 
 
 class RawFile:
-    """A file somebody else wrote, without hashes: its header is checked against its size and itself.
+    """A file without hashes, from another program. Its header is checked for consistency, also with the file's size.
 
     Raises: ConversionError when it is truncated, no safetensors file, or of a type that is no float.
     """
@@ -87,7 +87,7 @@ def decoded(data: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class Rounder:
-    """Rounds fp32 to bf16, to nearest, ties to even, as torch does. Reuses its buffers: new memory costs more."""
+    """Rounds fp32 to bf16, to nearest, ties to even, as torch does. Reuses its buffers, because new memory is slow."""
 
     def __init__(self) -> None:
         self.scratch = np.empty(_CAST_ELEMENTS, dtype=np.uint32)
@@ -125,7 +125,7 @@ class NewTensor:
 
 
 def packed(sizes: list[int], limit: int) -> list[slice]:
-    """Groups neighbours into files of at most `limit` bytes; a file is larger only when a single tensor is."""
+    """Groups consecutive tensors into files of at most `limit` bytes. Only one larger tensor makes a larger file."""
     starts, room = [0], limit
     for index, size in enumerate(sizes):
         if size > room and index > starts[-1]:

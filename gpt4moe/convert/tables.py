@@ -55,7 +55,7 @@ MIXTRAL = (
     ),
     NameRow(names.EXPERTS_DOWN, one_of_experts, "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight"),
 )
-"""The names that every program reads, and that transformers writes."""
+"""Mixtral: the names that transformers writes and that every program reads."""
 
 MIXTRAL_FUSED = (
     *_AROUND,
@@ -90,4 +90,4 @@ UPCYCLED = (
     NameRow(names.EXPERTS_GATE_UP, copied_gate_up, "model.layers.{layer}.mlp.{part}_proj.weight"),
     NameRow(names.EXPERTS_DOWN, copied, "model.layers.{layer}.mlp.down_proj.weight"),
 )
-"""A dense model whose MLP becomes every expert. The router has no counterpart in theirs."""
+"""Upcycling: a dense model whose MLP becomes every expert. The new router has no Hugging Face tensor."""

@@ -1,6 +1,6 @@
 """Whether two folders hold the same model, in any formats: every tensor, and logits on prompts. No torch.
 
-Where one side is bf16 and the other fp32, both are rounded to bf16 first: an export equals its source.
+If one side is bf16 and the other fp32, both are rounded to bf16 first. So a bf16 export equals its source.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from gpt4moe.convert.weights import CheckpointWeights, Weights
 from gpt4moe.errors import ConversionError
 
 LOGITS_TOLERANCE = 1e-4
-"""Largest difference of a logit by fp32 sums in another order."""
+"""Largest difference of a logit that fp32 sums in another order may cause."""
 
 DIFFERENCES = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
 """Keys of verify's answer, all of them empty when two folders hold the same model."""
@@ -83,7 +83,7 @@ def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
 
 
 def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advance: Callable[[int], None]) -> Answer:
-    """How many elements differ, and by how much at most; None where that is no finite number."""
+    """(number of elements that differ, largest difference); None for a difference that is not finite."""
     shape = left.shapes[name]
     boxes = [((0,) * len(shape), shape)]
     elements, largest, rounder = 0, 0.0, Rounder()

@@ -85,7 +85,7 @@ class CheckpointWeights(Weights):
         key = {name: f"{BUFFER if name in buffers else WEIGHT}/{name}" for name in self.shapes}
         all_buffers = {f"{BUFFER}/{name}" for name in logical_buffers(self.model)}
         kinds = (f"{WEIGHT}/", f"{BUFFER}/")
-        useless = all_buffers - set(key.values())  # of training alone
+        useless = all_buffers - set(key.values())  # only training uses these
         stored = {
             name.partition("/")[2] for name in self.index.shapes if name.startswith(kinds) and name not in useless
         }
@@ -120,13 +120,13 @@ class TypedPiece(StoredPiece):
 
 
 class FolderWeights(Weights):
-    """Weights in files of another format. Its maker fills `files` and `pieces` (TypedPiece)."""
+    """Weights in files of another format. Whoever creates it fills `files` and `pieces` (TypedPiece)."""
 
     def __init__(self, folder: Path, model: ModelConfig, dtype: str):
         super().__init__(folder, model, dtype)
         self.files: dict[str, BytesReader] = {}
         self.copies: dict[str, list[StoredPiece]] = {}
-        """Further pieces that repeat one of `pieces`."""
+        """Pieces that repeat elements of `pieces`."""
 
     def differing_copies(self) -> list[str]:
         return [
@@ -137,7 +137,7 @@ class FolderWeights(Weights):
         ]
 
     def differs(self, name: str, copy: StoredPiece) -> bool:
-        """Whether a piece holds other values than the piece of the tensor at the same place; both are read."""
+        """Whether a copy has other values than the piece that it repeats. Reads both."""
         return any(
             not np.array_equal(values.view(np.uint32), self.read_run(copy, at, values.shape).view(np.uint32))
             for at, values in self._original(name, copy)

@@ -1,6 +1,6 @@
-"""Checks the data of a run before anything expensive starts: is it there, does it fit, what identifies it. No torch.
+"""Checks the data of a run before anything expensive starts: files, vocabulary, tokenizer, sizes. No torch.
 
-check_data reads manifest.json and hashes the tokenizer, once a launch; what it found is handed on as CheckedData.
+check_data reads manifest.json and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedData:
-    """The data of a run as check_data found it."""
+    """The result of check_data: facts of a run's data."""
 
     identity: dict[str, str]
     """Hashes that must be the same on a restart: "data", of the tokens and their shares; "tokenizer". They do not

@@ -2,7 +2,7 @@
 
     n --mixture--> (source, epoch, position) --permutation--> index --packed_sample--> TokenSample --stack--> Batch
 
-Nothing here has state: which samples come next follows from `consumed_samples` alone, the whole data state of a run.
+Nothing here has state. `consumed_samples` alone determines the next samples; it is the whole data state of a run.
 """
 
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class Data:
 
     train: SampleStream
     validation: SampleStream
-    """Held-out text, mixed as the training text is, in the same order for every seed; it starts again at its end."""
+    """Held-out text, mixed as the training text. Its order is the same for every seed; it repeats at its end."""
     identity: dict[str, str]
     """CheckedData.identity: must be the same on a restart."""
     tokenizer: Path | None

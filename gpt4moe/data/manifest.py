@@ -1,6 +1,6 @@
 """manifest.json of a data folder: its sources, their sizes and hashes, and the tokenizer that made them.
 
-It is written last, as a temporary file that is renamed, so a folder with a manifest is complete.
+The manifest is written last and renamed into place, so a folder with a manifest is complete.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Which source, epoch and position the n-th sample of a run has: a function of (seed, n) alone.
 
-Samples come in blocks. Every block has each source exactly by its share (largest remainder), in a seeded order. So a
-run that stops anywhere has seen the mixture to within one block, and nothing but n is ever saved.
+Samples come in blocks. In every block the number of samples of each source follows its share (largest remainder), and
+the order is seeded. So at any step the mixture is right to within one block, and a checkpoint needs to store only n.
 """
 
 import math
@@ -74,7 +74,7 @@ class Mixture:
         """The source of each place in a block, and how many of that source come before it; both [block_size]."""
         (key,) = derived_keys(1, "block", self.seed, block)
         hashes = mix64(np.arange(self.block_size, dtype=np.uint64) + np.uint64(key))
-        # A stable sort of our own hashes: a new NumPy version may shuffle otherwise, and the run would get other data.
+        # A stable sort of our own hashes, because NumPy's shuffle may change with its version, and the data with it.
         source_index = np.repeat(np.arange(len(self.names)), self.counts)[np.argsort(hashes, kind="stable")]
         rank: NDArray[np.int64] = np.empty(self.block_size, dtype=np.int64)
         for source, count in enumerate(self.counts):

@@ -67,7 +67,7 @@ class MockSamples:
 
     def sample(self, n: int) -> TokenSample:
         length = self.seq_length
-        # Raw 64-bit draws: NumPy keeps bit generators stable between versions, not what is derived from them.
+        # Raw 64-bit draws: only the bit generators themselves are stable between NumPy versions.
         raw = np.random.Philox(key=derived_keys(2, "mock", self.seed, self.stream, n)).random_raw(2 * length + 2)
         choices, wild = (raw[: length + 1] >> 60).tolist(), (raw[: length + 1] & 0xFFFFFFFF).tolist()
         tokens: NDArray[np.int64] = np.empty(length + 1, dtype=np.int64)

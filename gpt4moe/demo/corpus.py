@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 0.025
 SMALLEST_DOCUMENT = 200
-"""Characters; a shorter text teaches nothing."""
+"""Characters; shorter documents are dropped."""
 _TOKENIZER_BYTES = 12_000_000
 _DESCRIPTIONS = {
     "python": "Python standard library sources and tests of this machine",
@@ -44,7 +44,7 @@ class Entry:
 
     document: Document
     sha256: str
-    """Of the normalised text."""
+    """Hash of the normalised text."""
     held_out: bool
 
 

@@ -1,4 +1,4 @@
-"""Checks of what ranks read and write: the data, the run's folder, its free space, the write speed."""
+"""Checks of files: the data, the run folder, its free space, the write speed."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -69,7 +69,7 @@ def folder_shared(evidence: PreflightEvidence) -> CheckResult:
 
 
 def disk_space(evidence: PreflightEvidence) -> CheckResult:
-    """Whether there is space for the checkpoints that the run keeps, less those that are there already."""
+    """Whether there is space for the checkpoints that the run keeps, minus those that exist already."""
     needs, run = evidence.needs, evidence.run
     if needs is None:
         return not_checked("disk space", ILLEGAL)
@@ -92,7 +92,7 @@ def disk_space(evidence: PreflightEvidence) -> CheckResult:
 
 
 def write_speed(evidence: PreflightEvidence) -> CheckResult:
-    """Whether saves are fast enough, by the speed of every rank while all write at once."""
+    """Whether saves are fast enough. The speed of each rank is measured while all ranks write at once."""
     needs, run = evidence.needs, evidence.run
     rates = {rank: disk.bytes_per_second for rank, disk in evidence.disk.items() if disk.bytes_per_second}
     if needs is None or not rates:

@@ -8,11 +8,11 @@ from gpt4moe.config.training import WandbMode
 from gpt4moe.launch.evidence import CheckResult, Needs, PreflightEvidence, Status, not_checked
 
 LITTLE_HEADROOM = 0.05
-"""Share of the memory that a plan should leave free: docs/planner-error.md says how far plans were off."""
+"""Share of the memory that a plan should leave free, because a plan may be too low (docs/planner-error.md)."""
 STARTUP_SECONDS = 180.0
-"""From the start of a job to its first step: imports, groups, reading a checkpoint. An assumption."""
+"""Seconds from the start of a job to its first step (imports, groups, reading a checkpoint): an assumption."""
 WANDB_SECONDS = 30.0
-"""That an online wandb run may take to close (runlog.wandb_run.NETWORK_SECONDS)."""
+"""Seconds that an online wandb run may take to close (runlog.wandb_run.NETWORK_SECONDS)."""
 ILLEGAL = "the layout is not legal"
 
 
@@ -83,7 +83,7 @@ def host_memory(evidence: PreflightEvidence) -> CheckResult:
 
 
 def first_checkpoint(evidence: PreflightEvidence) -> CheckResult:
-    """Whether a job writes a checkpoint before its time limit: without one, it makes no progress."""
+    """Whether a job writes a checkpoint before its time limit. Without one it makes no progress."""
     needs, run, limit = evidence.needs, evidence.run, evidence.time_limit_seconds
     name = "first checkpoint"
     if needs is None:
@@ -129,7 +129,7 @@ def last_save(evidence: PreflightEvidence) -> CheckResult:
 
 
 def _until_the_end(run: RunConfig, step: float, save: float) -> dict[str, float]:
-    """Seconds of everything from a signal just after a step has begun to the end of the job."""
+    """Seconds from the signal to the end of the job, if the signal arrives just after a step has begun."""
     evaluates = run.training.eval_every > 0
     forward = step / 3  # a backward pass costs two forward passes
     return {
@@ -143,7 +143,7 @@ def _until_the_end(run: RunConfig, step: float, save: float) -> dict[str, float]
 
 
 def save_seconds(evidence: PreflightEvidence, needs: Needs) -> float:
-    """Time to write a rank's share of a checkpoint at the slowest rank's measured speed; 0 where none was measured."""
+    """Seconds to write a rank's share of a checkpoint at the slowest rank's measured speed; 0 if not measured."""
     rates = [disk.bytes_per_second for disk in evidence.disk.values() if disk.bytes_per_second]
     return needs.rank_state_bytes / min(rates) if rates else 0.0
 

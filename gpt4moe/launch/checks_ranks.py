@@ -1,4 +1,4 @@
-"""Checks of ranks and their machines: did all come, are they alike, has each a GPU, are they well placed on nodes."""
+"""Checks of ranks and their machines: all present, equal versions, a GPU each, good placement on nodes."""
 
 from collections import Counter, defaultdict
 
@@ -6,7 +6,7 @@ from gpt4moe.launch.evidence import CheckResult, PreflightEvidence, Status, not_
 from gpt4moe.parallel.layout import Layout
 
 LEAST_GPU_SHARE = 0.95
-"""Share of cluster.memory_bytes that a GPU must have: drivers keep some."""
+"""Share of cluster.memory_bytes that a GPU must have; less than 1, because drivers keep some."""
 LEAST_FREE_SHARE = 0.95
 """Share of a GPU's memory that must be free before the run."""
 
@@ -131,12 +131,12 @@ def placement(evidence: PreflightEvidence) -> CheckResult:
 
 
 def _most_nodes(layout: Layout, name: str, hosts: list[str]) -> int:
-    """Nodes of the group of a kind that spans most."""
+    """Of all groups of a kind: the nodes of the group that spans the most nodes."""
     firsts = [rank for rank in range(layout.world_size) if layout.coordinate(rank)[name] == 0]
     return max(len({hosts[member] for member in layout.members(name, rank)}) for rank in firsts)
 
 
 def _reach(evidence: PreflightEvidence) -> int:
-    """Ranks that NVLink connects beyond one node; 0 where it ends at the node."""
+    """Ranks that an NVLink domain larger than a node connects; 0 if NVLink ends at the node."""
     cluster = evidence.run.cluster
     return cluster.devices_per_nvlink_domain if cluster.devices_per_nvlink_domain > cluster.devices_per_node else 0

@@ -1,7 +1,7 @@
-"""Checks of speeds: products of each rank, messages of each group, links of each node.
+"""Checks of speeds: matrix products of each rank, messages of each group, links of each node.
 
-Two questions. Is it as fast as the planner assumes, by the cluster's figures (configs/cluster)? Is anything slower than
-the others of its kind? The second finds a bad card, cable or fan; it needs no figures, so it is asked on CPUs too.
+Each speed is compared with two others: what the planner assumes from the cluster's figures (configs/cluster), and the
+median of its kind. The second finds a bad card, cable or fan. It needs no figures, so it is done on CPUs too.
 """
 
 from collections import Counter, defaultdict
@@ -28,7 +28,7 @@ class Floor:
 
 FIGURES = Floor(0.9, 0.6)
 LIKES = {"cuda": Floor(0.93, 0.85), "cpu": Floor(0.5, 0.2)}
-"""Against the median of its kind. Cores of a CPU are shared with other processes."""
+"""Floors against the median of its kind. They are lower on CPUs, whose cores other processes share."""
 LIKE_LINKS = {"cuda": Floor(0.9, 0.7), "cpu": Floor(0.5, 0.2)}
 SLOW_LINK = (
     "Look at NCCL_DEBUG=INFO: it says whether NVLink and the fabric are used; NCCL_SOCKET_IFNAME and NCCL_IB_HCA in "
@@ -39,7 +39,7 @@ NOMINAL = "alike (cluster=cpu has no figures to judge by)"
 
 
 def matrix_speed(evidence: PreflightEvidence) -> CheckResult:
-    """Finds slow ranks, and a cluster=... that is not these GPUs."""
+    """Finds slow ranks, and a cluster=... that does not match these GPUs."""
     name, cluster = "matrix products", evidence.run.cluster
     rates = {rank: speeds.matrix_flops for rank, speeds in evidence.speeds.items()}
     if not rates:
@@ -122,7 +122,7 @@ def _group_speed(evidence: PreflightEvidence, kind: str, operation: str, timed: 
 
 
 def _common_nodes(slow: list[tuple[int, ...]], everyone: list[tuple[int, ...]], hosts: list[str]) -> str:
-    """The nodes that are in slow groups and in no good one; where there is none, all nodes of the slow groups."""
+    """The nodes that are in slow groups and in no good group. If there are none: all nodes of the slow groups."""
     good = {hosts[rank] for members in everyone if members not in slow for rank in members}
     count = Counter(host for members in slow for host in {hosts[rank] for rank in members})
     guilty = [host for host in count if host not in good] or list(count)
@@ -134,7 +134,7 @@ def _alike(floor: Floor) -> str:
 
 
 def node_links(evidence: PreflightEvidence) -> CheckResult:
-    """The speed of each node with the better of its two partners: a slow node is slow with both."""
+    """Compares each node's speed with the better of its two partners. A slow node is slow with both."""
     name, cluster = "node links", evidence.run.cluster
     if not evidence.speeds:
         return not_checked(name, evidence.unmeasured or UNFINISHED)
@@ -166,10 +166,10 @@ def node_links(evidence: PreflightEvidence) -> CheckResult:
 
 
 def bus_bytes(operation: str, size_bytes: float, num_ranks: int) -> float:
-    """Bytes that each rank must send, so that bus_bytes / seconds is a link's bandwidth whatever the number of ranks.
+    """Bytes that each rank sends. bus_bytes / seconds is then a link's bandwidth for any number of ranks.
 
-    nccl-tests, doc/PERFORMANCE.md: of n ranks each sends 2(n-1)/n of an all-reduced buffer, (n-1)/n of an all-to-all's,
-    all of a message.
+    With n ranks (nccl-tests, doc/PERFORMANCE.md) each sends 2(n-1)/n of the buffer in an all-reduce, (n-1)/n in an
+    all-to-all, and all of it in a send.
     """
     shares = {"all_reduce": 2 * (num_ranks - 1) / num_ranks, "all_to_all": (num_ranks - 1) / num_ranks, "send": 1.0}
     return shares[operation] * size_bytes
@@ -182,7 +182,7 @@ def promised_rate(cluster: ClusterConfig, operation: str, hosts: list[str]) -> f
         hosts: the node of each member. Members of one node, or fewer than an NVLink domain holds, use NVLink.
 
     Between nodes every rank has its share of the ports. A ring uses the ports of all its members on a node at once, so
-    the bus is as fast as these ports together. An all-to-all sends only what is for other nodes through them.
+    its bandwidth is the sum of these ports. In an all-to-all only the part for other nodes passes the ports.
     """
     num_ranks = len(hosts)
     share = ALL_TO_ALL_SHARE if operation == "all_to_all" else RING_SHARE

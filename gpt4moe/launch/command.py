@@ -1,4 +1,4 @@
-"""What tools/preflight.py calls: overrides in, a table or JSON out. Every rank runs it, rank 0 prints.
+"""The command tools/preflight.py: overrides in, a table or JSON out. Every rank runs it, rank 0 prints.
 
 arguments --read--> PreflightRequest --run--> preflight --show, as_data--> table or JSON, exit status
 """
@@ -58,7 +58,10 @@ def read(arguments: list[str]) -> PreflightRequest:
 
 
 def seconds_of(time_limit: str) -> float | None:
-    """Seconds of Slurm's forms: 90 (minutes), 90:30, 24:00:00, 1-12, 1-12:30:00. None: no limit (empty, UNLIMITED)."""
+    """Seconds of a time limit as Slurm writes it: 90 (minutes), 90:30, 24:00:00, 1-12, 1-12:30:00.
+
+    Returns: None for no limit (empty, UNLIMITED).
+    """
     if time_limit.upper() in ("", "UNLIMITED", "INFINITE"):
         return None
     match = _TIME.fullmatch(time_limit)
@@ -75,11 +78,14 @@ def seconds_of(time_limit: str) -> float | None:
 
 
 def warning_of(signal: str) -> float:
-    """The seconds before the time limit of sbatch's --signal. Raises: ConfigError for a signal that is not handled."""
+    """Seconds between the signal of sbatch's --signal and the time limit.
+
+    Raises: ConfigError for a signal that slurm/train.sh does not handle.
+    """
     match = re.fullmatch(r"B:(?:SIG)?USR1(?:@(\d{1,5}))?", signal)
     if match is None:
         raise ConfigError(f"signal={signal} is none that slurm/train.sh listens to.", "Write signal=B:USR1@300.")
-    return float(match[1] or 60)  # sbatch's own default
+    return float(match[1] or 60)  # sbatch's default
 
 
 def run(request: PreflightRequest, environment: Environment) -> int:
@@ -114,7 +120,7 @@ STYLES = {Status.passed: "green", Status.warned: "yellow", Status.failed: "bold 
 
 
 def show(evidence: PreflightEvidence, results: list[CheckResult], console: Console) -> None:
-    """Prints a table, a cure for each row that is not good, and the verdict."""
+    """Prints the table of results, a cure for each row that warns or fails, and the verdict."""
     run = evidence.run
     console.print(f"{run.run.name}: {run.model.name} on {run.cluster.name}, {evidence.world_size} ranks")
     table = Table("check", "result", "measured", "expected")
@@ -137,7 +143,7 @@ def show(evidence: PreflightEvidence, results: list[CheckResult], console: Conso
 
 
 def as_data(evidence: PreflightEvidence, results: list[CheckResult]) -> dict[str, Any]:
-    """The same as plain data, for JSON."""
+    """The results as plain data, for JSON."""
     return {
         "fit": not any(result.status is Status.failed for result in results),
         "world_size": evidence.world_size,

@@ -1,4 +1,4 @@
-"""What checks judge by: facts of all ranks, and what the run needs by the planner; a check's result. No torch."""
+"""The input of the checks: facts of all ranks, and the run's needs by the planner. And a check's result. No torch."""
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
@@ -15,13 +15,13 @@ from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.step_time import step_time
 
 GROUP_KINDS = ("tp", "cp", "ep", "etp", "dp_cp", "expert_dp", "pp")
-"""Kinds of groups that training sends messages in, as ProcessGroups names them."""
+"""The kinds of groups that training communicates in, by their names in ProcessGroups."""
 WARNING_SECONDS = 120.0
-"""Between Slurm's signal and the time limit, by the header of slurm/train.sh; sbatch --signal changes it."""
+"""Seconds between Slurm's signal and the time limit in the header of slurm/train.sh; sbatch --signal changes it."""
 
 
 class Status(str, Enum):
-    """Of a check. For not_checked, the reason stands in place of the measured value."""
+    """Status of a check. not_checked: CheckResult.measured holds the reason instead of a value."""
 
     passed = "passed"
     warned = "warned"
@@ -36,10 +36,10 @@ class CheckResult:
     name: str
     status: Status
     measured: str
-    """With the ranks or nodes that it is about; for a check that was not made, why not."""
+    """The measured value, with the ranks or nodes that it is about. For not_checked: the reason."""
     expected: str = ""
     cure: str = ""
-    """What to do; empty unless warned or failed."""
+    """What to do; empty unless the check warned or failed."""
 
 
 def not_checked(name: str, why: str, expected: str = "") -> CheckResult:
@@ -58,15 +58,15 @@ class Timed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """What one rank measured, while all others measured too."""
+    """Speeds that one rank measured while all other ranks measured too."""
 
     device: str
     """cuda or cpu."""
     matrix_flops: float
-    """FLOP/s of a large product in the run's precision."""
+    """FLOP/s of a large matrix product in the run's precision."""
     messages: list[Timed]
     pairs: dict[str, float]
-    """Other node -> bytes per second that this rank sent, while all ranks of both nodes exchanged."""
+    """Partner node -> bytes per second that this rank sent, while all ranks of both nodes exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +76,16 @@ class Needs:
     fullest: StageMemory
     step_seconds: float
     rank_state_bytes: float
-    """What a rank of the heaviest stage copies to host memory and writes into a checkpoint."""
+    """Bytes that a rank of the largest stage copies to host memory and writes into a checkpoint."""
     checkpoint_bytes: float
-    """One checkpoint, of all ranks."""
+    """Bytes of one checkpoint of all ranks."""
     num_checkpoints: int
-    """The most that are in the run folder at once."""
+    """The largest number of checkpoints in the run folder at once."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PreflightEvidence:
-    """What is known of the run and of all ranks that came; dictionaries are by rank."""
+    """The facts about the run and about all ranks that are present. Dictionaries have the rank as key."""
 
     run: RunConfig
     world_size: int
@@ -95,18 +95,18 @@ class PreflightEvidence:
     facts: dict[int, RankFacts]
     data: dict[int, DataFacts]
     problems: list[tuple[str, str]]
-    """Cause and cure of why the layout is not legal."""
+    """Cause and cure if the layout is not legal."""
     needs: Needs | None = None
     """None for an illegal layout."""
     layout: Layout | None = None
     disk: dict[int, DiskFacts] = field(default_factory=dict)
     speeds: dict[int, Speeds] = field(default_factory=dict)
     unmeasured: str = ""
-    """Why groups were not made, so that there are no speeds; empty where they were."""
+    """Why groups were not made (there are no speeds then); empty if they were."""
     broken: str = ""
-    """What went wrong when groups were made and measured."""
+    """The problem that making or measuring the groups had; empty if none."""
     time_limit_seconds: float | None = None
-    """Of the training job."""
+    """Time limit of the training job."""
     warning_seconds: float = WARNING_SECONDS
     """Between Slurm's signal to the training job and its time limit."""
 
@@ -121,7 +121,7 @@ class PreflightEvidence:
 
     @property
     def hosts(self) -> list[str]:
-        """The node of each rank of the run; with ranks=N, as devices_per_node would place them."""
+        """The node of each rank of the run. With ranks=N: names made from devices_per_node."""
         if self.is_whole and not self.missing:
             return [self.facts[rank].host for rank in range(self.started)]
         return [f"node {rank // self.run.cluster.devices_per_node}" for rank in range(self.world_size)]
@@ -133,11 +133,11 @@ class PreflightEvidence:
 
     @property
     def is_nominal(self) -> bool:
-        """Whether the cluster's figures come from no data sheet, so that nothing is judged by them."""
+        """Whether the cluster's figures are nominal. Then no measurement is judged by them."""
         return self.run.cluster.generation.value == "cpu"
 
     def named(self, ranks: list[int], most: int = 4) -> str:
-        """ranks 3, 5 (node2): ranks and nodes for a person who must find the machine."""
+        """Names ranks and their nodes, so that a person can find the machine: `ranks 3, 5 (node2)`."""
         shown = ", ".join(map(str, ranks[:most])) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
         hosts = sorted({self.facts[rank].host for rank in ranks if rank in self.facts})
         where = f" ({', '.join(hosts[:most])}{' and more' if len(hosts) > most else ''})" if hosts else ""
@@ -145,7 +145,7 @@ class PreflightEvidence:
 
 
 def needs(run: RunConfig, layout: Layout) -> Needs:
-    """The layout must be legal (legality.layout_problems). On cluster=cpu the time of a step is only a rough figure."""
+    """The layout must be legal (legality.layout_problems). On cluster=cpu the step time is only rough."""
     plan = PlanConfig(**{field.name: getattr(run, field.name) for field in fields(RunConfig)})
     work = timed_work(plan)
     return Needs(
@@ -158,7 +158,7 @@ def needs(run: RunConfig, layout: Layout) -> Needs:
 
 
 def checkpoints_at_once(run: RunConfig) -> int:
-    """The newest checkpoint.keep, those kept for good, and the one being written before an old one is deleted."""
+    """Number of checkpoints: the newest checkpoint.keep, those kept forever, and the one being written."""
     steps, kept = run.training.steps, run.checkpoint
     written = -(-steps // kept.every) if kept.every else 1
     if not kept.keep:

@@ -1,4 +1,4 @@
-"""What a rank sees of its machine: versions, memory, its GPU."""
+"""Facts of a rank's machine: versions, memory, its GPU."""
 
 import hashlib
 import os
@@ -24,25 +24,25 @@ class Gpu:
 
     name: str
     identity: str
-    """The device's own number: two ranks with one identity share it."""
+    """The device's unique id. Two ranks with the same identity share the GPU."""
     memory_bytes: int
     free_bytes: int
-    """Before this run uses any: less than all of it means that another process is there."""
+    """Free memory before this run uses any. If it is much less than the total, another process uses the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankFacts:
-    """What one rank sees of its machine."""
+    """Facts of one rank's machine."""
 
     host: str
     versions: dict[str, str]
     available_bytes: int
-    """Host memory that is left with this process running: the node's, or the job's limit where that is less."""
+    """Host memory that is free while this process runs: of the node, or below the job's limit if that is less."""
     gpu: Gpu | None
 
 
 def rank_facts(local_rank: int, variables: Mapping[str, str] = os.environ) -> RankFacts:
-    """Reads the facts; no other rank takes part."""
+    """Reads the facts without communication."""
     gpu, cuda = _gpu(local_rank)
     return RankFacts(
         host=variables.get("SLURMD_NODENAME") or platform.node(),
@@ -63,7 +63,7 @@ def _versions() -> dict[str, str]:
 
 
 def source_hash(folder: Path) -> str:
-    """Hash of every Python file: a checkout on one node that was edited, or not updated, has another."""
+    """Hash of all Python files. It shows a checkout that was edited, or not updated, on one node."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
@@ -80,7 +80,7 @@ def _commit() -> str:
 
 
 def _gpu(local_rank: int) -> tuple[Gpu | None, dict[str, str]]:
-    """The GPU that parallel.groups.world would choose; only a context is allocated on it."""
+    """The GPU that parallel.groups.world would choose. Reading the facts allocates only a context on it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -105,11 +105,11 @@ _MEMORY_FILES = {
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 }
 _NO_LIMIT = 1 << 60
-"""Version 1 writes the largest number of pages where there is none."""
+"""Version 1 writes the largest number of pages if there is no limit."""
 
 
 def _job_limit(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float:
-    """Memory that the control groups of this process leave to it; infinite where there is no limit."""
+    """Memory that the control groups of this process still allow; infinite if they have no limit."""
     if not groups.exists():
         return float("inf")
     left = float("inf")

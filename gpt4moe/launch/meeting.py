@@ -1,6 +1,6 @@
-"""Messages between the ranks and rank 0 by a key-value store: they need no process group, and work without some ranks.
+"""Messages between rank 0 and the other ranks through a key-value store. They need no process group, nor all ranks.
 
-every rank: send_to_first("facts", ...)   rank 0: collect("facts", ranks) -> values of those that came in time
+every rank: send_to_first("facts", ...)   rank 0: collect("facts", ranks) -> values that arrived in time
 rank 0:     broadcast("go", ...)          the others: receive("go")
 """
 
@@ -28,9 +28,9 @@ class Meeting:
 
     @classmethod
     def open(cls, environment: Environment, seconds: float) -> "Meeting":
-        """Rank 0 listens at the environment's address; under torchrun its agent listens already.
+        """Connects to the store at the environment's address. Rank 0 serves it; under torchrun, torchrun's agent does.
 
-        Raises: LaunchError when rank 0 is not reached within `seconds`, or cannot listen.
+        Raises: LaunchError if rank 0 is not reached within `seconds`, or cannot listen.
         """
         if environment.master is None:
             return cls(distributed.HashStore(), environment.rank, environment.world_size)
@@ -68,7 +68,7 @@ class Meeting:
             left = max(0.001, deadline - time.monotonic())
             try:
                 self.store.wait([key], timedelta(seconds=left))
-            except RuntimeError:  # it did not come
+            except RuntimeError:  # the value did not arrive in time
                 continue
             found[rank] = json.loads(self.store.get(key))
         return found
@@ -79,7 +79,7 @@ class Meeting:
         return value
 
     def receive(self, topic: str, seconds: float) -> Any:
-        """The value that rank 0 broadcasts. Raises: LaunchError when it does not within `seconds`, or has ended."""
+        """The value that rank 0 broadcasts. Raises: LaunchError if none arrives in time, or rank 0 has ended."""
         try:
             self.store.wait([topic], timedelta(seconds=seconds))
             return json.loads(self.store.get(topic))

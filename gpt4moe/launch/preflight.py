@@ -1,10 +1,10 @@
-"""The preflight from beginning to end; every rank runs it, and rank 0 judges.
+"""The preflight from beginning to end. Every rank runs it; rank 0 collects the facts and runs the checks.
 
-    facts, data    -->  which ranks came, and are they alike          (no process group: works without some ranks)
+    facts, data    -->  which ranks are present, and are they equal   (no process group: some ranks may be missing)
     a file         -->  which ranks see it, and how fast was it written
-    groups, times  -->  evidence --CHECKS--> results                  (only where groups can be made)
+    groups, times  -->  evidence --CHECKS--> results                  (only if groups can be made)
 
-A rank that fails puts the problem into its next message, so that rank 0 can name it. Every wait has a limit.
+A rank that fails sends its problem with its next message, so that rank 0 can name it. Every wait has a time limit.
 """
 
 import os
@@ -33,11 +33,11 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, support_problems
 
 COME_SECONDS = 180.0
-"""How far apart ranks may start: nodes boot, and load Python from one file system."""
+"""Seconds that ranks may start apart: nodes boot, and all load Python from one file system."""
 GROUP_SECONDS = 120.0
-"""Limit of one collective; the first of thousands of ranks makes their connections."""
+"""Seconds that one collective may take; the first one of thousands of ranks also makes the connections."""
 MEASURE_SECONDS = 900.0
-"""Limit of everything that is measured together."""
+"""Seconds that all measurements together may take."""
 
 CHECKS: tuple[Callable[[PreflightEvidence], CheckResult], ...] = (
     checks_ranks.ranks_came, checks_ranks.versions_equal, checks_ranks.gpus_present, checks_plan.layout_legal,
@@ -54,12 +54,12 @@ def preflight(
     """Collects facts, measures and judges. Every rank calls it.
 
     Args:
-        world_size: ranks of the run; another number than the environment's only in a single process.
-        time_limit_seconds: of the training job.
-        warning_seconds: before that limit, by the training job's --signal.
-        come_seconds: how long rank 0 waits for the others.
+        world_size: ranks of the run. It may differ from the environment's only in a single process.
+        time_limit_seconds: time limit of the training job.
+        warning_seconds: seconds between the training job's --signal and that limit.
+        come_seconds: how long rank 0 waits for the other ranks.
     Returns: evidence and results on rank 0; the exit status, as rank 0 broadcasts it, on the others.
-    Raises: LaunchError when this rank does not reach rank 0.
+    Raises: LaunchError if this rank does not reach rank 0.
     """
     meeting = Meeting.open(environment, come_seconds)
     facts, data = rank_facts(environment.local_rank), data_facts(run)
@@ -83,7 +83,7 @@ def preflight(
 
 
 def judge(evidence: PreflightEvidence) -> list[CheckResult]:
-    """Every check, in the order in which a person should read them."""
+    """The result of every check, in reading order."""
     return [*(check(evidence) for check in CHECKS), *checks_speed.group_speeds(evidence)]
 
 
@@ -108,7 +108,7 @@ def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, An
 
 
 def _why_not(evidence: PreflightEvidence) -> str:
-    """Why groups cannot be made, or should not be tried; empty where they can."""
+    """Why groups cannot be made, or should not be tried; empty if they can."""
     if not evidence.is_whole:
         return f"{evidence.started} of {evidence.world_size} ranks is here"
     if evidence.missing:
@@ -144,7 +144,7 @@ def _write_files(run: RunConfig, meeting: Meeting, evidence: PreflightEvidence |
 
 
 def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidence: PreflightEvidence | None) -> None:
-    """Makes the run's groups, as the trainer does, and times them; does nothing where rank 0 decides against it."""
+    """Makes the run's groups as the trainer does, and times them. Does nothing if rank 0 decides against it."""
     if evidence is not None:
         hosts = [] if evidence.unmeasured else evidence.hosts
         _say(f"groups are not measured: {evidence.unmeasured}" if evidence.unmeasured else "measuring groups ...")
@@ -168,19 +168,19 @@ def _measure(run: RunConfig, environment: Environment, meeting: Meeting, evidenc
 
 
 def _problem_kinds(evidence: PreflightEvidence, broken: dict[int, dict[str, Any]]) -> str:
-    """The kinds of problem, the earliest first: one rank's failure makes the collectives of the others fail later."""
+    """The kinds of problem, earliest first. A failure on one rank makes collectives of other ranks fail later."""
     ranks = defaultdict(list)
     for rank, note in sorted(broken.items(), key=lambda item: item[1]["after_seconds"]):
         ranks[re.sub(r"[\d.:\[\]]+", "", note["problem"])].append(
             rank
-        )  # so that texts with different addresses are one kind
+        )  # texts that differ only in addresses are one kind
     texts = [f"{evidence.named(of)}: {broken[of[0]]['problem']}" for of in ranks.values()]
     return "; ".join(texts[:3])
 
 
 def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: list[str]) -> dict[str, object]:
-    """This rank's Speeds, or the problem that it had, as plain data."""
-    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout is then an exception, not the end of the process
+    """This rank's Speeds, or its problem, as plain data."""
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # a timeout then raises instead of ending the process
     import torch
 
     from gpt4moe.launch.speed import measure
@@ -194,7 +194,7 @@ def _speeds(run: RunConfig, environment: Environment, meeting: Meeting, hosts: l
         with world(environment, store=store, timeout=timeout) as device:
             groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed, timeout=timeout)
             return asdict(measure(groups, hosts, dtype))
-    except (RuntimeError, LaunchError) as error:  # what torch.distributed raises, and a GPU that is not there
+    except (RuntimeError, LaunchError) as error:  # from torch.distributed, and for a missing GPU
         return {"problem": str(error).splitlines()[0], "after_seconds": time.monotonic() - started}
 
 

@@ -1,8 +1,8 @@
-"""What a rank reads and writes: a fingerprint of its data, and a file beside the run's folder. No torch.
+"""File facts of a rank: a fingerprint of its data, and the speed of the run's file system. No torch.
 
-data   the files that the trainer would open, by its own check, and blocks of each: are they the same on all ranks?
+data   data_facts() hashes blocks of the files that the trainer would open, to compare them between ranks
 disk   rank 0: begin() makes <run.root>/.preflight-xxxxxxxx/
-       all at once, as in a save: write() times a file; then sees() looks for rank 0's; end() removes the folder
+       all ranks at once, as in a save: write() times a file; sees() looks for rank 0's file; end() removes the folder
 """
 
 import hashlib
@@ -23,17 +23,17 @@ MOST_BYTES = 64 << 20
 LEAST_BYTES = 4 << 20
 """A smaller file would measure one fsync, not a speed."""
 SEEN_WITHIN_SECONDS = 10.0
-"""A network file system may show an older listing for seconds."""
+"""A network file system may show an old directory listing for some seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiskFacts:
-    """What one rank found in the folder run.root."""
+    """Facts of the file system of run.root, as one rank sees it."""
 
     free_bytes: int = 0
-    """For this user; quotas are not known."""
+    """Free space for this user; quotas are not known."""
     bytes_per_second: float = 0.0
-    """Of writing and syncing, while all other ranks write."""
+    """Bytes per second of writing and syncing, while all other ranks write too."""
     sees_first: bool = False
     """Whether this rank sees rank 0's file, as on a shared file system."""
     problem: str = ""
@@ -53,12 +53,12 @@ def write(folder: Path, rank: int, size_bytes: float) -> DiskFacts:
     """Writes this rank's file and syncs it.
 
     Args:
-        size_bytes: what this rank would save; at most MOST_BYTES are written.
+        size_bytes: size of this rank's part of a checkpoint; at most MOST_BYTES are written.
     """
     size = int(min(MOST_BYTES, max(LEAST_BYTES, size_bytes)))
     block = os.urandom(1 << 20)  # zeros might be compressed away
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # a root that is not shared has no folder yet on this node
+        folder.mkdir(parents=True, exist_ok=True)  # if the root is not shared, this node has no such folder yet
         free = shutil.disk_usage(folder).free
         if free < 2 * size:
             return DiskFacts(free_bytes=free, problem=f"{free / 1e9:.3g} GB free, too little for a test file")
@@ -93,27 +93,27 @@ def probe_file(folder: Path, rank: int) -> Path:
 
 
 def end(folder: Path) -> None:
-    """Removes the folder; every rank calls it, because a folder that is not shared is on each node."""
+    """Removes the folder. Every rank calls it, because a folder that is not shared exists on each node."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 BLOCKS = 16
-"""Blocks read of every file, evenly spaced: terabytes cannot be read whole before each launch."""
+"""Number of evenly spaced blocks that are read of every file; terabytes would take too long before each launch."""
 BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFacts:
-    """What one rank found of the run's data."""
+    """Facts of the run's data, as one rank sees it."""
 
     fingerprint: str
-    """Hash of the manifest, the tokenizer, and size and blocks of every token file and index; empty when unreadable."""
+    """Hash of manifest, tokenizer, and size and blocks of every token file and index; empty if unreadable."""
     cause: str = ""
     cure: str = ""
 
 
 def data_facts(run: RunConfig) -> DataFacts:
-    """Opens what the trainer would open, by its own check, and hashes blocks of it."""
+    """Opens the files that the trainer would open, with the trainer's check, and hashes blocks of them."""
     try:
         digest = hashlib.sha256()
         for path in data_files(run):

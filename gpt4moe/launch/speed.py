@@ -1,11 +1,11 @@
-"""Times matrix products and messages of this rank, while every other rank does the same, as in training.
+"""Times matrix products and messages of this rank. All ranks measure at the same time, as in training.
 
     a large product                    FLOP/s of each rank: finds a slow rank
-    all-reduce, all-to-all, send       of each kind of group, all groups of a kind at once
-    exchange with two other nodes      nodes pair up, all their ranks at once, then with other partners: a slow node is
-                                       slow with both, a good one only with a slow partner
+    all-reduce, all-to-all, send       in each kind of group, all groups of a kind at once
+    exchange with two other nodes      nodes pair up, then pair up with other partners; all ranks of a node exchange at
+                                       once. A slow node is slow with both partners
 
-Each time is the best of several, since a disturbance only makes a measurement longer.
+Each time is the best of several, because a disturbance only makes a measurement longer.
 """
 
 import time
@@ -28,11 +28,11 @@ Operation = Callable[[], object]
 
 
 def measure(groups: ProcessGroups, hosts: list[str], dtype: torch.dtype) -> Speeds:
-    """Every rank calls it; collective.
+    """Measures all speeds. Collective: every rank calls it.
 
     Args:
         hosts: the node of each rank.
-        dtype: of the products.
+        dtype: precision of the matrix products.
     """
     kind = groups.device.type
     size = MESSAGE_BYTES[kind]
@@ -51,7 +51,7 @@ def measure(groups: ProcessGroups, hosts: list[str], dtype: torch.dtype) -> Spee
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product, the best of all."""
+    """FLOP/s of a square matrix product, the best of several."""
     size = MATRIX_SIZE[device.type]
     a = torch.randn(size, size, dtype=dtype, device=device)
     b = torch.randn(size, size, dtype=dtype, device=device)
@@ -108,7 +108,7 @@ def _exchange(
 
 
 def _pairs(groups: ProcessGroups, hosts: list[str], size_bytes: int) -> dict[str, float]:
-    """Partner node -> bytes per second that this rank sends. Ranks without a partner only wait."""
+    """Partner node -> bytes per second that this rank sends. A rank without a partner only waits."""
     rates = {}
     size = size_bytes // 4
     sent, received = torch.zeros(size, device=groups.device), torch.empty(size, device=groups.device)
@@ -121,7 +121,7 @@ def _pairs(groups: ProcessGroups, hosts: list[str], size_bytes: int) -> dict[str
 
 
 def partners(hosts: list[str], rank: int) -> list[int | None]:
-    """The rank of another node that `rank` exchanges with in each round, or None; as many rounds for every rank.
+    """The rank of another node that `rank` exchanges with in each round, or None. All ranks have as many rounds.
 
     Nodes 0-1, 2-3, ... pair up, then 1-2, 3-4, ... and the last with the first. The n-th rank of a node exchanges with
     the n-th of the other.

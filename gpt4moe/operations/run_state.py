@@ -1,8 +1,8 @@
-"""Which folders are runs, the state of each by the queue, its process and its events, and what a running one is doing.
+"""Which folders are runs, the state of each run, and what a running one is doing. The state is decided in this order:
 
-the queue has it as running or waiting -> that
-a process of this machine has the folder locked -> running
-else how its last launch ended: by its stop event, or without one (killed)
+Slurm's queue has the job, running or waiting -> running or waiting
+a process of this machine has locked the folder -> running
+else by the end of the last launch: its stop event, or no such event (killed)
 """
 
 import difflib
@@ -50,7 +50,7 @@ def run_folders(paths: Sequence[Path]) -> list[Path]:
 
 
 def named_run(name: str, root: Path = Path("runs")) -> Path:
-    """The run folder at a path, or of a name below `root`. Raises: LaunchError naming the most similar."""
+    """The run folder with a path, or with a name below `root`. Raises: LaunchError that names similar runs."""
     for path in (Path(name), root / name):
         if is_run_folder(path):
             return path
@@ -77,7 +77,7 @@ def last_jobs(folder: Path, events: Sequence[Event]) -> list[int]:
 
 
 def job_of(jobs: Sequence[int], states: Mapping[int, str]) -> int | None:
-    """The job, of last_jobs, that decides the run's state: the newest in the queue, else the newest.
+    """The job of last_jobs that decides the run's state: the newest one in the queue, else the newest.
 
     A later job may have been refused while an earlier one was running.
     """
@@ -91,9 +91,9 @@ def state_of(
     """The state (RunStatus.state) and why.
 
     Args:
-        events: of this run alone, in order.
+        events: the events of this run alone, in order.
         job_state: Slurm's state of the last launch's job; None: Slurm does not know the job.
-        step, total: the last step done, and the one to stop at.
+        step, total: the last step done, and the last step of the run.
     """
     if job_state is not None and job_state.startswith(_RUNNING):
         return "running", ""
@@ -118,7 +118,7 @@ def state_of(
 
 
 def activity(folder: Path, events: Sequence[Event], job: int | None, now: float) -> Idle:
-    """What a running run is doing, and since when. Args: job: the running one (job_of)."""
+    """What a running run is doing, and since when. Args: job: its running job (job_of)."""
     began = _launch_without_event(folder, events, job)
     if began is not None:
         return Idle(now - began, START_UP, longest_waits(events).get(START_UP, 0.0))
@@ -128,12 +128,12 @@ def activity(folder: Path, events: Sequence[Event], job: int | None, now: float)
 
 
 def _launch_without_event(folder: Path, events: Sequence[Event], job: int | None) -> float | None:
-    """When the latest launch began, if it has no event yet: it imports, connects, loads, or hangs there."""
+    """When the latest launch began, if it has no event yet: it still imports, connects or loads, or it hangs."""
     last = next((event for event in reversed(events) if event["event"] == "start"), None)
     newest = max((item for item in job_logs(folder).items() if item[0][0] == job), default=None)
     known = (-1, 0) if last is None else (last["job"], last.get("restart", 0))
     if newest is not None and known[0] is not None and newest[0] > known:
-        return newest[1].stat().st_mtime  # its last output: it began a little earlier
+        return newest[1].stat().st_mtime  # time of its last output; the launch began a little earlier
     found = holder(folder)
     if found is not None and is_at_work(folder):
         began = process_began(found[0])

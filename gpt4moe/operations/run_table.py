@@ -1,4 +1,4 @@
-"""Tables for a terminal: one line a run; or where the time of one run went, and its launches."""
+"""Tables for a terminal: one line for each run; or one run in detail, with its time by cause and its launches."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ STATES = {
 }  # fmt: skip
 _NONE = "-"
 _SHOWN = 3
-"""Most alerts and damaged files in a run's line; `show` has all."""
+"""A run's line has at most so many alerts and damaged files; `show` has all."""
 
 
 def print_runs(runs: Sequence[RunStatus], *, is_detailed: bool) -> None:
@@ -98,7 +98,7 @@ def _state(run: RunStatus) -> Text:
 
 
 def _printable(text: str) -> str:
-    """Replaces what is not printable: a folder's name may not be UTF-8, or have control characters."""
+    """Replaces unprintable characters. A folder's name may have control characters, or not be UTF-8."""
     shown = text.encode(errors="replace").decode()
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 

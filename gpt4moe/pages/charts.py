@@ -1,9 +1,9 @@
-"""Line charts as inline SVG: a few hundred bytes of our own instead of a library, in the colours of the page's theme.
+"""Line charts as inline SVG, without a charting library, in the colours of the page's theme.
 
     records of steps -> points, smooth, thin -> Chart(series, levels, marks) -> scale -> <svg> with axes and paths,
     and its points as JSON for the script of the page
 
-Colours are CSS variables of report_page.py, so a chart follows light and dark. Sizes are the page's pixels when wide.
+Colours are CSS variables of report_page.py, so a chart follows the light or dark theme. Sizes are in pixels.
 """
 
 import json
@@ -25,14 +25,14 @@ def points(records: Sequence[Record], name: str, *, x: str = "step") -> list[Poi
 
 
 def smooth(curve: Sequence[Point], span: float) -> list[Point]:
-    """Exponential moving average over about `span` points, from both sides: it does not lag behind a falling loss."""
+    """Exponential moving average over about `span` points, in both directions, so that it does not lag behind."""
     forward = _average(curve, span)
     backward = _average(curve[::-1], span)[::-1]
     return [(x, (past + future) / 2) for (x, past), (_, future) in zip(forward, backward, strict=True)]
 
 
 def _average(curve: Sequence[Point], span: float) -> list[Point]:
-    # total / weight: without it the average would start at zero, or cling to the first point.
+    # total / weight: a plain average would start at zero, or depend too much on the first point.
     keep = 1.0 - 2.0 / (max(span, 1.0) + 1.0)
     total = weight = 0.0
     averaged = []
@@ -44,12 +44,12 @@ def _average(curve: Sequence[Point], span: float) -> list[Point]:
 
 
 def smoothing_span(num_points: int) -> float:
-    """A span that follows a curve's turns and hides its noise: a thirtieth of it, from 3 to 200 points."""
+    """The span for a curve: a thirtieth of its points, from 3 to 200. It shows trends and hides noise."""
     return min(200.0, max(3.0, num_points / 30))
 
 
 def thin(curve: Sequence[Point], limit: int) -> list[Point]:
-    """At most `limit` points: of each bucket the lowest and the highest, so that no spike gets lost."""
+    """At most `limit` points: the lowest and the highest of each bucket, so that spikes stay visible."""
     if len(curve) <= limit:
         return list(curve)
     size = math.ceil(len(curve) / (limit // 2))
@@ -62,7 +62,7 @@ def thin(curve: Sequence[Point], limit: int) -> list[Point]:
 
 
 def middle(values: Sequence[float]) -> float | None:
-    """The median; None of nothing."""
+    """The median; None for no values."""
     ordered = sorted(values)
     return ordered[len(ordered) // 2] if ordered else None
 
@@ -97,14 +97,14 @@ class Chart:
     """name -> step, vertical lines."""
     log_y: bool = False
     first_colour: int = 0
-    """Of the style sheet's c0, c1, ...: c0 is for a raw curve under its smoothed one."""
+    """Index of the first curve's colour class (c0, c1, ...). c0 is for a raw curve under its smoothed one."""
     is_wide: bool = False
-    """Over the whole width of the page."""
+    """Whether the chart takes the whole width of the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Data -> viewBox units, straight or logarithmic."""
+    """Maps data to viewBox units, linear or logarithmic."""
 
     low: float
     high: float
@@ -112,7 +112,7 @@ class Axis:
     end: float
     log: bool = False
     whole: bool = False
-    """Only whole numbers are ticks: steps."""
+    """Whether ticks are whole numbers, as for steps."""
 
     def place(self, value: float) -> float:
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
@@ -144,14 +144,14 @@ def value_axis(values: Sequence[float], bottom: float, *, log: bool) -> Axis:
     low, high = min(values), max(values)
     if log and low > 0:
         return Axis(low / 1.15, high * 1.15, bottom, TOP, log=True)
-    # What differs by rounding alone is flat.
+    # Differences of round-off alone are drawn as a flat line.
     air = (high - low) * 0.06 if high - low > 1e-9 * abs(high) else abs(high) * 0.1 or 1.0
-    # What cannot be negative gets no axis below zero.
+    # If no value is negative, the axis does not go below zero.
     return Axis(max(low - air, 0.0) if low >= 0 else low - air, high + air, bottom, TOP)
 
 
 def line_chart(chart: Chart) -> str:
-    """The chart as <figure>; with a plain sentence in place of the picture when there is nothing to draw."""
+    """The chart as <figure>. If there is nothing to draw, a sentence takes the place of the picture."""
     limit = MAX_WIDE_POINTS if chart.is_wide else MAX_POINTS
     series = [Series(name=s.name, points=thin(s.points, limit), look=s.look) for s in chart.series if s.points]
     heading = f'<h3>{escape(chart.title)} <span class="unit">{escape(chart.unit)}</span></h3>'
@@ -219,7 +219,7 @@ def _marks(marks: Mapping[str, float], x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _colour(index: int, first: int) -> int:
-    """c0 to c9, then from c1 again."""
+    """Index of a colour class: c0 to c9, then c1 again."""
     return first + index if first + index <= COLOURS else (first + index - 1) % COLOURS + 1
 
 
@@ -243,7 +243,7 @@ def _legend(series: Sequence[Series], first_colour: int) -> str:
 
 
 def _hover_data(series: Sequence[Series], x_axis: Axis) -> str:
-    """Points as the page's script reads them: step and the value as text."""
+    """Points as JSON for the page's script: the step, and the value as text."""
     curves = [
         {"name": s.name, "x": [x for x, _ in s.points], "text": [f"{y:.5g}" for _, y in s.points]} for s in series
     ]
@@ -253,7 +253,7 @@ def _hover_data(series: Sequence[Series], x_axis: Axis) -> str:
 
 
 def axis_labels(ticks: Sequence[float]) -> list[str]:
-    """Short, and long enough to tell neighbours apart: 1.001M and 1.002M, not 1M twice."""
+    """The shortest labels that differ from each other: 1.001M and 1.002M, not 1M twice."""
     for digits in range(2, 8):
         labels = [axis_number(tick, digits) for tick in ticks]
         if len(set(labels)) == len(labels):
@@ -262,7 +262,7 @@ def axis_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def axis_number(value: float, digits: int = 2) -> str:
-    """0, 0.25, 1500 -> 1.5k, 3e-4. `digits` of the mantissa are kept, of thousands and more one more."""
+    """0, 0.25, 1500 -> 1.5k, 3e-4. `digits` of the mantissa are kept; one more from 1000 on."""
     if value and abs(value) < 1e-3:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"

@@ -1,7 +1,7 @@
 """Expert load as inline SVG: a cell for each MoE layer and expert, coloured by its share of the layer's tokens.
 
-heat_map is one large map of the last steps, with numbers; load_maps is a row of small maps, one for each window of
-steps. In the small maps cells of one colour are one SVG path, so that 120 layers x 16 experts x 8 maps are some 100 kB.
+heat_map is one large map of the last steps, with numbers. load_maps is a row of small maps, one for each window of
+steps. In a small map all cells of one colour are one SVG path: 120 layers x 16 experts x 8 maps take some 100 kB.
 """
 
 import math
@@ -18,7 +18,7 @@ NAMED_DEAD = 12
 
 
 def heat_map(load: ExpertLoad) -> str:
-    """The map as <figure>; under each cell's pointer its numbers; dead experts by name below it."""
+    """The map as <figure>. A tooltip shows the numbers of a cell; a sentence below names the dead experts."""
     ratios, worst = load.ratios(), load.max_over_mean()
     num_layers, num_experts = len(ratios), len(ratios[0])
     cell_width = (WIDTH - LEFT - RIGHT_COLUMN) / num_experts
@@ -58,7 +58,7 @@ def heat_map(load: ExpertLoad) -> str:
 
 
 def balance_sentence(load: ExpertLoad) -> str:
-    """The worst layer, and the dead experts by name."""
+    """A sentence with the layer of the busiest expert, and the names of dead experts."""
     worst = load.max_over_mean()
     ratio, layer = max(zip(worst, load.layers, strict=True))
     sentence = f"Busiest expert: {ratio:.2f} times the mean, in layer {layer}. "
@@ -82,7 +82,7 @@ def _cell(x: float, y: float, width: float, height: float, *, layer: int, expert
 
 
 def strength(ratio: float) -> float:
-    """0 for an even share to 1 for four times or a quarter of it; the power lifts what lies between."""
+    """Colour strength: 0 for an even share, 1 for four times or a quarter of it. The power lifts values in between."""
     return float(min(1.0, abs(math.log2(ratio)) / 2) ** 0.7)
 
 
@@ -97,12 +97,12 @@ def _scale() -> str:
 
 
 MAX_MAPS, MAX_CELLS = 8, 40_000
-# A cell is drawn in one of these looks; between an even share and a quarter or four times of it are so many shades.
+# The looks of a cell, and the number of shades between an even share and a quarter or four times of it.
 SHADES = 4
 
 
 def load_maps(windows: Sequence[LoadWindow], layers: Sequence[int]) -> str:
-    """The maps as <figure>, from the first window to the last; nothing for fewer than two.
+    """The maps as <figure>, from the first window to the last; empty for fewer than two windows.
 
     Args: layers: global indices of the MoE layers, the rows of a window.
     """
@@ -136,7 +136,7 @@ def _map(window: LoadWindow, layers: Sequence[int]) -> str:
 
 
 def _strokes(tokens: NDArray[np.float64]) -> list[tuple[str, float, str]]:
-    """(look, opacity, path data) of every colour that occurs; neighbours of one colour are one stroke."""
+    """(look, opacity, path data) of each colour in the map. Neighbouring cells of one colour are one stroke."""
     colours = [[_colour(ratio) for ratio in row] for row in _ratios(tokens).tolist()]
     strokes: dict[tuple[str, float], list[str]] = {}
     for y, row in enumerate(colours):

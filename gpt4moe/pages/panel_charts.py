@@ -1,4 +1,4 @@
-"""A dashboard's panels drawn from metrics.jsonl: Panel + records -> Chart. What a run does not have gets no chart."""
+"""A dashboard's panels drawn from metrics.jsonl: Panel + records -> Chart. Metrics that the run lacks get no chart."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,17 +8,17 @@ from gpt4moe.runlog.metrics import Record
 
 # A curve that spans more than this is drawn on a logarithmic axis (scale: auto), else one spike flattens all the rest.
 WIDE_SPAN = 30.0
-# From here on a noisy curve is a band of ink: a smoothed one is drawn over it, or in its place where there are several.
+# With more points, a noisy curve gets a smoothed one over it; several noisy curves are replaced by smoothed ones.
 NOISY_POINTS = 300
 CALM = ("learning_rate", "dead_experts", "device_hours", "cost_usd", "peak_memory_bytes", "consumed_tokens")
-# With fewer points than this share of the steps, a metric is one of some steps only: a dot each.
+# A metric with fewer points than this share of the steps is drawn as dots: it is not recorded every step.
 SPARSE = 0.5
 
 
 def panel_charts(
     panels: Sequence[Panel], records: Sequence[Record], *, levels: Mapping[str, float], marks: Mapping[str, float]
 ) -> list[Chart]:
-    """Charts of the panels that have something to draw, in order.
+    """Charts of the panels that have values, in order.
 
     Args:
         levels: name -> nats/token, lines across the chart of the loss.
@@ -50,7 +50,7 @@ def panel_charts(
 
 
 def _named(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names of a record that a panel's metric means; of layers, in their order."""
+    """The names in a record that match a panel's metric; layers in their order."""
     if wanted.endswith("/*"):
         return sorted(name for name in names if name.startswith(wanted[:-1]))
     return [name for name in names if name == wanted]

@@ -1,8 +1,9 @@
-"""The answer of tools/plan.py, in the form that was asked for: tables, JSON, a text or a page.
+"""The answer of tools/plan.py in the requested form: tables, JSON, Markdown or an HTML page.
 
     PlanConfig -> estimate | search | calibrate | gpt4_claims -> tables (rich), JSON, Markdown, plan.html
 
-Every column or row of a table has its unit. This room does it because a calibration reads a run folder.
+Every column or row of a table has its unit. It is in this room because a calibration reads a run folder,
+which the planner may not.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]
     if plan.report is not None:
         return claims_page(claims(ReportedRuns.load()))
     if plan.output is PlanOutput.html:
-        # Of a search, the page of the fastest layout.
+        # For a search, the page shows the fastest layout.
         write_plan_page(plan.file, search(plan).found[0] if plan.search else estimate(plan))
         return f"{plan.file}\n"
     return table_answer(plan)
@@ -71,7 +72,7 @@ def calibration_tables(rows: Sequence[Compared]) -> list[Table | str]:
 
 
 def calibration_json(rows: Sequence[Compared]) -> dict[str, object]:
-    """A key for each row, and the advice. error is a share; null where the two cannot be compared, and why."""
+    """A key for each row, and the advice. error is a share, or null (with the reason) if there is none."""
     compared = {row.name: {**asdict(row), "error": row.error} for row in rows}
     return {**compared, "advice": advice(rows)}
 
@@ -93,7 +94,7 @@ def _calibrated(plan: PlanConfig, folder: Path) -> list[Compared]:
             "Calibrate another run, or start this one once more: each start writes its own record.",
         ) from error
     run = config_from_dict(config)
-    # The run's own keys count; the plan keeps only what a run has no key for.
+    # The run's own config overrides the plan's, except for the planner's own keys.
     groups = {name: getattr(run, name) for name in type(run).__dataclass_fields__}
     return calibrate(replace(plan, **groups, gpus=ranks), read_metrics(folder / METRICS_FILE))
 
@@ -163,7 +164,7 @@ def _recompute(parallel: ParallelConfig) -> str:
 
 def _table(title: str, first: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(Text(first))  # as text: "[s]" would be taken for markup
+    table.add_column(Text(first))  # as Text: rich would read "[s]" as markup
     for column in columns:
         table.add_column(Text(column), justify="right")
     return table

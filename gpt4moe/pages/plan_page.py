@@ -1,6 +1,6 @@
-"""A plan as one self-contained page: numbers, memory of each stage and time of a step as stacked bars, the Gantt chart.
+"""A plan as one HTML page: numbers, stacked bars for memory of each stage and time of a step, Gantt chart.
 
-planner.estimate.Estimate -> stacked bars (SVG), pages.gantt -> HTML without script, link or request
+planner.estimate.Estimate -> stacked bars (SVG), schedule_page.gantt -> HTML without script, link or request
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from gpt4moe.planner.estimate import Estimate
 from gpt4moe.runlog.run_files import replace_file
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d")
-"""Okabe and Ito's, told apart by every kind of eye, and two more."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish, and two more."""
 WIDTH, LEFT, ROW = 1100.0, 90.0, 22.0
 MEMORY_LINES = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")
 MOST_ROUNDS = 3
-"""Micro-batches in the chart, in multiples of the pipeline: a longer steady state looks the same."""
+"""Micro-batches in the chart, as a multiple of pp. More micro-batches would only repeat the steady state."""
 
 
 def write_plan_page(path: Path | str, result: Estimate) -> None:
-    """Writes the page; a reader finds the old one or the new one, never half a file."""
+    """Writes the page with an atomic rename: a reader sees the old or the new page, never a part."""
     title = f"{result.plan.model.name}: plan"
     memory = {
         f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_LINES}
@@ -48,11 +48,11 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
 
 
 def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, unit: str, limit: float | None = None) -> str:
-    """A horizontal bar a row, its parts side by side; a figure with its legend.
+    """A figure with one horizontal bar for each row, its parts side by side, and a legend.
 
     Args:
         rows: name -> part -> value; every row has the same parts.
-        limit: a vertical line, what there is of the unit.
+        limit: where to draw a vertical line, such as the memory of a device.
     """
     parts = [part for part in next(iter(rows.values())) if any(row[part] for row in rows.values())]
     most = max([sum(row.values()) for row in rows.values()] + [limit or 0.0])

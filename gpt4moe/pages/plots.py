@@ -41,7 +41,7 @@ def plot_loss(
     from matplotlib.ticker import EngFormatter
 
     with matplotlib.rc_context(STYLE):
-        # Figure without pyplot: no global state, no display, whatever backend the machine is set to.
+        # Figure without pyplot: no global state, and no display needed, whatever backend is configured.
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()
         train = points(records, "loss", x=x)

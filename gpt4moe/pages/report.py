@@ -1,4 +1,4 @@
-"""report.html: what a run did, in one file that opens anywhere, offline, in light or dark.
+"""report.html: the report of a run in one file, which opens offline, in a light or dark theme.
 
 ReportData -> head line, verdict, cards -> the dashboard's panels, expert load -> samples -> starts, config -> one file
 """
@@ -25,20 +25,20 @@ from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import replace_file
 
 EXPERTS = "Experts"
-"""The section of the dashboard that the heat maps go to."""
+"""The dashboard section that gets the heat maps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStart:
-    """One start of the run: the first, or a resume."""
+    """One launch of the run: the first, or a resume."""
 
     first_step: int
-    """The first step it did."""
+    """The first step of this launch."""
     when: str
-    """Date and time, as it shall be read."""
+    """Date and time, formatted for readers."""
     layout: str
     note: str = ""
-    """What changed, e.g. the overrides."""
+    """What changed since the previous launch, e.g. config keys."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,12 @@ class Sample:
 
     prompt: str
     text: str
-    """What follows the prompt."""
+    """The text after the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportData:
-    """All that a report shows, as plain values. What is None or empty is left out."""
+    """Everything that a report shows, as plain values. None and empty values are left out."""
 
     run_name: str
     layout: str
@@ -60,24 +60,24 @@ class ReportData:
     records: Sequence[Record]
     """metrics.jsonl, by step."""
     resolved_config: str
-    """YAML."""
+    """The config of the run, as YAML."""
     checkpoint_path: str
     num_parameters: int | None = None
     num_active_parameters: int | None = None
-    """Parameters that work on one token."""
+    """Number of parameters that one token uses."""
     unigram_entropy: float | None = None
-    """nats/token of the corpus."""
+    """Entropy of the corpus, nats/token."""
     bigram_entropy: float | None = None
     expert_load: ExpertLoad | None = None
     load_windows: Sequence[LoadWindow] = ()
     pipeline: PipelinePlan | None = None
-    """Of the last start; None without a pipeline."""
+    """Schedule of the last launch; None without a pipeline."""
     wire: WireCount | None = None
     account: Goodput | None = None
     starts: Sequence[RunStart] = ()
     sections: Sequence[PanelSection] = field(default_factory=lambda: read_dashboard().sections)
     alerts: Sequence[tuple[int, str, str]] = ()
-    """(step, name, text) of every alert that training told."""
+    """(step, name, text) of every alert that fired while training."""
     samples: Sequence[Sample] = ()
     facts: dict[str, str] = field(default_factory=dict)
     """Further cards: title -> text."""
@@ -87,13 +87,13 @@ class ReportData:
         return next((r[name] for r in reversed(self.records) if name in r), None)
 
     def levels(self) -> dict[str, float]:
-        """The entropies that the loss is measured against."""
+        """Name -> nats/token: the entropies that the loss is compared with."""
         entropies = {"unigram entropy": self.unigram_entropy, "bigram entropy": self.bigram_entropy}
         return {name: value for name, value in entropies.items() if value is not None}
 
 
 def write_report(path: Path | str, data: ReportData) -> None:
-    """Write the report to `path`; a reader finds the old one or the new one, never half a file."""
+    """Writes the report with an atomic rename: a reader sees the old or the new report, never a part."""
     title = escape(data.run_name)
     body = "\n".join(
         part
@@ -123,7 +123,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
         f"<title>{title}: training report</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
-    # replace: a sample may hold half a character, which UTF-8 cannot write.
+    # replace: a sample may end with half a character, which UTF-8 cannot encode.
     replace_file(Path(path), page.encode("utf-8", errors="replace"))
 
 
@@ -133,7 +133,7 @@ def _under_title(data: ReportData) -> str:
 
 
 def _verdict(data: ReportData) -> str:
-    """One sentence: the held-out loss against what counting words and pairs of words would reach."""
+    """One sentence that compares the held-out loss with the unigram and bigram entropies."""
     loss = data.last("eval_loss")
     if loss is None or not math.isfinite(loss) or not data.levels():
         return ""
@@ -171,7 +171,7 @@ def _cards(data: ReportData) -> str:
 
 
 def _duration_card(data: ReportData) -> tuple[str, str, str] | None:
-    """Wall time of the run, as the goodput counts it; of a run without events the steps are all that is known."""
+    """Wall time of the run, as goodput counts it. For a run without events: the sum of its steps."""
     if data.account is not None:
         return "Duration", clock_time(data.account.wall_seconds), "h:mm:ss of wall time, restarts included"
     seconds = sum(value for _, value in points(data.records, "step_seconds"))
@@ -231,5 +231,5 @@ def _section(title: str, content: str) -> str:
 
 
 def _text(text: str) -> str:
-    """For HTML: escaped, and control characters, which HTML forbids, made visible."""
+    """Text escaped for HTML. Control characters, which HTML forbids, are made visible."""
     return escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text))

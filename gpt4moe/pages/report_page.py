@@ -1,6 +1,6 @@
-"""The look of report.html: its style sheet and the script that shows values under the pointer. No request leaves it."""
+"""Style sheet of report.html, and its script, which shows values under the pointer. The page makes no request."""
 
-# The browser itself refuses whatever is not in the file, should a sample or a config value ever slip through.
+# The browser blocks every external resource, in case a sample or a config value contains a link to one.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 STYLE = """

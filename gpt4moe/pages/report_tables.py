@@ -1,4 +1,4 @@
-"""Two sections of the report: bytes on the wire, counted and by formula; wall time by cause, as a bar and a table."""
+"""Two sections of the report: bytes sent (counted and by formula), and wall time by cause (bar and table)."""
 
 import html
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WireCount:
-    """One step of all ranks: group -> kind of operation -> bytes sent."""
+    """Bytes that all ranks send in one step: group -> kind of operation -> bytes."""
 
     step: int
     counted: Mapping[str, Mapping[str, int]]
     formula: Traffic
-    """With even routing."""
+    """Bytes by formula, for even routing."""
 
 
 def wire_table(wire: WireCount) -> str:
-    """HTML: a row for each group and kind, and the engine's surplus as a row of its own."""
+    """HTML: a row for each group and kind of operation, and one row for what the formulas leave out."""
     pairs = {(group, kind): None for sent in (wire.counted, wire.formula) for group in sent for kind in sent[group]}
     rows, total, more = [], 0.0, 0.0
     for group, kind in pairs:
@@ -61,11 +61,11 @@ _COLOURS = {
     "queue": "var(--over)", "down": "var(--bad)",
 }  # fmt: skip
 _SMALLEST_SECONDS = 0.05
-"""Less is not shown: it would print as 0.0."""
+"""Smaller values are not shown, because they would print as 0.0."""
 
 
 def goodput_section(account: Goodput) -> str:
-    """HTML; nothing for a run without a second."""
+    """HTML; empty if the run has no recorded time."""
     shown = [(cause, seconds) for cause, seconds in account.seconds.items() if seconds >= _SMALLEST_SECONDS]
     if not shown:
         return ""

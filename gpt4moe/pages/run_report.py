@@ -1,4 +1,4 @@
-"""loss.png and report.html from what lies in a run folder: made again at any time, by anyone, with no torch."""
+"""Makes loss.png and report.html from the files of a run folder, at any time and without torch."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def write_run_report(
     """Writes both files and returns the report's path.
 
     Args:
-        entropies: of the corpus in nats/token, "unigram" and "bigram", drawn as levels to compare the loss with.
+        entropies: "unigram" and "bigram" -> nats/token of the corpus, drawn as horizontal lines for comparison.
     """
     entropies = entropies or {}
     records = read_metrics(run_folder / METRICS_FILE)
@@ -72,14 +72,14 @@ def _start(record: dict[str, Any]) -> RunStart:
 
 
 def _pipeline(record: dict[str, Any]) -> PipelinePlan | None:
-    """The schedule of a start; None without a pipeline."""
+    """The schedule of a launch; None without a pipeline."""
     if record["config"]["parallel"]["pp"] == 1:
         return None
     return run_pipeline(config_from_dict(record["config"]), record["ranks"])
 
 
 def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
-    """The count of a start; None where it has none of its own."""
+    """The byte counts of a launch; None if it has none."""
     path = run_folder / WIRE_FILE
     if not path.exists():
         return None
@@ -92,7 +92,7 @@ def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
 
 
 def _expert_load(run_folder: Path) -> tuple[ExpertLoad | None, list[LoadWindow]]:
-    """Over the last steps, and over the run."""
+    """Expert load over the last steps, and in windows over the whole run."""
     path = run_folder / EXPERT_LOAD_FILE
     if not path.exists():
         return None, []

@@ -3,8 +3,8 @@
     Timeline -> gantt: a row for each rank, a bar for each slot -> <svg>, the same bytes for the same timeline
     PipelinePlan -> schedule_text, schedule_json, schedule_svg, schedule_section (of the report)
 
-Forward passes are blue, backward passes orange (Okabe and Ito's colours, distinct for every kind of eye and in grey); a
-later chunk of a rank is paler. A bar shows its micro-batch where it has room, and the rest under the pointer.
+Forward passes are blue, backward passes orange: Okabe and Ito's colours, distinct for colour-blind readers and in grey.
+Later chunks of a rank are paler. A bar shows its micro-batch if there is room, and everything else in a tooltip.
 """
 
 import json
@@ -19,7 +19,7 @@ UNIT = "1 = forward pass of an average stage, by FLOP"
 
 
 def schedule_text(plan: PipelinePlan, problems: Sequence[str] = ()) -> str:
-    """A line a rank, slots in order: F3 is the forward pass of micro-batch 3, B1.3 the backward pass of chunk 1.
+    """One line for each rank, slots in order. F3: forward pass of micro-batch 3; B1.3: backward pass of it in chunk 1.
 
     Args:
         problems: of the messages between stages.
@@ -69,12 +69,12 @@ def schedule_json(plan: PipelinePlan, problems: Sequence[str] = ()) -> str:
 
 
 def schedule_svg(plan: PipelinePlan, problems: Sequence[str] = ()) -> str:
-    """The Gantt chart, a file of its own."""
+    """The Gantt chart as the content of an SVG file."""
     return gantt(plan.timeline, label=". ".join([f"Pipeline schedule: {headline(plan)}", *problems]), unit=UNIT)
 
 
 def schedule_section(plan: PipelinePlan) -> str:
-    """HTML: the chart and a table by rank; classes of pages.report_page."""
+    """HTML: the chart and a table by rank, with the CSS classes of pages.report_page."""
     busy, total = plan.timeline.busy, plan.timeline.total
     rows = "".join(
         f"<tr><td>{rank}</td><td>{_layers(plan, rank)}</td><td>{(total - busy[rank]) / total:.1%}</td>"
@@ -107,7 +107,7 @@ def _layers(plan: PipelinePlan, rank: int) -> str:
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1100.0, 64.0, 8.0, 8.0, 40.0
 MAX_BARS = 3000
-"""From here on bars are too thin to point at: one path a row and colour, a twentieth of the bytes."""
+"""With more bars they are too thin to point at, and are drawn as one path for each row and colour to save bytes."""
 
 STYLE = (
     ".gantt text{font:12px system-ui,sans-serif;fill:currentColor}.gantt .bar-text{fill:#10202c;text-anchor:middle}"
@@ -120,7 +120,7 @@ def gantt(timeline: Timeline, *, label: str, unit: str) -> str:
     """The step as <svg>.
 
     Args:
-        label: what is drawn, for those who hear the page.
+        label: description of the chart for screen readers.
         unit: of the timeline's numbers, written under the axis.
     """
     ranks = len(timeline.table)
@@ -185,7 +185,7 @@ def _axis(total: float, scale: float, y: float, unit: str) -> list[str]:
 
 
 def _opacity(slot: Slot, chunks: int) -> str:
-    """The first chunk in full colour, the last in half."""
+    """Opacity: 1 for the first chunk, 0.5 for the last."""
     return f"{1 - 0.5 * slot.chunk / max(1, chunks - 1):.2g}"
 
 

@@ -1,9 +1,9 @@
-"""Checks that every message of a pipeline arrives where it should, by running all ranks' programs side by side.
+"""Checks that every message of a pipeline reaches the right receive, by simulating the programs of all ranks.
 
     programs -> each rank in turn, one step -> posts queue on channels -> the n-th send meets the n-th receive
 
-The transport matches sends and receives by order alone. If the two ranks mean different messages, the loss is wrong and
-no error is raised: such messages are called crossed. A slot waits for its input, an exchange for all its posts.
+The transport matches sends and receives by order alone. If the two ranks expect different messages, the loss is wrong
+and no error is raised. Such messages are called crossed. A slot waits for its input, an exchange for all its posts.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from gpt4moe.pipeline.schedule import Pass, Slot
 def message_problems(ranks: Sequence[Program], vpp: int = 1) -> list[str]:
     """Crossed messages, posts without a partner, ranks that wait for ever; empty: the programs are correct.
 
-    Sends wait for their receive (as NCCL's may; gloo's rarely do), so a program that passes needs no buffer.
+    The simulated send waits for its receive, as NCCL's may (gloo's rarely do). So a correct program needs no buffer.
     """
     simulation = _Simulation(ranks, len(ranks) * vpp)
     while any([simulation.advance(rank) for rank in range(len(ranks))]):
@@ -102,7 +102,7 @@ class _Simulation:
         wanted, receive_number = self.queues[source, target, channel, False].popleft()
         del self.open[source][send_number], self.open[target][receive_number]
         self.arrived[target].add(wanted)
-        if sent != wanted and (source, target, channel) not in self.crossed:  # the first of a channel says it all
+        if sent != wanted and (source, target, channel) not in self.crossed:  # once a channel
             self.crossed.add((source, target, channel))
             self.problems.append(
                 f"messages cross: rank {source} sends {_name(sent)} where rank {target} receives {_name(wanted)}"

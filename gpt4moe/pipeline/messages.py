@@ -13,7 +13,7 @@ from gpt4moe.pipeline.schedule import Pass, Slot, schedule, virtual_order, warmu
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An activation (forward) or its gradient (backward), named by the slot that reads it."""
+    """An activation (forward) or its gradient (backward), identified by the slot that reads it."""
 
     direction: Pass
     stage: int
@@ -36,7 +36,7 @@ class Exchange:
 
     posts: tuple[Post, ...]
     waits: bool = True
-    """Whether the call waits for all its posts; else it waits only for earlier sends of the same direction."""
+    """True: the call waits for all its posts. False: it waits only for earlier sends of the same direction."""
 
 
 Program = list[Slot | Exchange]
@@ -46,8 +46,8 @@ def programs(*, pp: int, vpp: int = 1, micro_batches: int, batched: bool = False
     """What each rank of a pipeline computes, sends and receives in one step.
 
     Args:
-        batched: Megatron's batch_p2p_comm without overlap; else as this project runs it: single posts, overlapped when
-            vpp > 1.
+        batched: True: Megatron's batch_p2p_comm without overlap. False: as this project runs it, single posts, with
+            overlap when vpp > 1.
     """
     table = schedule(pp=pp, vpp=vpp, micro_batches=micro_batches)
     if pp == 1:
@@ -133,7 +133,7 @@ def _plain(writer: _Writer, slots: list[Slot], micro_batches: int) -> Program:
 
 
 def _interleaved(writer: _Writer, slots: list[Slot], micro_batches: int) -> Program:
-    """Interleaved 1F1B (forward_backward_pipelining_with_interleaving): what comes next is received one slot ahead."""
+    """Interleaved 1F1B (forward_backward_pipelining_with_interleaving): a slot's input is received one slot early."""
     total, vpp, overlap = micro_batches * writer.vpp, writer.vpp, writer.overlap
     warmup = warmup_forwards(writer.rank, pp=writer.pp, vpp=vpp, micro_batches=micro_batches)
     remaining = total - warmup
@@ -175,7 +175,7 @@ def _interleaved(writer: _Writer, slots: list[Slot], micro_batches: int) -> Prog
 def _next_chunk(writer: _Writer, k: int, direction: Pass) -> int | None:
     """The chunk whose input is received while slot k of a direction ends (recv_tensor_from_previous_stage).
 
-    The rank where a direction begins gets, from where a chunk ends, what left there pp - 1 slots ago.
+    The first rank of a direction receives what the last rank of the previous chunk sent pp - 1 slots ago.
     """
     order, vpp, pp = writer.order, writer.vpp, writer.pp
     leads = writer.is_first if direction is Pass.forward else writer.is_last
@@ -183,7 +183,7 @@ def _next_chunk(writer: _Writer, k: int, direction: Pass) -> int | None:
     if not 0 <= at < len(order):
         return None
     chunk = order[at][1]
-    if leads:  # the last chunk's results go nowhere
+    if leads:  # the results of the last chunk are not sent
         chunk += 1
         if chunk == vpp:
             return None

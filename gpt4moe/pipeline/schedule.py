@@ -1,11 +1,11 @@
 """The pipeline schedule as data: what each rank computes, and in which order.
 
     schedule(pp, vpp, micro_batches) -> a list of slots for each rank -> simulate -> Timeline -> bubble_share
-                                                                      -> peak_live: activations held
+                                                                      -> peak_live: activations kept
 
 Three orders, slot by slot as Megatron-core 0.16.1 runs them (pipeline_parallel/schedules.py; a test records the real
-one): without a pipeline every forward is followed by its backward; 1F1B (PipeDream-flush, arXiv:2104.04473 section
-2.2.1); interleaved 1F1B (section 2.2.2). Stage c * pp + r is chunk c of rank r: the model runs through all stages.
+order). Without a pipeline: each forward pass, then its backward pass. With one: 1F1B (PipeDream-flush, arXiv:2104.04473
+section 2.2.1), or interleaved 1F1B (section 2.2.2). Stage c * pp + r is chunk c of rank r.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ class Pass(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One chunk of a rank over one micro-batch."""
+    """One pass of one micro-batch through one chunk of a rank."""
 
     direction: Pass
     chunk: int
-    """Virtual stage of its rank, from 0."""
+    """Index of the virtual stage on its rank, from 0."""
     micro_batch: int
 
 
@@ -37,12 +37,12 @@ Table = list[list[Slot]]
 
 
 def schedule(*, pp: int, vpp: int = 1, micro_batches: int, group_size: int | None = None) -> Table:
-    """What each of the pp ranks of a pipeline runs in one step.
+    """The slots that each of the pp ranks of a pipeline runs in one step.
 
     Args:
         micro_batches: of one data-parallel rank.
         group_size: consecutive micro-batches of a chunk before the next chunk's turn, Megatron's
-            microbatch_group_size_per_vp_stage; pp by default, and without meaning when vpp is 1.
+            microbatch_group_size_per_vp_stage. Default: pp. No effect when vpp is 1.
     Raises: LayoutError for what Megatron's schedule refuses.
     """
     if micro_batches < 1 or pp < 1 or vpp < 1:
@@ -77,11 +77,11 @@ def num_stages(table: Table) -> int:
 
 
 def peak_live(table: Table, weights: Sequence[float] | None = None) -> list[float]:
-    """The most that each rank keeps at once for later backward passes: [pp].
+    """The largest amount that each rank keeps at once for later backward passes: [pp].
 
     Args:
-        weights: of one micro-batch's activations at each of the pp * vpp stages (bytes, or layers); 1 each by default:
-            the answer is then a number of chunk-micro-batches.
+        weights: size of one micro-batch's activations at each of the pp * vpp stages, in bytes or layers. Default: 1;
+            the result is then a number of micro-batches, counted in each chunk.
     """
     weights = weights or [1] * num_stages(table)
     peaks = []
@@ -97,7 +97,7 @@ def peak_live(table: Table, weights: Sequence[float] | None = None) -> list[floa
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A table on a time axis, in the unit of the durations it was made from."""
+    """A table on a time axis, in the unit of the durations passed to simulate."""
 
     table: Table
     starts: list[list[float]]
@@ -106,7 +106,7 @@ class Timeline:
 
     @property
     def total(self) -> float:
-        """From the first slot to the end of the last."""
+        """Time from the start of the first slot to the end of the last."""
         return max(end for ends in self.ends for end in ends)
 
     @property
@@ -119,13 +119,13 @@ def simulate(
     table: Table, *, forward: float | Sequence[float] = 1.0, backward: float | Sequence[float] = 2.0,
     communication: float = 0.0,
 ) -> Timeline:  # fmt: skip
-    """Places every slot on a time axis: it begins when its rank is free and its input has arrived.
+    """Places every slot on a time axis. A slot begins when its rank is free and its input has arrived.
 
     Args:
         forward, backward: duration of one micro-batch, for every stage or one for each of the pp * vpp.
-        communication: from the end of a slot to the arrival of its result on another rank. A rank that sends goes on
-            meanwhile (Megatron's overlap); messages themselves are checked by messages.message_problems.
-    Raises: LayoutError when the table waits for itself.
+        communication: time from the end of a slot to the arrival of its result on another rank. The sending rank
+            computes meanwhile (Megatron's overlap). message_check.message_problems checks the messages themselves.
+    Raises: LayoutError if the table has a deadlock.
     """
     pp, stages = len(table), num_stages(table)
     seconds = {Pass.forward: _each(forward, stages), Pass.backward: _each(backward, stages)}
@@ -209,7 +209,7 @@ def _input(slot: Slot, stage: int, stages: int) -> tuple[Pass, int, int] | None:
         return (Pass.forward, stage - 1, slot.micro_batch) if stage else None
     if stage + 1 < stages:
         return Pass.backward, stage + 1, slot.micro_batch
-    return Pass.forward, stage, slot.micro_batch  # the loss of its own forward
+    return Pass.forward, stage, slot.micro_batch  # the last stage's backward pass follows its own forward pass
 
 
 def _each(duration: float | Sequence[float], stages: int) -> list[float]:

@@ -20,7 +20,7 @@ SEMIANALYSIS = "SemiAnalysis, 2023-07-10"
 CONTEXT = 8192
 """Tokens in the cache of each sequence that is served: the reported context."""
 SEQUENCES = 64
-"""In flight on the 128 devices where they are lightly used: an assumption."""
+"""Sequences in flight on the 128 devices under a light load: an assumption."""
 GROUPS = {"multi-head": 96, "8 groups": 8, "multi-query": 1}
 
 
@@ -31,7 +31,7 @@ class Claim:
     reported: str
     ours: str
     verdict: str
-    """The difference in %, or why it does not follow."""
+    """The difference in %, or why the reported number does not follow."""
     assumptions: str
 
 
@@ -250,13 +250,19 @@ def _unpriced(runs: ReportedRuns) -> list[Claim]:
 
 
 def claims_page(rows: list[Claim]) -> str:
-    """docs/gpt4-numbers.md."""
+    """The text of docs/gpt4-numbers.md."""
     return f"""# GPT-4 by the numbers: which reported numbers follow from first principles?
 
-Written by `python tools/plan.py report=leak`; a test holds this page to it. Reported: {DECODER};
-{SEMIANALYSIS} (the text that circulated). Ours: the planner's ([planner.md](planner.md)), for
-`+experiment=gpt4` on A100s at $1.10 an hour unless said otherwise. A difference is
-ours over theirs, less 1. The planner's own error on published runs is in [planner-error.md](planner-error.md).
+    python tools/plan.py report=leak                  # prints this page
+    python tools/plan.py report=leak output=json      # the same rows as JSON
+    python tools/plan.py +experiment=gpt4             # the plan behind most rows; change any key to try another model
+
+A test compares this page with the output of the first command.
+
+- "reported": {DECODER}; {SEMIANALYSIS} (the text that circulated).
+- "ours": the planner's number ([planner.md](planner.md)) for `+experiment=gpt4` on A100s at $1.10 an hour, unless a row
+  says otherwise. [planner-error.md](planner-error.md) has the planner's error on published runs.
+- "difference": ours / reported - 1.
 
 {markdown(rows)}
 """
