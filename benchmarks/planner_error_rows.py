@@ -12,10 +12,9 @@ import yaml
 
 from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.cluster import ClusterConfig, Generation
-from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.model import MlaConfig, ModelConfig, PlannedConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.config.planned import MlaConfig, PlannedConfig
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.planner.layer_time import TimedKind, timed_kinds
 

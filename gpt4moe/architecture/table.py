@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from gpt4moe.architecture import names
 from gpt4moe.architecture.rows import Cut, Family, Has, Initial, Shape, TensorRow, always, linear_rows, norm_rows
-from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
+from gpt4moe.config.model import AttentionKind, LayerKind, MlaConfig, MlpKind, ModelConfig, PlannedConfig
 from gpt4moe.config.moe import MoEConfig
-from gpt4moe.config.planned import MlaConfig, PlannedConfig
 
 
 def _planned(model: ModelConfig) -> PlannedConfig:

@@ -1,13 +1,13 @@
-"""Facts of one device of a cluster, for MFU, the planner and costs.
+"""The group cluster: facts of one device, for MFU, the planner and costs.
 
-A cluster is one YAML of configs/cluster; it names the source of each fact.
+A cluster is one YAML file of configs/cluster. The file names the source of each fact.
 """
 
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from gpt4moe.config.missing import MISSING
+from gpt4moe.config import MISSING
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.errors import ConfigError
 
@@ -26,32 +26,32 @@ class Generation(str, Enum):
 class ClusterConfig:
     name: str = MISSING
     generation: Generation = MISSING
-    """It decides how much of the peak a plan counts on, and which kernels run."""
+    """Decides which share of the peak the planner expects, and which kernels run."""
     devices: int | None = None
-    """Devices of a planned run; null: as few as the layout allows. Training takes what the launcher gives."""
+    """Devices of a planned run; null: the fewest that the layout allows. Training uses the ranks that were launched."""
     peak_flops_bf16: float = MISSING
     """Dense bf16 FLOP/s of one device, from its data sheet."""
     peak_flops_fp8: float | None = None
-    """Dense fp8 FLOP/s of one device; null: it has none."""
+    """Dense fp8 FLOP/s of one device; null: the device has no fp8."""
     peak_flops_fp32: float = MISSING
     """Dense fp32 FLOP/s of one device."""
     memory_bytes: float = MISSING
-    """Memory of one device that a process can use."""
+    """Bytes of a device's memory that a process can use."""
     memory_bytes_per_second: float = MISSING
-    """Bandwidth of one device's own memory."""
+    """Bandwidth between a device and its own memory."""
     nvlink_bytes_per_second: float = MISSING
-    """Out of one device to others of its NVLink domain, one direction."""
+    """Bandwidth from one device to the others of its NVLink domain, one direction."""
     fabric_bytes_per_second: float = MISSING
-    """Out of one device to other domains, one direction: its share of the node's network ports."""
+    """Bandwidth from one device to other domains, one direction: its share of the node's network ports."""
     devices_per_node: int = 8
     devices_per_nvlink_domain: int = 8
-    """Devices that reach each other at NVLink speed: 8 of an HGX board, 72 of an NVL72 rack."""
+    """Devices connected by NVLink: 8 on an HGX board, 72 in an NVL72 rack."""
     usd_per_hour: float | None = None
-    """Price of one device for one hour; null: not known, and cost is refused."""
+    """Price of one device for one hour; null: not known, and asking for a cost is an error."""
     watts: float | None = None
     """Power of one device with its share of the server; null: not known."""
     hours_between_failures: float | None = None
-    """Device hours for each unexpected stop of a run; null: failures are left out."""
+    """Device hours between two unexpected stops of a run; null: the planner ignores failures."""
 
     def peak_flops(self, dtype: Dtype) -> float:
         """Dense FLOP/s of one device in `dtype`."""

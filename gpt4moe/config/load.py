@@ -2,8 +2,8 @@
 
     configs/train.yaml --compose--> DictConfig --schema walk--> RunConfig --validate--> a run that may start
 
-Composes by API rather than @hydra.main: that one writes files from every rank and exits 1 on a bad key, where the
-contract says 2. Unknown keys are fatal, also behind `+` and `++`, which Hydra itself lets pass silently.
+This file calls Hydra's compose API instead of @hydra.main, which writes files from every rank and exits with 1 on a bad
+key; our exit status is 2. An unknown key is an error even with `+` or `++`, with which Hydra accepts any key.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load_run_config(overrides: list[str], config_name: str = "train") -> RunConfig:
-    """The run that configs/<config_name>.yaml and the overrides describe.
+    """The run of configs/<config_name>.yaml and the overrides.
 
     Args:
         overrides: Hydra's, as on a command line: `+experiment=tiny`, `parallel.tp=2`.
@@ -40,12 +40,12 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
 
 
 def load_plan_config(overrides: list[str]) -> PlanConfig:
-    """The run of configs/plan.yaml and the overrides, and the planner's own options beside it.
+    """The run of configs/plan.yaml and the overrides, with the planner's own keys.
 
     Raises: ConfigError as load_run_config does.
     """
     given = [override.partition("=")[0].lstrip("+~") for override in overrides]
-    if "ranks" in given:  # the word of the tools that start or place ranks: a plan prices devices
+    if "ranks" in given:  # a key of other tools; the planner counts devices
         raise ConfigError("ranks is no key of a plan.", "Say gpus: gpus=8 plans 8 devices, a rank each.")
     plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
@@ -54,7 +54,7 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
 
 
 def known_clusters() -> list[ClusterConfig]:
-    """Those of configs/cluster, by name."""
+    """The clusters of configs/cluster, sorted by name."""
     schema, files = OmegaConf.structured(ClusterConfig), sorted((CONFIG_FOLDER / "cluster").glob("*.yaml"))
     clusters = [OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.load(file))) for file in files]
     return [cluster for cluster in clusters if isinstance(cluster, ClusterConfig)]
@@ -104,7 +104,7 @@ def _from_dict(raw: dict[str, Any], schema: type[RunConfig]) -> RunConfig:
 
 
 def config_to_dict(run: RunConfig) -> dict[str, Any]:
-    """The run as plain nested data, ready for YAML or JSON; config_from_dict takes it back."""
+    """The run as plain nested data for YAML or JSON. config_from_dict is the inverse."""
     raw = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}
@@ -147,7 +147,7 @@ def _nearest(key: str, known: list[str], path: str) -> str:
 
 
 def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
-    """Hydra's and OmegaConf's many-line messages as one line of cause and one of cure."""
+    """An error of Hydra or OmegaConf, which has many lines, as one line of cause and one of cure."""
     text = str(error.__cause__ or error)
     full_key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from math import isqrt
 
-from gpt4moe.config.missing import MISSING
+from gpt4moe.config import MISSING
 from gpt4moe.config.moe import MoEConfig
-from gpt4moe.config.planned import MlaConfig, PlannedConfig
 from gpt4moe.errors import ConfigError
 
 
@@ -16,16 +15,16 @@ class AttentionKind(str, Enum):
     grouped_query = "grouped_query"
     """Heads of queries share heads of keys and values (arXiv:2305.13245)."""
     latent = "latent"
-    """Keys and values from one latent (ModelConfig.mla): the planner counts it, the trainer cannot build it."""
+    """Keys and values come from one latent (ModelConfig.mla). The planner counts it; the trainer cannot build it."""
 
     __hash__ = str.__hash__  # the planner looks kinds up millions of times
 
 
 class MlpKind(str, Enum):
-    """What stands after a layer's attention."""
+    """What follows the attention of a layer."""
 
     dense = "dense"
-    """One SwiGLU that every token goes through."""
+    """One SwiGLU, which every token passes."""
     moe = "moe"
     """A router and experts."""
 
@@ -34,11 +33,11 @@ class MlpKind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What one layer is made of.
+    """The kind of one layer: its attention and its MLP.
 
-    Tables that are keyed by a kind: tensors and widths (architecture.table), modules (model.specs), activations
-    (planner.activations) and workspace (planner.memory), what tensor parallelism must divide (parallel.legality). A new
-    attention, with cross-attention for example, is one more AttentionKind with a row in each of these tables.
+    A new attention (cross-attention, for example) is one more AttentionKind, with a row in each of these tables:
+    architecture.table (tensors, widths), model.specs (modules), planner.activations, planner.memory (workspace) and
+    parallel.legality (sizes that tensor parallelism must divide).
     """
 
     attention: AttentionKind
@@ -47,6 +46,62 @@ class LayerKind:
     @property
     def has_experts(self) -> bool:
         return self.mlp is MlpKind.moe
+
+
+@dataclass(kw_only=True, slots=True)
+class MlaConfig:
+    """Multi-head latent attention: keys and values come from one latent (arXiv:2405.04434, section 2.1)."""
+
+    q_lora_rank: int | None = None
+    """Width of the latent of the queries; null: queries are made from the hidden state directly."""
+    kv_lora_rank: int = MISSING
+    """Width of the latent of keys and values."""
+    qk_nope_head_dim: int = MISSING
+    """Width of the part of a query and a key that has no rotary embedding, per head."""
+    qk_rope_head_dim: int = MISSING
+    """Width of the part with the rotary embedding. All heads share this part of the key."""
+    v_head_dim: int = MISSING
+    """Width of a head's value."""
+
+    @property
+    def qk_head_dim(self) -> int:
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def validate(self) -> None:
+        for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.mla.{name}={value} is below 1.", f"Set model.mla.{name}.")
+
+
+@dataclass(kw_only=True, slots=True)
+class PlannedConfig:
+    """Parts of published models that the planner counts and the trainer cannot build (parallel.legality refuses them).
+
+    With every field at its default, the trainer can build the model.
+    """
+
+    attention_biases: bool = False
+    """The query, key, value and output projections have biases."""
+    mlp_biases: bool = False
+    """Dense layers, experts and the router have biases."""
+    norm_biases: bool = False
+    """Norms are LayerNorm, which has a bias, instead of RMSNorm."""
+    ungated_mlp: bool = False
+    """An MLP has two matrices and GELU instead of SwiGLU's three matrices."""
+    attention_sinks: bool = False
+    """Each head has one learned logit, added to the sum of its softmax."""
+    learned_positions: bool = False
+    """Positions are a learned embedding [model.seq_length, hidden_size] instead of rotary."""
+    sliding_window: int | None = None
+    """In every second layer a token attends to this many tokens; null: to all tokens before it, in every layer."""
+
+    def validate(self) -> None:
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(
+                f"model.planned.sliding_window={self.sliding_window} is below 1.",
+                "Set the tokens of a window, or null for attention to everything before.",
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,28 +114,29 @@ class ModelConfig:
     num_query_groups: int | None = None
     """Heads of keys and values (grouped-query attention); null: as many as num_attention_heads."""
     head_dim: int | None = None
-    """Width of a head; null: hidden_size / num_attention_heads. The heads together need not be hidden_size wide."""
+    """Width of a head; null: hidden_size / num_attention_heads. num_attention_heads * head_dim may differ from
+    hidden_size."""
     qk_norm: bool = False
     """RMSNorm over each head's query and key, before the rotary embedding (Qwen3, arXiv:2505.09388)."""
     ffn_hidden_size: int | None = None
-    """Inner width of dense layers; null where every layer is MoE."""
+    """Inner width of the MLP of dense layers; null if every layer is MoE."""
     seq_length: int = MISSING
     """Tokens of a sample."""
     vocab_size: int = MISSING
-    """Rows of the embedding, equal to the tokenizer's vocabulary, the same on every layout (no padding by tp)."""
+    """Rows of the embedding: the size of the tokenizer's vocabulary. Not padded to a multiple of tp."""
     tied_embeddings: bool = False
-    """The output layer shares the embedding's weight."""
+    """The output layer uses the embedding's weight."""
     rope_theta: float = 10000.0
     """Base of the rotary embedding (arXiv:2104.09864)."""
     norm_epsilon: float = 1e-5
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections back into the residual stream get / sqrt(2 * num_layers)."""
+    """Standard deviation of initial weights; projections into the residual stream: init_std / sqrt(2 * num_layers)."""
     moe: MoEConfig | None = None
     """null: a dense model."""
     mla: MlaConfig | None = None
-    """Multi-head latent attention, for the planner alone; null: grouped-query attention."""
+    """Multi-head latent attention, which only the planner knows; null: grouped-query attention."""
     planned: PlannedConfig | None = None
-    """Parts of published models that the planner counts and the trainer refuses."""
+    """Parts that only the planner knows; null: none."""
 
     @property
     def query_groups(self) -> int:
@@ -88,12 +144,12 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        """Width of a head, given or derived."""
+        """Width of a head: head_dim, or else hidden_size / num_attention_heads."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def forward_settings(self) -> dict[str, object]:
-        """Settings that change the forward pass but no tensor's shape: a mismatch would load without an error."""
+        """Settings that change the forward pass but no tensor's shape. Loading would not notice that they differ."""
         chosen = {} if self.moe is None else {
             "moe.top_k": self.moe.top_k, "moe.router.kind": self.moe.router.kind.value,
             "moe.router.scaling_factor": float(self.moe.router.scaling_factor),
@@ -127,7 +183,7 @@ class ModelConfig:
                 raise ConfigError(f"model.{name}={getattr(self, name)} is below 1.", f"Set model.{name}.")
         if self.head_dim is not None and (self.head_dim < 1 or self.head_dim % 2):
             raise ConfigError(
-                f"model.head_dim={self.head_dim}; rotary embeddings turn pairs, so it must be even and positive.",
+                f"model.head_dim={self.head_dim}; rotary embeddings rotate pairs, so it must be even and positive.",
                 "Set model.head_dim to an even number (128 is usual), or to null.",
             )
         if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):

@@ -1,17 +1,17 @@
-"""The mixture-of-experts part of a model: experts, which layers have them, and their router. No torch.
+"""The mixture-of-experts part of a model: its experts, its router, and which layers are MoE. No torch.
 
-ROUTER_TRAITS is the table of what each kind of router needs; docs/moe.md, "Adding a router", has the recipe.
+ROUTER_TRAITS has a row for each kind of router. docs/moe.md, "Adding a router", tells how to add one.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gpt4moe.config.missing import MISSING
+from gpt4moe.config import MISSING
 from gpt4moe.errors import ConfigError, check_all
 
 
 class RouterKind(str, Enum):
-    """How tokens choose experts (docs/moe.md has the equations)."""
+    """How a router chooses the experts of a token (docs/moe.md has the equations)."""
 
     topk = "topk"
     switch = "switch"
@@ -20,7 +20,7 @@ class RouterKind(str, Enum):
 
 
 class LoadBalancingScope(str, Enum):
-    """Over which tokens the load-balancing loss takes its shares."""
+    """The tokens over which the load-balancing loss counts the experts' shares."""
 
     micro_batch = "micro_batch"
     sequence = "sequence"
@@ -28,7 +28,7 @@ class LoadBalancingScope(str, Enum):
 
 
 class DropPolicy(str, Enum):
-    """Which tokens an over-full expert lets go."""
+    """By what an expert whose slots are full chooses the tokens that it keeps."""
 
     probability = "probability"
     position = "position"
@@ -36,41 +36,40 @@ class DropPolicy(str, Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterBuffer:
-    """One fp32 number for each expert, [num_experts], that a router keeps between steps and no gradient moves.
+    """State that a router keeps between steps: one fp32 number for each expert, [num_experts], without gradient.
 
-    Every rank has the same values. They are part of checkpoints; only Router.finish_step changes them.
+    Every rank has the same values. Checkpoints store them. Only Router.finish_step changes them.
     """
 
     name: str
     is_share: bool = False
-    """Starts as an even share, 1 / num_experts, instead of 0."""
+    """The initial value is an even share, 1 / num_experts, instead of 0."""
     steers_routing: bool = False
-    """The forward pass reads it, so that inference needs it too; else only the auxiliary loss does."""
+    """The forward pass reads it, so inference needs it too. False: only the auxiliary loss reads it."""
 
     def start(self, num_experts: int) -> float:
-        """Its value before the first step, the same for every expert."""
+        """The value before the first step, the same for every expert."""
         return 1 / num_experts if self.is_share else 0.0
 
 
 LOAD_SHARE = RouterBuffer(name="load_share", is_share=True)
-"""Share of the step before that each expert got; of every kind, under LoadBalancingScope.global_batch."""
+"""Each expert's share of the previous step's tokens; every router has it under load_balancing_scope=global_batch."""
 BIAS = RouterBuffer(name="bias", steers_routing=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouterTraits:
-    """What one kind of router needs. The checks below, the table of tensors and the random layouts of the tests ask
-    this, not the kind's name."""
+    """What one kind of router needs. Checks, the table of tensors and tests read these fields, not the kind's name."""
 
     buffers: tuple[RouterBuffer, ...] = ()
-    """Of this kind alone; LOAD_SHARE comes from a setting."""
+    """Buffers that this kind has. LOAD_SHARE is not among them: load_balancing_scope decides about it."""
     fixed_top_k: int | None = None
-    """The only top_k that it can have; None: any."""
+    """The only top_k that this kind allows; None: any."""
     is_renormalised: bool = True
-    """The weights of a token's experts add up to 1. With top_k=1 the weight is then always 1, and the language model's
-    loss does not reach the router."""
+    """The weights of a token's experts add up to 1. With top_k=1 the weight is then always 1, so the language model's
+    loss gives the router no gradient."""
     has_groups: bool = False
-    """It reads num_groups and group_topk."""
+    """This kind reads num_groups and group_topk."""
 
 
 ROUTER_TRAITS: dict[RouterKind, RouterTraits] = {
@@ -79,37 +78,37 @@ ROUTER_TRAITS: dict[RouterKind, RouterTraits] = {
     RouterKind.sigmoid_bias: RouterTraits(buffers=(BIAS,)),
     RouterKind.group_limited: RouterTraits(buffers=(BIAS,), has_groups=True),
 }
-"""Kind -> what it needs. moe/routers/__init__.py has kind -> its class."""
+"""Kind -> its traits. moe/routers/__init__.py has kind -> class."""
 
 
 @dataclass(kw_only=True, slots=True)
 class RouterConfig:
     kind: RouterKind = RouterKind.topk
-    """topk: softmax, renormalised over the chosen (Mixtral). switch: top-1, weighted by the raw probability.
-    sigmoid_bias: sigmoid scores, a bias that balances the load (DeepSeek-V3). group_limited: the same, choosing only
-    among the experts of a token's best groups."""
+    """topk: softmax, renormalised over the chosen experts (Mixtral). switch: top-1, weighted by its probability.
+    sigmoid_bias: sigmoid scores and a bias that balances the load (DeepSeek-V3). group_limited: as sigmoid_bias, but
+    each token chooses among the experts of its best groups only."""
     load_balancing_coefficient: float = 0.01
     """Weight of the load-balancing loss, per MoE layer; 0 turns it off."""
     load_balancing_scope: LoadBalancingScope = LoadBalancingScope.micro_batch
-    """Shares of one micro-batch, of each sequence (the loss is their mean), or of the whole global batch of the step
-    before."""
+    """micro_batch: shares of one micro-batch. sequence: shares of each sequence; the loss is the mean over sequences.
+    global_batch: shares of the whole global batch of the previous step."""
     z_loss_coefficient: float = 0.0
     """Weight of the router z-loss, per MoE layer; 0 turns it off."""
     capacity_factor: float | None = None
-    """Slots of an expert = ceil(factor * tokens * top_k / num_experts) per micro-batch; null: no token is dropped."""
+    """An expert has ceil(factor * tokens * top_k / num_experts) slots per micro-batch; null: no token is dropped."""
     drop_policy: DropPolicy = DropPolicy.probability
-    """With a capacity: keep the most probable tokens, or the earliest."""
+    """Which tokens keep their slots under a capacity. probability: the most probable ones. position: the first ones."""
     input_jitter: float = 0.0
-    """In training the router's input is multiplied by uniform noise from [1 - jitter, 1 + jitter]; 0: none."""
+    """Training multiplies the router's input by uniform noise from [1 - jitter, 1 + jitter]; 0: no noise."""
     scaling_factor: float = 1.0
     """Multiplies the chosen experts' weights (DeepSeek-V3: 2.5)."""
     bias_update_rate: float = 0.0
-    """sigmoid_bias, group_limited: how far an expert's bias moves after each step, up when it got less than the mean
-    (DeepSeek-V3: 0.001); 0: it stays 0."""
+    """sigmoid_bias, group_limited: after each step an expert's bias changes by this much. It goes up if the expert had
+    fewer tokens than the mean, else down. DeepSeek-V3: 0.001; 0: the bias stays 0."""
     num_groups: int | None = None
     """group_limited: groups of neighbouring experts, num_experts / num_groups each."""
     group_topk: int | None = None
-    """group_limited: groups a token chooses from, by the sum of their two best scores."""
+    """group_limited: groups that a token may use. A group's score is the sum of its two best experts' scores."""
 
     @property
     def traits(self) -> RouterTraits:
@@ -117,7 +116,7 @@ class RouterConfig:
 
     @property
     def buffers(self) -> tuple[RouterBuffer, ...]:
-        """What a router with these settings keeps between steps."""
+        """The buffers of a router with these settings."""
         looks_back = self.load_balancing_scope is LoadBalancingScope.global_batch
         return (*((LOAD_SHARE,) if looks_back else ()), *self.traits.buffers)
 
@@ -200,16 +199,16 @@ class MoEConfig:
     ffn_hidden_size: int = MISSING
     """Inner width of one expert (SwiGLU: three matrices of hidden_size x ffn_hidden_size)."""
     top_k: int = 2
-    """Experts a token goes to."""
+    """Experts of a token."""
     shared_expert_ffn_hidden_size: int | None = None
-    """Inner width of the shared experts together: a dense SwiGLU that every token goes through, added to the routed
-    experts' output (n shared experts as wide as a routed one: n * ffn_hidden_size); null: none."""
+    """Inner width of all shared experts together; null: none. They are one dense SwiGLU that every token passes; its
+    output is added to the routed experts' output. n experts of the usual width: n * ffn_hidden_size."""
     layer_pattern: list[int] | None = None
-    """One 1 (MoE) or 0 (dense) per layer; null: by the two keys below, which leave every layer MoE."""
+    """For each layer 1 (MoE) or 0 (dense); null: the two keys below decide. By their defaults every layer is MoE."""
     layer_frequency: int = 1
-    """Of layers 0, 1, 2, ... those whose number divides by this are MoE; 1: all."""
+    """Layers whose index is a multiple of this are MoE; 1: all layers."""
     dense_first_layers: int = 0
-    """The first layers of the model that are dense, whatever layer_frequency says (DeepSeek-V3: 3)."""
+    """This many layers at the beginning are dense, whatever layer_frequency is (DeepSeek-V3: 3)."""
     router: RouterConfig = field(default_factory=RouterConfig)
 
     def layers(self, num_layers: int) -> list[bool]:

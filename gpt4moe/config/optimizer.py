@@ -4,18 +4,18 @@ from dataclasses import dataclass
 from enum import Enum
 from math import inf
 
-from gpt4moe.config.missing import MISSING
+from gpt4moe.config import MISSING
 from gpt4moe.errors import ConfigError, check_all
 
 
 class OptimizerKind(str, Enum):
-    """The update rule; config.optimizer_table has a row for each."""
+    """The update rule. config.optimizer_table has a row for each kind."""
 
     adamw = "adamw"
 
 
 class ScheduleKind(str, Enum):
-    """The learning rate after warm-up. wsd (warm-up, stable, decay): the peak, then a decay over the last steps."""
+    """The learning rate after warm-up. wsd (warm-up, stable, decay): constant, then a decay over the last steps."""
 
     cosine = "cosine"
     linear = "linear"
@@ -24,8 +24,8 @@ class ScheduleKind(str, Enum):
 
 
 class EngineKind(str, Enum):
-    """What reduces gradients and updates weights: Megatron's DistributedDataParallel and DistributedOptimizer, or
-    DeepSpeed's ZeRO-1."""
+    """The library that reduces gradients and updates weights. megatron: its DistributedDataParallel and
+    DistributedOptimizer. deepspeed: its ZeRO-1."""
 
     megatron = "megatron"
     deepspeed = "deepspeed"
@@ -44,12 +44,12 @@ class OptimizerConfig:
     lr: float = MISSING
     """Peak learning rate."""
     weight_decay: float = 0.1
-    """Decoupled; norms and biases (one-dimensional parameters) have none."""
+    """Decoupled weight decay. One-dimensional parameters (norms, biases) have none."""
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     clip_norm: float = 1.0
-    """Global gradient norm is clipped to this; 0: no clipping."""
+    """The largest global gradient norm of an update; larger gradients are scaled down to it. 0: no clipping."""
 
     def validate(self) -> None:
         if not 0 < self.lr < inf:
@@ -68,12 +68,12 @@ class OptimizerConfig:
 class ScheduleConfig:
     kind: ScheduleKind = ScheduleKind.cosine
     total_steps: int = MISSING
-    """The step at which the learning rate reaches its end. Independent of training.steps, which only stops the run."""
+    """The step at which the learning rate reaches its final value. training.steps does not change the learning rate."""
     warmup_steps: int = 0
     final_fraction: float = 0.1
-    """The learning rate at the end, as a fraction of optimizer.lr."""
+    """The final learning rate, as a fraction of optimizer.lr."""
     decay_share: float | None = None
-    """The last share of total_steps, in which the learning rate decays; kind wsd alone. 0.1 in the paper."""
+    """The learning rate decays in this last share of total_steps; only for kind wsd. 0.1 in the paper."""
 
     def validate(self) -> None:
         check_all(self._validate_steps, self._validate_own_keys)
@@ -88,7 +88,7 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.final_fraction={self.final_fraction} is not within 0 and 1.", "Set 0.1, say.")
 
     def _validate_own_keys(self) -> None:
-        """A key that only one kind reads is set with that kind, and with no other."""
+        """Checks keys that only one kind reads: that kind needs them, and every other kind refuses them."""
         kind = self.kind.value
         for owner, keys in SCHEDULE_KEYS.items():
             for key in keys:
@@ -127,18 +127,18 @@ class ScheduleConfig:
 SCHEDULE_KEYS: dict[ScheduleKind, tuple[str, ...]] = {
     ScheduleKind.wsd: ("decay_share",),
 }
-"""Kind -> the keys of ScheduleConfig that it alone reads; the other keys belong to every kind."""
+"""Kind -> the keys of ScheduleConfig that only this kind reads. Every kind reads the other keys."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EngineConfig:
     kind: EngineKind = EngineKind.megatron
     overlap_grad_reduce: bool = True
-    """Reduce-scatter gradients during the backward pass; Megatron's engine only."""
+    """Reduce-scatter gradients during the backward pass. Megatron's engine only."""
     bucket_size: int | None = None
-    """Elements of a gradient bucket, Megatron's engine only; null: Megatron's default."""
+    """Elements of a gradient bucket; null: Megatron's default. Megatron's engine only."""
     offload_optimizer: bool = False
-    """Keep master weights and optimizer states in host memory and update there; DeepSpeed's engine only."""
+    """Keep master weights and optimizer states in host memory, and update them there. DeepSpeed's engine only."""
 
     def validate(self) -> None:
         if self.bucket_size is not None and self.bucket_size < 1:

@@ -1,9 +1,9 @@
 """The table of optimizers: which tensors each keeps for a parameter, and which engines can run it. No torch.
 
-    OptimizerKind -> OPTIMIZERS -> engines (what they build and shard), checkpoints (which tensors belong to a weight),
+    OptimizerKind -> OPTIMIZERS -> engines (what to build and shard), checkpoints (state tensors of a weight),
                                    planner (bytes), replica check, proof, rehearsal
 
-A new optimizer is a member of OptimizerKind and a row here. The proof also wants its update in fp64 (proof.replay).
+To add an optimizer, add a member of OptimizerKind, a row here, and its update in fp64 for the proof (proof.replay).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,18 +19,18 @@ class Optimizer:
     """One row of the table."""
 
     states: tuple[str, ...]
-    """State tensors with one fp32 value for each element of a parameter, as torch's optimizer names them; zero before
-    the first update. A checkpoint stores each as STATE/PARAMETER."""
+    """State tensors with one fp32 value for each element of a parameter, by torch's names. They are zero before the
+    first update. A checkpoint stores each as STATE/PARAMETER."""
     scalars: tuple[str, ...] = ()
-    """State tensors of one number, the count of updates. A checkpoint stores it once, as manifest.optimizer_step."""
+    """State tensors that have only the number of updates. A checkpoint stores it once, as manifest.optimizer_step."""
     is_elementwise: bool = True
-    """An element's update reads the values of that element alone, so ranks may own any flat range of a parameter. Both
-    engines shard like that; an optimizer that needs whole matrices (Muon) or norms of tensors (LAMB) has none yet."""
+    """The update of an element reads no other element, so a rank may own any flat range of a parameter. Both engines
+    need this. No engine here can run an optimizer that needs whole matrices (Muon) or norms of tensors (LAMB)."""
     engines: Mapping[EngineKind, str]
-    """Engine -> its name for the optimizer: Megatron's OptimizerConfig.optimizer; a class of torch.optim,
-    which DeepSpeed's engine builds."""
+    """Engine -> its name for the optimizer. megatron: a value of Megatron's OptimizerConfig.optimizer. deepspeed: a
+    class of torch.optim."""
     arguments: Callable[[OptimizerConfig], dict[str, Any]]
-    """What torch's class is given beside parameters, learning rate and weight decay."""
+    """Further arguments of torch's class, beside parameters, learning rate and weight decay."""
 
 
 OPTIMIZERS: dict[OptimizerKind, Optimizer] = {
@@ -45,9 +45,9 @@ OPTIMIZERS: dict[OptimizerKind, Optimizer] = {
 
 
 def optimizer_for(kind: OptimizerKind, engine: EngineKind) -> Optimizer:
-    """The row of an optimizer, for an engine that is about to build it.
+    """The row of an optimizer.
 
-    Raises: ConfigError when the table has no such optimizer, or the engine cannot run it.
+    Raises: ConfigError when the table has no such optimizer, or `engine` cannot run it.
     """
     row = OPTIMIZERS.get(kind)
     if row is not None and row.is_elementwise and engine in row.engines:

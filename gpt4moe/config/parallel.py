@@ -1,4 +1,4 @@
-"""How ranks share the work. The data-parallel size is what the world leaves; parallel/layout.py has the arithmetic."""
+"""The group parallel: how ranks share the work. dp follows from the number of ranks (parallel/layout.py)."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,9 +7,9 @@ from gpt4moe.errors import ConfigError
 
 
 class Recompute(str, Enum):
-    """Which activations are computed again in the backward pass instead of kept.
+    """Which activations the backward pass computes again, instead of keeping them from the forward pass.
 
-    none. selective: the core attention. moe: all between the router and the sum over experts. full: whole layers.
+    none. selective: the core attention. moe: all from the router to the sum over experts. full: whole layers.
     """
 
     none = "none"
@@ -21,28 +21,28 @@ class Recompute(str, Enum):
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
     tp: int = 1
-    """Tensor parallel: every matrix of a layer cut over this many ranks."""
+    """Tensor parallel: each matrix of a layer is cut over this many ranks."""
     pp: int = 1
-    """Pipeline parallel: layers cut into this many stages."""
+    """Pipeline parallel: the layers are divided into this many stages."""
     vpp: int = 1
     """Virtual stages of a rank (interleaved schedule); 1: plain 1F1B."""
     cp: int = 1
-    """Context parallel: a sequence cut over this many ranks."""
+    """Context parallel: each sequence is cut over this many ranks."""
     ep: int = 1
-    """Expert parallel: experts of a layer spread over this many ranks, out of tp x cp x dp."""
+    """Expert parallel: the experts of a layer are divided among this many ranks, out of tp x cp x dp."""
     etp: int = 1
-    """Expert tensor parallel: each expert cut over this many ranks."""
+    """Expert tensor parallel: each expert is cut over this many ranks."""
     sequence_parallel: bool | None = None
-    """Activations between layers cut over tp along the sequence; null: on when tp > 1."""
+    """Activations between layers are cut over tp along the sequence; null: if tp > 1."""
     layers_per_stage: list[int] | None = None
-    """Layers of each stage, pp * vpp entries in model order; null: as even as it goes, larger stages first."""
+    """Layers of each stage, pp * vpp entries in model order; null: as even as possible, larger stages first."""
     embedding_counts_as_layer: bool = False
-    """The embedding takes one layer's place on the first stage, which then has a layer less."""
+    """The embedding counts as a layer: the first stage has one layer less."""
     head_counts_as_layer: bool = False
-    """So does the output layer with the loss, on the last stage."""
+    """The output layer and the loss count as a layer: the last stage has one layer less."""
     recompute: Recompute = Recompute.none
     recompute_layers: int | None = None
-    """With recompute=full: only the first layers of each virtual stage, this many; null: all."""
+    """With recompute=full: how many layers of each virtual stage are recomputed, the first ones; null: all."""
 
     @property
     def sequence_parallel_on(self) -> bool:

@@ -1,4 +1,4 @@
-"""The options of tools/plan.py: a run, and at the top level the planner's own keys."""
+"""The configuration of tools/plan.py: that of a run, and the planner's own keys at the top level."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +10,7 @@ from gpt4moe.errors import ConfigError
 
 
 class PlanOutput(str, Enum):
-    """How the answer is written."""
+    """The form of the answer."""
 
     table = "table"
     json = "json"
@@ -18,49 +18,49 @@ class PlanOutput(str, Enum):
 
 
 class PlanReport(str, Enum):
-    """Reports that need no run of one's own."""
+    """Reports about published models. They need no run of the user."""
 
     leak = "leak"
 
 
 DEFAULT_IMBALANCE = 1.25
-"""Rows at the fullest rank's experts over an even share: an assumption, for routers that balance their load."""
+"""Tokens at the experts of the fullest rank, divided by an even share. An assumption for routers that balance load."""
 ALONE = {
     "report": {"report", "output"},
     "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
 }
-"""Options that plan another run than the command line's -> the keys that have an effect beside them."""
+"""Options that do not plan the run of the command line -> the keys that have an effect together with them."""
 SEARCHED = ("parallel", "training.micro_batch_size")
-"""Keys of which a search tries every value."""
+"""A search tries the values of these keys itself."""
 SEARCH_ONLY = ("budget_usd", "days", "top")
 
 
 @dataclass(kw_only=True, slots=True)
 class PlanConfig(RunConfig):
     gpus: int | None = None
-    """Devices; null: cluster.devices, or else as few as the layout allows."""
+    """Devices; null: cluster.devices, or else the fewest that the layout allows."""
     output: PlanOutput = PlanOutput.table
     file: str = "plan.html"
-    """Where output=html writes."""
+    """The file that output=html writes."""
     search: bool = False
-    """Rank the legal layouts that fit the memory, instead of planning one. With budget_usd and days but without gpus
-    it also chooses the number of devices that the money rents."""
+    """Compare all legal layouts that fit the memory, instead of planning one. With budget_usd and days but without
+    gpus, the number of devices is what the money can rent for that time."""
     top: int = 10
     """Layouts that a search shows."""
     budget_usd: float | None = None
-    """Money to spend; with search=true the answer has the tokens that it trains."""
+    """Money to spend. With search=true the answer has the number of tokens that it pays for."""
     days: float | None = None
-    """Time to spend it in."""
+    """Time for the training that budget_usd pays."""
     report: PlanReport | None = None
     """leak: the numbers reported about GPT-4, claim by claim."""
     calibrate: str | None = None
-    """A run folder: predicted against measured."""
+    """A run folder: compares the plan of that run with its measurements."""
     imbalance: float = DEFAULT_IMBALANCE
-    """Rows at the fullest rank's experts over an even share (DEFAULT_IMBALANCE)."""
+    """Tokens at the experts of the fullest rank, divided by an even share."""
     restart_minutes: float = 10.0
-    """From an unexpected stop to the first step again; an assumption."""
+    """Minutes from an unexpected stop to the first step after it; an assumption."""
     time_factor: float = 1.0
-    """Multiplies every part of a step, but not saving, restarts or memory. calibrate= measures it on a run of yours."""
+    """Multiplies the time of every part of a step, but not saving, restarts or memory. calibrate= measures it."""
 
     def validate(self) -> None:
         RunConfig.validate(self)

@@ -3,16 +3,16 @@
 from dataclasses import dataclass, field, fields
 
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.data import DataConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.config.training import (
     CheckpointConfig,
+    DataConfig,
     ExpertKernel,
     KernelsConfig,
+    ResilienceConfig,
     RunSection,
     StageConfig,
     TrackingConfig,
@@ -23,7 +23,7 @@ from gpt4moe.errors import ConfigError, check_all
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """One whole run. config.load.load_run_config makes and checks it; everything else reads typed fields."""
+    """The configuration of a run. config.load.load_run_config makes and checks it."""
 
     run: RunSection = field(default_factory=RunSection)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -42,7 +42,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def validate(self) -> None:
-        """Raises: ConfigError for values that are wrong with any number of ranks."""
+        """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         check_all(*checks, self._validate_kernels, self._validate_optimizer)

@@ -1,10 +1,13 @@
-"""Groups run, training, stage, checkpoint, tracking, kernels: names, lengths, batch sizes, what is stored."""
+"""Groups run, data, training, stage, checkpoint, tracking, resilience, kernels."""
 
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gpt4moe.config.missing import MISSING
+from gpt4moe.config import MISSING
 from gpt4moe.errors import ConfigError
+
+REPORT_SECONDS = 20.0
+"""How long a run that a signal ends may write its report. Slurm's grace period is needed for the checkpoint."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -13,25 +16,53 @@ class RunSection:
     """The run folder is <run.root>/<run.name>."""
     root: str = "runs"
     seed: int = 1234
-    """Decides the initial weights and the order of samples."""
+    """Decides the initial weights, the order of samples and the routers' noise."""
 
     def validate(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"run.name={self.name!r} cannot name a folder.", "Use letters, digits, '-' and '_'.")
 
 
+class DataKind(str, Enum):
+    """The source of tokens."""
+
+    indexed = "indexed"
+    mock = "mock"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    kind: DataKind = DataKind.mock
+    """indexed: Megatron .bin/.idx files in `path`. mock: synthetic tokens, without files."""
+    path: str | None = None
+    """Folder with manifest.json and <source>-{train,valid}.{bin,idx}."""
+    tokenizer: str | None = None
+    """File tokenizer.json of the `tokenizers` library; null: the one in `path`."""
+    sources: dict[str, float] = field(default_factory=dict)
+    """Source name -> share of samples. Shares are divided by their sum. Empty: in proportion to the sources' tokens."""
+
+    def validate(self) -> None:
+        if self.kind is DataKind.indexed and not self.path:
+            raise ConfigError("data.path is not set.", "Set data.path=FOLDER, or data=mock for synthetic tokens.")
+        for name, weight in self.sources.items():
+            if weight < 0 or not sum(self.sources.values()):
+                raise ConfigError(
+                    f"data.sources.{name}={weight} is not a share.", "Give shares of 0 or more, one above 0."
+                )
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     steps: int = MISSING
-    """Training stops after this step, counted from the run's beginning. Nothing else depends on it."""
+    """Training stops after this step, counted from the beginning of the run. Nothing else depends on it."""
     global_batch_size: int = MISSING
     """Sequences in one step, over all ranks."""
     micro_batch_size: int = 1
     """Sequences in one forward pass of a rank."""
     eval_every: int = 0
-    """Steps between evaluations on held-out text; 0: only at the end."""
+    """Steps between evaluations on the validation text; 0: only at the end."""
     eval_samples: int = 64
-    """Held-out sequences of one evaluation; 0: none."""
+    """Validation sequences of one evaluation; 0: no evaluation."""
     check_replicas_every: int = 100
     """Steps between checks that copies of one tensor on several ranks are bitwise equal; 0: never."""
 
@@ -62,24 +93,25 @@ class StageKind(str, Enum):
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
     kind: StageKind = StageKind.pretrain
-    """Which objective training has (objectives.stages)."""
+    """Decides the objective of training (objectives.stages)."""
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     every: int = 0
-    """Steps between checkpoints; 0: only at the end (always written)."""
+    """Steps between checkpoints; 0: only at the end. A checkpoint at the end is always written."""
     keep: int = 3
-    """How many of the newest checkpoints are kept; 0: all."""
+    """This many of the newest checkpoints are kept; older ones are deleted. 0: all are kept."""
     keep_every: int = 0
     """Checkpoints of steps divisible by this are never deleted; 0: none."""
     asynchronous: bool = True
-    """Write in the background, from a copy in host memory (12 bytes a parameter of the rank); off: training waits."""
+    """Write in the background, from a copy in host memory (12 bytes for each parameter of the rank). false: training
+    waits until the checkpoint is written."""
     load: str | None = None
-    """Step folder or run folder from which a new run starts."""
+    """Step folder or run folder whose weights a new run begins with."""
     load_only: list[str] = field(default_factory=list)
-    """Shell-like patterns of the tensors that `load` reads (decoder.layers.*, *.experts.*); other tensors keep their
-    initial values. Empty: every tensor is read, and the checkpoint must have no others."""
+    """Patterns, as of a shell, of the tensors to read from `load` (decoder.layers.*, *.experts.*). Other tensors keep
+    their initial values. Empty: all tensors are read, and a tensor that the model lacks is an error."""
 
     def validate(self) -> None:
         if min(self.every, self.keep, self.keep_every) < 0:
@@ -92,7 +124,7 @@ class CheckpointConfig:
 
 
 class WandbMode(str, Enum):
-    """offline: files in the run folder. online: also wandb's server. disabled: no wandb."""
+    """offline: wandb writes files in the run folder. online: it also uploads them. disabled: no wandb."""
 
     offline = "offline"
     online = "online"
@@ -107,9 +139,25 @@ class TrackingConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     dashboard: str | None = None
-    """YAML of the report's panels and of alerts; null: configs/dashboard.yaml."""
+    """YAML file of the report's panels and of alerts; null: configs/dashboard.yaml."""
     count_bytes: bool = True
-    """Count for the report the bytes that the first step of each launch sends between ranks. That step is slower."""
+    """In the first step of each launch, count the bytes sent between ranks, for the report. That step is slower."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ResilienceConfig:
+    max_restarts: int = 100
+    """Slurm may restart one job this many times. The next restart ends with status 2."""
+    max_stuck_starts: int = 3
+    """After this many launches in a row from the same step, the next restart by Slurm ends with status 2."""
+
+    def validate(self) -> None:
+        for name in ("max_restarts", "max_stuck_starts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"resilience.{name}={getattr(self, name)} would refuse the first restart.",
+                    f"Set resilience.{name}=1 or more.",
+                )
 
 
 class AttentionKernel(str, Enum):
@@ -120,14 +168,15 @@ class AttentionKernel(str, Enum):
 
 
 class NormKernel(str, Enum):
-    """torch: torch.nn.RMSNorm. apex: NVIDIA apex's fused RMSNorm (built from source)."""
+    """torch: torch.nn.RMSNorm. apex: the fused RMSNorm of NVIDIA apex, which is built from source."""
 
     torch = "torch"
     apex = "apex"
 
 
 class ExpertKernel(str, Enum):
-    """auto: grouped_mm on GPUs, per_expert on CPUs. per_expert: one product an expert, written into slices."""
+    """grouped_mm: torch's grouped matrix product. per_expert: one matrix product for each expert. auto: grouped_mm on
+    GPUs, per_expert on CPUs."""
 
     auto = "auto"
     grouped_mm = "grouped_mm"

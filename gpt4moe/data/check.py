@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import DataKind
 from gpt4moe.data.indexed import MAKE_DATA, IndexedTokens
 from gpt4moe.data.manifest import DataManifest, file_sha256
 from gpt4moe.errors import DataError

@@ -2,9 +2,8 @@
 
 import math
 
-from gpt4moe.config.resilience import REPORT_SECONDS
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import WandbMode
+from gpt4moe.config.training import REPORT_SECONDS, WandbMode
 from gpt4moe.launch.evidence import CheckResult, Needs, PreflightEvidence, Status, not_checked
 
 LITTLE_HEADROOM = 0.05

@@ -76,7 +76,7 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
 
 
 def planned_parts(model: ModelConfig) -> list[str]:
-    """The keys of a model that only the planner knows, where they are set (config.planned)."""
+    """The keys of a model that only the planner knows, where they are set (config.model.PlannedConfig)."""
     parts = sorted({_UNBUILT[kind.attention] for kind in model.layer_kinds if kind.attention in _UNBUILT})
     if model.planned is not None:
         values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, distributed
 
-from gpt4moe.config.resilience import REPORT_SECONDS
+from gpt4moe.config.training import REPORT_SECONDS
 from gpt4moe.moe.statistics import tokens_of_experts
 from gpt4moe.parallel.wire import GROUPS, KINDS, WireCounter
 from gpt4moe.runlog.expert_load import LoadHistory
