@@ -14,7 +14,7 @@ from typing import Any
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig, RouterKind
 from gpt4moe.convert.rules import NameRow
-from gpt4moe.convert.tables import DENSE, MIXTRAL, MIXTRAL_FUSED, QWEN3_MOE, QWEN3_MOE_FUSED
+from gpt4moe.convert.tables import LLAMA, MIXTRAL, MIXTRAL_FUSED, QWEN3_MOE, QWEN3_MOE_FUSED
 from gpt4moe.errors import ConversionError
 
 Json = dict[str, Any]
@@ -70,16 +70,16 @@ ARCHITECTURES = {
             },
         ),
         Architecture(
-            name="Llama", model_type="llama", class_name="LlamaForCausalLM", rows=DENSE,
+            name="Llama", model_type="llama", class_name="LlamaForCausalLM", rows=LLAMA,
             constants={"attention_bias": False, "mlp_bias": False},
         ),
         Architecture(
-            name="Qwen3", model_type="qwen3", class_name="Qwen3ForCausalLM", rows=DENSE, qk_norm=True, head_dim=128,
+            name="Qwen3", model_type="qwen3", class_name="Qwen3ForCausalLM", rows=LLAMA, qk_norm=True, head_dim=128,
             is_windowed=False, constants={"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
         ),
         # Import only: such a model is exported as Llama, whose row comes first.
         Architecture(
-            name="Mistral", model_type="mistral", class_name="MistralForCausalLM", rows=DENSE, constants={},
+            name="Mistral", model_type="mistral", class_name="MistralForCausalLM", rows=LLAMA, constants={},
         ),
     )
 }  # fmt: skip

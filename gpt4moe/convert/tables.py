@@ -65,7 +65,7 @@ MIXTRAL_FUSED = (
 )
 """The names of transformers 5's own modules (save_pretrained with save_original_format=False)."""
 
-DENSE = (
+LLAMA = (
     *_AROUND,
     NameRow(names.DENSE_GATE_UP, gate_up, "model.layers.{layer}.mlp.{part}_proj.weight"),
     NameRow(names.DENSE_DOWN, whole, "model.layers.{layer}.mlp.down_proj.weight"),
@@ -73,7 +73,7 @@ DENSE = (
 """Llama, Mistral, Qwen3."""
 
 QWEN3_MOE = (
-    *DENSE,
+    *LLAMA,
     NameRow(names.ROUTER, whole, "model.layers.{layer}.mlp.gate.weight"),
     NameRow(
         names.EXPERTS_GATE_UP,
@@ -83,7 +83,7 @@ QWEN3_MOE = (
     NameRow(names.EXPERTS_DOWN, one_of_experts, "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"),
 )
 
-QWEN3_MOE_FUSED = (*DENSE, *(row for row in MIXTRAL_FUSED if row not in _AROUND))
+QWEN3_MOE_FUSED = (*LLAMA, *(row for row in MIXTRAL_FUSED if row not in _AROUND))
 
 UPCYCLED = (
     *_AROUND,

@@ -72,7 +72,7 @@ LEFT, RIGHT_GAP, TOP, BOTTOM_GAP = 50.0, 14.0, 14.0, 40.0
 LABEL = 7.0
 """Width of a digit of the axes' numbers."""
 MAX_POINTS, MAX_WIDE_POINTS = 300, 600
-COLOURS = 9
+NUM_COLOURS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,7 +220,7 @@ def _marks(marks: Mapping[str, float], x_axis: Axis, y_axis: Axis) -> list[str]:
 
 def _colour(index: int, first: int) -> int:
     """Index of a colour class: c0 to c9, then c1 again."""
-    return first + index if first + index <= COLOURS else (first + index - 1) % COLOURS + 1
+    return first + index if first + index <= NUM_COLOURS else (first + index - 1) % NUM_COLOURS + 1
 
 
 def _curve(series: Series, x_axis: Axis, y_axis: Axis, colour: int) -> list[str]:

@@ -26,7 +26,7 @@ from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
 from gpt4moe.planner.search import Search, search
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
-MEMORY_LINES = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve", "total")
+MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve", "total")
 
 
 def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
@@ -189,10 +189,10 @@ def _parameters(result: Estimate) -> Table:
 
 
 def _memory(result: Estimate) -> Table:
-    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in MEMORY_LINES))
+    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in MEMORY_COLUMNS))
     table = _table("Memory, the fullest rank of each stage", *head)
     for stage, held in zip(result.memory, result.rank_parameters, strict=True):
-        values = (getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_LINES)
+        values = (getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_COLUMNS)
         table.add_row(str(stage.stage), f"{held.total / 1e6:,.1f}", *(f"{value:.2f}" for value in values))
     table.caption = f"a device has {result.plan.cluster.memory_bytes / 1e9:.1f} GB"
     return table

@@ -13,10 +13,10 @@ from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.estimate import Estimate
 from gpt4moe.runlog.run_files import replace_file
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d")
+PART_COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d"]
 """Okabe and Ito's colours, which colour-blind readers can distinguish, and two more."""
 WIDTH, LEFT, ROW = 1100.0, 90.0, 22.0
-MEMORY_LINES = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")
 MOST_ROUNDS = 3
 """Micro-batches in the chart, as a multiple of pp. More micro-batches would only repeat the steady state."""
 
@@ -25,7 +25,7 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
     """Writes the page with an atomic rename: a reader sees the old or the new page, never a part."""
     title = f"{result.plan.model.name}: plan"
     memory = {
-        f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_LINES}
+        f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_PARTS}
         for stage in result.memory
     }
     limit = result.plan.cluster.memory_bytes / 1e9
@@ -85,7 +85,7 @@ def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, unit: str, limit: f
 
 
 def _colour(parts: list[str], part: str) -> str:
-    return COLOURS[parts.index(part) % len(COLOURS)]
+    return PART_COLOURS[parts.index(part) % len(PART_COLOURS)]
 
 
 def _cards(result: Estimate) -> str:

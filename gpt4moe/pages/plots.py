@@ -16,7 +16,7 @@ INK, SOFT, GRID = "#1f2933", "#6b7785", "#e4e8ee"
 BLUE, ORANGE = "#2563eb", "#ea580c"
 LEVELS = ("#7c3aed", "#0f766e", "#b45309")
 X_LABELS = {"consumed_tokens": "tokens", "step": "step"}
-STYLE = {
+PLOT_STYLE = {
     "font.size": 11, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT,
     "ytick.color": SOFT, "axes.spines.top": False, "axes.spines.right": False,
 }  # fmt: skip
@@ -40,7 +40,7 @@ def plot_loss(
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         # Figure without pyplot: no global state, and no display needed, whatever backend is configured.
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.add_subplot()

@@ -109,7 +109,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1100.0, 64.0, 8.0, 8.0, 40.0
 MAX_BARS = 3000
 """With more bars they are too thin to point at, and are drawn as one path for each row and colour to save bytes."""
 
-STYLE = (
+GANTT_STYLE = (
     ".gantt text{font:12px system-ui,sans-serif;fill:currentColor}.gantt .bar-text{fill:#10202c;text-anchor:middle}"
     ".gantt .forward{fill:#56b4e9}.gantt .backward{fill:#e69f00}.gantt .rail{fill:currentColor;fill-opacity:.07}"
     ".gantt .tick{stroke:currentColor;stroke-opacity:.25}"
@@ -128,7 +128,7 @@ def gantt(timeline: Timeline, *, label: str, unit: str) -> str:
     height = TOP + ranks * row + BOTTOM
     scale = (WIDTH - LEFT - RIGHT) / timeline.total
     every = max(1, round(14 / row))
-    parts = [f"<title>{escape(label)}</title><style>{STYLE}</style>"]
+    parts = [f"<title>{escape(label)}</title><style>{GANTT_STYLE}</style>"]
     is_detailed = sum(map(len, timeline.table)) <= MAX_BARS
     for rank in range(ranks):
         y = TOP + rank * row

@@ -21,7 +21,7 @@ CONTEXT = 8192
 """Tokens in the cache of each sequence that is served: the reported context."""
 SEQUENCES = 64
 """Sequences in flight on the 128 devices under a light load: an assumption."""
-GROUPS = {"multi-head": 96, "8 groups": 8, "multi-query": 1}
+QUERY_GROUPS = {"multi-head": 96, "8 groups": 8, "multi-query": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _memory(runs: ReportedRuns) -> list[Claim]:
 
 def _serving(runs: ReportedRuns) -> list[Claim]:
     rows = []
-    for name, groups in GROUPS.items():
+    for name, groups in QUERY_GROUPS.items():
         ours = runs.served(groups)
         model = with_query_groups(runs.gpt4.model, groups)
         most = most_sequences(model, runs.gpt4.cluster, tp=8, pp=16, context=CONTEXT)
@@ -208,7 +208,7 @@ def _ratio(runs: ReportedRuns) -> list[Claim]:
     active = count_parameters(runs.gpt4.model).active / 175e9
     light = runs.served(1).usd_per_1000_tokens(cluster) / base
     full, ratios = {}, [active, light]
-    for name, groups in GROUPS.items():
+    for name, groups in QUERY_GROUPS.items():
         model = with_query_groups(runs.gpt4.model, groups)
         most = most_sequences(model, cluster, tp=8, pp=16, context=CONTEXT)
         ours = serve(model, cluster, tp=8, pp=16, sequences=most, context=CONTEXT)

@@ -26,7 +26,7 @@ from gpt4moe.planner.efficiency import (
     Efficiency,
 )
 
-PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
+LAYER_PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
         "ep": forward["ep"],
     }
     again = _recomputed(work, kind, forward) if recomputes else {}
-    return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in PARTS}
+    return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
 
 
 def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from gpt4moe.planner.efficiency import MEMORY_SHARE, RING_SHARE, planning_profil
 from gpt4moe.planner.layer_time import timed_kinds
 from gpt4moe.planner.run_time import hourly_price
 
-VALUE_BYTES = 2
+SERVED_VALUE_BYTES = 2
 """Bytes of one element: weights and cache are bf16."""
 ALL_REDUCE_SECONDS = 10e-6
 """Seconds of one small all-reduce over NVLink, or of one message between stages: an assumption."""
@@ -82,12 +82,12 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
             operations += 2 * size * active * group if tensor.is_matrix else 0
         cached = sum(layer_cache_bytes(model, layer, context) for layer in layers) / share  # bytes of one sequence
         operations += group / tp * sum(_attention_operations(model, layer, context) for layer in layers)
-        moved = VALUE_BYTES * read + group * cached
-        wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * VALUE_BYTES * group * model.hidden_size / (
+        moved = SERVED_VALUE_BYTES * read + group * cached
+        wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * SERVED_VALUE_BYTES * group * model.hidden_size / (
             RING_SHARE * cluster.nvlink_bytes_per_second)) * (tp > 1)  # fmt: skip
         work = max(moved / (cluster.memory_bytes_per_second * MEMORY_SHARE), operations / peak)
         seconds.append(work + wire + ALL_REDUCE_SECONDS * (pp > 1))
-        weights.append(VALUE_BYTES * held)
+        weights.append(SERVED_VALUE_BYTES * held)
         caches.append(sequences * cached)
     return Serving(
         devices=tp * pp, sequences=sequences, context=context, weight_bytes=max(weights),
@@ -109,7 +109,7 @@ def layer_cache_bytes(model: ModelConfig, layer: int, context: int) -> float:
     (arXiv:2405.04434, section 2.1.2). With an attention window: at most the window's tokens.
     """
     width = ATTENTION[model.layer_kinds[layer].attention].cached_width(model)
-    return VALUE_BYTES * width * min(context, window_of(model, layer) or context)
+    return SERVED_VALUE_BYTES * width * min(context, window_of(model, layer) or context)
 
 
 def _attention_operations(model: ModelConfig, layer: int, context: int) -> float:

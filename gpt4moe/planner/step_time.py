@@ -16,9 +16,9 @@ from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
-from gpt4moe.planner.layer_time import PARTS, TimedKind, Work, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.layer_time import LAYER_PARTS, TimedKind, Work, head_seconds, layer_seconds, link_rate
 
-STEP_PARTS = (*PARTS, "pp", "bubble", "dp", "optimizer")
+STEP_PARTS = (*LAYER_PARTS, "pp", "bubble", "dp", "optimizer")
 UPDATE_BYTES = 30
 """Memory traffic of AdamW for one parameter, in bytes.
 
@@ -60,7 +60,7 @@ def step_time(
     totals = [sums[id(stage)] for stage in stages]
     busiest = stages[max(range(parallel.pp), key=totals.__getitem__)]
     if balanced:
-        busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in PARTS}
+        busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in LAYER_PARTS}
         totals = [sum(totals) / parallel.pp] * parallel.pp
     pace = sum(busiest.values())
     parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
@@ -91,7 +91,7 @@ def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
             known[name] = layer_seconds(work, kind, recomputes=key[1])
         seconds[key] = known[name]
     of_stage = {
-        name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in PARTS}
+        name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in LAYER_PARTS}
         for name, stage in distinct.items()
     }
     if ("head", *asked) not in known:
