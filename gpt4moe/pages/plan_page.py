@@ -13,7 +13,18 @@ from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.estimate import Estimate
 from gpt4moe.runlog.run_files import replace_file
 
-PART_COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#5b6775", "#8c6bb1", "#a6761d"]
+PART_COLOURS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#d55e00",
+    "#f0e442",
+    "#5b6775",
+    "#8c6bb1",
+    "#a6761d",
+)
 """Okabe and Ito's colours, which colour-blind readers can distinguish, and two more."""
 WIDTH, LEFT, ROW = 1100.0, 90.0, 22.0
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")

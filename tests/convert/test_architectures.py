@@ -10,7 +10,7 @@ from gpt4moe.convert import architectures
 from gpt4moe.convert.architectures import ARCHITECTURES, Architecture, architecture_of, known_names
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.convert.tables import DENSE
+from gpt4moe.convert.tables import LLAMA
 from gpt4moe.errors import ConversionError
 from tests.convert.hf_models import save_model
 from tests.convert.logits import our_logits, their_logits
@@ -52,7 +52,7 @@ def test_layers_made_dense_by_their_number_are_refused_too() -> None:
 
 # Ministral (transformers 5) has Llama's tensors, under another model_type.
 MINISTRAL = Architecture(
-    name="Ministral", model_type="ministral", class_name="MinistralForCausalLM", rows=DENSE,
+    name="Ministral", model_type="ministral", class_name="MinistralForCausalLM", rows=LLAMA,
     constants={"sliding_window": 2**17},
 )  # fmt: skip
 
