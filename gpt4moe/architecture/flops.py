@@ -20,7 +20,7 @@ class FlopsPerToken:
     """Forward and backward, FLOP."""
 
     layers: float
-    """6 x the matrix elements of the layers that a token meets: the "6N" of reports."""
+    """6 x the matrix elements that a token uses in the layers: the "6N" of reports."""
     head: float
     """6 x the output layer's elements."""
     attention: float
@@ -35,7 +35,7 @@ class FlopsPerToken:
 
     @property
     def hardware(self) -> float:
-        """What the devices do."""
+        """What the devices compute, with recomputation."""
         return self.model + self.recompute
 
 

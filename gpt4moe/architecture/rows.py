@@ -125,13 +125,13 @@ class TensorRow:
     initial: Initial | None
     """None: the planner counts the tensor, the trainer cannot build it."""
     present: Has = always
-    """Whether a model has it, where the model has the part that the row is in."""
+    """Whether a model that has this part (attention, MLP) has the tensor."""
     is_matrix: bool = True
-    """Whether tokens are multiplied by it: not norms, biases, sinks, nor the embedding's look-up."""
+    """Whether tokens are multiplied by it. False for norms, biases, sinks and the embedding."""
     is_stored_first: bool = False
     """Checkpoints and converted folders list it before the other tensors of its attention or MLP."""
     pieces: Callable[[ModelConfig], tuple[str, int]] | None = None
-    """What inference's tensor parallelism must divide, where that is not the cut dimension's length: key and number."""
+    """(key, number) that tp of inference must divide; None: the length of the cut dimension."""
 
 
 def _hidden(model: ModelConfig) -> int:
@@ -142,7 +142,7 @@ def norm_rows(
     name: str, family: Family, width: Callable[[ModelConfig], int] = _hidden, *, present: Has = always,
     initial: Initial | None = Initial.ones,
 ) -> tuple[TensorRow, TensorRow]:  # fmt: skip
-    """RMSNorm's weight `name`; LayerNorm has a bias too."""
+    """The weight `name` of a norm, and its bias, which only LayerNorm has."""
 
     def has_bias(model: ModelConfig) -> bool:
         return present(model) and model.planned is not None and model.planned.norm_biases
@@ -153,7 +153,7 @@ def norm_rows(
 
 
 def linear_rows(weight: TensorRow, has_bias: Has) -> tuple[TensorRow, TensorRow]:
-    """A matrix [..., out, in], and its bias [..., out] where the model has biases; counted as cut like the matrix."""
+    """A matrix [..., out, in] and, if the model has biases, its bias [..., out], cut like the matrix."""
     bias = TensorRow(
         name=_bias(weight.name), family=weight.family, shape=lambda m: weight.shape(m)[:-1], cut=weight.cut,
         initial=None, present=has_bias, is_matrix=False,

@@ -62,13 +62,13 @@ class AttentionRow:
 
     rows: tuple[TensorRow, ...]
     score_width: Callable[[ModelConfig], int]
-    """Elements of a head that a query meets of one token: of its key and of its value."""
+    """Elements of one token's key and value that a query of one head is multiplied with."""
     gathered_width: Callable[[ModelConfig], int]
     """Elements of one token's keys and values, all heads: what context parallelism gathers."""
     cached_width: Callable[[ModelConfig], int]
     """Elements that decoding keeps of one token."""
     decoding_width: Callable[[ModelConfig], int]
-    """As score_width, where decoding works on what is cached."""
+    """As score_width, for decoding from the cache."""
     cache_parts: Callable[[ModelConfig], int]
     """Parts that tensor parallelism can cut the cache into."""
 
@@ -83,7 +83,7 @@ GROUPED_QUERY = (
     *linear_rows(TensorRow(name=names.ATTENTION_OUT, family=Family.attention_out, cut=Cut.columns,
                  shape=lambda m: (m.hidden_size, m.num_attention_heads * m.head_size), initial=Initial.residual),
              _biased),
-    # Rows are, for each query group, its query heads, then its key, then its value: a plain cut over tp.
+    # Rows: for each query group its query heads, its key, its value. So tp can cut dim 0.
     *linear_rows(TensorRow(name=names.QKV, family=Family.qkv, cut=Cut.rows, initial=Initial.normal,
                  shape=lambda m: ((m.num_attention_heads + 2 * m.query_groups) * m.head_size, m.hidden_size),
                  pieces=lambda m: ("model.num_query_groups", m.query_groups), is_stored_first=True), _biased),

@@ -3,7 +3,7 @@
     batch --num_tokens--> the global batch's token count, known before the forward pass
     batch --arguments--> model's forward call --output--> losses --> their sum over the global batch / token count
 
-objective.py   the seam: what every objective gives to the training step
+objective.py   Objective: what the training step calls
 next_token.py  next-token prediction, the objective of pre-training
 stages.py      stage -> its objective: one row each
 """

@@ -1,4 +1,4 @@
-"""The seam between the training step and what is trained: an Objective says how the model is called and what it loses.
+"""Objective: how the model is called, and the loss that training minimizes. The training step calls it.
 
 The step owns everything that depends on the layout: it sums losses over micro-batches and ranks, divides by the token
 count of the global batch, cuts batches over cp and runs the pipeline schedule. An objective sees one micro-batch.
@@ -14,14 +14,14 @@ from gpt4moe.data.batch import Batch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLosses:
-    """What an objective makes of one micro-batch, or of this rank's part of it under context parallelism."""
+    """The losses of one micro-batch; under context parallelism, of this rank's part of it."""
 
     losses: Tensor
-    """[B, ...] fp32, weighted, one or more for each sequence; the step adds all of them up. Gradients flow through."""
+    """[B, ...] fp32, weighted, one or more for each sequence. The step sums them. They have gradients."""
     weights: Tensor
-    """The same shape: the weight of each loss in the global mean. Losses by data source are means by these."""
+    """The weight of each loss in the global mean; same shape. The mean of each data source uses them too."""
     logged: dict[str, Tensor] = field(default_factory=dict)
-    """For each of the objective's `logged_names` a scalar, without gradient, which the step adds up like the losses."""
+    """A scalar without gradient for each of the objective's `logged_names`. The step sums them like the losses."""
 
 
 class Objective(Protocol):
@@ -32,7 +32,7 @@ class Objective(Protocol):
     ranks without the model's output take part in their sum."""
 
     def num_tokens(self, batch: Batch) -> Tensor:
-        """What the micro-batch counts in the global mean: a scalar, fp64. Known before the forward pass.
+        """The micro-batch's weight in the global mean: a scalar, fp64. Known before the forward pass.
 
         Args:
             batch: whole sequences, not cut over cp. The step sums over data-parallel ranks alone.

@@ -6,15 +6,15 @@ legality.py        is a layout legal, and why not (no torch)
 shard.py           Shard: a rectangle of a logical tensor (no torch)
 local_ranks.py     run_ranks: a function on gloo ranks (no torch)
 wire.py            bytes on the wire, counted at the collective
-slurm_job.py       SlurmJob: all that Slurm tells (no torch)
+slurm_job.py       SlurmJob: what Slurm reports (no torch)
 environment.py     rank and world of this process (no torch)
 groups.py          ProcessGroups: the live groups
-megatron_state.py  embassy: Megatron's parallel_state and random-number trackers
-deepspeed_groups.py  embassy: DeepSpeed's communication layer
+megatron_state.py  the only use of Megatron's parallel_state and random-number trackers
+deepspeed_groups.py  the only use of DeepSpeed's communication layer
 agreement.py       if any rank raises, every rank raises
 collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU
 meta_device.py     groups without processes, tensors without memory
-support_table.py   which degrees go together, as docs/layouts.md has it (no torch)
+support_table.py   which degrees can be combined; makes the table of docs/layouts.md (no torch)
 rng.py             counter-based random numbers: equal on every layout and device
 """

@@ -1,4 +1,4 @@
-"""If any rank raises, every rank raises, so that none is left waiting in a collective; and small agreed numbers."""
+"""If any rank raises, every rank raises, so that none is left waiting in a collective; small numbers from all ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ _MESSAGE_BYTES = 4096
 
 @contextmanager
 def raise_together(groups: ProcessGroups) -> Iterator[None]:
-    """Around work without collectives. Collective at its end.
+    """If the work inside raises a Gpt4MoeError on any rank, every rank raises. The work must have no collective.
 
-    Raises: on every rank, when the work raised a Gpt4MoeError on any. A rank that failed raises its own error; the
-        others raise the lowest failed rank's, because the first rank alone prints and may not have failed itself.
+    Collective at its end. A rank whose work failed raises its own error. The others raise the error of the lowest
+    failed rank: only rank 0 prints an error, and it may not have failed itself.
     """
     refusal: Gpt4MoeError | None = None
     try:
@@ -41,7 +41,7 @@ def broadcast_int(value: int, groups: ProcessGroups) -> int:
 
 
 def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
-    """Of each number the largest that any rank has, on every rank. Collective."""
+    """For each number its maximum over all ranks. Collective."""
     largest = torch.tensor(numbers, dtype=torch.int64, device=groups.device)
     distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
     return [int(number) for number in largest.tolist()]

@@ -1,4 +1,4 @@
-"""Collectives that gradients flow through, on a given group. In a group of one each returns its input.
+"""Collectives with gradients, on a given group. In a group of one rank each returns its input.
 
     forward      backward
     all-gather   reduce-scatter     AllGather      every rank has all rows
@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 
 def gather_rows(x: Tensor, group: distributed.ProcessGroup) -> Tensor:
-    """The ranks' x [N, ...] one below the other, [ranks * N, ...]; no gradient. Collective."""
+    """The x [N, ...] of all ranks, concatenated along dim 0: [ranks * N, ...]; no gradient. Collective."""
     if group.size() == 1:
         return x
     whole = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
@@ -33,7 +33,7 @@ def scatter_sum(x: Tensor, group: distributed.ProcessGroup) -> Tensor:
 
 
 class AllGather(torch.autograd.Function):
-    """gather_rows; the gradient of a row is the sum of what every rank made of it."""
+    """gather_rows with a gradient: the gradient of a row is the sum of that row's gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: distributed.ProcessGroup) -> Tensor:
@@ -46,7 +46,7 @@ class AllGather(torch.autograd.Function):
 
 
 class ReduceScatter(torch.autograd.Function):
-    """scatter_sum; every rank's part of a sum has the sum's gradient."""
+    """scatter_sum with a gradient: every rank's summand has the gradient of the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: distributed.ProcessGroup) -> Tensor:

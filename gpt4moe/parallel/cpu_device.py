@@ -1,13 +1,13 @@
-"""Megatron on a machine without a GPU: the few places where it names CUDA are turned to the CPU.
+"""Megatron on a machine without a GPU: replaces the few places where Megatron names CUDA.
 
-Active only when install() is called, which happens only where torch sees no GPU. Seen with megatron-core 0.16.1:
+install() does it, and is called only if torch sees no GPU. The places, with megatron-core 0.16.1:
 - schedules, layers and the optimizer make tensors with device="cuda" or torch.cuda.current_device();
-- the optimizer tells dtypes apart by `tensor.type()` and accepts only torch.cuda.* names;
+- the optimizer reads a dtype from `tensor.type()` and accepts only torch.cuda.* names;
 - layers fork a CUDA random-number tracker, and recompute keeps CUDA's random state;
 - rotary embeddings under context parallelism pin host memory and call .cuda().
 
-Tensors made in a step are redirected where they are made (a stand-in `torch` in a few modules), because a
-TorchFunctionMode around the step costs up to 7% of a small one; the mode is used for construction only.
+For tensors that are made in a step, a few of Megatron's modules get a stand-in for `torch` that makes them on the CPU.
+A TorchFunctionMode (BuildOnCpu) would cost up to 7% of a small step, so it is used only while the model is built.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _STEP_MODULES = (
 
 
 class BuildOnCpu(TorchFunctionMode):
-    """Inside, device="cuda" means the CPU: for building Megatron modules."""
+    """While it is active, device="cuda" means the CPU. For building Megatron's modules."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **_on_cpu(kwargs or {}))
@@ -76,7 +76,7 @@ class _CpuRngTracker:
 
 
 def install() -> None:
-    """Turns Megatron's CUDA to the CPU in this process; a second call changes nothing."""
+    """Makes Megatron use the CPU in this process. A second call changes nothing."""
     from megatron.core.tensor_parallel import random as megatron_random
 
     if isinstance(megatron_random._CUDA_RNG_STATE_TRACKER, _CpuRngTracker):

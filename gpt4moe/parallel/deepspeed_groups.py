@@ -1,4 +1,4 @@
-"""Embassy to DeepSpeed: its communication layer, which its expert-parallel parts call, and its tables of groups."""
+"""The only file that calls DeepSpeed's communication layer and writes its tables of groups."""
 
 import importlib
 import logging
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def start(backend: str) -> None:
-    """Puts deepspeed.comm over the torch.distributed world that is already up. Backend: "gloo" or "nccl"."""
+    """Initialises deepspeed.comm on torch.distributed, which is initialised already. Backend: "gloo" or "nccl"."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # On CPU DeepSpeed would compile a C++ all-reduce at start (1-2 minutes, a lock between jobs); gloo does the work.
+    # On a CPU DeepSpeed would first compile a C++ all-reduce: 1-2 minutes, and a lock between jobs. gloo replaces it.
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     import deepspeed
 
@@ -25,12 +25,12 @@ def start(backend: str) -> None:
 
 
 def expert_group_name(groups: "ProcessGroups") -> str:
-    """What DeepSpeed's tables call our expert groups; expert parameters carry it as `group_name`."""
+    """The name of our expert groups in DeepSpeed's tables; an expert's parameter has it as `group_name`."""
     return f"ep_size_{groups.layout.ep}"
 
 
 def lend(groups: "ProcessGroups") -> "ParallelUnit":
-    """Puts our expert groups into DeepSpeed's tables; returns the `mpu` for DeepSpeed's engine. No collective."""
+    """Writes our expert groups into DeepSpeed's tables. Returns the `mpu` for DeepSpeed's engine. No collective."""
     from deepspeed.utils import groups as tables
 
     name = expert_group_name(groups)
@@ -40,12 +40,12 @@ def lend(groups: "ProcessGroups") -> "ParallelUnit":
     ):
         table.clear()
         table[name] = group
-    os.environ.setdefault("LOCAL_RANK", "0")  # its engine insists; the device it is told by argument
+    os.environ.setdefault("LOCAL_RANK", "0")  # its engine requires it; the device is an argument
     return ParallelUnit(groups)
 
 
 class ParallelUnit:
-    """The `mpu` that DeepSpeed asks for groups: data parallel is dp x cp, model parallel is tp x pp."""
+    """The `mpu` from which DeepSpeed reads groups. Data parallel is dp x cp, model parallel is tp x pp."""
 
     def __init__(self, groups: "ProcessGroups"):
         self._groups = groups

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from gpt4moe.errors import LaunchError
 from gpt4moe.parallel.slurm_job import SlurmJob
 
-# Ranks start within a second of each other; the first waits for the others, they wait for it to be gone.
+# Ranks start within a second of each other. Rank 0 waits for the others; they wait until it has ended.
 FIRST_STAYS_SECONDS, OTHERS_STAY_SECONDS = 2.0, 6.0
 
 
@@ -35,7 +35,7 @@ class Environment:
     ranks_on_node: int | None = None
     """Ranks that the launcher started on this node; None where it does not say."""
     job: SlurmJob = field(default_factory=SlurmJob)
-    """What Slurm tells of this process; outside Slurm its defaults."""
+    """What Slurm reports about this process; outside Slurm the defaults."""
 
     @classmethod
     def detect(cls, variables: Mapping[str, str] = os.environ) -> "Environment":
@@ -73,8 +73,9 @@ class Environment:
     def refuse_together(self, status: int) -> None:
         """Waits a moment before this rank exits with `status`, after an error that every rank finds by itself.
 
-        Launchers end the other ranks as soon as one has left, torchrun within 0.1 s: the first could not yet say why,
-        and the others would not exit with `status`. A TERM meanwhile ends this rank with `status`.
+        A launcher ends all ranks as soon as one has exited, torchrun within 0.1 s. Without the wait, rank 0 might not
+        have printed the error yet, and other ranks would not exit with `status`. A TERM during the wait ends this rank
+        with `status`.
         """
         if self.world_size > 1:
             signal.signal(signal.SIGTERM, lambda number, frame: os._exit(status))

@@ -14,7 +14,7 @@ from gpt4moe.errors import LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 
-# Longer than the slowest first step; a rank that died is noticed by its launcher much earlier.
+# Longer than the slowest first step. If a rank dies, its launcher notices it much earlier.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -43,14 +43,14 @@ class ProcessGroups:
 
     @property
     def is_first_rank(self) -> bool:
-        """Rank 0 writes what is written once: logs, manifests, the run folder."""
+        """Whether this is rank 0, which writes logs, manifests and the run folder."""
         return self.rank == 0
 
     @classmethod
     def create(
         cls, layout: Layout, rank: int, device: torch.device, seed: int, *, timeout: timedelta = TIMEOUT
     ) -> "ProcessGroups":
-        """The groups of `layout`; torch.distributed is up (see world). Collective: every rank calls it.
+        """The groups of `layout`. torch.distributed must be initialised (`world` does it). Collective.
 
         Args:
             timeout: of a collective in any of them.
@@ -59,7 +59,7 @@ class ProcessGroups:
 
         groups = megatron_state.start(layout, seed, timeout)
         for name, group in groups.items():
-            if name != "megatron":  # Megatron's order of ranks and ours are one truth
+            if name != "megatron":  # Megatron and Layout must order ranks alike
                 members = distributed.get_process_group_ranks(group)
                 assert members == layout.members(name, rank), (name, members, layout.members(name, rank))
         return cls(layout=layout, rank=rank, device=device, **groups)
@@ -69,10 +69,10 @@ class ProcessGroups:
 def world(
     environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = TIMEOUT
 ) -> Iterator[torch.device]:
-    """torch.distributed, DeepSpeed's communication and, without a GPU, Megatron's repairs for CPUs. Yields the device.
+    """Initialises torch.distributed, DeepSpeed's communication and, without a GPU, cpu_device. Yields the device.
 
     Args:
-        store: where the ranks have met already; by default they meet at the environment's address.
+        store: the store by which the ranks find each other; by default one at the environment's address.
         timeout: of a collective.
     """
     from gpt4moe.parallel import cpu_device, deepspeed_groups
@@ -103,7 +103,7 @@ def world(
 
 
 def _gpu_index(environment: Environment, num_gpus: int) -> int:
-    """This rank's GPU among those it sees. srun may bind one to each task, which then sees that one alone.
+    """The index of this rank's GPU among those it sees. srun may bind one GPU to each task, which then sees only that.
 
     Raises: LaunchError when torchrun started more ranks on a node than it has GPUs.
     """

@@ -1,10 +1,10 @@
-"""Layout: where each rank sits, as arithmetic. No torch, no process group: the planner and a login node use it too.
+"""Layout: the place of each rank in the grid, as arithmetic. No torch, no process group: the planner uses it too.
 
 The grid of W = tp x cp x dp x pp ranks, tp fastest, pp slowest (Megatron's order "tp-cp-ep-dp-pp"):
 
     rank = tp_i + tp * (cp_i + cp * (dp_i + dp * pp_i))
 
-Experts see the same ranks of a stage through a second grid, etp fastest ("parallel folding", arXiv:2504.14960):
+For experts the same ranks of a stage form a second grid, etp fastest ("parallel folding", arXiv:2504.14960):
 
     rank = etp_i + etp * (ep_i + ep * expert_dp_i)  +  stage offset
 
@@ -20,12 +20,12 @@ from gpt4moe.config.parallel import ParallelConfig
 
 DENSE_AXES = ("tp", "cp", "dp", "pp")
 EXPERT_AXES = ("etp", "ep", "expert_dp")
-# Groups that are products of axes; each is named as ProcessGroups names it.
+# Groups that are products of axes, by their names in ProcessGroups.
 COMBINED_AXES = {"dp_cp": ("cp", "dp"), "tp_cp": ("tp", "cp"), "model": ("tp", "pp")}
 
 
 def fewest_ranks(parallel: ParallelConfig) -> int:
-    """The smallest world that holds the degrees; every other is a multiple of it."""
+    """The smallest number of ranks for these degrees. Every other possible number is a multiple of it."""
     return parallel.pp * lcm(parallel.tp * parallel.cp, parallel.ep * parallel.etp)
 
 
@@ -44,7 +44,7 @@ class Layout:
 
     @classmethod
     def from_config(cls, parallel: ParallelConfig, world_size: int) -> "Layout":
-        """The layout of `world_size` ranks. Call legality.require_legal first: this one only asserts."""
+        """The layout of `world_size` ranks. Call legality.require_legal first: this only asserts."""
         dp, rest = divmod(world_size, parallel.tp * parallel.cp * parallel.pp)
         assert rest == 0 and dp * parallel.tp * parallel.cp % (parallel.ep * parallel.etp) == 0
         return cls(
@@ -92,7 +92,7 @@ class Layout:
         return sorted(first + sum(step) for step in product(*steps))
 
     def _strides(self, grid: tuple[str, ...]) -> dict[str, int]:
-        """How far apart neighbours along an axis of a grid are."""
+        """The difference of rank between neighbours along each axis of a grid."""
         return dict(zip(grid, accumulate((getattr(self, axis) for axis in grid[:-1]), mul, initial=1), strict=True))
 
     def describe(self) -> str:

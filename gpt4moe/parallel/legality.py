@@ -1,9 +1,9 @@
-"""Whether a layout is legal, and why not: the trainer, the tests and the planner ask here. No torch.
+"""Whether a layout is legal, and if not, why. The trainer, the planner and the tests ask here. No torch.
 
-There are two kinds of problems, because the planner weighs layouts that the trainer cannot run yet:
+There are two kinds of problems, because the planner also plans layouts that the trainer cannot run:
 
     arithmetic   something does not divide                        layout_problems
-    support      right in principle, but not built or not proven  support_problems
+    support      possible, but not built or not proven here       support_problems
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from gpt4moe.errors import LayoutError, together
 from gpt4moe.parallel.placement import stage_sizes
 
 Sizes = Callable[[ModelConfig], dict[str, int]]
-"""Key of the configuration -> what tensor parallelism must divide."""
+"""Key of the configuration -> a size that tp must divide."""
 
 
 def _heads(model: ModelConfig) -> dict[str, int]:
@@ -41,7 +41,7 @@ _UNBUILT = {AttentionKind.latent: "model.mla"}
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a layout is refused (cause), and what would fit (cure)."""
+    """Why a layout is refused (cause), and what the user can do (cure)."""
 
     cause: str
     cure: str
@@ -50,10 +50,10 @@ class Problem:
 def layout_problems(
     model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int
 ) -> list[Problem]:
-    """What does not divide when `model` runs on `world_size` ranks. Empty: the layout is legal."""
+    """Sizes that do not divide if `model` runs on `world_size` ranks. Empty: the arithmetic is legal."""
     grid = list(_grid_problems(parallel, world_size))
     if grid:
-        return grid  # dp is not even a number: the rest would be noise
+        return grid  # without a whole dp the other checks mean nothing
     return [
         *_batch_problems(parallel, training, world_size),
         *_tensor_problems(model, parallel),
@@ -76,7 +76,7 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
 
 
 def planned_parts(model: ModelConfig) -> list[str]:
-    """The keys of a model that only the planner knows, where they are set (config.model.PlannedConfig)."""
+    """Those keys of a model, as KEY or KEY=VALUE, that only the planner knows (config.model.PlannedConfig)."""
     parts = sorted({_UNBUILT[kind.attention] for kind in model.layer_kinds if kind.attention in _UNBUILT})
     if model.planned is not None:
         values = {field.name: getattr(model.planned, field.name) for field in fields(model.planned)}
@@ -85,12 +85,12 @@ def planned_parts(model: ModelConfig) -> list[str]:
 
 
 def require_legal(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> None:
-    """Raises: LayoutError with all problems, of arithmetic or, where there are none, of support."""
+    """Raises: LayoutError with all problems of arithmetic; if there are none, with all problems of support."""
     refuse(layout_problems(model, parallel, training, world_size) or support_problems(model, parallel))
 
 
 def refuse(problems: list[Problem]) -> None:
-    """Raises: LayoutError with all of them, where there are any."""
+    """Raises: LayoutError with all problems, if there are any."""
     if problems:
         raise together([LayoutError(problem.cause, problem.cure) for problem in problems])
 

@@ -1,4 +1,4 @@
-"""Embassy to Megatron's parallel_state: the only file that reads or writes those globals."""
+"""The only file that reads or writes the globals of Megatron's parallel_state."""
 
 from datetime import timedelta
 from typing import Any
@@ -11,12 +11,12 @@ from gpt4moe.parallel.layout import Layout
 
 
 def start(layout: Layout, seed: int, timeout: timedelta) -> dict[str, Any]:
-    """Makes Megatron's groups for this layout and returns them by our names, with its own collection as "megatron".
+    """Makes Megatron's groups for this layout. Returns them by our names, and Megatron's own collection as "megatron".
 
     Args:
-        seed: of Megatron's trackers; nothing random is drawn from them in training (no dropout), weights come from
-            parallel.rng.
-        timeout: of a collective; groups do not take the world's.
+        seed: of Megatron's random-number trackers. Training draws nothing from them: there is no dropout, and initial
+            weights come from parallel.rng.
+        timeout: of a collective. A group does not inherit the timeout of the world.
     """
     stop()
     parallel_state.initialize_model_parallel(
@@ -47,6 +47,6 @@ def start(layout: Layout, seed: int, timeout: timedelta) -> dict[str, Any]:
 
 
 def stop() -> None:
-    """Forgets Megatron's groups, so that a process can take up another layout."""
+    """Destroys Megatron's groups, so that this process can make those of another layout."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()

@@ -1,7 +1,7 @@
 """Megatron without memory: modules, gradient buffers and optimizers of any size on torch's meta device.
 
-For counting what a rank of any world would hold, under a fake process group (torch's FakeStore): collectives do
-nothing, tensors have a shape and no values. Only in a process of its own: it cannot train afterwards.
+It counts what one rank of any world would hold. The process group is fake (torch's FakeStore): its collectives do
+nothing. Tensors have shapes and no values. Use a process of its own: it cannot train afterwards.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from gpt4moe.parallel.layout import Layout
 
 
 def install() -> None:
-    """Turns Megatron's CUDA to the meta device in this process; a second call changes nothing."""
+    """Makes Megatron use the meta device in this process. A second call changes nothing."""
     cpu_device.install()
     if torch.cuda.current_device() == torch.device("meta"):
         return
@@ -33,7 +33,7 @@ def _without_meta(answer: str | torch.Tensor) -> str | torch.Tensor:
 
 @contextmanager
 def pretended_rank(layout: Layout, rank: int) -> Iterator[ProcessGroups]:
-    """The groups of one rank of a world in which nobody else is."""
+    """The groups of one rank of a world whose other ranks do not exist."""
     install()
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:

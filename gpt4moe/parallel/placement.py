@@ -8,10 +8,10 @@ from gpt4moe.config.parallel import ParallelConfig
 def stage_layers(num_layers: int, parallel: ParallelConfig) -> list[list[int]]:
     """Global layer indices (from 0) of each of the pp * vpp chunks, in model order.
 
-    Chunk c runs on pipeline rank c % pp as its virtual stage c // pp. Without `layers_per_stage`, as even as it goes,
-    larger chunks first: 120 layers over 16 stages give eight of 8 and eight of 7. An embedding or head that counts as a
-    layer takes one's place in the first or last chunk (Megatron: account_for_embedding_in_pipeline_split): 7, nine of
-    8, five of 7, 6.
+    Chunk c runs on pipeline rank c % pp as its virtual stage c // pp. Without `layers_per_stage` sizes are as even as
+    possible, larger chunks first: 120 layers over 16 stages give eight chunks of 8 and eight of 7. An embedding or head
+    that counts as a layer makes the first or last chunk one layer smaller (Megatron:
+    account_for_embedding_in_pipeline_split): 7, nine of 8, five of 7, 6.
     """
     sizes = stage_sizes(num_layers, parallel)
     ends = list(accumulate(sizes))
@@ -19,7 +19,7 @@ def stage_layers(num_layers: int, parallel: ParallelConfig) -> list[list[int]]:
 
 
 def stage_sizes(num_layers: int, parallel: ParallelConfig) -> list[int]:
-    """How many layers each of the pp * vpp chunks has (stage_layers)."""
+    """The number of layers of each of the pp * vpp chunks (stage_layers)."""
     return parallel.layers_per_stage or _even_sizes(num_layers, parallel)
 
 
@@ -45,9 +45,9 @@ def local_experts(num_experts: int, ep: int, ep_index: int) -> range:
 
 
 def sequence_chunks(cp: int, cp_index: int) -> tuple[int, ...]:
-    """Which of a sequence's chunks a context-parallel rank holds, in its order.
+    """The indices of the chunks of a sequence that a context-parallel rank holds, in the rank's order.
 
-    Of 2 cp chunks the one at cp_index and the one as far from the end, as Megatron's rotary embedding expects: under a
-    causal mask all ranks then do the same work.
+    A sequence has 2 cp chunks. The rank holds the chunk at cp_index and the chunk as far from the end, as Megatron's
+    rotary embedding expects. Under a causal mask all ranks then do the same work.
     """
     return (0,) if cp == 1 else (cp_index, 2 * cp - 1 - cp_index)

@@ -1,8 +1,8 @@
-"""Random numbers that depend on what they are for, not on who draws them.
+"""Random numbers that depend on what they are for, not on the rank that draws them.
 
 A row of a weight is drawn by a counter-based generator (Philox, Salmon et al. 2011) keyed by (seed, tensor name, row):
-a rank makes only its own slice, equal on every layout and device. Noise on activations is a hash of (key, counter) in
-integer arithmetic, made where it is used, for the same reason.
+a rank draws only its own part, and the numbers are equal on every layout and device. For the same reason, noise on
+activations is a hash of (key, counter) in integer arithmetic.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def tensor_key(seed: int, name: str) -> int:
-    """64 bits that stand for (seed, name)."""
+    """A hash of (seed, name), 64 bits."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
 
 
@@ -40,7 +40,8 @@ def normal_box(
 def counter_uniform(key: int, counter: torch.Tensor) -> torch.Tensor:
     """Uniform numbers in [0, 1), fp32, each a function of (key, its counter) alone, on the counter's device.
 
-    splitmix64 (Steele et al. 2014): the key's Weyl sequence through a 64-bit finaliser; the top 24 bits are kept.
+    splitmix64 (Steele et al. 2014): a Weyl sequence that starts at the key, then a 64-bit finaliser. The top 24 bits
+    are kept.
 
     Args:
         key: 64 bits (tensor_key). counter: int64, any shape, not negative.
@@ -52,12 +53,12 @@ def counter_uniform(key: int, counter: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """A shift to the right that fills with zeros; torch's fills with the sign."""
+    """A right shift that fills with zeros. torch's own fills with the sign."""
     return (value >> bits) & ((1 << 64 - bits) - 1)
 
 
 def _signed(bits: int) -> int:
-    """64 bits as the int64 that torch takes; its products wrap."""
+    """64 bits as torch's int64, whose products wrap around."""
     return bits - (1 << 64) if bits >> 63 else bits
 
 

@@ -1,7 +1,7 @@
-"""Shard: a rectangle of a logical tensor, as initial weights, checkpoints and tests name a part of it. No torch.
+"""Shard: a rectangle of a logical tensor. Initial weights, checkpoints and tests name parts by it. No torch.
 
 logical tensor   name + global shape, independent of any layout
-shard            offset + shape within it, and whether this rank is the one that writes it
+shard            offset + shape within it, and whether this rank writes it to checkpoints
 flat range       the optimizer cuts a shard further into ranges of its C-order elements; each is at most
                  2 * ndim - 1 rectangles (flat_rectangles)
 """
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import prod
 
 WEIGHT = "weight"
-"""Kind of a model's weights; what a checkpoint stores of them are the fp32 masters. A stored tensor is KIND/NAME; an
-optimizer's states are kinds too, by their names in config.optimizer_table."""
+"""The kind of a model's weights, stored as fp32 masters. A stored tensor is called KIND/NAME. Each optimizer state is
+a kind too, by its name in config.optimizer_table."""
 BUFFER = "buffer"
-"""Kind of a model's state that no gradient moves, such as a router's bias."""
+"""The kind of a model's state without gradient, such as a router's bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Shard:
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     is_writer: bool = True
-    """False on the ranks that hold a copy another rank writes."""
+    """False if another rank writes the same values to checkpoints."""
 
     @property
     def size(self) -> int:
@@ -34,7 +34,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Rectangle:
-    """A part of a shard that is contiguous in the shard's C order: `start` elements into it."""
+    """A part of a shard that is contiguous in C order. `start`: elements of the shard before it."""
 
     start: int
     offset: tuple[int, ...]

@@ -1,10 +1,10 @@
-"""SlurmJob: what Slurm and the scripts of slurm/ tell a process of its job. The only file that reads SLURM_* variables.
+"""SlurmJob: what Slurm and slurm/*.sh report about the job of a process. The only file that reads SLURM_* variables.
 
     SLURM_JOB_ID, SLURM_RESTART_COUNT                    the job, and how often it was requeued
     SLURM_STEP_ID, SLURM_PROCID, SLURM_STEP_NUM_TASKS    this process among the tasks of an srun
     GPT4MOE_CHAIN_LINK, GPT4MOE_CHAIN_JOBS               the jobs before it in a chain (slurm/train.sh --chain=N)
 
-Environment.detect reads it once a launch and keeps it; everybody else gets it from there. No torch.
+Environment.detect reads it once a launch; all other code gets it from the Environment. No torch.
 """
 
 import os
@@ -18,13 +18,13 @@ class SlurmJob:
 
     job_id: str | None = None
     step_id: str | None = None
-    """Of the srun that started this process; None in a batch shell, where no srun did."""
+    """Id of the srun step of this process; None in a batch shell, which no srun started."""
     task: str | None = None
-    """SLURM_PROCID as it stands: the rank, if this process belongs to a step."""
+    """SLURM_PROCID, unparsed: the rank, if this process belongs to a step."""
     num_tasks: str | None = None
-    """SLURM_STEP_NUM_TASKS as it stands: the world size."""
+    """SLURM_STEP_NUM_TASKS, unparsed: the world size."""
     local_task: str = "0"
-    """SLURM_LOCALID as it stands: the rank on its node."""
+    """SLURM_LOCALID, unparsed: the rank on its node."""
     num_nodes: str = "1"
     nodes: str = ""
     """Nodes of the step in Slurm's short form: node[1-4]."""
@@ -63,7 +63,7 @@ class SlurmJob:
 
     @property
     def restarts(self) -> int:
-        """Launches of the run that nobody made by hand: requeues of this job, and jobs before it in its chain."""
+        """Launches that Slurm made, not a person: requeues of this job, and earlier jobs of its chain."""
         return self.restart_count + self.chain_link
 
     @property

@@ -1,4 +1,4 @@
-"""What goes together, as a table: every cell asks the functions that refuse. docs/layouts.md holds it. No torch.
+"""The table of docs/layouts.md: which settings can be combined. Each cell calls the checks themselves. No torch.
 
     SETTINGS, one or two of them -> configuration's own checks -> parallel.legality -> "yes" or the reason, as a note
 
@@ -17,7 +17,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.legality import layout_problems, support_problems
 
 Setting = dict[str, dict[str, Any]]
-"""Fields by the group that holds them: parallel, model, router, engine."""
+"""Group (parallel, model, router, engine) -> its fields and values."""
 
 WORLD_SIZE = 16
 DEGREES: dict[str, Setting] = {
@@ -53,7 +53,7 @@ COLUMNS: dict[str, Setting] = {"alone": {}, **DEGREES, **PARTIAL, **DEEPSPEED}
 
 
 def refusal(*settings: Setting) -> str | None:
-    """Why a small model on WORLD_SIZE ranks is refused with all of these settings; null: it is accepted.
+    """Why a small model with all of these settings is refused on WORLD_SIZE ranks; None: it is accepted.
 
     Under engine=deepspeed overlap_grad_reduce is off unless a setting says otherwise, as configs/engine has it.
     """

@@ -2,9 +2,9 @@
 
     with WireCounter(groups) as wire: one step  ->  wire.sent["dp_cp", "reduce_scatter"] bytes
 
-A dispatch mode sees every c10d operation, Megatron's, DeepSpeed's and ours, forward and backward. Counted is what a
-ring sends, the least there is: an all-gather or reduce-scatter over p ranks p - 1 times a rank's part, an all-reduce
-both. Tensors are counted as handed in, padding included; groups of one send nothing.
+A dispatch mode sees every c10d operation of Megatron, DeepSpeed and this package, forward and backward. It counts what
+a ring algorithm sends, which is the minimum: for an all-gather or reduce-scatter over p ranks p - 1 times one rank's
+part, for an all-reduce the sum of both. The padding of a tensor counts. A group of one rank sends nothing.
 """
 
 from collections import Counter
@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt4moe.parallel.groups import ProcessGroups
 
 GROUPS = ("tp", "cp", "tp_cp", "ep", "etp", "expert_dp", "dp", "dp_cp", "model", "pp", "embedding", "world", "other")
-"""In this order a group of several names is named."""
+"""If several names mean the same group, the first of this order is used."""
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "broadcast", "other")
 
 
 class WireCounter(TorchDispatchMode):  # type: ignore[misc]
-    """Counts from __enter__ to __exit__; adds up over several uses."""
+    """Counts from __enter__ to __exit__. Several uses add up."""
 
     def __init__(self, groups: ProcessGroups):
         super().__init__()
@@ -43,7 +43,7 @@ class WireCounter(TorchDispatchMode):  # type: ignore[misc]
             return
         group = groups[0]
         kind, bytes_sent = _OPERATIONS.get(operation, ("other", _handed_in))
-        # Megatron sends half the messages of a pipeline of two over the world's group: messages are the pipeline's.
+        # In a pipeline of two stages Megatron sends half the messages over the world's group. All messages count as pp.
         name = "pp" if kind == "send" else self.names.get(group.group_name, "other")
         self.sent[name, kind] += bytes_sent(args, group.size(), group.rank())
 
@@ -68,7 +68,7 @@ def _is_group(argument: Any) -> bool:
 
 
 def _bytes(tensors: Any) -> int:
-    """Of a tensor, or of all tensors in nested lists."""
+    """Bytes of a tensor, or of all tensors in nested lists."""
     if isinstance(tensors, Tensor):
         return int(tensors.numel() * tensors.element_size())
     return sum(map(_bytes, tensors))
@@ -94,7 +94,7 @@ def _broadcast(args: Sequence[Any], ranks: int, place: int) -> int:
 
 
 def _exchanged(args: Sequence[Any], ranks: int, place: int) -> int:
-    """All but what stays here; without sizes the parts are equal."""
+    """All rows but those that stay on this rank. Without sizes the parts are equal."""
     given, sizes = args[1], args[4]
     rows = given.shape[0]
     own = sizes[place] if sizes else rows // ranks

@@ -1,4 +1,4 @@
-"""Limits on automatic restarts: Slurm requeues a job again and again, and a run may crash at one step every time.
+"""Limits on automatic restarts. Without limits, a run that crashes at the same step would be restarted for ever.
 
 train.sh: 85, or a rank killed --requeue--> SlurmJob.restarts + 1 --refuse_endless_restarts--> a launch, or status 2
 """

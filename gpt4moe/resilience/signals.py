@@ -1,8 +1,8 @@
-"""What signals do to a rank. USR1 asks to save and go on, USR2 and TERM to save and end; by default each of them kills.
+"""What signals do to a rank. USR1: save and go on. USR2, TERM: save and end. Without a handler each would kill it.
 
-    listen()   before training     USR1 is noted; USR2 and TERM end the rank with 85: there is nothing new to save
-    note()     while it trains     all are noted; the ranks agree on them after each step (training.callbacks.saving)
-    ignore()   after the last save a closing interpreter restores the system's handlers, and those would kill the rank
+    listen()   before training       USR1 is noted; USR2 and TERM end the rank with 85: there is nothing new to save
+    note()     during training       all are noted; the ranks agree on them after each step (training.callbacks.saving)
+    ignore()   after the last save   else Python's exit would restore the default handlers, which kill the rank
 
 No torch: train.py imports this file before anything that takes seconds.
 """
@@ -17,7 +17,7 @@ from gpt4moe.parallel.slurm_job import SlurmJob
 REQUEUE = 85
 """Exit status: saved, please requeue."""
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""Numbers ascend: where ranks got different ones, or one rank several, the one that ends the run wins."""
+"""In ascending numbers. Of several signals the highest number counts, so that one which ends the run wins."""
 
 
 class SignalNotes:
@@ -44,14 +44,14 @@ class SignalNotes:
     def take(self) -> int:
         """The strongest signal since the last call; 0 for none."""
         heard = self._received[:]
-        del self._received[: len(heard)]  # what the handler adds meanwhile stays for the next call
+        del self._received[: len(heard)]  # a signal that arrives now stays for the next call
         return max(heard, default=0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        """Ends the process from wherever it is: an exception would be caught by whatever is being imported."""
+        """Ends the process at once. An exception could be caught by a module that is being imported."""
         name = signal.Signals(number).name
         if os.environ.get("RANK", SlurmJob.read().task or "0") == "0":
             os.write(1, f"{name} received before training began: nothing new to save, ending.\n".encode())

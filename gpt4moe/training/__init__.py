@@ -1,14 +1,14 @@
 """Room `training`, storey 5: one step, then the loop. May import everything below; never inference, convert or launch.
 
-engine.py           the seam: reduces, clips, updates; the gradient norm
+engine.py           Engine: what reduces, clips, updates; gradient norm
 engine_megatron.py  Megatron's DistributedDataParallel + DistributedOptimizer as an engine
 engine_deepspeed.py DeepSpeed's ZeRO-1 as an engine
-deepspeed_partition.py  its flat gradients, a rank's cut
+deepspeed_partition.py  DeepSpeed's flat gradients, a rank's partition
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    learning rate of a step, by schedule
 launch.py           load, check, report: before torch
-resume.py           the checkpoint to go on from
+resume.py           the checkpoint that a launch continues
 state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
 replicas.py         are copies on several ranks bitwise equal?

@@ -1,7 +1,8 @@
 """Callback: what a feature does around the steps of a launch; check_order: whether a list of them can work.
 
-Callbacks run in the order of their list (build.build_callbacks). What one makes and another uses has a name in Gives:
-a callback declares what it `needs` and what it `gives`, and must stand behind everything that gives what it needs.
+Callbacks run in the order of their list (build.build_callbacks). A result of one callback that another uses has a name
+in Gives. A callback declares what it `needs` and what it `gives`. It must come after all callbacks that give what it
+needs.
 """
 
 import logging
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gives(Enum):
-    """What callbacks hand to those behind them."""
+    """Results of callbacks that later callbacks use."""
 
     event_log = "an events.jsonl that outlives every other callback: on_exit runs from the last to the first"
     step_traffic = "the step's bytes on the wire, counted before anything else is sent"
@@ -36,13 +37,13 @@ class Gives(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What earlier launches of this run wrote, each file read once a launch, by rank 0; empty on the other ranks.
+    """What earlier launches of this run wrote. Rank 0 reads each file once a launch; other ranks have an empty one.
 
-    It lives while callbacks start and no longer: the records of 100,000 steps take a gigabyte.
+    It is dropped when all callbacks have started: the records of 100,000 steps take a gigabyte.
     """
 
     metrics: StoredMetrics = field(default_factory=StoredMetrics)
-    """metrics.jsonl, steps that will be redone included."""
+    """metrics.jsonl, with the steps that this launch will repeat."""
     events: list[Event] = field(default_factory=list)
 
     @classmethod
@@ -70,16 +71,16 @@ class Callback:
         """After a step; may add metrics to the record. May be collective."""
 
     def on_end(self, context: TrainingContext) -> None:
-        """After the last step of this launch and its checkpoint, not after an error. No collective; a failure is
-        logged and changes no exit status, because the run is saved."""
+        """Called after the last step of this launch and its checkpoint, but not after an error. No collective. A
+        failure is logged and does not change the exit status, because the run is saved."""
 
     def on_exit(self, context: TrainingContext) -> None:
-        """Always, also after an error, from the last callback to the first: close what is open. No collective; a
-        failure is logged and changes no exit status."""
+        """Closes what is open. Always called, also after an error, from the last callback to the first. No collective.
+        A failure is logged and does not change the exit status."""
 
 
 def check_order(callbacks: Sequence[Callback]) -> None:
-    """Raises: ValueError naming a callback that stands before one whose result it needs, or that nobody gives."""
+    """Raises: ValueError when a callback needs a result that a later callback gives, or that no callback gives."""
     for index, callback in enumerate(callbacks):
         for need in callback.needs:
             givers = [place for place, other in enumerate(callbacks) if need in other.gives]
@@ -93,9 +94,9 @@ def check_order(callbacks: Sequence[Callback]) -> None:
 
 @contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Logs a failure in one line and goes on; for reports and other extras. No collectives inside."""
+    """Logs a failure in one line and goes on. For reports and other extras. The work must have no collective."""
     try:
         yield
-    # Everything: a full disk, a folder where a file should be, a library's own trouble.
+    # Any error: a full disk, a folder in the place of a file, an error of a library.
     except Exception as error:
         logger.warning("%s failed, the run goes on: %s: %s", what, type(error).__name__, " ".join(str(error).split()))

@@ -40,21 +40,21 @@ _LONGEST_WAIT_SECONDS = 0.5
 
 
 class Staging:
-    """The host memory that a save is copied to, so that training goes on while a thread writes it.
+    """Host memory to which a save copies the state, so that training goes on while a thread writes it.
 
-    One buffer for what a rank owns (fp32 masters and the optimizer's states), allocated at the first save and used
-    again by every later one. There is no second: a new save waits until the one before has left the buffer.
+    It is one buffer for what a rank owns (fp32 masters and optimizer states). The first save allocates it, and later
+    saves use it again. A new save waits until the save before it is finished.
     """
 
     def __init__(self) -> None:
         self.buffer = torch.empty(0)
 
     def copy(self, pieces: list[Piece]) -> list[Piece]:
-        """The same pieces with their values in the buffer, copied when this returns."""
+        """The same pieces with their values in the buffer. The copy is complete when this returns."""
         total = sum(prod(piece.shape) for piece in pieces)
         devices = {piece.values.device for piece in pieces if piece.values.is_cuda}
         if self.buffer.numel() < total:
-            self.buffer = torch.empty(0)  # freed before its successor is taken
+            self.buffer = torch.empty(0)  # frees the old buffer before the new one is allocated
             self.buffer = torch.empty(total, dtype=torch.float32, pin_memory=bool(devices))
         staged, end = [], 0
         for piece in pieces:
@@ -70,9 +70,9 @@ class Staging:
 class Saver:
     """Saves one checkpoint at a time, in the background.
 
-    Threads write and commit without any collective (checkpoint.saving). The ranks agree in the training thread, by tiny
-    all-reduces in each `poll`, that a save has ended or failed. So a failure ends all of them at the same step, and no
-    rank waits alone in a collective.
+    Threads write and commit without any collective (checkpoint.saving). In the training thread each `poll` has small
+    all-reduces, by which all ranks learn that a save has ended or failed. So a failure ends all ranks at the same step,
+    and no rank waits alone in a collective.
     """
 
     def __init__(self) -> None:
@@ -80,10 +80,10 @@ class Saver:
         self.save: Save | None = None
 
     def start(self, context: TrainingContext, *, staged: bool) -> None:
-        """Begins to save the state of the current step. Collective; waits first for a save that is under way.
+        """Begins to save the state of the current step. Waits first for an unfinished save. Collective.
 
         Args:
-            staged: the state is copied to host memory first, so training may go on; else call `wait` next.
+            staged: copy the state to host memory first, so that training may go on. False: call `wait` next.
         Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, or any rank cannot
             continue after this step.
         """
@@ -108,7 +108,7 @@ class Saver:
         )
 
     def poll(self, groups: ProcessGroups) -> None:
-        """Notices that the save under way has ended, once all ranks are done. Collective while one is under way.
+        """Finds out whether the current save has ended on all ranks. Collective while there is one.
 
         Raises: Gpt4MoeError on every rank, with the failing one's message, when any could not save. What was written is
             removed, unless it was committed; earlier checkpoints are untouched.
@@ -136,7 +136,7 @@ class Saver:
             logger.info("checkpoint %s", folder)
 
     def wait(self, groups: ProcessGroups) -> None:
-        """Polls until no save is under way. Collective."""
+        """Polls until the current save, if any, has ended. Collective."""
         wait_seconds = _WAIT_SECONDS
         self.poll(groups)
         while self.save is not None:
@@ -145,7 +145,7 @@ class Saver:
             self.poll(groups)
 
     def leave(self) -> None:
-        """Before the process ends, perhaps by an error: finishes what can be finished. No collective."""
+        """Call it before the process ends, also after an error. Finishes what can be finished. No collective."""
         if self.save is not None:
             self.save.leave()
             self.save = None
@@ -193,7 +193,7 @@ def pieces_of(ranges: Iterable[OwnedRange], places: dict[int, Shard]) -> list[Pi
     """The pieces of those ranges that this rank writes; `places` has the shard of each parameter, by id."""
     pieces = []
     owned_shards = [(owned, places[id(owned.parameter)]) for owned in ranges]
-    # Kind by kind, so that a conversion, which wants the weights alone, reads no blocks of states.
+    # Sorted by kind, so that a conversion, which needs only weights, reads no blocks of optimizer states.
     kinds = dict.fromkeys(kind for owned, _ in owned_shards for kind in (WEIGHT, *owned.states))
     for kind in kinds:
         for owned, shard in owned_shards:

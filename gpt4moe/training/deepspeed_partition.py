@@ -33,16 +33,16 @@ class Partition:
         self.start = size * self.group.rank()
         self.gradient = self.gradients.narrow(0, self.start, size)
         for parameter in self.parameters:
-            parameter.grad_dtype = torch.float32  # bf16 gradients are added to the fp32 ones as they come
+            parameter.grad_dtype = torch.float32  # autograd adds each bf16 gradient to the fp32 one
 
     @property
     def master(self) -> Tensor:
-        """This rank's cut of the fp32 weights, flat, padded at the end; in host memory with an offloaded optimizer."""
+        """This rank's part of the fp32 weights: flat, padded at the end; offloaded ones are in host memory."""
         return self.optimizer.single_partition_of_fp32_groups[self.index].detach()
 
     @property
     def state(self) -> dict[str, Any]:
-        """The inner optimizer's state tensors of the whole cut (config.optimizer_table)."""
+        """The optimizer's state tensors of this rank's part (config.optimizer_table)."""
         return self.optimizer.optimizer.state[self.optimizer.single_partition_of_fp32_groups[self.index]]
 
     def zero_gradients(self) -> None:
@@ -52,25 +52,25 @@ class Partition:
             parameter.grad = self.gradients.narrow(0, offset, parameter.numel()).view(parameter.shape)
 
     def reduce(self) -> None:
-        """Sums the gradients of this rank's cut over the group. Collective."""
+        """Sums the gradients of this rank's part over the group. Collective."""
         if self.group.size() > 1:
             distributed.reduce_scatter_single(self.gradient, self.gradients, group=self.group)
         if self.optimizer.cpu_offload:
             self._stepped_gradient().copy_(self.gradient)
 
     def hand_over(self) -> None:
-        """Gives the reduced and clipped gradient to DeepSpeed's next step."""
+        """Puts the reduced and clipped gradient where DeepSpeed's step reads it."""
         if not self.optimizer.cpu_offload:
             self.optimizer.averaged_gradients[self.index] = GradPartitionBufferGroup([], self.gradient)
 
     def _stepped_gradient(self) -> Tensor:
-        """The gradient of the cut, in the tensor that the optimizer reads."""
+        """The gradient of this rank's part, in the tensor that the optimizer reads."""
         if self.optimizer.cpu_offload:
             return self.optimizer.single_partition_of_fp32_groups[self.index].grad
         return self.gradient
 
     def owned(self) -> Iterator[OwnedRange]:
-        """The parameters' ranges in this rank's cut, in order. A parameter may reach over several ranks' cuts."""
+        """The ranges of parameters in this rank's part, in order. A parameter may lie in the parts of several ranks."""
         end = self.start + self.gradient.numel()
         master, gradient = self.master, self._stepped_gradient()
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):

@@ -1,12 +1,12 @@
-"""Engine: what the training step asks of whatever reduces gradients and updates weights; and what all engines share.
+"""Engine: the interface by which the training step reduces gradients and updates weights; code that engines share.
 
 The global gradient norm and clipping are one rule for every engine:
 
     each element of the model's gradient once -> sum of squares in fp64 -> all ranks -> norm -> one factor for all
 
-The libraries' own norms are not used. Megatron-core 0.16.1 sums in fp32 on CPUs, which is off by 1e-5 at two million
-elements: more than a layout may change it. DeepSpeed 0.19.8 counts experts wrongly as soon as tp > 1, and its norm is a
-collective over groups that a pipeline stage without experts does not enter.
+The libraries' own norms are not used. Megatron-core 0.16.1 sums in fp32 on CPUs, which has an error of 1e-5 at two
+million elements. That is more than a change of layout may change the norm. DeepSpeed 0.19.8 counts experts wrongly if
+tp > 1, and its norm is a collective over groups that a pipeline stage without experts does not call.
 """
 
 from collections.abc import Iterable, Iterator
@@ -64,10 +64,10 @@ class Engine(Protocol):
         """One optimizer step from the reduced gradients; afterwards every rank has the new weights. Collective."""
 
     def owned(self) -> Iterator[OwnedRange]:
-        """What this rank's optimizer owns. The ranges of all data-parallel ranks are disjoint and leave nothing out."""
+        """What this rank's optimizer owns. The ranges of all data-parallel ranks are disjoint and cover everything."""
 
     def finish_load(self, step: int) -> None:
-        """Call after masters and states were filled: sets the step count and the model's weights. Collective."""
+        """Sets the step count and the model's weights, after masters and states were filled. Collective."""
 
 
 def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:

@@ -113,7 +113,7 @@ class MegatronEngine:
                         state[name] = torch.tensor(float(step), device=master.device)
 
     def _connect_schedule(self, run: RunConfig) -> None:
-        """Tells Megatron's schedule when gradients are reduced: not before the last micro-batch, and how at the end."""
+        """Makes Megatron's schedule reduce gradients only in the last micro-batch, and call `finalize` at its end."""
         config = self.chunks[0].config
         config.finalize_model_grads_func = finalize
         no_sync = [chunk.no_sync for chunk in self.chunks]

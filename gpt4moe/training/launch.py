@@ -1,8 +1,8 @@
 """A launch of a run on one rank, up to the moment when the ranks meet. Without torch, so that bad input costs no wait.
 
-load     overrides -> RunConfig; a job that Slurm requeued takes the config of its last launch instead
-check    may this run start here and now? Everything that one rank can tell by itself
-report   an error of either -> two lines from one rank, one exit status on all
+load     overrides -> RunConfig; a job that Slurm requeued uses the config of its last launch instead
+check    can this run be launched here? Everything that one rank can check by itself
+report   an error of either -> one rank prints two lines, all ranks have the same exit status
 """
 
 import logging
@@ -52,7 +52,7 @@ class Launch:
 
 
 def load(arguments: list[str], job: SlurmJob) -> RunConfig:
-    """The run of these overrides, or the config of the job's last launch where Slurm requeued it and it has trained.
+    """The run of these overrides. If Slurm requeued the job and it has trained: the config of the job's last launch.
 
     A chain of jobs counts as one job. Raises: ConfigError.
     """
@@ -76,7 +76,7 @@ def check(run: RunConfig, environment: Environment) -> Launch:
         find_checkpoint(Path(run.checkpoint.load))
     if saved < run.training.steps:
         began = [start["first_step"] for start in folder.starts()]
-        # With nothing saved, the run begins where its last launch did: checkpoint.load may be at any step.
+        # Without a checkpoint the run begins at the step of its last launch: checkpoint.load may be of any step.
         next_step = saved + 1 if saved or not began else began[-1]
         refuse_endless_restarts(environment.job.restarts, began, next_step, run.resilience)
     return Launch(run=run, folder=folder, data=data, job=environment.job)
@@ -101,7 +101,7 @@ def report(error: Gpt4MoeError, environment: Environment | None, *, have_met: bo
 
 
 def set_up_logging(environment: Environment) -> None:
-    """Our messages on stdout, from rank 0; of other ranks errors alone. Warnings of the libraries are dropped."""
+    """Rank 0 logs our messages to stdout; other ranks log only errors. Warnings of libraries are dropped."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("gpt4moe").setLevel(logging.INFO if environment.rank == 0 else logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")

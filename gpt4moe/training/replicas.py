@@ -1,4 +1,4 @@
-"""Checks that copies of one tensor on several ranks are bitwise equal; names those that are not, with their ranks.
+"""Checks that copies of a tensor on several ranks are bitwise equal. Names unequal ones and their ranks.
 
     whole weights, buffers            copies on every rank of a pipeline stage     tp, then dp x cp
     weights cut over tp               on the ranks that hold the same cut          dp x cp
@@ -6,8 +6,8 @@
     masters, states of whole ones     sharded over dp, copies over tp              tp
     a tied embedding                  on the first and the last stage              Megatron's embedding group
 
-Each tensor has a checksum of 64 bits. Where its smallest and largest over the group differ, some copy differs. The
-list of tensors is the same on all ranks of a stage whatever the tensors hold, so no collective depends on data.
+Each copy has a checksum of 64 bits. If the smallest and the largest checksum of the group differ, some copy differs.
+All ranks of a stage have the same list of tensors, whatever their values, so all call the same collectives.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Unequal:
 
     name: str
     odd_ranks: list[int]
-    """Those whose value is not the most frequent one; of two equally frequent, the lower rank's counts as usual."""
+    """Ranks whose value is not the most frequent one. Of two equally frequent ones, the lower rank's is usual."""
     other_ranks: list[int]
 
 
@@ -48,7 +48,7 @@ def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """64 bits made of a tensor's bits and their order, scalar int64; one flipped bit always changes it."""
+    """A checksum of a tensor's bits and their order, scalar int64. One flipped bit always changes it."""
     bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, bits.numel(), _CHUNK_ELEMENTS):

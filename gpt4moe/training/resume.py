@@ -1,4 +1,4 @@
-"""Where a launch goes on from: the run folder's latest checkpoint, else checkpoint.load, else the initial weights.
+"""What a launch begins with: the run folder's latest checkpoint, else checkpoint.load, else initial weights.
 
 latest_step -> find_source -> load_source
 """
@@ -27,26 +27,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """The checkpoint that a launch goes on from."""
+    """The checkpoint that a launch begins with."""
 
     reader: CheckpointReader
     is_whole: bool
-    """Everything is loaded, because it is a checkpoint of this very run; False: weights alone."""
+    """True: it is a checkpoint of this very run, and everything is loaded. False: only weights are loaded."""
     selection: Selection
     state: TrainState
-    """Of this run: the checkpoint's when it is whole, else all zeros."""
+    """The state that the launch begins with: the checkpoint's if is_whole, else all zeros."""
 
 
 def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
     """Step of the run folder's latest checkpoint, the same on every rank; 0 for none. Collective.
 
-    Rank 0 looks for all: file systems may show another rank an older listing.
+    Only rank 0 looks: a shared file system may show another rank an older list of files.
     """
     return broadcast_int(max(committed_steps(folder.checkpoints), default=0), groups)
 
 
 def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:
-    """Opens the checkpoint to go on from, without loading it; None for the initial weights. Raises: CheckpointError."""
+    """Opens the checkpoint to begin with, without loading it; None: initial weights. Raises: CheckpointError."""
     if not latest and run.checkpoint.load is None:
         return None
     asked = Path(str(run.checkpoint.load))
@@ -89,7 +89,7 @@ def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
 
 
 def _require_same_forward(source: Path, stored: ModelConfig, model: ModelConfig) -> None:
-    """Raises: CheckpointError when weights fit in shape but belong to a model that computes something else."""
+    """Raises: CheckpointError when the weights have our shapes, but their model computes something else."""
     theirs, ours = stored.forward_settings, model.forward_settings
     wrong = next((name for name in ours if name in theirs and ours[name] != theirs[name]), None)
     if wrong:

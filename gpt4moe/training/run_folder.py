@@ -55,10 +55,10 @@ class RunFolder:
         return str(self.read_identity()["run_id"])
 
     def acquire(self, job: SlurmJob) -> None:
-        """Locks the folder for this process until it ends; a kill frees it too. Rank 0 only.
+        """Locks the folder until this process ends, also by a kill. Rank 0 only.
 
         Args:
-            job: named in the lock, for whoever finds the folder in use.
+            job: the lock file names it, for the error of another process that finds the folder in use.
         Raises: LaunchError when another job is using it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class RunFolder:
         return _stored(self.path / "identity.json", json.loads, "run_id")
 
     def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
-        """Raises: ConfigError naming what differs from the first launch. A new folder has nothing to differ from."""
+        """Raises: ConfigError when something differs from the first launch, if there was one."""
         if not (self.path / "identity.json").exists():
             return
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
@@ -112,7 +112,7 @@ class RunFolder:
         replace_file(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False).encode())
 
     def last_config(self, jobs: Sequence[str | None]) -> dict[str, Any] | None:
-        """The config of the last launch by these Slurm jobs; None when none of them has come to train."""
+        """The config of the last launch by these Slurm jobs; None if none of them began to train."""
         starts = [start for start in self.starts() if start.get("job") in jobs]
         if not starts:
             return None

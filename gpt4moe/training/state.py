@@ -1,4 +1,4 @@
-"""TrainState: what a step advances. TrainingContext: what the loop and its callbacks work with."""
+"""TrainState: the counters that a step advances. TrainingContext: what the loop and its callbacks use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from gpt4moe.training.step import StepRunner
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """Where a run stands. With the weights and the optimizer's state this is all that a checkpoint holds."""
+    """Counters of a run. A checkpoint has these, the weights, the buffers and the optimizer's state."""
 
     step: int = 0
     """Steps taken, skipped ones included."""
     optimizer_step: int = 0
     """Updates made: steps without the skipped ones. Adam's bias correction counts these."""
     consumed_samples: int = 0
-    """Training samples used; the whole state of the data."""
+    """Training samples used. The data needs no other state."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class TrainingContext:
     save_requested: bool = False
     """A signal asked for a checkpoint of the step just done; the same on every rank."""
     refusal: Gpt4MoeError | None = None
-    """An error of this rank alone. The next agreement of the ranks raises it on all of them: before the step's
+    """An error of this rank alone. It is raised on all ranks at the next point where they agree: before the step's
     checkpoint, else after the next step."""
     events: EventsLog | None = None
     """The open events.jsonl, on rank 0."""
@@ -67,7 +67,7 @@ class TrainingContext:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Around work that training waits for: its seconds become an event of this kind (runlog.events_log)."""
+        """Measures work that training waits for. Its seconds become an event of this kind (runlog.events_log)."""
         self.waits.begin(kind)
         if self.events is not None:
             self.events.write("pause", what=kind, step=self.state.step)

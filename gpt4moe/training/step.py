@@ -44,7 +44,7 @@ class StepResult:
     """[2, sources] fp64 on the CPU: of each data source, its losses and its tokens, both summed over the global batch;
     [2, 0] where there is one source alone."""
     logged: dict[str, float] = field(default_factory=dict)
-    """The objective's further numbers: sums over the global batch, divided by num_tokens."""
+    """Further numbers of the objective: sums over the global batch, divided by num_tokens."""
 
 
 class StepRunner:

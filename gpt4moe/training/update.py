@@ -32,7 +32,7 @@ class StepNumbers:
 
 
 class Action(Enum):
-    """What becomes of a step's update."""
+    """What is done with the update of a step."""
 
     go_on = "go_on"
     """Clip and update."""
@@ -70,7 +70,7 @@ def stop_on_nonfinite(numbers: StepNumbers, run: RunConfig) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOutcome:
-    """A step that was taken, or skipped; equal on every rank, the seconds aside."""
+    """The result of a step, taken or skipped. All but the seconds is equal on every rank."""
 
     result: StepResult
     grad_norm: float
@@ -99,8 +99,8 @@ def train_step(
 ) -> StepOutcome:
     """Takes training step number `step`, from 1. Collective.
 
-    A skipped step is a step like any other for everything that counts steps: its samples are consumed and the learning
-    rate goes on. The optimizer's own count of updates (Adam's bias correction) stays.
+    A skipped step counts as a step: its samples are consumed, and the learning rate moves on. Only the optimizer's
+    count of updates (Adam's bias correction) does not change.
 
     Args:
         batches: this rank's micro-batches, the same number on every rank.

@@ -1,7 +1,7 @@
 """events.jsonl: when this launch began, what training waited for, why it ended. On rank 0 alone.
 
-`begin` writes the launch before the model is built, because building it may fail. The stop is written last of all:
-on_exit runs from the last callback to the first, and this is the first one.
+`begin` writes the launch before the model is built, because building it may fail. The stop is the last event: on_exit
+runs from the last callback to the first, and this callback is the first.
 """
 
 import sys
@@ -57,7 +57,7 @@ class Events(Callback):
 
     @contextmanager
     def ended_by_errors(self) -> Iterator[None]:
-        """Around what comes before the loop: an error there ends this launch."""
+        """Writes the stop if an error ends this launch before the loop."""
         try:
             yield
         except BaseException:
@@ -65,7 +65,7 @@ class Events(Callback):
             raise
 
     def left(self, signal_name: str) -> None:
-        """A signal ends this launch before the loop."""
+        """Writes the stop when a signal ends this launch before the loop."""
         if self.log is not None:
             self.log.write("stop", step=self.resumed_step, reason=signal_name, is_error=False, cause=None)
 
@@ -86,7 +86,7 @@ class Events(Callback):
     def _stop(self, *, step: int, reason: str = "") -> None:
         if self.log is None:
             return
-        # Called in a `finally`: what ends the run by an error is in flight.
+        # Called in a `finally`: an error that ends the run is being raised now.
         error = sys.exception()
         reason = reason if error is None else type(error).__name__
         cause = error.cause if isinstance(error, Gpt4MoeError) else None

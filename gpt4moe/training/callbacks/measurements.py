@@ -55,7 +55,7 @@ def evaluate(context: TrainingContext) -> StepResult:
 
 
 class Resources(Callback):
-    """runlog.usage.USAGE_METRICS. Steps that will be redone cost money too, so their records count."""
+    """Adds runlog.usage.USAGE_METRICS. Steps that a later launch repeats cost money too, so their records count."""
 
     needs = frozenset({Gives.event_log})
     gives = frozenset({Gives.record})

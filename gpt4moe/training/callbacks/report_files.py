@@ -1,6 +1,6 @@
 """Files that the report of a run is drawn from, and the report: wire.json, expert_load.json, loss.png, report.html.
 
-On rank 0. They are extras: no failure here stops training, or changes the exit status of a run that is saved.
+Rank 0 writes them. They are extras: a failure here neither stops training nor changes the exit status of a saved run.
 """
 
 import json
@@ -107,7 +107,7 @@ class Report(Callback):
         if not context.groups.is_first_rank or not context.state.step:
             return
         limit = REPORT_SECONDS if context.stop_requested else None
-        # A thread, because only a thread can be left behind; files appear whole or not at all.
+        # A daemon thread, because the process can end without it. A file is written whole or not at all.
         writer = threading.Thread(target=self._write, args=(context.folder.path,), name="report", daemon=True)
         with context.pause("report"):
             writer.start()

@@ -1,4 +1,4 @@
-"""What decides whether a step is saved, and saves it: copies compared, signals agreed on, checkpoint written.
+"""Compares copies of tensors, agrees on signals, and saves a step.
 
 Signals ask the run to save. Any rank may get one; all agree after the step in work.
 
@@ -6,8 +6,8 @@ Signals ask the run to save. Any rank may get one; all agree after the step in w
     USR2, TERM   save and end with 85, "saved, please requeue": slurm/train.sh sends USR2 before the time limit, Slurm
                  itself TERM before a preemption
 
-The handler only notes the signal (resilience.signals). The step is finished first; then one small all-reduce a step
-tells every rank.
+The handler only notes the signal (resilience.signals). The step is finished first. Then one small all-reduce after each
+step tells every rank of the signals.
 """
 
 import resource
@@ -68,7 +68,7 @@ class Replicas(Callback):
 
 
 class Agreement(Callback):
-    """One all-reduce after each step, of all that one rank must tell the others: signals, errors, peak memory."""
+    """One all-reduce after each step shares what single ranks know: signals, errors, peak memory."""
 
     needs = frozenset({Gives.step_traffic})
     gives = frozenset({Gives.requests, Gives.record})
@@ -98,7 +98,7 @@ class Agreement(Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this rank has had, in bytes."""
+    """The peak memory of this rank, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
@@ -120,7 +120,7 @@ class Checkpoints(Callback):
         in_background = context.run.checkpoint.asynchronous and not context.is_last_step
         with context.pause("checkpoint"):
             self.saver.start(context, staged=in_background)
-            if not in_background:  # nothing is left to do meanwhile, and the process may end only with it committed
+            if not in_background:  # no step is left to run, and the process must not end before the commit
                 self.saver.wait(context.groups)
 
     def on_exit(self, context: TrainingContext) -> None:

@@ -1,4 +1,4 @@
-"""Where metrics go, and alerts: metrics.jsonl (the one that counts), console, wandb. On rank 0 alone.
+"""Writes metrics to metrics.jsonl (from which all reports are made), console and wandb; alerts. On rank 0 alone.
 
 Alerts of configs/dashboard.yaml become a line on the console, an event, and a wandb alert when online:
 
@@ -25,7 +25,7 @@ _LOOK_SECONDS = 1.0
 
 
 class Tracking(Callback):
-    """Writes the record, and brings it to the disk before the step's checkpoint."""
+    """Writes the record. Before a checkpoint it makes sure that the record is on the disk."""
 
     needs = frozenset({Gives.event_log, Gives.record, Gives.requests})
     gives = frozenset({Gives.metrics_log, Gives.console})
@@ -55,7 +55,9 @@ class Tracking(Callback):
                 self.log.write(record)
                 if context.is_saved_step:
                     self.log.sync()
-            except LaunchError as error:  # raised on all ranks together: alone, the others would wait for this one
+            except (
+                LaunchError
+            ) as error:  # not raised here, where other ranks would wait for this one; all ranks raise it together
                 context.refusal = error
             self.console.step(record)
             self.wandb.log(record)
