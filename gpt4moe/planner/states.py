@@ -14,6 +14,7 @@ from gpt4moe.architecture.count import chunk_tensors
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
@@ -22,13 +23,8 @@ VALUE_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
 """Bytes of one element of a weight or an activation."""
 GRADIENT_BYTES = 4
 """Bytes of one gradient element: gradients are kept and reduced in fp32."""
-_OWNED_BYTES = {
-    (EngineKind.megatron, Dtype.bf16): 12,
-    (EngineKind.megatron, Dtype.fp32): 8,  # the master of an fp32 weight is the weight itself
-    (EngineKind.deepspeed, Dtype.bf16): 12,
-    (EngineKind.deepspeed, Dtype.fp32): 12,  # DeepSpeed copies fp32 weights too
-}
-"""Bytes of the optimizer states of one element: fp32 master (if it is a copy) and both moments."""
+_STATE_BYTES = 4
+"""Bytes of one element of a master or of an optimizer's state tensor: they are fp32."""
 _STEP_BYTES = 4
 """Bytes of a step count. Megatron has one for each parameter, DeepSpeed one for each group."""
 _ZERO_ALIGNMENT = 2
@@ -61,7 +57,11 @@ class ChunkBuffers:
 
 def owned_bytes(run: RunConfig) -> int:
     """Bytes of one element's optimizer states on the device of the rank that owns it; 0 if they are in host memory."""
-    return 0 if run.engine.offload_optimizer else _OWNED_BYTES[run.engine.kind, run.precision.dtype]
+    if run.engine.offload_optimizer:
+        return 0
+    # Under Megatron the master of an fp32 weight is the weight itself; DeepSpeed keeps a copy.
+    has_master = run.engine.kind is not EngineKind.megatron or run.precision.dtype is not Dtype.fp32
+    return _STATE_BYTES * (has_master + len(OPTIMIZERS[run.optimizer.kind].states))
 
 
 def fullest_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:

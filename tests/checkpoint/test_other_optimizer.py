@@ -22,7 +22,7 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.state_bytes import owned_bytes
+from gpt4moe.planner.states import owned_bytes
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.checkpointing import fill, owned_pieces
 from gpt4moe.training.engine import Engine

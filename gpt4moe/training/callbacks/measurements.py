@@ -66,9 +66,11 @@ class Resources(Callback):
     def on_start(self, context: TrainingContext, history: History) -> None:
         run, devices, earlier = context.run, context.groups.layout.world_size, []
         if context.groups.is_first_rank:
-            # In a run folder copied from another run, only this run's own launches are charged.
+            # In a run folder copied from another run, only this run's own launches are charged. Before its first one
+            # the last events are the other run's, and all records up to here were paid for by that run.
             events = own_events(history.events)
-            copied = events[0]["resumed_step"] if events else 0
+            is_first = not events or events[0]["run"] != run.run.name
+            copied = context.state.step if is_first else events[0]["resumed_step"]
             earlier = [record for record in history.metrics.records if record["step"] > copied]
         is_described = (run.cluster.generation is Generation.cpu) == (context.groups.device.type == "cpu")
         self.usage = Usage(
