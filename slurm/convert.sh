@@ -5,8 +5,8 @@
 #     bash slurm/convert.sh --mem=64G to-inference runs/first served --tp 8 --pp 16    # submits itself: sbatch's options
 #                                                                                      # before the sub-command
 # Submitting itself, it asks for no GPU and goes to cpu_partition of slurm/cluster.env.
-# A job that Slurm stops (time limit, preemption, lost node) goes back into the queue and goes on with the files that
-# are not finished; nothing is seen under the folder's own name before all are. Exit status: the program's.
+# A job that Slurm stops (time limit, preemption, lost node) is requeued and continues with the files that are not
+# finished. The folder gets its final name when all files are finished. Exit status: the program's.
 #
 #SBATCH --job-name=convert
 #SBATCH --output=convert-%j.log
@@ -45,13 +45,13 @@ start_job
 most_restarts=20
 srun_options=(--nodes=1 --ntasks=1)
 
-# At the time limit the program is stopped as a kill would stop it: what is finished stays, the rest is done again.
+# At the time limit the program is killed. Finished files stay; the next start writes the others.
 stopped='' cancelled=''
 trap 'stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
 trap '! is_cancelled || cancelled=yes' TERM
 await_ranks tools/convert_checkpoint.py "$@"
 
-set +e # a message that a full disk takes no more must not change the status
+set +e # if a full disk refuses a message, the exit status must not change
 echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
 if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -gt 128 ]; }; then
     if [ "$restart" -ge "$most_restarts" ]; then

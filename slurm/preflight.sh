@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Asks whether the nodes are fit for a run, on as many nodes and tasks as the run will have, before it starts:
+# Checks before a run whether the nodes are fit for it. Use as many nodes and tasks as the run will have:
 #
 #     sbatch --nodes=3120 --ntasks-per-node=8 --time=15 slurm/preflight.sh +experiment=gpt4 time_limit=24:00:00
 #     bash slurm/preflight.sh --nodes=2 --ntasks-per-node=8 +experiment=tiny parallel=tp2_pp2_ep2    # submits itself
 #
-# Arguments are the run's overrides; time_limit= is the training job's (by default this job's own), so is signal= (by
-# default SBATCH_SIGNAL of cluster.env, else train.sh's); --json comes as output=json. The table is in
+# Arguments are the run's overrides. time_limit= is the time limit of the training job (default: that of this job).
+# signal= is --signal of the training job (default: SBATCH_SIGNAL of cluster.env, else that of train.sh). Write --json as
+# output=json. The table is in
 # preflight-<job>.log. Exit status: 0 fit; 1 a check failed; 2 bad input.
 # To go on only when it is fit:  sbatch --dependency=afterok:<job> ... slurm/train.sh ...
 #

@@ -1,14 +1,14 @@
 # shellcheck shell=bash disable=SC2154
-# How the starts of a run ended, for the next one: sourced by train.sh after prologue.sh, and used without `set -e`: a
-# note that a full disk does not take is an error in the job's log and no more.
+# Records how each start of a run ended, for the next start. train.sh sources it after prologue.sh and uses it without
+# `set -e`: if a full disk refuses a note, the job's log has an error, and nothing else happens.
 #
-#     begin_start FOLDER   sets logs; ends this job where the link of the chain before it asks for that
-#     note_end WORD WHY    notes it in logs/<job>-<restart>.end: WORD, number of early ends in a row, WHY
-#     warn_ranks           tells every rank to save and end, until this is killed
-#     count_early_ends     sets early: starts in a row, with this one, that ended before the trainer had noted them in
-#                          starts/, so that its own brake (resilience.max_stuck_starts) does not see them
+#     begin_start FOLDER   sets logs; ends this job if the job before it in the chain ended so that the chain must stop
+#     note_end WORD WHY    writes logs/<job>-<restart>.end: WORD, number of early ends in a row, WHY
+#     warn_ranks           signals every rank to save and end, again and again until it is killed
+#     count_early_ends     sets early: starts in a row, with this one, that ended before the trainer wrote a file into
+#                          starts/. The trainer's own limit (resilience.max_stuck_starts) does not count them
 #
-# WORD: running (its shell was killed: time limit, lost node), queued (put back), again (a next job may go on), stop.
+# WORD: running (the shell was killed: time limit, lost node), queued (requeued), again (the next job may continue), stop.
 
 begin_start() { # run folder
     run_folder=$1 logs=$1/logs early=0
@@ -35,7 +35,7 @@ note_end() { # word, why
     echo "$1 $early $2" >"$logs/$SLURM_JOB_ID-$restart.end"
 }
 
-# Again and again: a rank that is only starting does not hear the first signal, and there may be no step yet.
+# Repeated, because a rank that is still starting ignores the first signal.
 warn_ranks() {
     while true; do
         scancel --signal=USR2 "$SLURM_JOB_ID"
@@ -51,11 +51,11 @@ count_early_ends() {
     [ "$(count_starts)" -gt "$starts_before" ] || early=$((early_before + 1))
 }
 
-last_end() { # job: the file of its last start; none: empty
+last_end() { # job; prints the file of its last start, or nothing
     find "$logs" -name "$1-*.end" | sort --version-sort | tail -n 1
 }
 
-# Why a link of a chain should not go on after this job; empty: it should.
+# Prints why the chain must stop after this job; nothing: the next job may continue.
 reason_to_stop() { # job, its last end's file
     local state='' word='' why=''
     state=$(scontrol show job -o "$1" 2>/dev/null | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')

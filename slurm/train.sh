@@ -4,13 +4,13 @@
 #     sbatch --nodes=2 --ntasks-per-node=8 slurm/train.sh +experiment=tiny parallel=tp2_pp2_ep2 run.name=first
 #     sbatch --nodes=3120 --ntasks-per-node=8 slurm/train.sh +experiment=gpt4 run.name=second
 #     bash slurm/train.sh --nodes=2 --ntasks-per-node=2 +experiment=tiny run.name=third     # submits itself
-#     bash slurm/train.sh --chain=5 --nodes=2 ...      # five jobs, each after the one before: where requeue is off
+#     bash slurm/train.sh --chain=5 --nodes=2 ...      # five jobs, one after another: for sites without requeue
 #
 # The trainer's output goes to <run folder>/logs/<job>-<restart>.log, this script's own to slurm-<job>.log.
-# Two minutes before the time limit (--signal) Slurm sends USR1 here; every rank then gets USR2, saves and ends with 85,
-# and the job goes back into the queue. So does a job of which a rank died by a signal (out of memory, kill -9). A restart
-# runs the config of the job's last start and goes on from the run's checkpoint; resilience.* says when to give up, and
-# most_early_ends below for starts that end before the trainer could count them.
+# Two minutes before the time limit (--signal) Slurm sends USR1 to this script. It sends USR2 to every rank. The ranks
+# save and end with 85, and the job is requeued. A job is also requeued if a signal killed a rank (out of memory, kill -9).
+# A restart runs the config of the job's last start and continues from the run's last checkpoint. resilience.* limits
+# restarts; most_early_ends below limits starts that end before the trainer could count them.
 # To save now and go on:  scancel --signal=USR1 JOB
 #
 #SBATCH --job-name=gpt4moe
@@ -39,7 +39,7 @@ for argument in "$@"; do
 done
 [ -n "$name" ] || refuse "run.name is not set." "Add run.name=first."
 
-# A chain: every job waits for the end of the one before, and looks how that ended (starts.sh).
+# A chain: every job waits for the end of the job before it, and checks how that ended (starts.sh).
 submit() {
     local argument answer link chain=1 options_left=() previous=()
     split_arguments "$@"
@@ -67,7 +67,7 @@ fi
 
 take_overrides "$@"
 start_job
-set +e # from here on: a message or note that a full disk takes no more must not change the status
+set +e # from here on: if a full disk refuses a message or note, the exit status must not change
 begin_start "$folder_root/$name"
 srun_options=("--output=$logs/$SLURM_JOB_ID-$restart.log")
 first_failure=$logs/$SLURM_JOB_ID-$restart.failed
@@ -76,7 +76,7 @@ echo "Job $SLURM_JOB_ID, start $restart, on $SLURM_JOB_NODELIST: $logs/$SLURM_JO
 
 warner='' cancelled=''
 trap '[ -n "$warner" ] || { warn_ranks & warner=$!; }' USR1
-# Slurm ends the batch shell of a job that it stops; with the trap it lives on until its ranks have saved.
+# Slurm sends TERM to the batch shell of a job that it stops. The trap keeps it alive until its ranks have saved.
 trap '! is_cancelled || { cancelled=yes; note_end stop "job $SLURM_JOB_ID was cancelled"; }' TERM
 await_ranks -m gpt4moe.train "${overrides[@]}"
 trap '' TERM # a requeue ends this shell too
@@ -86,7 +86,7 @@ failure=$(readlink "$first_failure")
 [ -z "$failure" ] || status=${failure%%:*}
 rm -f "$first_failure"
 echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
-# 85: saved, please requeue. Above 128: a rank died by a signal, and went without saving.
+# 85: saved, please requeue. Above 128: a signal killed a rank, which did not save.
 if [ -n "$cancelled" ]; then
     exit "$status"
 elif [ "$status" -ne 85 ] && [ "$status" -le 128 ]; then
