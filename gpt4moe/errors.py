@@ -42,7 +42,8 @@ class LaunchError(Gpt4MoeError):
 
 
 class DivergenceError(Gpt4MoeError):
-    """A loss or gradient that is not finite: training stops before it can spoil the weights."""
+    """The policy of a run says stop (training.update), because a loss or gradient is not finite, for example. The step
+    has not changed the weights."""
 
     exit_code = 1
 

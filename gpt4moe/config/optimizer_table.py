@@ -21,8 +21,9 @@ class Optimizer:
     states: tuple[str, ...]
     """State tensors with one fp32 value for each element of a parameter, by torch's names. They are zero before the
     first update. A checkpoint stores each as STATE/PARAMETER."""
-    scalars: tuple[str, ...] = ()
-    """State tensors that have only the number of updates. A checkpoint stores it once, as manifest.optimizer_step."""
+    step_name: str | None = "step"
+    """The state tensor that counts updates; None: the class keeps none. A checkpoint stores the count once, as
+    manifest.optimizer_step. Engines refuse a class that keeps any other state (training.engine.check_states)."""
     is_elementwise: bool = True
     """The update of an element reads no other element, so a rank may own any flat range of a parameter. Both engines
     need this. No engine here can run an optimizer that needs whole matrices (Muon) or norms of tensors (LAMB)."""
@@ -37,7 +38,6 @@ OPTIMIZERS: dict[OptimizerKind, Optimizer] = {
     # Loshchilov and Hutter, arXiv:1711.05101. Megatron-core 0.16.1 shards no other optimizer than Adam.
     OptimizerKind.adamw: Optimizer(
         states=("exp_avg", "exp_avg_sq"),
-        scalars=("step",),
         engines={EngineKind.megatron: "adam", EngineKind.deepspeed: "AdamW"},
         arguments=lambda given: {"betas": (given.beta1, given.beta2), "eps": given.epsilon, "fused": True},
     ),

@@ -38,7 +38,13 @@ class Batch:
     source_index: Tensor | None = None
     """[B] int64: which of the data's sources each sequence is of. None where losses by source are not needed."""
     extra: dict[str, ExtraTensor] = field(default_factory=dict)
-    """Further tensors by name, for objectives that need more than text: images, rewards, noise."""
+    """Further tensors by name, for objectives that need more than text: rewards, noise. Objective.prepare adds them."""
+
+    @property
+    def samples(self) -> Tensor:
+        """[B] int64: which samples of the run the whole sequences are. Below 0: the sequence is padding."""
+        assert self.token_ids is not None, "sample numbers need token_ids"
+        return self.token_ids[:, 0] // self.tokens.shape[1]
 
     def to(self, device: torch.device) -> "Batch":
         return self._mapped(lambda tensor, sequence_dim: tensor.to(device, non_blocking=True))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from gpt4moe.data.batch import Batch
-from gpt4moe.objectives.objective import BatchLosses
+from gpt4moe.objectives.objective import BatchLosses, Objective
 
 
-class NextToken:
+class NextToken(Objective):
     """sum of loss_mask * cross entropy / sum of loss_mask, over the global batch."""
 
     logged_names: tuple[str, ...] = ()

@@ -123,9 +123,11 @@ def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[P
     kinds, cut = dict.fromkeys(model.layer_kinds), dict[str, int]()
     for kind in kinds:
         cut |= CUT_BY_ATTENTION[kind.attention](model)
+    cut_over_cp = f"(model.seq_length={model.seq_length} / parallel.cp={parallel.cp})"
+    sequence = "model.seq_length" if parallel.cp == 1 else cut_over_cp
     cut |= {
         "model.vocab_size": model.vocab_size,
-        "model.seq_length": model.seq_length // parallel.cp,  # sequence parallelism
+        sequence: model.seq_length // parallel.cp,  # sequence parallelism
         "model.hidden_size": model.hidden_size,
     }
     for kind in sorted(kinds, key=lambda kind: kind.has_experts):

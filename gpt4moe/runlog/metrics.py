@@ -3,7 +3,7 @@
 Each metric is declared beside what makes it, where the reading side can import it without torch:
 
     moe/statistics.py       LAYER_METRICS  auxiliary losses and routing, of the table of MoE layers
-    runlog/step_metrics.py  STEP_METRICS   loss, update, time of one step
+    runlog/step_metrics.py  STEP_METRICS   loss, update, time of one step; OBJECTIVE_METRICS
     runlog/usage.py         USAGE_METRICS  memory, device hours, money, time left
                             --> runlog/metrics_table.py  METRICS: the log, dashboards, alerts, docs/metrics.md
 

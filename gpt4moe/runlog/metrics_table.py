@@ -4,18 +4,20 @@ Run: python -m gpt4moe.runlog.metrics_table   prints the table that docs/metrics
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from gpt4moe.errors import ConfigError
 from gpt4moe.moe.statistics import LAYER_METRICS
 from gpt4moe.runlog.metrics import Metric, Number, Parts
-from gpt4moe.runlog.step_metrics import STEP_METRICS, TIME_METRICS
+from gpt4moe.runlog.step_metrics import OBJECTIVE_METRICS, STEP_METRICS, TIME_METRICS
 from gpt4moe.runlog.usage import USAGE_METRICS
 
 _ROUTING_METRICS: dict[str, Metric] = {
     name: Metric(unit=of.unit, meaning=of.meaning, parts=Parts.none if of.over_layers is None else Parts.layers)
     for name, of in LAYER_METRICS.items()
 }
-METRICS: dict[str, Metric] = {**STEP_METRICS, **_ROUTING_METRICS, **TIME_METRICS, **USAGE_METRICS}
+_OWN_METRICS: dict[str, Metric] = {**STEP_METRICS, **_ROUTING_METRICS, **TIME_METRICS, **USAGE_METRICS}
+METRICS: dict[str, Metric] = {**_OWN_METRICS, **OBJECTIVE_METRICS}
 
 TIMINGS = frozenset(name for name, metric in METRICS.items() if metric.is_timing)
 """What may differ between two runs of one config; every other metric is bitwise equal on a CPU."""
@@ -25,6 +27,29 @@ def known(name: str) -> bool:
     """Whether the table allows this name, a part's name included."""
     whole, _, part = name.partition("/")
     return whole in METRICS and (not part or METRICS[whole].parts is not Parts.none) and not name.endswith("/")
+
+
+def refuse_undeclared(logged_names: Sequence[str]) -> None:
+    """Checks the names that an objective logs (objectives.objective).
+
+    Raises: ConfigError for a name that OBJECTIVE_METRICS does not declare, for one given twice, and for one that the
+        run writes itself, because it would replace the run's own number.
+    """
+    for name in logged_names:
+        if name.partition("/")[0] in _OWN_METRICS:
+            raise ConfigError(
+                f"The objective logs {name!r}, a metric that the run writes itself.",
+                "Give it another name in the objective's logged_names.",
+            )
+        if name not in OBJECTIVE_METRICS:
+            raise ConfigError(
+                f"The objective logs {name!r}, which no metric declares.",
+                "Declare it in OBJECTIVE_METRICS of gpt4moe/runlog/step_metrics.py, with unit and meaning.",
+            )
+        if logged_names.count(name) > 1:
+            raise ConfigError(
+                f"The objective logs {name!r} {logged_names.count(name)} times.", "Name it once in logged_names."
+            )
 
 
 def metric_of(name: str) -> Metric:

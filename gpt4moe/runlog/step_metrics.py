@@ -1,4 +1,7 @@
-"""The metrics of one step that training measures itself: losses, update, times. Declared and made."""
+"""The metrics of one step that training measures itself: losses, update, times. Declared and made.
+
+What an objective logs beside its loss is declared here too, in OBJECTIVE_METRICS.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ STEP_METRICS: dict[str, Metric] = {
         parts=Parts.sources,
     ),
 }
+OBJECTIVE_METRICS: dict[str, Metric] = {}
+"""What objectives log, by their `logged_names`; StepRunner refuses other names."""
 TIME_METRICS: dict[str, Metric] = {
     "step_seconds": Metric(
         unit="s",

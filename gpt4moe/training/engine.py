@@ -9,7 +9,7 @@ million elements. That is more than a change of layout may change the norm. Deep
 tp > 1, and its norm is a collective over groups that a pipeline stage without experts does not call.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,9 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor, distributed, nn
 
+from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.config.optimizer_table import Optimizer
+from gpt4moe.errors import ConfigError
 from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -68,6 +71,39 @@ class Engine(Protocol):
 
     def finish_load(self, step: int) -> None:
         """Sets the step count and the model's weights, after masters and states were filled. Collective."""
+
+
+def check_states(
+    kind: OptimizerKind, row: Optimizer, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+) -> None:
+    """Compares the states of an optimizer's row with those that its class keeps, by one update of two elements.
+
+    An engine fills the states that the row names, and a checkpoint has only those: any other state would begin anew at
+    each launch.
+
+    Raises: ConfigError when the class keeps a state that the row does not name, or the row names one of another kind.
+    """
+    with torch.device("cpu"), torch.enable_grad():
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.ones(2)
+        optimizer = make([parameter])
+        optimizer.step()
+    kept = {name: torch.as_tensor(value) for name, value in optimizer.state[parameter].items() if value is not None}
+    elementwise = {name for name, value in kept.items() if value.shape == parameter.shape}
+    counts = {name for name, value in kept.items() if value.numel() == 1 and value.item() == 1}
+    named = {*row.states, *filter(None, [row.step_name])}
+    if set(kept) != named or not set(row.states) <= elementwise or row.step_name not in {None, *counts}:
+        raise ConfigError(
+            f"optimizer.kind={kind.value}: {type(optimizer).__name__} keeps {_listed(kept)} for a parameter (one value "
+            f"for each element: {_listed(elementwise)}), but its row in config/optimizer_table.py has "
+            f"states={row.states} and step_name={row.step_name!r}.",
+            "Name in `states` what has one value for each element and in `step_name` the count of updates. An "
+            "optimizer that keeps anything else cannot be stored; choose another optimizer.kind.",
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:

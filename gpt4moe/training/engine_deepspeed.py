@@ -11,6 +11,7 @@ chunks.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,14 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel import deepspeed_groups
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.deepspeed_partition import Partition
-from gpt4moe.training.engine import OwnedRange, clip_gradients, counted_parameters, finalize, gradient_norm
+from gpt4moe.training.engine import (
+    OwnedRange,
+    check_states,
+    clip_gradients,
+    counted_parameters,
+    finalize,
+    gradient_norm,
+)  # fmt: skip
 
 
 class DeepSpeedEngine:
@@ -81,8 +89,8 @@ class DeepSpeedEngine:
         for partition in self.partitions:
             for name in self.kept.states:
                 partition.state.setdefault(name, torch.zeros_like(partition.master))
-            for name in self.kept.scalars:
-                partition.state[name] = torch.tensor(float(step), device=partition.master.device)
+            if self.kept.step_name is not None:
+                partition.state[self.kept.step_name] = torch.tensor(float(step), device=partition.master.device)
 
 
 class _Chunk(MegatronModule):
@@ -116,7 +124,9 @@ def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kep
     mpu = deepspeed_groups.lend(groups)
     model = nn.ModuleList(chunks)
     settings = run.optimizer
-    optimizer = getattr(torch.optim, kept.engines[EngineKind.deepspeed])(
+    optimizer_class = getattr(torch.optim, kept.engines[EngineKind.deepspeed])
+    check_states(settings.kind, kept, partial(optimizer_class, lr=settings.lr, **kept.arguments(settings)))
+    optimizer = optimizer_class(
         _parameter_groups(model, settings.weight_decay, deepspeed_groups.expert_group_name(groups)),
         lr=settings.lr,
         **kept.arguments(settings),

@@ -21,7 +21,14 @@ from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.training.engine import OwnedRange, clip_gradients, counted_parameters, finalize, gradient_norm
+from gpt4moe.training.engine import (
+    OwnedRange,
+    check_states,
+    clip_gradients,
+    counted_parameters,
+    finalize,
+    gradient_norm,
+)  # fmt: skip
 
 
 class MegatronEngine:
@@ -41,6 +48,8 @@ class MegatronEngine:
         for group in self.optimizer.param_groups:
             # Megatron's own scheduler would multiply these; we do not use it, and without the product norms decay too.
             group["weight_decay"] = run.optimizer.weight_decay * group["wd_mult"]
+        if any(isinstance(inner.optimizer, torch.optim.AdamW) for inner in self._inner()):
+            check_states(run.optimizer.kind, self.kept, torch.optim.AdamW)
         self.counted = counted_parameters(self.chunks, groups)
         self._start_states(step=0)
         self._connect_schedule(run)
@@ -109,8 +118,8 @@ class MegatronEngine:
                     for name in self.kept.states:
                         if name not in state:
                             state[name] = torch.zeros_like(master)
-                    for name in self.kept.scalars if torch_adam else ():
-                        state[name] = torch.tensor(float(step), device=master.device)
+                    if torch_adam and self.kept.step_name is not None:
+                        state[self.kept.step_name] = torch.tensor(float(step), device=master.device)
 
     def _connect_schedule(self, run: RunConfig) -> None:
         """Makes Megatron's schedule reduce gradients only in the last micro-batch, and call `finalize` at its end."""

@@ -37,7 +37,8 @@ The same command again resumes from the latest checkpoint of the run folder, run
 
 USR1 saves now and goes on; TERM or USR2 saves and ends; before training begins there is nothing to save.
 
-Exit status: 0 done; 1 the loss or gradient was not finite; 2 bad input; 85 saved after a signal, please requeue.
+Exit status: 0 done; 1 a loss or gradient was not finite, or copies of a tensor on several ranks were not equal;
+2 bad input; 85 saved after a signal, please requeue.
 """
 
 

@@ -47,10 +47,12 @@ def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
 
 def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:
     """Opens the checkpoint to begin with, without loading it; None: initial weights. Raises: CheckpointError."""
-    if not latest and run.checkpoint.load is None:
+    if latest:
+        path = step_folder(folder.checkpoints, latest)
+    elif run.checkpoint.load is not None:
+        path = find_checkpoint(Path(run.checkpoint.load))
+    else:
         return None
-    asked = Path(str(run.checkpoint.load))
-    path = step_folder(folder.checkpoints, latest) if latest else find_checkpoint(asked)
     reader = CheckpointReader(path)
     manifest = reader.manifest
     same = manifest.identity == identity_of(run, data.identity)

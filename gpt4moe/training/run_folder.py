@@ -23,6 +23,7 @@ import yaml
 
 from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import StageKind
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob
@@ -84,7 +85,7 @@ class RunFolder:
         """Raises: ConfigError when something differs from the first launch, if there was one."""
         if not (self.path / "identity.json").exists():
             return
-        refuse_other_identity(self.read_identity(), identity_of(run, data_identity), f"The run in {self.path}")
+        refuse_other_identity(self.read_identity(), identity_of(run, data_identity), self.path)
 
     def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
         """Writes the config and identity of the first launch; later ones change nothing. Rank 0 only, lock held."""
@@ -129,27 +130,34 @@ class RunFolder:
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
-    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size."""
+    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size, stage.
+
+    A stage is written only if it is not pretrain: run folders and checkpoints made before stages have none.
+    """
+    stage: dict[str, str] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
     return {
         "model": {key: value for key, value in config_to_dict(run)["model"].items() if key != "name"},
         "data": data_identity["data"],
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,
         "global_batch_size": run.training.global_batch_size,
+        **stage,
     }
 
 
-def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], whose: str) -> None:
-    """Raises: ConfigError when the two identities differ, naming the values."""
-    found = [(key, was, now) for key, was, now in differences(theirs, ours) if key != "run_id"]
+def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
+    """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
+    without = {"stage": StageKind.pretrain.value}
+    found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
     if not found:
         return
-    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}
+    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind"}
     shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    weights = f", with checkpoint.load={folder} to begin with its weights" if found[0][0] == "stage" else ""
     raise ConfigError(
-        f"{whose} was started with {'; '.join(shown)}{more}.",
-        "Choose another run.name for a new run, or give the first values again (resolved.yaml has them).",
+        f"The run in {folder} was started with {'; '.join(shown)}{more}.",
+        f"Choose another run.name for a new run{weights}, or give the first values again (resolved.yaml has them).",
     )
 
 

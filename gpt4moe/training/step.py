@@ -26,6 +26,7 @@ from gpt4moe.objectives.objective import Objective
 from gpt4moe.objectives.stages import objective_of
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import tensor_key
+from gpt4moe.runlog.metrics_table import refuse_undeclared
 from gpt4moe.training.engine import Engine
 
 
@@ -35,8 +36,8 @@ class StepResult:
 
     loss: float
     """Global mean by token count, without auxiliary terms."""
-    num_tokens: int
-    """The objective's token count of the global batch; unmasked tokens for next-token prediction."""
+    num_tokens: float
+    """The objective's token count of the global batch, 1 instead of 0; unmasked tokens for next-token prediction."""
     routing: Tensor
     """[layers, E + columns] fp64 on the CPU, a row for every layer (zeros for dense ones), over the global batch:
     moe.statistics has its columns by name."""
@@ -53,6 +54,7 @@ class StepRunner:
     Args:
         num_sources: how many data sources there are. With several, Batch.source_index must be set.
         objective: what is minimized; None: the objective of the run's stage (objectives.stages).
+    Raises: ConfigError, the same on every rank, when the objective logs a name that it must not (runlog.metrics_table).
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class StepRunner:
     ):
         self.run = run
         self.objective = objective or objective_of(run.stage)
+        refuse_undeclared(self.objective.logged_names)
         self.engine = engine
         self.groups = groups
         self.num_sources = num_sources if num_sources > 1 else 0
@@ -104,7 +107,7 @@ class StepRunner:
         return result
 
     def _run_schedule(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
-        batches = [batch.to(self.groups.device) for batch in batches]
+        batches = [self.objective.prepare(batch, self.run.run.seed).to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens, has_padding = self._global_tokens(batches)
         numbered = has_padding or (self.draws_noise and not forward_only)
@@ -132,10 +135,10 @@ class StepRunner:
         )
         return self._gathered(losses, num_tokens, num_micro_batches)
 
-    def _global_tokens(self, batches: list[Batch]) -> tuple[int, bool]:
+    def _global_tokens(self, batches: list[Batch]) -> tuple[float, bool]:
         """The token count of the global batch, and whether any rank has padding. Collective over dp.
 
-        The count is at least 1, so that a fully masked batch has loss 0. All ranks must know of padding, because it
+        A count of 0 becomes 1, so that a fully masked batch has loss 0. All ranks must know of padding, because it
         changes how they call the layers.
 
         Args:
@@ -146,7 +149,7 @@ class StepRunner:
         count = torch.stack((unmasked, sum(padding, torch.zeros_like(unmasked))))
         distributed.all_reduce(count, group=self.groups.dp)
         num_tokens, num_padding = count.tolist()
-        return max(1, round(num_tokens)), num_padding > 0
+        return num_tokens or 1.0, num_padding > 0
 
     def _token_ids(self, batch: Batch, chunk: Any) -> Tensor:
         """The padding_mask of a chunk's layers (moe.layer), [B, S/tp]. On the stage that embeds, and only there,
@@ -156,7 +159,7 @@ class StepRunner:
             return batch.token_ids.chunk(self.groups.layout.tp, dim=1)[self.groups.coordinate["tp"]].contiguous()
         return batch.token_ids
 
-    def _gathered(self, losses: list[dict[str, Tensor]], num_tokens: int, num_micro_batches: int) -> StepResult:
+    def _gathered(self, losses: list[dict[str, Any]], num_tokens: float, num_micro_batches: int) -> StepResult:
         """Sums losses, routing statistics and logged numbers of all ranks in one all-reduce over the world.
 
         The shape follows from the config and the objective alone, so it is the same on every rank.
@@ -174,7 +177,7 @@ class StepRunner:
             if self.num_sources:
                 sources += torch.stack([entry["sources"] for entry in losses]).sum(dim=0)
             for place, name in enumerate(names, start=end):
-                numbers[place] = torch.stack([entry[name] for entry in losses]).sum(dtype=torch.float64)
+                numbers[place] = torch.stack([entry["logged"][name] for entry in losses]).sum(dtype=torch.float64)
         distributed.all_reduce(numbers)
         to_means(table[:-1], num_micro_batches)
         numbers = numbers.cpu()
@@ -184,22 +187,22 @@ class StepRunner:
             loss=table[-1, 0].item(), num_tokens=num_tokens, routing=table[:-1], sources=sources, logged=logged
         )
 
-    def _scaled_loss(self, output: Tensor, batch: Batch, num_tokens: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _scaled_loss(self, output: Tensor, batch: Batch, num_tokens: float) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """This micro-batch's part of the global mean, in the three parts that Megatron's schedule expects: the loss,
         a token count (not used here), numbers to log."""
         found = self.objective.losses(output, batch)
         loss = found.losses.sum() / num_tokens
         # Cloned: Megatron's schedule scales losses in place.
         logged = {name: found.logged[name].detach().clone() for name in self.objective.logged_names}
-        logged["loss"] = loss.detach().clone()
+        numbers: dict[str, Any] = {"loss": loss.detach().clone(), "logged": logged}
         if self.num_sources:
             assert batch.source_index is not None, "several sources, and a batch that does not say which it has"
             of_sequences = (
                 torch.stack((found.losses.detach(), found.weights)).flatten(2).sum(dim=2, dtype=torch.float64)
             )
             sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=loss.device)
-            logged["sources"] = sums.index_add(1, batch.source_index, of_sequences)
-        return loss, torch.zeros((), dtype=torch.int, device=loss.device), logged
+            numbers["sources"] = sums.index_add(1, batch.source_index, of_sequences)
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), numbers
 
 
 def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:

@@ -2,11 +2,15 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gpt4moe.config.load import config_to_dict, load_run_config
+from gpt4moe.errors import ConfigError
+from gpt4moe.training.run_folder import RunFolder, identity_of
 from tests.corpus import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
 
@@ -42,6 +46,31 @@ def test_another_identity_is_refused_with_the_values(
     assert all(words in cause for words in named), cause
     assert "another run.name" in cure
     assert contents(started) == before
+
+
+def test_another_stage_is_another_run_and_pretraining_needs_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
+    data = {"data": "mock", "tokenizer": "none"}
+    folder = RunFolder.of(run)
+    folder.path.mkdir()
+    folder.freeze(run, data)
+    assert "stage" not in folder.read_identity()  # as in run folders made before there were stages
+    folder.check_identity(run, data)
+    tuned = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
+    tuned.stage.kind = Tuning.tune  # type: ignore[assignment]
+    monkeypatch.setattr("gpt4moe.training.run_folder.config_to_dict", lambda _: config_to_dict(run))
+    assert identity_of(tuned, data) == identity_of(run, data) | {"stage": "tune"}
+    with pytest.raises(ConfigError, match=r"with stage\.kind pretrain, now tune") as caught:
+        folder.check_identity(tuned, data)
+    assert f"another run.name for a new run, with checkpoint.load={folder.path}" in caught.value.cure
+
+
+class Tuning(str, Enum):
+    """A stage of this test alone."""
+
+    tune = "tune"
 
 
 def test_the_resolved_config_names_every_key_and_starts_the_same_run(tmp_path: Path) -> None:

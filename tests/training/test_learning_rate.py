@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.optimizer import SCHEDULE_KEYS, ScheduleKind
 from gpt4moe.errors import ConfigError
 from gpt4moe.training.learning_rate import learning_rate
 
@@ -57,3 +58,16 @@ def test_a_setting_that_cannot_be_is_refused_with_its_cure(overrides: list[str],
         load_run_config([*TINY, *overrides])
     assert cause in caught.value.cause
     load_run_config([*TINY, *overrides, cured])
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in SCHEDULE_KEYS.items() for key in keys])
+def test_a_schedules_own_key_has_a_check_and_its_group_sets_it(kind: ScheduleKind, key: str) -> None:
+    group = f"schedule={kind.value}"
+    with pytest.raises(ConfigError, match=f"needs schedule.{key}") as caught:
+        load_run_config([*TINY, f"schedule.kind={kind.value}"])
+    assert f"choose {group}, which sets it" in caught.value.cure
+    schedule = load_run_config([*TINY, group]).schedule
+    assert schedule.kind is kind and getattr(schedule, key) is not None
+    for value in ("-1", "nan"):
+        with pytest.raises(ConfigError, match=f"schedule.{key}={value}"):
+            load_run_config([*TINY, group, f"schedule.{key}={value}"])

@@ -11,6 +11,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import DivergenceError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers
+from gpt4moe.moe.statistics import tokens_of_experts
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -88,6 +89,29 @@ def test_a_skipped_update_moves_nothing_and_the_next_step_is_as_if_it_had_not_be
             assert all(map(np.array_equal, states[before], states[after])), (before, after)
         assert not all(map(np.array_equal, states["skipped 2"], states["skipped 3"]))
         assert states["skipped 3 done"] == states["left out 3 done"]
+
+
+@pytest.mark.parametrize("name", ["one process", "tp2 x pp2 x ep2"])
+def test_a_step_moves_the_routers_buffers_by_the_load_of_the_global_batch(name: str) -> None:
+    world_size, overrides = LAYOUTS[name]
+    moved = [layer for answer in run_ranks(world_size, _moved_buffers, overrides) for layer in answer]
+    assert {layer for layer, *_ in moved} == {0, 1, 2, 3}
+    for _, load, rate, bias, load_share in moved:
+        assert load.max() > load.mean() > load.min()
+        np.testing.assert_array_equal(bias, np.float32(rate) * np.sign(load.mean() - load).astype(np.float32))
+        np.testing.assert_allclose(load_share, load / load.sum(), rtol=1e-6)
+
+
+def _moved_buffers(environment: Environment, overrides: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """After step 1, of each MoE layer of this rank: index, tokens of the experts, rate, bias, load share."""
+    with world(environment) as device:
+        runner = _runner(environment, overrides, device)
+        routing = train_step(runner, 1, _batches(runner, 1)).result.routing.numpy()
+        return [
+            (layer, tokens_of_experts(routing[layer]), router.bias_update_rate,
+             router.bias.numpy().copy(), router.load_share.numpy().copy())
+            for layer, router in ((layer, module.router) for layer, module in runner.moe_layers.items())
+        ]  # fmt: skip
 
 
 def test_a_policy_sees_the_same_numbers_on_every_rank_and_a_stop_leaves_the_weights() -> None:
