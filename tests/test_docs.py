@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt4moe.config.load import config_to_dict, load_run_config
+from tests.test_house import NARROW, STOREYS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ALL = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")] + PAGES
@@ -53,3 +56,22 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     written_by_a_reader = re.compile(r"^(runs|data|starts)/|NAME|softplus")
     missing = {name for name in named if not written_by_a_reader.search(name)}
     assert {name for name in missing if not any((root / name).exists() for root in roots)} == set()
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_table_of_rooms_allows_no_import_that_the_house_forbids() -> None:
+    rows = re.findall(r"^\| \d \| `(\w+)` \|.*\| ([^|]*) \|$", ARCHITECTURE, re.MULTILINE)
+    listed = {room: set(re.sub(r"\(.*?\)", "", rooms).split(", ")) for room, rooms in rows if room in NARROW}
+    assert len(listed) > 10
+    named = {room: {name.strip() for name in rooms} & STOREYS.keys() for room, rooms in listed.items()}
+    assert {room: names - NARROW[room] for room, names in named.items() if names - NARROW[room]} == {}
+
+
+def test_modules_that_the_page_of_rooms_names_exist() -> None:
+    names = re.findall(r"`([a-z_]+)\.([a-z_]+)`", ARCHITECTURE)
+    keys = config_to_dict(load_run_config(["+experiment=tiny", "run.name=x"]))
+    rooms = [(room, name) for room, name in names if room in STOREYS and name not in {"py", *keys.get(room, {})}]
+    assert ("data", "mixture") in rooms
+    assert [pair for pair in rooms if not (ROOT / "gpt4moe" / pair[0] / f"{pair[1]}.py").exists()] == []

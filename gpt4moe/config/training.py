@@ -93,7 +93,7 @@ class StageKind(str, Enum):
 @dataclass(kw_only=True, slots=True)
 class StageConfig:
     kind: StageKind = StageKind.pretrain
-    """Decides the objective of training (objectives.stages)."""
+    """Decides the objective of training (objectives.stages). Part of a run's identity: another stage is another run."""
 
 
 @dataclass(kw_only=True, slots=True)
