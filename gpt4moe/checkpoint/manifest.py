@@ -66,7 +66,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Raises: CheckpointError when there is none, it is damaged, or or its format or keys are unknown."""
+        """Raises: CheckpointError when there is none, it is damaged, or its format or keys are unknown."""
         path = folder / NAME
         if not path.exists():
             raise CheckpointError(

@@ -3,7 +3,8 @@
     OptimizerKind -> OPTIMIZERS -> engines (what to build and shard), checkpoints (state tensors of a weight),
                                    planner (bytes), replica check, proof, rehearsal
 
-To add an optimizer, add a member of OptimizerKind, a row here, and its update in fp64 for the proof (proof.replay).
+To add an optimizer, add a member of OptimizerKind and a row here. A proof compares layouts under AdamW alone
+(proof.replay).
 """
 
 from collections.abc import Callable, Mapping

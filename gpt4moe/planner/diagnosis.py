@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from math import ceil
 
-from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig
@@ -103,7 +103,7 @@ def warnings(
 def _of_time(cluster: ClusterConfig) -> str:
     """Which constants the time comes from, and their error. No run of this trainer on a GPU has been timed."""
     known = generation_timing(cluster.generation)
-    if not known.constants:
+    if cluster.generation is Generation.cpu:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
     seen = f"{known.rows} published rows on it, predicted by another source's constants, are"
     error = (

@@ -71,7 +71,7 @@ class GenerationTiming:
 
     profile: str
     """Key of PROFILES: the nearest measured stack, whose constants a plan takes."""
-    constants: str = ""
+    constants: str
     """Where these constants come from, as every plan says it; empty for CPUs, whose figures are nominal."""
     rows: int = 0
     """Published rows on this generation from other sources than the constants' own: they show the error."""
@@ -98,7 +98,7 @@ GENERATIONS = {
     Generation.blackwell_ultra: GenerationTiming(
         profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.224, worst_error=0.354
     ),
-    Generation.cpu: GenerationTiming(profile=_CORE),
+    Generation.cpu: GenerationTiming(profile=_CORE, constants=""),
 }  # fmt: skip
 """One row for each generation. A new one starts with the profile of its nearest relative and no rows."""
 

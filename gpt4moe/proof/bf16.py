@@ -87,7 +87,7 @@ def tensor_differences(sides: Sides, run: RunConfig) -> list[TensorDifference]:
     names = _names(got.tensors[BUFFER], exact.tensors[BUFFER])
     of_loads = buffers(got, names, run)
     return found + [TensorDifference(name, BUFFERS, _apart(name, got.tensors[BUFFER], of_loads, 0.0), _BUFFER_TOLERANCE)
-                    for name in names]  # fmt: skip
+                    for name in of_loads]  # fmt: skip
 
 
 def number_differences(sides: Sides) -> list[NumberDifference]:

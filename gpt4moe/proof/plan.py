@@ -51,16 +51,21 @@ class Phase:
     """Some micro-batches end in padding (batches.ended_early)."""
 
 
-def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]:
-    """By name; drawn(1), drawn(2), ... are one process's further draws of rounding.
-
-    Raises: ConfigError for an optimizer whose update the proof cannot compute again (proof.replay).
-    """
+def require_replayable(run: RunConfig) -> None:
+    """Raises: ConfigError for an optimizer whose update the proof cannot compute again (proof.replay)."""
     if run.optimizer.kind is not OptimizerKind.adamw:
         raise ConfigError(
             f"optimizer.kind={run.optimizer.kind.value} is not proved: proof.replay and proof.compare know adamw only.",
             "Set optimizer.kind=adamw; the layout is the same under both.",
         )
+
+
+def phases(run: RunConfig, world_size: int, tokens: int = 0) -> dict[str, Phase]:
+    """By name; drawn(1), drawn(2), ... are one process's further draws of rounding.
+
+    Raises: ConfigError for an optimizer whose update the proof cannot compute again (proof.replay).
+    """
+    require_replayable(run)
     is_rounded = run.precision.dtype is not Dtype.fp32
     raw = config_to_dict(run)
     exact = raw | {"precision": raw["precision"] | {"dtype": Dtype.fp32.value}}

@@ -15,7 +15,7 @@ from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
 from gpt4moe.proof.prove import Proof
-from gpt4moe.proof.replay import REPLAYED
+from gpt4moe.proof.replay import BUFFER_RULES, REPLAYED
 from gpt4moe.proof.shrink import Shrunk, changes, recomputes_in_part
 
 _SLIGHTLY = 3.0
@@ -289,8 +289,12 @@ def _hardware(shrunk: Shrunk) -> list[str]:
 
 
 def _scope(shrunk: Shrunk) -> list[str]:
-    engine = shrunk.run.engine.kind
+    engine, moe = shrunk.run.engine.kind, shrunk.run.model.moe
+    kept = [buffer.name for buffer in moe.router.buffers] if moe else []
+    unknown = [name for name in kept if name not in BUFFER_RULES]
     return [
+        f"in bf16 the router's {', '.join(unknown)}: proof.replay has no rule that makes it of the loads"
+        if unknown and shrunk.run.precision.dtype is not Dtype.fp32 else "",
         "the data pipeline, checkpoints, learning-rate schedule, speed and memory: synthetic tokens, a few steps",
         f"engine={engine.value} against itself: the one process ran engine=megatron"
         if engine is not EngineKind.megatron else "",

@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
+from gpt4moe.architecture.names import split_name
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
@@ -89,12 +90,14 @@ def buffers(got: Outcome, names: Collection[str], run: RunConfig) -> Tensors:
     loads' shares of the step before.
 
     Args:
-        names: of buffers, decoder.layers.<layer>.mlp.router.<bias or load_share>.
+        names: of routers' buffers. Those without a rule here are left out; the report lists them as not proved.
     """
     made = {}
     for name in names:
-        _, _, layer, *_, kind = name.split(".")
-        made[name] = _RULES[kind]([table[int(layer)] for table in got.columns(None)], run)
+        layer, part = split_name(name)
+        rule = BUFFER_RULES.get(part.rpartition(".")[2])
+        if rule is not None and layer is not None:
+            made[name] = rule([table[layer] for table in got.columns(None)], run)
     return made
 
 
@@ -109,7 +112,8 @@ def _load_share(loads: Sequence[np.ndarray], run: RunConfig) -> np.ndarray:
     return next((load / load.sum() for load in reversed(loads) if load.sum() > 0), even)
 
 
-_RULES = {"bias": _bias, "load_share": _load_share}
+BUFFER_RULES = {"bias": _bias, "load_share": _load_share}
+"""Buffer -> what the loads of all steps make of it."""
 
 
 def _adamw(

@@ -19,7 +19,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.proof.mesh import asked_layout, copies_beside, reduced
-from gpt4moe.proof.plan import CLIP_NORM
+from gpt4moe.proof.plan import CLIP_NORM, require_replayable
 
 _WIDTH, _HEAD, _FFN, _VOCAB, _SEQ = 32, 8, 24, 64, 16
 _FIXED = {  # group -> what every proof has
@@ -59,8 +59,9 @@ def shrink(run: RunConfig, ranks: int | None = None) -> list[Shrunk]:
     """One small run for each mesh (proof.mesh). When `ranks` is None and experts have no copies on any mesh, one more
     mesh has copies.
 
-    Raises: LayoutError when the trainer would refuse the run itself.
+    Raises: LayoutError when the trainer would refuse the run itself; ConfigError for an optimizer that no proof knows.
     """
+    require_replayable(run)
     asked = asked_layout(run, ranks)
     meshes = reduced(asked)
     if run.model.moe is not None and ranks is None and all(mesh.expert_dp == 1 for mesh in meshes):

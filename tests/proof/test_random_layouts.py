@@ -12,6 +12,8 @@ from itertools import chain
 
 import pytest
 
+from gpt4moe.config.load import CONFIG_FOLDER
+from gpt4moe.config.moe import RouterKind
 from gpt4moe.config.optimizer import EngineConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.proof.prove import prove_shrunk
@@ -40,6 +42,14 @@ def test_a_drawn_layout_equals_one_process(seed: int) -> None:
 def test_the_same_seed_draws_the_same_layout() -> None:
     assert str(draw(SEED)) == str(draw(SEED))
     assert len({draw(seed).overrides for seed in range(SEED, SEED + 3)}) == 3
+
+
+@pytest.mark.parametrize("kind", RouterKind)
+def test_every_kind_of_router_is_drawn(kind: RouterKind) -> None:
+    """A kind without its file in configs/router would be refused in every proposal, and never be compared."""
+    assert (CONFIG_FOLDER / "router" / f"{'top2' if kind is RouterKind.topk else kind.value}.yaml").exists()
+    routers = [draw(seed).run.model.moe for seed in range(40)]
+    assert kind in {moe.router.kind for moe in routers if moe is not None}
 
 
 def test_every_key_of_a_layout_and_of_an_engine_is_drawn() -> None:

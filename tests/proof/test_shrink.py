@@ -1,12 +1,15 @@
 """A run made small keeps what its layout can get wrong: mesh, which layers are what, router, shared experts."""
 
 from itertools import combinations
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import LayoutError
+from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
@@ -181,3 +184,12 @@ def test_shared_experts_shrink_to_a_width_that_tp_divides(tp: int) -> None:
 def test_what_the_trainer_refuses_is_refused_and_not_shrunk_into_something_legal() -> None:
     with pytest.raises(LayoutError):
         shrink(asked("+experiment=tiny", "parallel.tp=3"))
+
+
+def test_an_optimizer_that_no_proof_knows_is_refused_before_anything_else() -> None:
+    """Not by the one process's engine, whose advice would be the engine that was asked for."""
+    run = load_run_config(["+experiment=tiny", "run.name=x", "engine=deepspeed"])
+    run.optimizer.kind = cast(OptimizerKind, SimpleNamespace(value="nadam"))
+    with pytest.raises(ConfigError, match=r"optimizer\.kind=nadam is not proved") as caught:
+        shrink(run)
+    assert "optimizer.kind=adamw" in caught.value.cure

@@ -48,6 +48,23 @@ def test_a_site_without_a_file_submits_nothing(script: str, checkout: Path) -> N
     assert "no slurm/sites/west.env" in cause and "unset GPT4MOE_SITE" in cure
 
 
+def test_a_second_site_in_one_shell_is_refused(checkout: Path) -> None:
+    """It would inherit what the first one exported."""
+    sites = checkout / "slurm" / "sites"
+    sites.mkdir()
+    for site in ("north", "south"):
+        (sites / f"{site}.env").write_text(f"export SBATCH_ACCOUNT={site}\n")
+    lines = [
+        f"GPT4MOE_SITE={site}; . slurm/cluster.env; echo $? $SBATCH_ACCOUNT" for site in ("north", "north", "south")
+    ]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "GPT4MOE_"))}
+    ended = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], cwd=checkout, env=kept, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.splitlines() == ["0 north", "0 north", "2 north"]
+    assert "GPT4MOE_SITE=north" in ended.stderr and "another shell" in ended.stderr
+
+
 def test_git_ignores_the_files_of_sites() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
