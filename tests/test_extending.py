@@ -67,6 +67,10 @@ def carry_out(recipe: str, folder: Path) -> None:
 @pytest.mark.parametrize("title", RECIPES)
 def test_a_recipe_does_what_it_says(title: str, tmp_path: Path) -> None:
     carry_out(RECIPES[title], checkout(tmp_path))
+    carry_out(
+        "```sh\npython -m pytest -q -p no:cacheprovider tests/test_house.py -k 'not torch and not planted'\n```\n",
+        tmp_path,
+    )
 
 
 def test_a_recipe_that_no_longer_fits_is_found(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The mixture-of-experts part of a model: its experts, its router, and which layers are MoE. No torch.
 
-ROUTER_TRAITS has a row for each kind of router. docs/moe.md, "Adding a router", tells how to add one.
+ROUTER_TRAITS has a row for each kind of router. docs/extending.md tells how to add one.
 """
 
 from dataclasses import dataclass, field

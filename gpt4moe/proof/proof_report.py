@@ -232,8 +232,7 @@ def _finite(value: float) -> float | None:
 
 def unproved(meshes: list[Shrunk]) -> list[str]:
     """What the proof of a run on these meshes does not show, one line each."""
-    any_of_them = meshes[0]
-    lines = (*_mesh(meshes), *_sizes(meshes), *_hardware(any_of_them), *_scope(any_of_them))
+    lines = (*_mesh(meshes), *_sizes(meshes), *_hardware(meshes[0]), *_scope(meshes[0]))
     return [line for line in lines if line]
 
 
@@ -290,8 +289,7 @@ def _hardware(shrunk: Shrunk) -> list[str]:
 
 def _scope(shrunk: Shrunk) -> list[str]:
     engine, moe = shrunk.run.engine.kind, shrunk.run.model.moe
-    kept = [buffer.name for buffer in moe.router.buffers] if moe else []
-    unknown = [name for name in kept if name not in BUFFER_RULES]
+    unknown = [buffer.name for buffer in (moe.router.buffers if moe else ()) if buffer.name not in BUFFER_RULES]
     return [
         f"in bf16 the router's {', '.join(unknown)}: proof.replay has no rule that makes it of the loads"
         if unknown and shrunk.run.precision.dtype is not Dtype.fp32 else "",

@@ -1,10 +1,13 @@
 """METRICS: the declarations of all that make metrics, in one table. The log, dashboards, alerts and docs ask it.
 
-Run: python -m gpt4moe.runlog.metrics_table   prints the table that docs/metrics.md has; a test compares the two
+python -m gpt4moe.runlog.metrics_table           prints the table that docs/metrics.md has; a test compares the two
+python -m gpt4moe.runlog.metrics_table --write   renews it there
 """
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
+from pathlib import Path
 
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe.statistics import LAYER_METRICS
@@ -83,5 +86,17 @@ def markdown() -> str:
     return "\n".join(rows)
 
 
+def renew(page: Path) -> None:
+    """Replaces the table of a page, the lines from its head to the first line that is no row."""
+    head, *_ = markdown().splitlines()
+    before, found, after = page.read_text().partition(head)
+    assert found, f"{page} has no table that begins with {head}"
+    rest = after.splitlines(keepends=True)[1:]
+    page.write_text(before + markdown() + "\n" + "".join(dropwhile(lambda line: line.startswith("|"), rest)))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(markdown() + "\n")
+    if "--write" in sys.argv[1:]:
+        renew(Path(__file__).resolve().parents[2] / "docs" / "metrics.md")
+    else:
+        sys.stdout.write(markdown() + "\n")

@@ -4,13 +4,20 @@ from pathlib import Path
 
 from gpt4moe.moe.statistics import layer_groups
 from gpt4moe.runlog.metrics import Parts
-from gpt4moe.runlog.metrics_table import METRICS, markdown
+from gpt4moe.runlog.metrics_table import METRICS, markdown, renew
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
 
 
 def test_the_docs_hold_the_table_as_it_is() -> None:
-    assert markdown() in PAGE, "python -m gpt4moe.runlog.metrics_table prints the new one"
+    assert markdown() in PAGE, "python -m gpt4moe.runlog.metrics_table --write renews it"
+
+
+def test_a_stale_table_is_renewed_and_the_rest_of_the_page_stays(tmp_path: Path) -> None:
+    page = tmp_path / "metrics.md"
+    page.write_text(PAGE.replace(markdown(), "\n".join(markdown().splitlines()[:4])))
+    renew(page)
+    assert page.read_text() == PAGE
 
 
 def test_every_metric_says_what_it_means() -> None:
