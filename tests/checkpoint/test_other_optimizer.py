@@ -41,6 +41,7 @@ class Other(str, Enum):
 MOMENTUM: Any = Other.momentum
 ROW = Optimizer(
     states=("momentum_buffer",),
+    step_name=None,  # SGD counts nothing
     engines={EngineKind.deepspeed: "SGD"},
     arguments=lambda given: {"momentum": given.beta1},
 )
