@@ -46,7 +46,8 @@ class Architecture:
     is_windowed: bool = True
     """Whether sliding_window applies if config.json has no use_sliding_window."""
     required: Json = field(default_factory=dict)
-    """Settings that must have this value in config.json. With another value the model computes what ours cannot."""
+    """Settings that must have this value in config.json. With another value the model computes what ours cannot. A
+    setting that neither this names nor hf_config.py reads is refused, so a row that forgets one converts nothing."""
     constants: Json
     """Settings that an export writes besides the model's sizes."""
 

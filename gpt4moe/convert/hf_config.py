@@ -26,6 +26,44 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "tie_word_embeddings": (bool,), "use_sliding_window": (bool,),
 }  # fmt: skip
 _ATTENTION = {"full_attention", "sliding_attention"}
+_CHECKED = {"hidden_act", "attention_bias", "mlp_bias", "quantization_config"}
+_WITHOUT_EFFECT = {
+    # What the folder is and who wrote it.
+    "_name_or_path",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "tokenizer_class",
+    "transformers.js_config",
+    "is_llama_config",
+    "unsloth_fixed",
+    "unsloth_version",
+    "id2label",
+    "label2id",
+    # How to run it: the numbers stay the same.
+    "use_cache",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pretraining_tp",
+    "chunk_size_feed_forward",
+    "_attn_implementation_autoset",
+    "max_window_layers",
+    # Training alone.
+    "attention_dropout",
+    "router_jitter_noise",
+    # Sampling, in folders of old releases.
+    "do_sample",
+    "max_length",
+    "temperature",
+    "top_k",
+    "top_p",
+}
+"""Settings of config.json that leave the forward pass as it is; max_window_layers, because a model reads no more tokens
+than its window has."""
 
 
 def to_config(model: ModelConfig, *, dtype: str, special: Mapping[str, object]) -> Json:
@@ -174,6 +212,15 @@ def _refuse_unsupported(config: Json, architecture: Architecture) -> None:
                 f"config.json: {key}={value} has no counterpart in model.*.",
                 f"Only plain {known_names()} models convert.",
             )
+    known = {*_KINDS, *_CHECKED, *_WITHOUT_EFFECT, *architecture.required, *architecture.constants}
+    unknown = [key for key, value in config.items() if key not in known and value not in (None, False, "", [], {})]
+    if unknown:
+        raise ConversionError(
+            f"config.json: nothing here reads {unknown[0]}={config[unknown[0]]}, which may change what the model "
+            f"computes.{' Nor ' + ', '.join(unknown[1:]) + '.' if unknown[1:] else ''}",
+            "If it changes nothing, delete it from a copy of config.json. In a new row of convert/architectures.py, "
+            "name in `required` the value with which the model computes what ours does.",
+        )
 
 
 def _rope_theta(config: Json, default: float) -> float:
