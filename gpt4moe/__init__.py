@@ -12,7 +12,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     3  model         Megatron GPT chunks, assembled from specs
     3  objectives    what a step minimises: model output and batch in, loss out
     4  checkpoint    logical tensors on disk, any layout
-    4  resilience    the brake on restarts; what a signal means to a rank
+    4  resilience    limits on automatic restarts; what a signal does to a rank
     4  runlog        the facts of a run: metrics, events, alerts, console, wandb; no torch
     5  training      one step, then the loop; features as callbacks
     5  inference     weights of a checkpoint, sampling

@@ -1,4 +1,4 @@
-"""The house rules, held by `ast`: stairs go one way, foreign powers have one embassy each, files stay small.
+"""The house rules, held by `ast`: imports go down, each third-party package has its file, files stay small.
 
 Each check takes a source string, so that a planted violation shows it can fail (the lower half of this file).
 """
@@ -37,7 +37,7 @@ NARROW = {
     "convert": {"model", "architecture", "checkpoint", "parallel", "data"},
     "launch": {"planner", "architecture", "parallel", "data", "checkpoint"},
 }  # fmt: skip
-EMBASSIES = {
+THIRD_PARTY = {
     "megatron.core.parallel_state": ["gpt4moe/parallel/megatron_state.py"],
     "deepspeed.utils.groups": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
     "deepspeed.initialize": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
@@ -70,7 +70,7 @@ def dotted(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def stairs(source: str, path: str) -> Iterator[str]:
+def downward(source: str, path: str) -> Iterator[str]:
     """Imports of a room that this one may not use: above it, beside it, or outside its own list."""
     room = Path(path).with_suffix("").parts[1]
     if room == "__init__":
@@ -84,16 +84,16 @@ def stairs(source: str, path: str) -> Iterator[str]:
             yield f"{path}: {room} may not import {name}"
 
 
-def embassies(source: str, path: str) -> Iterator[str]:
+def third_party(source: str, path: str) -> Iterator[str]:
     tree = ast.parse(source)
     imported = set(imported_names(tree))
     roots = {name.split(".")[0] for name in imported}
     names = imported | {name for name in map(dotted, ast.walk(tree)) if name.split(".")[0] in roots}
-    for power, doors in EMBASSIES.items():
-        if any(name == power or name.startswith(power + ".") for name in names) and not any(
-            fnmatch(path, door) for door in doors
+    for package, owners in THIRD_PARTY.items():
+        if any(name == package or name.startswith(package + ".") for name in names) and not any(
+            fnmatch(path, owner) for owner in owners
         ):
-            yield f"{path}: {power} belongs to {' and '.join(doors) or 'nobody'}"
+            yield f"{path}: {package} belongs to {' and '.join(owners) or 'nobody'}"
 
 
 def shape(source: str, path: str) -> Iterator[str]:
@@ -118,12 +118,12 @@ def violations(check: Callable[[str, str], Iterator[str]], *folders: str) -> lis
     return [wrong for file in files for wrong in check(file.read_text(), file.relative_to(ROOT).as_posix())]
 
 
-def test_imports_only_go_down_the_stairs() -> None:
-    assert violations(stairs, "gpt4moe") == []
+def test_imports_only_go_down() -> None:
+    assert violations(downward, "gpt4moe") == []
 
 
-def test_foreign_powers_stay_in_their_embassies() -> None:
-    assert violations(embassies, "gpt4moe", "tools") == []
+def test_third_party_names_stay_in_their_files() -> None:
+    assert violations(third_party, "gpt4moe", "tools") == []
 
 
 def test_files_and_functions_stay_small_and_well_named() -> None:
@@ -170,15 +170,15 @@ def test_every_file_has_a_test_that_can_be_found() -> None:
 @pytest.mark.parametrize(
     ("check", "path", "source"),
     [
-        (stairs, "gpt4moe/moe/layer.py", "from gpt4moe.model import specs"),
-        (stairs, "gpt4moe/moe/layer.py", "from gpt4moe.data.batch import Batch"),
-        (stairs, "gpt4moe/model/gpt.py", "def f():\n    import gpt4moe.data.batch"),
-        (stairs, "gpt4moe/demo/story.py", "from gpt4moe.proof.prove import prove"),
-        (stairs, "gpt4moe/__init__.py", "from gpt4moe.errors import ConfigError"),
-        (embassies, "gpt4moe/moe/layer.py", "from megatron.core import parallel_state as mpu"),
-        (embassies, "gpt4moe/moe/layer.py", "import deepspeed\ndeepspeed.initialize(model=1)"),
-        (embassies, "gpt4moe/training/loop.py", "import wandb"),
-        (embassies, "tools/inspect_checkpoint.py", "import torch\nx = torch.load('file')"),
+        (downward, "gpt4moe/moe/layer.py", "from gpt4moe.model import specs"),
+        (downward, "gpt4moe/moe/layer.py", "from gpt4moe.data.batch import Batch"),
+        (downward, "gpt4moe/model/gpt.py", "def f():\n    import gpt4moe.data.batch"),
+        (downward, "gpt4moe/demo/story.py", "from gpt4moe.proof.prove import prove"),
+        (downward, "gpt4moe/__init__.py", "from gpt4moe.errors import ConfigError"),
+        (third_party, "gpt4moe/moe/layer.py", "from megatron.core import parallel_state as mpu"),
+        (third_party, "gpt4moe/moe/layer.py", "import deepspeed\ndeepspeed.initialize(model=1)"),
+        (third_party, "gpt4moe/training/loop.py", "import wandb"),
+        (third_party, "tools/inspect_checkpoint.py", "import torch\nx = torch.load('file')"),
         (shape, "gpt4moe/moe/layer.py", "x = 1\n" * 301),
         (shape, "tools/plan.py", "x = 1\n" * 61),
         (shape, "gpt4moe/moe/layer.py", "def f():\n" + "    x = 1\n" * 60),

@@ -40,15 +40,15 @@ def _shared(model: ModelConfig) -> int:
     return _moe(model).shared_expert_ffn_hidden_size or 0
 
 
-EMBEDDING = (
+EMBEDDING_ROWS = (
     TensorRow(name=names.WORD_EMBEDDINGS, family=Family.embedding, shape=lambda m: (m.vocab_size, m.hidden_size),
         cut=Cut.rows, initial=Initial.normal, is_matrix=False),
     TensorRow(name="embedding.position_embeddings.weight", family=Family.embedding,
         shape=lambda m: (m.seq_length, m.hidden_size), cut=Cut.whole, initial=None,
         present=lambda m: _planned(m).learned_positions, is_matrix=False),
 )  # fmt: skip
-INPUT_NORM = norm_rows(names.INPUT_NORM, Family.input_norm)
-MLP_NORM = norm_rows(names.MLP_NORM, Family.mlp_norm)
+INPUT_NORM_ROWS = norm_rows(names.INPUT_NORM, Family.input_norm)
+MLP_NORM_ROWS = norm_rows(names.MLP_NORM, Family.mlp_norm)
 OUTPUT = (
     *norm_rows(names.FINAL_NORM, Family.final_norm),
     TensorRow(name=names.OUTPUT_LAYER, family=Family.output_layer, shape=lambda m: (m.vocab_size, m.hidden_size),
@@ -192,4 +192,4 @@ MLP: dict[MlpKind, tuple[TensorRow, ...]] = {MlpKind.dense: DENSE, MlpKind.moe: 
 
 def layer_parts(kind: LayerKind) -> tuple[tuple[TensorRow, ...], ...]:
     """The rows of a layer: norm, attention, norm, MLP."""
-    return INPUT_NORM, ATTENTION[kind.attention].rows, MLP_NORM, MLP[kind.mlp]
+    return INPUT_NORM_ROWS, ATTENTION[kind.attention].rows, MLP_NORM_ROWS, MLP[kind.mlp]

@@ -11,7 +11,15 @@ from math import prod
 
 from gpt4moe.architecture.names import ROUTER_MODULE, layer_name, split_name
 from gpt4moe.architecture.rows import Component, Family, Shape, Spread, TensorRow
-from gpt4moe.architecture.table import ATTENTION, EMBEDDING, INPUT_NORM, MLP, MLP_NORM, OUTPUT, layer_parts
+from gpt4moe.architecture.table import (
+    ATTENTION,
+    EMBEDDING_ROWS,
+    INPUT_NORM_ROWS,
+    MLP,
+    MLP_NORM_ROWS,
+    OUTPUT,
+    layer_parts,
+)
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 
@@ -47,7 +55,7 @@ class ModelTensor:
 
 
 def embedding_tensors(model: ModelConfig) -> list[ModelTensor]:
-    return _tensors(model, EMBEDDING)
+    return _tensors(model, EMBEDDING_ROWS)
 
 
 def layer_tensors(model: ModelConfig, layer: int) -> list[ModelTensor]:
@@ -135,16 +143,16 @@ def family_of(name: str) -> Family | None:
 
 
 def _outside_rows() -> Iterator[TensorRow]:
-    yield from EMBEDDING
+    yield from EMBEDDING_ROWS
     yield from OUTPUT
 
 
 def _layer_rows() -> Iterator[TensorRow]:
     """Of every kind. Kinds may share a name: its rows then have the same cut (a test holds it)."""
-    yield from INPUT_NORM
+    yield from INPUT_NORM_ROWS
     for attention in ATTENTION.values():
         yield from attention.rows
-    yield from MLP_NORM
+    yield from MLP_NORM_ROWS
     for rows in MLP.values():
         yield from rows
 

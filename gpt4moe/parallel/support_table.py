@@ -49,7 +49,7 @@ SETTINGS: dict[str, Setting] = {
 _SMALL = ModelConfig(
     name="small", num_layers=8, hidden_size=32, num_attention_heads=4, seq_length=16, vocab_size=64, ffn_hidden_size=32
 )
-COLUMNS: dict[str, Setting] = {"alone": {}, **DEGREES, **PARTIAL, **DEEPSPEED}
+SUPPORT_COLUMNS: dict[str, Setting] = {"alone": {}, **DEGREES, **PARTIAL, **DEEPSPEED}
 
 
 def refusal(*settings: Setting) -> str | None:
@@ -79,9 +79,9 @@ def refusal(*settings: Setting) -> str | None:
 def support_table() -> str:
     """The table and its notes, in Markdown."""
     notes: list[str] = []
-    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    rows = [["", *SUPPORT_COLUMNS], ["---"] * (len(SUPPORT_COLUMNS) + 1)]
     for name, setting in SETTINGS.items():
-        rows.append([name, *(_cell(setting, column, notes) for column in COLUMNS.values())])
+        rows.append([name, *(_cell(setting, column, notes) for column in SUPPORT_COLUMNS.values())])
     lines = ["| " + " | ".join(f"`{cell}`" if "=" in cell else cell for cell in row) + " |" for row in rows]
     return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, start=1)), ""])
 

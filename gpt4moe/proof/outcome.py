@@ -10,7 +10,7 @@ import numpy as np
 
 # The parts of a layer in the order of its forward pass; the embedding is before the first layer, the loss behind the
 # last. slots: which assignments of tokens to experts are kept; experts: what comes back from the routed ones.
-EMBEDDING = -1
+EMBEDDING_LAYER = -1
 PARTS = ("embedding", "input", "attention", "router", "choice", "slots", "experts", "shared experts", "mlp", "output",
          "token loss")  # fmt: skip
 LOSS_PARTS = ("load-balancing loss", "z-loss")

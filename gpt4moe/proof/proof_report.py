@@ -25,7 +25,7 @@ _SLIGHT = (
 )
 # Head of a column -> phases and kinds of tensor that it shows the worst of.
 Columns = dict[str, tuple[tuple[str, str], ...]]
-COLUMNS: Columns = {
+FAMILY_COLUMNS: Columns = {
     "gradient": ((plan.DESCENT, "gradient"),),
     "buffer": ((plan.DESCENT, "buffer"),),
     "weight after descent": ((plan.DESCENT, "weight"),),
@@ -97,8 +97,8 @@ def _parts(proof: Proof) -> list[RenderableType]:
 def _table(proof: Proof) -> Table:
     table = Table(title="largest relative difference to one process", title_justify="left", box=None, pad_edge=False)
     table.add_column("tensors", no_wrap=True)
-    heads = _rows(table, proof, COLUMNS, lambda item: f"{item.relative:.1e}")
-    passes = [max(_compared(proof, COLUMNS[head][0]), default=0.0) for head in heads]
+    heads = _rows(table, proof, FAMILY_COLUMNS, lambda item: f"{item.relative:.1e}")
+    passes = [max(_compared(proof, FAMILY_COLUMNS[head][0]), default=0.0) for head in heads]
     table.add_section()
     table.add_row("tolerance", *(f"{value:.0e}" for value in passes), style="dim")
     return table

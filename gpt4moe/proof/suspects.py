@@ -126,7 +126,7 @@ def _padding(seen: DescentEvidence) -> Iterator[str]:
         return
     yield (
         f"padding: everything of step 1, whose batches have none, is right; losses or routing of step "
-        f"{is_right.index(False) + 1}, whose batches have some, are not. Something counts tokens that are none "
+        f"{is_right.index(False) + 1}, whose batches have some, are not. Something counts padding as tokens "
         "(padding_mask of moe.layer), or a rank that has none takes another way."
     )
 

@@ -29,7 +29,7 @@ from gpt4moe.moe.pool import capacity
 from gpt4moe.moe.routers.base import Routing
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.placement import sequence_chunks
-from gpt4moe.proof.outcome import EMBEDDING, LOSS_PARTS, OutputNote
+from gpt4moe.proof.outcome import EMBEDDING_LAYER, LOSS_PARTS, OutputNote
 
 
 class Watch:
@@ -57,7 +57,7 @@ class Watch:
 
     def _watch_chunk(self, chunk: Any) -> None:
         if chunk.pre_process:
-            self._hook(chunk.embedding, EMBEDDING, "embedding")
+            self._hook(chunk.embedding, EMBEDDING_LAYER, "embedding")
         for index, layer in decoder_layers(chunk).items():
             layer.register_forward_pre_hook(self._note_input(index), with_kwargs=True)
             self._hook(layer.self_attention, index, "attention")

@@ -14,8 +14,8 @@ dashboard.py     configs/dashboard.yaml: panels and alerts, checked
 alerts.py        rules over a metric's values; which alerts fail
 console.py       live progress on a terminal, single lines elsewhere
 command_line.py  tools: help, two-line errors, exit status
-wandb_run.py     embassy: wandb, one run over all launches
-wandb_workspace.py embassy: a dashboard -> a wandb workspace
+wandb_run.py     the only file that imports wandb: one run over all launches
+wandb_workspace.py the only file that imports wandb_workspaces: a dashboard -> a workspace
 slurm_queue.py   what squeue, sacct, scontrol say of jobs
 
 Called by training callbacks, the demo and tools, on the logging rank alone. Never imports training or model.

@@ -1,7 +1,7 @@
 """Alerts: rules over the values of one metric, and which alerts are on.
 
-    record of a step --Watch.step--> rules whose metric has a new value --> alerts that begin to fail
-    no step for a while --Watch.idle--> stalled rules                   --> alerts that begin to fail
+    record of a step --AlertWatch.step--> rules whose metric has a new value --> alerts that begin to fail
+    no step for a while --AlertWatch.idle--> stalled rules                   --> alerts that begin to fail
 
 A rule returns in words what is wrong, or None. An alert fires once when its rule starts to fail, and re-arms when it
 passes again. Training asks after every step (training/callbacks/alerts.py); `failing_alerts` judges a finished or
@@ -173,7 +173,7 @@ class FiredAlert:
     """One sentence, with the metric and its numbers."""
 
 
-class Watch:
+class AlertWatch:
     """The alerts of one launch of a run, on its logging rank.
 
     Args:
@@ -221,4 +221,4 @@ class Watch:
 
 def failing_alerts(alerts: Sequence[Alert], records: Sequence[Record], idle: Idle) -> list[FiredAlert]:
     """Alerts that fail now, of a run whose steps are `records`; for a list of runs."""
-    return Watch(alerts, records).failing(idle)
+    return AlertWatch(alerts, records).failing(idle)

@@ -1,6 +1,7 @@
 """architectures.py: a model finds its architecture in the table, and a new architecture is one row."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,30 @@ MINISTRAL = Architecture(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "named"),
+    [
+        # Tensors named as Llama's, and a forward pass of their own.
+        ("Granite", {"logits_scaling": 8.0}, "logits_scaling=8.0|embedding_multiplier|attention_multiplier"),
+        (
+            "SmolLM3",
+            {"no_rope_layers": [1, 0], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+            "no_rope_layer",
+        ),
+    ],
+)
+def test_a_row_that_forgets_a_setting_converts_nothing(
+    kind: str, settings: dict[str, Any], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_model(tmp_path / "hf", kind, **settings)
+    row = Architecture(name=kind, model_type=kind.lower(), class_name=f"{kind}ForCausalLM", rows=LLAMA, constants={})
+    monkeypatch.setattr(architectures, "ARCHITECTURES", ARCHITECTURES | {row.model_type: row})
+    with pytest.raises(ConversionError, match=rf"nothing here reads ({named})") as caught:
+        from_huggingface(source, tmp_path / "ours")
+    assert "`required`" in caught.value.cure
+    assert not (tmp_path / "ours").exists()
+
+
 def test_a_new_architecture_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_model(tmp_path / "hf", "Ministral", sliding_window=64, head_dim=8)
     with pytest.raises(ConversionError, match="model_type=ministral is another architecture") as caught:
@@ -75,6 +100,7 @@ def test_a_new_architecture_is_one_row(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_list_in_a_refusal_is_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert known_names() == "Mixtral, Qwen3-MoE, Llama, Qwen3 or Mistral"
+    *names, last = (architecture.name for architecture in ARCHITECTURES.values())
+    assert known_names() == f"{', '.join(names)} or {last}"
     monkeypatch.setattr(architectures, "ARCHITECTURES", ARCHITECTURES | {"ministral": MINISTRAL})
-    assert known_names() == "Mixtral, Qwen3-MoE, Llama, Qwen3, Mistral or Ministral"
+    assert known_names() == f"{', '.join(names)}, {last} or Ministral"

@@ -141,6 +141,7 @@ def test_upcycling_noise_spares_the_first_expert_and_follows_the_seed(tmp_path: 
         ({"num_hidden_layers": 3}, "no tensor model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 1}, "unknown meaning"),
         ({"rope_theta": 7.0}, "rope_theta"),
+        ({"logits_scaling": 8.0, "no_rope_layers": [1, 0]}, r"reads logits_scaling=8.0.*Nor no_rope_layers\."),
     ],
 )
 def test_another_architecture_is_refused_by_its_field(

@@ -3,7 +3,7 @@
 from itertools import combinations
 from pathlib import Path
 
-from gpt4moe.parallel.support_table import COLUMNS, DEGREES, SETTINGS, refusal, support_table
+from gpt4moe.parallel.support_table import DEGREES, SETTINGS, SUPPORT_COLUMNS, refusal, support_table
 from tests.distributed.layouts import LAYOUTS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layouts.md").read_text()
@@ -17,9 +17,9 @@ def test_the_table_tells_apart_what_is_refused_alone_and_together() -> None:
     table = support_table().splitlines()
     rows = dict(zip(SETTINGS, (line.strip("| ").split(" | ")[1:] for line in table[2:]), strict=False))
     assert rows["engine.offload_optimizer=true"][0].startswith("no")
-    assert rows["engine.offload_optimizer=true"][list(COLUMNS).index("engine=deepspeed")] == "yes"
+    assert rows["engine.offload_optimizer=true"][list(SUPPORT_COLUMNS).index("engine=deepspeed")] == "yes"
     assert rows["sequence_parallel=false"][:3] == ["yes", "no (1)", "yes"]
-    overlap, deepspeed = SETTINGS["engine.overlap_grad_reduce=true"], COLUMNS["engine=deepspeed"]
+    overlap, deepspeed = SETTINGS["engine.overlap_grad_reduce=true"], SUPPORT_COLUMNS["engine=deepspeed"]
     assert refusal(overlap) is None and refusal(deepspeed) is None
     assert "overlap_grad_reduce" in (refusal(overlap, deepspeed) or "")
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gpt4moe.runlog.alerts import ALERT_RULES, Alert, Watch, failing_alerts
+from gpt4moe.runlog.alerts import ALERT_RULES, Alert, AlertWatch, failing_alerts
 from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.waits import Idle
@@ -27,7 +27,7 @@ def healthy(num_steps: int = STEPS) -> list[Record]:
 
 def told(records: list[Record]) -> list[tuple[int, str]]:
     """(step, name) of every alert."""
-    watch = Watch(SHIPPED)
+    watch = AlertWatch(SHIPPED)
     return [(int(record["step"]), alert.name) for record in records for alert in watch.step(record)]
 
 
@@ -80,7 +80,7 @@ def test_a_loss_that_no_longer_falls_is_told() -> None:
 
 
 def test_no_step_for_long_is_told_once_until_a_step_comes() -> None:
-    watch = Watch(SHIPPED, healthy(20))  # half a second each
+    watch = AlertWatch(SHIPPED, healthy(20))  # half a second each
     assert watch.idle(Idle(299.0)) == []
     (first,) = watch.idle(Idle(301.0))
     assert first.name == "no progress" and "0:05:01" in first.text
@@ -91,14 +91,14 @@ def test_no_step_for_long_is_told_once_until_a_step_comes() -> None:
 
 def test_slow_steps_are_not_no_progress() -> None:
     slow: list[Record] = [{"step": step, "step_seconds": 60.0} for step in range(1, 11)]
-    assert Watch(SHIPPED, slow).idle(Idle(599.0)) == []
-    assert Watch(SHIPPED, slow).idle(Idle(601.0)) != []
+    assert AlertWatch(SHIPPED, slow).idle(Idle(599.0)) == []
+    assert AlertWatch(SHIPPED, slow).idle(Idle(601.0)) != []
 
 
 def test_windows_go_on_over_a_restart() -> None:
     spiked = changed("loss", 300, 5.0)[299]
-    assert Watch(SHIPPED).step(spiked) == []
-    assert [alert.name for alert in Watch(SHIPPED, healthy(299)).step(spiked)] == ["loss spike"]
+    assert AlertWatch(SHIPPED).step(spiked) == []
+    assert [alert.name for alert in AlertWatch(SHIPPED, healthy(299)).step(spiked)] == ["loss spike"]
 
 
 def test_a_run_can_be_judged_from_outside() -> None:

@@ -1,6 +1,6 @@
 """A long save is no alarm and a hang in one is: what a start waits for, and how long that took before."""
 
-from gpt4moe.runlog.alerts import Alert, Stalled, Watch
+from gpt4moe.runlog.alerts import Alert, AlertWatch, Stalled
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.waits import Waits, longest_waits
 
@@ -16,7 +16,7 @@ class Clock:
 
 
 def test_a_long_save_stops_the_clock_of_steps_and_has_its_own() -> None:
-    clock, watch = Clock(), Watch(NO_PROGRESS, STEPS)
+    clock, watch = Clock(), AlertWatch(NO_PROGRESS, STEPS)
     waits = Waits(clock)
     waits.end()  # the first step
 
@@ -42,7 +42,7 @@ def test_a_long_save_stops_the_clock_of_steps_and_has_its_own() -> None:
 
 
 def test_a_start_up_is_measured_by_those_of_earlier_starts() -> None:
-    clock, watch = Clock(), Watch(NO_PROGRESS, STEPS)
+    clock, watch = Clock(), AlertWatch(NO_PROGRESS, STEPS)
     begun = {"event": "start", "time": 1000.0}
     first = {"event": "first_step", "time": 1200.0, "seconds": 2.0}
     hung = {"event": "start", "time": 2000.0}

@@ -64,7 +64,7 @@ def test_a_job_put_back_before_it_ever_trained_keeps_its_own_overrides(tmp_path:
     assert "has its 3 steps: nothing to do" in again.out, "a chain is one job"
 
 
-def test_the_brake_sees_a_start_that_dies_while_the_model_is_built(tmp_path: Path, whole_run: Path) -> None:
+def test_a_start_that_dies_while_the_model_is_built_is_counted(tmp_path: Path, whole_run: Path) -> None:
     folder = tmp_path / "x"
     keys = ("resilience.max_stuck_starts=1", "training.steps=12", f"checkpoint.load={whole_run}")
     (died,) = run_ranks(1, dying_rank, [*SMALL, f"run.root={tmp_path}", "run.name=x", *keys])

@@ -49,7 +49,7 @@ def test_a_disk_that_is_full_for_the_metrics_stops_every_rank_and_no_step_is_los
 @pytest.mark.parametrize("blocked", ["wandb_id.txt", "wandb_step.txt"])
 def test_tracking_that_fails_does_not_stop_training(blocked: str, tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    (folder / blocked).mkdir(parents=True)  # a folder where wandb's embassy keeps a file
+    (folder / blocked).mkdir(parents=True)  # a folder where runlog.wandb_run keeps a file
     (ended,) = train(folder, "tracking.wandb=offline", "training.steps=2")
     assert (ended.status, ended.err) == (0, "")
     assert "training goes on" in ended.out

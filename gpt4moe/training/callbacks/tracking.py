@@ -2,16 +2,16 @@
 
 Alerts of configs/dashboard.yaml become a line on the console, an event, and a wandb alert when online:
 
-    on_step -> Watch.step
-    a thread, every second -> Watch.idle: no step ends while a collective hangs, and context.waits tells a hang from a
-    long save, an evaluation or a start-up
+    on_step -> AlertWatch.step
+    a thread, every second -> AlertWatch.idle: no step ends while a collective hangs, and context.waits tells
+    a hang from a long save, an evaluation or a start-up
 """
 
 import threading
 
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.errors import LaunchError
-from gpt4moe.runlog.alerts import FiredAlert, Watch
+from gpt4moe.runlog.alerts import AlertWatch, FiredAlert
 from gpt4moe.runlog.console import Console
 from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
@@ -87,7 +87,7 @@ class Alerts(Callback):
 
     def __init__(self, tracking: Tracking):
         self.tracking = tracking
-        self.watch: Watch | None = None
+        self.watch: AlertWatch | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -95,7 +95,7 @@ class Alerts(Callback):
         if not context.groups.is_first_rank:
             return
         earlier = history.metrics.up_to(context.state.step).records
-        self.watch = Watch(read_dashboard(context.run.tracking.dashboard).alerts, earlier)
+        self.watch = AlertWatch(read_dashboard(context.run.tracking.dashboard).alerts, earlier)
         threading.Thread(target=self._look, args=(context,), name="alerts", daemon=True).start()
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
