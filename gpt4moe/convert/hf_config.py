@@ -29,39 +29,16 @@ _ATTENTION = {"full_attention", "sliding_attention"}
 _CHECKED = {"hidden_act", "attention_bias", "mlp_bias", "quantization_config"}
 _WITHOUT_EFFECT = {
     # What the folder is and who wrote it.
-    "_name_or_path",
-    "architectures",
-    "model_type",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "tokenizer_class",
-    "transformers.js_config",
-    "is_llama_config",
-    "unsloth_fixed",
-    "unsloth_version",
-    "id2label",
-    "label2id",
+    "_name_or_path", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "tokenizer_class",
+    "transformers.js_config", "is_llama_config", "unsloth_fixed", "unsloth_version", "id2label", "label2id",
     # How to run it: the numbers stay the same.
-    "use_cache",
-    "return_dict",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pretraining_tp",
-    "chunk_size_feed_forward",
-    "_attn_implementation_autoset",
-    "max_window_layers",
+    "use_cache", "return_dict", "output_attentions", "output_hidden_states", "output_router_logits", "pretraining_tp",
+    "chunk_size_feed_forward", "_attn_implementation_autoset", "max_window_layers",
     # Training alone.
-    "attention_dropout",
-    "router_jitter_noise",
+    "attention_dropout", "residual_dropout", "router_jitter_noise",
     # Sampling, in folders of old releases.
-    "do_sample",
-    "max_length",
-    "temperature",
-    "top_k",
-    "top_p",
-}
+    "do_sample", "max_length", "temperature", "top_k", "top_p",
+}  # fmt: skip
 """Settings of config.json that leave the forward pass as it is; max_window_layers, because a model reads no more tokens
 than its window has."""
 
