@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # The torch of $(PYTHON) is kept when it is one that can be used (a cluster's CUDA build, say). A virtual environment
 # cannot lend its packages to another one, so it does not count.
 OWN_TORCH := import sys; from importlib.metadata import version as v; \
-	sys.exit(sys.prefix != sys.base_prefix or tuple(map(int, v("torch").split(".")[:2])) < (2, 8))
+	sys.exit(sys.prefix != sys.base_prefix or tuple(map(int, v("torch").split(".")[:2])) < (2, 10))
 BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard benchmarks/*.py))))
 
 # Programs that tests load exports into; nothing else needs them.

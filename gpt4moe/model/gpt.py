@@ -11,33 +11,48 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import ExpertKernel
 from gpt4moe.model.parameters import decoder_layers, initialize, mark
 from gpt4moe.model.specs import block_spec
-from gpt4moe.model.transformer_config import transformer_config
+from gpt4moe.model.transformer_config import TORCH_DTYPES, transformer_config
+from gpt4moe.moe.experts import kernel_for
 from gpt4moe.parallel.cpu_device import BuildOnCpu
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.legality import grouped_product_problems, refuse
 from gpt4moe.parallel.placement import rank_chunks
 
 
 def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) -> list[GPTModel]:
     """This rank's chunks with initial weights, in the order of its virtual stages.
 
+    Every parameter and buffer lies on `groups.device`, or on the meta device.
+
     Args:
         meta: only shapes, without memory and initial weights, to count a model of any size.
+    Raises: ConfigError or LayoutError when a kernel that was chosen does not take this torch, device or size.
     """
+    _require_kernels(run, groups.device)
     on_gpu = groups.device.type == "cuda"
     config = transformer_config(run.model, run.parallel, run.precision.dtype, on_gpu=on_gpu and not meta)
     # TransformerLayer warns about every MLP class that is not its own.
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     stages = rank_chunks(run.model.num_layers, run.parallel, groups.coordinate["pp"])
     chunks = []
-    with torch.device("meta") if meta else nullcontext(), nullcontext() if on_gpu else BuildOnCpu():
+    # Tensors that a module makes without naming a device (RMSNorm's weight) must lie beside the others.
+    with torch.device("meta") if meta else groups.device, nullcontext() if on_gpu else BuildOnCpu():
         for vp_stage, layers in enumerate(stages):
             chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
     mark(chunks, sequence_parallel=groups.layout.sequence_parallel)
     if not meta:
         initialize(chunks, run.model, groups, run.run.seed)
     return chunks
+
+
+def _require_kernels(run: RunConfig, device: torch.device) -> None:
+    if run.model.moe is not None:
+        kernel = kernel_for(run.kernels.experts, device, TORCH_DTYPES[run.precision.dtype])
+        if kernel is ExpertKernel.grouped_mm:
+            refuse(grouped_product_problems(run.model, run.parallel))
 
 
 def _build_chunk(

@@ -17,13 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from gpt4moe.config.training import ExpertKernel
+from gpt4moe.errors import ConfigError
 
 
 def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> ExpertKernel:
-    """The kernel for weights of this dtype on this device. auto: grouped_mm where torch's is fast, in bf16 on GPUs."""
-    if wish is not ExpertKernel.auto:
-        return wish
-    return ExpertKernel.grouped_mm if device.type == "cuda" and dtype is torch.bfloat16 else ExpertKernel.per_expert
+    """The kernel for weights of this dtype on this device. auto: grouped_mm where torch's is fast, in bf16 on GPUs.
+
+    Raises: ConfigError when this torch does not have that kernel.
+    """
+    kernel = wish
+    if wish is ExpertKernel.auto:
+        fast = device.type == "cuda" and dtype is torch.bfloat16
+        kernel = ExpertKernel.grouped_mm if fast else ExpertKernel.per_expert
+    if kernel is ExpertKernel.grouped_mm and not hasattr(torch.nn.functional, "grouped_mm"):
+        raise ConfigError(
+            f"kernels.experts={wish.value} on {device.type} needs torch.nn.functional.grouped_mm, which torch "
+            f"{torch.__version__} does not have.",
+            "Install torch 2.10 or newer, or set kernels.experts=per_expert.",
+        )
+    return kernel
 
 
 class Experts(nn.Module):

@@ -4,6 +4,8 @@ There are two kinds of problems, because the planner also plans layouts that the
 
     arithmetic   something does not divide                        layout_problems
     support      possible, but not built or not proven here       support_problems
+
+What depends on the kernel that a device gets (grouped_product_problems) is asked when the device is known.
 """
 
 from collections.abc import Callable, Iterator
@@ -73,6 +75,29 @@ def support_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Probl
          "same tokens.", "Leave parallel.sequence_parallel unset: it is on when tp > 1."),
     ]  # fmt: skip
     return [Problem(cause, cure) for wrong, cause, cure in checks if wrong]
+
+
+def grouped_product_problems(model: ModelConfig, parallel: ParallelConfig) -> list[Problem]:
+    """Sizes that torch's grouped matrix product (kernels.experts=grouped_mm) refuses in the first layer.
+
+    It takes matrices whose rows are a multiple of 16 bytes: 8 elements of bf16.
+    """
+    if model.moe is None:
+        return []
+    width = f"model.moe.ffn_hidden_size={model.moe.ffn_hidden_size}"
+    if parallel.etp > 1:
+        width = f"{width} / parallel.etp={parallel.etp}"
+    sizes = {f"model.hidden_size={model.hidden_size}": model.hidden_size}
+    sizes[width] = model.moe.ffn_hidden_size // parallel.etp
+    return [
+        Problem(
+            f"{name} is no multiple of 8, but the grouped product of experts (kernels.experts=grouped_mm, or auto in "
+            "bf16 on a GPU) takes rows of a multiple of 16 bytes.",
+            "Change the size to a multiple of 8, or set kernels.experts=per_expert.",
+        )
+        for name, size in sizes.items()
+        if size % 8
+    ]
 
 
 def planned_parts(model: ModelConfig) -> list[str]:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt4moe.config.training import ExpertKernel
+from gpt4moe.errors import ConfigError
 from gpt4moe.moe import experts
 from gpt4moe.moe.experts import WeightedSwiGlu
 
@@ -110,3 +111,15 @@ def test_the_weighted_activation_of_bf16_is_computed_in_fp32() -> None:
     hidden, weight = torch.randn(9, 2 * F).bfloat16(), torch.rand(9, 1)
     in_fp32 = WeightedSwiGlu.apply(hidden.float(), weight)
     assert torch.equal(WeightedSwiGlu.apply(hidden, weight), in_fp32.bfloat16())
+
+
+def test_a_torch_without_grouped_mm_is_refused_where_the_kernel_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm")  # public since 2.10
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    for wish, device in ((ExpertKernel.auto, gpu), (ExpertKernel.grouped_mm, cpu)):
+        with pytest.raises(ConfigError, match=f"kernels.experts={wish.value} on {device.type}") as refused:
+            experts.kernel_for(wish, device, torch.bfloat16)
+        assert torch.__version__ in refused.value.cause
+        assert "2.10" in refused.value.cure and "kernels.experts=per_expert" in refused.value.cure
+    for wish, device in ((ExpertKernel.auto, cpu), (ExpertKernel.per_expert, gpu)):
+        assert experts.kernel_for(wish, device, torch.bfloat16) is ExpertKernel.per_expert

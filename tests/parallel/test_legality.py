@@ -15,7 +15,7 @@ from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.parallel.legality import layout_problems, require_legal, support_problems
+from gpt4moe.parallel.legality import grouped_product_problems, layout_problems, require_legal, support_problems
 from gpt4moe.parallel.placement import stage_layers
 
 MODEL = ModelConfig(
@@ -146,3 +146,21 @@ def test_no_problem_means_that_everything_divides(parallel: ParallelConfig, worl
     assert layout.expert_dp * layout.ep * layout.etp * layout.pp == world
     assert all(stage_layers(MODEL.num_layers, parallel))
     assert TRAINING.global_batch_size % (TRAINING.micro_batch_size * layout.dp) == 0
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "ffn", "etp", "wrong"),
+    [
+        (96, 32, 4, []),
+        (100, 32, 1, ["model.hidden_size=100"]),
+        (96, 100, 1, ["model.moe.ffn_hidden_size=100"]),
+        (96, 32, 8, ["model.moe.ffn_hidden_size=32 / parallel.etp=8"]),
+        (100, 100, 1, ["model.hidden_size=100", "model.moe.ffn_hidden_size=100"]),
+    ],
+)
+def test_the_grouped_product_takes_multiples_of_8(hidden_size: int, ffn: int, etp: int, wrong: list[str]) -> None:
+    model = replace(MODEL, hidden_size=hidden_size, moe=MoEConfig(num_experts=16, ffn_hidden_size=ffn))
+    problems = grouped_product_problems(model, ParallelConfig(etp=etp))
+    assert [problem.cause.partition(" is no multiple of 8")[0] for problem in problems] == wrong
+    assert all("kernels.experts=per_expert" in problem.cure for problem in problems)
+    assert grouped_product_problems(DENSE, ParallelConfig()) == []
