@@ -10,6 +10,11 @@ os.environ.setdefault("WANDB_BASE_URL", "http://127.0.0.1:9")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+# Tests run on CPUs, also where there are GPUs: a GPU takes one rank only, and equality to the last bit is promised for
+# CPUs alone. tests/gpu takes the GPUs back from this variable; a worker of pytest-xdist inherits it.
+os.environ.setdefault("GPT4MOE_TEST_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # How a skip's reason begins -> why it is all right that CI skips it. Any other skip fails CI.
 EXPECTED_SKIPS = {"no GPU": "CI machines have none; tests/gpu is for one that has"}
 

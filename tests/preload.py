@@ -1,6 +1,10 @@
-"""What the fork server of tests/spawn.py loads once for all ranks."""
+"""What the fork server of tests/spawn.py loads once for all ranks. They run on CPUs, also where there is a GPU."""
 
+import os
 import warnings
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks; several ranks on one GPU are not what NCCL allows
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 warnings.filterwarnings("ignore")
 

@@ -28,8 +28,8 @@ def _counted(environment: Environment) -> dict[str, float]:
     with rank_groups(environment) as groups:
         (chunk,) = build_model(run, groups)
         tokens, positions = (
-            torch.zeros(2, model.seq_length, dtype=torch.int64),
-            torch.arange(model.seq_length).repeat(2, 1),
+            torch.zeros(2, model.seq_length, dtype=torch.int64, device=groups.device),
+            torch.arange(model.seq_length, device=groups.device).repeat(2, 1),
         )
         with FlopCounterMode(display=False) as counter:
             chunk(tokens, positions, None, labels=tokens).sum().backward()

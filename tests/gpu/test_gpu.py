@@ -14,18 +14,33 @@ import torch
 
 from gpt4moe.config.training import ExpertKernel
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _environment(device: str) -> dict[str, str]:
+    """With every GPU hidden ("cpu"), or with those that the person who runs the tests has left visible ("cuda")."""
+    variables, visible = dict(os.environ), os.environ["GPT4MOE_TEST_GPUS"]  # tests/conftest.py sets it
+    del variables["CUDA_VISIBLE_DEVICES"]
+    if device == "cpu" or visible != "all":
+        variables["CUDA_VISIBLE_DEVICES"] = "" if device == "cpu" else visible
+    return variables
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    """Skips where torch sees no GPU."""
+    look = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    if torch.version.cuda is None or subprocess.run(look, env=_environment("cuda"), check=False).returncode:
+        pytest.skip("no GPU")
+
+
+pytestmark = pytest.mark.gpu
 
 
 def _on(device: str, *arguments: str) -> dict[str, list[float]]:
     """What tests/gpu/one_process.py prints on "cpu" or "cuda"."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
     command = [sys.executable, "-W", "ignore", "-m", "tests.gpu.one_process", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **hidden}, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=_environment(device), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer.pop("device") == device

@@ -24,6 +24,16 @@ def test_ranks_start_with_what_was_preloaded_and_other_children_see_nothing_of_i
     assert os.environ.get("PYTHONPATH") == before
 
 
+def _visible_gpus(environment: Environment) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_ranks_and_commands_of_tests_see_no_gpu() -> None:
+    """Also on a machine that has some: a GPU takes one rank, and results are equal to the last bit on CPUs alone."""
+    assert run_ranks(1, _visible_gpus) == [""]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
 def test_no_outgoing_connection_can_take_a_chosen_port() -> None:
     setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
     lowest = int(setting.read_text().split()[0]) if setting.exists() else 32768
