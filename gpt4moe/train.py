@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the seconds that the other imports take: a 
     signals.listen()
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.training.launch import HELP, Launch, check, load, report, set_up_logging
 
@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(HELP)
         return 0
+    set_cuda_variables()
     environment = launch = None
     try:
         environment = Environment.detect()

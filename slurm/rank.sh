@@ -11,6 +11,10 @@
 set -uo pipefail
 first_failure=$1
 shift
+# What CUDA and torch read once, when they start (parallel/environment.py sets them too, where no job script runs).
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+[ -n "${PYTORCH_CUDA_ALLOC_CONF:-}" ] || export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+
 trap '' USR1 USR2 # the command inherits this
 trap : TERM       # Slurm sends it to this shell too, which must wait for the end of the command
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 from gpt4moe.errors import LaunchError
@@ -19,6 +19,25 @@ from gpt4moe.parallel.slurm_job import SlurmJob
 
 # Ranks start within a second of each other. Rank 0 waits for the others; they wait until it has ended.
 FIRST_STAYS_SECONDS, OTHERS_STAY_SECONDS = 2.0, 6.0
+
+CUDA_VARIABLES = {
+    # Megatron's overlap of tensor-parallel communication relies on one hardware queue. The driver reads it once, when
+    # CUDA starts.
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    # The rows that arrive at an expert differ in every micro-batch, so blocks of fixed size would fragment the memory.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
+"""What slurm/rank.sh sets too. tests/slurm/test_rank.py compares them."""
+_OTHER_NAMES = {"PYTORCH_ALLOC_CONF": "PYTORCH_CUDA_ALLOC_CONF"}
+"""An older name under which a user may have set the same."""
+
+
+def set_cuda_variables(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Sets CUDA_VARIABLES, except those that the user has set. Call it before CUDA starts, best before torch is
+    imported."""
+    for name, value in CUDA_VARIABLES.items():
+        if _OTHER_NAMES.get(name, name) not in variables:
+            variables.setdefault(name, value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +53,8 @@ class Environment:
     """What started this process: torchrun, srun, one process."""
     ranks_on_node: int | None = None
     """Ranks that the launcher started on this node; None where it does not say."""
+    has_local_rank: bool = True
+    """Whether the launcher said which rank of its node this is. If not, local_rank is 0 on every rank."""
     job: SlurmJob = field(default_factory=SlurmJob)
     """What Slurm reports about this process; outside Slurm the defaults."""
 
@@ -67,6 +88,7 @@ class Environment:
             master=master,
             source=source,
             ranks_on_node=int(on_node) if on_node.isdecimal() else None,
+            has_local_rank=source != "torchrun" or "LOCAL_RANK" in variables,
             job=job,
         )
 

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 
 # Longer than the slowest first step. If a rank dies, its launcher notices it much earlier.
@@ -77,20 +77,24 @@ def world(
     """
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
+    set_cuda_variables()  # before the first call of CUDA, which is the next line
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", _gpu_index(environment, torch.cuda.device_count())), "nccl"
         torch.cuda.set_device(device)
-        # Megatron's overlap of tensor-parallel communication relies on one hardware queue.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     else:
         device, backend = torch.device("cpu"), "gloo"
         cpu_device.install()
     place: dict[str, Any] = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
-    if store is not None or environment.master is None:
-        distributed.init_process_group(backend, store=store or distributed.HashStore(), **place)
-    else:
-        address, port = environment.master
-        distributed.init_process_group(backend, init_method=f"tcp://{address}:{port}", **place)
+    if store is None and environment.master is None:
+        store = distributed.HashStore()
+    elif store is None:
+        store = _store_at(environment, timeout)
+    if backend == "nccl":
+        refuse_shared_gpus(store, environment, str(torch.cuda.get_device_properties(device).uuid))
+        # Communicators are made now and on this GPU. Otherwise the first collective of each group makes its own, and a
+        # barrier guesses the GPU from the rank.
+        place["device_id"] = device
+    distributed.init_process_group(backend, store=store, **place)
     try:
         deepspeed_groups.start(backend)
         yield device
@@ -102,11 +106,48 @@ def world(
             distributed.destroy_process_group()
 
 
+def _store_at(environment: Environment, timeout: timedelta) -> distributed.Store:
+    """The store at the environment's address, which init_process_group would open. torchrun's agent may serve it."""
+    assert environment.master is not None
+    address, port = environment.master
+    place = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
+    store, _, _ = next(distributed.rendezvous(f"tcp://{address}:{port}", **place))
+    store.set_timeout(timeout)
+    return distributed.PrefixStore("default_pg", store)
+
+
+def refuse_shared_gpus(store: distributed.Store, environment: Environment, gpu: str) -> None:
+    """NCCL refuses two ranks on one GPU, in words that name neither rank nor cure. Collective over the store.
+
+    Args:
+        gpu: what identifies this rank's GPU in the world, its UUID.
+    Raises: LaunchError on every rank when any two have the same GPU.
+    """
+    if store.add(f"gpu/{gpu}", 1) > 1:
+        store.set("gpu/shared", f"rank {environment.rank} on {os.uname().nodename} (GPU {gpu})")
+    if store.add("gpu/counted", 1) == environment.world_size:
+        store.set("gpu/all counted", "")
+    store.wait(["gpu/all counted"])
+    if store.check(["gpu/shared"]):
+        raise LaunchError(
+            f"Two ranks have one GPU: {store.get('gpu/shared').decode()} has that of another rank.",
+            "Start one rank for each GPU of a node (sbatch --ntasks-per-node, torchrun --nproc-per-node), or hide the "
+            "GPUs to train on CPUs: CUDA_VISIBLE_DEVICES= .",
+        )
+
+
 def _gpu_index(environment: Environment, num_gpus: int) -> int:
     """The index of this rank's GPU among those it sees. srun may bind one GPU to each task, which then sees only that.
 
-    Raises: LaunchError when torchrun started more ranks on a node than it has GPUs.
+    Raises: LaunchError when torchrun started more ranks on a node than it has GPUs, or the launcher did not say which
+        rank of the node this is.
     """
+    if not environment.has_local_rank and environment.world_size > 1 and num_gpus > 1:
+        raise LaunchError(
+            f"RANK and WORLD_SIZE are set but LOCAL_RANK is not: its ranks on a node would take GPU 0 of {num_gpus}.",
+            "Set LOCAL_RANK to the number of the rank on its node (Open MPI has it in OMPI_COMM_WORLD_LOCAL_RANK), or "
+            "start through torchrun or srun.",
+        )
     if environment.source == "torchrun" and (environment.ranks_on_node or 1) > num_gpus:  # every rank comes to this
         raise LaunchError(
             f"{environment.ranks_on_node} ranks on a node that has {num_gpus} GPU{'s' * (num_gpus > 1)}.",

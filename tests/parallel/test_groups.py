@@ -1,28 +1,107 @@
-"""Which GPU a rank takes."""
+"""Which GPU a rank takes, and what is told CUDA and NCCL before they start. Needs no GPU."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import distributed
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.parallel.environment import Environment
-from gpt4moe.parallel.groups import _gpu_index
+from gpt4moe.parallel.environment import CUDA_VARIABLES, Environment
+from gpt4moe.parallel.groups import _gpu_index, refuse_shared_gpus, world
 
 
-def _environment(local_rank: int, source: str, ranks_on_node: int | None = None) -> Environment:
+def _place(local_rank: int, source: str, ranks_on_node: int | None = None, world_size: int = 8) -> Environment:
     return Environment(
-        rank=local_rank, world_size=8, local_rank=local_rank, master=("127.0.0.1", 1), source=source,
-        ranks_on_node=ranks_on_node,
+        rank=local_rank, world_size=world_size, local_rank=local_rank, source=source, ranks_on_node=ranks_on_node,
+        master=None if world_size == 1 else ("127.0.0.1", 1),
     )  # fmt: skip
 
 
 def test_a_rank_takes_the_gpu_of_its_place_on_the_node() -> None:
-    assert [_gpu_index(_environment(rank, "torchrun", 4), 4) for rank in range(4)] == [0, 1, 2, 3]
+    assert [_gpu_index(_place(rank, "torchrun", 4), 4) for rank in range(4)] == [0, 1, 2, 3]
 
 
 def test_a_task_that_sees_one_gpu_takes_it() -> None:
-    assert [_gpu_index(_environment(rank, "srun"), 1) for rank in range(4)] == [0, 0, 0, 0]
+    assert [_gpu_index(_place(rank, "srun"), 1) for rank in range(4)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])
 def test_more_torchrun_ranks_than_gpus_are_refused_by_every_rank(local_rank: int) -> None:
     with pytest.raises(LaunchError, match="2 ranks on a node that has 1 GPU"):
-        _gpu_index(_environment(local_rank, "torchrun", 2), 1)
+        _gpu_index(_place(local_rank, "torchrun", 2), 1)
+
+
+def test_a_launcher_that_gives_no_local_rank_is_refused_where_a_node_has_several_gpus() -> None:
+    mpirun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    with pytest.raises(LaunchError, match="LOCAL_RANK is not") as refused:
+        _gpu_index(Environment.detect(mpirun), 8)
+    assert "OMPI_COMM_WORLD_LOCAL_RANK" in refused.value.cure
+    assert _gpu_index(Environment.detect(mpirun), 1) == 0
+    assert _gpu_index(Environment.detect({**mpirun, "LOCAL_RANK": "1"}), 8) == 1
+
+
+@pytest.mark.parametrize(("gpus", "refusing"), [("abcd", 0), ("abca", 4)])
+def test_two_ranks_on_one_gpu_are_refused_by_every_rank(gpus: str, refusing: int) -> None:
+    store = distributed.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+
+    def refusal(rank: int) -> str | None:
+        try:
+            refuse_shared_gpus(store, _place(rank, "srun", world_size=4), gpus[rank])
+        except LaunchError as error:
+            return error.cause
+        return None
+
+    with ThreadPoolExecutor(4) as ranks:
+        causes = [cause for cause in ranks.map(refusal, range(4)) if cause]
+    assert len(causes) == refusing
+    assert all("(GPU a)" in cause for cause in causes)
+
+
+class _Stopped(Exception):
+    """Ends `world` at the call that a test looks at."""
+
+
+def _stop(*_: Any) -> Any:
+    raise _Stopped
+
+
+THE_USERS = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+
+
+@pytest.mark.parametrize("given", [{}, THE_USERS])
+def test_cuda_variables_are_set_before_the_first_call_of_cuda_and_keep_the_users_values(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*CUDA_VARIABLES, "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
+        del os.environ[name]
+    os.environ.update(given)
+    monkeypatch.setattr(torch.cuda, "is_available", _stop)
+    with pytest.raises(_Stopped), world(_place(0, "test", world_size=1)):
+        pass
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == given.get("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
+
+
+def test_nccl_is_told_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, told = [], {}
+
+    def start(backend: str, **arguments: Any) -> None:
+        told.update(arguments, backend=backend)
+        raise _Stopped
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
+    monkeypatch.setattr(distributed, "init_process_group", start)
+    with pytest.raises(_Stopped), world(_place(2, "srun", world_size=1)):
+        pass
+    assert told["backend"] == "nccl"
+    assert chosen == [told["device_id"]] == [torch.device("cuda", 2)]

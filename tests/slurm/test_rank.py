@@ -1,8 +1,11 @@
-"""slurm/rank.sh: whose end is noted as the cause, whatever the order in which ranks end. Needs no Slurm."""
+"""slurm/rank.sh: whose end is noted as the cause, whatever the order in which ranks end; what a rank starts with.
+Needs no Slurm."""
 
 import os
 import subprocess
 from pathlib import Path
+
+from gpt4moe.parallel.environment import CUDA_VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 # How each rank ends and after how many seconds, and the status that must be noted. Consequences, in the order of the
@@ -40,3 +43,20 @@ def test_the_cause_of_a_failure_is_noted_and_not_its_consequence(tmp_path: Path)
     assert os.readlink(tmp_path / "0") == "1: rank 0 on node1"
     assert ranks["a kill, then an error", 0].returncode == 137
     assert ranks["an error, then an abort", 1].returncode == 134
+
+
+def _rank(command: str, **variables: str) -> str:
+    """What one rank prints that runs `command`."""
+    own = {
+        name: value for name, value in os.environ.items() if name not in (*CUDA_VARIABLES, "PYTORCH_CUDA_ALLOC_CONF")
+    }
+    arguments = ["bash", "slurm/rank.sh", "", "bash", "-c", command]
+    done = subprocess.run(arguments, cwd=ROOT, env={**own, **variables}, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_rank_starts_with_the_variables_that_cuda_reads_once_and_keeps_the_users() -> None:
+    shown = " ".join(f"${name}" for name in CUDA_VARIABLES)
+    assert _rank(f"echo {shown}") == " ".join(CUDA_VARIABLES.values())
+    assert _rank(f"echo {shown}", **dict.fromkeys(CUDA_VARIABLES, "mine")) == "mine mine"
+    assert _rank("echo ${PYTORCH_ALLOC_CONF-unset}", PYTORCH_CUDA_ALLOC_CONF="mine") == "unset"
