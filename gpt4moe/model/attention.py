@@ -7,9 +7,10 @@ make the same work on every rank:
     key, value [S/cp, B, G, D] --all-gather, in order--> [S, B, G, D]
     query chunk n [S/2cp, B, N, D] x keys 0 .. n --> [S/2cp, B, N*D]
 
-Keys and values of the whole sequence are kept for the backward pass, unless parallel.recompute=selective; and two masks
-a rank, (2 cp + 1) (S/2cp)^2 elements, the same for all layers: 42 MB in bf16 at S = 8,192 and cp = 2, 2.3 GB at 131,072
-and 8. On GPUs kernels.attention=transformer_engine passes keys and values around a ring instead and has no mask.
+Keys and values of the whole sequence are kept for the backward pass, unless parallel.recompute=selective. Where flash
+attention takes the call (16-bit floats on a GPU), it needs no mask. Elsewhere a rank keeps two masks, (2 cp + 1)
+(S/2cp)^2 elements, the same for all layers: 42 MB in bf16 at S = 8,192 and cp = 2, 2.3 GB at 131,072 and 8. On GPUs
+kernels.attention=transformer_engine passes keys and values around a ring instead.
 """
 
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 from gpt4moe.parallel.collectives import AllGather
 from gpt4moe.parallel.placement import sequence_chunks
@@ -47,12 +49,18 @@ class SdpaAttention(nn.Module):
         """Attention of queries that stand at the last positions of the keys; each sees the keys up to its own."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         num_queries, num_keys = q.shape[2], k.shape[2]
-        # is_causal would put the queries at the first positions.
-        mask = _causal_mask(num_queries, num_keys, q.dtype, q.device) if num_queries < num_keys else None
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        if num_queries < num_keys and _flash_takes(q, k, v):
+            # With a tensor as a mask and grouped queries torch has only the math kernel on GPUs, which keeps the scores
+            # of all heads in fp32. This operation puts the queries at the last positions by itself. It is what torch
+            # calls for torch.nn.attention.bias.causal_lower_right, which cannot be made under a FLOP counter.
+            out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=self.softmax_scale)[0]
+        else:
+            # is_causal would put the queries at the first positions.
+            mask = _causal_mask(num_queries, num_keys, q.dtype, q.device) if num_queries < num_keys else None
+            out = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
     def _whole(self, x: Tensor) -> Tensor:
@@ -61,6 +69,13 @@ class SdpaAttention(nn.Module):
         chunks = AllGather.apply(x, self.cp).chunk(2 * cp)
         held = [chunk for rank in range(cp) for chunk in sequence_chunks(cp, rank)]
         return torch.cat([chunks[held.index(chunk)] for chunk in range(2 * cp)])
+
+
+def _flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether flash attention takes a call without a mask. It takes head sizes that are multiples of 8."""
+    if q.device.type != "cuda" or q.shape[-1] % 8:
+        return False
+    return can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, True, q.shape[1] != k.shape[1]))
 
 
 @lru_cache(maxsize=2)

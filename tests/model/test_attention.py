@@ -1,9 +1,16 @@
 """Core attention over a sequence that is cut over context-parallel ranks."""
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
+from torch.nn.attention import bias
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt4moe.model import attention
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -46,3 +53,68 @@ def _attended(environment: Environment) -> dict[str, Any]:
         want = want.permute(2, 0, 1, 3).reshape(S, B, -1)[own]
         difference = max((output - want).abs().max().item() for output in outputs)
         return {"rank": rank, "difference": difference, "masks": list(saved.values())}
+
+
+def _parts(device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The second of four chunks of queries, and keys and values up to its end, as SdpaAttention hands them on."""
+    generator = torch.Generator().manual_seed(0)
+    end = S // 2
+    query, key, value = (torch.randn(S, B, heads, WIDTH, generator=generator) for heads in (HEADS, GROUPS, GROUPS))
+    parts = (query[S // 4 : end], key[:end], value[:end])
+    return tuple(x.to(device, dtype).requires_grad_() for x in parts)  # type: ignore[return-value]
+
+
+def _attend(parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return attention.SdpaAttention._attend(SimpleNamespace(softmax_scale=0.25), *parts)  # type: ignore[arg-type]
+
+
+class _Operations(TorchDispatchMode):
+    """Names of the operations, and the number of elements of the largest result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
+        results = [x for x in (made if isinstance(made, tuple) else (made,)) if isinstance(x, Tensor)]
+        self.largest = max([self.largest, *(result.numel() for result in results)])
+        return made
+
+
+def test_where_flash_attention_takes_grouped_queries_there_is_neither_mask_nor_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meta device stands for a GPU: torch's rules for shapes, with the answer that a GPU gives."""
+    monkeypatch.setattr(attention, "_flash_takes", lambda *parts: True)
+    parts = _parts("meta", torch.bfloat16)
+    with _Operations() as seen:
+        assert _attend(parts).shape == (S // 4, B, HEADS * WIDTH)
+    assert "_scaled_dot_product_flash_attention" in seen.names
+    assert seen.largest == parts[0].numel() < B * HEADS * (S // 4) * (S // 2)  # the number of scores
+
+
+def test_flash_attention_is_called_as_torch_calls_it_for_queries_at_the_last_positions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch.nn.attention.bias.causal_lower_right is its name for this mask; on a CPU its numbers are ours."""
+    calls: list[Any] = []
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, **rest: Any) -> tuple[Tensor]:
+        calls.append((q.shape, k.shape, v.shape, dropout_p, is_causal, rest.get("scale")))
+        return (q,)
+
+    query, key, value = (x.permute(1, 2, 0, 3) for x in _parts("cpu", torch.float32))
+    lower_right = bias.causal_lower_right(query.shape[2], key.shape[2])
+    by_torch = partial(torch.nn.functional.scaled_dot_product_attention, query, key, value, lower_right)
+    on_cpu = by_torch(scale=0.25, enable_gqa=True).permute(2, 0, 1, 3).flatten(2)
+    assert _attend(_parts("cpu", torch.float32)).allclose(on_cpu, atol=1e-6)
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", flash)
+    monkeypatch.setattr(attention, "_flash_takes", lambda *parts: True)
+    monkeypatch.setattr(bias, "can_use_flash_attention", lambda call: True)
+    _attend(_parts("cpu", torch.float32))
+    by_torch(scale=0.25, enable_gqa=True)
+    assert len(calls) == 2 and calls[0] == calls[1]
