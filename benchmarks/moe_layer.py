@@ -159,9 +159,8 @@ def _megatron(groups: ProcessGroups, ours: ExpertParallelMLP) -> tuple[nn.Module
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.moe import moe_utils
-    from megatron.core.transformer.spec_utils import build_module
 
-    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it.
+    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it; 0.19.2 sets it so.
     moe_utils.te_general_gemm = None
     num_experts = ours.moe.num_experts
     config = TransformerConfig(
@@ -173,7 +172,7 @@ def _megatron(groups: ProcessGroups, ours: ExpertParallelMLP) -> tuple[nn.Module
     )  # fmt: skip
     with BuildOnCpu():
         spec = get_moe_module_spec(use_te=False, num_experts=num_experts, moe_grouped_gemm=False)
-        layer = build_module(spec, config=config, pg_collection=groups.megatron)
+        layer = spec(config=config, pg_collection=groups.megatron)
     layer.set_layer_number(1)
     layer.router.weight.copy_(ours.router.weight)
     for expert, gate_up, down in zip(layer.experts.local_experts, ours.experts.gate_up, ours.experts.down, strict=True):

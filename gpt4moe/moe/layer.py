@@ -50,11 +50,13 @@ class ExpertParallelMLP(nn.Module):
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
         moe, kernel, groups: ours, handed through ModuleSpec(params=...).
         recompute: parallel.recompute=moe, see the table above.
+        _: what Megatron hands every MLP since 0.18 (pg_collection, is_mtp_layer, name); ours has `groups` instead.
     """
 
     def __init__(
-        self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False
-    ):
+        self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False,
+        **_: Any,
+    ):  # fmt: skip
         super().__init__()
         hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
         ffn = moe.ffn_hidden_size // groups.etp.size()
@@ -163,7 +165,7 @@ def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroup
         config: Megatron's TransformerConfig, with gated SwiGLU and no biases.
     """
     parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1).
+    # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1 and 0.19.2).
     config = copy(config)
     config.ffn_hidden_size = ffn_hidden_size
     return MLP(config, parts, ffn_hidden_size=ffn_hidden_size, tp_group=groups.tp)

@@ -1,8 +1,9 @@
 """Megatron on a machine without a GPU: replaces the few places where Megatron names CUDA.
 
-install() does it, and is called only if torch sees no GPU. The places, with megatron-core 0.16.1:
+install() does it, and is called only if torch sees no GPU. The places, with megatron-core 0.16.1 and 0.19.2:
 - schedules, layers and the optimizer make tensors with device="cuda" or torch.cuda.current_device();
 - the optimizer reads a dtype from `tensor.type()` and accepts only torch.cuda.* names;
+- DDP asks for CUDA's current stream at every gradient reduction (0.19), which fails without a driver;
 - layers fork a CUDA random-number tracker, and recompute keeps CUDA's random state;
 - rotary embeddings under context parallelism pin host memory and call .cuda().
 
@@ -84,6 +85,8 @@ def install() -> None:
     assert not torch.cuda.is_available()
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda device=None: None  # type: ignore[assignment]
+    # Only handed on; a call on it would be a GPU path that this process cannot take, and fails.
+    torch.cuda.current_stream = lambda device=None: None  # type: ignore[assignment,return-value]
     megatron_random._CUDA_RNG_STATE_TRACKER = _CpuRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: None

@@ -24,13 +24,12 @@ def megatron_layer(groups: Any, config: Any, layer: Any) -> Any:
     """Megatron's layer with `layer`'s weights, and its bias and shared experts where it has them."""
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer.moe import moe_utils
-    from megatron.core.transformer.spec_utils import build_module
 
-    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it.
+    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it; 0.19.2 sets it so.
     moe_utils.te_general_gemm = None
     with BuildOnCpu():
         spec = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts, moe_grouped_gemm=False)
-        theirs = build_module(spec, config=config, pg_collection=groups.megatron)
+        theirs = spec(config=config, pg_collection=groups.megatron)
     theirs.set_layer_number(1)
     with torch.no_grad():
         theirs.router.weight.copy_(layer.router.weight)
