@@ -165,7 +165,8 @@ def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroup
         config: Megatron's TransformerConfig, with gated SwiGLU and no biases.
     """
     parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1 and 0.19.2).
+    # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1,
+    # 0.19.2).
     config = copy(config)
     config.ffn_hidden_size = ffn_hidden_size
     return MLP(config, parts, ffn_hidden_size=ffn_hidden_size, tp_group=groups.tp)
