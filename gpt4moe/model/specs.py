@@ -121,7 +121,7 @@ class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
 
     Megatron's own loop (TransformerBlock with recompute_granularity="full") does not serve: where it recomputes only
     the first layers of a stage, it hands the others no padding_mask, so these count padding as tokens and have no token
-    numbers to draw noise by (megatron-core 0.16.1; mended by 0.19.2, so this class may go with 0.16.1).
+    numbers to draw noise by (megatron-core 0.16.1).
     """
 
     def forward(self, hidden_states: Tensor, *, padding_mask: Tensor | None = None, **rest: Any) -> Any:
