@@ -17,7 +17,7 @@ BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard
 ENGINES := mistralrs==0.9.5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint screenshots bench bench-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -62,6 +62,9 @@ bench: $(INSTALLED) ## every benchmark that runs on a CPU
 
 bench-gpu: $(INSTALLED) ## one bf16 step on one GPU: tokens/s, MFU, peak memory
 	@$(RUN) -m benchmarks.gpu
+
+rehearse-gpu: $(INSTALLED) ## one GPU's step rehearsed without a GPU: host syncs, attention, MFU ceiling (needs g++)
+	@$(RUN) tools/rehearse_gpu.py $(or $(ARGS),+experiment=mixtral_slice)
 
 clean: ## remove runs/, data/ and caches
 	@rm -rf runs data wandb .pytest_cache .ruff_cache .mypy_cache .hypothesis

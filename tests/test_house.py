@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
     "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
-    "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "train": 6,
+    "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "gpu_rehearsal": 6,
+    "train": 6,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors and config are open to all).
 NARROW = {

@@ -1,0 +1,103 @@
+"""Kernels that a CUDA build of torch, or Triton, would run, as a CPU build on fake tensors cannot choose them.
+
+scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
+rms_norm                       one kernel each way
+DeepSpeed's Triton kernels     the shapes of their results
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias
+
+from gpt4moe.gpu_rehearsal import places
+from gpt4moe.gpu_rehearsal.costs import size_bytes
+from gpt4moe.gpu_rehearsal.recorder import Notes, Recorder
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def active() -> Recorder | None:
+    """The recorder of the step that runs, if any."""
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return next((mode for mode in modes if isinstance(mode, Recorder)), None)
+
+
+_MATH = torch.nn.functional.scaled_dot_product_attention
+"""On fake tensors a CPU build chooses the math kernel."""
+
+
+def attention(notes: Notes) -> Any:
+    """A scaled_dot_product_attention that notes which kernel each call takes."""
+
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        why = _why_not_flash(query, attn_mask)
+        if why is None:
+            notes.attention["flash", 0] += 1
+            return torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, dropout_p, is_causal or attn_mask is not None, False, scale=scale
+            )[0]
+        scores = 4 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
+        kernel = "math" if enable_gqa or attn_mask is None else "memory-efficient"
+        notes.attention[f"{kernel}: {why}{' with grouped queries' if enable_gqa else ''}", scores] += 1
+        mask = None if isinstance(attn_mask, CausalBias) else attn_mask
+        return _MATH(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    return scaled_dot_product_attention
+
+
+def _why_not_flash(query: Tensor, mask: Any) -> str | None:
+    if query.dtype not in _HALF:
+        return str(query.dtype).removeprefix("torch.")
+    if mask is None or isinstance(mask, CausalBias):
+        return None
+    return f"a mask {tuple(mask.shape)}"
+
+
+class RmsNorm(torch.autograd.Function):
+    """torch's CUDA kernel is one operation each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, notes: Notes) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        if weight.device != x.device:
+            words = f"rms_norm mixes devices: input {x.device}, weight {weight.device} {tuple(weight.shape)}"
+            notes.problem(places.here(2), words)
+        _count("_fused_rms_norm", "residual stream and norms", 2 * size_bytes(x))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        _count("_fused_rms_norm_backward", "residual stream and norms", 3 * size_bytes(x))
+        return torch.empty_like(x), torch.empty_like(weight), None
+
+
+def rms_norm(notes: Notes) -> Any:
+    def forward(module: torch.nn.RMSNorm, x: Tensor) -> Tensor:
+        return RmsNorm.apply(x, module.weight, notes)
+
+    return forward
+
+
+def fill_indices(counts: Tensor, start: Tensor, write: Tensor, experts: int, ranks: int, max_len: int, *_: Any) -> Any:
+    """DeepSpeed's kernel of permutation indices."""
+    _count("triton_fill_indices", "permutation", 4 * max_len)
+    return torch.empty((max_len,), dtype=torch.int32, device=counts.device)
+
+
+def gather_rows(source: Tensor, index: Tensor) -> Tensor:
+    """DeepSpeed's kernel that gathers rows."""
+    rows = source.new_empty((index.numel(), source.shape[1]))
+    _count("triton_gather_rows", "permutation", 2 * size_bytes(rows))
+    return rows
+
+
+def _count(name: str, part: str, memory_bytes: float) -> None:
+    recorder = active()
+    if recorder is not None:
+        recorder.count(name, part, memory_bytes)

@@ -1,0 +1,205 @@
+"""Recorder: sees every operation of a step on fake tensors, and answers those that ask for a value.
+
+operation --> counted --> fake result
+         |--> asks for a value or a size that depends on values: a host sync, answered by `Answers`
+         |--> CPU and GPU tensors mixed: noted, then done on the GPU
+         `--> refused: noted, and the step ends
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._meta_registrations import create_fakework
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.gpu_rehearsal import costs, places
+from gpt4moe.gpu_rehearsal.places import Place
+from gpt4moe.gpu_rehearsal.roofline import Roofline
+from gpt4moe.parallel.layout import Layout
+
+_aten = torch.ops.aten
+_COALESCED = ("c10d::reduce_scatter_tensor_coalesced_", "c10d::allgather_into_tensor_coalesced_")
+
+
+@dataclass(slots=True)
+class Notes:
+    """What was seen of one step."""
+
+    roofline: Roofline
+    host_syncs: Counter[tuple[Place, str]] = field(default_factory=Counter)
+    """(place, operation) -> count."""
+    operations: Counter[str] = field(default_factory=Counter)
+    attention: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """(kernel, and why where it is not flash; bytes of the scores that it keeps) -> calls."""
+    kernels: int = 0
+    problems: dict[str, None] = field(default_factory=dict)
+    """In the order they were found, each once. They stay when a step is cleared."""
+
+    def clear(self) -> None:
+        """Before a new step."""
+        for counter in (self.host_syncs, self.operations, self.attention):
+            counter.clear()
+        self.kernels = 0
+        self.roofline.clear()
+
+    def sync(self, operation: str) -> None:
+        self.host_syncs[places.here(2), operation] += 1
+
+    def problem(self, place: Place, words: str) -> None:
+        self.problems[f"{place}: {words}"] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """Values of a step in which every expert gets the same number of tokens."""
+
+    tokens: float
+    """Of the global batch."""
+    rows: int
+    """That a rank sends to experts, and gets, in one micro-batch of one layer."""
+    ep: int
+    local_experts: int
+
+    @classmethod
+    def of(cls, run: RunConfig, layout: Layout) -> "Answers":
+        moe, model = run.model.moe, run.model
+        tokens = run.training.micro_batch_size * model.seq_length // layout.cp
+        tokens = tokens // layout.tp if layout.sequence_parallel else tokens
+        return cls(
+            tokens=float(run.training.global_batch_size * model.seq_length),
+            rows=tokens * layout.etp * moe.top_k if moe else 0,
+            ep=layout.ep,
+            local_experts=moe.num_experts // layout.ep if moe else 1,
+        )
+
+    def value(self, place: Place, index: int) -> float:
+        """Element `index` of what the host reads at a place. What has no row is 1."""
+        names: dict[str, Callable[[int], float]] = {
+            "_global_tokens": lambda index: 0.0 if index else self.tokens,
+            "_split_plan_from_expert_counts": lambda index: self.rows / self.ep,
+            "_per_expert": lambda index: self.rows / self.local_experts,
+        }
+        return names[place.function](index) if place.function in names else 1.0
+
+
+class Recorder(TorchDispatchMode):
+    """Active during a step, above the fake tensors' own mode."""
+
+    def __init__(self, notes: Notes, answers: Answers, run: RunConfig, layout: Layout):
+        super().__init__()
+        self.notes, self.answers, self.run, self.layout = notes, answers, run, layout
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = f"{func.namespace}::{func._opname}"
+        if not name.startswith("prim"):
+            self.notes.operations[name] += 1
+        if name in _COALESCED:  # torch has no fake rule for them
+            return create_fakework([], return_first_arg=False)
+        if func in _VALUES:
+            return _VALUES[func](self, args, kwargs)
+        if _copies_to_host(func, args, kwargs):
+            self.notes.sync("copy to the host")
+        result = self._result(func, args, kwargs)
+        if name.startswith("aten::"):
+            self._count_kernel(func._opname, args, kwargs, result)
+        return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError as error:
+            given = list(costs.tensors([*args, *kwargs.values()]))
+            if len({tensor.device.type for tensor in given if tensor.dim()}) < 2:
+                raise
+            shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in given)
+            self.notes.problem(places.here(3), f"{func._opname} mixes devices: {shapes} ({_first_line(error)})")
+            return func(*map(_on_gpu, args), **{key: _on_gpu(value) for key, value in kwargs.items()})
+
+    def _count_kernel(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        inputs = list(costs.tensors([*args, *kwargs.values()]))
+        outputs = list(costs.tensors(result))
+        if name in costs.NO_KERNEL or not any(tensor.device.type == "cuda" for tensor in inputs + outputs):
+            return
+        shapes = [tuple(tensor.shape) for tensor in inputs + outputs]
+        part = costs.part_of(name, places.functions(3), shapes, self.run, self.layout)
+        moved = costs.memory_bytes(name, args, inputs, outputs)
+        self.count(name, part, moved, costs.flops(name, inputs))
+
+    def count(self, name: str, part: str, memory_bytes: float, flops: float = 0.0) -> None:
+        """Counts one kernel."""
+        self.notes.kernels += 1
+        self.notes.roofline.add(name, part, memory_bytes, flops)
+
+    def read(self, tensor: Tensor, index: int = 0) -> float | int | bool:
+        """The value of one element, as the host would see it."""
+        value = self.answers.value(places.here(3), index)
+        if tensor.dtype == torch.bool:
+            return bool(value)
+        return value if tensor.dtype.is_floating_point else int(value)
+
+
+def _scalar(recorder: Recorder, args: Any, kwargs: Any) -> Any:
+    if args[0].device.type == "cuda":
+        recorder.notes.host_syncs[places.here(3), "item"] += 1
+    elif (constant := getattr(args[0], "constant", None)) is not None:
+        return constant.item()
+    return recorder.read(args[0])
+
+
+def _nonzero(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
+    recorder.notes.host_syncs[places.here(3), "nonzero"] += 1
+    return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
+
+
+def _bincount(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
+    recorder.notes.host_syncs[places.here(3), "bincount"] += 1
+    length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
+    return args[0].new_empty((length,), dtype=torch.int64)
+
+
+def _repeat_interleave(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
+    if kwargs.get("output_size") is None:
+        recorder.notes.host_syncs[places.here(3), "repeat_interleave"] += 1
+    return args[0].new_empty((kwargs.get("output_size") or recorder.answers.rows,))
+
+
+def _equal(recorder: Recorder, args: Any, kwargs: Any) -> bool:
+    recorder.notes.host_syncs[places.here(3), "equal"] += 1
+    return True
+
+
+_VALUES: dict[Any, Callable[[Recorder, Any, Any], Any]] = {
+    _aten._local_scalar_dense.default: _scalar,
+    _aten.nonzero.default: _nonzero,
+    _aten.bincount.default: _bincount,
+    _aten.repeat_interleave.Tensor: _repeat_interleave,
+    _aten.equal.default: _equal,
+}
+"""Operations whose result depends on values: on a GPU the host waits for each."""
+
+
+def _copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:
+    if func is _aten._to_copy.default:
+        target = kwargs.get("device")
+        to_host = target is not None and torch.device(target).type == "cpu"
+        return to_host and args[0].device.type == "cuda" and not kwargs.get("non_blocking")
+    if func is _aten.copy_.default:
+        blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+        return args[0].device.type == "cpu" and args[1].device.type == "cuda" and blocking
+    return False
+
+
+def _on_gpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to("cuda:0") if value.dim() else value
+    return [_on_gpu(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

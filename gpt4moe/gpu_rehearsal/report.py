@@ -1,0 +1,83 @@
+"""A GPU rehearsal as text for people and as JSON."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpt4moe.gpu_rehearsal.steps import GpuRehearsal
+
+
+def as_data(done: GpuRehearsal) -> dict[str, Any]:
+    """The rehearsal of one step as JSON."""
+    notes, roofline = done.notes, done.notes.roofline
+    return {
+        "problems": list(notes.problems),
+        "host_syncs": {f"{place} ({what})": count for (place, what), count in notes.host_syncs.most_common()},
+        "kernels": notes.kernels,
+        "kernels_per_layer": round(done.kernels_per_layer, 1),
+        "collectives": dict(sorted(done.collectives.items())),
+        "aten_operations": done.aten_operations,
+        "attention": {kernel: calls for (kernel, _), calls in notes.attention.items()},
+        "attention_bytes": {kernel: size for (kernel, size), _ in notes.attention.items() if size},
+        "mfu_ceiling": round(done.mfu_ceiling, 4),
+        "parts": roofline.as_data(),
+        "assumes": str(roofline.assumptions),
+        "is_measured": False,
+        "model": done.run.model.name,
+        "layout": done.layout.describe(),
+        "rank": done.rank,
+        "cluster": done.run.cluster.name,
+    }
+
+
+def show(done: GpuRehearsal, seconds: float, console: Console) -> None:
+    """The rehearsal for people."""
+    notes, at = done.notes, done.layout.coordinate(done.rank)
+    place = " ".join(f"{axis} {index}" for axis, index in at.items())
+    console.print(f"{done.run.model.name}: {done.layout.describe()}", markup=False)
+    console.print(
+        f"rank {done.rank} ({place}) on a fake {done.run.cluster.name}: {done.num_layers} layers, "
+        f"{done.num_micro_batches} micro-batches, engine={done.run.engine.kind.value}",
+        markup=False,
+    )
+    for (kernel, size), times in sorted(notes.attention.items()):
+        kept = f", {size / 1e9:.3g} GB of scores a call" if size else ""
+        console.print(f"attention: {times} calls of {kernel}{kept}", markup=False)
+    console.print(
+        f"kernels: {notes.kernels} a step, {done.kernels_per_layer:.0f} a layer and micro-batch forward and backward; "
+        f"{done.aten_operations} aten operations"
+    )
+    calls = ", ".join(f"{count} {name}" for name, count in sorted(done.collectives.items()))
+    console.print(f"collectives: {calls or 'none'}", markup=False)
+    _show_syncs(done, console)
+    _show_parts(done, console)
+    for problem in notes.problems:
+        console.print(f"[bold red]wrong:[/] {problem.replace('[', chr(92) + '[')}")
+    verdict = "[bold red]A GPU WOULD REFUSE THIS[/]" if notes.problems else "[bold green]NOTHING REFUSED[/]"
+    console.print(f"{verdict} after {seconds:.0f} s; nothing ran on a GPU")
+
+
+def _show_syncs(done: GpuRehearsal, console: Console) -> None:
+    syncs = done.notes.host_syncs
+    console.print(f"host syncs: {sum(syncs.values())} a step; the host waits for the GPU at")
+    for (place, what), count in syncs.most_common():
+        console.print(f"  {count:5d}  {place} ({what})", markup=False)
+
+
+def _show_parts(done: GpuRehearsal, console: Console) -> None:
+    roofline = done.notes.roofline
+    total = roofline.bound_seconds
+    if not total:
+        return
+    table = Table("part", "kernels", "GB", "TFLOP", "share")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, part in roofline.as_data().items():
+        share = f"{part['bound_seconds'] / total:.1%}"
+        size, flops = part["memory_bytes"] / 1e9, part["flops"] / 1e12
+        table.add_row(name, str(int(part["kernels"])), f"{size:.4g}", f"{flops:.4g}", share)
+    console.print("parts of the bound, this rank, one step:")
+    console.print(table)
+    console.print(f"MFU ceiling: {done.mfu_ceiling:.3f} of {roofline.peak_flops / 1e12:.4g} TFLOP/s, not measured")
+    console.print(f"it assumes {roofline.assumptions}", markup=False)

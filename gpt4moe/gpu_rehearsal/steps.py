@@ -1,0 +1,148 @@
+"""Builds one rank of a layout on a fake GPU and takes two training steps with the project's own code.
+
+fake process group --> ProcessGroups --> build_model --> engine --> StepRunner --> evaluate, train_step, train_step
+"""
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.batch import Batch
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.gpu_rehearsal import fake_gpu, places
+from gpt4moe.gpu_rehearsal.places import Place
+from gpt4moe.gpu_rehearsal.recorder import Answers, Notes, Recorder
+from gpt4moe.gpu_rehearsal.roofline import Roofline
+from gpt4moe.model.gpt import build_model
+from gpt4moe.parallel import deepspeed_groups, megatron_state
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.step import StepRunner
+from gpt4moe.training.update import train_step
+
+STEPS = 2
+"""The second is reported: the first makes buffers and masks that stay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuRehearsal:
+    """What one rank of a run would do on a GPU in one step."""
+
+    run: RunConfig
+    layout: Layout
+    rank: int
+    notes: Notes
+    num_layers: int
+    """Of this rank."""
+    num_micro_batches: int
+    schedule_kernels: int
+    """Of the forward and backward passes."""
+
+    @property
+    def kernels_per_layer(self) -> float:
+        """Kernels of the passes, embedding and loss included, for each layer and micro-batch."""
+        return self.schedule_kernels / max(self.num_layers * self.num_micro_batches, 1)
+
+    @property
+    def collectives(self) -> Counter[str]:
+        """Name in torch.distributed's dispatcher -> calls; groups of one are in it."""
+        operations = self.notes.operations.items()
+        return Counter({name.removeprefix("c10d::"): count for name, count in operations if name.startswith("c10d::")})
+
+    @property
+    def aten_operations(self) -> int:
+        return sum(count for name, count in self.notes.operations.items() if name.startswith("aten::"))
+
+    @property
+    def mfu_ceiling(self) -> float:
+        return self.notes.roofline.mfu(self.run, self.layout)
+
+
+def rehearse(run: RunConfig, layout: Layout, rank: int) -> GpuRehearsal:
+    """Takes the steps. The run must be legal on the layout, and guard.load() done.
+
+    Raises: Gpt4MoeError as training would. Anything else that the GPU or its libraries refuse is a problem of the
+        rehearsal.
+    """
+    notes = Notes(Roofline.of(run))
+    fake_gpu.install(notes, run.cluster)
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
+    seen = {"layers": 0, "kernels": 0}
+    num_micro_batches = run.training.global_batch_size // run.training.micro_batch_size // layout.dp
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=False):
+            _steps(run, layout, rank, notes, seen)
+    except Gpt4MoeError:
+        raise
+    except Exception as error:
+        words = (str(error).splitlines() or [""])[0][:300]
+        notes.problem(places.of_error(error.__traceback__), f"{type(error).__name__}: {words}")
+    finally:
+        megatron_state.stop()
+        distributed.destroy_process_group()
+    return GpuRehearsal(
+        run=run, layout=layout, rank=rank, notes=notes, num_layers=seen["layers"], num_micro_batches=num_micro_batches,
+        schedule_kernels=seen["kernels"],
+    )  # fmt: skip
+
+
+def _steps(run: RunConfig, layout: Layout, rank: int, notes: Notes, seen: dict[str, int]) -> None:
+    """Args:
+    seen: gets the number of layers, and of the kernels of the passes.
+    """
+    groups = ProcessGroups.create(layout, rank, fake_gpu.GPU, seed=1)
+    deepspeed_groups.start("fake")
+    chunks = build_model(run, groups)
+    seen["layers"] = sum(len(chunk.decoder.layers) for chunk in chunks)
+    _note_places_of_parameters(chunks, notes)
+    engine = ENGINES[run.engine.kind](chunks, run, groups)
+    runner = StepRunner(run, engine, groups)
+    answers = Answers.of(run, layout)
+
+    def after_reduce() -> None:
+        seen["kernels"] = notes.kernels
+        schedule_seconds.append(notes.roofline.bound_seconds)
+
+    schedule_seconds: list[float] = []
+    for step in range(1, STEPS + 1):
+        notes.clear()
+        batches = _batches(run, layout)
+        with Recorder(notes, answers, run, layout):
+            if step < STEPS:
+                runner.evaluate(batches)
+            train_step(runner, step, batches, after_reduce=after_reduce)
+    notes.roofline.with_bubble(run, layout, schedule_seconds[-1])
+
+
+def _note_places_of_parameters(chunks: list[Any], notes: Notes) -> None:
+    """A module that ignores the device makes its parameters on the CPU. One problem for each class of modules."""
+    elsewhere: dict[type, list[str]] = {}
+    for chunk in chunks:
+        for path, module in chunk.named_modules():
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.device != fake_gpu.GPU:
+                    elsewhere.setdefault(type(module), []).append(f"{path}.{name}")
+    for kind, names in elsewhere.items():
+        file, line = Path(inspect.getsourcefile(kind) or ""), inspect.getsourcelines(kind)[1]
+        place = Place("/".join(file.parts[-3:]), line, kind.__name__)
+        notes.problem(place, f"{len(names)} tensors are not made on the GPU, among them {names[0]}")
+
+
+def _batches(run: RunConfig, layout: Layout) -> list[Batch]:
+    """The micro-batches of one rank: whole sequences without padding."""
+    rows, length = run.training.micro_batch_size, run.model.seq_length
+
+    def empty(dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.empty(rows, length, dtype=dtype)
+
+    number = run.training.global_batch_size // rows // layout.dp
+    return [Batch(empty(), empty(), empty(), empty(torch.float32), empty()) for _ in range(number)]

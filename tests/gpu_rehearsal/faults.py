@@ -1,0 +1,49 @@
+"""Faults that a GPU would punish and a CPU does not, planted for as long as one rehearsal lasts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from gpt4moe.config.training import ExpertKernel
+from gpt4moe.model.attention import SdpaAttention
+from gpt4moe.moe import experts
+
+
+def item_in_a_layer(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    assert query.sum().item() == query.sum().item()  # two waits for the GPU
+    return _attention(self, query, *args, **kwargs)
+
+
+def tensor_on_the_cpu(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _attention(self, query * torch.ones(query.shape[-1], device="cpu"), *args, **kwargs)
+
+
+def offsets_of_a_wrong_dtype(x: Any, weight: Any, counts: Any, gate_up: Any, down: Any) -> Any:
+    return torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=torch.cumsum(counts, 0))
+
+
+def mask_in_attention(self: Any, query: Any, key: Any, value: Any) -> torch.Tensor:
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+
+
+_attention = SdpaAttention.forward
+PATCHES: dict[str, Callable[[], Any]] = {
+    "item in a layer": lambda: mock.patch.object(SdpaAttention, "forward", item_in_a_layer),
+    "tensor on the CPU": lambda: mock.patch.object(SdpaAttention, "forward", tensor_on_the_cpu),
+    "offsets of a wrong dtype": lambda: mock.patch.dict(
+        experts.KERNELS, {ExpertKernel.grouped_mm: offsets_of_a_wrong_dtype}
+    ),
+    "mask in attention": lambda: mock.patch.object(SdpaAttention, "_attend", mask_in_attention),
+}
+
+
+@contextmanager
+def planted(fault: str) -> Iterator[None]:
+    with PATCHES[fault]():
+        yield

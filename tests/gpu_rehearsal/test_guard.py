@@ -1,0 +1,61 @@
+"""The C++ guard is built once, and what is missing is said in two lines."""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.errors import LaunchError
+from gpt4moe.gpu_rehearsal import guard
+
+ROOT = Path(__file__).parents[2]
+
+
+def torch_folder() -> Path:
+    found = importlib.util.find_spec("torch")
+    assert found and found.origin
+    return Path(found.origin).parent
+
+
+def test_it_is_built_once() -> None:
+    first = guard.build(torch_folder())
+    assert guard.build(torch_folder(), compiler="no-compiler") == first and first.stat().st_size > 0
+
+
+def test_without_a_compiler_the_cure_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(LaunchError, match=r"no-compiler is missing.* C\+\+ once") as caught:
+        guard.build(torch_folder(), compiler="no-compiler")
+    assert caught.value.exit_code == 2 and "apt-get install" in caught.value.cure
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(LaunchError, match=r"cannot compile guard\.cpp against torch"):
+        guard.build(tmp_path)  # no torch there
+    assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_the_tool_says_in_two_lines_that_the_compiler_is_missing(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "tools/rehearse_gpu.py", "+experiment=tiny", "precision=bf16"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line[:4] for line in done.stderr.splitlines()] == ["erro", "fix:"] and "g++ is missing" in done.stderr
+
+
+def test_a_cuda_build_of_torch_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u\n"
+        "from types import SimpleNamespace\n"
+        f"u.find_spec = lambda name: SimpleNamespace(origin='{tmp_path}/torch/__init__.py')\n"
+        "from gpt4moe.gpu_rehearsal import guard\n"
+        "guard.load()"
+    )
+    (tmp_path / "torch/lib").mkdir(parents=True)
+    (tmp_path / "torch/lib/libtorch_cuda.so").touch()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "LaunchError" in done.stderr and "is a CUDA build" in done.stderr
