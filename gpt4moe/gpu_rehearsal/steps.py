@@ -115,7 +115,7 @@ def _steps(run: RunConfig, layout: Layout, rank: int, notes: Notes, seen: dict[s
     schedule_seconds: list[float] = []
     for step in range(1, STEPS + 1):
         notes.clear()
-        batches = _batches(run, layout)
+        batches = _batches(run, layout, warm_up=step < STEPS)
         with Recorder(notes, answers, run, layout):
             if step < STEPS:
                 runner.evaluate(batches)
@@ -137,12 +137,18 @@ def _note_places_of_parameters(chunks: list[Any], notes: Notes) -> None:
         notes.problem(place, f"{len(names)} tensors are not made on the GPU, among them {names[0]}")
 
 
-def _batches(run: RunConfig, layout: Layout) -> list[Batch]:
-    """The micro-batches of one rank: whole sequences without padding."""
+def _batches(run: RunConfig, layout: Layout, *, warm_up: bool) -> list[Batch]:
+    """The micro-batches of one rank: whole sequences without padding.
+
+    Args:
+        warm_up: only as many as the pipeline schedule takes, and two for gradients to add up.
+    """
     rows, length = run.training.micro_batch_size, run.model.seq_length
 
     def empty(dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.empty(rows, length, dtype=dtype)
 
     number = run.training.global_batch_size // rows // layout.dp
+    if warm_up:
+        number = min(number, layout.pp if layout.vpp > 1 else 2)
     return [Batch(empty(), empty(), empty(), empty(torch.float32), empty()) for _ in range(number)]

@@ -18,7 +18,7 @@ from gpt4moe.gpu_rehearsal import command, guard
 
 RECORDED = Path(__file__).with_name("counts.json")
 BASE = (
-    "+experiment=tiny", "data=mock", "model.num_layers=4", "model.hidden_size=64", "model.num_attention_heads=4",
+    "+experiment=tiny", "data=mock", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4",
     "model.num_query_groups=2", "model.seq_length=64", "model.vocab_size=128", "model.moe.num_experts=8",
     "model.moe.ffn_hidden_size=96", "model.moe.router.capacity_factor=null", "training.global_batch_size=4",
     "training.micro_batch_size=2", "precision=bf16",
@@ -28,7 +28,7 @@ CASES = {
     "fp32": ("precision=fp32",),
     "tp2 ep2": ("parallel.tp=2", "parallel.ep=2"),
     "pp2 ep2": ("parallel.pp=2", "parallel.ep=2"),
-    "pp2 vpp2, last stage": ("parallel.pp=2", "parallel.vpp=2", "rank=1"),
+    "pp2 vpp2, last stage": ("parallel.pp=2", "parallel.vpp=2", "model.num_layers=4", "rank=1"),
     "cp2": ("parallel.cp=2",),
     "etp2 ep2": ("parallel.ep=2", "parallel.etp=2", "training.micro_batch_size=1"),
     "ep2, deepspeed": ("parallel.ep=2", "engine=deepspeed"),
@@ -36,7 +36,7 @@ CASES = {
     "ep2, recompute=full": ("parallel.ep=2", "parallel.recompute=full"),
     "ep2, sigmoid_bias": ("parallel.ep=2", "router@model.moe.router=sigmoid_bias"),
     "ep2, group_limited": ("parallel.ep=2", "router@model.moe.router=group_limited"),
-    "ep2, switch": ("parallel.ep=2", "router@model.moe.router=switch"),
+    "ep2, switch": ("parallel.ep=2", "router@model.moe.router=switch", "model.moe.top_k=1"),
     "ep2, capacity": ("parallel.ep=2", "model.moe.router.capacity_factor=1.25"),
     "ep2, per_expert": ("parallel.ep=2", "kernels.experts=per_expert"),
 }  # fmt: skip
@@ -46,7 +46,7 @@ FAULTS = ("item in a layer", "tensor on the CPU", "offsets of a wrong dtype", "m
 
 def overrides(case: str) -> list[str]:
     """What the tool would be given for a case. Routers set their own capacity, so BASE's comes after them."""
-    extra = CASES.get(case, ())
+    extra = CASES.get(case, ("model.num_layers=1", "training.micro_batch_size=4"))
     return [*(o for o in extra if o.startswith("router@")), *BASE, *(o for o in extra if not o.startswith("router@"))]
 
 
