@@ -6,7 +6,6 @@ torch 2.13, megatron-core 0.16.1 to 0.19.2 and deepspeed 0.19.8.
 
 import contextlib
 import importlib
-import os
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.gpu_rehearsal import gpu_kernels
-from gpt4moe.gpu_rehearsal.recorder import Notes
+from gpt4moe.gpu_rehearsal.recorder import Notes, known
 
 GPU = torch.device("cuda", 0)
 
@@ -99,7 +98,6 @@ def install(notes: Notes, cluster: ClusterConfig) -> None:
     Args:
         notes: gets host syncs, attention kernels and mixed devices of all that runs.
     """
-    os.environ["DS_ACCELERATOR"] = "cuda"
     _torch(notes)
     _torch_cuda(notes, cluster)
     _megatron()
@@ -143,12 +141,13 @@ def _apply(module: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
     return module
 
 
-def _tolist(tensor: Tensor) -> Any:
+def _tolist(tensor: FakeTensor) -> Any:
     """One wait for the whole list. Outside a step there is no recorder, and no wait is counted."""
     recorder = gpu_kernels.active()
-    constant = getattr(tensor, "constant", None)
-    if recorder is None or constant is not None:
-        return _nested(tensor.shape, constant.flatten().tolist() if constant is not None else [1] * tensor.numel())
+    if (constant := tensor.constant) is not None:
+        return known(constant)
+    if recorder is None:
+        return _nested(tensor.shape, [1] * tensor.numel())
     if tensor.device.type == "cuda":
         recorder.notes.sync("tolist")
     return _nested(tensor.shape, [recorder.read(tensor, index) for index in range(tensor.numel())])

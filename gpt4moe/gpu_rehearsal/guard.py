@@ -41,6 +41,7 @@ def load() -> None:
     ctypes.CDLL(str(torch / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(build(torch))).install_guard()
     os.environ[_LOADED] = str(os.getpid())
+    os.environ["DS_ACCELERATOR"] = "cuda"  # DeepSpeed chooses when it is imported
 
 
 _LOADED = "GPT4MOE_GPU_REHEARSAL_PID"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed._meta_registrations import create_fakework
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.gpu_rehearsal import costs, places
@@ -148,8 +148,14 @@ def _scalar(recorder: Recorder, args: Any, kwargs: Any) -> Any:
     if args[0].device.type == "cuda":
         recorder.notes.host_syncs[places.here(3), "item"] += 1
     elif (constant := getattr(args[0], "constant", None)) is not None:
-        return constant.item()
+        return known(constant)
     return recorder.read(args[0])
+
+
+def known(constant: Tensor) -> Any:
+    """The value or list of a tensor that is not fake."""
+    with _disable_current_modes():
+        return constant.tolist()
 
 
 def _nonzero(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:

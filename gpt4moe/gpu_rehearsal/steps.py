@@ -96,17 +96,16 @@ def rehearse(run: RunConfig, layout: Layout, rank: int) -> GpuRehearsal:
 
 
 def _steps(run: RunConfig, layout: Layout, rank: int, notes: Notes, seen: dict[str, int]) -> None:
-    """Args:
-    seen: gets the number of layers, and of the kernels of the passes.
-    """
+    """`seen` gets the number of layers and of the kernels of the passes."""
     groups = ProcessGroups.create(layout, rank, fake_gpu.GPU, seed=1)
     deepspeed_groups.start("fake")
-    chunks = build_model(run, groups)
-    seen["layers"] = sum(len(chunk.decoder.layers) for chunk in chunks)
-    _note_places_of_parameters(chunks, notes)
-    engine = ENGINES[run.engine.kind](chunks, run, groups)
-    runner = StepRunner(run, engine, groups)
-    answers = Answers.of(run, layout)
+    recorder = Recorder(notes, Answers.of(run, layout), run, layout)
+    with recorder:
+        chunks = build_model(run, groups)
+        seen["layers"] = sum(len(chunk.decoder.layers) for chunk in chunks)
+        _note_places_of_parameters(chunks, notes)
+        engine = ENGINES[run.engine.kind](chunks, run, groups)
+        runner = StepRunner(run, engine, groups)
 
     def after_reduce() -> None:
         seen["kernels"] = notes.kernels
@@ -116,7 +115,7 @@ def _steps(run: RunConfig, layout: Layout, rank: int, notes: Notes, seen: dict[s
     for step in range(1, STEPS + 1):
         notes.clear()
         batches = _batches(run, layout, warm_up=step < STEPS)
-        with Recorder(notes, answers, run, layout):
+        with recorder:
             if step < STEPS:
                 runner.evaluate(batches)
             train_step(runner, step, batches, after_reduce=after_reduce)

@@ -91,7 +91,13 @@ def counts(done: Any) -> dict[str, Any]:
 def main(arguments: list[str]) -> int:
     if arguments == ["--write"]:
         recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
-        recorded[stack()] = {case: data["counts"] for case, data in rehearse_all(CASES).items()}
+        found = rehearse_all(CASES)
+        for case, data in found.items():
+            for problem in data["problems"]:
+                print(f"{case}: {problem}", file=sys.stderr)
+        if any(data["problems"] for data in found.values()):
+            return 1
+        recorded[stack()] = {case: data["counts"] for case, data in found.items()}
         RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
     else:
         sys.stdout.write(json.dumps(rehearse_all([*CASES, *FAULTS])) + "\n")
