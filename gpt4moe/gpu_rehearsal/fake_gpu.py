@@ -100,7 +100,7 @@ def install(notes: Notes, cluster: ClusterConfig) -> None:
     """
     _torch(notes)
     _torch_cuda(notes, cluster)
-    _megatron()
+    _megatron(notes)
     _deepspeed()
 
 
@@ -186,7 +186,7 @@ def _torch_cuda(notes: Notes, cluster: ClusterConfig) -> None:
         _put(cuda, **{name: lambda *_: 0})
 
 
-def _megatron() -> None:
+def _megatron(notes: Notes) -> None:
     random = importlib.import_module("megatron.core.tensor_parallel.random")
     _put(
         random, _set_cuda_rng_state=_nothing, _get_cuda_rng_state=_nothing, _CUDA_RNG_STATE_TRACKER=_RngTracker(),
@@ -194,6 +194,8 @@ def _megatron() -> None:
     )  # fmt: skip
     rope = importlib.import_module("megatron.core.models.common.embeddings.rope_utils")
     _put(rope, torch=_Unpinned("torch"))
+    attention = importlib.import_module("gpt4moe.model.attention")
+    _put(attention, can_use_flash_attention=gpu_kernels.can_use_flash_attention(notes))
     _put(importlib.import_module("gpt4moe.model.gpt"), initialize=_nothing)  # draws values, which nobody reads
 
 

@@ -50,6 +50,17 @@ def attention(notes: Notes) -> Any:
     return scaled_dot_product_attention
 
 
+def can_use_flash_attention(notes: Notes) -> Any:
+    """What model.attention asks before it calls flash attention itself. A CPU build of torch always says no."""
+
+    def can_use_flash_attention(call: Any) -> bool:
+        is_flash = _why_not_flash(call.query, call.attn_mask) is None
+        notes.attention["flash", 0] += is_flash
+        return is_flash
+
+    return can_use_flash_attention
+
+
 def _why_not_flash(query: Tensor, mask: Any) -> str | None:
     if query.dtype not in _HALF:
         return str(query.dtype).removeprefix("torch.")

@@ -20,7 +20,7 @@ def as_data(done: GpuRehearsal) -> dict[str, Any]:
         "aten_operations": done.aten_operations,
         "attention": {kernel: calls for (kernel, _), calls in notes.attention.items()},
         "attention_bytes": {kernel: size for (kernel, size), _ in notes.attention.items() if size},
-        "mfu_ceiling": round(done.mfu_ceiling, 4),
+        "mfu_ceiling": float(f"{done.mfu_ceiling:.3g}"),
         "parts": roofline.as_data(),
         "assumes": str(roofline.assumptions),
         "is_measured": False,

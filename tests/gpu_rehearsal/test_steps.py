@@ -80,8 +80,9 @@ def test_the_router_s_split_is_the_only_wait_of_a_layer(rehearsed: dict[str, Any
     assert sum(syncs.values()) - 4 <= 4  # of the step
 
 
-def test_bf16_attention_without_context_parallelism_is_flash(rehearsed: dict[str, Any]) -> None:
+def test_bf16_attention_is_flash(rehearsed: dict[str, Any]) -> None:
     assert rehearsed["tp2 ep2"]["attention"] == {"flash": 2 * 2}
+    assert list(rehearsed["cp2"]["attention"]) == ["flash"]  # with grouped queries, and no mask
     assert list(rehearsed["fp32"]["attention"]) == ["math: float32 with grouped queries"]
 
 
