@@ -2,8 +2,11 @@
 Needs no Slurm."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from gpt4moe.parallel.environment import CUDA_VARIABLES
 
@@ -45,12 +48,12 @@ def test_the_cause_of_a_failure_is_noted_and_not_its_consequence(tmp_path: Path)
     assert ranks["an error, then an abort", 1].returncode == 134
 
 
-def _rank(command: str, **variables: str) -> str:
+def _rank(command: str, link: str = "", **variables: str) -> str:
     """What one rank prints that runs `command`."""
     own = {
         name: value for name, value in os.environ.items() if name not in (*CUDA_VARIABLES, "PYTORCH_CUDA_ALLOC_CONF")
     }
-    arguments = ["bash", "slurm/rank.sh", "", "bash", "-c", command]
+    arguments = ["bash", "slurm/rank.sh", link, "bash", "-c", command]
     done = subprocess.run(arguments, cwd=ROOT, env={**own, **variables}, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -60,3 +63,61 @@ def test_a_rank_starts_with_the_variables_that_cuda_reads_once_and_keeps_the_use
     assert _rank(f"echo {shown}") == " ".join(CUDA_VARIABLES.values())
     assert _rank(f"echo {shown}", **dict.fromkeys(CUDA_VARIABLES, "mine")) == "mine mine"
     assert _rank("echo ${PYTORCH_ALLOC_CONF-unset}", PYTORCH_CUDA_ALLOC_CONF="mine") == "unset"
+
+
+def test_nccl_writes_its_last_collectives_beside_the_logs() -> None:
+    show = "echo $TORCH_FR_BUFFER_SIZE $TORCH_NCCL_DUMP_ON_TIMEOUT $TORCH_FR_DUMP_TEMP_FILE"
+    assert _rank(show, "logs/41-0.failed") == "2000 1 logs/41-0.nccl_trace_rank_"
+    own = {"TORCH_FR_BUFFER_SIZE": "7", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0", "TORCH_FR_DUMP_TEMP_FILE": "/tmp/x"}
+    assert _rank(show, "logs/41-0.failed", **own) == "7 0 /tmp/x"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The variables of a task on a machine of two NUMA nodes, of which GPUs 0 to 3 belong to node 1, as rank.sh sees
+    it; programs that say how they were called stand for numactl, taskset and nvidia-smi."""
+    allowed = next(
+        line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line
+    )
+    files = {"devices/system/cpu/online": allowed, "bus/pci/devices/0000:1b:00.0/numa_node": "1"}
+    files |= {f"devices/system/node/node{node}/cpulist": f"{8 * node}-{8 * node + 7}" for node in range(2)}
+    for name, text in files.items():
+        file = tmp_path / "sys" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    smi = '[ "${!#}" -lt 4 ] || exit 1; echo 00000000:1B:00.0'
+    bodies = {"numactl": 'echo numactl "$1" "$2"', "taskset": 'echo taskset "$2"', "nvidia-smi": smi}
+    for program, body in bodies.items():
+        file = tmp_path / program / program
+        file.parent.mkdir()
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+    tools = tmp_path / "tools"  # all that rank.sh calls, but neither numactl nor taskset
+    tools.mkdir()
+    for program in ("bash", "sed", "find", "wc"):
+        (tools / program).symlink_to(shutil.which(program) or "")
+    path = f"{tmp_path}/numactl:{tools}"
+    return {
+        "GPT4MOE_SYS": str(tmp_path / "sys"), "PATH": path, "SLURM_LOCALID": "1", "SLURM_NODEID": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+    }  # fmt: skip
+
+
+def test_a_rank_stays_on_the_numa_node_of_its_gpu_or_else_of_its_place(machine: dict[str, str]) -> None:
+    path, folder = machine["PATH"], Path(machine["GPT4MOE_SYS"]).parent
+    placed = {place: _rank("echo free", **{**machine, "SLURM_LOCALID": place}) for place in "03"}
+    assert placed == {"0": "numactl --cpunodebind=0 --preferred=0", "3": "numactl --cpunodebind=1 --preferred=1"}
+    with_gpus = {**machine, "PATH": f"{folder}/nvidia-smi:{path}"}
+    assert _rank("echo free", **with_gpus) == "numactl --cpunodebind=1 --preferred=1"
+    assert _rank("echo free", **{**with_gpus, "CUDA_VISIBLE_DEVICES": "7"}) == "numactl --cpunodebind=0 --preferred=0"
+    without_numactl = path.replace("/numactl:", "/taskset:")
+    assert _rank("echo free", **{**machine, "PATH": without_numactl}) == "taskset 0-7"
+
+
+def test_a_rank_is_left_where_it_is_bound_already_or_has_the_machine_alone(machine: dict[str, str]) -> None:
+    system = Path(machine["GPT4MOE_SYS"]) / "devices/system"
+    neither = machine["PATH"].partition(":")[2]
+    changes = ({"GPT4MOE_BIND": "no"}, {"SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, {"PATH": neither})
+    assert [_rank("echo free", **{**machine, **change}) for change in changes] == ["free"] * len(changes)
+    (system / "cpu/online").write_text("0-4095\n")  # Slurm gave this task a part
+    assert _rank("echo free", **machine) == "free"
