@@ -20,6 +20,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.gpu_rehearsal import guard
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import require_legal
+from gpt4moe.runlog.command_line import split_arguments
 
 _OWN = ("ranks", "rank", "output")
 DEFAULT_CLUSTER = "cluster=h200_141g"
@@ -38,12 +39,7 @@ class GpuRequest:
 
 def read(arguments: list[str]) -> GpuRequest:
     """Raises: ConfigError for a value that an argument cannot have."""
-    own = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in _OWN and "=" in a)
-    overrides = [a for a in arguments if a != "--json" and a.partition("=")[0] not in _OWN]
-    if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
-        overrides.append("run.name=gpu-rehearsal")
-    if own.get("output", "text") not in ("text", "json"):
-        raise ConfigError(f"output={own['output']} is no form of output.", "Write output=json, or leave it out.")
+    own, overrides, as_json = split_arguments(arguments, _OWN, "gpu-rehearsal")
     if not re.fullmatch(r"[1-9]\d{0,6}", own.get("ranks", "1")):
         raise ConfigError(f"ranks={own['ranks']} is no number of ranks.", "Write ranks=64, or leave it out.")
     if not re.fullmatch(r"\d{1,7}", own.get("rank", "0")):
@@ -52,7 +48,7 @@ def read(arguments: list[str]) -> GpuRequest:
         overrides=overrides,
         ranks=int(own["ranks"]) if "ranks" in own else None,
         rank=int(own.get("rank", "0")),
-        as_json="--json" in arguments or own.get("output") == "json",
+        as_json=as_json,
     )
 
 

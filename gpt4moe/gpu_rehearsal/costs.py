@@ -104,7 +104,7 @@ _PARTS = (
     ("pool.py", "router losses and statistics"), ("_gathered", "router losses and statistics"),
     ("ep_kernels", "permutation"), ("auto_ep_layer", "permutation"), ("dispatch.py", "permutation"),
     ("clip_gradients", "gradient norm and clip"), ("gradient_norm", "gradient norm and clip"),
-    ("zero_grad", "zeroing gradients"), ("optimizer", "optimizer"), ("backward_post_hook", "gradient accumulation"),
+    ("zero_grad", "zeroing gradients"), ("optimizer", "optimizer"),
     ("hook", "gradient accumulation"), ("attention.py:_attend", "attention"), ("_scaled_loss", "loss"),
     ("batch.py", "batch to the GPU"),
 )  # fmt: skip

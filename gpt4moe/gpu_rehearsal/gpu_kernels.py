@@ -77,7 +77,7 @@ class RmsNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         if weight.device != x.device:
             words = f"rms_norm mixes devices: input {x.device}, weight {weight.device} {tuple(weight.shape)}"
-            notes.problem(places.here(2), words)
+            notes.problem(places.here(), words)
         _count("_fused_rms_norm", "residual stream and norms", 2 * size_bytes(x))
         return torch.empty_like(x)
 

@@ -33,13 +33,9 @@ class Place:
         return f"{here} < {self.caller.without_line}" if self.caller else here
 
 
-def here(skip: int = 1) -> Place:
-    """The place that runs now.
-
-    Args:
-        skip: how many callers to leave out.
-    """
-    return _first(_outwards(sys._getframe(skip)))
+def here() -> Place:
+    """The place that runs now. Lines of this room are none."""
+    return _first(_outwards(sys._getframe(1)))
 
 
 def of_error(traceback: TracebackType | None) -> Place:
@@ -51,10 +47,10 @@ def of_error(traceback: TracebackType | None) -> Place:
     return _first(reversed(frames))
 
 
-def functions(skip: int = 1, most: int = 6) -> str:
+def functions(most: int = 6) -> str:
     """The innermost functions of this project, Megatron and DeepSpeed, as "file.py:function file.py:function"."""
     names = []
-    for frame, _ in _outwards(sys._getframe(skip)):
+    for frame, _ in _outwards(sys._getframe(1)):
         file = frame.f_code.co_filename
         if _is_ours(file) or any(other in file for other in _OTHERS):
             names.append(f"{file.rsplit('/', 1)[-1]}:{frame.f_code.co_name}")

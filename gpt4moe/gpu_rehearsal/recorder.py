@@ -48,7 +48,7 @@ class Notes:
         self.roofline.clear()
 
     def sync(self, operation: str) -> None:
-        self.host_syncs[places.here(2), operation] += 1
+        self.host_syncs[places.here(), operation] += 1
 
     def problem(self, place: Place, words: str) -> None:
         self.problems[f"{place}: {words}"] = None
@@ -118,7 +118,7 @@ class Recorder(TorchDispatchMode):
             if len({tensor.device.type for tensor in given if tensor.dim()}) < 2:
                 raise
             shapes = ", ".join(f"{tensor.device.type} {tuple(tensor.shape)}" for tensor in given)
-            self.notes.problem(places.here(3), f"{func._opname} mixes devices: {shapes} ({_first_line(error)})")
+            self.notes.problem(places.here(), f"{func._opname} mixes devices: {shapes} ({_first_line(error)})")
             return func(*map(_on_gpu, args), **{key: _on_gpu(value) for key, value in kwargs.items()})
 
     def _count_kernel(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -127,7 +127,7 @@ class Recorder(TorchDispatchMode):
         if name in costs.NO_KERNEL or not any(tensor.device.type == "cuda" for tensor in inputs + outputs):
             return
         shapes = [tuple(tensor.shape) for tensor in inputs + outputs]
-        part = costs.part_of(name, places.functions(3), shapes, self.run, self.layout)
+        part = costs.part_of(name, places.functions(), shapes, self.run, self.layout)
         moved = costs.memory_bytes(name, args, inputs, outputs)
         self.count(name, part, moved, costs.flops(name, inputs))
 
@@ -138,7 +138,7 @@ class Recorder(TorchDispatchMode):
 
     def read(self, tensor: Tensor, index: int = 0) -> float | int | bool:
         """The value of one element, as the host would see it."""
-        value = self.answers.value(places.here(3), index)
+        value = self.answers.value(places.here(), index)
         if tensor.dtype == torch.bool:
             return bool(value)
         return value if tensor.dtype.is_floating_point else int(value)
@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):
 
 def _scalar(recorder: Recorder, args: Any, kwargs: Any) -> Any:
     if args[0].device.type == "cuda":
-        recorder.notes.host_syncs[places.here(3), "item"] += 1
+        recorder.notes.sync("item")
     elif (constant := getattr(args[0], "constant", None)) is not None:
         return known(constant)
     return recorder.read(args[0])
@@ -159,24 +159,24 @@ def known(constant: Tensor) -> Any:
 
 
 def _nonzero(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.host_syncs[places.here(3), "nonzero"] += 1
+    recorder.notes.sync("nonzero")
     return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
 
 
 def _bincount(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.host_syncs[places.here(3), "bincount"] += 1
+    recorder.notes.sync("bincount")
     length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
     return args[0].new_empty((length,), dtype=torch.int64)
 
 
 def _repeat_interleave(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
     if kwargs.get("output_size") is None:
-        recorder.notes.host_syncs[places.here(3), "repeat_interleave"] += 1
+        recorder.notes.sync("repeat_interleave")
     return args[0].new_empty((kwargs.get("output_size") or recorder.answers.rows,))
 
 
 def _equal(recorder: Recorder, args: Any, kwargs: Any) -> bool:
-    recorder.notes.host_syncs[places.here(3), "equal"] += 1
+    recorder.notes.sync("equal")
     return True
 
 

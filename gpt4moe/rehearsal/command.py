@@ -24,6 +24,7 @@ from gpt4moe.parallel import local_ranks
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles
 from gpt4moe.rehearsal.rehearsal import Rehearsal, rehearse, total_bytes
+from gpt4moe.runlog.command_line import split_arguments
 
 _OWN = ("ranks", "out", "inference", "output")
 
@@ -41,12 +42,7 @@ class RehearsalRequest:
 
 def read(arguments: list[str]) -> RehearsalRequest:
     """Raises: ConfigError for a value that an argument cannot have."""
-    own = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in _OWN and "=" in a)
-    overrides = [a for a in arguments if a != "--json" and a.partition("=")[0] not in _OWN]
-    if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
-        overrides.append("run.name=rehearsal")
-    if own.get("output", "text") not in ("text", "json"):
-        raise ConfigError(f"output={own['output']} is no form of output.", "Write output=json, or leave it out.")
+    own, overrides, as_json = split_arguments(arguments, _OWN, "rehearsal")
     if not re.fullmatch(r"[1-9]\d*", own.get("ranks", "1")):
         raise ConfigError(f"ranks={own['ranks']} is no number of ranks.", "Write ranks=24960, or leave it out.")
     grid = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", own.get("inference", "8x16"))
@@ -59,7 +55,7 @@ def read(arguments: list[str]) -> RehearsalRequest:
         ranks=int(own["ranks"]) if "ranks" in own else None,
         out=Path(own["out"]) if "out" in own else None,
         inference=(int(grid[1]), int(grid[2])) if "inference" in own else None,
-        as_json="--json" in arguments or own.get("output") == "json",
+        as_json=as_json,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import ConfigError, Gpt4MoeError
 
 
 def print_error(cause: str, cure: str) -> None:
@@ -14,6 +14,26 @@ def print_error(cause: str, cure: str) -> None:
     console = Console(stderr=True, highlight=False)
     for label, style, text in (("error:", "bold red", cause), ("fix:", "bold green", cure)):
         console.print(Text.assemble((label, style), " ", " ".join(text.split())), soft_wrap=True)
+
+
+def split_arguments(
+    arguments: list[str], own: tuple[str, ...], run_name: str
+) -> tuple[dict[str, str], list[str], bool]:
+    """A tool's own arguments KEY=VALUE, the overrides of a run, and whether JSON is asked for (--json, output=json).
+
+    Args:
+        own: the tool's keys, `output` among them.
+        run_name: for a run that has no name.
+    Raises: ConfigError for another output than text or json.
+    """
+    given = dict(a.split("=", 1) for a in arguments if a.partition("=")[0] in own and "=" in a)
+    overrides = [a for a in arguments if a != "--json" and a.partition("=")[0] not in own]
+    if not any(override.lstrip("+").startswith("run.name=") for override in overrides):
+        overrides.append(f"run.name={run_name}")
+    output = given.get("output", "text")
+    if output not in ("text", "json"):
+        raise ConfigError(f"output={output} is no form of output.", "Write output=json, or leave it out.")
+    return given, overrides, "--json" in arguments or output == "json"
 
 
 def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[str]], int]) -> int:
