@@ -2,8 +2,7 @@
 
 The global gradient norm and clipping are one rule for every engine:
 
-    each element of the model's gradient once -> fp32 norms of short rows -> sum of their squares in fp64 -> all ranks
-    -> norm -> one factor for all
+    each element of the model's gradient once -> sum of squares in fp64 -> all ranks -> norm -> one factor for all
 
 The libraries' own norms are not used. Megatron-core 0.16.1 sums in fp32 on CPUs, which has an error of 1e-5 at two
 million elements. That is more than a change of layout may change the norm. DeepSpeed 0.19.8 counts experts wrongly if
@@ -122,30 +121,6 @@ def counted_parameters(chunks: list[Any], groups: ProcessGroups) -> set[int]:
     return {id(parameter) for parameter, shard, _ in shards(chunks, groups) if shard.is_writer}
 
 
-NORM_ROW = 512
-"""Elements whose squares are summed in fp32. On a CPU the norm of equal numbers is wrong by 2e-7 with rows of 512 and
-by 2e-5 with rows of 64 Ki (measured), which is more than a change of layout may change it."""
-
-
-def squared_norm(values: Iterable[Tensor], device: torch.device) -> Tensor:
-    """The sum of the squares of all elements: a scalar, fp64.
-
-    Norms of rows are taken in fp32 and their squares summed in fp64. A norm in fp64 would first copy every element to
-    fp64, which needs 8 bytes for each; this needs 12 bytes for each NORM_ROW elements.
-
-    Args:
-        values: flat, fp32, all on `device`.
-    """
-    norms = [torch.zeros(0, device=device)]
-    for value in values:
-        whole = value.numel() - value.numel() % NORM_ROW
-        if whole:
-            norms.append(torch.linalg.vector_norm(value[:whole].view(-1, NORM_ROW), dim=1))
-        if whole < value.numel():
-            norms.append(torch.linalg.vector_norm(value[whole:]).view(1))
-    return torch.cat(norms).double().square_().sum()
-
-
 def gradient_norm(owned: Iterable[OwnedRange], counted: set[int], device: torch.device) -> float:
     """The global norm of the reduced gradients, the same on every rank. Collective over the world.
 
@@ -153,7 +128,10 @@ def gradient_norm(owned: Iterable[OwnedRange], counted: set[int], device: torch.
         owned: Engine.owned of this rank.
         counted: counted_parameters of this rank.
     """
-    square = squared_norm((part.gradient for part in owned if id(part.parameter) in counted), device)
+    square = torch.zeros((), dtype=torch.float64, device=device)
+    for part in owned:
+        if id(part.parameter) in counted:
+            square += torch.linalg.vector_norm(part.gradient, dtype=torch.float64).square()
     distributed.all_reduce(square)
     return float(square.sqrt())
 
