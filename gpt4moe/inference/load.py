@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
@@ -94,7 +95,7 @@ def loaded_model(
 
         layout = Layout.from_config(run.parallel, here.world_size)
         groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
-        chunks = build_model(run, groups)
+        chunks = build_model(run, groups, loaded=frozenset(stored_names(run.model)))
         with torch.no_grad():
             load_weights(reader, chunks, groups)
         yield LoadedModel([chunk.eval() for chunk in chunks], run, reader.manifest.step, groups)

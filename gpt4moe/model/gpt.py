@@ -4,6 +4,7 @@ placement.rank_chunks -> specs.block_spec -> GPTModel -> parameters.mark -> para
 """
 
 import logging
+from collections.abc import Collection
 from contextlib import nullcontext
 
 import torch
@@ -22,13 +23,16 @@ from gpt4moe.parallel.legality import grouped_product_problems, refuse
 from gpt4moe.parallel.placement import rank_chunks
 
 
-def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) -> list[GPTModel]:
+def build_model(
+    run: RunConfig, groups: ProcessGroups, *, meta: bool = False, loaded: Collection[str] = ()
+) -> list[GPTModel]:
     """This rank's chunks with initial weights, in the order of its virtual stages.
 
     Every parameter and buffer lies on `groups.device`, or on the meta device.
 
     Args:
         meta: only shapes, without memory and initial weights, to count a model of any size.
+        loaded: KIND/NAME of tensors that the caller loads next, and that get no initial values.
     Raises: ConfigError or LayoutError when a kernel that was chosen does not take this torch, device or size.
     """
     _require_kernels(run, groups.device)
@@ -44,7 +48,7 @@ def build_model(run: RunConfig, groups: ProcessGroups, *, meta: bool = False) ->
             chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
     mark(chunks, sequence_parallel=groups.layout.sequence_parallel)
     if not meta:
-        initialize(chunks, run.model, groups, run.run.seed)
+        initialize(chunks, run.model, groups, run.run.seed, loaded=loaded)
     return chunks
 
 

@@ -10,7 +10,7 @@ In a logical tensor layers have their index in the whole model, and an expert ax
 dimension of their own, so that every shard is one rectangle.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import sqrt
 from typing import Any
 
@@ -23,7 +23,7 @@ from gpt4moe.architecture.tensors import row_of
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import normal_box
-from gpt4moe.parallel.shard import Shard
+from gpt4moe.parallel.shard import WEIGHT, Shard
 
 
 def decoder_layers(chunk: nn.Module) -> dict[int, Any]:
@@ -85,14 +85,23 @@ def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, i
 
 
 @torch.no_grad()
-def initialize(chunks: list[nn.Module], model: ModelConfig, groups: ProcessGroups, seed: int) -> None:
+def initialize(
+    chunks: list[nn.Module], model: ModelConfig, groups: ProcessGroups, seed: int, *, loaded: Collection[str] = ()
+) -> None:
     """Fills every parameter of this rank with its part of the logical tensor's initial value.
 
     The numbers follow from the seed, the logical name and the place in the logical tensor, so they are the same on
     every layout, device and precision (up to rounding).
+
+    Args:
+        loaded: KIND/NAME of tensors that the caller loads next. They are not drawn, which takes minutes for a large
+            model, but are NaN: if nothing loaded one, the first loss would show it.
     """
     deviation = {Initial.normal: model.init_std, Initial.residual: model.init_std / sqrt(2 * model.num_layers)}
     for parameter, shard, row in shards(chunks, groups):
+        if f"{WEIGHT}/{shard.name}" in loaded:
+            parameter.fill_(torch.nan)
+            continue
         if row.initial is Initial.ones:
             parameter.fill_(1.0)
             continue

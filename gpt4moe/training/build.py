@@ -69,7 +69,8 @@ def build_trainer(
             events.begin(launch, groups.layout, history, resumed_step=state.step)
     signals.before_leaving = events.left
     with events.ended_by_errors():
-        engine = ENGINES[run.engine.kind](build_model(run, groups), run, groups)
+        loaded = frozenset(source.selection.loaded if source else ())
+        engine = ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
         if source:
             load_source(source, engine, groups)
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))

@@ -48,3 +48,15 @@ def test_a_checkpoint_of_one_process_answers_the_same_on_tp2(folder: Path) -> No
 
 def test_a_layout_that_does_not_fit_the_world_is_refused(folder: Path) -> None:
     assert run_ranks(2, _layout_refused, folder, ParallelConfig(tp=4)) == [True, True]
+
+
+def test_no_weights_are_drawn_for_a_model_that_is_loaded(folder: Path) -> None:
+    assert run_ranks(1, _loaded_without_drawing, folder) == [True]
+
+
+def _loaded_without_drawing(environment: Environment, folder: Path) -> bool:
+    from gpt4moe.model import parameters
+
+    del parameters.normal_box  # an attempt to draw would be a NameError
+    with loaded_model(folder, environment=environment) as model:
+        return all(bool(parameter.isfinite().all()) for parameter in model.chunk.parameters())

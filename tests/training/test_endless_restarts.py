@@ -84,7 +84,7 @@ def dying_rank(environment: Environment, arguments: list[str]) -> str:
     from gpt4moe import train
     from gpt4moe.training import build
 
-    def build_model(*_: object) -> None:
+    def build_model(*_: object, **__: object) -> None:
         train.signals.before_leaving("SIGUSR2")
         raise MemoryError("out of memory")
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.checkpoint.reader import CheckpointReader
-from tests.training.command import contents, metrics, saved_state, train
+from gpt4moe.parallel.environment import Environment
+from tests.spawn import run_ranks
+from tests.training.command import SMALL, contents, metrics, run_rank, saved_state, train
 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
 # So small a learning rate that the step after loading leaves the weights as they were.
@@ -103,3 +105,38 @@ def test_a_checkpoint_of_another_shape_is_refused_on_every_rank(tmp_path: Path, 
     cause, cure = ended[0].err.splitlines()
     assert "the model needs" in cause and "another model" in cure
     assert ended[1].err == ""
+
+
+def _drawn(environment: Environment, arguments: list[str]) -> set[str]:
+    """Names of the tensors whose initial values a launch draws."""
+    from gpt4moe.model import parameters
+
+    names, draw = set(), parameters.normal_box
+
+    def noting(seed: int, name: str, *rest: object) -> object:
+        names.add(name)
+        return draw(seed, name, *rest)  # type: ignore[arg-type]
+
+    parameters.normal_box = noting  # type: ignore[assignment]
+    ended = run_rank(environment, arguments, (), {})
+    assert ended.status == 0, ended.err
+    return names
+
+
+def test_a_launch_draws_only_the_weights_that_it_does_not_load(tmp_path: Path, whole_run: Path) -> None:
+    def launch(name: str, *overrides: str) -> set[str]:
+        arguments = [*SMALL, f"run.root={tmp_path}", f"run.name={name}", *STAND_STILL, "run.seed=7", *overrides]
+        return run_ranks(1, _drawn, arguments)[0]
+
+    everything = launch("fresh")
+    load = f"checkpoint.load={whole_run}"
+    assert len(everything) > 10
+    assert launch("all", load) == set()
+    assert launch("again", load, "training.steps=2") == set()
+    assert launch("again", load, "training.steps=3") == set()  # a resume
+    assert launch("again", load, "training.steps=4", "engine=deepspeed") == set()
+    old, new = checkpoint(whole_run, 10), checkpoint(tmp_path / "again", 4)
+    for name in [name for name in new.shapes if name.startswith("weight/")]:
+        assert new.tensor(name).equal(old.tensor(name)), name
+    part = {name for name in everything if not name.startswith("embedding.")}
+    assert launch("part", load, "checkpoint.load_only=[embedding.*]") == part
