@@ -1,6 +1,5 @@
 # Everything a person runs. Each target sets up what it needs; what is there already is reused.
-#     make train NPROC=2          make test PYTHON=python3.12
-PYTHON ?= python3
+#     make train NPROC=2          make test PYTHON=python3.11
 NPROC ?=
 WORKERS ?= 2
 VENV := .venv
@@ -11,13 +10,19 @@ RUN := $(VENV)/bin/python
 # cannot lend its packages to another one, so it does not count.
 OWN_TORCH := import sys; from importlib.metadata import version as v; \
 	sys.exit(sys.prefix != sys.base_prefix or tuple(map(int, v("torch").split(".")[:2])) < (2, 10))
+# The best Python there is; PYTHON=... overrides. A .venv that is there keeps its own; then one with a torch that can be
+# used; then 3.12, for megatron-core 0.19.2; then python3. All this is asked only when something is installed.
+PYTHON ?= $(shell [ -x $(RUN) ] && $(RUN) -c 'import sys; print(sys._base_executable)' && exit; \
+	for p in python3.12 python3; do $$p -c '$(OWN_TORCH)' 2>/dev/null && echo $$p && exit; done; \
+	for p in python3.12 python3; do $$p -c 'import ensurepip, venv' 2>/dev/null && break; done; echo $$p)
+NEWEST ?= python3.12
 BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard benchmarks/*.py))))
 
 # Programs that tests load exports into; nothing else needs them.
 ENGINES := mistralrs==0.9.5
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-layouts lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -42,6 +47,14 @@ test-slurm: $(INSTALLED) ## the tests on a real Slurm of two virtual nodes, long
 
 test-layouts: $(INSTALLED) ## every layout against one process, and DRAWS=60 random ones, nothing else
 	@LAYOUT_DRAWS=$(or $(DRAWS),60) $(RUN) -m pytest -m layouts
+
+test-newest: ## layouts, parity, training, checkpoints on Python 3.12 (NEWEST=...) and its Megatron, in .venv-newest
+	@$(NEWEST) -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { \
+	echo "$(NEWEST) is not Python 3.12 or newer. Install it, or name it: make test-newest NEWEST=/path/to/python3.12"; exit 1; }
+	@$(MAKE) --no-print-directory test-stack VENV=.venv-newest PYTHON="$(NEWEST)"
+
+test-stack: $(INSTALLED)
+	@$(RUN) -m pytest tests/distributed tests/parity tests/training tests/checkpoint
 
 test-engines: $(INSTALLED) ## exports in mistral.rs (installs its wheel, 26 MB): the same greedy text
 	@$(RUN) -m pip install -qq --disable-pip-version-check $(ENGINES) && $(RUN) -m pytest -m engines
@@ -68,27 +81,30 @@ rehearse-gpu: $(INSTALLED) ## one GPU's step rehearsed without a GPU: host syncs
 
 clean: ## remove runs/, data/ and caches
 	@rm -rf runs data wandb .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv
-	@rm -rf $(VENV)
+distclean: clean ## clean, and remove .venv and .venv-newest
+	@rm -rf $(VENV) .venv-newest
 
-# The stamp is written last, so an interrupted installation is taken up again. On x86-64 Linux with Python 3.11 no
-# package needs a compiler; where pip must build one from source, the last line says what is missing.
-$(INSTALLED): requirements.txt constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing. Install Python 3.11 or newer."; exit 1; }
+# The stamp is written last, so an interrupted installation is taken up again. On x86-64 Linux with Python 3.11 or
+# 3.12 no package needs a compiler; where pip must build one from source, the last line says what is missing.
+$(INSTALLED): requirements.txt constraints.txt constraints-py312.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing. Install Python 3.12 (or 3.11)."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), too old. Use 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), too old. Use 3.12 or 3.11: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "python3-venv is missing. Install it: apt-get install python3-venv"; exit 1; }
+	@if [ -x $(RUN) ] && [ "$$($(RUN) -V)" != "$$($(PYTHON) -V)" ]; then \
+		echo "Removing $(VENV): it has $$($(RUN) -V), and $$($(PYTHON) -V) was asked for."; rm -rf $(VENV); fi
 	@if $(PYTHON) -c '$(OWN_TORCH)' 2>/dev/null; then \
-		echo "Installing into $(VENV), with the torch of $(PYTHON) (once, about a minute) ..."; \
+		echo "Installing into $(VENV): $$($(PYTHON) -V) ($(PYTHON)) with its torch (once, about a minute) ..."; \
 		$(PYTHON) -m venv --system-site-packages $(VENV) && sed '/^torch[<>=]/d' requirements.txt > $@.txt; \
 	else \
-		echo "Installing into $(VENV) (once, 1 to 5 minutes) ..."; \
+		echo "Installing into $(VENV): $$($(PYTHON) -V) ($(PYTHON)) (once, 1 to 5 minutes) ..."; \
 		$(PYTHON) -m venv $(VENV) && cp requirements.txt $@.txt; \
 	fi
-	@$(RUN) -m pip install -qq --disable-pip-version-check -r $@.txt -c constraints.txt || { \
+	@constraints=$$($(RUN) -c 'import sys; print("constraints" + "-py312" * (sys.version_info >= (3, 12)) + ".txt")'); \
+	$(RUN) -m pip install -qq --disable-pip-version-check -r $@.txt -c $$constraints || { \
 	command -v cc >/dev/null || echo "A package had to be built and there is no C compiler: apt-get install build-essential"; \
 	echo "The installation failed; its reason is above."; exit 1; }
 	@touch $@
