@@ -28,10 +28,8 @@ def load() -> None:
     if _is_loaded():
         return
     assert "torch" not in sys.modules, "the guard must be loaded before torch is imported"
-    found = importlib.util.find_spec("torch")
-    assert found is not None and found.origin is not None
-    torch = Path(found.origin).parent
-    if list((torch / "lib").glob("libtorch_cuda*")):
+    torch = torch_folder()
+    if is_cuda_build(torch):
         raise LaunchError(
             f"torch {version('torch')} is a CUDA build, and the GPU rehearsal needs the CPU build: it registers a "
             "CUDA device of its own, where this torch has one already.",
@@ -42,6 +40,18 @@ def load() -> None:
     ctypes.CDLL(str(build(torch))).install_guard()
     os.environ[_LOADED] = str(os.getpid())
     os.environ["DS_ACCELERATOR"] = "cuda"  # DeepSpeed chooses when it is imported
+
+
+def torch_folder() -> Path:
+    """Where torch is installed, without importing it."""
+    found = importlib.util.find_spec("torch")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).parent
+
+
+def is_cuda_build(torch: Path) -> bool:
+    """Whether the torch of this folder can drive a GPU; also where there is none."""
+    return any((torch / "lib").glob("libtorch_cuda*"))
 
 
 _LOADED = "GPT4MOE_GPU_REHEARSAL_PID"

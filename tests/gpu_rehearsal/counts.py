@@ -42,6 +42,8 @@ CASES = {
 }  # fmt: skip
 FAULTS = ("item in a layer", "tensor on the CPU", "offsets of a wrong dtype", "mask in attention")
 """Planted one at a time by `tests.gpu_rehearsal.faults`."""
+CUDA_BUILD = "a CUDA build of torch: the GPU rehearsal refuses it, and needs the CPU build"
+"""Why its tests are skipped."""
 
 
 def overrides(case: str) -> list[str]:

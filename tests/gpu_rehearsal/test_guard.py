@@ -1,6 +1,5 @@
 """The C++ guard is built once, and what is missing is said in two lines."""
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -10,25 +9,20 @@ import pytest
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.gpu_rehearsal import guard
+from tests.gpu_rehearsal.counts import CUDA_BUILD
 
 ROOT = Path(__file__).parents[2]
 
 
-def torch_folder() -> Path:
-    found = importlib.util.find_spec("torch")
-    assert found and found.origin
-    return Path(found.origin).parent
-
-
 def test_it_is_built_once() -> None:
-    first = guard.build(torch_folder())
-    assert guard.build(torch_folder(), compiler="no-compiler") == first and first.stat().st_size > 0
+    first = guard.build(guard.torch_folder())
+    assert guard.build(guard.torch_folder(), compiler="no-compiler") == first and first.stat().st_size > 0
 
 
 def test_without_a_compiler_the_cure_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(LaunchError, match=r"no-compiler is missing.* C\+\+ once") as caught:
-        guard.build(torch_folder(), compiler="no-compiler")
+        guard.build(guard.torch_folder(), compiler="no-compiler")
     assert caught.value.exit_code == 2 and "apt-get install" in caught.value.cure
 
 
@@ -39,6 +33,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.rglob("*.so")) == []
 
 
+@pytest.mark.skipif(guard.is_cuda_build(guard.torch_folder()), reason=CUDA_BUILD)
 def test_the_tool_says_in_two_lines_that_the_compiler_is_missing(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "tools/rehearse_gpu.py", "+experiment=tiny", "precision=bf16"]
