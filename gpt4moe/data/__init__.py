@@ -12,6 +12,8 @@
     batch.py        Batch: one micro-batch of a rank
     check.py        data of a run: present, fitting, identity
     loader.py       build_data: streams, micro-batches of a rank
+    prefetch.py     the next step's batches, made in a thread
 
-All but batch.py, loader.py and preprocess.py run without torch. Called by training, inference (tokenizer), demo, tools.
+All but batch.py, loader.py, prefetch.py and preprocess.py run without torch. Called by training, inference (tokenizer),
+demo, tools.
 """

@@ -46,6 +46,10 @@ class Batch:
         assert self.token_ids is not None, "sample numbers need token_ids"
         return self.token_ids[:, 0] // self.tokens.shape[1]
 
+    def pinned(self) -> "Batch":
+        """A copy in pinned memory, from which `to` does not hold up the host. Needs a GPU."""
+        return self._mapped(lambda tensor, sequence_dim: tensor.pin_memory())
+
     def to(self, device: torch.device) -> "Batch":
         return self._mapped(lambda tensor, sequence_dim: tensor.to(device, non_blocking=True))
 

@@ -7,7 +7,9 @@ A stream is documents one after the other, each ended by EOS, without padding:
     sample 1             [t4 t5 t6 t7 | t8]      inputs = the first S, labels = the last S: each token is predicted once
 """
 
+from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +46,9 @@ def packed_sample(stream: NDArray[np.integer], index: int, seq_length: int) -> T
     return TokenSample(tokens, np.ones(seq_length, dtype=np.float32))
 
 
-# Upper ends, in 1/16, of the first four successors' probabilities.
-_CUMULATIVE_SIXTEENTHS = (8, 12, 14, 15)
+_NUM_SUCCESSORS = 4
+_SUCCESSOR_OF_SIXTEENTH = (0,) * 8 + (1,) * 4 + (2,) * 2 + (3,)
+"""A draw of 1 in 16 -> which successor follows. The last sixteenth is any token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +56,8 @@ class MockSamples:
     """Synthetic samples that need no files and that a model can learn: a sparse Markov chain over the vocabulary.
 
     Every token has four likely successors (probabilities 1/2, 1/4, 1/8, 1/16; the last 1/16 is any token), and low
-    numbers are more frequent. Successors are hashes, computed when needed, so a vocabulary of 100k costs nothing.
+    numbers are more frequent. Successors are hashes, kept in one table for each vocabulary and seed: a vocabulary of
+    100k costs 2 MB, and a sample of 8192 tokens 1 ms in place of 20 (measured).
     Sample n comes from a counter generator keyed by (seed, stream, n), so samples can be asked for in any order. Two
     streams of one seed have the same chain and share no sample.
     """
@@ -71,9 +75,12 @@ class MockSamples:
         raw = np.random.Philox(key=derived_keys(2, "mock", self.seed, self.stream, n)).random_raw(2 * length + 2)
         choices, wild = (raw[: length + 1] >> 60).tolist(), (raw[: length + 1] & 0xFFFFFFFF).tolist()
         tokens: NDArray[np.int64] = np.empty(length + 1, dtype=np.int64)
-        token = 0
-        for place in range(length + 1):
-            token = self._successor(token, choices[place], wild[place])
+        successors, token = _successors(self.vocab_size, self.seed), 0
+        for place, sixteenth in enumerate(choices):
+            if sixteenth < len(_SUCCESSOR_OF_SIXTEENTH):
+                token = successors[_NUM_SUCCESSORS * token + _SUCCESSOR_OF_SIXTEENTH[sixteenth]]
+            else:
+                token = (wild[place] * self.vocab_size) >> 32
             tokens[place] = token
         return TokenSample(tokens, self._mask(raw[length + 1 :] / 2.0**64))
 
@@ -81,16 +88,21 @@ class MockSamples:
         """Samples of each source among the first n: there is one source."""
         return {"mock": n}
 
-    def _successor(self, token: int, sixteenth: int, wild: int) -> int:
-        for rank, end in enumerate(_CUMULATIVE_SIXTEENTHS):
-            if sixteenth < end:
-                # The square makes low tokens frequent, so that a unigram model learns something too.
-                uniform: int = mix64((self.seed << 40) + token * 4 + rank + 1 & (1 << 64) - 1) >> 32
-                return (uniform * uniform * self.vocab_size) >> 64
-        return (wild * self.vocab_size) >> 32
-
     def _mask(self, uniform: NDArray[np.float64]) -> NDArray[np.float32]:
         """[S], from S + 1 numbers in [0, 1): the first gives the share of zeros. The first label always counts."""
         mask: NDArray[np.float32] = (uniform[1:] >= uniform[0] * self.mask_fraction).astype(np.float32)
         mask[0] = 1.0
         return mask
+
+
+@lru_cache(maxsize=4)
+def _successors(vocab_size: int, seed: int) -> "array[int]":
+    """Of each token its likely successors, [vocab_size * _NUM_SUCCESSORS] int32."""
+    first = np.uint64((seed << 40) + 1 & (1 << 64) - 1)
+    uniform = mix64(np.arange(vocab_size * _NUM_SUCCESSORS, dtype=np.uint64) + first) >> np.uint64(32)
+    # The square makes low tokens frequent, so that a unigram model learns something too. It is a fraction of 2^64;
+    # times the vocabulary it would need more than 64 bits, so its halves are multiplied one by one.
+    square, half = uniform * uniform, np.uint64(32)
+    low = (square & np.uint64(0xFFFFFFFF)) * np.uint64(vocab_size) >> half
+    chosen = ((square >> half) * np.uint64(vocab_size) + low) >> half
+    return array("i", chosen.astype(np.int32).tobytes())

@@ -1,8 +1,14 @@
-"""The training loop: batches, a step, callbacks; until training.steps is reached or a stop is requested."""
+"""The training loop: batches, a step, callbacks; until training.steps is reached or a stop is requested.
+
+The batches of the next step are made while this step runs (data.prefetch).
+"""
 
 import logging
 import time
+from contextlib import closing
 
+from gpt4moe.data.batch import Batch
+from gpt4moe.data.prefetch import Prefetch
 from gpt4moe.moe.statistics import routing_metrics
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
@@ -48,12 +54,13 @@ class Trainer:
                 with raise_together(context.groups):
                     callback.on_start(context, self.history)
             self.history = History()  # frees what may be a gigabyte
-            while not context.is_last_step:
-                for callback in self.callbacks:
-                    callback.before_step(context)
-                record, result = self._one_step()
-                for callback in self.callbacks:
-                    callback.on_step(context, record, result)
+            with closing(Prefetch(self._batches, context.groups.device)) as prefetch:
+                while not context.is_last_step:
+                    for callback in self.callbacks:
+                        callback.before_step(context)
+                    record, result = self._one_step(prefetch)
+                    for callback in self.callbacks:
+                        callback.on_step(context, record, result)
             for callback in self.callbacks:
                 with best_effort(f"{type(callback).__name__} at the end"):
                     callback.on_end(context)
@@ -62,17 +69,23 @@ class Trainer:
                 with best_effort(f"closing {type(callback).__name__}"):
                     callback.on_exit(context)
 
-    def _one_step(self) -> tuple[Record, StepResult]:
-        context, run = self.context, self.context.run
-        start = time.perf_counter()
-        layout, state = context.groups.layout, context.state
-        batches = context.data.train.micro_batches(
-            state.consumed_samples,
-            global_batch_size=run.training.global_batch_size,
-            micro_batch_size=run.training.micro_batch_size,
-            dp=layout.dp,
+    def _batches(self, consumed_samples: int) -> list[Batch]:
+        """This rank's micro-batches of the step that follows `consumed_samples`."""
+        context, training = self.context, self.context.run.training
+        return context.data.train.micro_batches(
+            consumed_samples,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            dp=context.groups.layout.dp,
             dp_index=context.groups.coordinate["dp"],
         )
+
+    def _one_step(self, prefetch: Prefetch) -> tuple[Record, StepResult]:
+        context, run = self.context, self.context.run
+        start = time.perf_counter()
+        state, following = context.state, context.state.consumed_samples + run.training.global_batch_size
+        has_next = state.step + 1 < run.training.steps
+        batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
         state.step += 1

@@ -1,10 +1,12 @@
 """Synthetic samples: reproducible one by one, learnable, and with uneven masks where a test asks for them."""
 
+import hashlib
 import math
 from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import pytest
 
 from gpt4moe.data.samples import MockSamples
 
@@ -15,6 +17,20 @@ def test_a_sample_is_the_same_whenever_and_wherever_it_is_asked_for() -> None:
     again = MockSamples(vocab_size=64, seq_length=128, seed=1)
     later = [again.sample(n).tokens for n in (5, 3, 0)]
     assert all((SMALL.sample(n).tokens == tokens).all() for n, tokens in zip((5, 3, 0), later, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "seq_length", "seed", "n", "md5"),
+    [
+        (100_003, 8192, 3, 5, "8dee4243583ce618ec623d046fe190eb"),
+        (256, 300, 1234, 7, "dae800a47eb15c46514edc09bcb21f6d"),
+        (2, 64, 2**70 + 5, 0, "d2fa5ae3bafe691de41b0bce6ceecc5b"),
+    ],
+)
+def test_samples_are_those_of_the_first_release(vocab_size: int, seq_length: int, seed: int, n: int, md5: str) -> None:
+    """Recorded when every successor was computed alone, in Python's whole numbers."""
+    sample = MockSamples(vocab_size=vocab_size, seq_length=seq_length, seed=seed).sample(n)
+    assert hashlib.md5(sample.tokens.tobytes()).hexdigest() == md5
 
 
 def test_seeds_streams_and_numbers_each_give_other_samples() -> None:
