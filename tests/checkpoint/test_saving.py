@@ -99,3 +99,58 @@ def test_staged_values_do_not_change_with_their_source_and_the_buffer_is_used_ag
     again = staging.copy(pieces)
     assert again[0].values.tolist() == [0] * 6
     assert (staging.buffer.data_ptr(), staging.buffer.numel()) == (place, 10)
+
+
+class Cuda:
+    """torch.cuda's page locks, noted: address -> bytes."""
+
+    def __init__(self, status: int = 0):
+        self.status, self.locked = status, dict[int, int]()
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.locked[address] = size
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:
+        del self.locked[address]
+        return 0
+
+
+class OnGpu(torch.Tensor):
+    """Values that say they lie on a GPU."""
+
+    is_cuda = True
+
+
+def on_gpu(num_elements: int) -> list[Piece]:
+    values = torch.arange(float(num_elements)).as_subclass(OnGpu)
+    return [Piece("weight/0", values.shape, (0,), values.shape, values)]
+
+
+def fake_cuda(patch: pytest.MonkeyPatch, status: int = 0) -> Cuda:
+    cuda = Cuda(status)
+    patch.setattr(torch.cuda, "cudart", lambda: cuda)
+    patch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return cuda
+
+
+def test_page_locked_memory_takes_the_bytes_asked_for_and_no_power_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty(pin_memory=True) would take 8 KiB for these 4100 bytes, and 64 GB for 36."""
+    cuda, staging = fake_cuda(monkeypatch), Staging()
+    for asked in (1025, 1000, 1025):
+        staging.copy(on_gpu(asked))
+        assert cuda.locked == {staging.buffer.data_ptr(): 4 * 1025}
+    assert not staging.buffer.is_pinned() and staging.buffer.untyped_storage().nbytes() == 4 * 1025
+    staged = staging.copy(on_gpu(3000))
+    assert cuda.locked == {staging.buffer.data_ptr(): 4 * 3000}, "the old buffer must be unlocked before it is freed"
+    assert staged[0].values.equal(torch.arange(3000.0))
+
+
+def test_memory_that_cannot_be_locked_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_cuda(monkeypatch, status=2)
+    staging = Staging()
+    for asked in (1000, 2000):
+        assert staging.copy(on_gpu(asked))[0].values.equal(torch.arange(float(asked)))
+    assert "cannot be page-locked" in caplog.text
