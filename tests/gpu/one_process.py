@@ -5,6 +5,7 @@ The last line of stdout is JSON: the device, and lists of numbers by name.
 
 import json
 import sys
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,14 @@ from gpt4moe.config.moe import MoEConfig, RouterConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.training import ExpertKernel
+from gpt4moe.data.prefetch import Prefetch
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.training.checkpointing import Staging, owned_pieces
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 from gpt4moe.training.update import train_step
@@ -53,15 +56,21 @@ def layer(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str
 
 
 def steps(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str, list[float]]:
-    """Losses and gradient norms of three AdamW steps of the layout tests' model."""
+    """Losses and gradient norms of three AdamW steps of the layout tests' model, and sizes of the tensors that a save
+    copies to host memory. On a GPU batches come from pinned memory, and the copy goes to locked pages."""
     run = load_run_config([*BASE, f"precision={dtype.value}", f"kernels.experts={kernel.value}"])
     engine = MegatronEngine(build_model(run, groups), run, groups)
     runner = StepRunner(run, engine, groups)
     result: dict[str, list[float]] = {"losses": [], "norms": []}
-    for step in range(1, 4):
-        done = train_step(runner, step, synthetic_batches(run, step, 1, 0))
-        result["losses"].append(done.result.loss)
-        result["norms"].append(done.grad_norm)
+    with closing(Prefetch(lambda step: synthetic_batches(run, step, 1, 0), groups.device)) as prefetch:
+        for step in range(1, 4):
+            batches = prefetch.take(step, following=step + 1 if step < 3 else None)
+            assert batches[0].tokens.is_pinned() == (groups.device.type == "cuda")
+            done = train_step(runner, step, batches)
+            result["losses"].append(done.result.loss)
+            result["norms"].append(done.grad_norm)
+    weights = [piece for piece in owned_pieces(engine, groups) if piece.tensor.startswith("weight/")]
+    result["saved"] = [float(piece.values.norm()) for piece in Staging().copy(weights)]
     return result
 
 
