@@ -121,7 +121,8 @@ class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
 
     Megatron's own loop (TransformerBlock with recompute_granularity="full") does not serve: where it recomputes only
     the first layers of a stage, it hands the others no padding_mask, so these count padding as tokens and have no token
-    numbers to draw noise by (megatron-core 0.16.1).
+    numbers to draw noise by (megatron-core 0.16.1). This class may go with 0.16.1: the loop of 0.19.2 hands it to every
+    layer, and with recompute_method="block" tests/distributed/test_padding.py and test_recompute.py pass there.
     """
 
     def forward(self, hidden_states: Tensor, *, padding_mask: Tensor | None = None, **rest: Any) -> Any:
