@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gpt4moe.config import MISSING
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.errors import ConfigError
 
 REPORT_SECONDS = 20.0
@@ -175,12 +176,19 @@ class NormKernel(str, Enum):
 
 
 class ExpertKernel(str, Enum):
-    """grouped_mm: torch's grouped matrix product. per_expert: one matrix product for each expert. auto: grouped_mm on
-    GPUs, per_expert on CPUs."""
+    """grouped_mm: torch's grouped matrix product. per_expert: one matrix product for each expert. auto: grouped_mm in
+    bf16 on GPUs, else per_expert."""
 
     auto = "auto"
     grouped_mm = "grouped_mm"
     per_expert = "per_expert"
+
+
+def expert_kernel(wish: ExpertKernel, *, on_gpu: bool, dtype: Dtype) -> ExpertKernel:
+    """What `auto` is. Any other wish is itself."""
+    if wish is not ExpertKernel.auto:
+        return wish
+    return ExpertKernel.grouped_mm if on_gpu and dtype is Dtype.bf16 else ExpertKernel.per_expert
 
 
 @dataclass(kw_only=True, slots=True)

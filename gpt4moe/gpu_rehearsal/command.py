@@ -18,8 +18,9 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.gpu_rehearsal import guard
+from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout, fewest_ranks
-from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.legality import refuse, require_legal
 from gpt4moe.runlog.command_line import split_arguments
 
 _OWN = ("ranks", "rank", "output")
@@ -62,6 +63,7 @@ def checked(request: GpuRequest) -> tuple[RunConfig, Layout]:
         run = load_run_config([*request.overrides, DEFAULT_CLUSTER])
     world_size = request.ranks or run.cluster.devices or fewest_ranks(run.parallel)
     require_legal(run.model, run.parallel, run.training, world_size)
+    refuse(kernel_problems(run, DeviceKind.of_cluster(run.cluster)))
     if request.rank >= world_size:
         raise ConfigError(
             f"rank={request.rank} is not in a world of {world_size} ranks.", f"Write rank=0 to rank={world_size - 1}."

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.gpu_rehearsal import gpu_kernels
 from gpt4moe.gpu_rehearsal.recorder import Notes, known
+from gpt4moe.parallel.kernel_problems import missing_packages
 
 GPU = torch.device("cuda", 0)
 
@@ -196,7 +197,9 @@ def _megatron(notes: Notes) -> None:
     _put(rope, torch=_Unpinned("torch"))
     attention = importlib.import_module("gpt4moe.model.attention")
     _put(attention, can_use_flash_attention=gpu_kernels.can_use_flash_attention(notes))
-    _put(importlib.import_module("gpt4moe.model.gpt"), initialize=_nothing)  # draws values, which nobody reads
+    model = importlib.import_module("gpt4moe.model.gpt")
+    _put(model, initialize=_nothing)  # draws values, which nobody reads
+    _put(model, missing_packages=lambda run, device: missing_packages(run, None))  # a CUDA build brings triton
 
 
 def _deepspeed() -> None:

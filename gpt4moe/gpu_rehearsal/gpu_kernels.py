@@ -14,6 +14,7 @@ from torch.nn.attention.bias import CausalBias
 from gpt4moe.gpu_rehearsal import places
 from gpt4moe.gpu_rehearsal.costs import size_bytes
 from gpt4moe.gpu_rehearsal.recorder import Notes, Recorder
+from gpt4moe.parallel.kernel_problems import WIDEST_FLASH_HEAD
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -55,7 +56,8 @@ def can_use_flash_attention(notes: Notes) -> Any:
 
     def can_use_flash_attention(call: Any) -> bool:
         is_flash = _why_not_flash(call.query, call.attn_mask) is None
-        notes.attention["flash", 0] += is_flash
+        if is_flash:
+            notes.attention["flash", 0] += 1
         return is_flash
 
     return can_use_flash_attention
@@ -64,6 +66,8 @@ def can_use_flash_attention(notes: Notes) -> Any:
 def _why_not_flash(query: Tensor, mask: Any) -> str | None:
     if query.dtype not in _HALF:
         return str(query.dtype).removeprefix("torch.")
+    if query.shape[-1] > WIDEST_FLASH_HEAD:
+        return f"heads of {query.shape[-1]}"
     if mask is None or isinstance(mask, CausalBias):
         return None
     return f"a mask {tuple(mask.shape)}"

@@ -29,6 +29,7 @@ from gpt4moe.launch.facts import Gpu, RankFacts, rank_facts
 from gpt4moe.launch.meeting import Meeting
 from gpt4moe.launch.rank_files import DataFacts, DiskFacts, data_facts
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, support_problems
 
@@ -93,7 +94,10 @@ def exit_status(results: list[CheckResult]) -> int:
 
 def _gathered(run: RunConfig, world_size: int, started: int, notes: dict[int, Any]) -> PreflightEvidence:
     problems = layout_problems(run.model, run.parallel, run.training, world_size)
-    problems = problems or support_problems(run.model, run.parallel)
+    problems = problems or [
+        *support_problems(run.model, run.parallel),
+        *kernel_problems(run, DeviceKind.of_cluster(run.cluster)),
+    ]
     layout = None if problems else Layout.from_config(run.parallel, world_size)
     facts = {rank: note["facts"] for rank, note in notes.items()}
     evidence = PreflightEvidence(

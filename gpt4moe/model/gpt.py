@@ -12,14 +12,14 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.model.parameters import decoder_layers, initialize, mark
 from gpt4moe.model.specs import block_spec
 from gpt4moe.model.transformer_config import TORCH_DTYPES, transformer_config
 from gpt4moe.moe.experts import kernel_for
 from gpt4moe.parallel.cpu_device import BuildOnCpu
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.parallel.legality import grouped_product_problems, refuse
+from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems, missing_packages
+from gpt4moe.parallel.legality import refuse
 from gpt4moe.parallel.placement import rank_chunks
 
 
@@ -53,10 +53,12 @@ def build_model(
 
 
 def _require_kernels(run: RunConfig, device: torch.device) -> None:
+    kind = DeviceKind(is_gpu=False)
+    if device.type == "cuda":
+        kind = DeviceKind(is_gpu=True, capability=torch.cuda.get_device_capability(device))
+    refuse([*kernel_problems(run, kind), *missing_packages(run, kind)])
     if run.model.moe is not None:
-        kernel = kernel_for(run.kernels.experts, device, TORCH_DTYPES[run.precision.dtype])
-        if kernel is ExpertKernel.grouped_mm:
-            refuse(grouped_product_problems(run.model, run.parallel))
+        kernel_for(run.kernels.experts, device, TORCH_DTYPES[run.precision.dtype])
 
 
 def _build_chunk(

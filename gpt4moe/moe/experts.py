@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.training import ExpertKernel, expert_kernel
 from gpt4moe.errors import ConfigError
 
 
@@ -25,10 +26,8 @@ def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> 
 
     Raises: ConfigError when this torch does not have that kernel.
     """
-    kernel = wish
-    if wish is ExpertKernel.auto:
-        fast = device.type == "cuda" and dtype is torch.bfloat16
-        kernel = ExpertKernel.grouped_mm if fast else ExpertKernel.per_expert
+    precision = Dtype.bf16 if dtype is torch.bfloat16 else Dtype.fp32
+    kernel = expert_kernel(wish, on_gpu=device.type == "cuda", dtype=precision)
     if kernel is ExpertKernel.grouped_mm and not hasattr(torch.nn.functional, "grouped_mm"):
         raise ConfigError(
             f"kernels.experts={wish.value} on {device.type} needs torch.nn.functional.grouped_mm, which torch "

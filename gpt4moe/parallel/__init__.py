@@ -3,6 +3,7 @@
 layout.py          Layout: the rank grid as arithmetic; coordinates, members of each group (no torch)
 placement.py       layers -> pipeline stages, experts -> ranks (no torch)
 legality.py        is a layout legal, and why not (no torch)
+kernel_problems.py do the chosen kernels take the device, dtype and sizes (no torch)
 shard.py           Shard: a rectangle of a logical tensor (no torch)
 local_ranks.py     run_ranks: a function on gloo ranks (no torch)
 wire.py            bytes on the wire, counted at the collective

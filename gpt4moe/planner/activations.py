@@ -17,7 +17,7 @@ from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, NormKernel
+from gpt4moe.config.training import ExpertKernel, NormKernel, expert_kernel
 from gpt4moe.parallel.layout import Layout
 
 FLOAT, LONG, INT = 4, 8, 4
@@ -49,8 +49,7 @@ class MicroBatch:
     @classmethod
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
         on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
-        auto = ExpertKernel.grouped_mm if on_gpu and bf16 else ExpertKernel.per_expert
-        kernel = auto if run.kernels.experts is ExpertKernel.auto else run.kernels.experts
+        kernel = expert_kernel(run.kernels.experts, on_gpu=on_gpu, dtype=run.precision.dtype)
         return cls(
             model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,

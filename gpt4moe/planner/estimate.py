@@ -9,6 +9,7 @@ from gpt4moe.architecture.count import ParameterCount, RankParameters, count_par
 from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.plan import PlanConfig
+from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
@@ -137,7 +138,11 @@ def estimate(plan: PlanConfig) -> Estimate:
         restart_seconds=60 * plan.restart_minutes,
     )  # fmt: skip
     memory = memory_per_stage(plan, layout, imbalance=plan.imbalance)
-    unsupported = [problem.cause for problem in support_problems(plan.model, plan.parallel)]
+    refused = [
+        *support_problems(plan.model, plan.parallel),
+        *kernel_problems(plan, DeviceKind.of_cluster(plan.cluster)),
+    ]
+    unsupported = [problem.cause for problem in refused]
     return Estimate(
         plan=plan, layout=layout, parameters=count_parameters(plan.model),
         flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole,

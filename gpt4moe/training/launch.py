@@ -17,7 +17,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import CheckedData, check_data
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.kernel_problems import kernel_problems, missing_packages
+from gpt4moe.parallel.legality import refuse, require_legal
 from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.resilience.restarts import refuse_endless_restarts
 from gpt4moe.runlog.command_line import print_error
@@ -63,11 +64,12 @@ def load(arguments: list[str], job: SlurmJob) -> RunConfig:
 
 
 def check(run: RunConfig, environment: Environment) -> Launch:
-    """Layout, data, dashboard, identity, checkpoint.load, restarts: in that order.
+    """Layout, kernels, data, dashboard, identity, checkpoint.load, restarts: in that order.
 
     Raises: Gpt4MoeError with the first thing that is wrong.
     """
     require_legal(run.model, run.parallel, run.training, environment.world_size)
+    refuse([*kernel_problems(run, None), *missing_packages(run, None)])
     data = check_data(run)
     read_dashboard(run.tracking.dashboard)
     folder = RunFolder.of(run)

@@ -1,0 +1,143 @@
+"""Whether the kernels that a run chooses take its device, its dtype and its sizes. No torch.
+
+    a launch, before torch is imported       device None: what no device takes, and what is not installed
+    planner, preflight, GPU rehearsal        the device of run.cluster
+    build_model                              the device that the rank has
+
+Keys that choose kernels: kernels.*, precision.dtype. Engines and optimizers run on every device.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpt4moe.config.cluster import ClusterConfig, Generation
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, expert_kernel
+from gpt4moe.parallel.legality import Problem, grouped_product_problems
+
+FIRST_BF16 = (8, 0)
+"""Compute capability of Ampere, the first GPUs with bf16 matrix units; flash attention and grouped_mm want it too."""
+WIDEST_FLASH_HEAD = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceKind:
+    """What kernels ask of a device."""
+
+    is_gpu: bool
+    capability: tuple[int, int] = FIRST_BF16
+    """Compute capability of a GPU."""
+
+    @classmethod
+    def of_cluster(cls, cluster: ClusterConfig) -> "DeviceKind":
+        """Every generation of configs/cluster has bf16."""
+        return cls(is_gpu=cluster.generation is not Generation.cpu)
+
+
+def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
+    """Kernels that the run chooses and that refuse it, or that would run out of memory at its sizes.
+
+    Args:
+        device: None: not known yet.
+    """
+    problems = []
+    if _expert_kernel(run, device) is ExpertKernel.grouped_mm:
+        problems += grouped_product_problems(run.model, run.parallel)
+    if device is not None:
+        problems += _gpu_problems(run, device) if device.is_gpu else _cpu_problems(run)
+    is_ring = run.kernels.attention is AttentionKernel.transformer_engine and run.parallel.cp > 1
+    if is_ring and run.precision.dtype is Dtype.fp32:
+        problems.append(
+            Problem(
+                f"kernels.attention=transformer_engine with parallel.cp={run.parallel.cp} and precision.dtype=fp32: "
+                "its kernels for context parallelism take bf16 only.",
+                "Set precision=bf16, or kernels.attention=sdpa.",
+            )
+        )
+    return problems
+
+
+def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
+    """Packages that the chosen kernels need and this Python does not have. Imports none of them."""
+    kernels, problems = run.kernels, []
+    if kernels.attention is AttentionKernel.transformer_engine and not is_installed("transformer_engine"):
+        problems.append(
+            Problem(
+                "kernels.attention=transformer_engine, but Transformer Engine is not installed.",
+                "Install it as requirements.txt says, or set kernels.attention=sdpa.",
+            )
+        )
+    if kernels.norm is NormKernel.apex and not is_installed("apex", "normalization"):
+        problems.append(
+            Problem(
+                "kernels.norm=apex, but NVIDIA apex is not installed (the package of that name on PyPI is another).",
+                "Build it as requirements.txt says, or set kernels.norm=torch.",
+            )
+        )
+    grouped = _expert_kernel(run, device) is ExpertKernel.grouped_mm
+    if grouped and device is not None and device.is_gpu and not is_installed("triton"):
+        problems.append(
+            Problem(
+                f"kernels.experts={kernels.experts.value} on a GPU sorts tokens by DeepSpeed's Triton kernels, and "
+                "triton is not installed: every layer would wait for the GPU once for each expert.",
+                "Install the triton that belongs to this torch (a CUDA build brings it), or set "
+                "kernels.experts=per_expert.",
+            )
+        )
+    return problems
+
+
+def is_installed(package: str, folder: str = "") -> bool:
+    """Whether there is a package, with this folder in it; it is not imported."""
+    found = find_spec(package)
+    places = (found.submodule_search_locations or ()) if found else ()
+    return any((Path(place) / folder).is_dir() for place in places)
+
+
+def _expert_kernel(run: RunConfig, device: DeviceKind | None) -> ExpertKernel | None:
+    """None: no experts, or it depends on a device that is not known yet."""
+    wish = run.kernels.experts
+    if run.model.moe is None or (device is None and wish is ExpertKernel.auto):
+        return None
+    return expert_kernel(wish, on_gpu=device is not None and device.is_gpu, dtype=run.precision.dtype)
+
+
+def _cpu_problems(run: RunConfig) -> list[Problem]:
+    chosen = (
+        (run.kernels.attention is AttentionKernel.transformer_engine, "attention", "transformer_engine", "sdpa"),
+        (run.kernels.norm is NormKernel.apex, "norm", "apex", "torch"),
+    )
+    return [
+        Problem(f"kernels.{key}={value} runs on GPUs only, and this is a CPU.", f"Set kernels.{key}={other}.")
+        for is_chosen, key, value, other in chosen
+        if is_chosen
+    ]
+
+
+def _gpu_problems(run: RunConfig, device: DeviceKind) -> list[Problem]:
+    problems, model, is_bf16 = [], run.model, run.precision.dtype is Dtype.bf16
+    if is_bf16 and device.capability < FIRST_BF16:
+        shown = ".".join(map(str, device.capability))
+        problems.append(
+            Problem(
+                f"precision.dtype=bf16 on a GPU of compute capability {shown}: its matrix units, flash attention and "
+                "the grouped product have bf16 from 8.0 (A100) on.",
+                "Use newer GPUs, or set precision=fp32.",
+            )
+        )
+    is_grouped = model.query_groups < model.num_attention_heads
+    is_wide = model.head_size > WIDEST_FLASH_HEAD and run.kernels.attention is AttentionKernel.sdpa
+    if is_bf16 and is_wide and is_grouped:
+        scores = 4 * run.training.micro_batch_size * model.num_attention_heads // run.parallel.tp * model.seq_length**2
+        problems.append(
+            Problem(
+                f"Heads of {model.head_size} (model.head_dim, or hidden_size / num_attention_heads): flash attention "
+                f"takes {WIDEST_FLASH_HEAD} at most, and with num_query_groups={model.num_query_groups} below "
+                f"num_attention_heads={model.num_attention_heads} torch has only the kernel that keeps the scores in "
+                f"fp32: {scores / 1e9:.3g} GB a layer.",
+                f"Set model.head_dim to {WIDEST_FLASH_HEAD} or less, or model.num_query_groups=null.",
+            )
+        )
+    return problems
