@@ -20,9 +20,12 @@ BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard
 
 # Programs that tests load exports into; nothing else needs them.
 ENGINES := mistralrs==0.9.5
+# Its interpreter runs Triton kernels on a CPU. 286 MB to download and 1 GB on disk, so it has a folder of its own and
+# only this test sees it. A CUDA build of torch brings its own.
+TRITON := triton==3.9.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-triton test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -58,6 +61,11 @@ test-stack: $(INSTALLED)
 
 test-engines: $(INSTALLED) ## exports in mistral.rs (installs its wheel, 26 MB): the same greedy text
 	@$(RUN) -m pip install -qq --disable-pip-version-check $(ENGINES) && $(RUN) -m pytest -m engines
+
+test-triton: $(INSTALLED) ## DeepSpeed's Triton kernels in Triton's interpreter (installs triton, 286 MB)
+	@$(RUN) -c 'import triton' 2>/dev/null || test -d $(VENV)/triton/triton || \
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/triton $(TRITON)
+	@PYTHONPATH=$(VENV)/triton $(RUN) -m pytest tests/gpu_rehearsal/test_gpu_kernels.py
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

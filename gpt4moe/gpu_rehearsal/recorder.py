@@ -37,6 +37,12 @@ class Notes:
     attention: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(kernel, and why where it is not flash; bytes of the scores that it keeps) -> calls."""
     kernels: int = 0
+    allocations: int = 0
+    """New blocks of the GPU's memory that operations ask for. torch's allocator serves most from memory it has."""
+    allocated_bytes: int = 0
+    """Of all of them, freed ones too."""
+    largest: tuple[int, Place | None] = (0, None)
+    """The largest of them, and where it is made."""
     problems: dict[str, None] = field(default_factory=dict)
     """In the order they were found, each once. They stay when a step is cleared."""
 
@@ -44,11 +50,37 @@ class Notes:
         """Before a new step."""
         for counter in (self.host_syncs, self.operations, self.attention):
             counter.clear()
-        self.kernels = 0
+        self.kernels = self.allocations = self.allocated_bytes = 0
+        self.largest = (0, None)
         self.roofline.clear()
+
+    @property
+    def collectives(self) -> Counter[str]:
+        """Name in torch.distributed's dispatcher -> calls; groups of one are in it."""
+        operations = self.operations.items()
+        return Counter({name.removeprefix("c10d::"): count for name, count in operations if name.startswith("c10d::")})
+
+    @property
+    def attention_calls(self) -> dict[str, int]:
+        """Kernel -> calls."""
+        calls: dict[str, int] = {}
+        for (kernel, _), number in self.attention.items():
+            calls[kernel] = calls.get(kernel, 0) + number
+        return calls
+
+    @property
+    def aten_operations(self) -> int:
+        return sum(count for name, count in self.operations.items() if name.startswith("aten::"))
 
     def sync(self, operation: str) -> None:
         self.host_syncs[places.here(), operation] += 1
+
+    def allocate(self, memory_bytes: int) -> None:
+        """Counts one new block of memory."""
+        self.allocations += 1
+        self.allocated_bytes += memory_bytes
+        if memory_bytes > self.largest[0]:
+            self.largest = (memory_bytes, places.here())
 
     def problem(self, place: Place, words: str) -> None:
         self.problems[f"{place}: {words}"] = None
@@ -64,6 +96,8 @@ class Answers:
     """That a rank sends to experts, and gets, in one micro-batch of one layer."""
     ep: int
     local_experts: int
+    padding: float = 0.0
+    """Tokens of the global batch that are padding. More than 0: padding is masked in every layer."""
 
     @classmethod
     def of(cls, run: RunConfig, layout: Layout) -> "Answers":
@@ -80,7 +114,7 @@ class Answers:
     def value(self, place: Place, index: int) -> float:
         """Element `index` of what the host reads at a place. What has no row is 1."""
         names: dict[str, Callable[[int], float]] = {
-            "_global_tokens": lambda index: 0.0 if index else self.tokens,
+            "_global_tokens": lambda index: self.padding if index else self.tokens,
             "_split_plan_from_expert_counts": lambda index: self.rows / self.ep,
             "_per_expert": lambda index: self.rows / self.local_experts,
         }
@@ -107,7 +141,9 @@ class Recorder(TorchDispatchMode):
             self.notes.sync("copy to the host")
         result = self._result(func, args, kwargs)
         if name.startswith("aten::"):
-            self._count_kernel(func._opname, args, kwargs, result)
+            inputs, outputs = list(costs.tensors([*args, *kwargs.values()])), list(costs.tensors(result))
+            self._count_allocations(inputs, outputs)
+            self._count_kernel(func._opname, args, inputs, outputs)
         return result
 
     def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -121,9 +157,16 @@ class Recorder(TorchDispatchMode):
             self.notes.problem(places.here(), f"{func._opname} mixes devices: {shapes} ({_first_line(error)})")
             return func(*map(_on_gpu, args), **{key: _on_gpu(value) for key, value in kwargs.items()})
 
-    def _count_kernel(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        inputs = list(costs.tensors([*args, *kwargs.values()]))
-        outputs = list(costs.tensors(result))
+    def _count_allocations(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """A view and a result in place lie in the memory of an input."""
+        known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        for tensor in outputs:
+            memory = tensor.untyped_storage()
+            if memory._cdata not in known and tensor.device.type == "cuda":
+                known.add(memory._cdata)
+                self.notes.allocate(memory.nbytes())
+
+    def _count_kernel(self, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if name in costs.NO_KERNEL or not any(tensor.device.type == "cuda" for tensor in inputs + outputs):
             return
         shapes = [tuple(tensor.shape) for tensor in inputs + outputs]
@@ -148,7 +191,8 @@ def _scalar(recorder: Recorder, args: Any, kwargs: Any) -> Any:
     if args[0].device.type == "cuda":
         recorder.notes.sync("item")
     elif (constant := getattr(args[0], "constant", None)) is not None:
-        return known(constant)
+        with _disable_current_modes():
+            return constant.item()
     return recorder.read(args[0])
 
 

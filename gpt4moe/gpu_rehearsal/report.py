@@ -16,9 +16,16 @@ def as_data(done: GpuRehearsal) -> dict[str, Any]:
         "host_syncs": {f"{place} ({what})": count for (place, what), count in notes.host_syncs.most_common()},
         "kernels": notes.kernels,
         "kernels_per_layer": round(done.kernels_per_layer, 1),
-        "collectives": dict(sorted(done.collectives.items())),
-        "aten_operations": done.aten_operations,
-        "attention": {kernel: calls for (kernel, _), calls in notes.attention.items()},
+        "collectives": dict(sorted(notes.collectives.items())),
+        "aten_operations": notes.aten_operations,
+        "allocations": {
+            "number": notes.allocations,
+            "bytes": notes.allocated_bytes,
+            "largest_bytes": notes.largest[0],
+            "largest_at": str(notes.largest[1]),
+        },
+        "evaluation_host_syncs": sum(done.evaluation_syncs.values()),
+        "attention": notes.attention_calls,
         "attention_bytes": {kernel: size for (kernel, size), _ in notes.attention.items() if size},
         "mfu_ceiling": float(f"{done.mfu_ceiling:.3g}"),
         "parts": roofline.as_data(),
@@ -46,9 +53,15 @@ def show(done: GpuRehearsal, seconds: float, console: Console) -> None:
         console.print(f"attention: {times} calls of {kernel}{kept}", markup=False)
     console.print(
         f"kernels: {notes.kernels} a step, {done.kernels_per_layer:.0f} a layer and micro-batch forward and backward; "
-        f"{done.aten_operations} aten operations"
+        f"{notes.aten_operations} aten operations"
     )
-    calls = ", ".join(f"{count} {name}" for name, count in sorted(done.collectives.items()))
+    largest, made_at = notes.largest
+    console.print(
+        f"allocations: {notes.allocations} a step, {notes.allocated_bytes / 1e9:.3g} GB in all; the largest is "
+        f"{largest / 1e9:.3g} GB at {made_at}",
+        markup=False,
+    )
+    calls = ", ".join(f"{count} {name}" for name, count in sorted(notes.collectives.items()))
     console.print(f"collectives: {calls or 'none'}", markup=False)
     _show_syncs(done, console)
     _show_parts(done, console)
@@ -60,7 +73,11 @@ def show(done: GpuRehearsal, seconds: float, console: Console) -> None:
 
 def _show_syncs(done: GpuRehearsal, console: Console) -> None:
     syncs = done.notes.host_syncs
-    console.print(f"host syncs: {sum(syncs.values())} a step; the host waits for the GPU at")
+    evaluation = sum(done.evaluation_syncs.values())
+    console.print(
+        f"host syncs: {sum(syncs.values())} a step, {evaluation} an evaluation of the first micro-batches; "
+        "in a step the host waits for the GPU at"
+    )
     for (place, what), count in syncs.most_common():
         console.print(f"  {count:5d}  {place} ({what})", markup=False)
 

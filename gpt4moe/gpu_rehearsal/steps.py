@@ -5,7 +5,9 @@ fake process group --> ProcessGroups --> build_model --> engine --> StepRunner -
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class GpuRehearsal:
     num_micro_batches: int
     schedule_kernels: int
     """Of the forward and backward passes."""
+    evaluation_syncs: Counter[tuple[Place, str]]
+    """Host syncs of one evaluation."""
 
     @property
     def kernels_per_layer(self) -> float:
@@ -53,18 +57,25 @@ class GpuRehearsal:
         return self.schedule_kernels / max(self.num_layers * self.num_micro_batches, 1)
 
     @property
-    def collectives(self) -> Counter[str]:
-        """Name in torch.distributed's dispatcher -> calls; groups of one are in it."""
-        operations = self.notes.operations.items()
-        return Counter({name.removeprefix("c10d::"): count for name, count in operations if name.startswith("c10d::")})
-
-    @property
-    def aten_operations(self) -> int:
-        return sum(count for name, count in self.notes.operations.items() if name.startswith("aten::"))
-
-    @property
     def mfu_ceiling(self) -> float:
         return self.notes.roofline.mfu(self.run, self.layout)
+
+
+@dataclass(slots=True)
+class FakeRank:
+    """One rank of a world on a fake GPU."""
+
+    notes: Notes
+    groups: ProcessGroups
+    recorder: Recorder
+
+
+@dataclass(slots=True)
+class _Seen:
+    num_layers: int = 0
+    schedule_kernels: int = 0
+    schedule_seconds: float = 0.0
+    evaluation_syncs: Counter[tuple[Place, str]] = field(default_factory=Counter)
 
 
 def rehearse(run: RunConfig, layout: Layout, rank: int) -> GpuRehearsal:
@@ -73,14 +84,29 @@ def rehearse(run: RunConfig, layout: Layout, rank: int) -> GpuRehearsal:
     Raises: Gpt4MoeError as training would. Anything else that the GPU or its libraries refuse is a problem of the
         rehearsal.
     """
-    notes = Notes(Roofline.of(run))
+    notes, seen = Notes(Roofline.of(run)), _Seen()
+    with fake_rank(run, layout, rank, notes) as here:
+        _steps(run, here, seen)
+    return GpuRehearsal(
+        run=run, layout=layout, rank=rank, notes=notes, num_layers=seen.num_layers,
+        num_micro_batches=run.training.global_batch_size // run.training.micro_batch_size // layout.dp,
+        schedule_kernels=seen.schedule_kernels, evaluation_syncs=seen.evaluation_syncs,
+    )  # fmt: skip
+
+
+@contextmanager
+def fake_rank(run: RunConfig, layout: Layout, rank: int, notes: Notes) -> Iterator[FakeRank]:
+    """A rank of `layout`, whose tensors are fake. An error inside ends the block and becomes a problem of `notes`.
+
+    Raises: Gpt4MoeError from inside.
+    """
     fake_gpu.install(notes, run.cluster)
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
-    seen = {"layers": 0, "kernels": 0}
-    num_micro_batches = run.training.global_batch_size // run.training.micro_batch_size // layout.dp
     try:
         with FakeTensorMode(allow_non_fake_inputs=False):
-            _steps(run, layout, rank, notes, seen)
+            groups = ProcessGroups.create(layout, rank, fake_gpu.GPU, seed=1)
+            deepspeed_groups.start("fake")
+            yield FakeRank(notes, groups, Recorder(notes, Answers.of(run, layout), run, layout))
     except Gpt4MoeError:
         raise
     except Exception as error:
@@ -89,37 +115,37 @@ def rehearse(run: RunConfig, layout: Layout, rank: int) -> GpuRehearsal:
     finally:
         megatron_state.stop()
         distributed.destroy_process_group()
-    return GpuRehearsal(
-        run=run, layout=layout, rank=rank, notes=notes, num_layers=seen["layers"], num_micro_batches=num_micro_batches,
-        schedule_kernels=seen["kernels"],
-    )  # fmt: skip
 
 
-def _steps(run: RunConfig, layout: Layout, rank: int, notes: Notes, seen: dict[str, int]) -> None:
-    """`seen` gets the number of layers and of the kernels of the passes."""
-    groups = ProcessGroups.create(layout, rank, fake_gpu.GPU, seed=1)
-    deepspeed_groups.start("fake")
-    recorder = Recorder(notes, Answers.of(run, layout), run, layout)
-    with recorder:
-        chunks = build_model(run, groups)
-        seen["layers"] = sum(len(chunk.decoder.layers) for chunk in chunks)
-        _note_places_of_parameters(chunks, notes)
-        engine = ENGINES[run.engine.kind](chunks, run, groups)
-        runner = StepRunner(run, engine, groups)
+def build_chunks(run: RunConfig, here: FakeRank) -> list[Any]:
+    """build_model; a parameter that is not on the GPU is a problem. The recorder must be active."""
+    chunks = build_model(run, here.groups)
+    _note_places_of_parameters(chunks, here.notes)
+    return chunks
+
+
+def _steps(run: RunConfig, here: FakeRank, seen: _Seen) -> None:
+    """`seen` gets what was counted on the way."""
+    notes, layout = here.notes, here.groups.layout
+    with here.recorder:
+        chunks = build_chunks(run, here)
+        seen.num_layers = sum(len(chunk.decoder.layers) for chunk in chunks)
+        engine = ENGINES[run.engine.kind](chunks, run, here.groups)
+        runner = StepRunner(run, engine, here.groups)
 
     def after_reduce() -> None:
-        seen["kernels"] = notes.kernels
-        schedule_seconds.append(notes.roofline.bound_seconds)
+        seen.schedule_kernels = notes.kernels
+        seen.schedule_seconds = notes.roofline.bound_seconds
 
-    schedule_seconds: list[float] = []
     for step in range(1, STEPS + 1):
         notes.clear()
         batches = _batches(run, layout, warm_up=step < STEPS)
-        with recorder:
+        with here.recorder:
             if step < STEPS:
                 runner.evaluate(batches)
+                seen.evaluation_syncs = notes.host_syncs.copy()
             train_step(runner, step, batches, after_reduce=after_reduce)
-    notes.roofline.with_bubble(run, layout, schedule_seconds[-1])
+    notes.roofline.with_bubble(run, layout, seen.schedule_seconds)
 
 
 def _note_places_of_parameters(chunks: list[Any], notes: Notes) -> None:

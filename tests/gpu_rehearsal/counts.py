@@ -1,55 +1,26 @@
-"""The cases that the GPU rehearsal's tests share, rehearsed one after the other in one process without a GPU.
+"""Rehearses the cases one after the other in one process without a GPU, and records their counts.
 
-python -m tests.gpu_rehearsal.counts --write      records counts.json again
-python -m tests.gpu_rehearsal.counts              prints all cases as JSON; the tests start it once
+python -m tests.gpu_rehearsal.counts --write [CASE ...]   records these cases in counts.json again, or all
+python -m tests.gpu_rehearsal.counts [CASE ...]           prints these as JSON, or all and the faults: the tests
 """
 
 import json
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from gpt4moe.gpu_rehearsal import command, guard
+from tests.gpu_rehearsal.cases import CASES, FAULTS, GENERATION, overrides
 
 RECORDED = Path(__file__).with_name("counts.json")
-BASE = (
-    "+experiment=tiny", "data=mock", "model.num_layers=2", "model.hidden_size=64", "model.num_attention_heads=4",
-    "model.num_query_groups=2", "model.seq_length=64", "model.vocab_size=128", "model.moe.num_experts=8",
-    "model.moe.ffn_hidden_size=96", "model.moe.router.capacity_factor=null", "training.global_batch_size=4",
-    "training.micro_batch_size=2", "precision=bf16",
-)  # fmt: skip
-CASES = {
-    "one process": (),
-    "fp32": ("precision=fp32",),
-    "tp2 ep2": ("parallel.tp=2", "parallel.ep=2"),
-    "pp2 ep2": ("parallel.pp=2", "parallel.ep=2"),
-    "pp2 vpp2, last stage": ("parallel.pp=2", "parallel.vpp=2", "model.num_layers=4", "rank=1"),
-    "cp2": ("parallel.cp=2",),
-    "etp2 ep2": ("parallel.ep=2", "parallel.etp=2", "training.micro_batch_size=1"),
-    "ep2, deepspeed": ("parallel.ep=2", "engine=deepspeed"),
-    "ep2, recompute=moe": ("parallel.ep=2", "parallel.recompute=moe"),
-    "ep2, recompute=full": ("parallel.ep=2", "parallel.recompute=full"),
-    "ep2, sigmoid_bias": ("parallel.ep=2", "router@model.moe.router=sigmoid_bias"),
-    "ep2, group_limited": ("parallel.ep=2", "router@model.moe.router=group_limited"),
-    "ep2, switch": ("parallel.ep=2", "router@model.moe.router=switch", "model.moe.top_k=1"),
-    "ep2, capacity": ("parallel.ep=2", "model.moe.router.capacity_factor=1.25"),
-    "ep2, per_expert": ("parallel.ep=2", "kernels.experts=per_expert"),
-}  # fmt: skip
-FAULTS = ("item in a layer", "tensor on the CPU", "offsets of a wrong dtype", "mask in attention")
-"""Planted one at a time by `tests.gpu_rehearsal.faults`."""
-CUDA_BUILD = "a CUDA build of torch: the GPU rehearsal refuses it, and needs the CPU build"
-"""Why its tests are skipped."""
-
-
-def overrides(case: str) -> list[str]:
-    """What the tool would be given for a case. Routers set their own capacity, so BASE's comes after them."""
-    extra = CASES.get(case, ("model.num_layers=1", "training.micro_batch_size=4"))
-    return [*(o for o in extra if o.startswith("router@")), *BASE, *(o for o in extra if not o.startswith("router@"))]
 
 
 def stack() -> str:
@@ -58,51 +29,114 @@ def stack() -> str:
 
 
 def rehearse_all(cases: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Case or fault -> report.as_data, and `counts`: what is recorded of it."""
+    """Case or fault -> report.as_data (of generation: its problems and attention), and `counts`: what is recorded."""
     guard.load()
     warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     from gpt4moe.gpu_rehearsal import report, steps
     from tests.gpu_rehearsal import faults
 
     found = {}
     for case in cases:
+        request = command.read(overrides(case))
+        run, layout = command.checked(request)
         with ExitStack() as stack:
             if case in FAULTS:
                 stack.enter_context(faults.planted(case))
-            request = command.read(overrides(case))
-            done = steps.rehearse(*command.checked(request), request.rank)
-        found[case] = report.as_data(done) | {"counts": counts(done)}
+            if case.startswith("padding"):
+                stack.enter_context(_padding())
+            if "generati" in case:
+                found[case] = _generated(run, layout)
+                continue
+            done = steps.rehearse(run, layout, request.rank)
+        evaluation = {"evaluation_host_syncs": _by_place(done.evaluation_syncs)}
+        found[case] = report.as_data(done) | {"counts": counts(done.notes) | evaluation, "chose": chose(run)}
     return found
 
 
-def counts(done: Any) -> dict[str, Any]:
-    """Counts that do not depend on the machine. Places are without lines, so that other edits do not move them."""
-    syncs: dict[str, int] = {}
-    for (place, what), count in done.notes.host_syncs.items():
-        key = f"{place.without_line} ({what})"
-        syncs[key] = syncs.get(key, 0) + count
+def _padding() -> Any:
+    """The host then sees padding in the global batch, and every layer masks it."""
+    from gpt4moe.gpu_rehearsal.recorder import Answers
+
+    of = Answers.of
+    return mock.patch.object(Answers, "of", lambda *given: replace(of(*given), padding=1.0))
+
+
+def _generated(run: Any, layout: Any) -> dict[str, Any]:
+    """Three tokens after a prompt of four, by a model without an engine."""
+    import torch
+
+    from gpt4moe.gpu_rehearsal import steps
+    from gpt4moe.gpu_rehearsal.recorder import Notes
+    from gpt4moe.gpu_rehearsal.roofline import Roofline
+    from gpt4moe.inference.generation import generate
+
+    notes = Notes(Roofline.of(run))
+    with steps.fake_rank(run, layout, 0, notes) as rank:
+        with rank.recorder:
+            (chunk,) = steps.build_chunks(run, rank)
+        notes.clear()
+        with rank.recorder:
+            generate(
+                chunk.eval(), [1, 2, 3, 4], num_tokens=3, context_length=run.model.seq_length, temperature=0.8,
+                top_p=0.9, eos_id=0, generator=torch.Generator(),
+            )  # fmt: skip
     return {
-        "host_syncs": dict(sorted(syncs.items())),
-        "collectives": dict(sorted(done.collectives.items())),
-        "kernels": done.notes.kernels,
-        "aten_operations": done.aten_operations,
+        "problems": list(notes.problems),
+        "attention": notes.attention_calls,
+        "chose": chose(run),
+        "counts": counts(notes),
     }
 
 
+def chose(run: Any) -> dict[str, Any]:
+    """What the table of cases must cover."""
+    router = run.model.moe.router if run.model.moe else None
+    return {
+        "engine": run.engine.kind, "dtype": run.precision.dtype, "recompute": run.parallel.recompute,
+        "experts": run.kernels.experts, "router": router and router.kind,
+        "scope": router and router.load_balancing_scope,
+        "drop_policy": router and router.capacity_factor and router.drop_policy,
+        "noise": bool(router and router.input_jitter), "tied": run.model.tied_embeddings, "qk_norm": run.model.qk_norm,
+    }  # fmt: skip
+
+
+def counts(notes: Any) -> dict[str, Any]:
+    """Counts that do not depend on the machine."""
+    return {
+        "host_syncs": _by_place(notes.host_syncs),
+        "collectives": dict(sorted(notes.collectives.items())),
+        "kernels": notes.kernels,
+        "aten_operations": notes.aten_operations,
+        "allocations": notes.allocations,
+        "allocated_bytes": notes.allocated_bytes,
+        "largest_allocation_bytes": notes.largest[0],
+    }
+
+
+def _by_place(host_syncs: Counter[tuple[Any, str]]) -> dict[str, int]:
+    """Places are without lines, so that other edits do not move them."""
+    syncs: dict[str, int] = {}
+    for (place, what), count in host_syncs.items():
+        key = f"{place.without_line} ({what})"
+        syncs[key] = syncs.get(key, 0) + count
+    return dict(sorted(syncs.items()))
+
+
 def main(arguments: list[str]) -> int:
-    if arguments == ["--write"]:
+    if arguments[:1] == ["--write"]:
         recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
-        found = rehearse_all(CASES)
+        found = rehearse_all(arguments[1:] or [*CASES, *GENERATION])
         for case, data in found.items():
             for problem in data["problems"]:
                 print(f"{case}: {problem}", file=sys.stderr)
         if any(data["problems"] for data in found.values()):
             return 1
-        recorded[stack()] = {case: data["counts"] for case, data in found.items()}
+        known = recorded.get(stack(), {}) | {case: data["counts"] for case, data in found.items()}
+        recorded[stack()] = {case: known[case] for case in (*CASES, *GENERATION)}
         RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")
     else:
-        sys.stdout.write(json.dumps(rehearse_all([*CASES, *FAULTS])) + "\n")
+        sys.stdout.write(json.dumps(rehearse_all(arguments or [*CASES, *GENERATION, *FAULTS])) + "\n")
     return 0
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 import torch
 
 from gpt4moe.config.training import ExpertKernel
+from gpt4moe.model import specs
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.moe import experts
 
@@ -32,7 +33,22 @@ def mask_in_attention(self: Any, query: Any, key: Any, value: Any) -> torch.Tens
     return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
+def large_copy(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    copies = query.detach().double().repeat(16, 1, 1, 1)
+    return _attention(self, query + 0 * copies[: query.shape[0]].to(query.dtype), *args, **kwargs)
+
+
+def norm_on_the_cpu(kernel: Any) -> Any:
+    class Norm(_norm_class(kernel)):  # type: ignore[misc]
+        def __init__(self, **given: Any):
+            with torch.device("cpu"):
+                super().__init__(**given)
+
+    return Norm
+
+
 _attention = SdpaAttention.forward
+_norm_class = specs.norm_class
 PATCHES: dict[str, Callable[[], Any]] = {
     "item in a layer": lambda: mock.patch.object(SdpaAttention, "forward", item_in_a_layer),
     "tensor on the CPU": lambda: mock.patch.object(SdpaAttention, "forward", tensor_on_the_cpu),
@@ -40,6 +56,8 @@ PATCHES: dict[str, Callable[[], Any]] = {
         experts.KERNELS, {ExpertKernel.grouped_mm: offsets_of_a_wrong_dtype}
     ),
     "mask in attention": lambda: mock.patch.object(SdpaAttention, "_attend", mask_in_attention),
+    "large copy": lambda: mock.patch.object(SdpaAttention, "forward", large_copy),
+    "norm on the CPU, generating": lambda: mock.patch.object(specs, "norm_class", norm_on_the_cpu),
 }
 
 

@@ -37,7 +37,7 @@ print("equal")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton: only CUDA builds of torch bring it")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton: make test-triton")
 def test_triton_kernels_equal_the_torch_path() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-W", "ignore", "-c", CODE]

@@ -9,7 +9,7 @@ import pytest
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.gpu_rehearsal import guard
-from tests.gpu_rehearsal.counts import CUDA_BUILD
+from tests.gpu_rehearsal.cases import CUDA_BUILD
 
 ROOT = Path(__file__).parents[2]
 

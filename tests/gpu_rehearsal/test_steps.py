@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 
+from gpt4moe.config.moe import DropPolicy, LoadBalancingScope, RouterKind
+from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.parallel import Recompute
+from gpt4moe.config.training import ExpertKernel
 from gpt4moe.gpu_rehearsal import guard
-from tests.gpu_rehearsal.counts import CASES, CUDA_BUILD, FAULTS, RECORDED, stack
+from tests.distributed.layouts import LAYOUTS
+from tests.gpu_rehearsal.cases import CASES, CUDA_BUILD, FAULTS, GENERATION
+from tests.gpu_rehearsal.counts import RECORDED, stack
 
 ALLOWED = 1.03
+SAME_ON_STACKS = ("host_syncs", "collectives", "evaluation_host_syncs")
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +41,16 @@ def recorded() -> dict[str, dict[str, Any]]:
     if stack() in stacks:
         return stacks[stack()]
     first = next(iter(stacks.values()))
-    return {case: {key: row[key] for key in ("host_syncs", "collectives")} for case, row in first.items()}
+    return {case: {key: row[key] for key in SAME_ON_STACKS if key in row} for case, row in first.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *GENERATION])
 def test_a_gpu_refuses_nothing(case: str, rehearsed: dict[str, Any]) -> None:
     assert rehearsed[case]["problems"] == []
-    assert rehearsed[case]["kernels_per_layer"] > 100
+    assert rehearsed[case]["counts"]["kernels"] > 100
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *GENERATION])
 def test_counts_stay_within_3_percent_of_the_recorded(
     case: str, rehearsed: dict[str, Any], recorded: dict[str, Any]
 ) -> None:
@@ -85,8 +92,48 @@ def test_the_router_s_split_is_the_only_wait_of_a_layer(rehearsed: dict[str, Any
 
 def test_bf16_attention_is_flash(rehearsed: dict[str, Any]) -> None:
     assert rehearsed["tp2 ep2"]["attention"] == {"flash": 2 * 2}
-    assert list(rehearsed["cp2"]["attention"]) == ["flash"]  # with grouped queries, and no mask
-    assert list(rehearsed["fp32"]["attention"]) == ["math: float32 with grouped queries"]
+    for engine in EngineKind:
+        assert list(rehearsed[f"cp2, {engine.value}"]["attention"]) == ["flash"]  # with grouped queries, and no mask
+    for case in ("fp32, per_expert", "fp32, tp2 cp2 ep2"):
+        assert set(rehearsed[case]["attention"]) == {"math: float32 with grouped queries"}
+    kernels = {name: rehearsed[name]["attention"] for name in GENERATION}
+    assert kernels == {
+        "generation": {"flash": 2 * 3}, "generation, group_limited": {"flash": 3},
+        "generation in fp32": {"math: float32 with grouped queries": 3},
+    }  # fmt: skip
+
+
+def test_a_generated_token_is_one_wait_for_the_gpu(rehearsed: dict[str, Any]) -> None:
+    syncs = rehearsed["generation"]["counts"]["host_syncs"]
+    assert sum(syncs.values()) == 3 and all("gpt4moe/inference/" in place for place in syncs)
+
+
+def test_padding_and_noise_add_one_wait_to_a_layer_and_drops_two(rehearsed: dict[str, Any]) -> None:
+    """How many rows are sent is then known to the GPU alone. With noise none is missing, but layers get the numbers of
+    tokens in the place of a padding mask, and cannot tell (moe.layer)."""
+    plain = set(rehearsed["recompute=moe"]["counts"]["host_syncs"])
+    rows, slots = "gpt4moe/moe/dispatch.py plan (nonzero)", "gpt4moe/moe/pool.py kept_assignments (bincount)"
+    for name, added in (
+        ("padding", {rows}),
+        ("group_limited, everything recomputed", {rows}),
+        ("topk: drops by probability", {rows, slots}),
+    ):
+        assert set(rehearsed[name]["counts"]["host_syncs"]) - plain == added, name
+
+
+def test_the_cases_cover_what_a_run_may_choose(rehearsed: dict[str, Any]) -> None:
+    chosen: dict[str, set[Any]] = {}
+    for case in (*CASES, *GENERATION):
+        for key, value in rehearsed[case]["chose"].items():
+            chosen.setdefault(key, set()).add(value)
+    for key, kinds in {
+        "engine": EngineKind, "dtype": Dtype, "recompute": Recompute, "router": RouterKind, "drop_policy": DropPolicy,
+        "scope": LoadBalancingScope,
+    }.items():  # fmt: skip
+        assert chosen[key] - {None} == {kind.value for kind in kinds}, key
+    assert chosen["experts"] == {ExpertKernel.auto.value, ExpertKernel.per_expert.value}
+    assert chosen["noise"] == chosen["tied"] == chosen["qk_norm"] == {True, False}
+    assert {f"{name}, {engine.value}" for name in LAYOUTS for engine in EngineKind} <= set(CASES)
 
 
 def test_the_ceiling_is_below_what_its_matrix_products_allow(rehearsed: dict[str, Any]) -> None:
@@ -118,5 +165,19 @@ def test_attention_with_a_mask_and_grouped_queries_keeps_its_scores(rehearsed: d
     assert data["attention_bytes"] == {kernel: 4 * 4 * 4 * 64 * 64}  # fp32 x B x N x S x S
 
 
+def test_a_large_copy_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:
+    made = rehearsed["large copy"]["allocations"]
+    assert made["largest_bytes"] == 16 * 64 * 4 * 4 * 16 * 8  # 16 x S x B x N x D in fp64
+    assert made["largest_at"].startswith("tests/gpu_rehearsal/faults.py:") and "large_copy" in made["largest_at"]
+    assert rehearsed["one process"]["allocations"]["largest_bytes"] < made["largest_bytes"]
+
+
+def test_a_norm_that_is_made_on_the_cpu_is_found_where_no_engine_moves_it(rehearsed: dict[str, Any]) -> None:
+    problems = rehearsed["norm on the CPU, generating"]["problems"]
+    assert any("3 tensors are not made on the GPU" in problem for problem in problems)
+    assert any("rms_norm mixes devices" in problem and "inference" in problem for problem in problems)
+
+
 def test_every_case_and_fault_is_recorded_or_planted(rehearsed: dict[str, Any], recorded: dict[str, Any]) -> None:
-    assert set(rehearsed) == set(CASES) | set(FAULTS) and set(recorded) == set(CASES)
+    cases = {*CASES, *GENERATION}
+    assert set(rehearsed) == cases | set(FAULTS) and set(recorded) == cases
