@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
 
 from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
@@ -36,6 +35,8 @@ from gpt4moe.training.state import TrainingContext
 
 logger = logging.getLogger(__name__)
 
+_PORTABLE = 1
+"""cudaHostRegisterPortable: locked for every GPU of the process."""
 _WAIT_SECONDS = 0.01
 _LONGEST_WAIT_SECONDS = 0.5
 
@@ -75,12 +76,13 @@ class Staging:
                 up to a power of two and takes 64 GB where 36 are asked for (torch 2.13's CachingHostAllocator).
         """
         if self._is_locked:
-            unpin_memory(self.buffer.data_ptr())
+            _require_success(torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr()))
         self.buffer = torch.empty(0)  # frees the old buffer before the new one is allocated
         self.buffer, self._is_locked = torch.empty(num_elements, dtype=torch.float32), False
         if locked:
             try:
-                pin_memory(self.buffer.data_ptr(), self.buffer.nbytes)
+                cuda = torch.cuda.cudart()
+                _require_success(cuda.cudaHostRegister(self.buffer.data_ptr(), self.buffer.nbytes, _PORTABLE))
                 self._is_locked = True
             except RuntimeError as error:
                 logger.warning("saves copy slowly: %.1f GB cannot be page-locked: %s", self.buffer.nbytes / 1e9, error)
@@ -168,6 +170,11 @@ class Saver:
         if self.save is not None:
             self.save.leave()
             self.save = None
+
+
+def _require_success(status: Any) -> None:
+    if int(status) != 0:
+        raise RuntimeError(f"CUDA says {int(status)}")
 
 
 def _make_empty(folder: Path) -> None:
