@@ -1,48 +1,40 @@
-"""Generates text from a checkpoint or a Hugging Face folder.
+"""Generates text from a checkpoint or a Hugging Face folder, on any layout, with a cache of keys and values.
 
-    python tools/generate.py runs/first --prompt "def main(" --prompt "The " --tokens 60
-    python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
-    python tools/generate.py exported                    # a Hugging Face folder, run by transformers
+examples:
+  python tools/generate.py runs/first --prompt "def main(" "The " --tokens 60
+  python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
+  python tools/generate.py exported --chat --prompt "Who are you?"
+  python tools/generate.py runs/first --input prompts.jsonl --output answers.jsonl --num-samples 4
+  torchrun --nproc-per-node=4 tools/generate.py runs/first --tp 2 --pp 2 --ep 2 --prompt "The "
 
-One process, plain sampling. --json prints [{"prompt": ..., "text": ...}] alone on stdout.
+The same prompt and seed give the same text on every layout, alone or among others. A Hugging Face folder and one made
+by to-inference are converted in memory: our model runs them. exit status: 0 done; 2 bad input.
 """
 
-import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
 
+# Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.errors import Gpt4MoeError
-from gpt4moe.runlog.command_line import print_error
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.training.launch import report
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a step folder, a run folder (its latest), or a Hugging Face folder")
-    parser.add_argument("--prompt", action="append", help='text to continue (may be repeated; default "The ")')
-    parser.add_argument("--tokens", type=int, default=60, help="tokens per sample at most (default 60)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: the most probable token (default 0.8)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="share of probability sampled from (default 0.95)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status, under a launcher the same on every rank; rank 0 alone prints."""
     warnings.filterwarnings("ignore")
+    environment = None
     try:
-        from gpt4moe.inference.generation import write_samples
+        environment = Environment.detect()
+        from gpt4moe.convert.verify import open_weights
+        from gpt4moe.inference import command  # torch, which takes seconds: not for --help of another tool
 
-        samples = write_samples(options.folder, options.prompt or ["The "], num_tokens=options.tokens,
-                                temperature=options.temperature, top_p=options.top_p, seed=options.seed)  # fmt: skip
+        command.run(command.parser(__doc__ or "").parse_args(arguments), environment, open_weights)
     except Gpt4MoeError as error:
-        print_error(error.cause, error.cure)
-        return error.exit_code
-    if options.json:
-        sys.stdout.write(json.dumps(samples) + "\n")
-    else:
-        for sample in samples:
-            sys.stdout.write(f"--- {sample['prompt']!r}\n{sample['prompt']}{sample['text']}\n")
+        return report(error, environment, have_met=False)
     return 0
 
 

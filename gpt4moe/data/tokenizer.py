@@ -72,13 +72,17 @@ def require_vocabulary(vocab_size: int) -> None:
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Raises: DataError when the file is missing, is not a tokenizer, or has no end-of-text token."""
+    return _ready(load_backend(path))
+
+
+def load_backend(path: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json, also one without our end-of-text token. Raises: DataError when it is missing or damaged."""
     if not path.is_file():
         raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every bad file
         raise DataError(f"{path} is no tokenizer ({error}).", f"Delete its folder. {MAKE_DATA}") from error
-    return _ready(backend)
 
 
 def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:

@@ -124,10 +124,10 @@ def export_and_compare(folder: Path, console: Console) -> tuple[Path, bool]:
 
 
 def exported_samples(exported: Path, console: Console) -> list[Sample]:
-    """Text that transformers writes from the exported folder."""
+    """Text written from the exported folder."""
     prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
     samples = _tool(console, "generate.py", exported, *prompts, "--tokens", "48", "--json")
-    return [Sample(**sample) for sample in samples]
+    return [Sample(prompt=sample["prompt"], text=sample["text"]) for sample in samples]
 
 
 def _tool(console: Console, name: str, *arguments: object) -> Any:

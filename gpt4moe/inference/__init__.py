@@ -1,5 +1,14 @@
 """Room `inference`, storey 5: tokens out. May import config, model, checkpoint, parallel and data; never training.
 
 load.py        a folder's model on any layout
-generation.py  prompts in, sampled text out
+generation.py  requests in, texts out, on any layout
+sampling.py    the next token from logits
+batch.py       the new tokens of all rows, packed
+cache.py       keys and values in blocks
+attention.py   a step's tokens attend to their rows
+stages.py      a step through all pipeline stages
+text.py        a folder's tokenizer, end tokens, chat template
+files.py       prompts and answers as jsonl; resumed
+writing.py     prompts of a command in, answers out, in order
+command.py     the command of tools/generate.py
 """

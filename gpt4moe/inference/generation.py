@@ -1,98 +1,239 @@
-"""Prompts in, text out, with a folder's own tokenizer and plain sampling.
+"""generate: requests in, texts out as tokens, on every rank of any layout.
 
-Each token costs a forward pass over the whole context (there is no cache), which is fine for a few lines.
+    requests of this copy of the model -> waiting --join, when their blocks are free--> rows
+    each step: the next tokens of the rows, packed (batch) -> all stages (stages) -> the next token of each row, drawn
+    on one rank of the last stage (sampling) and sent to all ranks of the copy -> rows grow, or leave
+
+A copy of the model is tp x pp ranks. A layout has dp x cp copies, and each generates other requests: there is no whole
+sequence that context parallelism could cut. All ranks of a copy know the same rows and decide the same. Where the ranks
+of an expert belong to several copies (ep over dp), the copies step together: one without a row runs a dummy token.
 """
 
-import json
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.retention import find_checkpoint
-from gpt4moe.config.load import config_from_dict
-from gpt4moe.data.check import check_data
-from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
-from gpt4moe.errors import ConfigError, DataError
-from gpt4moe.inference.load import open_model
+from gpt4moe.config.run import RunConfig
+from gpt4moe.inference.attention import StepAttention
+from gpt4moe.inference.batch import Row, Step, pack
+from gpt4moe.inference.cache import BlockPool, KeyValueCache
+from gpt4moe.inference.sampling import Sampling, next_tokens, text_key, uniform
+from gpt4moe.inference.stages import Stages, generating
+from gpt4moe.model.parameters import decoder_layers
+from gpt4moe.parallel.groups import ProcessGroups
 
 
-def write_samples(
-    folder: Path, prompts: list[str], *, num_tokens: int, temperature: float, top_p: float, seed: int
-) -> list[dict[str, str]]:
-    """One {"prompt", "text"} a prompt.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One text to generate."""
+
+    prompt: Sequence[int]
+    """Token ids, at least one."""
+    max_tokens: int
+    """New tokens at most, at least one."""
+    sampling: Sampling = field(default_factory=Sampling)
+    sample: int = 0
+    """Number of the sample of its prompt; each is drawn by other random numbers."""
+    end_ids: frozenset[int] = frozenset()
+    """Tokens that end the text; they are left out of it."""
+    is_stopped: Callable[[list[int]], bool] | None = None
+    """Whether the new tokens so far hold a stop string. It must say the same on every rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """A text that has ended."""
+
+    number: int
+    """Of its request."""
+    tokens: list[int]
+    """The new ones, without the end token."""
+    logprobs: list[float]
+    """Of each, under the model's own distribution (temperature 1, all tokens)."""
+    finish_reason: str
+    """stop: the end token or a stop string; length: max_tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What is in flight at once."""
+
+    max_rows: int = 32
+    """Texts that grow together."""
+    max_step_tokens: int = 2048
+    """New tokens of a step over all rows; a longer prompt takes several steps."""
+
+
+Watcher = Callable[[Sequence[Row], Tensor], None]
+"""(rows, logits [rows, V]) of a step, on the rank that draws tokens."""
+Reader = Callable[[Row], None]
+"""A row that has one more token, on every rank of its copy."""
+
+
+class Generator:
+    """Generates on the ranks of one copy of the model. Owns the cache; use it for as many requests as you like.
 
     Args:
-        folder: a step folder, a run folder (its latest checkpoint), or a folder made by to-hf.
-    Raises: CheckpointError; ConversionError; DataError when the run has no tokenizer, or its data and tokenizer are
-        gone; ConfigError for a temperature below 0 or a top_p outside (0, 1].
+        chunks: GPTModels, wrapped or not; trained ones too.
+        watch: sees every logit that a token is drawn from.
+        read: sees every token, to show a text while it grows.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ConfigError(f"Temperature {temperature} with top_p {top_p} draws none.", "Set 0 or more, and 0 < p <= 1.")
-    tokenizer, context_length = _tokenizer_and_context(folder)
-    generator = torch.Generator().manual_seed(seed)
-    with open_model(folder) as chunk:
-        samples = []
-        for prompt in prompts:
-            tokens = generate(
-                chunk,
-                tokenizer.encode(prompt) or [tokenizer.eos_id],
-                num_tokens=num_tokens,
-                context_length=context_length,
-                temperature=temperature,
-                top_p=top_p,
-                eos_id=tokenizer.eos_id,
-                generator=generator,
+
+    def __init__(
+        self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, *, limits: Limits | None = None,
+        watch: Watcher | None = None, read: Reader | None = None,
+    ):  # fmt: skip
+        self.chunks, self.groups, self.layout = chunks, groups, groups.layout
+        self.limits = limits or Limits()
+        self.watch, self.read = watch, read
+        self.model = run.model
+        layers = [index + 1 for chunk in chunks for index in decoder_layers(chunk)]
+        self.dtype = next(chunks[0].parameters()).dtype
+        self.cache = KeyValueCache(
+            layers, num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
+            dtype=self.dtype, device=groups.device,
+        )  # fmt: skip
+        copy = self.layout.members("model", groups.rank)
+        self.source = next(
+            rank for rank in copy if self.layout.coordinate(rank)["tp"] == 0
+            and self.layout.coordinate(rank)["pp"] == self.layout.pp - 1
+        )  # fmt: skip
+        self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
+        # The ranks of ep x etp are neighbours, and so are those of tp.
+        self.steps_together = self.layout.tp % (self.layout.ep * self.layout.etp) != 0
+
+    def generate_all(self, requests: Sequence[Request]) -> list[Completion]:
+        """The texts of all requests, in their order, on every rank. Copy c generates requests c, c + copies, ...
+        Collective over the world."""
+        mine = range(self.copy_index, len(requests), self.num_copies)
+        found = [
+            replace(text, number=mine[text.number]) for text in self.generate([requests[number] for number in mine])
+        ]
+        if self.num_copies > 1:
+            of_copies: list[list[Completion]] = [[] for _ in range(self.num_copies)]
+            distributed.all_gather_object(of_copies, found, group=self.groups.dp_cp)
+            found = [text for texts in of_copies for text in texts]
+        return sorted(found, key=lambda text: text.number)
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """The texts of this copy's requests, each when it ends. Collective: over the copy's ranks, which have equal
+        requests; where copies step together, over all of their ranks, and a copy may have no requests."""
+        stages = Stages(self.chunks, self.groups)
+        waiting = deque(
+            Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt))
+            for number, request in enumerate(requests)
+        )
+        pool = BlockPool(self._most_blocks(waiting))
+        rows: list[Row] = []
+        with generating(self.chunks):
+            try:
+                while True:
+                    self._join(waiting, rows, pool)
+                    step = self._next_step(rows, pool)
+                    if step is None:
+                        return
+                    logits = stages.run(StepAttention(step, self.cache))
+                    for row, count in zip(step.rows, step.counts, strict=True):
+                        row.num_cached += count
+                    yield from self._grow(step, logits, requests, rows, pool)
+            finally:
+                stages.finish()
+
+    def _most_blocks(self, waiting: Sequence[Row]) -> int:
+        """Blocks that the rows in flight may need at once."""
+        return sum(sorted((row.most_blocks for row in waiting), reverse=True)[: self.limits.max_rows])
+
+    def _join(self, waiting: deque[Row], rows: list[Row], pool: BlockPool) -> None:
+        """Waiting rows join in order, as long as their blocks are free."""
+        while waiting and len(rows) < self.limits.max_rows and pool.reserve(waiting[0].most_blocks):
+            rows.append(waiting.popleft())
+
+    def _next_step(self, rows: list[Row], pool: BlockPool) -> Step | None:
+        """The next tokens of the rows; None: no copy that steps with this one has any. Collective where copies step
+        together."""
+        counts = self._counts(rows)
+        taking = [(row, count) for row, count in zip(rows, counts, strict=True) if count]
+        total = most = sum(counts)
+        if self.steps_together:
+            shared = torch.tensor([total], device=self.groups.device)
+            distributed.all_reduce(shared, op=distributed.ReduceOp.MAX, group=self.groups.dp_cp)
+            most = int(shared.item())
+        if not most:
+            return None
+        # The ranks of one expert's parts (etp) must have equally many tokens.
+        is_equal = self.steps_together and self.layout.etp > 1
+        length = _multiple(most if is_equal else max(total, 1), self.layout.tp)
+        for row, count in taking:
+            row.make_room(row.num_cached + count, pool)
+        self.cache.grow(pool.high_water, pool.num_blocks)
+        return pack(
+            [row for row, _ in taking], [count for _, count in taking], num_tokens=length,
+            has_dummies=is_equal or length > total, dtype=self.dtype, device=self.groups.device,
+        )  # fmt: skip
+
+    def _counts(self, rows: list[Row]) -> list[int]:
+        """New tokens of each row in the next step: one of every row that has a cache, then of prompts what fits."""
+        left = self.limits.max_step_tokens
+        missing = [len(row.tokens) - row.num_cached for row in rows]
+        counts = [1 if count == 1 else 0 for count in missing]
+        left -= sum(counts)
+        for at, count in enumerate(missing):
+            if count > 1:
+                counts[at] = max(0, min(count, left))
+                left -= counts[at]
+        return counts
+
+    def _grow(
+        self, step: Step, logits: Tensor | None, requests: Sequence[Request], rows: list[Row], pool: BlockPool
+    ) -> Iterator[Completion]:
+        """Draws the next token of each row whose tokens are all cached; ended rows leave. Collective over the copy."""
+        for row, token, logprob in self._draw(step.whole, logits, requests):
+            request = requests[row.number]
+            is_end = token in request.end_ids
+            if not is_end:
+                row.tokens.append(token)
+                row.logprobs.append(logprob)
+                if self.read is not None:
+                    self.read(row)
+            is_stop = is_end or (request.is_stopped is not None and request.is_stopped(row.generated))
+            if is_stop or len(row.generated) >= request.max_tokens:
+                rows.remove(row)
+                pool.give_back(row.blocks, row.most_blocks)
+                reason = "stop" if is_stop else "length"
+                yield Completion(number=row.number, tokens=row.generated, logprobs=row.logprobs, finish_reason=reason)
+
+    def _draw(
+        self, whole: Sequence[Row], logits: Tensor | None, requests: Sequence[Request]
+    ) -> list[tuple[Row, int, float]]:
+        """(row, next token, its log-probability) of each, drawn on one rank and sent to all of the copy."""
+        if not whole:
+            return []
+        drawn = torch.zeros(2, len(whole), dtype=torch.float64, device=self.groups.device)
+        if self.groups.rank == self.source:
+            assert logits is not None
+            if self.watch is not None:
+                self.watch(whole, logits)
+            wanted = [requests[row.number] for row in whole]
+            keys = [text_key(request.sampling, request.prompt, request.sample) for request in wanted]
+            tokens, logprobs = next_tokens(
+                logits,
+                [request.sampling for request in wanted],
+                [uniform(key, len(row.tokens)) for key, row in zip(keys, whole, strict=True)],
+                [row.tokens for row in whole],
             )
-            samples.append({"prompt": prompt, "text": tokenizer.decode(tokens)})
-        return samples
+            drawn[0], drawn[1] = tokens, logprobs
+        if self.groups.model.size() > 1:
+            # Not over pp: with NCCL a broadcast there would hold back the next messages between stages.
+            distributed.broadcast(drawn, src=self.source, group=self.groups.model)
+        tokens_list, logprobs_list = drawn.tolist()
+        return [
+            (row, int(token), logprob) for row, token, logprob in zip(whole, tokens_list, logprobs_list, strict=True)
+        ]
 
 
-def _tokenizer_and_context(folder: Path) -> tuple[Tokenizer, int]:
-    """The folder's tokenizer and longest context, found before anything heavy is loaded."""
-    if (folder / "config.json").exists():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return load_tokenizer(folder / "tokenizer.json"), config["max_position_embeddings"]
-    run = config_from_dict(Manifest.load(find_checkpoint(folder)).config)
-    path = check_data(run).tokenizer
-    if path is None:
-        raise DataError("The run was trained on synthetic tokens: it has no tokenizer.", "Use a run on real text.")
-    return load_tokenizer(path), run.model.seq_length
-
-
-@torch.no_grad()
-def generate(
-    chunk: nn.Module, prompt: list[int], *, num_tokens: int, context_length: int, temperature: float, top_p: float,
-    eos_id: int, generator: torch.Generator,
-) -> list[int]:  # fmt: skip
-    """Up to `num_tokens` tokens after `prompt`; ends before `eos_id`, which is left out.
-
-    Args:
-        chunk: (tokens [1, S], positions [1, S], None) -> logits [1, S, V].
-        prompt: at least one token; only the last `context_length` are seen.
-        temperature: 0 always takes the most probable token.
-        top_p: sample among the most probable tokens that make up this share (nucleus sampling, arXiv:1904.09751).
-        generator: on the CPU; the only randomness.
-    """
-    device = next(chunk.parameters()).device
-    tokens = list(prompt)
-    for _ in range(num_tokens):
-        window = torch.tensor([tokens[-context_length:]], device=device)
-        positions = torch.arange(window.shape[1], device=device).unsqueeze(0)
-        logits = chunk(window, positions, None)[0, -1]
-        token = next_token(logits.float().cpu(), temperature=temperature, top_p=top_p, generator=generator)
-        if token == eos_id:
-            break
-        tokens.append(token)
-    return tokens[len(prompt) :]
-
-
-def next_token(logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """One token id from logits [V], fp32."""
-    if temperature == 0:
-        return int(logits.argmax())
-    probability, order = torch.softmax(logits / temperature, dim=-1).sort(descending=True)
-    # The first token is always kept: what counts is the mass before each.
-    probability[probability.cumsum(0) - probability >= top_p] = 0
-    return int(order[torch.multinomial(probability, 1, generator=generator)])
+def _multiple(number: int, of: int) -> int:
+    """The smallest multiple of `of` that is at least `number`."""
+    return -(-number // of) * of

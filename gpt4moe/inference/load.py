@@ -1,30 +1,124 @@
-"""A folder's model, ready to map tokens to logits: ours from a checkpoint, transformers' from a Hugging Face folder.
+"""A folder's model, ready to map tokens to logits, on any layout. Each rank reads what it holds.
 
-checkpoint, of any layout --CheckpointReader--> build_model on the ranks of `parallel` --load_weights--> chunks
-folder with a config.json --transformers, strictly--> TheirModel
+    step or run folder           open_checkpoint  --+
+    Hugging Face, to-inference   open_other       --+--> Opened --placed, on the ranks of a layout--> LoadedModel
+
+transformers' own model of a Hugging Face folder (load_strictly) is the second opinion on an export.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt4moe.architecture.tensors import Box
+from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import KernelsConfig
 from gpt4moe.errors import ConversionError
+from gpt4moe.inference.text import Words, words_of_files, words_of_run
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
+from gpt4moe.parallel.shard import Shard
+
+
+class StoredWeights(Protocol):
+    """The weights of a folder of another format, as convert.verify.open_weights gives them."""
+
+    folder: Path
+    model: ModelConfig
+    dtype: str
+    """Of safetensors: F32, BF16, F16."""
+    shapes: dict[str, tuple[int, ...]]
+
+    def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]:
+        """The elements of boxes of a tensor, one after the other in C order, in fp32 chunks."""
+
+
+OpenWeights = Callable[[Path], StoredWeights]
+"""Raises: ConversionError or CheckpointError. An argument: the room convert lies beside this one."""
+
+
+class _BoxReader:
+    """StoredWeights as model.weights.load_weights reads them: whole shards."""
+
+    def __init__(self, weights: StoredWeights):
+        self.weights = weights
+
+    def fill(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> None:
+        assert (start, end) == (0, shard.size), "another format is read in whole shards"
+        at = 0
+        for values in self.weights.values(shard.name, [(shard.offset, shard.shape)]):
+            out[at : at + len(values)] = torch.from_numpy(values)
+            at += len(values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A folder with a model, not loaded yet."""
+
+    run: RunConfig
+    """What the model was trained with; of another format than ours, only `model` and the dtype are set."""
+    reader: Any
+    """A model.weights.TensorReader."""
+    step: int
+    words: Callable[[], Words]
+    """Raises: DataError when the folder has no tokenizer."""
+    names: frozenset[str] | None = None
+    """KIND/NAME of what is read; None: everything."""
+
+
+def open_checkpoint(path: Path) -> Opened:
+    """A step folder, or a run folder's latest checkpoint, whatever layout wrote it.
+
+    Raises: CheckpointError when there is none or it is damaged.
+    """
+    reader = CheckpointReader(find_checkpoint(path))
+    run = config_from_dict(reader.manifest.config)
+    return Opened(run=run, reader=reader, step=reader.manifest.step, words=lambda: words_of_run(reader.folder, run))
+
+
+def open_folder(path: Path, open_weights: OpenWeights) -> Opened:
+    """A folder of any format: a step or run folder, a Hugging Face folder, one made by to-inference.
+
+    Raises: CheckpointError or ConversionError when it is none of these, or damaged.
+    """
+    if (path / MANIFEST).exists() or (path / "checkpoints").is_dir():
+        return open_checkpoint(path)
+    weights = open_weights(path)
+    stored = {"BF16": Dtype.bf16}.get(weights.dtype, Dtype.fp32)
+    index = path / "index.json"
+    if index.exists():  # checked by open_weights
+        run = config_from_dict(json.loads(index.read_text(encoding="utf-8"))["config"])
+        run.precision.dtype = stored
+
+        def words() -> Words:
+            return words_of_run(path, run)
+    else:
+        run = RunConfig(model=weights.model)
+        run.precision.dtype = stored
+
+        def words() -> Words:
+            return words_of_files(path, vocab_size=weights.model.vocab_size, context_length=weights.model.seq_length)
+
+    kinds = ("weight", "buffer")
+    names = frozenset(f"{kind}/{name}" for kind in kinds for name in weights.shapes)
+    return Opened(run=run, reader=_BoxReader(weights), step=0, words=words, names=names)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,36 +163,62 @@ def loaded_model(
     parallel: ParallelConfig | None = None,
     environment: Environment | None = None,
 ) -> Iterator[LoadedModel]:
-    """The model of a step folder, or of a run folder's latest checkpoint, whatever layout wrote it. Collective.
+    """`placed` for a step folder, or a run folder's latest checkpoint. Raises: CheckpointError, as open_checkpoint."""
+    with placed(open_checkpoint(path), dtype, parallel, environment) as model:
+        yield model
+
+
+@contextmanager
+def placed(
+    opened: Opened,
+    dtype: Dtype | None = None,
+    parallel: ParallelConfig | None = None,
+    environment: Environment | None = None,
+) -> Iterator[LoadedModel]:
+    """The model of a folder on the ranks of a layout. Collective.
 
     Args:
         dtype: that it computes in; None: the one it was trained in.
         parallel: the layout to load it onto; None: one process holds all.
         environment: of this rank; None: one process.
-    Raises: CheckpointError, on every rank, when there is none or it is damaged; LayoutError when the model does not
+    Raises: CheckpointError or ConversionError, on every rank, when it is damaged; LayoutError when the model does not
         fit `parallel`.
     """
-    reader = CheckpointReader(find_checkpoint(path))
-    run = config_from_dict(reader.manifest.config)
-    run.parallel = parallel or ParallelConfig()
-    run.precision.dtype = dtype or run.precision.dtype
+    run = dataclasses.replace(opened.run, parallel=parallel or ParallelConfig())
+    run.precision = dataclasses.replace(run.precision, dtype=dtype or run.precision.dtype)
+    # Generation needs our attention; and a package that trained the model may not be installed here.
+    run.kernels = KernelsConfig(experts=run.kernels.experts)
     here = environment or Environment(rank=0, world_size=1, local_rank=0, master=None, source="one process")
     if parallel is not None:
-        # The layout is checked with a batch that fits it: the one of training has no meaning here.
-        batch = here.world_size * run.parallel.pp
-        training = dataclasses.replace(run.training, micro_batch_size=1, global_batch_size=batch)
-        require_legal(run.model, run.parallel, training, here.world_size)
+        require_placeable(run, here.world_size)
     with world(here) as device:
-        # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
-        from gpt4moe.model.gpt import build_model
-        from gpt4moe.model.weights import load_weights
-
         layout = Layout.from_config(run.parallel, here.world_size)
         groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
-        chunks = build_model(run, groups, loaded=frozenset(stored_names(run.model)))
-        with torch.no_grad():
-            load_weights(reader, chunks, groups)
-        yield LoadedModel([chunk.eval() for chunk in chunks], run, reader.manifest.step, groups)
+        yield LoadedModel(load_chunks(opened, run, groups), run, opened.step, groups)
+
+
+def require_placeable(run: RunConfig, world_size: int) -> None:
+    """Raises: LayoutError when the model does not fit run.parallel on this many ranks."""
+    # With a batch that fits the layout: the one of training has no meaning here.
+    batch = world_size * run.parallel.pp
+    training = dataclasses.replace(run.training, micro_batch_size=1, global_batch_size=batch)
+    require_legal(run.model, run.parallel, training, world_size)
+
+
+@torch.no_grad()
+def load_chunks(opened: Opened, run: RunConfig, groups: ProcessGroups) -> list[nn.Module]:
+    """The chunks of this rank with the folder's weights, in eval mode. Each rank reads what it holds. Collective.
+
+    Raises: CheckpointError or ConversionError on every rank when any finds it damaged.
+    """
+    # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
+    from gpt4moe.model.gpt import build_model
+    from gpt4moe.model.weights import load_weights
+
+    loaded = frozenset(stored_names(run.model)) if opened.names is None else opened.names
+    chunks = build_model(run, groups, loaded=loaded)
+    load_weights(opened.reader, chunks, groups, names=opened.names)
+    return [chunk.eval() for chunk in chunks]
 
 
 class TheirModel(nn.Module):

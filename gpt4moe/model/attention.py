@@ -11,10 +11,14 @@ Keys and values of the whole sequence are kept for the backward pass, unless par
 attention takes the call (16-bit floats on a GPU), it needs no mask. Elsewhere a rank keeps two masks, (2 cp + 1)
 (S/2cp)^2 elements, the same for all layers: 42 MB in bf16 at S = 8,192 and cp = 2, 2.3 GB at 131,072 and 8. On GPUs
 kernels.attention=transformer_engine passes keys and values around a ring instead.
+
+While text is generated, the keys and values of earlier tokens are in a cache. inference.attention attends to them: it
+comes as Megatron's argument packed_seq_params, which every layer hands on unread (CachedAttention).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,26 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 from gpt4moe.parallel.collectives import AllGather
 from gpt4moe.parallel.placement import sequence_chunks
+
+CausalAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""SdpaAttention._attend: query, key, value -> output."""
+
+
+class CachedAttention(Protocol):
+    """Attention to the keys and values of a cache, in place of SdpaAttention's over whole sequences."""
+
+    qkv_format: str
+    """Not "thd": then Megatron would take it for its own packed_seq_params."""
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None,
+        causal: CausalAttention,
+    ) -> Tensor:  # fmt: skip
+        """query [T, 1, N, D], key and value [T, 1, G, D], all after the rotary embedding -> [T, 1, N*D].
+
+        Args:
+            layer_number: in the whole model, from 1.
+        """
 
 
 class SdpaAttention(nn.Module):
@@ -31,12 +55,20 @@ class SdpaAttention(nn.Module):
         self, config: Any, layer_number: int, *, pg_collection: Any, softmax_scale: float | None = None, **_: Any
     ):
         super().__init__()
+        self.layer_number = layer_number
         self.softmax_scale = softmax_scale
         self.cp = pg_collection.cp
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+        packed_seq_params: CachedAttention | None = None, **_: Any,
+    ) -> Tensor:  # fmt: skip
         """query [S/cp, B, N, D], key and value [S/cp, B, G, D] with G dividing N -> [S/cp, B, N*D]."""
         assert attention_mask is None, "training is causal over whole sequences"
+        if packed_seq_params is not None:
+            return packed_seq_params.attend(
+                self.layer_number, query, key, value, scale=self.softmax_scale, causal=self._attend
+            )
         if self.cp.size() == 1:
             return self._attend(query, key, value)
         key, value = self._whole(torch.cat((key, value), dim=-1)).chunk(2, dim=-1)

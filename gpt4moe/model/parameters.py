@@ -21,6 +21,7 @@ from gpt4moe.architecture.names import OUTPUT_LAYER, WORD_EMBEDDINGS, layer_name
 from gpt4moe.architecture.rows import Cut, Initial, Spread, TensorRow
 from gpt4moe.architecture.tensors import row_of
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import normal_box
 from gpt4moe.parallel.shard import WEIGHT, Shard
@@ -30,6 +31,16 @@ def decoder_layers(chunk: nn.Module) -> dict[int, Any]:
     """Index in the whole model -> layer, of the decoder of one chunk (a GPTModel, wrapped or not)."""
     model: Any = getattr(chunk, "module", chunk)
     return {layer.layer_number - 1: layer for layer in model.decoder.layers}
+
+
+def moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
+    """Index in the whole model -> its expert-parallel MLP, for the layers of these chunks that have one."""
+    return {
+        index: layer.mlp
+        for chunk in chunks
+        for index, layer in decoder_layers(chunk).items()
+        if isinstance(layer.mlp, ExpertParallelMLP)
+    }
 
 
 def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, TensorRow]]:

@@ -78,6 +78,9 @@ class ExpertParallelMLP(nn.Module):
         self.statistics = RoutingStatistics(moe.num_experts)
         self.auxiliary_scale = 0.0
         """What the training step sets: 1 / micro-batches of the global batch, so that losses are their mean."""
+        self.is_generating = False
+        """What inference sets while it generates: no assignment is dropped, whatever the capacity, no auxiliary loss is
+        made and nothing is counted. Otherwise a token's output would depend on the other tokens of the pass."""
 
     def forward(self, hidden: Tensor, padding_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
         """hidden [S/tp, B, H] -> (output [S/tp, B, H], no bias).
@@ -94,7 +97,9 @@ class ExpertParallelMLP(nn.Module):
         keep = self._kept(routing, real_T, hidden.shape[1])
         plan = self.dispatcher.plan(routing.expert_index, keep)
         output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
-        output = self._with_losses(output, routing, real_T, keep, hidden.shape[1]).view_as(hidden)
+        if not self.is_generating:
+            output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
+        output = output.view_as(hidden)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)[0]
         return output, None
@@ -107,7 +112,7 @@ class ExpertParallelMLP(nn.Module):
     def _kept(self, routing: Routing, real_T: Tensor | None, batch: int) -> Tensor | None:
         """[T, K] bool: which assignments are sent; None: all."""
         factor, index = self.moe.router.capacity_factor, routing.expert_index
-        if factor is None:
+        if factor is None or self.is_generating:
             return None if real_T is None else real_T.unsqueeze(1).expand_as(index)
         chance = routing.probability.detach().gather(1, index)
         if real_T is not None:

@@ -19,8 +19,7 @@ from torch import Tensor, distributed
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
-from gpt4moe.model.parameters import decoder_layers
-from gpt4moe.moe.layer import ExpertParallelMLP
+from gpt4moe.model.parameters import moe_layers
 from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
 from gpt4moe.objectives.objective import Objective
 from gpt4moe.objectives.stages import objective_of
@@ -76,7 +75,7 @@ class StepRunner:
             pp_size=groups.layout.pp, vp_size=groups.layout.vpp if groups.layout.vpp > 1 else None
         )
         self.is_last_stage = groups.coordinate["pp"] == groups.layout.pp - 1
-        self.moe_layers = _moe_layers(engine.chunks)
+        self.moe_layers = moe_layers(engine.chunks)
         for layer, module in self.moe_layers.items():
             module.router.noise_key = tensor_key(run.run.seed, f"router noise {layer}")
         self.draws_noise = run.model.moe is not None and run.model.moe.router.input_jitter > 0
@@ -203,13 +202,3 @@ class StepRunner:
             sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=loss.device)
             numbers["sources"] = sums.index_add(1, batch.source_index, of_sequences)
         return loss, torch.zeros((), dtype=torch.int, device=loss.device), numbers
-
-
-def _moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
-    """Global layer index -> its expert-parallel MLP, for the layers of this rank."""
-    return {
-        index: layer.mlp
-        for chunk in chunks
-        for index, layer in decoder_layers(chunk).items()
-        if isinstance(layer.mlp, ExpertParallelMLP)
-    }

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.inference.generation import write_samples
+from gpt4moe.inference.generation import Generator, Request
+from gpt4moe.inference.load import open_checkpoint, placed
+from gpt4moe.inference.sampling import Sampling
 from gpt4moe.parallel.environment import Environment
 from tests.convert.conftest import SHAPE
 from tests.spawn import run_ranks
@@ -41,8 +43,16 @@ print(json.dumps([runner.send_completion_request(request).choices[0].text for re
 
 
 def _ours(environment: Environment, run: Path) -> list[str]:
-    samples = write_samples(run, PROMPTS, num_tokens=NUM_TOKENS, temperature=0.0, top_p=1.0, seed=0)
-    return [sample["text"] for sample in samples]
+    opened = open_checkpoint(run)
+    words = opened.words()
+    requests = [
+        Request(prompt=words.encode(prompt), max_tokens=NUM_TOKENS, sampling=Sampling(temperature=0),
+                end_ids=words.end_ids)
+        for prompt in PROMPTS
+    ]  # fmt: skip
+    with placed(opened) as model:
+        texts = Generator(model.chunks, model.run, model.groups).generate_all(requests)
+    return [words.decode(text.tokens) for text in texts]
 
 
 @pytest.mark.parametrize("name", MODELS)

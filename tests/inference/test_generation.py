@@ -1,51 +1,112 @@
-"""Sampling: what temperature, top_p and the end of text do; no randomness but the generator's."""
+"""Generation with a cache: the same greedy tokens and logits on every layout as one process without a cache, for every
+kind of model; rows that join and leave; ranks without prompts."""
 
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
-from torch import Tensor, nn
 
-from gpt4moe.inference.generation import generate, next_token
+from gpt4moe.config.run import RunConfig
+from gpt4moe.inference.generation import Generator, Limits, Request
+from gpt4moe.inference.sampling import Sampling
+from gpt4moe.parallel.groups import ProcessGroups
+from tests.inference.cases import LAYOUTS, MODELS, NEW_TOKENS, greedy, prompts, walk, without_cache, write
+from tests.spawn import run_ranks
 
-LOGITS = torch.tensor([0.0, 3.0, 2.0, -1.0])
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-class _CountsUp(nn.Module):
-    """The token after n is n + 1; remembers the longest context it saw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.longest = 0
-
-    def forward(self, tokens: Tensor, positions: Tensor, mask: None) -> Tensor:
-        self.longest = max(self.longest, tokens.shape[1])
-        return torch.nn.functional.one_hot(tokens + 1, 50).float() * 100
+CLOSE = 1e-4
+"""fp32 sums in another order; logits are up to 10."""
+CASES = [("top2", layout) for layout in LAYOUTS] + [
+    (model, layout) for model in MODELS if model != "top2" for layout in ("pp2-vpp2", "tp2-ep2-etp2")
+]
 
 
-def test_temperature_zero_takes_the_most_probable_token() -> None:
-    assert next_token(LOGITS, temperature=0, top_p=1.0, generator=_generator()) == 1
+def _of_layout(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> tuple[list[tuple[Any, ...]], Any, int, int]:
+    """(texts), (logits that this rank drew from), number and count of copies."""
+    found = write(chunks, run, groups, greedy(prompts()))
+    logits = {key: values.numpy() for key, values in found.logits.items()}
+    assert all(chunk.training for chunk in chunks) and torch.is_grad_enabled(), "chunks were left in evaluation"
+    texts = [(text.tokens, text.logprobs, text.finish_reason) for text in found.texts]
+    if groups.layout.ep * groups.layout.etp > groups.layout.tp:  # copies step together
+        alone = write(chunks, run, groups, greedy(prompts()[:1], 3)).texts  # other copies have no prompt
+        assert alone[0].tokens == texts[0][0][:3]
+    return texts, logits, groups.dp_cp.rank(), groups.dp_cp.size()
 
 
-def test_top_p_keeps_the_smallest_set_that_makes_up_the_share() -> None:
-    drawn = {next_token(LOGITS, temperature=1.0, top_p=0.9, generator=_generator(seed)) for seed in range(200)}
-    assert drawn == {1, 2}  # 0.70 and 0.26; the third would start at 0.96
+def _in_one_process(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> list[tuple[list[int], np.ndarray]]:
+    if run.model.moe is not None:
+        run.model.moe.router.capacity_factor = None  # generation drops nothing
+    (chunk,) = chunks
+    found = [without_cache(chunk.eval(), prompt) for prompt in prompts()]
+    return [(tokens, logits.numpy()) for tokens, logits in found]
 
 
-def test_a_tiny_top_p_still_leaves_one_token() -> None:
-    assert next_token(LOGITS, temperature=1.0, top_p=1e-9, generator=_generator()) == 1
+@cache
+def one_process() -> dict[str, list[tuple[list[int], np.ndarray]]]:
+    (found,) = run_ranks(1, walk, [(model, "one") for model in MODELS], _in_one_process)
+    return dict(zip(MODELS, found, strict=True))
 
 
-def test_the_same_seed_draws_the_same_token() -> None:
-    first = [next_token(LOGITS, temperature=2.0, top_p=1.0, generator=_generator(7)) for _ in range(3)]
-    assert len(set(first)) == 1
+@cache
+def four_ranks() -> dict[tuple[str, str], list[Any]]:
+    """Of each case what each rank found; the ranks start once."""
+    answers = run_ranks(4, walk, CASES, _of_layout)
+    return {case: [answer[at] for answer in answers] for at, case in enumerate(CASES)}
 
 
-def test_generation_ends_before_the_end_of_text_and_sees_only_its_context() -> None:
-    model = _CountsUp()
-    settings = {"temperature": 0.0, "top_p": 1.0, "generator": _generator(), "context_length": 4}
-    assert generate(model, [3, 4], num_tokens=10, eos_id=8, **settings) == [5, 6, 7]
-    assert generate(model, [3, 4], num_tokens=6, eos_id=49, **settings) == [5, 6, 7, 8, 9, 10]
-    assert model.longest == 4
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_tokens_and_logits_are_those_of_one_process_without_a_cache(case: tuple[str, str]) -> None:
+    wanted, seen = one_process()[case[0]], 0
+    for texts, logits, copy, num_copies in four_ranks()[case]:
+        assert [tokens for tokens, _, _ in texts] == [tokens for tokens, _ in wanted]  # on every rank
+        assert {reason for _, _, reason in texts} == {"length"}
+        for (number, position), values in logits.items():
+            request = copy + num_copies * number
+            at = position - len(prompts()[request])
+            np.testing.assert_allclose(values, wanted[request][1][at], atol=CLOSE)
+            logprob = torch.log_softmax(torch.from_numpy(wanted[request][1][at]), -1)[texts[request][0][at]]
+            assert abs(texts[request][1][at] - logprob) < CLOSE
+            seen += 1
+    assert seen == NEW_TOKENS * len(prompts())  # each token was drawn on one rank
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_texts_vary(model: str) -> None:
+    assert len({token for tokens, _ in one_process()[model] for token in tokens}) > 10
+
+
+def _batches(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str, list[Any]]:
+    """Texts with few rows at once, and with prompts in small pieces."""
+    requests = greedy(prompts((5, 17, 1, 33, 16, 40, 3, 20)))
+    limits = {"all": Limits(), "rows": Limits(max_rows=3), "pieces": Limits(max_rows=2, max_step_tokens=7)}
+    return {name: [text.tokens for text in write(chunks, run, groups, requests, limit).texts]
+            for name, limit in limits.items()}  # fmt: skip
+
+
+def test_rows_that_join_later_and_prompts_in_pieces_change_no_text() -> None:
+    (((found),),) = (run_ranks(1, walk, [("top2", "one")], _batches),)
+    (texts,) = found
+    assert texts["rows"] == texts["all"] and texts["pieces"] == texts["all"]
+    assert len({tuple(tokens) for tokens in texts["all"]}) == 8
+
+
+def _ends(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:
+    (whole,) = write(chunks, run, groups, greedy(prompts()[:1])).texts
+    end = whole.tokens[4]
+    request = Request(prompt=prompts()[0], max_tokens=9, sampling=Sampling(temperature=0), end_ids=frozenset({end}))
+    generator = Generator(chunks, run, groups)
+    ended, stopped = generator.generate_all([
+        request,
+        Request(prompt=prompts()[0], max_tokens=9, sampling=Sampling(temperature=0),
+                is_stopped=lambda new: len(new) == 3),
+    ])  # fmt: skip
+    return whole.tokens, ended, stopped
+
+
+def test_a_text_ends_before_its_end_token_and_after_a_stop() -> None:
+    ((found,),) = run_ranks(1, walk, [("top2", "one")], _ends)
+    whole, ended, stopped = found
+    assert ended.tokens == whole[: whole.index(whole[4])] and ended.finish_reason == "stop"
+    assert stopped.tokens == whole[:3] and stopped.finish_reason == "stop"
+    assert len(ended.logprobs) == len(ended.tokens)

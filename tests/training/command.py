@@ -93,7 +93,7 @@ def run_rank(environment: Environment, arguments: list[str], events: tuple[Event
 
     # Nobody ends a forked rank because another has left.
     resolver.FIRST_STAYS_SECONDS = resolver.OTHERS_STAY_SECONDS = 0.0
-    _set_variables(environment, variables)
+    set_variables(environment, variables)
     _add_events([event for event in events if event.rank == environment.rank])
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         os.dup2(out.fileno(), sys.stdout.fileno())
@@ -106,7 +106,7 @@ def run_rank(environment: Environment, arguments: list[str], events: tuple[Event
         return Ended(status, out.read(), err.read())
 
 
-def _set_variables(environment: Environment, variables: Variables) -> None:
+def set_variables(environment: Environment, variables: Variables) -> None:
     """What torchrun sets for several ranks, nothing for one."""
     kept = outside()
     os.environ.clear()

@@ -1,0 +1,88 @@
+"""StepAttention: attention of a step's tokens to their own rows, whose earlier keys and values are in the cache.
+
+    query [T, N, D] of a part -> [n, Q, N, D]    Q new tokens of each of n rows
+
+    rows that begin           their keys are the new ones; causal
+    rows of one new token     keys from the cache, no causal mask; the heads of a group are queries of one head of keys
+    a row that goes on        keys from the cache; causal, the queries at the last positions
+
+Shapes: T packed tokens, N heads and G query groups of this rank, D head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from gpt4moe.inference.batch import Part, Step
+from gpt4moe.inference.cache import KeyValueCache
+from gpt4moe.model.attention import CausalAttention
+
+
+@dataclass(frozen=True, slots=True)
+class StepAttention:
+    """What a chunk's layers attend by in one step (model.attention.CachedAttention)."""
+
+    step: Step
+    cache: KeyValueCache
+    qkv_format: str = "rows"
+
+    def attend(
+        self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None,
+        causal: CausalAttention,
+    ) -> Tensor:  # fmt: skip
+        num_real = self.step.num_real
+        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[3])
+        if num_real:
+            query, key, value = (x[:num_real, 0] for x in (query, key, value))
+            self.cache.append(layer_number, key, value, self.step.slots)
+        for part in self.step.parts:
+            if part.tables is None:
+                found = _begin(part, query, key, value, causal)
+            elif part.tokens.shape[1] == 1:
+                found = self._one(layer_number, part, query, scale)
+            else:
+                found = self._more(layer_number, part, query, causal)
+            if part.real is None:
+                out[part.tokens.flatten()] = found.flatten(0, 1)
+            else:
+                out[part.tokens[part.real]] = found[part.real]
+        return out.flatten(1).unsqueeze(1)
+
+    def _one(self, layer_number: int, part: Part, query: Tensor, scale: float | None) -> Tensor:
+        """[n, 1, N, D] of rows with one new token each."""
+        assert part.tables is not None
+        key, value = self.cache.read(layer_number, part.tables, part.num_keys)
+        q = query[part.tokens[:, 0]]
+        grouped = q.view(q.shape[0], key.shape[1], -1, q.shape[2])
+        out = scaled_dot_product_attention(grouped, key, value, attn_mask=part.mask, scale=scale)
+        return out.reshape(q.shape[0], 1, *q.shape[1:])
+
+    def _more(self, layer_number: int, part: Part, query: Tensor, causal: CausalAttention) -> Tensor:
+        """[1, Q, N, D] of one row, some of whose prompt is in the cache."""
+        assert part.tables is not None
+        key, value = (x.permute(2, 0, 1, 3) for x in self.cache.read(layer_number, part.tables, part.num_keys))
+        return _causal(query[part.tokens].transpose(0, 1), key, value, causal)
+
+
+def _begin(part: Part, query: Tensor, key: Tensor, value: Tensor, causal: CausalAttention) -> Tensor:
+    """[n, Q, N, D] of rows without a cache. What stands behind a row's last token is seen by none of it."""
+    q, k, v = (x[part.tokens].transpose(0, 1) for x in (query, key, value))
+    return _causal(q, k, v, causal)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, causal: CausalAttention) -> Tensor:
+    """query [Q, n, N, D], key and value [keys, n, G, D] -> [n, Q, N, D]."""
+    out = causal(query, key, value)
+    return out.view(*query.shape).transpose(0, 1)
+
+
+def rotary_frequencies(inverse: Tensor, positions: Tensor) -> Tensor:
+    """What Megatron's layers want as rotary_pos_emb, of these positions alone: [T, 1, 1, D].
+
+    Args:
+        inverse: inv_freq of Megatron's RotaryEmbedding, [D / 2].
+    """
+    frequency = torch.outer(positions.to(inverse.dtype), inverse)
+    return torch.cat((frequency, frequency), dim=-1)[:, None, None]

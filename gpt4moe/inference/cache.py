@@ -1,0 +1,110 @@
+"""The cache of keys and values: blocks of BLOCK_TOKENS tokens, which rows take as they grow and give back at their end.
+
+    BlockPool      which blocks are free: numbers alone, equal on every rank of a copy of the model
+    KeyValueCache  the tensors, [2G, blocks, BLOCK_TOKENS * D] of each layer of this rank; they grow as blocks are taken
+
+A row's blocks need not lie together, so rows of any length come and go without gaps. A row joins only if all the blocks
+that it may need are free, so that no row ever waits for a block in the middle of its text.
+"""
+
+import heapq
+from math import ceil
+
+import torch
+from torch import Tensor
+
+BLOCK_TOKENS = 16
+
+
+def blocks_of(num_tokens: int) -> int:
+    """Blocks that hold this many tokens."""
+    return ceil(num_tokens / BLOCK_TOKENS)
+
+
+class BlockPool:
+    """Numbers of blocks: free, or taken by a row. A row first reserves the most that it may need, then takes."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self.num_reserved = 0
+        self.high_water = 0
+        """Blocks 0 to high_water - 1 were taken at some time."""
+        self.free: list[int] = []
+
+    def reserve(self, count: int) -> bool:
+        """Whether `count` more blocks are reserved now; False: they do not fit."""
+        if self.num_reserved + count > self.num_blocks:
+            return False
+        self.num_reserved += count
+        return True
+
+    def take(self) -> int:
+        """The lowest free block, for a row that reserved it."""
+        if self.free:
+            return heapq.heappop(self.free)
+        assert self.high_water < self.num_blocks, "a row takes more blocks than it reserved"
+        self.high_water += 1
+        return self.high_water - 1
+
+    def give_back(self, blocks: list[int], reserved: int) -> None:
+        """A row has ended: its blocks, and all that it had reserved."""
+        for block in blocks:
+            heapq.heappush(self.free, block)
+        self.num_reserved -= reserved
+
+
+class KeyValueCache:
+    """Keys (after the rotary embedding) and values of the layers of this rank.
+
+    Args:
+        layer_numbers: in the whole model, from 1.
+        num_groups: heads of keys on this rank, G.
+        head_size: D.
+    """
+
+    def __init__(
+        self, layer_numbers: list[int], *, num_groups: int, head_size: int, dtype: torch.dtype, device: torch.device
+    ):
+        self.num_groups, self.head_size = num_groups, head_size
+        empty = torch.empty(2 * num_groups, 0, BLOCK_TOKENS * head_size, dtype=dtype, device=device)
+        self.layers = dict.fromkeys(layer_numbers, empty)
+        self.num_blocks = 0
+
+    def grow(self, num_blocks: int, most: int) -> None:
+        """Room for `num_blocks` blocks; at least doubled, so that growing costs little, but never above `most`."""
+        if num_blocks <= self.num_blocks:
+            return
+        self.num_blocks = min(most, max(num_blocks, 2 * self.num_blocks))
+        for layer, old in self.layers.items():
+            # Zeros: what stands behind a row's last key is masked, but a mask does not take away a NaN.
+            new = old.new_zeros(old.shape[0], self.num_blocks, old.shape[2])
+            new[:, : old.shape[1]] = old
+            self.layers[layer] = new
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of all layers of this rank, as grown so far."""
+        return sum(layer.numel() * layer.element_size() for layer in self.layers.values())
+
+    def append(self, layer_number: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
+        """Stores key and value [T, G, D].
+
+        Args:
+            slots: [T] int64, block * BLOCK_TOKENS + place in the block.
+        """
+        layer = self.layers[layer_number]
+        flat = layer.view(layer.shape[0], -1, self.head_size)
+        flat[: self.num_groups].index_copy_(1, slots, key.transpose(0, 1))
+        flat[self.num_groups :].index_copy_(1, slots, value.transpose(0, 1))
+
+    def read(self, layer_number: int, tables: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+        """Key and value [n, G, num_keys, D] of n rows.
+
+        Args:
+            tables: [n, blocks] int64, each row's blocks in order; what stands behind a row's last block is masked.
+        """
+        layer = self.layers[layer_number]
+        rows, blocks = tables.shape
+        both = layer.index_select(1, tables.flatten()).view(-1, rows, blocks * BLOCK_TOKENS, self.head_size)
+        key, value = both[:, :, :num_keys].transpose(0, 1).split(self.num_groups, dim=1)
+        return key, value

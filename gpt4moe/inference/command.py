@@ -1,0 +1,139 @@
+"""The command of tools/generate.py: arguments, checks, one rank's part of the work, what stdout gets."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.inference.files import Prompt, read_prompts
+from gpt4moe.inference.generation import Limits
+from gpt4moe.inference.load import LoadedModel, Opened, OpenWeights, open_folder, placed, require_placeable
+from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.text import Words
+from gpt4moe.inference.writing import Wish, answers, write_file
+from gpt4moe.parallel.environment import Environment
+
+DEGREES = ("tp", "pp", "vpp", "ep", "etp")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("folder", type=Path, help="a step folder, a run folder (its latest checkpoint), a Hugging Face "
+                     "folder, or one made by to-inference")  # fmt: skip
+    what = out.add_argument_group("prompts and answers")
+    what.add_argument("--prompt", action="extend", nargs="+", help='texts to continue (default "The ")')
+    what.add_argument("--input", type=Path, help='jsonl of {"id", "prompt"} or {"id", "messages"}')
+    what.add_argument("--output", type=Path, help="jsonl of answers in the order of prompts; it is resumed if there")
+    what.add_argument("--chat", action="store_true", help="a prompt is what a user says, put into the chat template")
+    what.add_argument("--json", action="store_true", help="answers as one JSON list on stdout")
+    drawn = out.add_argument_group("sampling")
+    drawn.add_argument("--tokens", type=int, default=60, help="new tokens of a text at most (default 60)")
+    drawn.add_argument("--temperature", type=float, default=0.8, help="0: the most probable token (default 0.8)")
+    drawn.add_argument("--top-k", type=int, default=0, help="among this many tokens (default 0: all)")
+    drawn.add_argument("--top-p", type=float, default=0.95, help="among this share of probability (default 0.95)")
+    drawn.add_argument("--min-p", type=float, default=0.0, help="among tokens of this share of the largest probability")
+    drawn.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions (default 1)")
+    drawn.add_argument("--stop", action="append", default=[], help="end before this text (may be repeated)")
+    drawn.add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default 1)")
+    drawn.add_argument("--seed", type=int, default=0, help="same seed and prompt, same text, on every layout")
+    layout = out.add_argument_group("layout", "one process: the whole model; under a launcher: that of the run")
+    for name in DEGREES:
+        layout.add_argument(f"--{name}", type=int, help=f"parallel.{name}")
+    layout.add_argument("--max-rows", type=int, default=32, help="texts that grow together (default 32)")
+    return out
+
+
+def run(options: argparse.Namespace, environment: Environment, open_weights: OpenWeights) -> None:
+    """This rank's part. Raises: Gpt4MoeError, the same on every rank."""
+    opened = open_folder(options.folder, open_weights)
+    words = opened.words()
+    wish = _wish(options, words)
+    parallel = _parallel(options, opened, environment)
+    require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
+    with placed(opened, parallel=parallel, environment=environment) as model:
+        if options.output is not None:
+            write_file(model, words, wish, options.output)
+        else:
+            _to_terminal(model, words, wish, is_json=options.json)
+
+
+def _wish(options: argparse.Namespace, words: Words) -> Wish:
+    for name in ("tokens", "num_samples", "max_rows"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} is below 1.", "Set 1 or more.")
+    sampling = Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty, seed=options.seed,
+    )  # fmt: skip
+    sampling.validate()
+    if "" in options.stop:
+        raise ConfigError("--stop '' would end every text at once.", "Give a text, or leave --stop out.")
+    if options.input is not None and options.prompt:
+        raise ConfigError("Both --input and --prompt give prompts.", "Leave one out.")
+    if options.input is not None:
+        prompts = read_prompts(options.input)
+    else:
+        prompts = [_asked(number, text, options.chat) for number, text in enumerate(options.prompt or ["The "])]
+    texts = [words.render(prompt.messages) if prompt.messages else prompt.text or "" for prompt in prompts]
+    tokens = [
+        words.encode(text, is_chat=prompt.messages is not None) for text, prompt in zip(texts, prompts, strict=True)
+    ]
+    return Wish(
+        prompts=prompts, texts=texts, tokens=tokens, num_tokens=options.tokens, num_samples=options.num_samples,
+        sampling=sampling, stops=options.stop, limits=Limits(max_rows=options.max_rows),
+    )  # fmt: skip
+
+
+def _asked(number: int, text: str, is_chat: bool) -> Prompt:
+    if is_chat:
+        return Prompt(id=number, messages=[{"role": "user", "content": text}])
+    return Prompt(id=number, text=text)
+
+
+def _parallel(options: argparse.Namespace, opened: Opened, environment: Environment) -> ParallelConfig:
+    """The layout that is asked for, else the run's own; in one process none."""
+    given = {name: getattr(options, name) for name in DEGREES if getattr(options, name) is not None}
+    if given or environment.world_size == 1:
+        parallel = ParallelConfig(**given)
+    else:
+        parallel = replace(opened.run.parallel, recompute=Recompute.none, recompute_layers=None)
+    parallel.validate()
+    return parallel
+
+
+def _to_terminal(model: LoadedModel, words: Words, wish: Wish, *, is_json: bool) -> None:
+    """Each text as it grows, or all answers as one JSON list. Collective.
+
+    Raises: LaunchError on rank 0 when nobody reads stdout any more.
+    """
+    is_first = model.groups.is_first_rank
+    found = 0
+
+    def show(text: str) -> None:
+        if is_first:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    try:
+        if is_json:
+            listed = list(answers(model, words, wish))
+            shown = [{"prompt": wish.texts[at // wish.num_samples], **one} for at, one in enumerate(listed)]
+            show(json.dumps(shown, ensure_ascii=False) + "\n")
+            return
+        is_stream = model.groups.layout.dp * model.groups.layout.cp == 1
+        headings = [f"--- {text!r}\n{text}" for text in wish.texts for _ in range(wish.num_samples)]
+        show(headings[0])
+        for answer in answers(model, words, wish, show=show if is_stream else None):
+            found += 1
+            show(("" if is_stream else answer["text"]) + "\n" + (headings[found] if found < len(headings) else ""))
+    except BrokenPipeError as error:
+        # Otherwise Python flushes stdout once more when it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise LaunchError(
+            f"stdout was closed after {found} of {len(wish.texts) * wish.num_samples} texts (a broken pipe).",
+            "Let its reader read on, or write a file that can be resumed: --output answers.jsonl.",
+        ) from error

@@ -1,0 +1,129 @@
+"""Prompts and answers as files: jsonl in, jsonl out, one line each, in order, resumed after a kill. No torch.
+
+    prompts  {"id": ..., "prompt": "text"}   or   {"id": ..., "messages": [{"role": ..., "content": ...}]}
+    answers  {"id", "text", "tokens", "logprobs", "finish_reason"}, and "sample" where a prompt has several
+
+An answer is one append of a whole line, forced to disk. After a kill the last line may be torn: it is cut off, and the
+same command goes on behind the lines that are there. Answers stand in the order of prompts, so their number says where.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.errors import DataError, LaunchError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A line of prompts."""
+
+    id: str | int
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Raises: DataError with the first line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}).", "Give a file of jsonl lines.") from error
+    found = [_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    ids = [prompt.id for prompt in found]
+    twice = next((one for one in ids if ids.count(one) > 1), None) if len({*ids}) < len(ids) else None
+    if twice is not None:
+        raise DataError(f"{path} has the id {twice!r} twice.", "Give each line an id of its own, or none.")
+    if not found:
+        raise DataError(f"{path} has no prompts.", 'Give lines {"id": 1, "prompt": "text"}.')
+    return found
+
+
+def _prompt(path: Path, number: int, line: str) -> Prompt:
+    try:
+        fields = json.loads(line)
+        assert isinstance(fields, dict)
+        name, text, messages = fields.get("id", number), fields.get("prompt"), fields.get("messages")
+        assert isinstance(name, str | int) and (text is None) != (messages is None)
+        assert isinstance(text, str | None) and isinstance(messages, list | None)
+        assert all(isinstance(message, dict) for message in messages or ())
+    except (ValueError, AssertionError) as error:
+        shown = line if len(line) <= 60 else f"{line[:57]}..."
+        raise DataError(
+            f"{path}, line {number} is no prompt: {shown}",
+            'Write {"id": 1, "prompt": "text"} or {"id": 1, "messages": [{"role": "user", "content": "text"}]}.',
+        ) from error
+    return Prompt(id=name, text=text, messages=messages)
+
+
+class AnswerFile:
+    """The answers of one command, open for appending; locked, so that no second command writes into it.
+
+    Args:
+        ids: of all answers, in order, a prompt's id once for each of its samples.
+    Raises: LaunchError when it is in use or cannot be written; DataError when its answers are of other prompts.
+    """
+
+    def __init__(self, path: Path, ids: Sequence[str | int]):
+        self.path = path
+        try:
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self.descriptor)
+            raise LaunchError(f"Another command writes {path}.", "Wait for it, or give another --output.") from error
+        self.num_done = self._mend(ids)
+        """Answers that are there already."""
+
+    def _mend(self, ids: Sequence[str | int]) -> int:
+        """Cuts off a torn last line. Returns: whole answers."""
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.ftruncate(self.descriptor, len(whole))
+        done = whole.splitlines()
+        for number, (line, wanted) in enumerate(zip(done, ids, strict=False), start=1):
+            if _id_of(line) != wanted:
+                raise DataError(
+                    f"{self.path}, line {number} is not the answer to prompt {wanted!r} of this command.",
+                    "Give the prompts that the file was begun with, or another --output.",
+                )
+        if len(done) > len(ids):
+            raise DataError(
+                f"{self.path} has {len(done)} answers, this command makes {len(ids)}.",
+                "Give the prompts and --num-samples that the file was begun with, or another --output.",
+            )
+        return len(done)
+
+    def append(self, answers: Sequence[dict[str, Any]]) -> None:
+        """Writes whole lines and forces them to disk. Raises: LaunchError when the system refuses."""
+        data = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
+        try:
+            while data:
+                data = data[os.write(self.descriptor, data) :]
+            os.fsync(self.descriptor)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _unwritable(self, error: OSError) -> LaunchError:
+        return LaunchError(
+            f"{self.path} cannot be written: {error.strerror}.",
+            "Give an --output in a folder that is there, with room; the same command then goes on.",
+        )
+
+
+def _id_of(line: bytes) -> object:
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,123 @@
+"""Stages: one step through all pipeline stages of this copy of the model, by its ranks together.
+
+    tokens [T] -> embedding -> stage 0 --[T/tp, 1, H]--> stage 1 ... --> last rows -> output layer -> logits [rows, V]
+
+Parts of the chunks are called one by one, not GPTModel.forward: attention to a cache is an argument of the decoder, and
+only the last token of a row goes through the vocabulary. No flag of a chunk's config is changed. With virtual stages a
+step walks round the ranks vpp times.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from gpt4moe.inference.attention import StepAttention, rotary_frequencies
+from gpt4moe.model.parameters import moe_layers
+from gpt4moe.parallel.collectives import gather_rows
+from gpt4moe.parallel.groups import ProcessGroups
+
+
+class Stages:
+    """Owns the messages between stages. Call `finish` when no step follows.
+
+    Args:
+        chunks: GPTModels of this rank, wrapped or not, one for each virtual stage.
+    """
+
+    def __init__(self, chunks: list[Any], groups: ProcessGroups):
+        self.chunks: list[Any] = [getattr(chunk, "module", chunk) for chunk in chunks]
+        self.groups = groups
+        self.config = self.chunks[0].config
+        ring = distributed.get_process_group_ranks(groups.pp)
+        at = groups.pp.rank()
+        self.following, self.previous = ring[(at + 1) % len(ring)], ring[at - 1]
+        self.sent: deque[tuple[Any, Tensor]] = deque()
+        """Sends under way, with what they send: it must live until they are done."""
+
+    def run(self, attention: StepAttention) -> Tensor | None:
+        """Logits [rows, V] of the step's last rows, on the ranks of the last stage; None on the others. Collective."""
+        num_stages, rank = len(self.chunks) * self.groups.pp.size(), self.groups.pp.rank()
+        logits = None
+        for stage in range(rank, num_stages, self.groups.pp.size()):
+            chunk = self.chunks[stage // self.groups.pp.size()]
+            hidden = self._through(chunk, attention, self._receive(attention) if stage else None)
+            if stage < num_stages - 1:
+                self._send(hidden.contiguous())
+            else:
+                logits = self._logits(chunk, hidden, attention.step.ends)
+        return logits
+
+    def finish(self) -> None:
+        """Waits until all that was sent has arrived."""
+        while self.sent:
+            self.sent.popleft()[0].wait()
+
+    def _through(self, chunk: Any, attention: StepAttention, received: Tensor | None) -> Tensor:
+        """The embedding, if this is the first stage, and the layers: [T/tp, 1, H]."""
+        step = attention.step
+        hidden = received
+        if received is None:
+            hidden = chunk.embedding(input_ids=step.tokens[None], position_ids=step.positions[None])
+        else:
+            chunk.decoder.set_input_tensor(received)
+        ids = step.token_ids
+        if ids is not None and self.config.sequence_parallel:
+            ids = ids.chunk(self.groups.tp.size())[self.groups.tp.rank()]
+        inverse = chunk.rotary_pos_emb.inv_freq.to(step.positions.device)
+        out: Tensor = chunk.decoder(
+            hidden_states=hidden,
+            attention_mask=None,
+            rotary_pos_emb=rotary_frequencies(inverse, step.positions),
+            packed_seq_params=attention,
+            padding_mask=None if ids is None else ids[None],
+        )
+        chunk.decoder.set_input_tensor(None)
+        return out
+
+    def _logits(self, chunk: Any, hidden: Tensor, ends: Tensor) -> Tensor:
+        """[rows, V], whole on every rank of tp. Collective over tp."""
+        tp = self.groups.tp
+        if self.config.sequence_parallel:
+            hidden = gather_rows(hidden, tp)
+        tied = chunk.share_embeddings_and_output_weights
+        weight = chunk.shared_embedding_or_output_weight() if tied else chunk.output_layer.weight
+        part = torch.nn.functional.linear(hidden[ends, 0], weight)
+        return gather_rows(part.t(), tp).t() if tp.size() > 1 else part
+
+    def _receive(self, attention: StepAttention) -> Tensor:
+        length = attention.step.tokens.shape[0]
+        if self.config.sequence_parallel:
+            length //= self.groups.tp.size()
+        shape, dtype = (length, 1, self.config.hidden_size), self.config.params_dtype
+        hidden = torch.empty(shape, dtype=dtype, device=self.groups.device)
+        distributed.recv(hidden, self.previous, group=self.groups.pp)
+        return hidden
+
+    def _send(self, hidden: Tensor) -> None:
+        self.sent.append((distributed.isend(hidden, self.following, group=self.groups.pp), hidden))
+        while len(self.sent) > 2 * len(self.chunks):
+            self.sent.popleft()[0].wait()
+
+
+@contextmanager
+def generating(chunks: list[nn.Module]) -> Iterator[None]:
+    """Chunks in evaluation, without gradients, their MoE layers dropping and counting nothing; afterwards as before."""
+    was_training = [chunk.training for chunk in chunks]
+    moe = list(moe_layers(chunks).values())
+    try:
+        for chunk in chunks:
+            chunk.eval()
+        for mlp in moe:
+            mlp.is_generating = True
+        # Not inference_mode: a tensor made in it that a module keeps could not be used in training afterwards.
+        with torch.no_grad():
+            yield
+    finally:
+        for mlp in moe:
+            mlp.is_generating = False
+        for chunk, training in zip(chunks, was_training, strict=True):
+            chunk.train(training)

@@ -1,0 +1,166 @@
+"""A folder's words: its tokenizer, the tokens that end a text, its context, its chat template. No torch.
+
+run or step folder     the run's tokenizer; the files that from-hf kept, where the checkpoint was converted
+Hugging Face folder    tokenizer.json, generation_config.json, chat_template.jinja
+to-inference folder    the run's tokenizer
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import tokenizer_path
+from gpt4moe.data.tokenizer import EOS_TOKEN, load_backend
+from gpt4moe.errors import ConfigError, DataError
+
+KEPT_FOLDER = "tokenizer"
+"""Where a step folder made by from-hf has the tokenizer files of its source (convert.model_files)."""
+_CURE = "Use a folder with a tokenizer, or set data.tokenizer when training on synthetic tokens."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """Text <-> token ids of one model."""
+
+    backend: tokenizers.Tokenizer
+    end_ids: frozenset[int]
+    """Tokens that end a text."""
+    vocab_size: int
+    """Of the model; the tokenizer may have fewer."""
+    context_length: int
+    """Tokens of a prompt and what follows it, at most."""
+    chat_template: str | None = None
+    """jinja, as transformers' apply_chat_template reads it."""
+    special: tuple[tuple[str, str], ...] = ()
+    """Names and texts of special tokens that a template may use: bos_token, eos_token, ..."""
+
+    def encode(self, text: str, *, is_chat: bool = False) -> list[int]:
+        """The tokens of a prompt; an empty prompt begins a new text, behind the end of another.
+
+        Args:
+            is_chat: the text is a rendered template, whose special tokens are meant as such.
+        Raises: ConfigError when nothing could follow it within the context, or it has a token that the model lacks.
+        """
+        self.backend.encode_special_tokens = not is_chat
+        return self.checked(list(self.backend.encode(text, add_special_tokens=False).ids), text)
+
+    def checked(self, tokens: list[int], text: str) -> list[int]:
+        """`tokens` of a prompt, as encode returns them."""
+        shown = text if len(text) <= 40 else f"{text[:37]}..."
+        if not tokens and not self.end_ids:
+            raise ConfigError(
+                f"The prompt {shown!r} is empty, and the model has no end token to begin a text with.",
+                "Give a prompt of at least one token.",
+            )
+        if not tokens:
+            return [min(self.end_ids)]
+        if max(tokens) >= self.vocab_size:
+            raise ConfigError(
+                f"The prompt {shown!r} has token {max(tokens)}, but model.vocab_size={self.vocab_size}.",
+                "Use the tokenizer that the model was trained with.",
+            )
+        if len(tokens) >= self.context_length:
+            raise ConfigError(
+                f"The prompt {shown!r} has {len(tokens)} tokens; with at least one new token the context of "
+                f"{self.context_length} is too short.",
+                f"Shorten it to {self.context_length - 1} tokens or fewer.",
+            )
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.backend.decode(list(tokens), skip_special_tokens=False))
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """Chat messages as the text that the model continues.
+
+        Raises: ConfigError when the folder has no template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ConfigError(
+                "The folder has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json).",
+                "Leave --chat out, or use a model that was trained on chats.",
+            )
+        import jinja2.sandbox  # only chats need it
+
+        def refuse(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        environment.filters["tojson"] = lambda value, **rest: json.dumps(value, ensure_ascii=False, **rest)
+        try:
+            template = environment.from_string(self.chat_template)
+            return template.render(messages=messages, add_generation_prompt=True, **dict(self.special))
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"The chat template does not take these messages: {error}.",
+                'Give lines {"messages": [{"role": "user", "content": "..."}]} as the template expects them.',
+            ) from error
+
+
+def words_of_run(folder: Path, run: RunConfig) -> Words:
+    """Of a step folder. Raises: DataError when the run has no tokenizer, or it is gone or damaged."""
+    kept = folder / KEPT_FOLDER
+    if kept.is_dir():
+        return words_of_files(kept, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
+    path = tokenizer_path(run)
+    if path is None:
+        raise DataError("The run was trained on synthetic tokens: it has no tokenizer.", _CURE)
+    backend = load_backend(path)
+    end = backend.token_to_id(EOS_TOKEN)
+    return Words(
+        backend=backend,
+        end_ids=frozenset() if end is None else frozenset({end}),
+        vocab_size=run.model.vocab_size,
+        context_length=run.model.seq_length,
+    )
+
+
+def words_of_files(folder: Path, *, vocab_size: int, context_length: int) -> Words:
+    """Of a folder with tokenizer files of Hugging Face. Raises: DataError when tokenizer.json is missing or damaged."""
+    backend = load_backend(folder / "tokenizer.json")
+    settings = _json(folder / "tokenizer_config.json")
+    generation = _json(folder / "config.json") | _json(folder / "generation_config.json")
+    ends = generation.get("eos_token_id")
+    template = settings.get("chat_template")
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        template = file.read_text(encoding="utf-8")
+    elif isinstance(template, list):  # several by name
+        template = next((one["template"] for one in template if one.get("name") == "default"), None)
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    special = [(name, _content(settings[name])) for name in names if settings.get(name) is not None]
+    return Words(
+        backend=backend,
+        end_ids=frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
+        vocab_size=vocab_size,
+        context_length=context_length,
+        chat_template=template,
+        special=tuple(special),
+    )
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Of an optional file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no JSON ({error}).", "Copy or download the folder again.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def cut_at_stop(text: str, stops: Iterable[str]) -> str:
+    """The text before the first stop string in it."""
+    ends = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,169 @@
+"""write: prompts of a command in, answers out, on all ranks of a launch; rank 0 alone writes.
+
+    prompts x samples -> requests -> Generator, on each copy of the model -> answers in order -> file, terminal or JSON
+
+One copy gives each answer as soon as those before it are there. Several copies generate some requests for each round,
+and meet at its end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gpt4moe.inference.batch import Row
+from gpt4moe.inference.files import AnswerFile, Prompt
+from gpt4moe.inference.generation import Completion, Generator, Limits, Request
+from gpt4moe.inference.load import LoadedModel
+from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.text import Words, cut_at_stop
+from gpt4moe.parallel.agreement import broadcast_int, raise_together
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What a command generates."""
+
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    """Of each prompt, what the model continues (a chat is rendered)."""
+    tokens: Sequence[list[int]]
+    """Of each prompt."""
+    num_tokens: int
+    """New tokens at most."""
+    num_samples: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def requests(self, words: Words) -> list[Request]:
+        """All of them, in order: every sample of the first prompt, then of the second."""
+
+        def is_stopped(new: list[int]) -> bool:
+            text = words.decode(new)
+            return any(stop in text for stop in self.stops)
+
+        return [
+            Request(
+                prompt=tokens, max_tokens=min(self.num_tokens, words.context_length - len(tokens)),
+                sampling=self.sampling, sample=sample, end_ids=words.end_ids,
+                is_stopped=is_stopped if self.stops else None,
+            )
+            for tokens in self.tokens
+            for sample in range(self.num_samples)
+        ]  # fmt: skip
+
+    def answer(self, number: int, done: Completion, words: Words) -> dict[str, Any]:
+        """The line of request `number`."""
+        prompt = self.prompts[number // self.num_samples]
+        sample = {"sample": number % self.num_samples} if self.num_samples > 1 else {}
+        text = cut_at_stop(words.decode(done.tokens), self.stops)
+        return {
+            "id": prompt.id, **sample, "text": text, "tokens": done.tokens, "logprobs": done.logprobs,
+            "finish_reason": done.finish_reason,
+        }  # fmt: skip
+
+
+def write_file(model: LoadedModel, words: Words, wish: Wish, path: Path) -> None:
+    """Appends the answers that `path` lacks. Collective.
+
+    Raises: LaunchError or DataError, on every rank, when the file is in use, of other prompts, or cannot be written.
+    """
+    ids = [prompt.id for prompt in wish.prompts for _ in range(wish.num_samples)]
+    file = None
+    with raise_together(model.groups):
+        if model.groups.is_first_rank:
+            file = AnswerFile(path, ids)
+    done = broadcast_int(file.num_done if file else 0, model.groups)
+    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[speed]}"))  # fmt: skip
+    quiet = not model.groups.is_first_rank
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("", total=len(ids), completed=done, speed="")
+        num_tokens = 0
+        for answer in answers(model, words, wish, skipped=done):
+            if file is not None:
+                file.append([answer])
+            num_tokens += len(answer["tokens"])
+            elapsed = progress.tasks[0].elapsed or 1
+            progress.update(bar, advance=1, speed=f"{num_tokens / max(elapsed, 1e-3):.0f} tokens/s")
+    if file is not None:
+        file.close()
+
+
+def answers(
+    model: LoadedModel, words: Words, wish: Wish, *, skipped: int = 0, show: Show | None = None
+) -> Iterator[dict[str, Any]]:
+    """The answers, in order, on every rank. Collective.
+
+    Args:
+        skipped: that many of the first are there already.
+        show: gets the text of the first answer that is not done, piece by piece; only where there is one copy.
+    """
+    requests = wish.requests(words)[skipped:]
+    stream = None if show is None else _Stream(words, wish.stops, show)
+    generator = Generator(model.chunks, model.run, model.groups, limits=wish.limits, read=stream)
+    if generator.num_copies == 1:
+        found = _in_order(generator.generate(requests), stream)
+    else:
+        found = _rounds(generator, requests, wish.limits.max_rows)
+    for number, done in enumerate(found, start=skipped):
+        yield wish.answer(number, done, words)
+
+
+def _in_order(found: Iterator[Completion], stream: "_Stream | None") -> Iterator[Completion]:
+    """Completions by their number; one waits for those before it."""
+    early: dict[int, Completion] = {}
+    number = 0
+    for done in found:
+        early[done.number] = done
+        while number in early:
+            if stream is not None:
+                stream.finish(early[number])
+            yield early.pop(number)
+            number += 1
+
+
+def _rounds(generator: Generator, requests: Sequence[Request], max_rows: int) -> Iterator[Completion]:
+    # Each copy's rows change twice in a round, so that short texts make room for others.
+    size = 2 * max_rows * generator.num_copies
+    for start in range(0, len(requests), size):
+        yield from generator.generate_all(requests[start : start + size])
+
+
+class _Stream:
+    """Shows one text after the other: of the first that is not done, what is new; of the next, all so far."""
+
+    def __init__(self, words: Words, stops: Sequence[str], show: Show):
+        self.words, self.stops, self.show = words, stops, show
+        self.number = 0
+        self.shown = ""
+
+    def __call__(self, row: Row) -> None:
+        if row.number == self.number:
+            self._show(row.generated, is_whole=False)
+
+    def finish(self, done: Completion) -> None:
+        """The text of this number is done; it is shown to its end."""
+        self._show(done.tokens, is_whole=True)
+        self.number, self.shown = self.number + 1, ""
+
+    def _show(self, tokens: list[int], *, is_whole: bool) -> None:
+        text = cut_at_stop(self.words.decode(tokens), self.stops)
+        if not is_whole:
+            # Half a character, or what may be the beginning of a stop string, is kept back.
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            text = text[: len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)]
+        if text.startswith(self.shown):
+            self.show(text[len(self.shown) :])
+            self.shown = text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of a text that begins a stop string."""
+    return next((length for length in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-length:])), 0)
