@@ -1,6 +1,7 @@
 """Room `inference`, storey 5: tokens out. May import config, model, checkpoint, parallel and data; never training.
 
 load.py        a folder's model on any layout
+requests.py    what is asked for, what is answered
 generation.py  requests in, texts out, on any layout
 sampling.py    the next token from logits
 batch.py       the new tokens of all rows, packed

@@ -10,8 +10,8 @@ from pathlib import Path
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.inference.files import Prompt, read_prompts
-from gpt4moe.inference.generation import Limits
 from gpt4moe.inference.load import LoadedModel, Opened, OpenWeights, open_folder, placed, require_placeable
+from gpt4moe.inference.requests import Limits
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words
 from gpt4moe.inference.writing import Wish, answers, write_file

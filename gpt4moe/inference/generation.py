@@ -11,7 +11,7 @@ of an expert belong to several copies (ep over dp), the copies step together: on
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,52 +20,11 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import BlockPool, KeyValueCache
-from gpt4moe.inference.sampling import Sampling, next_tokens, text_key, uniform
+from gpt4moe.inference.requests import Completion, Limits, Request
+from gpt4moe.inference.sampling import next_tokens, text_key, uniform
 from gpt4moe.inference.stages import Stages, generating
 from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.parallel.groups import ProcessGroups
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """One text to generate."""
-
-    prompt: Sequence[int]
-    """Token ids, at least one."""
-    max_tokens: int
-    """New tokens at most, at least one."""
-    sampling: Sampling = field(default_factory=Sampling)
-    sample: int = 0
-    """Number of the sample of its prompt; each is drawn by other random numbers."""
-    end_ids: frozenset[int] = frozenset()
-    """Tokens that end the text; they are left out of it."""
-    is_stopped: Callable[[list[int]], bool] | None = None
-    """Whether the new tokens so far hold a stop string. It must say the same on every rank."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """A text that has ended."""
-
-    number: int
-    """Of its request."""
-    tokens: list[int]
-    """The new ones, without the end token."""
-    logprobs: list[float]
-    """Of each, under the model's own distribution (temperature 1, all tokens)."""
-    finish_reason: str
-    """stop: the end token or a stop string; length: max_tokens."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What is in flight at once."""
-
-    max_rows: int = 32
-    """Texts that grow together."""
-    max_step_tokens: int = 2048
-    """New tokens of a step over all rows; a longer prompt takes several steps."""
-
 
 Watcher = Callable[[Sequence[Row], Tensor], None]
 """(rows, logits [rows, V]) of a step, on the rank that draws tokens."""

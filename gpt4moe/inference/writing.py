@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt4moe.inference.batch import Row
 from gpt4moe.inference.files import AnswerFile, Prompt
-from gpt4moe.inference.generation import Completion, Generator, Limits, Request
 from gpt4moe.inference.load import LoadedModel
+from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words, cut_at_stop
 from gpt4moe.parallel.agreement import broadcast_int, raise_together
@@ -105,13 +105,17 @@ def answers(
         skipped: that many of the first are there already.
         show: gets the text of the first answer that is not done, piece by piece; only where there is one copy.
     """
+    # Imported here: it imports DeepSpeed, which looks for an accelerator then (load.placed).
+    from gpt4moe.inference.generation import Generator
+
     requests = wish.requests(words)[skipped:]
     stream = None if show is None else _Stream(words, wish.stops, show)
     generator = Generator(model.chunks, model.run, model.groups, limits=wish.limits, read=stream)
     if generator.num_copies == 1:
         found = _in_order(generator.generate(requests), stream)
     else:
-        found = _rounds(generator, requests, wish.limits.max_rows)
+        # Each copy's rows change twice in a round, so that short texts make room for others.
+        found = _rounds(generator.generate_all, requests, 2 * wish.limits.max_rows * generator.num_copies)
     for number, done in enumerate(found, start=skipped):
         yield wish.answer(number, done, words)
 
@@ -129,11 +133,11 @@ def _in_order(found: Iterator[Completion], stream: "_Stream | None") -> Iterator
             number += 1
 
 
-def _rounds(generator: Generator, requests: Sequence[Request], max_rows: int) -> Iterator[Completion]:
-    # Each copy's rows change twice in a round, so that short texts make room for others.
-    size = 2 * max_rows * generator.num_copies
+def _rounds(
+    generate_all: Callable[[Sequence[Request]], list[Completion]], requests: Sequence[Request], size: int
+) -> Iterator[Completion]:
     for start in range(0, len(requests), size):
-        yield from generator.generate_all(requests[start : start + size])
+        yield from generate_all(requests[start : start + size])
 
 
 class _Stream:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.inference.generation import Generator, Request
+from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.load import open_checkpoint, placed
+from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.parallel.environment import Environment
 from tests.convert.conftest import SHAPE

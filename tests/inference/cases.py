@@ -14,7 +14,8 @@ from torch import Tensor
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.inference.batch import Row
-from gpt4moe.inference.generation import Completion, Generator, Limits, Request
+from gpt4moe.inference.generation import Generator
+from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.inference.generation import Generator, Limits, Request
+from gpt4moe.inference.generation import Generator
+from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.parallel.groups import ProcessGroups
 from tests.inference.cases import LAYOUTS, MODELS, NEW_TOKENS, greedy, prompts, walk, without_cache, write

@@ -16,8 +16,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.data.batch import Batch
 from gpt4moe.inference.attention import StepAttention
-from gpt4moe.inference.generation import Request
 from gpt4moe.inference.load import load_chunks, open_checkpoint
+from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.stages import Stages
 from gpt4moe.model.parameters import moe_layers
