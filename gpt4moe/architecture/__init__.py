@@ -6,6 +6,7 @@ table.py      the table: every tensor
 tensors.py    the tensors of one model
 count.py      parameters: whole, active, of a rank
 flops.py      operations of a token, row by row
+cache.py      what decoding keeps of a token
 
 May import config and parallel's arithmetic.
 """

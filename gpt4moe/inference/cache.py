@@ -10,10 +10,37 @@ that it may need are free, so that no row ever waits for a block in the middle o
 import heapq
 from math import ceil
 
+import psutil
 import torch
 from torch import Tensor
 
+from gpt4moe.architecture.cache import rank_cache_bytes
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.placement import rank_chunks
+
 BLOCK_TOKENS = 16
+
+
+def block_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> int:
+    """Bytes of one block on the rank with the largest cache, all of its layers together."""
+    return max(
+        rank_cache_bytes(
+            model, [layer for chunk in rank_chunks(model.num_layers, parallel, index) for layer in chunk],
+            num_tokens=BLOCK_TOKENS, tp=parallel.tp, value_bytes=value_bytes,
+        )
+        for index in range(parallel.pp)
+    )  # fmt: skip
+
+
+def free_bytes(groups: ProcessGroups) -> int:
+    """Nine tenths of the memory that this rank may still take: of its GPU, else its share of the machine's."""
+    if groups.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(groups.device)
+    else:
+        free = psutil.virtual_memory().available // groups.layout.world_size  # as if all ranks were on this machine
+    return free * 9 // 10
 
 
 def blocks_of(num_tokens: int) -> int:

@@ -44,6 +44,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     for name in DEGREES:
         layout.add_argument(f"--{name}", type=int, help=f"parallel.{name}")
     layout.add_argument("--max-rows", type=int, default=32, help="texts that grow together (default 32)")
+    layout.add_argument("--cache-gb", type=float, help="keys and values on a rank at most (default: what is free)")
     return out
 
 
@@ -84,8 +85,14 @@ def _wish(options: argparse.Namespace, words: Words) -> Wish:
     ]
     return Wish(
         prompts=prompts, texts=texts, tokens=tokens, num_tokens=options.tokens, num_samples=options.num_samples,
-        sampling=sampling, stops=options.stop, limits=Limits(max_rows=options.max_rows),
+        sampling=sampling, stops=options.stop, limits=_limits(options),
     )  # fmt: skip
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    if options.cache_gb is None:
+        return Limits(max_rows=options.max_rows)
+    return Limits(max_rows=options.max_rows, cache_bytes=int(options.cache_gb * 10**9))
 
 
 def _asked(number: int, text: str, is_chat: bool) -> Prompt:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
-from gpt4moe.inference.cache import BlockPool, KeyValueCache
+from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import next_tokens, text_key, uniform
 from gpt4moe.inference.stages import Stages, generating
@@ -33,7 +34,8 @@ Reader = Callable[[Row], None]
 
 
 class Generator:
-    """Generates on the ranks of one copy of the model. Owns the cache; use it for as many requests as you like.
+    """Generates on the ranks of one copy of the model. Owns the cache; use it for as many requests as you like. Making
+    one is collective over the world.
 
     Args:
         chunks: GPTModels, wrapped or not; trained ones too.
@@ -61,12 +63,34 @@ class Generator:
             and self.layout.coordinate(rank)["pp"] == self.layout.pp - 1
         )  # fmt: skip
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
+        self.block_bytes = block_bytes(run.model, run.parallel, self.dtype.itemsize)
+        self.cache_limit_bytes = self._cache_limit()
         # The ranks of ep x etp are neighbours, and so are those of tp.
         self.steps_together = self.layout.tp % (self.layout.ep * self.layout.etp) != 0
 
+    def _cache_limit(self) -> int:
+        """Bytes that the cache may have on a rank, equal on every rank. Collective."""
+        if self.limits.cache_bytes is not None:
+            return self.limits.cache_bytes
+        least = torch.tensor([free_bytes(self.groups)], device=self.groups.device)
+        distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+        return int(least.item())
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises: ConfigError when the longest text alone does not fit the cache."""
+        longest = max((len(request.prompt) + request.max_tokens for request in requests), default=0)
+        needed = self.block_bytes * blocks_of(longest - 1)
+        if needed > self.cache_limit_bytes:
+            raise ConfigError(
+                f"A text of {longest} tokens needs {needed:,} bytes of cache on a rank, but {self.cache_limit_bytes:,} "
+                "are allowed or free.",
+                "Generate fewer tokens, allow more memory (--cache-gb), or choose a larger tp or pp.",
+            )
+
     def generate_all(self, requests: Sequence[Request]) -> list[Completion]:
         """The texts of all requests, in their order, on every rank. Copy c generates requests c, c + copies, ...
-        Collective over the world."""
+        Collective over the world. Raises: ConfigError, as generate."""
+        self.check(requests)
         mine = range(self.copy_index, len(requests), self.num_copies)
         found = [
             replace(text, number=mine[text.number]) for text in self.generate([requests[number] for number in mine])
@@ -79,7 +103,11 @@ class Generator:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """The texts of this copy's requests, each when it ends. Collective: over the copy's ranks, which have equal
-        requests; where copies step together, over all of their ranks, and a copy may have no requests."""
+        requests; where copies step together, over all of their ranks, and a copy may have no requests.
+
+        Raises: ConfigError before the first step when a text does not fit the cache.
+        """
+        self.check(requests)
         stages = Stages(self.chunks, self.groups)
         waiting = deque(
             Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt))
@@ -102,8 +130,9 @@ class Generator:
                 stages.finish()
 
     def _most_blocks(self, waiting: Sequence[Row]) -> int:
-        """Blocks that the rows in flight may need at once."""
-        return sum(sorted((row.most_blocks for row in waiting), reverse=True)[: self.limits.max_rows])
+        """Blocks that the rows in flight may need at once, or that are allowed: further rows then wait."""
+        wanted = sum(sorted((row.most_blocks for row in waiting), reverse=True)[: self.limits.max_rows])
+        return min(wanted, self.cache_limit_bytes // self.block_bytes)
 
     def _join(self, waiting: deque[Row], rows: list[Row], pool: BlockPool) -> None:
         """Waiting rows join in order, as long as their blocks are free."""

@@ -45,3 +45,5 @@ class Limits:
     """Texts that grow together."""
     max_step_tokens: int = 2048
     """New tokens of a step over all rows; a longer prompt takes several steps."""
+    cache_bytes: int | None = None
+    """Of the cache on a rank, at most; None: nine tenths of the memory that the machine has free."""

@@ -9,6 +9,7 @@ batch is large.
 
 from dataclasses import dataclass, replace
 
+from gpt4moe.architecture.cache import cached_elements, rank_cache_bytes
 from gpt4moe.architecture.flops import window_of
 from gpt4moe.architecture.rows import Spread
 from gpt4moe.architecture.table import ATTENTION
@@ -62,8 +63,6 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
     """
     group = max(1.0, sequences / pp)
     kinds, stages = timed_kinds(model), stage_layers(model.num_layers, ParallelConfig(pp=pp))
-    # Each tensor-parallel rank has whole latents; keys and values are cut by query groups.
-    share = min(tp, *(ATTENTION[kind.attention].cache_parts(model) for kind in model.layer_kinds))
     peak = cluster.peak_flops_bf16 * planning_profile(cluster.generation).matrix
     seconds, weights, caches = [], [], []
     for stage, layers in enumerate(stages):
@@ -80,7 +79,9 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
                 met = 1 - (1 - active) ** group  # experts that some token of the group chose; only these are read
             read += size * met
             operations += 2 * size * active * group if tensor.is_matrix else 0
-        cached = sum(layer_cache_bytes(model, layer, context) for layer in layers) / share  # bytes of one sequence
+        cached = rank_cache_bytes(  # of one sequence
+            model, layers, num_tokens=context, tp=tp, value_bytes=SERVED_VALUE_BYTES
+        )
         operations += group / tp * sum(_attention_operations(model, layer, context) for layer in layers)
         moved = SERVED_VALUE_BYTES * read + group * cached
         wire = 2 * len(layers) * (ALL_REDUCE_SECONDS + 2 * SERVED_VALUE_BYTES * group * model.hidden_size / (
@@ -99,17 +100,7 @@ def serve(model: ModelConfig, cluster: ClusterConfig, *, tp: int, pp: int, seque
 
 def cache_bytes(model: ModelConfig, context: int) -> float:
     """Cache bytes of one sequence of `context` tokens, without copies on other ranks."""
-    return sum(layer_cache_bytes(model, layer, context) for layer in range(model.num_layers))
-
-
-def layer_cache_bytes(model: ModelConfig, layer: int, context: int) -> float:
-    """Cache bytes of one layer (global index).
-
-    Keys and values of each query group. Latent attention: the latent and the keys' rotary part, which all heads share
-    (arXiv:2405.04434, section 2.1.2). With an attention window: at most the window's tokens.
-    """
-    width = ATTENTION[model.layer_kinds[layer].attention].cached_width(model)
-    return SERVED_VALUE_BYTES * width * min(context, window_of(model, layer) or context)
+    return sum(SERVED_VALUE_BYTES * cached_elements(model, layer, context) for layer in range(model.num_layers))
 
 
 def _attention_operations(model: ModelConfig, layer: int, context: int) -> float:

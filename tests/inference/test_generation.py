@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from gpt4moe.architecture.cache import rank_cache_bytes
 from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
+from gpt4moe.inference.cache import BLOCK_TOKENS, block_bytes, blocks_of
 from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sampling import Sampling
+from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.parallel.groups import ProcessGroups
 from tests.inference.cases import LAYOUTS, MODELS, NEW_TOKENS, greedy, prompts, walk, without_cache, write
 from tests.spawn import run_ranks
@@ -90,6 +94,31 @@ def test_rows_that_join_later_and_prompts_in_pieces_change_no_text() -> None:
     (texts,) = found
     assert texts["rows"] == texts["all"] and texts["pieces"] == texts["all"]
     assert len({tuple(tokens) for tokens in texts["all"]}) == 8
+
+
+def _cached(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str, Any]:
+    """Bytes of the cache of all texts at once and of two at a time, what the planner's formula says, the texts."""
+    requests, found = greedy(prompts()), {}
+    blocks = sorted((blocks_of(len(one.prompt) + one.max_tokens - 1) for one in requests), reverse=True)
+    bytes_of = block_bytes(run.model, run.parallel, 4)
+    for name, count in (("all", sum(blocks)), ("few", blocks[0])):
+        generator = Generator(chunks, run, groups, limits=Limits(cache_bytes=count * bytes_of))
+        texts = [text.tokens for text in generator.generate_all(requests)]
+        layers = [index for chunk in chunks for index in decoder_layers(chunk)]
+        most = rank_cache_bytes(run.model, layers, num_tokens=count * BLOCK_TOKENS, tp=groups.layout.tp, value_bytes=4)
+        found[name] = (texts, generator.cache.memory_bytes, most)
+    with pytest.raises(ConfigError, match=f"needs {blocks[0] * bytes_of:,} bytes of cache"):
+        write(chunks, run, groups, requests, Limits(cache_bytes=blocks[0] * bytes_of - 1))
+    return found
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2"])
+def test_the_cache_is_as_large_as_the_planner_s_formula_says_and_is_refused_beforehand(layout: str) -> None:
+    for (found,) in run_ranks(1 if layout == "one" else 2, walk, [("top2", layout)], _cached):
+        texts, used, most = found["all"]
+        assert 0 < used <= most
+        few, used, most = found["few"]
+        assert used == most and few == texts  # rows wait for each other's blocks
 
 
 def _ends(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:
