@@ -76,6 +76,13 @@ def test_tokens_and_logits_are_those_of_one_process_without_a_cache(case: tuple[
     assert seen == NEW_TOKENS * len(prompts())  # each token was drawn on one rank
 
 
+def test_eight_ranks_say_the_same() -> None:
+    case = ("sigmoid bias, shared experts", "8 ranks")
+    for ((texts, _, _, num_copies),) in run_ranks(8, walk, [case], _of_layout):
+        assert num_copies == 2
+        assert [tokens for tokens, _, _ in texts] == [tokens for tokens, _ in one_process()[case[0]]]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_texts_vary(model: str) -> None:
     assert len({token for tokens, _ in one_process()[model] for token in tokens}) > 10
