@@ -1,6 +1,7 @@
 """The preflight on gloo ranks: the whole way, with what is planted on single ranks."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def test_data_missing_on_one_rank_is_a_failure_that_names_it(tmp_path: Path, cor
     assert (status(report, "data"), status(report, "matrix products")) == ("failed", "failed")
     assert report["checks"]["data"]["measured"].startswith("rank 1 (")
     assert "/nowhere does not exist" in report["checks"]["data"]["measured"]
-    assert "slow: rank 3 (" in report["checks"]["matrix products"]["measured"]
+    speeds = report["checks"]["matrix products"]["measured"]
+    # On a machine with fewer cores than ranks another one may be slow too.
+    assert "slowest rank 3 (" in speeds and re.search(r"slow: ranks? ([0-2], )*3 \(", speeds)
 
 
 def test_nodes_are_measured_in_pairs_also_when_they_are_uneven(tmp_path: Path) -> None:
