@@ -23,9 +23,11 @@ ENGINES := mistralrs==0.9.5
 # Its interpreter runs Triton kernels on a CPU. 286 MB to download and 1 GB on disk, so it has a folder of its own and
 # only this test sees it. A CUDA build of torch brings its own.
 TRITON := triton==3.9.0
+# Benchmark tasks; accelerate is for its own model of transformers, which ours is compared with.
+HARNESS := lm-eval==0.4.13 accelerate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-triton test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train plan test test-slurm test-engines test-triton test-harness test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -66,6 +68,11 @@ test-triton: $(INSTALLED) ## DeepSpeed's Triton kernels in Triton's interpreter 
 	@$(RUN) -c 'import triton' 2>/dev/null || test -d $(VENV)/triton/triton || \
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/triton $(TRITON)
 	@PYTHONPATH=$(VENV)/triton $(RUN) -m pytest tests/gpu_rehearsal/test_gpu_kernels.py
+
+test-harness: $(INSTALLED) ## lm-evaluation-harness on our layouts (installs it into .venv, 600 MB)
+	@$(RUN) -c 'import lm_eval, accelerate' 2>/dev/null || \
+	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints.txt $(HARNESS)
+	@$(RUN) -m pytest tests/evaluation/test_harness.py
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

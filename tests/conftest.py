@@ -18,6 +18,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # How a skip's reason begins -> why it is all right that CI skips it. Any other skip fails CI.
 EXPECTED_SKIPS = {
     "no GPU": "CI machines have none; tests/gpu is for one that has",
+    "no lm_eval": "600 MB with what it needs, for one test: make test-harness",
     "no triton": "the CPU build of torch comes without; 1 GB on disk for one test: make test-triton",
 }
 

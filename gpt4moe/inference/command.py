@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.errors import ConfigError, LaunchError
@@ -40,12 +41,18 @@ def parser(description: str) -> argparse.ArgumentParser:
     drawn.add_argument("--stop", action="append", default=[], help="end before this text (may be repeated)")
     drawn.add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default 1)")
     drawn.add_argument("--seed", type=int, default=0, help="same seed and prompt, same text, on every layout")
-    layout = out.add_argument_group("layout", "one process: the whole model; under a launcher: that of the run")
-    for name in DEGREES:
-        layout.add_argument(f"--{name}", type=int, help=f"parallel.{name}")
+    layout = add_layout(out)
     layout.add_argument("--max-rows", type=int, default=32, help="texts that grow together (default 32)")
     layout.add_argument("--cache-gb", type=float, help="keys and values on a rank at most (default: what is free)")
     return out
+
+
+def add_layout(to: argparse.ArgumentParser) -> Any:
+    """The layout's arguments, which wanted_parallel reads. Returns: their group."""
+    layout = to.add_argument_group("layout", "one process: the whole model; under a launcher: that of the run")
+    for name in DEGREES:
+        layout.add_argument(f"--{name}", type=int, help=f"parallel.{name}")
+    return layout
 
 
 def run(options: argparse.Namespace, environment: Environment, open_weights: OpenWeights) -> None:
@@ -53,7 +60,7 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
     opened = open_folder(options.folder, open_weights)
     words = opened.words()
     wish = _wish(options, words)
-    parallel = _parallel(options, opened, environment)
+    parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     with placed(opened, parallel=parallel, environment=environment) as model:
         if options.output is not None:
@@ -101,7 +108,7 @@ def _asked(number: int, text: str, is_chat: bool) -> Prompt:
     return Prompt(id=number, text=text)
 
 
-def _parallel(options: argparse.Namespace, opened: Opened, environment: Environment) -> ParallelConfig:
+def wanted_parallel(options: argparse.Namespace, opened: Opened, environment: Environment) -> ParallelConfig:
     """The layout that is asked for, else the run's own; in one process none."""
     given = {name: getattr(options, name) for name in DEGREES if getattr(options, name) is not None}
     if given or environment.world_size == 1:

@@ -1,4 +1,4 @@
-"""tools/generate.py in ranks of tests/spawn.py, as a launcher starts it."""
+"""tools/generate.py, or another tool, in ranks of tests/spawn.py, as a launcher starts it."""
 
 import importlib.util
 import os
@@ -13,17 +13,17 @@ from tests.training.command import Ended, set_variables
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "generate.py"
 
 
-def generate(*arguments: object, ranks: int = 1) -> list[Ended]:
+def generate(*arguments: object, ranks: int = 1, tool: Path = TOOL) -> list[Ended]:
     """How each rank ended."""
-    return run_ranks(ranks, _run, list(map(str, arguments)))
+    return run_ranks(ranks, _run, tool, list(map(str, arguments)))
 
 
-def _run(environment: Environment, arguments: list[str]) -> Ended:
+def _run(environment: Environment, tool: Path, arguments: list[str]) -> Ended:
     from gpt4moe.parallel import environment as resolver
 
     resolver.FIRST_STAYS_SECONDS = resolver.OTHERS_STAY_SECONDS = 0.0  # nobody ends a rank because another has left
     set_variables(environment, {})
-    specification = importlib.util.spec_from_file_location("generate_tool", TOOL)
+    specification = importlib.util.spec_from_file_location("tool", tool)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)

@@ -1,0 +1,155 @@
+"""Loss, perplexity and bits per byte of each source of a data folder (its validation part) or of jsonl documents.
+
+data folder   documents one after the other, as in training; the windows are the samples of training's validation
+jsonl         {"text": ..., "source": ... (or the file's name)}; each document alone, after an end token
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.data.check import read_whole_folder
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.errors import DataError
+from gpt4moe.evaluation.lines import read_lines
+from gpt4moe.evaluation.pieces import encode_text, first_token, windows
+from gpt4moe.evaluation.scoring import Piece, Scorer
+from gpt4moe.inference.text import Words
+
+ROUND_TOKENS = 1 << 20
+"""Scored tokens between two meetings of all ranks: what a rank keeps in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceText:
+    """One source, cut into pieces."""
+
+    name: str
+    pieces: list[Piece]
+    num_bytes: int
+    """UTF-8 bytes of the scored tokens; an end token has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceResult:
+    """What the model makes of one source."""
+
+    source: str
+    tokens: int
+    """Scored."""
+    bytes: int
+    nats: float
+    """Sum of -log(probability) over all tokens."""
+    right: int
+    """Tokens that are the most probable one at their place."""
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "source": self.source, "tokens": self.tokens, "bytes": self.bytes, "loss": self.loss,
+            "perplexity": math.exp(self.loss), "bits_per_byte": self.nats / math.log(2) / max(self.bytes, 1),
+            "right_tokens": self.right,
+        }  # fmt: skip
+
+
+def read_sources(path: Path, words: Words, *, max_tokens: int | None) -> list[SourceText]:
+    """The sources of a data folder or a jsonl file.
+
+    Args:
+        max_tokens: about so many scored tokens of each source, from its beginning; None: all.
+    Raises: DataError when it is neither, empty, damaged, or of another vocabulary than the model's.
+    """
+    return _of_folder(path, words, max_tokens) if path.is_dir() else _of_lines(path, words, max_tokens)
+
+
+def evaluate_sources(scorer: Scorer, sources: Sequence[SourceText]) -> list[SourceResult]:
+    """In their order, on every rank; with a total at the end where there are several. Collective over the world."""
+    found = [_evaluate(scorer, source) for source in sources]
+    if len(found) > 1:
+        sums = {name: sum(getattr(one, name) for one in found) for name in ("tokens", "bytes", "right")}
+        found.append(SourceResult(source="all", nats=math.fsum(one.nats for one in found), **sums))
+    return found
+
+
+def _evaluate(scorer: Scorer, source: SourceText) -> SourceResult:
+    tokens = right = 0
+    nats = []
+    for some in _rounds(source.pieces):
+        for score in scorer.score(some):
+            tokens += len(score.logprobs)
+            right += int(score.is_greedy.sum())
+            nats.append(-score.total)
+    return SourceResult(source=source.name, tokens=tokens, bytes=source.num_bytes, nats=math.fsum(nats), right=right)
+
+
+def _rounds(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    start = size = 0
+    for at, piece in enumerate(pieces):
+        size += piece.num_scored
+        if size >= ROUND_TOKENS or at == len(pieces) - 1:
+            yield pieces[start : at + 1]
+            start, size = at + 1, 0
+
+
+def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[SourceText]:
+    manifest = read_whole_folder(folder)
+    if manifest.vocab_size != words.vocab_size:
+        raise DataError(
+            f"The data of {folder} has a vocabulary of {manifest.vocab_size}, the model one of {words.vocab_size}.",
+            "Make data with the model's tokenizer (tools/tokenize_corpus.py), or give a jsonl file of texts.",
+        )
+    found = []
+    for name in manifest.sources:
+        stream = IndexedTokens(folder / f"{name}-valid").tokens
+        tokens = stream if max_tokens is None else stream[: max_tokens + 1]
+        if len(tokens) < 2:
+            raise DataError(f"Source {name} of {folder} has {len(tokens)} validation tokens.", "Give more text.")
+        scored = _bytes(words, _documents(tokens[1:].tolist(), manifest.eos_id))
+        found.append(SourceText(name, list(windows(tokens, words.context_length)), scored))
+    return found
+
+
+def _documents(tokens: Sequence[int], end: int) -> Iterator[list[int]]:
+    document: list[int] = []
+    for token in tokens:
+        if token == end:
+            yield document
+            document = []
+        else:
+            document.append(token)
+    yield document
+
+
+def _bytes(words: Words, documents: Iterable[list[int]]) -> int:
+    return sum(len(words.decode(document).encode()) for document in documents)
+
+
+def _of_lines(path: Path, words: Words, max_tokens: int | None) -> list[SourceText]:
+    texts: dict[str, list[str]] = {}
+    for line in read_lines(path, {"text": str, "source": str}, needed=("text",), example='{"text": "..."}'):
+        if line["text"]:
+            texts.setdefault(line.get("source", path.stem), []).append(line["text"])
+    if not texts:
+        raise DataError(f"{path} has no text.", 'Give lines {"text": "..."}.')
+    return [_documents_of(name, some, words, max_tokens) for name, some in texts.items()]
+
+
+def _documents_of(name: str, texts: Sequence[str], words: Words, max_tokens: int | None) -> SourceText:
+    before = first_token(words)
+    pieces: list[Piece] = []
+    num_bytes = num_tokens = 0
+    for text in texts:
+        if max_tokens is not None and num_tokens >= max_tokens:
+            break
+        tokens = encode_text(words, text)
+        pieces += windows([before, *tokens], words.context_length)
+        num_tokens += len(tokens)
+        num_bytes += len(text.encode())
+    return SourceText(name, pieces, num_bytes)

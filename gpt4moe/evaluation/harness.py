@@ -1,0 +1,149 @@
+"""lm-evaluation-harness on our layouts: the model `gpt4moe`. The only file that imports lm_eval.
+
+    python tools/evaluate.py FOLDER --tasks NAME ...                              a model that is loaded already
+    python -m gpt4moe.evaluation.harness run --model gpt4moe --model_args folder=FOLDER,tp=2 --tasks NAME ...
+
+Under a launcher every rank runs the harness on the same tasks, and asks the model the same in the same order. Each
+answer is computed by all ranks together, so to the harness this is one process (rank 0 of 1) everywhere.
+"""
+
+import atexit
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.convert.verify import open_weights
+from gpt4moe.errors import ConfigError
+from gpt4moe.evaluation.pieces import answer_piece, encode_text, first_token, windows
+from gpt4moe.evaluation.questions import greedy_request
+from gpt4moe.evaluation.scoring import Scorer
+from gpt4moe.inference.load import LoadedModel, open_folder, placed
+from gpt4moe.inference.text import Words
+from gpt4moe.parallel.environment import Environment
+
+MOST_NEW_TOKENS = 256
+"""Where a task sets no limit, as the harness's own models."""
+
+
+@register_model("gpt4moe")
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
+    """A folder's model, on any layout, as the harness asks it.
+
+    Args:
+        folder: loads the model onto the layout tp x pp x ep x etp of this launch, until this process ends.
+        loaded: (model, words) that is loaded already, instead of `folder`.
+        batch_size, max_batch_size, device: the harness gives them to every model; how much fits a pass is ours to know.
+    """
+
+    def __init__(
+        self, folder: str | None = None, tp: int = 1, pp: int = 1, ep: int = 1, etp: int = 1, *,
+        loaded: tuple[LoadedModel, Words] | None = None, batch_size: Any = None, max_batch_size: Any = None,
+        device: Any = None,
+    ):  # fmt: skip
+        super().__init__()
+        if loaded is None:
+            loaded = _load(folder, ParallelConfig(tp=int(tp), pp=int(pp), ep=int(ep), etp=int(etp)))
+        # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
+        from gpt4moe.inference.generation import Generator
+
+        model, self.words = loaded
+        self.encode = partial(encode_text, self.words, has_special=True)
+        self.scorer = Scorer(model.chunks, model.run, model.groups)
+        self.generator = Generator(model.chunks, model.run, model.groups)
+
+    @property
+    def eot_token_id(self) -> int:
+        return min(self.words.end_ids) if self.words.end_ids else first_token(self.words)
+
+    @property
+    def prefix_token_id(self) -> int:
+        return first_token(self.words)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **rest: Any) -> list[int]:
+        return self.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **rest: Any
+    ) -> list[tuple[float, bool]]:
+        pieces = [answer_piece(before, after, self.words.context_length) for _, before, after in requests]
+        return [(score.total, bool(score.is_greedy.all())) for score in self.scorer.score(pieces)]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        before = first_token(self.words)
+        texts = [
+            list(windows([before, *self.encode(request.args[0])], self.words.context_length)) for request in requests
+        ]
+        scores = iter(self.scorer.score([piece for pieces in texts for piece in pieces]))
+        return [sum(next(scores).total for _ in pieces) for pieces in texts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        end = self.words.decode([self.eot_token_id])
+        wanted, stops = [], []
+        for prompt, settings in (request.args for request in requests):
+            kwargs = normalize_gen_kwargs(settings, MOST_NEW_TOKENS)
+            if kwargs["do_sample"]:
+                raise ConfigError("The task draws texts (do_sample), but the model gpt4moe answers greedily.",
+                                  "Set generation_kwargs.do_sample: false in the task.")  # fmt: skip
+            stop, most = handle_stop_sequences(kwargs["until"], eos=end), kwargs["max_gen_toks"]
+            room = self.words.context_length - most
+            if room < 1:
+                raise ConfigError(
+                    f"The task asks for {most} new tokens, the context takes {self.words.context_length} in all.",
+                    f"Set generation_kwargs.max_gen_toks to {self.words.context_length - 1} or less in the task.",
+                )
+            tokens = (self.encode(prompt) or [first_token(self.words)])[-room:]
+            wanted.append(greedy_request(self.words, tokens, most, stop))
+            stops.append(stop)
+        texts = self.generator.generate_all(wanted)
+        return [
+            postprocess_generated_text(self.words.decode(text.tokens), stop=stop, think_end_token=None)
+            for text, stop in zip(texts, stops, strict=True)
+        ]
+
+
+def run_tasks(
+    model: LoadedModel, words: Words, tasks: list[str], *, include_path: Path | None, limit: int | None
+) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> value, on rank 0; on others maybe none. Collective over the world.
+
+    Raises: ConfigError for a task that is not there.
+    """
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ConfigError(
+            f"lm-evaluation-harness has no task {unknown[0]!r}.",
+            "Name one that `lm_eval ls tasks` lists, or give --include-path with the folder of your own.",
+        )
+    found = lm_eval.simple_evaluate(
+        HarnessModel(loaded=(model, words)), tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0
+    )
+    # The harness gives no results where LOCAL_RANK is set and above 0.
+    return {} if found is None else {task: dict(values) for task, values in found["results"].items()}
+
+
+def _load(folder: str | None, parallel: ParallelConfig) -> tuple[LoadedModel, Words]:
+    if folder is None:
+        raise ConfigError("The model gpt4moe needs a folder.", "Give --model_args folder=FOLDER.")
+    opened = open_folder(Path(folder), open_weights)
+    words = opened.words()
+    parallel.validate()
+    stack = ExitStack()
+    model = stack.enter_context(placed(opened, parallel=parallel, environment=Environment.detect()))
+    atexit.register(stack.close)
+    return model, words
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

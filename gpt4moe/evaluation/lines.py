@@ -1,0 +1,58 @@
+"""jsonl as checked fields. No torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.errors import DataError
+
+Types = Mapping[str, type | tuple[type, ...]]
+
+
+def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str) -> list[dict[str, Any]]:
+    """The fields of each line that is not blank; "line" is its number, "id" the line's own or its number.
+
+    Args:
+        types: of the fields that are read; others are ignored.
+        needed: fields that every line has.
+        example: a right line, for the error.
+    Raises: DataError for a file that cannot be read or has no line, and for the first line that is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}).", f"Give a file of lines {example}.") from error
+    found = [
+        _fields(f"{path}, line {number}", line, types, needed, example) | {"line": number}
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not found:
+        raise DataError(f"{path} is empty.", f"Give lines {example}.")
+    return [{"id": fields["line"]} | fields for fields in found]
+
+
+def _fields(where: str, line: str, types: Types, needed: Sequence[str], example: str) -> dict[str, Any]:
+    shown = line if len(line) <= 60 else f"{line[:57]}..."
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON: {shown}", f"Write {example}.") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} is no JSON object: {shown}", f"Write {example}.")
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        raise DataError(f"{where} has no {missing[0]!r}: {shown}", f"Write {example}.")
+    kinds = {**types, "id": (str, int)}
+    wrong = [name for name in kinds if name in fields and not _is(fields[name], kinds[name])]
+    if wrong:
+        raise DataError(f"{where} has {wrong[0]}={fields[wrong[0]]!r}, of a wrong kind.", f"Write {example}.")
+    return {name: fields[name] for name in kinds if name in fields}
+
+
+def _is(value: object, kinds: type | tuple[type, ...]) -> bool:
+    """bool is an int for Python, and none here; lists are of texts."""
+    if isinstance(value, list) and not all(isinstance(one, str) for one in value):
+        return False
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,0 +1,171 @@
+"""Scorer: log-probabilities of given tokens under the model, on every rank of any layout.
+
+    pieces --by length, in batches--> one packed pass of each batch through all stages --> log-probability of each token
+    of each copy of the model                  (inference.stages, no cache)                on one rank, then on all
+
+Each copy of the model (tp x pp ranks) scores other pieces. Every rank knows all pieces, so it knows without a message
+how many passes each copy makes, and how many tokens a pass has where the copies meet in the experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.inference.attention import StepAttention
+from gpt4moe.inference.batch import Row, Step, pack
+from gpt4moe.inference.cache import KeyValueCache, blocks_of
+from gpt4moe.inference.stages import Stages, generating
+from gpt4moe.parallel.groups import ProcessGroups
+
+MAX_PASS_TOKENS = 2048
+"""Of a pass over several pieces; a longer piece has a pass of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens whose last `num_scored` are scored, each after all before it in the piece."""
+
+    tokens: Any
+    """Whole numbers: a list, or a part of a token file. At least num_scored + 1, at most the context + 1."""
+    num_scored: int
+    """At least 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of one piece."""
+
+    logprobs: Tensor
+    """[num_scored] fp64 on the CPU, of fp32 log-probabilities."""
+    is_greedy: Tensor
+    """[num_scored] bool: whether the token is the most probable one at its place."""
+
+    @property
+    def total(self) -> float:
+        """Log-likelihood of the scored tokens, in nats."""
+        return float(self.logprobs.sum())
+
+
+class _NoCache(KeyValueCache):
+    """Keeps nothing: no piece goes on in another pass."""
+
+    def append(self, layer_number: int, key: Tensor, value: Tensor, slots: Tensor) -> None:
+        return
+
+
+class Scorer:
+    """Scores on the ranks of all copies of the model. Use it as often as you like.
+
+    Args:
+        chunks: GPTModels of this rank, wrapped or not; trained ones too.
+    """
+
+    def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
+        self.chunks, self.groups, self.layout = chunks, groups, groups.layout
+        self.dtype = next(chunks[0].parameters()).dtype
+        self.cache = _NoCache(
+            [], num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
+            dtype=self.dtype, device=groups.device,
+        )  # fmt: skip
+        place = self.layout.coordinate(groups.rank)
+        self.is_source = place["tp"] == 0 and place["pp"] == self.layout.pp - 1
+        self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
+        # The ranks of ep x etp are neighbours, and so are those of tp.
+        self.steps_together = self.layout.tp % (self.layout.ep * self.layout.etp) != 0
+
+    def score(self, pieces: Sequence[Piece]) -> list[Score]:
+        """Of all pieces, in their order, on every rank. Collective over the world: equal pieces on all ranks."""
+        starts = [0]
+        for piece in pieces:
+            starts.append(starts[-1] + piece.num_scored)
+        # Of each scored token: its log-probability; whether it is the most probable one.
+        found = torch.zeros(2, starts[-1], dtype=torch.float64, device=self.groups.device)
+        plan = self._plan(pieces)
+        stages = Stages(self.chunks, self.groups)
+        with generating(self.chunks):
+            try:
+                for passes in plan:
+                    step = self._step(pieces, passes)
+                    if step is None:
+                        continue
+                    logits = stages.run(StepAttention(step, self.cache))
+                    if logits is not None and self.is_source and step.rows:
+                        _note(found, logits, pieces, passes[self.copy_index], starts)
+            finally:
+                stages.finish()
+        # Every token was scored on one rank; all others have zeros there.
+        distributed.all_reduce(found)
+        values = found.cpu()
+        return [Score(values[0, start:end], values[1, start:end] > 0) for start, end in pairwise(starts)]
+
+    def _plan(self, pieces: Sequence[Piece]) -> list[list[list[int]]]:
+        """Of each pass, the pieces of each copy (none: it has fewer passes)."""
+        # Pieces of one length together: attention pads to the longest of about one length.
+        order = sorted(range(len(pieces)), key=lambda number: -len(pieces[number].tokens))
+        of_copies = [_batches(pieces, order[copy :: self.num_copies]) for copy in range(self.num_copies)]
+        most = max(map(len, of_copies))
+        return [[batches[at] if at < len(batches) else [] for batches in of_copies] for at in range(most)]
+
+    def _step(self, pieces: Sequence[Piece], passes: list[list[int]]) -> Step | None:
+        """This copy's pass; None: it has no pieces, and no other copy needs it."""
+        totals = [sum(len(pieces[number].tokens) - 1 for number in batch) for batch in passes]
+        mine, total = passes[self.copy_index], totals[self.copy_index]
+        if not (mine or self.steps_together):
+            return None
+        # The ranks of one expert's parts (etp) must have equally many tokens.
+        is_equal = self.steps_together and self.layout.etp > 1
+        tp = self.layout.tp
+        length = tp * ceil((max(totals) if is_equal else max(total, 1)) / tp)
+        rows = []
+        for number in mine:
+            tokens = [int(token) for token in pieces[number].tokens[:-1]]  # nothing comes after the last
+            # Nothing is cached, so all blocks may be the same.
+            rows.append(Row(number, tokens, len(tokens), len(tokens), blocks=[0] * blocks_of(len(tokens))))
+        step = pack(
+            rows, [len(row.tokens) for row in rows], num_tokens=length, has_dummies=is_equal or length > total,
+            dtype=self.dtype, device=self.groups.device,
+        )  # fmt: skip
+        ends: list[int] = []
+        at = 0
+        for row in rows:
+            at += len(row.tokens)
+            ends.extend(range(at - pieces[row.number].num_scored, at))
+        return replace(step, ends=torch.tensor(ends, dtype=torch.int64, device=self.groups.device))
+
+
+def _batches(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[list[int]]:
+    """Pieces in their order, as many together as fit a pass."""
+    batches: list[list[int]] = []
+    size = 0
+    for number in numbers:
+        length = len(pieces[number].tokens) - 1
+        if not batches or size + length > MAX_PASS_TOKENS:
+            batches.append([])
+            size = 0
+        batches[-1].append(number)
+        size += length
+    return batches
+
+
+def _note(
+    found: Tensor, logits: Tensor, pieces: Sequence[Piece], numbers: Sequence[int], starts: Sequence[int]
+) -> None:
+    """Writes a pass's scores to their places.
+
+    Args:
+        logits: [scored tokens of these pieces, V].
+    """
+    scored = [pieces[number].tokens[-pieces[number].num_scored :] for number in numbers]
+    tokens = torch.tensor([int(token) for some in scored for token in some], device=logits.device)
+    places = torch.tensor(
+        [starts[number] + at for number in numbers for at in range(pieces[number].num_scored)], device=logits.device
+    )
+    logits = logits.float()
+    found[0, places] = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None]).squeeze(1).double()
+    found[1, places] = (logits.argmax(dim=-1) == tokens).double()

@@ -1,0 +1,109 @@
+"""lm-evaluation-harness on tasks of a local folder: every single answer equals that of its own `hf` model."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.convert.verify import open_weights
+from gpt4moe.inference.load import open_folder, placed
+from gpt4moe.parallel.environment import Environment
+from tests.corpus import VOCABULARY, numbered_lines
+from tests.inference.tool import TOOL, generate
+from tests.spawn import run_ranks
+from tests.training.command import train
+
+pytest.importorskip("lm_eval", reason="no lm_eval here")
+TASKS = ("numbers_choices", "numbers_rolling", "numbers_generated")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder, its export in `hf`, tasks and their data in `tasks`."""
+    data = numbered_lines(tmp_path_factory.mktemp("corpus"))
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    model = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3")
+    text = ("data.kind=indexed", f"data.path={data}", f"model.vocab_size={VOCABULARY}", "training.steps=1")
+    (ended,) = train(folder, *model, *text)
+    assert ended.status == 0, ended.err
+    to_huggingface(folder, folder / "hf", dtype="fp32")
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    for file in (Path(__file__).parent / "tasks").glob("*.yaml"):
+        (tasks / file.name).write_text(file.read_text().replace("DATA", str(tasks)))
+    lines = {
+        "choices": [
+            {"prompt": f"word {n} and" if n % 3 else "", "choices": [f" {n * n} other", " 0", f"{n} things"],
+             "answer": n % 3} for n in range(12)
+        ],
+        "rolling": [
+            {"text": "".join(f"word {i} and {i * i} other things\n" for i in range(n, 3 * n))} for n in (1, 4, 9)
+        ],
+        "generated": [{"prompt": f"word {n} and other " * n, "answer": "?"} for n in (1, 2, 9)],
+    }  # fmt: skip
+    for name, some in lines.items():
+        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+    return folder
+
+
+def _offline(folder: Path) -> None:
+    os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / f"cache-{os.getpid()}")}
+
+
+def _answers(model: Any, folder: Path) -> dict[str, list[Any]]:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    found = lm_eval.simple_evaluate(model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)
+    return {task: [one["filtered_resps"] for one in sorted(found["samples"][task], key=lambda one: one["doc_id"])]
+            for task in TASKS}  # fmt: skip
+
+
+def _theirs(environment: Environment, folder: Path) -> dict[str, list[Any]]:
+    _offline(folder)
+    from lm_eval.models.huggingface import HFLM
+
+    return _answers(HFLM(pretrained=str(folder / "hf"), dtype="float32", device="cpu", batch_size=1), folder)
+
+
+def _ours(environment: Environment, folder: Path, parallel: ParallelConfig) -> dict[str, list[Any]]:
+    _offline(folder)
+    from gpt4moe.evaluation.harness import HarnessModel
+
+    opened = open_folder(folder, open_weights)
+    words = opened.words()
+    with placed(opened, parallel=parallel, environment=environment) as model:
+        return _answers(HarnessModel(loaded=(model, words)), folder)
+
+
+def test_every_answer_is_that_of_the_harness_s_own_model_on_the_export(folder: Path) -> None:
+    (wanted,) = run_ranks(1, _theirs, folder)
+    found = run_ranks(1, _ours, folder, ParallelConfig()) + run_ranks(
+        4, _ours, folder, ParallelConfig(tp=2, pp=2, ep=2)
+    )
+    for rank in found:
+        for one, right in zip(rank["numbers_choices"], wanted["numbers_choices"], strict=True):
+            assert [pair[0] for pair in one] == pytest.approx([pair[0] for pair in right], abs=1e-4)
+            assert [pair[1] for pair in one] == [pair[1] for pair in right]
+        assert [one[0] for one in rank["numbers_rolling"]] == pytest.approx(
+            [one[0] for one in wanted["numbers_rolling"]], rel=1e-5
+        )
+        assert rank["numbers_generated"] == wanted["numbers_generated"]
+    assert len({str(one) for one in wanted["numbers_generated"]}) == 3
+    assert [len(wanted[task]) for task in TASKS] == [12, 3, 3]
+
+
+def test_the_tool_prints_the_tasks_metrics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    tool, mine = TOOL.with_name("evaluate.py"), ("--include-path", folder / "tasks", "--limit", 4, "--json")
+    (ended,) = generate(folder, "--tasks", TASKS[0], *mine, tool=tool)
+    assert ended.status == 0, ended.err
+    values = json.loads(ended.out)["tasks"][TASKS[0]]
+    assert 0 <= values["acc,none"] <= 1 and values["sample_len"] == 4
+    (wrong,) = generate(folder, "--tasks", "no_such_task", *mine, tool=tool)
+    assert wrong.status == 2 and "error: lm-evaluation-harness has no task 'no_such_task'." in wrong.err
