@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from gpt4moe.inference.batch import Part, Step
 from gpt4moe.inference.cache import KeyValueCache
@@ -56,7 +55,7 @@ class StepAttention:
         key, value = self.cache.read(layer_number, part.tables, part.num_keys)
         q = query[part.tokens[:, 0]]
         grouped = q.view(q.shape[0], key.shape[1], -1, q.shape[2])
-        out = scaled_dot_product_attention(grouped, key, value, attn_mask=part.mask, scale=scale)
+        out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=part.mask, scale=scale)
         return out.reshape(q.shape[0], 1, *q.shape[1:])
 
     def _more(self, layer_number: int, part: Part, query: Tensor, causal: CausalAttention) -> Tensor:

@@ -64,12 +64,11 @@ def _padding() -> Any:
 
 def _generated(run: Any, layout: Any) -> dict[str, Any]:
     """Three tokens after a prompt of four, by a model without an engine."""
-    import torch
-
     from gpt4moe.gpu_rehearsal import steps
     from gpt4moe.gpu_rehearsal.recorder import Notes
     from gpt4moe.gpu_rehearsal.roofline import Roofline
-    from gpt4moe.inference.generation import generate
+    from gpt4moe.inference.generation import Generator
+    from gpt4moe.inference.requests import Limits, Request
 
     notes = Notes(Roofline.of(run))
     with steps.fake_rank(run, layout, 0, notes) as rank:
@@ -77,10 +76,12 @@ def _generated(run: Any, layout: Any) -> dict[str, Any]:
             (chunk,) = steps.build_chunks(run, rank)
         notes.clear()
         with rank.recorder:
-            generate(
-                chunk.eval(), [1, 2, 3, 4], num_tokens=3, context_length=run.model.seq_length, temperature=0.8,
-                top_p=0.9, eos_id=0, generator=torch.Generator(),
-            )  # fmt: skip
+            limits = Limits(cache_bytes=10**9)
+            list(
+                Generator([chunk], run, rank.groups, limits=limits).generate(
+                    [Request(prompt=[1, 2, 3, 4], max_tokens=3)]
+                )
+            )
     return {
         "problems": list(notes.problems),
         "attention": notes.attention_calls,
