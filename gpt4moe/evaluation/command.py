@@ -1,6 +1,7 @@
 """The command of tools/evaluate.py: arguments, checks, one rank's part of the work, what stdout gets."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
 from gpt4moe.evaluation.corpus import SourceText, evaluate_sources, read_sources
 from gpt4moe.evaluation.questions import Examiner, Question, read_choices, read_exact
-from gpt4moe.inference.command import add_layout, wanted_parallel
+from gpt4moe.inference.command import add_layout, closed_stdout, wanted_parallel
 from gpt4moe.inference.files import AnswerFile
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.text import Words
@@ -60,9 +61,16 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     with placed(opened, parallel=parallel, environment=environment) as model:
         found = _evaluate(model, words, sources, questions, options)
         if model.groups.is_first_rank:
-            text = json.dumps(found, ensure_ascii=False) + "\n" if options.json else results.as_text(found)
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            _show(json.dumps(found, ensure_ascii=False) + "\n" if options.json else results.as_text(found))
+
+
+def _show(text: str) -> None:
+    """Raises: LaunchError when nobody reads stdout any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise closed_stdout("before the results") from error
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -72,6 +80,11 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is below 1.", "Set 1 or more.")
+    if options.tasks and importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError(
+            "--tasks are of lm-evaluation-harness, which is not installed.",
+            "Install it: pip install lm-eval==0.4.13 -c constraints.txt",
+        )
     if options.output and not (options.choices or options.exact):
         raise ConfigError("--output holds answers, but there are no questions.", "Give --choices or --exact too.")
 

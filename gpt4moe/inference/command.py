@@ -145,9 +145,14 @@ def _to_terminal(model: LoadedModel, words: Words, wish: Wish, *, is_json: bool)
             found += 1
             show(("" if is_stream else answer["text"]) + "\n" + (headings[found] if found < len(headings) else ""))
     except BrokenPipeError as error:
-        # Otherwise Python flushes stdout once more when it ends, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise LaunchError(
-            f"stdout was closed after {found} of {len(wish.texts) * wish.num_samples} texts (a broken pipe).",
-            "Let its reader read on, or write a file that can be resumed: --output answers.jsonl.",
-        ) from error
+        raise closed_stdout(f"after {found} of {len(wish.texts) * wish.num_samples} texts") from error
+
+
+def closed_stdout(when: str) -> LaunchError:
+    """The error for a BrokenPipeError of stdout, which nothing is written to from now on."""
+    # Otherwise Python flushes stdout once more when it ends, and complains.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return LaunchError(
+        f"stdout was closed {when} (a broken pipe).",
+        "Let its reader read on, or write a file that can be resumed: --output answers.jsonl.",
+    )

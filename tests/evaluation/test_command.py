@@ -2,7 +2,10 @@
 
 import json
 import math
+import subprocess
+import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +223,7 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "cannot be read": (run, "--data", tmp_path / "none.jsonl"),
         "below 1": (run, "--data", run / "data", "--max-tokens", 0),
         "--output holds answers": (run, "--data", run / "data", "--output", tmp_path / "out.jsonl"),
+        **({} if find_spec("lm_eval") else {"which is not installed": (run, "--tasks", "any")}),
         "does not divide": (run, "--data", run / "data", "--tp", 2),
         "has a vocabulary of 280, the model one of 300": (run, "--data", _other_vocabulary(tmp_path / "other")),
     }
@@ -229,6 +233,14 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         assert ended.status == 2 and len(lines) == 2, (words, ended)
         assert words in lines[0], (words, lines)
         assert "Traceback" not in ended.err and ended.out == ""
+
+
+def test_a_broken_pipe_ends_with_a_message(run: Path) -> None:
+    command = f"{sys.executable} {TOOL.with_name('evaluate.py')} {run} --data {run / 'data'} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-2].startswith("error: stdout was closed") and lines[-1].startswith("fix:"), done.stderr
 
 
 def _other_vocabulary(folder: Path) -> Path:
