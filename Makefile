@@ -27,7 +27,7 @@ TRITON := triton==3.9.0
 HARNESS := lm-eval==0.4.13 accelerate
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan test test-slurm test-engines test-triton test-harness test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train plan refine test test-slurm test-engines test-triton test-harness test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ train: data ## train the tiny mixture of experts, NPROC=1, 2, 4 (default) or 8; 
 
 plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, money, what binds
 	@$(RUN) tools/plan.py +experiment=gpt4
+
+refine: $(INSTALLED) ## trains on arithmetic; pass@1, pass@16, majority, best-of-16 and refine-16 at equal tokens (minutes)
+	@$(RUN) examples/refine_arithmetic.py --out runs/checkable
 
 test: lint ## lint, then every test but the long Slurm ones (WORKERS=2 files at a time)
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slurm and not slurm_long and not engines"

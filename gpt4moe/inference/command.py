@@ -31,7 +31,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--output", type=Path, help="jsonl of answers in the order of prompts; it is resumed if there")
     what.add_argument("--chat", action="store_true", help="a prompt is what a user says, put into the chat template")
     what.add_argument("--json", action="store_true", help="answers as one JSON list on stdout")
-    drawn = out.add_argument_group("sampling")
+    add_sampling(out).add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default 1)")
+    layout = add_layout(out)
+    add_limits(layout)
+    return out
+
+
+def add_sampling(to: argparse.ArgumentParser) -> Any:
+    """The arguments that wanted_sampling reads, --tokens and --stop. Returns: their group."""
+    drawn = to.add_argument_group("sampling")
     drawn.add_argument("--tokens", type=int, default=60, help="new tokens of a text at most (default 60)")
     drawn.add_argument("--temperature", type=float, default=0.8, help="0: the most probable token (default 0.8)")
     drawn.add_argument("--top-k", type=int, default=0, help="among this many tokens (default 0: all)")
@@ -39,12 +47,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     drawn.add_argument("--min-p", type=float, default=0.0, help="among tokens of this share of the largest probability")
     drawn.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions (default 1)")
     drawn.add_argument("--stop", action="append", default=[], help="end before this text (may be repeated)")
-    drawn.add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default 1)")
     drawn.add_argument("--seed", type=int, default=0, help="same seed and prompt, same text, on every layout")
-    layout = add_layout(out)
+    return drawn
+
+
+def add_limits(layout: Any) -> None:
+    """The arguments that wanted_limits reads."""
     layout.add_argument("--max-rows", type=int, default=32, help="texts that grow together (default 32)")
     layout.add_argument("--cache-gb", type=float, help="keys and values on a rank at most (default: what is free)")
-    return out
 
 
 def add_layout(to: argparse.ArgumentParser) -> Any:
@@ -70,16 +80,8 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
 
 
 def _wish(options: argparse.Namespace, words: Words) -> Wish:
-    for name in ("tokens", "num_samples", "max_rows"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} is below 1.", "Set 1 or more.")
-    sampling = Sampling(
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty, seed=options.seed,
-    )  # fmt: skip
-    sampling.validate()
-    if "" in options.stop:
-        raise ConfigError("--stop '' would end every text at once.", "Give a text, or leave --stop out.")
+    require_positive(options, "tokens", "num_samples", "max_rows")
+    sampling = wanted_sampling(options)
     if options.input is not None and options.prompt:
         raise ConfigError("Both --input and --prompt give prompts.", "Leave one out.")
     if options.input is not None:
@@ -92,11 +94,30 @@ def _wish(options: argparse.Namespace, words: Words) -> Wish:
     ]
     return Wish(
         prompts=prompts, texts=texts, tokens=tokens, num_tokens=options.tokens, num_samples=options.num_samples,
-        sampling=sampling, stops=options.stop, limits=_limits(options),
+        sampling=sampling, stops=options.stop, limits=wanted_limits(options),
     )  # fmt: skip
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def require_positive(options: argparse.Namespace, *names: str) -> None:
+    """Raises: ConfigError for one that is below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} is below 1.", "Set 1 or more.")
+
+
+def wanted_sampling(options: argparse.Namespace) -> Sampling:
+    """Raises: ConfigError for what draws no token, and for an empty stop string."""
+    sampling = Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty, seed=options.seed,
+    )  # fmt: skip
+    sampling.validate()
+    if "" in options.stop:
+        raise ConfigError("--stop '' would end every text at once.", "Give a text, or leave --stop out.")
+    return sampling
+
+
+def wanted_limits(options: argparse.Namespace) -> Limits:
     if options.cache_gb is None:
         return Limits(max_rows=options.max_rows)
     return Limits(max_rows=options.max_rows, cache_bytes=int(options.cache_gb * 10**9))

@@ -1,0 +1,74 @@
+"""The trace of a search as jsonl: a line of settings, then every candidate of round 0, of round 1, ... Resumed.
+
+A line is appended whole as soon as its candidate is scored. After a kill, or a scorer that failed, the same command
+goes on behind the last line. More --rounds than before go on too; other settings are refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.errors import DataError
+from gpt4moe.inference.files import AnswerFile
+from gpt4moe.refinement.search import Candidate, Course, Plan, as_line, from_line
+from gpt4moe.refinement.tasks import Task
+
+SETTINGS_ID = "settings"
+
+
+def settings_of(plan: Plan, tasks: Sequence[Task], scorer: str, step: int) -> dict[str, Any]:
+    """What candidates follow from, the number of rounds left out. `step` is the checkpoint's."""
+    digest = hashlib.sha256(json.dumps([task.fields for task in tasks]).encode()).hexdigest()
+    fields = {key: value for key, value in asdict(plan).items() if key != "rounds"}
+    return {**fields, "stops": list(plan.stops), "scorer": scorer, "step": step, "tasks": digest}
+
+
+class Trace:
+    """Open for appending, on the first rank.
+
+    Raises: LaunchError when the file is in use or cannot be written; DataError when it is of other tasks or settings.
+    """
+
+    def __init__(self, path: Path, tasks: Sequence[Task], rounds: int, settings: dict[str, Any]):
+        self.file = AnswerFile(path, [SETTINGS_ID, *([task.id for task in tasks] * rounds)])
+        lines = path.read_text(encoding="utf-8").split("\n")[: self.file.num_done]
+        found = [json.loads(line) for line in lines]
+        if not found:
+            self.file.append([{"id": SETTINGS_ID, "settings": settings}])
+        elif found[0]["settings"] != settings:
+            before = found[0]["settings"]
+            name = next(key for key in {**settings, **before} if settings.get(key) != before.get(key))
+            raise DataError(
+                f"{path} was begun with {name}={before.get(name)!r}; this command has {settings.get(name)!r}.",
+                "Give the arguments that it was begun with, or another --output.",
+            )
+        self.candidates = found[1:]
+        """Lines that were there already."""
+
+    def append(self, course: Course, candidate: Candidate) -> None:
+        self.file.append([as_line(course, candidate)])
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_trace(path: Path, tasks: Sequence[Task]) -> tuple[dict[str, Any], list[Course]]:
+    """(settings, every task's candidates) of a finished trace. Raises: DataError when it is none of these tasks."""
+    try:
+        first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        courses = courses_of(tasks, rest)
+        settings: dict[str, Any] = first["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no trace of these tasks ({error}).", "Make it with tools/refine.py.") from error
+    return settings, courses
+
+
+def courses_of(tasks: Sequence[Task], lines: Sequence[dict[str, Any]]) -> list[Course]:
+    """Tasks with the candidates of a trace's lines."""
+    courses = {task.id: Course(task) for task in tasks}
+    for line in lines:
+        courses[line["id"]].candidates.append(from_line(line))
+    return list(courses.values())

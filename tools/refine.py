@@ -1,0 +1,42 @@
+"""Searches for better texts: candidates drawn in turn, each seeing the task and the best so far; scored; the best kept.
+
+examples:
+  python tools/refine.py runs/first --input tasks.jsonl --output found --rounds 16
+  python tools/refine.py runs/first --input tasks.jsonl --output found --scorer mychecks:is_right
+  python tools/refine.py runs/first --input tasks.jsonl --output found --scorer "python score.py" --scorer-seconds 5
+  python tools/refine.py runs/first --input tasks.jsonl --output votes --method self-consistency
+  torchrun --nproc-per-node=4 tools/refine.py runs/first --tp 2 --pp 2 --input tasks.jsonl --output found
+
+--method best-of-n and self-consistency (the majority) draw as many candidates from the task alone, to compare. The
+output folder gets trace.jsonl, best.jsonl and rounds.html; the same command goes on after a kill.
+exit status: 0 done; 2 bad input.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+# Run as a script from a checkout: the package lies beside tools/.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.training.launch import report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status, under a launcher the same on every rank; rank 0 alone prints."""
+    warnings.filterwarnings("ignore")
+    environment = None
+    try:
+        environment = Environment.detect()
+        from gpt4moe.refinement import command  # torch, which takes seconds: not for --help of another tool
+
+        command.run(command.parser(__doc__ or "").parse_args(arguments), environment)
+    except Gpt4MoeError as error:
+        return report(error, environment, have_met=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
