@@ -30,16 +30,12 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.gpt import build_model
+from gpt4moe.parallel.environment import set_cuda_variables
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 from gpt4moe.training.update import train_step
 
-MIXTRAL = (
-    "+experiment=tiny", "run.name=benchmark", "data=mock", "precision=bf16", "model.name=mixtral-slice",
-    "model.hidden_size=4096", "model.num_attention_heads=32", "model.num_query_groups=8", "model.seq_length=4096",
-    "model.vocab_size=32000", "model.moe.num_experts=8", "model.moe.ffn_hidden_size=14336", "model.rope_theta=1000000",
-)  # fmt: skip
 # Part of the name torch gives the device -> configs/cluster.
 CLUSTERS = {"H200": "h200_141g", "H100": "h100_80g", "A100": "a100_80g"}
 WARMUP = 3
@@ -48,6 +44,7 @@ WARMUP = 3
 def main(arguments: list[str]) -> int:
     """Exit status: 0 measured, 2 no GPU."""
     options = _options(arguments)
+    set_cuda_variables()
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs an NVIDIA GPU, and torch sees none on this machine.")
         return 2
@@ -55,7 +52,8 @@ def main(arguments: list[str]) -> int:
     name = torch.cuda.get_device_name()
     cluster = next((cluster for part, cluster in CLUSTERS.items() if part in name), None)
     run = load_run_config([
-        *MIXTRAL, f"model.num_layers={options.layers}", f"training.micro_batch_size={options.micro_batch}",
+        "+experiment=mixtral_slice", "run.name=benchmark", f"model.num_layers={options.layers}",
+        f"training.micro_batch_size={options.micro_batch}",
         f"training.global_batch_size={options.micro_batch * options.micro_batches}",
         f"kernels.experts={options.experts}", f"cluster={cluster or 'cpu'}",
     ])  # fmt: skip
@@ -86,7 +84,7 @@ def measure(run: RunConfig, groups: ProcessGroups, steps: int) -> tuple[float, i
     generator = torch.Generator().manual_seed(0)
     seconds = []
     for step in range(WARMUP + steps):
-        batches = _batches(run, generator)
+        batches = [batch.pinned() for batch in _batches(run, generator)]  # as data.prefetch does
         torch.cuda.synchronize()
         start = time.perf_counter()
         train_step(runner, 1 + step, batches)

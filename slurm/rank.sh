@@ -41,10 +41,12 @@ tasks_on_node() { # SLURM_STEP_TASKS_PER_NODE is like 8(x2),4: two nodes of 8 ta
 }
 
 numa_node_of_gpu() { # prints nothing if there is no GPU, or if the machine does not know
-    local bus gpu=${SLURM_LOCALID:-0} node
-    case ${CUDA_VISIBLE_DEVICES:-several,} in
-        *,*) ;;
-        *) gpu=$CUDA_VISIBLE_DEVICES ;; # srun has chosen a GPU for each task
+    local bus gpu=${SLURM_LOCALID:-0} node visible
+    IFS=, read -ra visible <<<"${CUDA_VISIBLE_DEVICES:-}"
+    case ${#visible[@]} in
+        0) ;;
+        1) gpu=${visible[0]} ;; # srun has chosen a GPU for each task
+        *) gpu=${visible[$gpu]:-$gpu} ;;
     esac
     bus=$(nvidia-smi --query-gpu=pci.bus_id --format=csv,noheader -i "$gpu" 2>/dev/null) || return
     bus=${bus#0000} # the driver writes the domain with 8 digits, the kernel with 4

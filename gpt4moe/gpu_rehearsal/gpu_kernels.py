@@ -42,8 +42,9 @@ def attention(notes: Notes) -> Any:
             return torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, dropout_p, is_causal or attn_mask is not None, False, scale=scale
             )[0]
-        scores = 4 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        kernel = "math" if enable_gqa or attn_mask is None else "memory-efficient"
+        # The memory-efficient kernel knows no grouped queries. It keeps no scores.
+        kernel = "math" if enable_gqa else "memory-efficient"
+        scores = 4 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] if enable_gqa else 0
         notes.attention[f"{kernel}: {why}{' with grouped queries' if enable_gqa else ''}", scores] += 1
         mask = None if isinstance(attn_mask, CausalBias) else attn_mask
         return _MATH(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -52,10 +53,14 @@ def attention(notes: Notes) -> Any:
 
 
 def can_use_flash_attention(notes: Notes) -> Any:
-    """What model.attention asks before it calls flash attention itself. A CPU build of torch always says no."""
+    """What model.attention asks before it calls flash attention itself. A CPU build of torch always says no.
+
+    As a CUDA build does, it says no to is_causal where queries and keys differ in number.
+    """
 
     def can_use_flash_attention(call: Any) -> bool:
-        is_flash = _why_not_flash(call.query, call.attn_mask) is None
+        is_square = call.query.shape[2] == call.key.shape[2]
+        is_flash = _why_not_flash(call.query, call.attn_mask) is None and (is_square or not call.is_causal)
         if is_flash:
             notes.attention["flash", 0] += 1
         return is_flash

@@ -33,7 +33,8 @@ def load() -> None:
         raise LaunchError(
             f"torch {version('torch')} is a CUDA build, and the GPU rehearsal needs the CPU build: it registers a "
             "CUDA device of its own, where this torch has one already.",
-            "Run it in another virtual environment with the CPU build of torch.",
+            "Run it in another virtual environment: pip install torch --index-url "
+            "https://download.pytorch.org/whl/cpu, then requirements.txt.",
         )
     # Its symbols must be global: the guard links against them.
     ctypes.CDLL(str(torch / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)

@@ -107,7 +107,13 @@ def _flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether flash attention takes a call without a mask. It takes head sizes that are multiples of 8."""
     if q.device.type != "cuda" or q.shape[-1] % 8:
         return False
-    return can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, True, q.shape[1] != k.shape[1]))
+    return can_use_flash_attention(_flash_call(q, k, v))
+
+
+def _flash_call(q: Tensor, k: Tensor, v: Tensor) -> SDPAParams:
+    """What torch is asked. Not is_causal: with fewer queries than keys torch would answer for queries at the first
+    positions, and say no. torch.nn.attention.bias asks the same."""
+    return SDPAParams(q, k, v, None, 0.0, False, q.shape[1] != k.shape[1])
 
 
 @lru_cache(maxsize=2)

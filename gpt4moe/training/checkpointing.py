@@ -8,6 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -76,9 +77,10 @@ class Staging:
                 up to a power of two and takes 64 GB where 36 are asked for (torch 2.13's CachingHostAllocator).
         """
         if self._is_locked:
+            self._is_locked = False
             _require_success(torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr()))
         self.buffer = torch.empty(0)  # frees the old buffer before the new one is allocated
-        self.buffer, self._is_locked = torch.empty(num_elements, dtype=torch.float32), False
+        self.buffer = torch.empty(num_elements, dtype=torch.float32)
         if locked:
             try:
                 cuda = torch.cuda.cudart()
@@ -86,6 +88,7 @@ class Staging:
                 self._is_locked = True
             except RuntimeError as error:
                 logger.warning("saves copy slowly: %.1f GB cannot be page-locked: %s", self.buffer.nbytes / 1e9, error)
+                _forget_cuda_error()
 
 
 class Saver:
@@ -175,6 +178,12 @@ class Saver:
 def _require_success(status: Any) -> None:
     if int(status) != 0:
         raise RuntimeError(f"CUDA says {int(status)}")
+
+
+def _forget_cuda_error() -> None:
+    """CUDA keeps the last failed call's error, and torch raises it at the next launch: here, in place of training."""
+    with suppress(RuntimeError, AssertionError):  # AssertionError: this torch has no CUDA
+        torch.zeros(1, device="cuda").add_(1)
 
 
 def _make_empty(folder: Path) -> None:

@@ -106,6 +106,8 @@ class Cuda:
 
     def __init__(self, status: int = 0):
         self.status, self.locked = status, dict[int, int]()
+        self.waits = 0
+        """For the copies from a GPU to be complete."""
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         self.locked[address] = size
@@ -130,7 +132,11 @@ def on_gpu(num_elements: int) -> list[Piece]:
 def fake_cuda(patch: pytest.MonkeyPatch, status: int = 0) -> Cuda:
     cuda = Cuda(status)
     patch.setattr(torch.cuda, "cudart", lambda: cuda)
-    patch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def synchronize(device: torch.device) -> None:
+        cuda.waits += 1
+
+    patch.setattr(torch.cuda, "synchronize", synchronize)
     return cuda
 
 
@@ -141,6 +147,7 @@ def test_page_locked_memory_takes_the_bytes_asked_for_and_no_power_of_two(monkey
         staging.copy(on_gpu(asked))
         assert cuda.locked == {staging.buffer.data_ptr(): 4 * 1025}
     assert not staging.buffer.is_pinned() and staging.buffer.untyped_storage().nbytes() == 4 * 1025
+    assert cuda.waits == 3, "a copy must be complete before the next step changes what it copies"
     staged = staging.copy(on_gpu(3000))
     assert cuda.locked == {staging.buffer.data_ptr(): 4 * 3000}, "the old buffer must be unlocked before it is freed"
     assert staged[0].values.equal(torch.arange(3000.0))

@@ -112,9 +112,12 @@ def test_flash_attention_is_called_as_torch_calls_it_for_queries_at_the_last_pos
     on_cpu = by_torch(scale=0.25, enable_gqa=True).permute(2, 0, 1, 3).flatten(2)
     assert _attend(_parts("cpu", torch.float32)).allclose(on_cpu, atol=1e-6)
 
+    asked: list[Any] = []
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention", flash)
-    monkeypatch.setattr(attention, "_flash_takes", lambda *parts: True)
-    monkeypatch.setattr(bias, "can_use_flash_attention", lambda call: True)
+    monkeypatch.setattr(attention, "_flash_takes", lambda *parts: asked.append(attention._flash_call(*parts)) or True)
+    monkeypatch.setattr(bias, "can_use_flash_attention", lambda call: asked.append(call) or True)
     _attend(_parts("cpu", torch.float32))
     by_torch(scale=0.25, enable_gqa=True)
     assert len(calls) == 2 and calls[0] == calls[1]
+    ours, theirs = ((one.attn_mask, one.dropout, one.is_causal, one.enable_gqa) for one in asked)
+    assert ours == theirs, "torch must be asked what it asks itself, or a GPU says no"

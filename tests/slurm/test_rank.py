@@ -109,7 +109,11 @@ def test_a_rank_stays_on_the_numa_node_of_its_gpu_or_else_of_its_place(machine: 
     assert placed == {"0": "numactl --cpunodebind=0 --preferred=0", "3": "numactl --cpunodebind=1 --preferred=1"}
     with_gpus = {**machine, "PATH": f"{folder}/nvidia-smi:{path}"}
     assert _rank("echo free", **with_gpus) == "numactl --cpunodebind=1 --preferred=1"
-    assert _rank("echo free", **{**with_gpus, "CUDA_VISIBLE_DEVICES": "7"}) == "numactl --cpunodebind=0 --preferred=0"
+    for others in ("7", "6,7,8,9"):  # of another node than GPUs 0 to 3
+        on_other = _rank("echo free", **{**with_gpus, "CUDA_VISIBLE_DEVICES": others})
+        assert on_other == "numactl --cpunodebind=0 --preferred=0"
+    listed = {**with_gpus, "SLURM_LOCALID": "0", "CUDA_VISIBLE_DEVICES": "3,7"}
+    assert _rank("echo free", **listed) == "numactl --cpunodebind=1 --preferred=1"
     without_numactl = path.replace("/numactl:", "/taskset:")
     assert _rank("echo free", **{**machine, "PATH": without_numactl}) == "taskset 0-7"
 
