@@ -80,11 +80,16 @@ RULES: dict[str, Rule] = {
     "best of {n} by likelihood": lambda course, n: float(is_right(course, most_likely(course.candidates[:n]))),
 }
 
+_WITHOUT_CHECKER = ("majority of {n}", "best of {n} by likelihood")
+LIKE_WITH_LIKE = {"likelihood": _WITHOUT_CHECKER, "majority": _WITHOUT_CHECKER}
+"""Scorer of a refinement -> the rules that know no more and no less. A checker finds the right one among n samples, so
+a refinement with a checker is compared with pass@n."""
+
 
 def compare(
     samples: Sequence[Course], refined: Mapping[str, Sequence[Course]], rounds: int
 ) -> tuple[list[Row], list[Difference]]:
-    """Rows of all methods; differences of each refinement to each rule at its tokens.
+    """Rows of all methods; differences of each refinement to the rules that know as much, at its tokens.
 
     Args:
         samples: tasks with their candidates of best-of-n, at least `rounds` of each.
@@ -109,7 +114,8 @@ def compare(
             _fitting(course, sum(c.tokens for c in one.candidates[:rounds]))
             for course, one in zip(samples, courses, strict=True)
         ]
-        for name, rule in RULES.items():
+        for name in LIKE_WITH_LIKE.get(scorer, ("pass@{n}",)):
+            rule = RULES[name]
             other = _by(rule, samples, fitting)
             rows.append(_row(f"  {name.format(n='n')}, at its tokens", other, samples, fitting))
             gap = [a - b for a, b in zip(right, other, strict=True)]

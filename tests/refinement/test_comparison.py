@@ -26,11 +26,11 @@ def course(answers: str, *, right: str = "a", scores: str = "", tokens: int = 10
 def test_shares_are_those_counted_by_hand() -> None:
     samples = [course("abbb"), course("bbaa"), course("cccc"), course("aaaa")]
     refined = [course(s.task.id, scores="0123", tokens=20) for s in samples]
-    rows, differences = compare(samples, {"x": refined}, 2)
+    rows, differences = compare(samples, {"checker": refined, "majority": refined}, 2)
     shares = {row.name: row.share for row in rows}
     assert shares["pass@1"] == pytest.approx((0.5 + 0 + 0 + 1) / 4)
     assert shares["pass@2"] == 0.5 and shares["majority of 2"] == 0.5
-    assert shares["refine-2 by x"] == 0.25  # the last of two: b, b, c, a
+    assert shares["refine-2 by checker"] == 0.25  # the last of two: b, b, c, a
     twice = {row.name.strip(): row for row in rows if row.name.startswith("  ")}
     # Its prompts are twice as long, so four samples fit where it has two.
     assert twice["pass@n, at its tokens"].num_samples == 4 and twice["pass@n, at its tokens"].share == 0.75
