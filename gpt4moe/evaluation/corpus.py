@@ -8,15 +8,17 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt4moe.data.check import read_whole_folder
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.lines import read_lines
-from gpt4moe.evaluation.pieces import encode_text, first_token, windows
-from gpt4moe.evaluation.scoring import Piece, Scorer
+from gpt4moe.evaluation.pieces import Piece, encode_text, first_token, windows
 from gpt4moe.inference.text import Words
+
+if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
+    from gpt4moe.evaluation.scoring import Scorer
 
 ROUND_TOKENS = 1 << 20
 """Scored tokens between two meetings of all ranks: what a rank keeps in memory."""
@@ -69,7 +71,7 @@ def read_sources(path: Path, words: Words, *, max_tokens: int | None) -> list[So
     return _of_folder(path, words, max_tokens) if path.is_dir() else _of_lines(path, words, max_tokens)
 
 
-def evaluate_sources(scorer: Scorer, sources: Sequence[SourceText]) -> list[SourceResult]:
+def evaluate_sources(scorer: "Scorer", sources: Sequence[SourceText]) -> list[SourceResult]:
     """In their order, on every rank; with a total at the end where there are several. Collective over the world."""
     found = [_evaluate(scorer, source) for source in sources]
     if len(found) > 1:
@@ -78,7 +80,7 @@ def evaluate_sources(scorer: Scorer, sources: Sequence[SourceText]) -> list[Sour
     return found
 
 
-def _evaluate(scorer: Scorer, source: SourceText) -> SourceResult:
+def _evaluate(scorer: "Scorer", source: SourceText) -> SourceResult:
     tokens = right = 0
     nats = []
     for some in _rounds(source.pieces):

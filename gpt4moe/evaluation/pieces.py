@@ -5,11 +5,21 @@ our numbers and its numbers are the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.scoring import Piece
 from gpt4moe.inference.text import Words
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens whose last `num_scored` are scored, each after all before it in the piece."""
+
+    tokens: Any
+    """Whole numbers: a list, or a part of a token file. At least num_scored + 1, at most the context + 1."""
+    num_scored: int
+    """At least 1."""
 
 
 def encode_text(words: Words, text: str, *, has_special: bool = False) -> list[int]:

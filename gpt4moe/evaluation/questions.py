@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.lines import Types, read_lines
-from gpt4moe.evaluation.pieces import answer_piece, encode_pair, encode_text, first_token
-from gpt4moe.evaluation.scoring import Piece, Scorer
+from gpt4moe.evaluation.pieces import Piece, answer_piece, encode_pair, encode_text, first_token
 from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words, cut_at_stop
+
+if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
+    from gpt4moe.evaluation.scoring import Scorer
 
 _CHOICES = '{"prompt": "1 + 1 =", "choices": [" 2", " 3"], "answer": 0}'
 _EXACT = '{"prompt": "1 + 1 =", "answer": "2", "stop": "\\n"}'
@@ -123,7 +125,7 @@ def greedy_request(words: Words, prompt: list[int], num_tokens: int, stops: Sequ
 class Examiner:
     """Answers questions on the ranks of a model."""
 
-    def __init__(self, scorer: Scorer, run: RunConfig, words: Words):
+    def __init__(self, scorer: "Scorer", run: RunConfig, words: Words):
         # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
         from gpt4moe.inference.generation import Generator
 

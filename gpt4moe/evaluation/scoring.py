@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.evaluation.pieces import Piece
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import KeyValueCache, blocks_of
@@ -25,16 +25,6 @@ from gpt4moe.parallel.groups import ProcessGroups
 
 MAX_PASS_TOKENS = 2048
 """Of a pass over several pieces; a longer piece has a pass of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens whose last `num_scored` are scored, each after all before it in the piece."""
-
-    tokens: Any
-    """Whole numbers: a list, or a part of a token file. At least num_scored + 1, at most the context + 1."""
-    num_scored: int
-    """At least 1."""
 
 
 @dataclass(frozen=True, slots=True)

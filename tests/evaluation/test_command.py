@@ -235,6 +235,12 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         assert "Traceback" not in ended.err and ended.out == ""
 
 
+def test_stdout_has_json_alone_in_a_process_of_its_own(run: Path) -> None:
+    command = [sys.executable, TOOL.with_name("evaluate.py"), run, "--data", run / "data", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["sources"][0]["source"] == "lines"
+
+
 def test_a_broken_pipe_ends_with_a_message(run: Path) -> None:
     command = f"{sys.executable} {TOOL.with_name('evaluate.py')} {run} --data {run / 'data'} | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)

@@ -8,7 +8,8 @@ import torch
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.evaluation import scoring
-from gpt4moe.evaluation.scoring import Piece, Scorer
+from gpt4moe.evaluation.pieces import Piece
+from gpt4moe.evaluation.scoring import Scorer
 from gpt4moe.parallel.groups import ProcessGroups
 from tests.inference.cases import LAYOUTS, MODELS, prompts, walk
 from tests.spawn import run_ranks
