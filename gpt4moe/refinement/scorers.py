@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gpt4moe.errors import ConfigError
-from gpt4moe.evaluation.scoring import Piece
+from gpt4moe.evaluation.pieces import Piece
 from gpt4moe.evaluation.scoring import Scorer as LogProbabilities
 from gpt4moe.inference.load import LoadedModel
 from gpt4moe.inference.text import Words
