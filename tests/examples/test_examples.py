@@ -1,4 +1,4 @@
-"""The three scripts of examples/ run as a user would run them."""
+"""The scripts of examples/ run as a user would run them."""
 
 import os
 import re
