@@ -10,7 +10,7 @@ of an expert belong to several copies (ep over dp), the copies step together: on
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,6 +31,8 @@ Watcher = Callable[[Sequence[Row], Tensor], None]
 """(rows, logits [rows, V]) of a step, on the rank that draws tokens."""
 Reader = Callable[[Row], None]
 """A row that has one more token, on every rank of its copy."""
+Arrivals = Callable[[bool], Sequence[Request] | None]
+"""(whether no copy has a row) -> requests that join now, equal on every rank of the copy; None: no more will come."""
 
 
 class Generator:
@@ -101,37 +103,57 @@ class Generator:
             found = [text for texts in of_copies for text in texts]
         return sorted(found, key=lambda text: text.number)
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], arrivals: Arrivals | None = None) -> Iterator[Completion]:
         """The texts of this copy's requests, each when it ends. Collective: over the copy's ranks, which have equal
         requests; where copies step together, over all of their ranks, and a copy may have no requests.
 
+        Args:
+            arrivals: called before each step; its requests have passed `check`, and are numbered on from `requests`.
         Raises: ConfigError before the first step when a text does not fit the cache.
         """
         self.check(requests)
         stages = Stages(self.chunks, self.groups)
-        waiting = deque(
-            Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt))
-            for number, request in enumerate(requests)
-        )
-        pool = BlockPool(self._most_blocks(waiting))
+        asked = dict(enumerate(requests))
+        waiting = deque(_row(number, request) for number, request in asked.items())
+        num_asked, is_idle = len(asked), False
+        pool = BlockPool(self._most_blocks(waiting, is_open=arrivals is not None))
         rows: list[Row] = []
         with generating(self.chunks):
             try:
                 while True:
+                    arrived = arrivals(is_idle) if arrivals is not None else None
+                    if arrived is None:
+                        arrivals = None
+                    for request in arrived or ():
+                        asked[num_asked] = request
+                        waiting.append(_row(num_asked, request))
+                        num_asked += 1
                     self._join(waiting, rows, pool)
                     step = self._next_step(rows, pool)
-                    if step is None:
+                    is_idle = step is None
+                    if step is None and arrivals is None:
                         return
+                    if step is None:
+                        continue
                     logits = stages.run(StepAttention(step, self.cache))
                     for row, count in zip(step.rows, step.counts, strict=True):
                         row.num_cached += count
-                    yield from self._grow(step, logits, requests, rows, pool)
+                    for done in self._grow(step, logits, asked, rows, pool):
+                        del asked[done.number]
+                        yield done
             finally:
                 stages.finish()
 
-    def _most_blocks(self, waiting: Sequence[Row]) -> int:
-        """Blocks that the rows in flight may need at once, or that are allowed: further rows then wait."""
-        wanted = sum(sorted((row.most_blocks for row in waiting), reverse=True)[: self.limits.max_rows])
+    def _most_blocks(self, waiting: Sequence[Row], *, is_open: bool) -> int:
+        """Blocks that the rows in flight may need at once, or that are allowed: further rows then wait.
+
+        Args:
+            is_open: rows of any length may arrive.
+        """
+        sizes = [row.most_blocks for row in waiting]
+        if is_open:
+            sizes = [blocks_of(self.model.seq_length)] * self.limits.max_rows
+        wanted = sum(sorted(sizes, reverse=True)[: self.limits.max_rows])
         return min(wanted, self.cache_limit_bytes // self.block_bytes)
 
     def _join(self, waiting: deque[Row], rows: list[Row], pool: BlockPool) -> None:
@@ -175,7 +197,7 @@ class Generator:
         return counts
 
     def _grow(
-        self, step: Step, logits: Tensor | None, requests: Sequence[Request], rows: list[Row], pool: BlockPool
+        self, step: Step, logits: Tensor | None, requests: Mapping[int, Request], rows: list[Row], pool: BlockPool
     ) -> Iterator[Completion]:
         """Draws the next token of each row whose tokens are all cached; ended rows leave. Collective over the copy."""
         for row, token, logprob in self._draw(step.whole, logits, requests):
@@ -194,7 +216,7 @@ class Generator:
                 yield Completion(number=row.number, tokens=row.generated, logprobs=row.logprobs, finish_reason=reason)
 
     def _draw(
-        self, whole: Sequence[Row], logits: Tensor | None, requests: Sequence[Request]
+        self, whole: Sequence[Row], logits: Tensor | None, requests: Mapping[int, Request]
     ) -> list[tuple[Row, int, float]]:
         """(row, next token, its log-probability) of each, drawn on one rank and sent to all of the copy."""
         if not whole:
@@ -220,6 +242,10 @@ class Generator:
         return [
             (row, int(token), logprob) for row, token, logprob in zip(whole, tokens_list, logprobs_list, strict=True)
         ]
+
+
+def _row(number: int, request: Request) -> Row:
+    return Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt))
 
 
 def _multiple(number: int, of: int) -> int:

@@ -160,6 +160,18 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def settled(text: str, stops: Iterable[str]) -> str:
+    """The part of a growing text that further tokens cannot change: without half a character at its end, and without
+    what may be the beginning of a stop string."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    return text[: len(text) - max((_overlap(text, stop) for stop in stops), default=0)]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of a text that begins a stop string."""
+    return next((length for length in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-length:])), 0)
+
+
 def cut_at_stop(text: str, stops: Iterable[str]) -> str:
     """The text before the first stop string in it."""
     ends = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]

@@ -19,7 +19,7 @@ from gpt4moe.inference.files import AnswerFile, Prompt
 from gpt4moe.inference.load import LoadedModel
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
-from gpt4moe.inference.text import Words, cut_at_stop
+from gpt4moe.inference.text import Words, cut_at_stop, settled
 from gpt4moe.parallel.agreement import broadcast_int, raise_together
 
 Show = Callable[[str], None]
@@ -160,14 +160,7 @@ class _Stream:
     def _show(self, tokens: list[int], *, is_whole: bool) -> None:
         text = cut_at_stop(self.words.decode(tokens), self.stops)
         if not is_whole:
-            # Half a character, or what may be the beginning of a stop string, is kept back.
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            text = text[: len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)]
+            text = settled(text, self.stops)
         if text.startswith(self.shown):
             self.show(text[len(self.shown) :])
             self.shown = text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of a text that begins a stop string."""
-    return next((length for length in range(min(len(text), len(stop)), 0, -1) if stop.startswith(text[-length:])), 0)
