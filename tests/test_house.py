@@ -21,7 +21,7 @@ STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
     "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
     "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "gpu_rehearsal": 6,
-    "evaluation": 6, "train": 6, "refinement": 7,
+    "evaluation": 6, "serving": 6, "train": 6, "refinement": 7,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors and config are open to all).
 NARROW = {
@@ -38,6 +38,7 @@ NARROW = {
     "convert": {"model", "architecture", "checkpoint", "parallel", "data"},
     "evaluation": {"inference", "convert", "model", "architecture", "checkpoint", "parallel", "data"},
     "refinement": {"inference", "evaluation", "convert", "pages", "runlog", "data", "parallel"},
+    "serving": {"inference", "convert", "checkpoint", "parallel", "runlog"},
     "launch": {"planner", "architecture", "parallel", "data", "checkpoint"},
 }  # fmt: skip
 THIRD_PARTY = {
@@ -45,6 +46,7 @@ THIRD_PARTY = {
     "deepspeed.utils.groups": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
     "deepspeed.initialize": ["gpt4moe/parallel/deepspeed_groups.py", "gpt4moe/training/engine*.py"],
     "wandb": ["gpt4moe/runlog/wandb_run.py"], "wandb_workspaces": ["gpt4moe/runlog/wandb_workspace.py"],
+    "starlette": ["gpt4moe/serving/http.py"], "uvicorn": ["gpt4moe/serving/http.py"],
     "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
     "lm_eval": ["gpt4moe/evaluation/harness.py"], "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip

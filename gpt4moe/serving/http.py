@@ -1,0 +1,196 @@
+"""The routes: a body in, checked; its texts asked for at the desk; the answer whole, or as a stream of events.
+
+    GET /v1/models   POST /v1/completions   POST /v1/chat/completions   GET /health
+
+Every refusal is a status of 4xx with OpenAI's error object, so that a client shows the cause. A body must be sent as
+application/json: a page in a browser cannot do that without asking first, and we answer no such question.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.inference.text import Words
+from gpt4moe.serving.answers import Answer
+from gpt4moe.serving.desk import Closed, Desk, Event, Full, Job, Wanted
+from gpt4moe.serving.fields import BadRequest, read_body
+
+MOST_BYTES = 8 * 2**20
+"""Of a body."""
+WATCH_SECONDS = 1.0
+"""How often it is looked whether the client is still there."""
+
+
+class Routes:
+    """Args:
+    check: raises ConfigError when a text does not fit the cache.
+    """
+
+    def __init__(self, desk: Desk, words: Words, model: str, check: Callable[[Sequence[Wanted]], None]):
+        self.desk, self.words, self.model, self.check = desk, words, model, check
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]), Route("/health", self.health),
+        ]  # fmt: skip
+        refused: Any = {BadRequest: self._refused, HTTPException: self._no_route}
+        return Starlette(routes=routes, exception_handlers=refused)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def one_model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.model:
+            raise BadRequest(f"There is only the model {self.model!r} here.", status=404, code="model_not_found")
+        return JSONResponse(self._model())
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ending" if self.desk.is_closing else "ok"})
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answered(request, is_chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answered(request, is_chat=True)
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.model, "object": "model", "created": 0, "owned_by": "gpt4moe"}
+
+    async def _answered(self, request: Request, *, is_chat: bool) -> Response:
+        question = read_body(await _json_of(request), self.words, is_chat=is_chat, model=self.model)
+        try:
+            self.check(question.wanted)
+        except ConfigError as error:
+            raise BadRequest(f"{error.cause} {error.cure}", "max_tokens") from error
+        if len(question.wanted) > self.desk.max_texts:
+            raise BadRequest(
+                f"{len(question.wanted)} texts are more than {self.desk.max_texts}, all that may wait.", "n"
+            )
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        try:
+            job = self.desk.submit(question.wanted, events)
+        except Full as error:
+            raise BadRequest("The queue is full. Try again later.", status=429, code="queue_full") from error
+        except Closed as error:
+            raise BadRequest("The server is ending.", status=503, code="server_ending") from error
+        answer = Answer(question, self.words, self.model)
+        if question.is_streamed:
+            return StreamingResponse(self._stream(job, events, answer), media_type="text/event-stream")
+        try:
+            while not answer.is_done:
+                try:
+                    event = await asyncio.wait_for(events.get(), WATCH_SECONDS)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        return Response(status_code=499)
+                    continue
+                if event.failure is not None:
+                    raise BadRequest(event.failure, status=503, code="server_ending")
+                answer.add(event)
+            return JSONResponse(answer.whole())
+        finally:
+            self.desk.leave(job)
+
+    async def _stream(self, job: Job, events: "asyncio.Queue[Event]", answer: Answer) -> AsyncIterator[str]:
+        try:
+            for piece in answer.begin():
+                yield _event(piece)
+            while not answer.is_done:
+                event = await events.get()
+                if event.failure is not None:
+                    yield _event(_error(BadRequest(event.failure, status=503, code="server_ending")))
+                    return
+                answer.add(event)
+                found = answer.piece(event.index)
+                if found is not None:
+                    yield _event(found)
+            for piece in answer.end():
+                yield _event(piece)
+            yield "data: [DONE]\n\n"
+        finally:
+            self.desk.leave(job)
+
+    def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, BadRequest)
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse(_error(error), status_code=error.status, headers=headers)
+
+    def _no_route(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{error.detail}: {request.method} {request.url.path}. This server has GET /v1/models, POST " \
+                  "/v1/completions and POST /v1/chat/completions."  # fmt: skip
+        return JSONResponse(_error(BadRequest(message, status=error.status_code)), status_code=error.status_code)
+
+
+def _error(error: BadRequest) -> dict[str, Any]:
+    kinds = {429: "rate_limit_error", 503: "server_error"}
+    kind = kinds.get(error.status, "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code}}
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+async def _json_of(request: Request) -> Any:
+    """Raises: BadRequest."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise BadRequest("Send the body as Content-Type: application/json.", status=415)
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MOST_BYTES:
+            raise BadRequest(f"The body is larger than {MOST_BYTES:,} bytes.", status=413)
+    try:
+        return json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body is no JSON ({error}).") from error
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Raises: LaunchError when the address is taken or not of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)  # now, so that a second server is refused
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise LaunchError(
+            f"The server cannot listen on {host} port {port}: {error}.",
+            "Choose a free port (--port, 0 for any) and an address of this machine (--host).",
+        ) from error
+    return listener
+
+
+@contextmanager
+def listening(app: Starlette, listener: socket.socket) -> Iterator[None]:
+    """Serves in a thread of its own while the work inside goes on; open answers then get two seconds to end."""
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(5)
+        listener.close()
