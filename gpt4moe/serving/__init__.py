@@ -1,5 +1,5 @@
-"""Room `serving`, storey 6: an endpoint of OpenAI's form, for trying a model on its training layout. May import inference,
-convert, runlog (printed errors), checkpoint and parallel.
+"""Room `serving`, storey 6: an endpoint of OpenAI's form, for trying a model on its training layout. May import
+inference, convert, runlog (printed errors), checkpoint and parallel.
 
 fields.py      bodies of the API in, requests out; what is not supported is refused by name
 answers.py     texts out in the form of the API, whole or piece by piece

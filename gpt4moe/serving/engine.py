@@ -2,8 +2,8 @@
 
     rank 0: desk --take--> News --broadcast--> every rank: the same requests join, the same texts are left
 
-Before each step rank 0 sends one number: 0 for nothing new. While there is no text it sends that every HEARTBEAT_SECONDS,
-so that no rank waits in a collective until its timeout, and a rank that has died is noticed.
+Before each step rank 0 sends one number: 0 for nothing new. While there is no text it sends that every
+HEARTBEAT_SECONDS, so that no rank waits in a collective until its timeout, and a rank that has died is noticed.
 
 The first copy of the model generates. Where the ranks of an expert belong to several copies (ep over dp), the others
 compute along with dummy tokens. Copies that share nothing would idle, so such a layout is refused.

@@ -66,7 +66,7 @@ READ: dict[str, tuple[Check, str]] = {
     "max_completion_tokens": (lambda v: _is_integer(v) and v >= 1, "a whole number, 1 or more"),
     "stream": (lambda v: isinstance(v, bool), "true or false"),
     "stream_options": (
-        lambda v: isinstance(v, dict) and v.keys() <= {"include_usage"} and isinstance(v.get("include_usage", True), bool),
+        lambda v: isinstance(v, dict) and v in ({}, {"include_usage": True}, {"include_usage": False}),
         'an object of "include_usage" alone',
     ),
     "stop": (
