@@ -1,7 +1,7 @@
 """Ctrl-C and TERM end the server: rank 0 says so to the others in its next message, and all leave together.
 
-A rank may be blocked inside a collective whose other end has died, where Python runs no signal handler. So the number of
-a signal goes to a pipe (signal.set_wakeup_fd), and a thread reads it.
+A rank may be blocked inside a collective whose other end has died, where Python runs no signal handler. So the number
+of a signal goes to a pipe (signal.set_wakeup_fd), and a thread reads it.
 """
 
 import os
