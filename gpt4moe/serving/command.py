@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt4moe.convert.verify import open_weights
-from gpt4moe.errors import ConfigError
-from gpt4moe.inference.command import add_layout, add_limits, wanted_limits, wanted_parallel
+from gpt4moe.inference.command import add_layout, add_limits, require_positive, wanted_limits, wanted_parallel
 from gpt4moe.inference.load import open_folder, placed, require_placeable
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
@@ -32,9 +31,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, environment: Environment) -> None:
     """This rank's part, until INT or TERM. Raises: Gpt4MoeError, the same on every rank."""
-    for name in ("max_rows", "max_queue"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} is below 1.", "Set 1 or more.")
+    require_positive(options, "max_rows", "max_queue")
     opened = open_folder(options.folder, open_weights)
     words = opened.words()
     parallel = wanted_parallel(options, opened, environment)

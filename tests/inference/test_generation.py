@@ -147,3 +147,27 @@ def test_a_text_ends_before_its_end_token_and_after_a_stop() -> None:
     assert ended.tokens == whole[: whole.index(whole[4])] and ended.finish_reason == "stop"
     assert stopped.tokens == whole[:3] and stopped.finish_reason == "stop"
     assert len(ended.logprobs) == len(ended.tokens)
+
+
+def _arrivals(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:
+    """Texts of requests that arrive before steps 0, 3 and 40, after all others have ended; rows of each step."""
+    requests, calls, together = greedy(prompts()), [], []
+    arrive = {0: requests[:1], 3: requests[1:4], 40: requests[4:]}
+
+    def arrivals(is_idle: bool) -> list[Request] | None:
+        calls.append(is_idle)
+        return arrive.get(len(calls) - 1, []) if len(calls) < 60 else None
+
+    generator = Generator(chunks, run, groups, watch=lambda rows, logits: together.append(len(rows)))
+    joined = {done.number: done.tokens for done in generator.generate([], arrivals)}
+    return joined, [text.tokens for text in write(chunks, run, groups, requests).texts], together, calls
+
+
+@pytest.mark.parametrize("layout", ["one", "pp2"])
+def test_requests_that_arrive_join_the_running_batch_and_change_no_text(layout: str) -> None:
+    for ((joined, texts, together, calls),) in run_ranks(
+        1 if layout == "one" else 2, walk, [("top2", layout)], _arrivals
+    ):
+        assert [joined[number] for number in range(5)] == texts
+        assert max(together, default=4) == 4  # only one rank draws tokens
+        assert len(calls) == 60 and calls[20] and not calls[4]

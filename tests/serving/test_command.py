@@ -1,4 +1,4 @@
-"""tools/serve.py on two ranks, driven by the official client: the texts of tools/generate.py, streams, refusals, ends."""
+"""tools/serve.py on two ranks, driven by the official client: texts of tools/generate.py, streams, refusals, ends."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def serving(folder: Path, errors: Path, *arguments: object, ranks: int = 2) -> I
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = numbered_lines(tmp_path_factory.mktemp("corpus"))
     folder = tmp_path_factory.mktemp("runs") / "run"
-    model = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3", "model.seq_length=256")
+    model = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3", "model.seq_length=128")
     text = ("data.kind=indexed", f"data.path={data}", "model.vocab_size=300", "training.steps=1")
     (ended,) = train(folder, *model, *text)
     assert ended.status == 0, ended.err
@@ -135,10 +135,8 @@ def test_a_chat_is_its_rendered_template_and_ends_before_a_stop(server: Server) 
     assert pieces[-1].choices[0].finish_reason == "stop" and pieces[0].choices[0].delta.role == "assistant"
 
 
-def test_a_request_joins_the_running_batch_and_a_full_queue_refuses(
-    server: Server, wanted: list[dict[str, Any]]
-) -> None:
-    long: Any = {"model": "tiny", "prompt": "word", "max_tokens": 240, "n": 4, "seed": 1, "stream": True}
+def test_a_request_joins_the_batch_and_a_full_queue_refuses(server: Server, wanted: list[dict[str, Any]]) -> None:
+    long: Any = {"model": "tiny", "prompt": "word", "max_tokens": 110, "n": 4, "seed": 1, "stream": True}
     with server.client.completions.create(**long) as stream:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="queue is full"):
@@ -161,7 +159,7 @@ def test_bad_requests_are_refused_with_a_cause(server: Server) -> None:
     good: Any = {"model": "tiny", "prompt": "word"}
     for fields, words, kind in [
         ({"model": "x"}, "no model 'x'", openai.NotFoundError), ({"echo": True}, "'echo'", openai.BadRequestError),
-        ({"max_tokens": 999}, "the context is 256", openai.BadRequestError),
+        ({"max_tokens": 999}, "the context is 128", openai.BadRequestError),
         ({"extra_body": {"beam_width": 2}}, "'beam_width'", openai.BadRequestError),
         ({"n": 9}, "9 texts at once", openai.BadRequestError),
     ]:  # fmt: skip
@@ -190,7 +188,7 @@ def test_a_port_that_is_taken_and_idle_copies_are_refused_on_every_rank(server: 
 
 def test_term_ends_all_ranks(server: Server) -> None:
     ranks = psutil.Process(server.process.pid).children()
-    long: Any = {"model": "tiny", "prompt": "word", "max_tokens": 250, "stream": True}
+    long: Any = {"model": "tiny", "prompt": "word", "max_tokens": 110, "stream": True}
     os.kill(server.process.pid, signal.SIGTERM)
     _, gone = psutil.wait_procs(ranks, timeout=30)
     assert gone == []
@@ -210,6 +208,4 @@ def test_experts_over_copies_serve_and_a_dead_rank_ends_the_server(
         threading.Timer(0.5, rank.kill).start()
         status, errors = server.ended()
     assert status != 0
-    assert re.search(r"error: (Another rank of the server has ended|The ranks of the server did not end)", errors), (
-        errors
-    )
+    assert re.search(r"error: (Another rank|The ranks) of the server (has ended|did not end)", errors), errors
