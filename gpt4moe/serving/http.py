@@ -78,7 +78,7 @@ class Routes:
             raise BadRequest(f"{error.cause} {error.cure}", "max_tokens") from error
         if len(question.wanted) > self.desk.max_texts:
             raise BadRequest(
-                f"{len(question.wanted)} texts are more than {self.desk.max_texts}, all that may wait.", "n"
+                f"{len(question.wanted)} texts at once are more than this server takes, {self.desk.max_texts}.", "n"
             )
         events: asyncio.Queue[Event] = asyncio.Queue()
         try:
