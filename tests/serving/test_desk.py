@@ -1,0 +1,40 @@
+"""The queue: bounded, emptied by take, closed for good."""
+
+import asyncio
+
+import pytest
+
+from gpt4moe.inference.sampling import Sampling
+from gpt4moe.serving.desk import Closed, Desk, Event, Full, Wanted
+
+ONE = Wanted(prompt=[1], max_tokens=2, sampling=Sampling())
+
+
+def test_the_queue_is_bounded_and_a_client_that_leaves_makes_room() -> None:
+    async def story() -> None:
+        desk, events = Desk(3), asyncio.Queue[Event]()
+        first = desk.submit([ONE, ONE], events)
+        with pytest.raises(Full):
+            desk.submit([ONE, ONE], events)
+        assert len(desk.take(0).new) == 2 and not desk.take(0)
+        second = desk.submit([ONE], events)
+        desk.leave(second)  # it waited
+        desk.leave(first)  # it runs
+        assert desk.take(0).left == [0, 1] and not desk.waiting
+
+    asyncio.run(story())
+
+
+def test_a_closed_queue_tells_those_who_wait_and_takes_no_more() -> None:
+    async def story() -> Event:
+        desk, events = Desk(3), asyncio.Queue[Event]()
+        desk.submit([ONE], events)
+        desk.take(0)
+        desk.close("ending")
+        with pytest.raises(Closed):
+            desk.submit([ONE], events)
+        news = desk.take(0)
+        assert news.is_closing and news.left == [0]
+        return await events.get()
+
+    assert asyncio.run(story()).failure == "ending"
