@@ -12,30 +12,25 @@ by to-inference are converted in memory: our model runs them. exit status: 0 don
 """
 
 import sys
-import warnings
 from pathlib import Path
 
 # Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.training.launch import report
+from gpt4moe.training.launch import run_tool
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status, under a launcher the same on every rank; rank 0 alone prints."""
-    warnings.filterwarnings("ignore")
-    environment = None
-    try:
-        environment = Environment.detect()
+
+    def work(environment: Environment) -> None:
         from gpt4moe.convert.verify import open_weights
-        from gpt4moe.inference import command  # torch, which takes seconds: not for --help of another tool
+        from gpt4moe.inference import command
 
         command.run(command.parser(__doc__ or "").parse_args(arguments), environment, open_weights)
-    except Gpt4MoeError as error:
-        return report(error, environment, have_met=False)
-    return 0
+
+    return run_tool(work)
 
 
 if __name__ == "__main__":

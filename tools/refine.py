@@ -13,29 +13,24 @@ exit status: 0 done; 2 bad input.
 """
 
 import sys
-import warnings
 from pathlib import Path
 
 # Run as a script from a checkout: the package lies beside tools/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.training.launch import report
+from gpt4moe.training.launch import run_tool
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status, under a launcher the same on every rank; rank 0 alone prints."""
-    warnings.filterwarnings("ignore")
-    environment = None
-    try:
-        environment = Environment.detect()
-        from gpt4moe.refinement import command  # torch, which takes seconds: not for --help of another tool
+
+    def work(environment: Environment) -> None:
+        from gpt4moe.refinement import command
 
         command.run(command.parser(__doc__ or "").parse_args(arguments), environment)
-    except Gpt4MoeError as error:
-        return report(error, environment, have_met=False)
-    return 0
+
+    return run_tool(work)
 
 
 if __name__ == "__main__":

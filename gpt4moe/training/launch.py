@@ -8,6 +8,7 @@ report   an error of either -> one rank prints two lines, all ranks have the sam
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def report(error: Gpt4MoeError, environment: Environment | None, *, have_met: bo
         if not is_first and not have_met and environment.first_rank_waits():
             print_error(error.cause, error.cure)
     return error.exit_code
+
+
+def run_tool(work: Callable[[Environment], None]) -> int:
+    """Runs a tool on the ranks of a launch. Returns: the exit status, the same on every rank.
+
+    Args:
+        work: imports what it needs, torch too, only when it is called.
+    """
+    warnings.filterwarnings("ignore")
+    environment = None
+    try:
+        environment = Environment.detect()
+        work(environment)
+    except Gpt4MoeError as error:
+        return report(error, environment, have_met=False)
+    return 0
 
 
 def set_up_logging(environment: Environment) -> None:
