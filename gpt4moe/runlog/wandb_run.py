@@ -199,6 +199,8 @@ class WandbRun:
         self.mark = WandbMark.read(run_folder)
         # Read at wandb's import: its crash reports are network calls.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Where certain packages are imported (openai, for instance), it would advertise Weave on stderr.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         import wandb
 
         settings = wandb.Settings(
