@@ -111,14 +111,9 @@ def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> E
 
 def greedy_request(words: Words, prompt: list[int], num_tokens: int, stops: Sequence[str]) -> Request:
     """The most probable text after a prompt, until an end token or one of `stops`."""
-
-    def is_stopped(new: list[int]) -> bool:
-        text = words.decode(new)
-        return any(stop in text for stop in stops)
-
     return Request(
         prompt=prompt, max_tokens=num_tokens, sampling=Sampling(temperature=0), end_ids=words.end_ids,
-        is_stopped=is_stopped if stops else None,
+        is_stopped=words.stop_test(stops),
     )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias
 
 from gpt4moe.gpu_rehearsal import places
 from gpt4moe.gpu_rehearsal.costs import size_bytes
@@ -46,8 +45,7 @@ def attention(notes: Notes) -> Any:
         kernel = "math" if enable_gqa else "memory-efficient"
         scores = 4 * query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] if enable_gqa else 0
         notes.attention[f"{kernel}: {why}{' with grouped queries' if enable_gqa else ''}", scores] += 1
-        mask = None if isinstance(attn_mask, CausalBias) else attn_mask
-        return _MATH(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _MATH(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
     return scaled_dot_product_attention
 
@@ -73,7 +71,7 @@ def _why_not_flash(query: Tensor, mask: Any) -> str | None:
         return str(query.dtype).removeprefix("torch.")
     if query.shape[-1] > WIDEST_FLASH_HEAD:
         return f"heads of {query.shape[-1]}"
-    if mask is None or isinstance(mask, CausalBias):
+    if mask is None:
         return None
     return f"a mask {tuple(mask.shape)}"
 

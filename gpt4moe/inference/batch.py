@@ -29,6 +29,8 @@ class Row:
     most_tokens: int
     """What `tokens` may grow to."""
     num_prompt: int
+    random_key: str = ""
+    """What its random numbers follow from (sampling.text_key). Empty: it is scored, and draws none."""
     num_cached: int = 0
     """Tokens whose keys and values are in the cache."""
     blocks: list[int] = field(default_factory=list)

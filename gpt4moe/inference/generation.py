@@ -227,11 +227,10 @@ class Generator:
             if self.watch is not None:
                 self.watch(whole, logits)
             wanted = [requests[row.number] for row in whole]
-            keys = [text_key(request.sampling, request.prompt, request.sample) for request in wanted]
             tokens, logprobs = next_tokens(
                 logits,
                 [request.sampling for request in wanted],
-                [uniform(key, len(row.tokens)) for key, row in zip(keys, whole, strict=True)],
+                [uniform(row.random_key, len(row.tokens)) for row in whole],
                 [row.tokens for row in whole],
             )
             drawn[0], drawn[1] = tokens, logprobs
@@ -245,7 +244,8 @@ class Generator:
 
 
 def _row(number: int, request: Request) -> Row:
-    return Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt))
+    key = text_key(request.sampling, request.prompt, request.sample)
+    return Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key)
 
 
 def _multiple(number: int, of: int) -> int:

@@ -6,7 +6,7 @@ to-inference folder    the run's tokenizer
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,15 @@ class Words:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.backend.decode(list(tokens), skip_special_tokens=False))
+
+    def stop_test(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
+        """Whether new tokens hold one of `stops`, as Request.is_stopped asks. None: there are no stops."""
+
+        def is_stopped(new: list[int]) -> bool:
+            text = self.decode(new)
+            return any(stop in text for stop in stops)
+
+        return is_stopped if stops else None
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """Chat messages as the text that the model continues.

@@ -43,16 +43,12 @@ class Wish:
 
     def requests(self, words: Words) -> list[Request]:
         """All of them, in order: every sample of the first prompt, then of the second."""
-
-        def is_stopped(new: list[int]) -> bool:
-            text = words.decode(new)
-            return any(stop in text for stop in self.stops)
-
+        is_stopped = words.stop_test(self.stops)
         return [
             Request(
                 prompt=tokens, max_tokens=min(self.num_tokens, words.context_length - len(tokens)),
                 sampling=self.sampling, sample=sample, end_ids=words.end_ids,
-                is_stopped=is_stopped if self.stops else None,
+                is_stopped=is_stopped,
             )
             for tokens in self.tokens
             for sample in range(self.num_samples)

@@ -88,11 +88,10 @@ class Engine:
         return holder[0]
 
     def _request(self, wanted: Wanted, number: int) -> Request:
+        holds_stop = self.words.stop_test(wanted.stops)
+
         def is_stopped(new: list[int]) -> bool:
-            if number in self.left:
-                return True
-            text = self.words.decode(new) if wanted.stops else ""
-            return any(stop in text for stop in wanted.stops)
+            return number in self.left or (holds_stop is not None and holds_stop(new))
 
         return Request(
             prompt=wanted.prompt, max_tokens=wanted.max_tokens, sampling=wanted.sampling, sample=wanted.sample,
