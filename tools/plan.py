@@ -5,12 +5,14 @@
   python tools/plan.py +experiment=gpt4 output=json                     JSON alone; output=html file=plan.html: a page
   python tools/plan.py +experiment=gpt4 search=true                     all legal layouts that fit, fastest first
   python tools/plan.py model=mixtral_8x22b cluster=h100_80g search=true budget_usd=1e6 days=30
+  python tools/plan.py +experiment=gpt4 report=inference                128 GPUs as tp 8 x pp 16, and three others
   python tools/plan.py report=leak                                      the numbers reported about GPT-4, claim by claim
   python tools/plan.py calibrate=runs/first                             a run of yours compared with its plan
 
 Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own keys, whose defaults
 are in configs/plan.yaml: gpus search top budget_usd days output file report calibrate imbalance restart_minutes
-time_factor.
+time_factor, and with report=inference: inference.tp pp ep prompt_tokens new_tokens chunk_tokens sequences max_token_ms
+precision objective. It has latency, throughput and price as the load grows; output=html file=plan.html: as curves.
 docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
 """

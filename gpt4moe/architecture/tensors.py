@@ -114,6 +114,27 @@ def _buffers(model: ModelConfig, *, is_for_inference: bool) -> Iterator[tuple[st
             yield layer_name(layer, f"{ROUTER_MODULE}.{buffer.name}"), (model.moe.num_experts,)
 
 
+@dataclass(frozen=True, slots=True)
+class InferenceCut:
+    """How the tp ranks of inference divide a tensor: experts whole, attention between query groups."""
+
+    axis: int
+    """The dimension of the logical tensor that is cut: the first one that training cuts."""
+    what: str
+    count: int
+    """Pieces along it, which tp must divide; `what` names them."""
+
+
+def inference_cut(model: ModelConfig, name: str, shape: Shape) -> InferenceCut | None:
+    """How a tensor is cut; None: every rank of its stage has all of it (as of a router's buffers)."""
+    row = find_row(name)
+    axis = min(row.cut.axes, default=None) if row is not None else None
+    if row is None or axis is None or axis == len(shape):  # a bias of a matrix that is cut along its input is whole
+        return None
+    what, count = row.pieces(model) if row.pieces else (f"dimension of {shape[axis]} of {name}", shape[axis])
+    return InferenceCut(axis, f"{what}={count}" if row.pieces else what, count)
+
+
 def row_of(name: str) -> TensorRow:
     """The row of a tensor's logical name. A parameter that the table does not know is a programming error."""
     row = find_row(name)

@@ -1,6 +1,7 @@
 """The configuration of tools/plan.py: that of a run, and the planner's own keys at the top level."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from pathlib import Path
@@ -21,6 +22,57 @@ class PlanReport(str, Enum):
     """Reports about published models. They need no run of the user."""
 
     leak = "leak"
+    inference = "inference"
+
+
+class ServedPrecision(str, Enum):
+    """What weights are stored and multiplied in. The cache and activations stay bf16."""
+
+    bf16 = "bf16"
+    fp8 = "fp8"
+
+
+class InferenceObjective(str, Enum):
+    """What the best layouts of inference are chosen by: the smallest of this."""
+
+    output_usd = "output_usd"
+    """USD for a million new tokens."""
+    request_usd = "request_usd"
+    """USD for one request: its prompt and its new tokens."""
+    first_token = "first_token"
+    """Seconds to the first token of a prompt that comes alone."""
+
+
+@dataclass(kw_only=True, slots=True)
+class InferencePlanConfig:
+    """The keys inference.*: a deployment, as report=inference plans it."""
+
+    tp: int = 8
+    """Devices that share a stage, and with it its experts. With pp: the deployment reported of GPT-4."""
+    pp: int = 16
+    """Stages; they may be uneven."""
+    ep: int | None = None
+    """Ranks of a stage that divide the experts: tp, or tp times the copies of the model that share; null: tp."""
+    prompt_tokens: int = 2048
+    """Tokens of a request's prompt; an assumption."""
+    new_tokens: int = 512
+    """Tokens that a request generates; an assumption."""
+    chunk_tokens: int = 1024
+    """Prompt tokens that pass a stage at once."""
+    sequences: int | None = None
+    """Sequences in flight on all devices; null: the most that fit and keep max_token_ms."""
+    max_token_ms: float = 100.0
+    """Longest time from a token to the next. An assumption: 10 tokens a second, faster than people read."""
+    precision: ServedPrecision = ServedPrecision.bf16
+    objective: InferenceObjective = InferenceObjective.output_usd
+
+    def validate(self) -> None:
+        for name in ("tp", "pp", "ep", "prompt_tokens", "new_tokens", "chunk_tokens", "sequences", "max_token_ms"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < inf:
+                raise ConfigError(
+                    f"inference.{name}={value:g} is below 1, or no number.", f"Set inference.{name} to 1 or more."
+                )
 
 
 DEFAULT_IMBALANCE = 1.25
@@ -30,6 +82,8 @@ ALONE = {
     "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
 }
 """Options that do not plan the run of the command line -> the keys that have an effect together with them."""
+SERVED = ("report", "output", "file", "gpus", "imbalance", "inference", "model", "router", "cluster", "experiment")
+"""What report=inference reads: keys, groups and their keys."""
 SEARCHED = ("parallel", "training.micro_batch_size")
 """A search tries the values of these keys itself."""
 SEARCH_ONLY = ("budget_usd", "days", "top")
@@ -38,7 +92,7 @@ SEARCH_ONLY = ("budget_usd", "days", "top")
 @dataclass(kw_only=True, slots=True)
 class PlanConfig(RunConfig):
     gpus: int | None = None
-    """Devices; null: cluster.devices, or else the fewest that the layout allows."""
+    """Devices; null: cluster.devices, or else the fewest that the layout allows. report=inference: the fewest."""
     output: PlanOutput = PlanOutput.table
     file: str = "plan.html"
     """The file that output=html writes."""
@@ -52,7 +106,9 @@ class PlanConfig(RunConfig):
     days: float | None = None
     """Time for the training that budget_usd pays."""
     report: PlanReport | None = None
-    """leak: the numbers reported about GPT-4, claim by claim."""
+    """leak: the numbers reported about GPT-4, claim by claim. inference: latency, throughput and price of a deployment
+    and of the three best layouts of its devices."""
+    inference: InferencePlanConfig = field(default_factory=InferencePlanConfig)
     calibrate: str | None = None
     """A run folder: compares the plan of that run with its measurements."""
     imbalance: float = DEFAULT_IMBALANCE
@@ -64,13 +120,17 @@ class PlanConfig(RunConfig):
 
     def validate(self) -> None:
         RunConfig.validate(self)
+        self.inference.validate()
         for name in ("gpus", "top", "budget_usd", "days", "time_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
         if not self.file or Path(self.file).is_dir():
             raise ConfigError(f"file={self.file} is no file to write.", "Set file=plan.html, or another name.")
-        asked = next((name for name in ("report", "calibrate") if getattr(self, name) is not None), None)
+        has_page = self.report is PlanReport.inference
+        asked = next(
+            (name for name in ("report", "calibrate") if getattr(self, name) is not None and not has_page), None
+        )
         if asked and self.output is PlanOutput.html:
             raise ConfigError(
                 f"{asked}=... with output=html: its answer is a text or data, no page.",
@@ -90,7 +150,14 @@ class PlanConfig(RunConfig):
         Args: given: keys of the command line, without pluses and tildes.
         Raises: ConfigError with the first of them.
         """
-        for asked, allowed in ALONE.items():
+        is_served = self.report is PlanReport.inference
+        for key in given:
+            group = re.split(r"[.@/]", key)[0]
+            if is_served and group not in SERVED:
+                self._refuse_idle(key, "report=inference", "serving has no such setting", "or report")
+            if group == "inference" and not is_served:
+                self._refuse_idle(key, "no report=inference", "a training run is planned", "or add report=inference")
+        for asked, allowed in {} if is_served else ALONE.items():
             idle = [key for key in given if key not in allowed]
             if getattr(self, asked) is not None and idle:
                 why = "it plans the runs of the report" if asked == "report" else "a run's own settings count"

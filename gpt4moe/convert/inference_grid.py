@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from math import gcd
 
 from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
-from gpt4moe.architecture.rows import TensorRow
-from gpt4moe.architecture.tensors import Box, routing_buffers, row_of
+from gpt4moe.architecture.tensors import Box, inference_cut
 from gpt4moe.config.model import ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.weights import Weights
@@ -43,17 +42,16 @@ def key_of(name: str, box: Box) -> str:
 
 def rank_boxes(weights: Weights, names: list[str], tp_index: int, tp: int) -> list[tuple[str, Box]]:
     """The boxes of its stage's tensors that one rank has. Raises: ConversionError when tp does not divide one."""
-    held, biases = [], routing_buffers(weights.model)
+    held = []
     for name in names:
         shape = weights.shapes[name]
-        axis = None if name in biases else _cut_dimension(row_of(name))
-        if axis is None:
+        cut = inference_cut(weights.model, name, shape)
+        if cut is None:
             held.append((name, ((0,) * len(shape), shape)))
             continue
-        what, count = _pieces(weights.model, name, shape[axis])
-        if count % tp:
-            raise ConversionError(f"--tp {tp} does not divide {what}.", f"Set --tp to one of {_fitting(weights)}.")
-        part = shape[axis] // tp
+        if cut.count % tp:
+            raise ConversionError(f"--tp {tp} does not divide {cut.what}.", f"Set --tp to one of {_fitting(weights)}.")
+        part, axis = shape[cut.axis] // tp, cut.axis
         offset = tuple(part * tp_index if dim == axis else 0 for dim in range(len(shape)))
         held.append((name, (offset, (*shape[:axis], part, *shape[axis + 1 :]))))
     return held
@@ -94,23 +92,7 @@ def _names_of(model: ModelConfig, names: Iterable[str], stages: list[list[int]],
     return found
 
 
-def _cut_dimension(row: TensorRow) -> int | None:
-    """The dimension of the logical tensor that is cut over tp: the first one that training cuts; None if none is."""
-    return min(row.cut.axes, default=None)
-
-
-def _pieces(model: ModelConfig, name: str, size: int) -> tuple[str, int]:
-    """(name, size) of what tp must divide in a tensor. Attention is cut only between query groups."""
-    pieces = row_of(name).pieces
-    if pieces is None:
-        return f"dimension of {size} of {name}", size
-    key, count = pieces(model)
-    return f"{key}={count}", count
-
-
 def _fitting(weights: Weights) -> list[int]:
     """The values of tp that divide every tensor."""
-    biases = routing_buffers(weights.model)
-    cut = [(name, shape, _cut_dimension(row_of(name))) for name, shape in weights.shapes.items() if name not in biases]
-    counts = [_pieces(weights.model, name, shape[axis])[1] for name, shape, axis in cut if axis is not None]
-    return divisors(gcd(*counts))
+    cuts = (inference_cut(weights.model, name, shape) for name, shape in weights.shapes.items())
+    return divisors(gcd(*(cut.count for cut in cuts if cut is not None)))

@@ -12,6 +12,7 @@ a run folder
 a plan
     plan_answer.py    what tools/plan.py prints or writes
     plan_page.py      a plan as one page
+    inference_answer.py  a deployment: tables, JSON, a page
     schedule_page.py  the pipeline schedule, a Gantt chart
 
 It may import runlog, planner, pipeline and parallel. Nothing that trains imports this room: train.py hands the function

@@ -86,7 +86,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """What to draw. x is the step."""
+    """What to draw."""
 
     title: str
     unit: str
@@ -96,6 +96,9 @@ class Chart:
     marks: Mapping[str, float] = field(default_factory=dict)
     """name -> step, vertical lines."""
     log_y: bool = False
+    x_name: str = "step"
+    log_x: bool = False
+    """Every x is then above 0."""
     first_colour: int = 0
     """Index of the first curve's colour class (c0, c1, ...). c0 is for a raw curve under its smoothed one."""
     is_wide: bool = False
@@ -163,11 +166,16 @@ def line_chart(chart: Chart) -> str:
     values = [y for s in series for _, y in s.points] + list(chart.levels.values())
     y_axis = value_axis(values, height - BOTTOM_GAP, log=chart.log_y)
     left = max(LEFT, 14 + LABEL * max((len(label) for label in axis_labels(y_axis.ticks())), default=0))
-    x_axis = Axis(min(steps), max(max(steps), min(steps) + 1), left, width - RIGHT_GAP, whole=True)
-    parts = _grid(x_axis, y_axis) + _marks(chart.marks, x_axis, y_axis) + _levels(chart.levels, x_axis, y_axis)
+    last = max(max(steps), min(steps) + 1)
+    x_axis = Axis(min(steps), last, left, width - RIGHT_GAP, log=chart.log_x, whole=True)
+    parts = (
+        _grid(x_axis, y_axis, chart.x_name)
+        + _marks(chart.marks, x_axis, y_axis)
+        + _levels(chart.levels, x_axis, y_axis)
+    )
     for index, s in enumerate(series):
         parts.extend(_curve(s, x_axis, y_axis, _colour(index, chart.first_colour)))
-    label = f"{chart.title} over steps"
+    label = f"{chart.title} over {chart.x_name}"
     legend = _legend(series, chart.first_colour)
     return (
         f'<figure class="{look}" data-chart="{escape(_hover_data(series, x_axis))}">{heading}{legend}'
@@ -177,7 +185,7 @@ def line_chart(chart: Chart) -> str:
     )
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
+def _grid(x_axis: Axis, y_axis: Axis, x_name: str) -> list[str]:
     parts = []
     left, ticks = x_axis.start, y_axis.ticks()
     for tick, label in zip(ticks, axis_labels(ticks), strict=True):
@@ -190,7 +198,9 @@ def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
             f'<text class="tick" x="{x:.1f}" y="{y_axis.start + 18:g}" text-anchor="middle">{axis_number(tick)}</text>'
         )
     parts.append(f'<line class="axis" x1="{left:g}" x2="{x_axis.end:g}" y1="{y_axis.start:g}" y2="{y_axis.start:g}"/>')
-    parts.append(f'<text class="tick" x="{x_axis.end:g}" y="{y_axis.start + 34:g}" text-anchor="end">step</text>')
+    parts.append(
+        f'<text class="tick" x="{x_axis.end:g}" y="{y_axis.start + 34:g}" text-anchor="end">{escape(x_name)}</text>'
+    )
     return parts
 
 

@@ -1,6 +1,6 @@
 """The answer of tools/plan.py in the requested form: tables, JSON, Markdown or an HTML page.
 
-    PlanConfig -> estimate | search | calibrate | gpt4_claims -> tables (rich), JSON, Markdown, plan.html
+    PlanConfig -> estimate | search | calibrate | gpt4_claims | inference -> tables (rich), JSON, Markdown, plan.html
 
 Every column or row of a table has its unit. It is in this room because a calibration reads a run folder,
 which the planner may not.
@@ -16,13 +16,15 @@ from rich.text import Text
 
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.plan import PlanConfig, PlanOutput
+from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport
 from gpt4moe.errors import DataError
+from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
 from gpt4moe.pages.plan_page import write_plan_page
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
 from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
+from gpt4moe.planner.inference import plan_inference
 from gpt4moe.planner.search import Search, search
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
@@ -36,6 +38,12 @@ def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]
         return calibration_json(rows) if plan.output is PlanOutput.json else calibration_tables(rows)
     if plan.output is PlanOutput.json:
         return json_answer(plan)
+    if plan.report is PlanReport.inference:
+        found = plan_inference(plan)
+        if plan.output is PlanOutput.html:
+            write_inference_page(plan.file, found)
+            return f"{plan.file}\n"
+        return inference_tables(found)
     if plan.report is not None:
         return claims_page(claims(ReportedRuns.load()))
     if plan.output is PlanOutput.html:
@@ -46,7 +54,9 @@ def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]
 
 
 def json_answer(plan: PlanConfig) -> dict[str, object]:
-    """The claims, the estimate or the search as plain data. Raises: Gpt4MoeError."""
+    """The report, the estimate or the search as plain data. Raises: Gpt4MoeError."""
+    if plan.report is PlanReport.inference:
+        return inference_json(plan_inference(plan))
     if plan.report is not None:
         return {"claims": [asdict(claim) for claim in claims(ReportedRuns.load())]}
     if not plan.search:

@@ -33,7 +33,7 @@ MOST_ROUNDS = 3
 
 
 def write_plan_page(path: Path | str, result: Estimate) -> None:
-    """Writes the page with an atomic rename: a reader sees the old or the new page, never a part."""
+    """Writes the page of one plan."""
     title = f"{result.plan.model.name}: plan"
     memory = {
         f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_PARTS}
@@ -44,10 +44,19 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
         f'<h1>{escape(title)}</h1><p class="under-title">{escape(result.layout.describe())} of '
         f'{escape(result.plan.cluster.name)}</p><p class="verdict">{escape(result.bottleneck)}</p>'
         f'<dl class="cards">{_cards(result)}</dl>{_warnings(result)}'
-        + _section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
-        + _section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))
-        + _section("Pipeline", _pipeline(result))
+        + section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
+        + section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))
+        + section("Pipeline", _pipeline(result))
     )
+    write_page(path, title, body)
+
+
+def write_page(path: Path | str, title: str, body: str) -> None:
+    """Writes a page without scripts and links, with an atomic rename: a reader sees the old or the new one, whole.
+
+    Args:
+        body: HTML.
+    """
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
@@ -118,7 +127,8 @@ def _warnings(result: Estimate) -> str:
     return "".join(f'<p class="bad">{escape(text)}</p>' for text in result.warnings)
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """HTML. Args: content: HTML; the title is a text."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 

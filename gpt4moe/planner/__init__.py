@@ -18,7 +18,9 @@ answers
     diagnosis.py           illegal layouts, bottleneck, warnings
     candidates.py          layouts that may fit, queued
     search.py              the fastest that fit, cures
-    serving.py             cache, latency, price of tokens
+    serving.py             decoding: cache, latency, price
+    prefill.py             prompts: the first token
+    inference.py           a deployment, the best layouts
     calibrate.py           a run against its plan
     gpt4_claims.py         reported numbers against ours
 

@@ -13,10 +13,12 @@ from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.estimate import Estimate, estimate
-from gpt4moe.planner.serving import Serving, most_sequences, serve, with_query_groups
+from gpt4moe.planner.serving import ServedModel, Serving, ServingLayout, most_sequences, serve, with_query_groups
 
 DECODER = "THE DECODER, 2023-06-28/07-11"
 SEMIANALYSIS = "SemiAnalysis, 2023-07-10"
+INFERENCE = ServingLayout(tp=8, pp=16)
+"""The reported layout of inference."""
 CONTEXT = 8192
 """Tokens in the cache of each sequence that is served: the reported context."""
 SEQUENCES = 64
@@ -59,14 +61,19 @@ class ReportedRuns:
         return estimate(replace(plan, cluster=replace(plan.cluster, hours_between_failures=None)))
 
     def served(self, groups: int) -> Serving:
-        model = with_query_groups(self.gpt4.model, groups)
-        return serve(model, self.gpt4.cluster, tp=8, pp=16, sequences=SEQUENCES, context=CONTEXT)
+        return serve(self.with_groups(groups), INFERENCE, sequences=SEQUENCES, context=CONTEXT)
+
+    def with_groups(self, groups: int) -> ServedModel:
+        return ServedModel(
+            model=with_query_groups(self.gpt4.model, groups), cluster=self.gpt4.cluster, has_embedding=False
+        )
 
     def davinci_served(self) -> Serving:
         """On 8 devices, as full as its caches of 2,048 tokens allow."""
-        model, cluster = self.davinci.model, self.davinci.cluster
-        sequences = most_sequences(model, cluster, tp=8, pp=1, context=2048)
-        return serve(model, cluster, tp=8, pp=1, sequences=sequences, context=2048)
+        layout = ServingLayout(tp=8, pp=1)
+        davinci = ServedModel(model=self.davinci.model, cluster=self.davinci.cluster, has_embedding=False)
+        sequences = most_sequences(davinci, layout, context=2048)
+        return serve(davinci, layout, sequences=sequences, context=2048)
 
 
 def claims(runs: ReportedRuns) -> list[Claim]:
@@ -180,8 +187,8 @@ def _serving(runs: ReportedRuns) -> list[Claim]:
     rows = []
     for name, groups in QUERY_GROUPS.items():
         ours = runs.served(groups)
-        model = with_query_groups(runs.gpt4.model, groups)
-        most = most_sequences(model, runs.gpt4.cluster, tp=8, pp=16, context=CONTEXT)
+        model = runs.with_groups(groups).model
+        most = most_sequences(runs.with_groups(groups), INFERENCE, context=CONTEXT)
         attention = count_parameters(model).per_component["attention"]
         rows.append(Claim(
             f"inference on 128 devices, tp 8 x pp 16, {name}", DECODER,
@@ -209,9 +216,8 @@ def _ratio(runs: ReportedRuns) -> list[Claim]:
     light = runs.served(1).usd_per_1000_tokens(cluster) / base
     full, ratios = {}, [active, light]
     for name, groups in QUERY_GROUPS.items():
-        model = with_query_groups(runs.gpt4.model, groups)
-        most = most_sequences(model, cluster, tp=8, pp=16, context=CONTEXT)
-        ours = serve(model, cluster, tp=8, pp=16, sequences=most, context=CONTEXT)
+        most = most_sequences(runs.with_groups(groups), INFERENCE, context=CONTEXT)
+        ours = serve(runs.with_groups(groups), INFERENCE, sequences=most, context=CONTEXT)
         ratios.append(ours.usd_per_1000_tokens(cluster) / base)
         full[name] = f"{ratios[-1]:.1f} {name} ({most:,} sequences)"
     return [

@@ -110,20 +110,7 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
     Args:
         recomputes: whether to add the forward operations that parallel.recompute repeats.
     """
-    products = [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
-    moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
-    sent = wire_bytes(work, kind)
-    exposed, parallel = work.efficiency.exposed, work.parallel
-    of_experts = exposed if work.efficiency.exposed_experts is None else work.efficiency.exposed_experts
-    forward = {
-        "products": sum(_forward_seconds(work, product) for product in products),
-        "attention": _attention_seconds(work, kind),
-        "elementwise": moved / work.memory_rate + kind.layer_kind.has_experts * work.efficiency.moe_layer_seconds,
-        "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
-        "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
-        "ep": of_experts
-        * (_all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp)),
-    }
+    forward, products = forward_seconds(work, kind), _products(work, kind)
     backward = {
         "products": sum(_backward_seconds(work, product) for product in products),
         "attention": 2.5 * forward["attention"],  # flash attention recomputes scores: 5 products, forward has 2
@@ -134,6 +121,23 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
     }
     again = _recomputed(work, kind, forward) if recomputes else {}
     return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
+
+
+def forward_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
+    """Seconds of a layer's forward pass, by part: training's, and a prompt's before generation."""
+    products = _products(work, kind)
+    moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
+    sent = wire_bytes(work, kind)
+    exposed, parallel = work.efficiency.exposed, work.parallel
+    of_experts = exposed if work.efficiency.exposed_experts is None else work.efficiency.exposed_experts
+    return {
+        "products": sum(_forward_seconds(work, product) for product in products),
+        "attention": _attention_seconds(work, kind),
+        "elementwise": moved / work.memory_rate + kind.layer_kind.has_experts * work.efficiency.moe_layer_seconds,
+        "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
+        "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
+        "ep": of_experts * (all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp)),
+    }
 
 
 def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[str, float]:
@@ -203,6 +207,10 @@ def elementwise_bytes(work: Work, kind: TimedKind) -> float:
     return work.value_bytes * elements
 
 
+def _products(work: Work, kind: TimedKind) -> list[Product]:
+    return [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
+
+
 def _product(work: Work, tensor: ModelTensor) -> Product:
     n, k = prod(tensor.shape[:-1]), tensor.shape[-1]
     if tensor.spread is Spread.experts:
@@ -258,8 +266,8 @@ def _cast_bytes(work: Work, products: list[Product]) -> float:
     return sum(4 * product.count * product.m * product.k for product in products) if work.is_fp8 else 0.0
 
 
-def _all_to_all_seconds(work: Work, sent: float) -> float:
-    """Seconds of an all-to-all. Traffic inside and out of the NVLink domain overlaps."""
+def all_to_all_seconds(work: Work, sent: float) -> float:
+    """Seconds of all-to-alls in which a rank sends so many bytes. Traffic inside and outside NVLink overlaps."""
     parallel, cluster = work.parallel, work.cluster
     if parallel.ep == 1:
         return 0.0

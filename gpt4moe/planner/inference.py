@@ -1,0 +1,288 @@
+"""Inference on paper: the deployment that is asked for, and the best layouts of its devices, as the load grows.
+
+    PlanConfig.inference -> layouts that to-inference can cut and that fit -> the fullest load within max_token_ms
+                         -> the three best by inference.objective -> curves: sequences in flight, prompts at once
+
+Prompts and new tokens take turns on the same devices and nothing is lost between them: a request takes its share of
+both throughputs. Separate devices for each (disaggregation) cost the same.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import gcd
+
+from gpt4moe.architecture.tensors import embedding_tensors, inference_cut, output_tensors
+from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.model import divisors
+from gpt4moe.config.plan import InferenceObjective, InferencePlanConfig, PlanConfig, ServedPrecision
+from gpt4moe.errors import ConfigError, LayoutError
+from gpt4moe.planner.efficiency import MEMORY_SHARE, generation_timing, planning_profile
+from gpt4moe.planner.layer_time import timed_kinds
+from gpt4moe.planner.prefill import Prefill, prefill
+from gpt4moe.planner.run_time import hourly_price
+from gpt4moe.planner.serving import (
+    ALL_REDUCE_SECONDS,
+    ALL_TO_ALL_SECONDS,
+    MEMORY_USED,
+    ServedModel,
+    Serving,
+    ServingLayout,
+    most_sequences,
+    serve,
+    usd_per_tokens,
+)
+
+SHOWN = 3
+"""Layouts beside the one that is asked for."""
+MOST_PROMPTS = 64
+"""Prompts at once in each copy, at the end of the curve."""
+MILLION = 1e6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """One layout under its chosen load."""
+
+    layout: ServingLayout
+    most: int
+    """Sequences that fit in each copy."""
+    decode: Serving
+    prefill: Prefill
+    """Of a prompt that comes alone."""
+    output_usd: float
+    """USD for a million new tokens."""
+    input_usd: float
+    """USD for a million prompt tokens, prompt after prompt."""
+    request_usd: float
+    requests_per_second: float
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences on all devices."""
+        return self.decode.sequences * self.layout.copies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferencePlan:
+    """The answer of report=inference."""
+
+    config: InferencePlanConfig
+    served: ServedModel
+    asked: Deployment
+    best: list[Deployment]
+    legal: int
+    """Layouts that to-inference can cut, of these devices."""
+    fit: int
+    """Of them, those that fit and keep max_token_ms."""
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What the numbers rest on, each with its source."""
+        config, served = self.config, self.served
+        cluster, timing = served.cluster, generation_timing(served.cluster.generation)
+        share = planning_profile(cluster.generation).matrix
+        tokens = config.prompt_tokens + config.new_tokens
+        found = [
+            f"prompts: training's forward pass (planner/layer_time.py; {timing.constants}), in chunks of "
+            f"{config.chunk_tokens:,} tokens that follow each other through the stages",
+            f"new tokens: weights in use and cache are read once at {MEMORY_SHARE:.0%} of the memory bandwidth, or "
+            f"products run at {share:.0%} of the peak, whichever takes longer; a cache holds the prompt and half of "
+            "the new tokens; the sequences of a copy form pp groups that follow each other",
+            f"a sum over tp waits {1e6 * ALL_REDUCE_SECONDS:g} us and its bytes, a message between stages as long "
+            "without bytes: an assumption; nothing of it is hidden",
+            "experts: chosen with equal chances, so a group reads those that it meets; the busiest rank gets "
+            f"{served.imbalance:g} times the mean of rows (imbalance)",
+            f"copies that share experts: an all-to-all waits {1e6 * ALL_TO_ALL_SECONDS:g} us (an assumption) and its "
+            "bytes: bf16, a row for each expert chosen, not hidden. DeepEP sends fp8, once to each node, and hides it",
+            f"memory: {MEMORY_USED:.0%} for weights and whole caches of {tokens:,} tokens (vLLM's default)",
+            f"price: ${hourly_price(cluster):.2f} a device hour (configs/cluster), all devices busy all the time; no "
+            "reuse of common prompts, no speculative decoding",
+        ]
+        if tokens > served.model.seq_length:
+            found.append(f"{tokens:,} tokens are more than the model was trained on (model.seq_length="
+                         f"{served.model.seq_length:,})")  # fmt: skip
+        return found
+
+    @property
+    def shown(self) -> dict[str, Deployment]:
+        """Name -> deployment, the asked one first; a layout once."""
+        named = {"asked": self.asked}
+        return named | {f"best {at}": found for at, found in enumerate(self.best, start=1)}
+
+    def decode_curve(self, deployment: Deployment) -> list[Serving]:
+        """From one sequence in each copy until the memory is full."""
+        loads = {2**power for power in range(deployment.most.bit_length())} | {
+            deployment.most,
+            deployment.decode.sequences,
+        }
+        return [_decode(self.config, self.served, deployment.layout, load) for load in sorted(loads)]
+
+    def prefill_curve(self, deployment: Deployment) -> list[Prefill]:
+        """From one prompt in each copy to MOST_PROMPTS."""
+        loads = (2**power for power in range(MOST_PROMPTS.bit_length()))
+        return [_prefill(self.config, self.served, deployment.layout, load) for load in loads]
+
+
+OBJECTIVES: dict[InferenceObjective, tuple[str, Callable[[Deployment], float]]] = {
+    InferenceObjective.output_usd: ("USD for a million new tokens", lambda d: d.output_usd),
+    InferenceObjective.request_usd: ("USD for a request", lambda d: d.request_usd),
+    InferenceObjective.first_token: ("seconds to the first token", lambda d: d.prefill.first_token_seconds),
+}
+"""Objective -> (in words, what is smallest in the best layout)."""
+
+
+def plan_inference(plan: PlanConfig) -> InferencePlan:
+    """The deployment asked for, and the best layouts on as many devices.
+
+    Raises: LayoutError if it cannot be cut so or does not fit; ConfigError if the cluster has no price or no fp8.
+    """
+    config, served = plan.inference, served_model(plan)
+    hourly_price(plan.cluster)  # raises ConfigError before anything is worked out
+    layout = asked_layout(plan)
+    asked = _deployed(config, served, layout)
+    if asked is None:
+        raise LayoutError(*_too_small(plan, layout, served))
+    candidates = list(layouts(plan, layout.devices))
+    found = [asked if other == layout else _deployed(config, served, other) for other in candidates]
+    kept = [d for d in found if d is not None and d.decode.latency_seconds <= config.max_token_ms / 1000]
+    best = sorted(kept, key=OBJECTIVES[config.objective][1])[:SHOWN]
+    return InferencePlan(
+        config=config, served=served, asked=asked, best=best, legal=len(candidates), fit=len(kept)
+    )  # fmt: skip
+
+
+def served_model(plan: PlanConfig) -> ServedModel:
+    """Raises: ConfigError for fp8 on a cluster without it."""
+    is_fp8 = plan.inference.precision is ServedPrecision.fp8
+    if is_fp8 and plan.cluster.peak_flops_fp8 is None:
+        raise ConfigError(
+            f"inference.precision=fp8: cluster={plan.cluster.name} has no fp8 (cluster.peak_flops_fp8 is null).",
+            "Set inference.precision=bf16, or another cluster: cluster=h100_80g.",
+        )
+    return ServedModel(model=plan.model, cluster=plan.cluster, is_fp8=is_fp8, imbalance=plan.imbalance)
+
+
+def asked_layout(plan: PlanConfig) -> ServingLayout:
+    """The layout of the keys inference.*. Raises: LayoutError if the model cannot be cut so, or gpus do not divide."""
+    config, model = plan.inference, plan.model
+    tp, pp = config.tp, config.pp
+    if pp > model.num_layers:
+        raise LayoutError(
+            f"inference.pp={pp} is more than model.num_layers={model.num_layers}.",
+            f"Set inference.pp from 1 to {model.num_layers}.",
+        )
+    legal = tensor_degrees(plan)
+    if tp not in legal:
+        raise LayoutError(
+            f"inference.tp={tp} does not divide the heads, query groups, experts or vocabulary of {model.name}, or is "
+            f"more than an NVLink domain ({plan.cluster.devices_per_nvlink_domain} devices).",
+            f"Set inference.tp to one of {', '.join(map(str, legal))}.",
+        )
+    experts = model.moe.num_experts if model.moe else tp
+    ep = config.ep or tp
+    if ep % tp or experts % ep:
+        fitting = [d for d in divisors(experts) if d % tp == 0]
+        raise LayoutError(
+            f"inference.ep={ep} is no multiple of inference.tp={tp} that divides "
+            f"{f'the {experts} experts' if model.moe else 'anything: the model has no experts'}.",
+            f"Set inference.ep to one of {', '.join(map(str, fitting))}, or leave it out.",
+        )
+    size, sharing = tp * pp, ep // tp
+    gpus = plan.gpus or size * sharing
+    if gpus % (size * sharing):
+        raise LayoutError(
+            f"gpus={gpus} is no multiple of inference.tp={tp} x pp={pp} x {sharing} copies that share experts.",
+            f"Set gpus={max(1, gpus // (size * sharing)) * size * sharing}, or other degrees.",
+        )
+    return ServingLayout(tp=tp, pp=pp, copies=gpus // size, sharing=sharing)
+
+
+def tensor_degrees(plan: PlanConfig) -> list[int]:
+    """The values of tp over which to-inference can cut the model, inside an NVLink domain."""
+    model, counts = plan.model, [plan.model.num_attention_heads]
+    tensors = [*embedding_tensors(model), *output_tensors(model)]
+    tensors += [tensor for kind in {id(kind): kind for kind in timed_kinds(model)}.values() for tensor in kind.tensors]
+    cuts = (inference_cut(model, tensor.name, tensor.shape) for tensor in tensors)
+    counts += [cut.count for cut in cuts if cut is not None]
+    return [tp for tp in divisors(gcd(*counts)) if tp <= plan.cluster.devices_per_nvlink_domain]
+
+
+def layouts(plan: PlanConfig, gpus: int) -> Iterator[ServingLayout]:
+    """Every layout of so many devices that to-inference can cut: copies of tp x pp, and how many share experts."""
+    experts = plan.model.moe.num_experts if plan.model.moe else 1
+    for tp in (d for d in tensor_degrees(plan) if gpus % d == 0):
+        for pp in (d for d in divisors(gpus // tp) if d <= plan.model.num_layers):
+            copies = gpus // (tp * pp)
+            for sharing in divisors(copies):
+                if sharing == 1 or experts % (tp * sharing) == 0:
+                    yield ServingLayout(tp=tp, pp=pp, copies=copies, sharing=sharing)
+
+
+def _deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout) -> Deployment | None:
+    """The layout under its fullest load within max_token_ms; one sequence a copy if none is. None: it does not fit."""
+    most = most_sequences(served, layout, context=config.prompt_tokens + config.new_tokens)
+    wanted = -(-config.sequences // layout.copies) if config.sequences else None
+    if most < (wanted or 1):
+        return None
+    decode = _decode(config, served, layout, wanted) if wanted else _fullest(config, served, layout, most)
+    alone = _prefill(config, served, layout, 1)
+    devices, cluster = layout.devices, served.cluster
+    request = config.prompt_tokens / alone.steady_tokens_per_second + config.new_tokens / decode.tokens_per_second
+    return Deployment(
+        layout=layout, most=most, decode=decode, prefill=alone,
+        output_usd=decode_usd(decode, cluster), input_usd=prefill_usd(alone, devices, cluster),
+        request_usd=usd_per_tokens(1, devices, 1 / request, cluster), requests_per_second=1 / request,
+    )  # fmt: skip
+
+
+def decode_usd(decode: Serving, cluster: ClusterConfig) -> float:
+    """USD for a million new tokens."""
+    return usd_per_tokens(MILLION, decode.devices, decode.tokens_per_second, cluster)
+
+
+def prefill_usd(prompts: Prefill, devices: int, cluster: ClusterConfig) -> float:
+    """USD for a million prompt tokens, prompt after prompt."""
+    return usd_per_tokens(MILLION, devices, prompts.steady_tokens_per_second, cluster)
+
+
+def _fullest(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout, most: int) -> Serving:
+    """The most sequences whose token takes no longer than max_token_ms: latency grows with the load."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _decode(config, served, layout, middle).latency_seconds <= config.max_token_ms / 1000:
+            low = middle
+        else:
+            high = middle - 1
+    return _decode(config, served, layout, low)
+
+
+def _decode(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout, sequences: int) -> Serving:
+    """On average a sequence has its prompt and half of its new tokens in the cache."""
+    return serve(served, layout, sequences=sequences, context=config.prompt_tokens + config.new_tokens // 2)
+
+
+def _prefill(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout, prompts: int) -> Prefill:
+    return prefill(
+        served, layout, prompts=prompts, prompt_tokens=config.prompt_tokens, chunk_tokens=config.chunk_tokens
+    )  # fmt: skip
+
+
+def _too_small(plan: PlanConfig, layout: ServingLayout, served: ServedModel) -> tuple[str, str]:
+    """(cause, cure) for a deployment whose devices cannot hold it. The cure was worked out."""
+    config, context = plan.inference, plan.inference.prompt_tokens + plan.inference.new_tokens
+    most = most_sequences(served, layout, context=context) * layout.copies
+    cause = (
+        f"inference.tp={layout.tp} x pp={layout.pp} on {layout.devices} x {plan.cluster.name} "
+        f"({plan.cluster.memory_bytes / 1e9:.0f} GB) holds the weights and {most} sequences of {context} tokens; "
+        f"{config.sequences or 1} are asked for."
+    )
+    if most:
+        return cause, f"Set inference.sequences={most}, or leave it out."
+    for gpus in (layout.devices * 2**power for power in range(7)):
+        other = replace(config, sequences=None)
+        fits = [d for d in (_deployed(other, served, found) for found in layouts(plan, gpus)) if d is not None]
+        if fits:
+            best = min(fits, key=OBJECTIVES[config.objective][1]).layout
+            return cause, f"Set inference.tp={best.tp} inference.pp={best.pp} inference.ep={best.ep} gpus={gpus}."
+    return cause, "Take a cluster with more memory, or a shorter prompt."

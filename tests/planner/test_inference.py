@@ -1,0 +1,237 @@
+"""Inference on paper: limits that can be checked by hand, the search, published throughputs, what is refused."""
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from time import process_time
+
+import pytest
+
+from gpt4moe.architecture.count import count_parameters
+from gpt4moe.config.load import load_plan_config
+from gpt4moe.config.plan import InferenceObjective, PlanOutput, PlanReport
+from gpt4moe.convert.inference_grid import rank_contents
+from gpt4moe.convert.weights import Weights
+from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
+from gpt4moe.pages.plan_answer import json_answer, plan_answer
+from gpt4moe.planner.efficiency import MEMORY_SHARE
+from gpt4moe.planner.inference import InferencePlan, layouts, plan_inference, served_model, tensor_degrees
+from gpt4moe.planner.prefill import prefill, stage_seconds
+from gpt4moe.planner.serving import ServingLayout, serve, stage_weight_bytes, stages_of
+from tests.planner.timed import plan_of
+
+
+def planned(*overrides: str) -> InferencePlan:
+    plan = plan_of(*overrides)
+    plan.report = PlanReport.inference
+    return plan_inference(plan)
+
+
+@pytest.fixture(scope="module")
+def gpt4() -> InferencePlan:
+    return planned("+experiment=gpt4")
+
+
+def test_weights_of_all_ranks_are_the_model_to_the_byte(gpt4: InferencePlan) -> None:
+    """Matrices once; what every rank of a stage has (norms, routers) tp times."""
+    layout = ServingLayout(tp=8, pp=16)
+    held = 8 * sum(stage_weight_bytes(gpt4.served, layout, stage) for stage in stages_of(gpt4.served, 16))
+    count = count_parameters(gpt4.served.model)
+    whole = count.per_component["norms"] + count.per_component["router"]
+    assert held == 2 * (count.total + 7 * whole)
+
+
+def test_a_rank_holds_the_bytes_of_its_file_of_to_inference(gpt4: InferencePlan) -> None:
+    layout = ServingLayout(tp=8, pp=16)
+    _, ranks = rank_contents(Weights(Path(), gpt4.served.model, "BF16"), 8, 16, None)
+    for index, stage in enumerate(stages_of(gpt4.served, 16)):
+        files = {2 * sum(prod(shape) for _, (_, shape) in ranks[tp, index]) for tp in range(8)}
+        assert files == {stage_weight_bytes(gpt4.served, layout, stage)}
+
+
+def test_the_planner_cuts_what_to_inference_cuts() -> None:
+    for name in ("gpt4_16x111b", "mixtral_8x7b", "qwen3_30b_a3b", "davinci_175b", "deepseek_v3"):
+        plan = plan_of(f"model={name}", "cluster=h100_80g")
+        weights = Weights(Path(), plan.model, "BF16")
+        for tp in (1, 2, 3, 4, 6, 7, 8):
+            try:
+                rank_contents(weights, tp, 1, None)
+                cuts = True
+            except ConversionError:
+                cuts = False
+            assert (tp in tensor_degrees(plan)) is cuts, (name, tp)
+
+
+def test_one_sequence_waits_for_its_bytes_and_the_sums() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g")
+    served = replace(served_model(plan), imbalance=1.0)
+    one = serve(served, ServingLayout(tp=2, pp=1), sequences=1, context=1)
+    count = count_parameters(plan.model)
+    read = 2 * (count.active + count.per_component["output_layer"]) / 2
+    floor = read / (MEMORY_SHARE * plan.cluster.memory_bytes_per_second)
+    sums = 2 * 32 * 10e-6
+    assert one.latency_seconds == pytest.approx(floor + sums, rel=0.01)
+
+
+def test_copies_alone_multiply_throughput_and_change_nothing_else(gpt4: InferencePlan) -> None:
+    one = serve(gpt4.served, ServingLayout(tp=8, pp=16), sequences=64, context=2048)
+    four = serve(gpt4.served, ServingLayout(tp=8, pp=16, copies=4), sequences=64, context=2048)
+    assert four == replace(one, devices=4 * one.devices, tokens_per_second=4 * one.tokens_per_second)
+    with_experts = serve(gpt4.served, ServingLayout(tp=8, pp=16, copies=4, sharing=2), sequences=64, context=2048)
+    experts = count_parameters(gpt4.served.model).per_component["experts"]
+    assert one.weight_bytes - with_experts.weight_bytes == experts * 8 / 120 / 8  # 2 bytes, half of them
+
+
+def test_sharing_experts_pays_where_few_tokens_meet_many(gpt4: InferencePlan) -> None:
+    """At 64 sequences a copy reads most experts for four tokens; two copies read each half for eight."""
+    alone, sharing = (
+        serve(gpt4.served, ServingLayout(tp=8, pp=16, copies=2, sharing=n), sequences=64, context=2048) for n in (1, 2)
+    )
+    assert sharing.tokens_per_second > 1.15 * alone.tokens_per_second
+
+
+def test_curves_grow_as_the_load_does(gpt4: InferencePlan) -> None:
+    for deployment in gpt4.shown.values():
+        decode, prompts = gpt4.decode_curve(deployment), gpt4.prefill_curve(deployment)
+        for curve in (
+            [load.latency_seconds for load in decode], [load.tokens_per_second for load in decode],
+            [burst.first_token_seconds for burst in prompts], [burst.tokens_per_second for burst in prompts],
+        ):  # fmt: skip
+            assert all(later >= before * (1 - 1e-12) for before, later in pairwise(curve))
+        assert decode[-1].sequences == deployment.most
+        assert decode[-1].cache_bytes + decode[-1].weight_bytes <= 0.9 * gpt4.served.cluster.memory_bytes
+        assert prompts[-1].tokens_per_second <= prompts[-1].steady_tokens_per_second
+
+
+def test_a_prompt_in_chunks_fills_the_pipeline_and_one_chunk_passes_it_alone(gpt4: InferencePlan) -> None:
+    layout = ServingLayout(tp=8, pp=16)
+    times = stage_seconds(gpt4.served, layout, prompt_tokens=4096, chunk=4096)
+    whole = prefill(gpt4.served, layout, prompts=1, prompt_tokens=4096, chunk_tokens=4096)
+    assert whole.first_token_seconds == pytest.approx(sum(times))
+    parts = prefill(gpt4.served, layout, prompts=1, prompt_tokens=4096, chunk_tokens=1024)
+    assert parts.first_token_seconds < 0.4 * whole.first_token_seconds
+    # Products: no faster than the peak allows.
+    flops = 2 * count_parameters(gpt4.served.model).active * 4096
+    assert whole.first_token_seconds > flops / (8 * gpt4.served.cluster.peak_flops_bf16)
+
+
+def test_the_best_are_the_cheapest_that_keep_the_limit_and_take_seconds() -> None:
+    started = process_time()
+    result = planned("+experiment=gpt4")
+    assert process_time() - started < 3
+    assert (result.asked.layout.tp, result.asked.layout.pp, result.asked.layout.devices) == (8, 16, 128)
+    prices = [found.output_usd for found in result.best]
+    assert prices == sorted(prices) and len(prices) == 3
+    for found in [result.asked, *result.best]:
+        assert found.layout.devices == 128 and found.decode.latency_seconds <= 0.1
+    assert max(found.layout.ep for found in result.best) == 16  # experts over two copies
+    other = planned("+experiment=gpt4", "inference.objective=first_token").best
+    assert [d.prefill.first_token_seconds for d in other] == sorted(d.prefill.first_token_seconds for d in other)
+
+
+def test_every_layout_of_the_search_has_all_devices() -> None:
+    plan = plan_of("model=deepseek_v3", "cluster=h100_80g")
+    found = list(layouts(plan, 64))
+    assert len(set(found)) == len(found) > 50
+    assert {layout.devices for layout in found} == {64}
+    assert all(256 % layout.ep == 0 and layout.copies % layout.sharing == 0 for layout in found)
+
+
+PUBLISHED = [
+    # NVIDIA/TensorRT-LLM 1.0, docs/source/performance/perf-overview.md: new tokens/s of 8 devices under full load.
+    ("llama3_405b", "h100_80g", 8, 1, 1000, 1000, 2919), ("llama3_405b", "h100_80g", 8, 1, 2048, 2048, 2296),
+    ("llama3_405b", "h200_141g", 8, 1, 1000, 1000, 3330), ("llama3_405b", "h200_141g", 8, 1, 2048, 2048, 2948),
+    ("qwen3_235b_a22b", "h100_80g", 1, 8, 1000, 1000, 14898), ("qwen3_235b_a22b", "h100_80g", 1, 8, 2048, 2048, 9924),
+    ("qwen3_235b_a22b", "h200_141g", 1, 8, 1000, 1000, 23789),
+    ("qwen3_235b_a22b", "h200_141g", 1, 8, 2048, 2048, 16672),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "cluster", "tp", "ep", "prompt", "new", "published"), PUBLISHED)
+def test_published_throughputs_are_met_within_a_sixth(
+    model: str, cluster: str, tp: int, ep: int, prompt: int, new: int, published: float
+) -> None:
+    """Nothing was fitted to them."""
+    result = planned(
+        f"model={model}", f"cluster={cluster}", "gpus=8", f"inference.tp={tp}", "inference.pp=1",
+        f"inference.ep={max(tp, ep) if 'qwen' in model else 'null'}", "inference.precision=fp8",
+        "inference.max_token_ms=1000", f"inference.prompt_tokens={prompt}", f"inference.new_tokens={new}",
+    )  # fmt: skip
+    assert new * result.asked.requests_per_second == pytest.approx(published, rel=1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "cause", "cure"),
+    [
+        (["inference.tp=7"], LayoutError, "inference.tp=7", "inference.tp to one of 1, 2, 4, 8"),
+        (["inference.tp=16"], LayoutError, "NVLink", "inference.tp to one of 1, 2, 4, 8"),
+        (["inference.pp=121"], LayoutError, "model.num_layers=120", "from 1 to 120"),
+        (["inference.ep=12"], LayoutError, "inference.ep=12", "one of 8, 16"),
+        (["gpus=200"], LayoutError, "gpus=200", "gpus=128"),
+        (["inference.pp=2"], LayoutError, "holds the weights and 0 sequences", "gpus="),
+        (["inference.sequences=9999"], LayoutError, "9999 are asked for", "inference.sequences=414"),
+        (["inference.precision=fp8"], ConfigError, "has no fp8", "cluster=h100_80g"),
+        (["cluster=gb300"], ConfigError, "no price", "cluster.usd_per_hour"),
+        (["inference.new_tokens=0"], ConfigError, "inference.new_tokens=0", "1 or more"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_a_cure(
+    overrides: list[str], error: type[Gpt4MoeError], cause: str, cure: str
+) -> None:
+    with pytest.raises(error) as caught:
+        planned("+experiment=gpt4", *overrides)
+    assert cause in caught.value.cause and cure in caught.value.cure
+
+
+def test_the_cure_of_too_few_devices_works() -> None:
+    with pytest.raises(LayoutError) as caught:
+        planned("+experiment=gpt4", "inference.pp=2")
+    changes = re.findall(r"[\w.]+=\d+", caught.value.cure)
+    assert planned("+experiment=gpt4", *changes).asked.most > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "idle"),
+    [
+        (["inference.tp=4"], "inference.tp"),
+        (["report=inference", "parallel.tp=2"], "parallel.tp"),
+        (["report=inference", "training.steps=2"], "training.steps"),
+        (["report=inference", "search=true"], "search"),
+        (["report=inference", "file=page.html"], "file"),
+    ],
+)
+def test_a_key_without_effect_is_refused(arguments: list[str], idle: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{idle} has no effect"):
+        load_plan_config(arguments)
+
+
+def test_unknown_values_are_refused() -> None:
+    for argument in ("inference.objective=fame", "inference.precision=int1", "inference.tpp=1", "inference.tp=many"):
+        with pytest.raises(ConfigError):
+            load_plan_config(["report=inference", argument])
+
+
+def test_data_and_page_have_the_numbers_and_the_curves(tmp_path: Path, gpt4: InferencePlan) -> None:
+    plan = plan_of("+experiment=gpt4")
+    plan.report = PlanReport.inference
+    data = json.loads(json.dumps(json_answer(plan)))
+    asked = data["layouts"]["asked"]
+    assert list(data["layouts"]) == ["asked", "best 1", "best 2", "best 3"]
+    assert (asked["tp"], asked["pp"], asked["ep"], data["gpus"]) == (8, 16, 8, 128)
+    request = 2048 * asked["usd_per_million_prompt_tokens"] + 512 * asked["usd_per_million_new_tokens"]
+    assert asked["usd_per_request"] == pytest.approx(request / 1e6)
+    assert asked["usd_per_million_new_tokens"] == pytest.approx(
+        1e6 * 128 * 1.10 / 3600 / asked["new_tokens_per_second"]
+    )
+    assert asked["decode_curve"][-1]["in_flight"] == asked["most_in_flight"]
+    assert InferenceObjective.output_usd.value == data["inference"]["objective"]
+    plan.output, plan.file = PlanOutput.html, str(tmp_path / "page.html")
+    assert plan_answer(plan) == f"{tmp_path / 'page.html'}\n"
+    page = (tmp_path / "page.html").read_text()
+    assert not re.search(r"(src|href)=|<script|url\(", page)
+    assert page.count("<svg") == 7 and page.count("<polyline") == 7 * 4
+    for words in ("sequences in flight", "prompts at once", "ms a token", "DeepEP", "best 3: tp"):
+        assert words in page, words
