@@ -139,11 +139,11 @@ def plan_inference(plan: PlanConfig) -> InferencePlan:
     config, served = plan.inference, served_model(plan)
     hourly_price(plan.cluster)  # raises ConfigError before anything is worked out
     layout = asked_layout(plan)
-    asked = _deployed(config, served, layout)
+    asked = deployed(config, served, layout)
     if asked is None:
         raise LayoutError(*_too_small(plan, layout, served))
     candidates = list(layouts(plan, layout.devices))
-    found = [asked if other == layout else _deployed(config, served, other) for other in candidates]
+    found = [asked if other == layout else deployed(config, served, other) for other in candidates]
     kept = [d for d in found if d is not None and d.decode.latency_seconds <= config.max_token_ms / 1000]
     best = sorted(kept, key=OBJECTIVES[config.objective][1])[:SHOWN]
     return InferencePlan(
@@ -218,7 +218,7 @@ def layouts(plan: PlanConfig, gpus: int) -> Iterator[ServingLayout]:
                     yield ServingLayout(tp=tp, pp=pp, copies=copies, sharing=sharing)
 
 
-def _deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout) -> Deployment | None:
+def deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout) -> Deployment | None:
     """The layout under its fullest load within max_token_ms; one sequence a copy if none is. None: it does not fit."""
     most = most_sequences(served, layout, context=config.prompt_tokens + config.new_tokens)
     wanted = -(-config.sequences // layout.copies) if config.sequences else None
@@ -281,7 +281,7 @@ def _too_small(plan: PlanConfig, layout: ServingLayout, served: ServedModel) -> 
         return cause, f"Set inference.sequences={most}, or leave it out."
     for gpus in (layout.devices * 2**power for power in range(7)):
         other = replace(config, sequences=None)
-        fits = [d for d in (_deployed(other, served, found) for found in layouts(plan, gpus)) if d is not None]
+        fits = [d for d in (deployed(other, served, found) for found in layouts(plan, gpus)) if d is not None]
         if fits:
             best = min(fits, key=OBJECTIVES[config.objective][1]).layout
             return cause, f"Set inference.tp={best.tp} inference.pp={best.pp} inference.ep={best.ep} gpus={gpus}."

@@ -25,7 +25,7 @@ class Prefill:
     tokens_per_second: float
     """Prompt tokens of all copies, over that time."""
     steady_tokens_per_second: float
-    """The same without end: prompt follows prompt, and no stage waits."""
+    """The same without end: prompt follows prompt in full chunks, and no stage waits."""
 
 
 def prefill(
@@ -35,11 +35,11 @@ def prefill(
     tokens = prompts * prompt_tokens
     chunk = min(chunk_tokens, tokens)
     seconds = stage_seconds(served, layout, prompt_tokens=prompt_tokens, chunk=chunk)
-    slowest, chunks = max(seconds), tokens / chunk
-    total = sum(seconds) + (chunks - 1) * slowest
+    total = sum(seconds) + (tokens / chunk - 1) * max(seconds)
+    full = stage_seconds(served, layout, prompt_tokens=prompt_tokens, chunk=chunk_tokens)
     return Prefill(
         prompts=prompts, first_token_seconds=total, tokens_per_second=layout.copies * tokens / total,
-        steady_tokens_per_second=layout.copies * chunk / slowest,
+        steady_tokens_per_second=layout.copies * chunk_tokens / max(full),
     )  # fmt: skip
 
 

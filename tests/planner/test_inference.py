@@ -6,10 +6,12 @@ from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from statistics import median
 from time import process_time
 
 import pytest
 
+from benchmarks.inference_error import listed, rows, summary
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.plan import InferenceObjective, PlanOutput, PlanReport
@@ -140,27 +142,12 @@ def test_every_layout_of_the_search_has_all_devices() -> None:
     assert all(256 % layout.ep == 0 and layout.copies % layout.sharing == 0 for layout in found)
 
 
-PUBLISHED = [
-    # NVIDIA/TensorRT-LLM 1.0, docs/source/performance/perf-overview.md: new tokens/s of 8 devices under full load.
-    ("llama3_405b", "h100_80g", 8, 1, 1000, 1000, 2919), ("llama3_405b", "h100_80g", 8, 1, 2048, 2048, 2296),
-    ("llama3_405b", "h200_141g", 8, 1, 1000, 1000, 3330), ("llama3_405b", "h200_141g", 8, 1, 2048, 2048, 2948),
-    ("qwen3_235b_a22b", "h100_80g", 1, 8, 1000, 1000, 14898), ("qwen3_235b_a22b", "h100_80g", 1, 8, 2048, 2048, 9924),
-    ("qwen3_235b_a22b", "h200_141g", 1, 8, 1000, 1000, 23789),
-    ("qwen3_235b_a22b", "h200_141g", 1, 8, 2048, 2048, 16672),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("model", "cluster", "tp", "ep", "prompt", "new", "published"), PUBLISHED)
-def test_published_throughputs_are_met_within_a_sixth(
-    model: str, cluster: str, tp: int, ep: int, prompt: int, new: int, published: float
-) -> None:
-    """Nothing was fitted to them."""
-    result = planned(
-        f"model={model}", f"cluster={cluster}", "gpus=8", f"inference.tp={tp}", "inference.pp=1",
-        f"inference.ep={max(tp, ep) if 'qwen' in model else 'null'}", "inference.precision=fp8",
-        "inference.max_token_ms=1000", f"inference.prompt_tokens={prompt}", f"inference.new_tokens={new}",
-    )  # fmt: skip
-    assert new * result.asked.requests_per_second == pytest.approx(published, rel=1 / 6)
+def test_the_error_against_published_throughputs_is_what_the_docs_say() -> None:
+    """Experts inside a node: within a sixth in the median. Over nodes DeepEP is far faster, and the page says so."""
+    assert summary() in (Path(__file__).resolve().parents[2] / "docs" / "planner.md").read_text()
+    inside = [abs(row.error) for row in rows() if row.source == "TensorRT-LLM"]
+    assert len(inside) == 37 and median(inside) < 1 / 6
+    assert len(listed().splitlines()) == 2 + len(rows())
 
 
 @pytest.mark.parametrize(
