@@ -65,14 +65,11 @@ def _rows(sources: dict[str, Any]) -> Iterator[Row]:
 
 def listed() -> str:
     """Every row."""
-    lines = [
-        "| source | deployment | prompt, new tokens | published tokens/s | ours | error |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.source} | {r.deployment} | {r.prompt:,}, {r.new:,} | {r.published:,.0f} | {r.ours:,.0f} | {r.error:+.0%} |"
-        for r in rows()
-    ]
+    head = "| source | deployment | prompt, new tokens | published tokens/s | ours | error |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for r in rows():
+        cells = (f"{r.prompt:,}, {r.new:,}", f"{r.published:,.0f}", f"{r.ours:,.0f}", f"{r.error:+.0%}")
+        lines.append(f"| {r.source} | {r.deployment} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
