@@ -28,36 +28,15 @@ fi
 
 unwanted_defaults=(SBATCH_GPUS SBATCH_GPUS_PER_NODE SBATCH_GPUS_PER_TASK SBATCH_GRES)
 submit() {
-    options=()
-    while [[ ${1:-} == -* ]]; do
-        options+=("$1")
-        shift
-    done
+    leading_options "$@"
     # shellcheck source=slurm/cluster.env
     . slurm/cluster.env
     unset "${unwanted_defaults[@]}"
     [ -z "$cpu_partition" ] || export SBATCH_PARTITION=$cpu_partition
-    exec sbatch "${options[@]}" slurm/convert.sh "$@"
+    exec sbatch "${options[@]}" slurm/convert.sh "${arguments[@]}"
 }
 [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
 
 start_job
-most_restarts=20
 srun_options=(--nodes=1 --ntasks=1)
-
-# At the time limit the program is killed. Finished files stay; the next start writes the others.
-stopped='' cancelled=''
-trap 'stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
-trap '! is_cancelled || cancelled=yes' TERM
-await_ranks tools/convert_checkpoint.py "$@"
-
-set +e # if a full disk refuses a message, the exit status must not change
-echo "Job $SLURM_JOB_ID, start $restart, ended with $status."
-if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -gt 128 ]; }; then
-    if [ "$restart" -ge "$most_restarts" ]; then
-        echo "It has started $((restart + 1)) times: give it more time (--time) or memory (--mem)." >&2
-    else
-        scontrol requeue "$SLURM_JOB_ID" || echo "Slurm does not requeue this job: submit it again." >&2
-    fi
-fi
-exit "$status"
+run_until_done convert tools/convert_checkpoint.py "$@"

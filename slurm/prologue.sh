@@ -3,9 +3,12 @@
 #
 #     start_job          reads cluster.env, with the site that GPT4MOE_SITE names; sets python, restart, MASTER_ADDR, MASTER_PORT
 #     take_overrides "$@"    sets overrides; refuses what looks like sbatch's options
+#     leading_options "$@"   sets options, up to the first argument without a -, and arguments, the others
 #     run_ranks ARGS...  srun of the job's tasks: one rank each (rank.sh), in the container if there is one
-#     await_ranks ARGS...    the same, but traps run while it waits; sets status
+#     await_ranks ARGS...    the same, but traps run while it waits; sets status and failure, the rank that caused it
 #     is_cancelled       whether Slurm sent TERM because somebody called scancel
+#     run_until_done NAME ARGS...   await_ranks of a program that goes on where it was; requeues the job if it was stopped
+#     answer_in_job NAME "$@"       the whole job of tools/NAME.py, which writes --output; submits itself outside a job
 
 refuse() { # cause, cure
     printf '%s\n%s\n' "$1" "$2" >&2
@@ -28,6 +31,15 @@ split_arguments() {
 take_overrides() {
     split_arguments "$@"
     [ ${#options[@]} -eq 0 ] || refuse "${options[*]} came after the script's name." "Put sbatch's options before it."
+}
+
+leading_options() {
+    options=()
+    while [[ ${1:-} == -* ]]; do
+        options+=("$1")
+        shift
+    done
+    arguments=("$@")
 }
 
 start_job() {
@@ -103,6 +115,11 @@ await_ranks() {
     step=$!
     while kill -0 "$step" 2>/dev/null; do wait "$step" || true; done
     read -r -t 5 -u "$pipe" status || status=137 # even srun was killed
+    # What rank.sh noted. srun's own status may be that of a rank that it killed after --wait.
+    failure=''
+    [ -z "$first_failure" ] || failure=$(readlink "$first_failure") || true
+    [ -z "$failure" ] || status=${failure%%:*}
+    rm -f "$first_failure" || true
 }
 
 is_cancelled() {
@@ -114,4 +131,47 @@ is_cancelled() {
         *" Restarts=$restart "* | "  ") return 0 ;; # also if Slurm does not answer: a scancel must not be undone
         *) return 1 ;; # a lost node: Slurm has requeued the job
     esac
+}
+
+# For programs whose finished work is always on disk: nothing is lost when they are killed, and the next start goes on.
+# KILL and not TERM, because a rank that waits in a collective of a GPU does not hear TERM.
+# 85: stopped by a signal, please requeue. Above 128: a signal killed a rank. Any other status ends the job.
+most_restarts=20
+run_until_done() { # name of the job's files; program and arguments
+    first_failure=$1-$SLURM_JOB_ID-$restart.failed
+    shift
+    stopped='' cancelled=''
+    trap 'stopped=yes; scancel --signal=KILL "$SLURM_JOB_ID.0" || true' USR1
+    trap '! is_cancelled || cancelled=yes' TERM
+    await_ranks "$@"
+    trap '' TERM # a requeue ends this shell too
+    set +e       # if a full disk refuses a message, the exit status must not change
+    echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
+    if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -eq 85 ] || [ "$status" -gt 128 ]; }; then
+        if [ "$restart" -ge "$most_restarts" ]; then
+            echo "It has started $((restart + 1)) times: give it more time (--time) or memory (--mem)." >&2
+        else
+            scontrol requeue "$SLURM_JOB_ID" || echo "Slurm does not requeue this job: submit it again." >&2
+        fi
+    fi
+    exit "$status"
+}
+
+answer_in_job() { # name of the script and of the tool, arguments of the script
+    local name=$1
+    shift
+    leading_options "$@"
+    case " ${arguments[*]} " in
+        *" --output "* | *" --output="*) ;;
+        *) refuse "--output is missing: a stopped job would begin again." "Add --output answers.jsonl." ;;
+    esac
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        # shellcheck source=slurm/cluster.env
+        . slurm/cluster.env
+        exec sbatch "${options[@]}" "slurm/$name.sh" "${arguments[@]}"
+    fi
+    [ ${#options[@]} -eq 0 ] || refuse "${options[*]} came before FOLDER." \
+        "Write FOLDER first, then the tool's options; sbatch's go before slurm/$name.sh."
+    start_job
+    run_until_done "$name" "tools/$name.py" "${arguments[@]}"
 }

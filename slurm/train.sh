@@ -82,9 +82,6 @@ await_ranks -m gpt4moe.train "${overrides[@]}"
 trap '' TERM # a requeue ends this shell too
 [ -z "$warner" ] || kill "$warner" 2>/dev/null
 
-failure=$(readlink "$first_failure")
-[ -z "$failure" ] || status=${failure%%:*}
-rm -f "$first_failure"
 echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
 # 85: saved, please requeue. Above 128: a signal killed a rank, which did not save.
 if [ -n "$cancelled" ]; then

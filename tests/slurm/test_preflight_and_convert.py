@@ -96,7 +96,7 @@ def test_convert_asks_for_no_gpu_and_goes_to_the_partition_for_it(slurm: SlurmLa
     assert seen["SRUN_CPUS_PER_TASK"] == "2"
 
 
-@pytest.mark.parametrize("script", ["preflight", "convert"])
+@pytest.mark.parametrize("script", ["preflight", "convert", "generate", "evaluate"])
 def test_the_headers_leave_gpus_and_partition_to_the_site(script: str) -> None:
     text = (ROOT / f"slurm/{script}.sh").read_text()
     header = [line for line in text.splitlines() if line.startswith("#SBATCH")]

@@ -11,6 +11,10 @@ SBATCH = """#!/bin/sh
 echo "partition ${SBATCH_PARTITION:-none} account ${SBATCH_ACCOUNT:-none}" >>submitted
 echo 17
 """
+ARGUMENTS = {
+    "train": ["run.name=x"], "preflight": ["run.name=x"], "convert": ["verify", "a"],
+    "generate": ["runs/x", "--output", "a"], "evaluate": ["runs/x", "--output=a"],
+}  # fmt: skip
 
 
 def submit(checkout: Path, script: str, site: str | None) -> subprocess.CompletedProcess[str]:
@@ -21,11 +25,11 @@ def submit(checkout: Path, script: str, site: str | None) -> subprocess.Complete
     (programs / "sbatch").chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "GPT4MOE_"))}
     variables = {**kept, "PATH": f"{programs}:{kept['PATH']}"} | ({"GPT4MOE_SITE": site} if site else {})
-    command = ["bash", f"slurm/{script}.sh", "--nodes=1", *(["run.name=x"] if script != "convert" else ["verify", "a"])]
+    command = ["bash", f"slurm/{script}.sh", "--nodes=1", *ARGUMENTS[script]]
     return subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("script", ["train", "preflight", "convert"])
+@pytest.mark.parametrize("script", ARGUMENTS)
 def test_each_site_has_its_own_defaults(script: str, checkout: Path) -> None:
     sites = checkout / "slurm" / "sites"
     sites.mkdir()
@@ -40,7 +44,7 @@ def test_each_site_has_its_own_defaults(script: str, checkout: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("script", ["train", "preflight", "convert"])
+@pytest.mark.parametrize("script", ARGUMENTS)
 def test_a_site_without_a_file_submits_nothing(script: str, checkout: Path) -> None:
     ended = submit(checkout, script, "west")
     cause, cure = ended.stderr.splitlines()
