@@ -1,6 +1,7 @@
 """The command of tools/evaluate.py: arguments, checks, one rank's part of the work, what stdout gets."""
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import sys
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.convert.verify import open_weights
+from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
-from gpt4moe.evaluation.corpus import SourceText, evaluate_sources, read_sources
+from gpt4moe.evaluation.corpus import SourceText, parts, read_sources, score_part
 from gpt4moe.evaluation.questions import Examiner, Question, read_choices, read_exact
-from gpt4moe.inference.command import add_layout, closed_stdout, wanted_parallel
-from gpt4moe.inference.files import AnswerFile
+from gpt4moe.inference.command import Arguments, add_layout, closed_stdout, wanted_parallel, weights_of
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.text import Words
-from gpt4moe.parallel.agreement import broadcast_int, raise_together
+from gpt4moe.inference.writing import SharedFile
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
 
 ROUND_QUESTIONS = 64
@@ -26,7 +28,7 @@ ROUND_QUESTIONS = 64
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Arguments(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("folder", type=Path, help="a step folder, a run folder (its latest checkpoint), a Hugging Face "
                      "folder, or one made by to-inference")  # fmt: skip
     what = out.add_argument_group("what is evaluated")
@@ -40,7 +42,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--limit", type=int, help="questions of each of --tasks at most (default: all)")
     shown = out.add_argument_group("results")
     shown.add_argument("--json", action="store_true", help="one JSON object, alone on stdout")
-    shown.add_argument("--output", type=Path, help="jsonl of the answers to --choices and --exact; resumed if there")
+    shown.add_argument("--output", type=Path, help="jsonl of what is finished, a line each; resumed if there")
     add_layout(out)
     return out
 
@@ -56,12 +58,15 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
         questions += read_choices(options.choices, words)
     if options.exact:
         questions += read_exact(options.exact, words, options.tokens)
+    settings = {**weights_of(opened), **_settings(options)} if options.output else {}
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     with placed(opened, parallel=parallel, environment=environment) as model:
-        found = _evaluate(model, words, sources, questions, options)
-        if model.groups.is_first_rank:
-            _show(json.dumps(found, ensure_ascii=False) + "\n" if options.json else results.as_text(found))
+        lines = _evaluate(model, words, sources, questions, options, settings)
+        with raise_together(model.groups):
+            if model.groups.is_first_rank:
+                found = {"folder": str(options.folder), "step": model.step, **results.of_lines(lines, sources)}
+                _show(json.dumps(found, ensure_ascii=False) + "\n" if options.json else results.as_text(found))
 
 
 def _show(text: str) -> None:
@@ -85,47 +90,56 @@ def _check(options: argparse.Namespace) -> None:
             "--tasks are of lm-evaluation-harness, which is not installed.",
             "Install it: pip install lm-eval==0.4.13 -c constraints.txt",
         )
-    if options.output and not (options.choices or options.exact):
-        raise ConfigError("--output holds answers, but there are no questions.", "Give --choices or --exact too.")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the lines of --output follow from beside the weights: options, and hashes of the files that they name."""
+    plain = {name: getattr(options, name) for name in ("max_tokens", "tokens", "tasks", "limit")}
+    files = {name: getattr(options, name) for name in ("data", "choices", "exact", "include_path")}
+    return plain | {name: None if path is None else _digest(path) for name, path in files.items()}
+
+
+def _digest(path: Path) -> str:
+    """Of a file; of a data folder's manifest, which has hashes of its files; of another folder's files."""
+    if path.is_file() or (path / MANIFEST_NAME).is_file():
+        return file_sha256(path if path.is_file() else path / MANIFEST_NAME)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    facts = [(file.relative_to(path).as_posix(), file_sha256(file)) for file in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _evaluate(
     model: LoadedModel, words: Words, sources: Sequence[SourceText], questions: Sequence[Question],
-    options: argparse.Namespace,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything that is asked for, on rank 0; other ranks may know less of it. Collective."""
+    options: argparse.Namespace, settings: dict[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A line for each question, part of a source and task, on rank 0; other ranks may have fewer. Collective.
+
+    What is finished goes to --output at once; lines that are there already are taken from it.
+    """
     from gpt4moe.evaluation.scoring import Scorer
 
     scorer = Scorer(model.chunks, model.run, model.groups)
-    found: dict[str, Any] = {"folder": str(options.folder), "step": model.step}
-    if sources:
-        found["sources"] = [source.facts() for source in evaluate_sources(scorer, sources)]
-    if questions:
-        found |= results.of_answers(_answers(Examiner(scorer, model.run, words), model, questions, options.output))
     if options.tasks:
-        from gpt4moe.evaluation.harness import run_tasks
+        from gpt4moe.evaluation.harness import known_tasks, run_tasks
 
-        found["tasks"] = run_tasks(model, words, options.tasks, include_path=options.include_path, limit=options.limit)
-    return found
+        known_tasks(options.tasks, options.include_path)
+    texts = parts(sources)
+    ids = [*(question.id for question in questions), *(part.source for part in texts), *options.tasks]
+    file = SharedFile(model.groups, options.output, ids, settings)
+    lines, done = file.found, file.num_done
 
+    def keep(some: Sequence[dict[str, Any]]) -> None:
+        lines.extend(some)
+        file.append(some)
 
-def _answers(
-    examiner: Examiner, model: LoadedModel, questions: Sequence[Question], output: Path | None
-) -> list[dict[str, Any]]:
-    """All answers, on rank 0; those that `output` has already are read from it. Collective."""
-    file, found = None, []
-    with raise_together(model.groups):
-        if output is not None and model.groups.is_first_rank:
-            file = AnswerFile(output, [question.id for question in questions])
-            found = [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[: file.num_done]]
-    done = broadcast_int(len(found), model.groups)
-    size = ROUND_QUESTIONS * examiner.scorer.num_copies
+    examiner = Examiner(scorer, model.run, words)
+    size = ROUND_QUESTIONS * scorer.num_copies
     for start in range(done, len(questions), size):
-        some = examiner.answer(questions[start : start + size])
-        found += some
-        with raise_together(model.groups):
-            if file is not None:
-                file.append(some)
-    if file is not None:
-        file.close()
-    return found
+        keep(examiner.answer(questions[start : start + size]))
+    for part in texts[max(done - len(questions), 0) :]:
+        keep([score_part(scorer, part)])
+    for task in options.tasks[max(done - len(questions) - len(texts), 0) :]:
+        found = run_tasks(model, words, [task], include_path=options.include_path, limit=options.limit)
+        keep([{"id": task, "kind": "task", "results": found}])
+    file.close()
+    return lines

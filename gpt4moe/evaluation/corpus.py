@@ -34,6 +34,14 @@ class SourceText:
     """UTF-8 bytes of the scored tokens; an end token has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is scored between two meetings of all ranks: the same on every layout."""
+
+    source: str
+    pieces: Sequence[Piece]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceResult:
     """What the model makes of one source."""
@@ -71,33 +79,44 @@ def read_sources(path: Path, words: Words, *, max_tokens: int | None) -> list[So
     return _of_folder(path, words, max_tokens) if path.is_dir() else _of_lines(path, words, max_tokens)
 
 
-def evaluate_sources(scorer: "Scorer", sources: Sequence[SourceText]) -> list[SourceResult]:
-    """In their order, on every rank; with a total at the end where there are several. Collective over the world."""
-    found = [_evaluate(scorer, source) for source in sources]
+def parts(sources: Sequence[SourceText]) -> list[Part]:
+    """All sources, in their order, ROUND_TOKENS at a time."""
+    found = []
+    for source in sources:
+        start = size = 0
+        for at, piece in enumerate(source.pieces, start=1):
+            size += piece.num_scored
+            if size >= ROUND_TOKENS or at == len(source.pieces):
+                found.append(Part(source.name, source.pieces[start:at]))
+                start, size = at, 0
+    return found
+
+
+def score_part(scorer: "Scorer", part: Part) -> dict[str, Any]:
+    """For JSON, and for `summed`; on every rank. Collective over the world."""
+    scores = scorer.score(part.pieces)
+    return {
+        "id": part.source, "kind": "source", "tokens": sum(len(score.logprobs) for score in scores),
+        "nats": -math.fsum(score.total for score in scores),
+        "right_tokens": sum(int(score.is_greedy.sum()) for score in scores),
+    }  # fmt: skip
+
+
+def summed(sources: Sequence[SourceText], lines: Sequence[dict[str, Any]]) -> list[SourceResult]:
+    """Results of sources from what score_part gave for all of their parts; with a total where there are several."""
+    found = []
+    for source in sources:
+        own = [line for line in lines if line["id"] == source.name]
+        found.append(
+            SourceResult(
+                source=source.name, tokens=sum(line["tokens"] for line in own), bytes=source.num_bytes,
+                nats=math.fsum(line["nats"] for line in own), right=sum(line["right_tokens"] for line in own),
+            )
+        )  # fmt: skip
     if len(found) > 1:
         sums = {name: sum(getattr(one, name) for one in found) for name in ("tokens", "bytes", "right")}
         found.append(SourceResult(source="all", nats=math.fsum(one.nats for one in found), **sums))
     return found
-
-
-def _evaluate(scorer: "Scorer", source: SourceText) -> SourceResult:
-    tokens = right = 0
-    nats = []
-    for some in _rounds(source.pieces):
-        for score in scorer.score(some):
-            tokens += len(score.logprobs)
-            right += int(score.is_greedy.sum())
-            nats.append(-score.total)
-    return SourceResult(source=source.name, tokens=tokens, bytes=source.num_bytes, nats=math.fsum(nats), right=right)
-
-
-def _rounds(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
-    start = size = 0
-    for at, piece in enumerate(pieces):
-        size += piece.num_scored
-        if size >= ROUND_TOKENS or at == len(pieces) - 1:
-            yield pieces[start : at + 1]
-            start, size = at + 1, 0
 
 
 def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[SourceText]:

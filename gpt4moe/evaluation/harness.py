@@ -110,13 +110,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         ]
 
 
-def run_tasks(
-    model: LoadedModel, words: Words, tasks: list[str], *, include_path: Path | None, limit: int | None
-) -> dict[str, dict[str, Any]]:
-    """Task -> metric -> value, on rank 0; on others maybe none. Collective over the world.
-
-    Raises: ConfigError for a task that is not there.
-    """
+def known_tasks(tasks: list[str], include_path: Path | None) -> TaskManager:
+    """Raises: ConfigError for a task that is not there."""
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
@@ -124,6 +119,17 @@ def run_tasks(
             f"lm-evaluation-harness has no task {unknown[0]!r}.",
             "Name one that `lm_eval ls tasks` lists, or give --include-path with the folder of your own.",
         )
+    return manager
+
+
+def run_tasks(
+    model: LoadedModel, words: Words, tasks: list[str], *, include_path: Path | None, limit: int | None
+) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> value, on rank 0; on others maybe none. Collective over the world.
+
+    Raises: ConfigError for a task that is not there.
+    """
+    manager = known_tasks(tasks, include_path)
     found = lm_eval.simple_evaluate(
         HarnessModel(loaded=(model, words)), tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0
     )

@@ -1,7 +1,20 @@
-"""What tools/evaluate.py prints: a table for people, or one JSON object. No torch."""
+"""What tools/evaluate.py prints: a table for people, or one JSON object."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from gpt4moe.evaluation.corpus import SourceText, summed
+
+
+def of_lines(lines: Sequence[dict[str, Any]], sources: Sequence[SourceText]) -> dict[str, Any]:
+    """Whatever there is of `sources`, `choices`, `exact` and `tasks`, from the lines of everything that was asked."""
+    found: dict[str, Any] = {}
+    if sources:
+        texts = [line for line in lines if line["kind"] == "source"]
+        found["sources"] = [source.facts() for source in summed(sources, texts)]
+    found |= of_answers(lines)
+    tasks = {name: values for line in lines if line["kind"] == "task" for name, values in line["results"].items()}
+    return found | ({"tasks": tasks} if tasks else {})
 
 
 def of_answers(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

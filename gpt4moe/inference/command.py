@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.errors import ConfigError, LaunchError
@@ -16,13 +16,21 @@ from gpt4moe.inference.requests import Limits
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words
 from gpt4moe.inference.writing import Wish, answers, write_file
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
 
 DEGREES = ("tp", "pp", "vpp", "ep", "etp")
 
 
+class Arguments(argparse.ArgumentParser):
+    """Raises: ConfigError for bad arguments, so that one rank alone prints it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}.", f"{self.prog} --help lists the arguments.")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Arguments(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("folder", type=Path, help="a step folder, a run folder (its latest checkpoint), a Hugging Face "
                      "folder, or one made by to-inference")  # fmt: skip
     what = out.add_argument_group("prompts and answers")
@@ -74,9 +82,14 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     with placed(opened, parallel=parallel, environment=environment) as model:
         if options.output is not None:
-            write_file(model, words, wish, options.output)
+            write_file(model, words, wish, options.output, weights=weights_of(opened))
         else:
             _to_terminal(model, words, wish, is_json=options.json)
+
+
+def weights_of(opened: Opened) -> dict[str, Any]:
+    """Settings of a file of answers that tell one model from another."""
+    return {"step": opened.step, "weights": opened.fingerprint()}
 
 
 def _wish(options: argparse.Namespace, words: Words) -> Wish:
@@ -143,30 +156,36 @@ def wanted_parallel(options: argparse.Namespace, opened: Opened, environment: En
 def _to_terminal(model: LoadedModel, words: Words, wish: Wish, *, is_json: bool) -> None:
     """Each text as it grows, or all answers as one JSON list. Collective.
 
-    Raises: LaunchError on rank 0 when nobody reads stdout any more.
+    Raises: LaunchError on every rank, after the text that is growing, when nobody reads stdout any more.
     """
-    is_first = model.groups.is_first_rank
-    found = 0
+    is_closed = False
 
     def show(text: str) -> None:
-        if is_first:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        nonlocal is_closed
+        if model.groups.is_first_rank and not is_closed:
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:  # noted, because the other ranks are amid a step
+                is_closed = True
 
-    try:
-        if is_json:
-            listed = list(answers(model, words, wish))
-            shown = [{"prompt": wish.texts[at // wish.num_samples], **one} for at, one in enumerate(listed)]
-            show(json.dumps(shown, ensure_ascii=False) + "\n")
-            return
-        is_stream = model.groups.layout.dp * model.groups.layout.cp == 1
-        headings = [f"--- {text!r}\n{text}" for text in wish.texts for _ in range(wish.num_samples)]
-        show(headings[0])
-        for answer in answers(model, words, wish, show=show if is_stream else None):
-            found += 1
-            show(("" if is_stream else answer["text"]) + "\n" + (headings[found] if found < len(headings) else ""))
-    except BrokenPipeError as error:
-        raise closed_stdout(f"after {found} of {len(wish.texts) * wish.num_samples} texts") from error
+    def require_reader(found: int) -> None:
+        with raise_together(model.groups):
+            if is_closed:
+                raise closed_stdout(f"after {found} of {len(wish.texts) * wish.num_samples} texts")
+
+    if is_json:
+        listed = list(answers(model, words, wish))
+        shown = [{"prompt": wish.texts[at // wish.num_samples], **one} for at, one in enumerate(listed)]
+        show(json.dumps(shown, ensure_ascii=False) + "\n")
+        require_reader(0)
+        return
+    is_stream = model.groups.layout.dp * model.groups.layout.cp == 1
+    headings = [f"--- {text!r}\n{text}" for text in wish.texts for _ in range(wish.num_samples)]
+    show(headings[0])
+    for found, answer in enumerate(answers(model, words, wish, show=show if is_stream else None), start=1):
+        show(("" if is_stream else answer["text"]) + "\n" + (headings[found] if found < len(headings) else ""))
+        require_reader(found)
 
 
 def closed_stdout(when: str) -> LaunchError:

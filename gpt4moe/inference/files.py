@@ -2,19 +2,22 @@
 
     prompts  {"id": ..., "prompt": "text"}   or   {"id": ..., "messages": [{"role": ..., "content": ...}]}
     answers  {"id", "text", "tokens", "logprobs", "finish_reason"}, and "sample" where a prompt has several
+    answers.jsonl.settings.json     what answers follow from: weights, prompts, sampling; not the layout
 
 An answer is one append of a whole line, forced to disk. After a kill the last line may be torn: it is cut off, and the
 same command goes on behind the lines that are there. Answers stand in the order of prompts, so their number says where.
+Other settings are refused, because one file would hold answers of two kinds.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.manifest import write_json
 from gpt4moe.errors import DataError, LaunchError
 
 
@@ -65,10 +68,12 @@ class AnswerFile:
 
     Args:
         ids: of all answers, in order, a prompt's id once for each of its samples.
-    Raises: LaunchError when it is in use or cannot be written; DataError when its answers are of other prompts.
+        settings: what answers follow from, for JSON; kept beside the file. None: the caller checks them itself.
+    Raises: LaunchError when it is in use or cannot be written; DataError when its answers are of other prompts or
+        settings.
     """
 
-    def __init__(self, path: Path, ids: Sequence[str | int]):
+    def __init__(self, path: Path, ids: Sequence[str | int], settings: Mapping[str, Any] | None = None):
         self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -81,6 +86,8 @@ class AnswerFile:
             raise LaunchError(f"Another command writes {path}.", "Wait for it, or give another --output.") from error
         self.num_done = self._mend(ids)
         """Answers that are there already."""
+        if settings is not None:
+            self._keep_settings(settings)
 
     def _mend(self, ids: Sequence[str | int]) -> int:
         """Cuts off a torn last line. Returns: whole answers."""
@@ -102,6 +109,28 @@ class AnswerFile:
             )
         return len(done)
 
+    def _keep_settings(self, settings: Mapping[str, Any]) -> None:
+        beside = self.path.with_name(f"{self.path.name}.settings.json")
+        if not self.num_done:
+            try:
+                write_json(beside, settings)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            return
+        try:
+            before = json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.path} has {self.num_done} answers, but {beside.name}, which says what they follow from, "
+                "is missing or damaged.",
+                f"Give another --output, or remove {self.path} to begin again.",
+            ) from error
+        require_same_settings(self.path, before, settings)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The answers that were there already."""
+        return [json.loads(line) for line in self.path.read_bytes().split(b"\n")[: self.num_done]]
+
     def append(self, answers: Sequence[dict[str, Any]]) -> None:
         """Writes whole lines and forces them to disk. Raises: LaunchError when the system refuses."""
         data = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers).encode()
@@ -120,6 +149,17 @@ class AnswerFile:
             f"{self.path} cannot be written: {error.strerror}.",
             "Give an --output in a folder that is there, with room; the same command then goes on.",
         )
+
+
+def require_same_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises: DataError with the first setting that is not the one that `path` was begun with."""
+    now = json.loads(json.dumps(now))  # a tuple comes back as a list
+    for name in {**now, **before}:
+        if now.get(name) != before.get(name):
+            raise DataError(
+                f"{path} was begun with {name}={before.get(name)!r}; this command has {now.get(name)!r}.",
+                "Give the arguments that it was begun with, or another --output.",
+            )
 
 
 def _id_of(line: bytes) -> object:

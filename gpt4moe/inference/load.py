@@ -7,6 +7,7 @@ transformers' own model of a Hugging Face folder (load_strictly) is the second o
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import KernelsConfig
+from gpt4moe.data.manifest import file_sha256
 from gpt4moe.errors import ConversionError
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
 from gpt4moe.parallel.environment import Environment
@@ -58,7 +60,7 @@ class _BoxReader:
     """StoredWeights as model.weights.load_weights reads them: whole shards."""
 
     def __init__(self, weights: StoredWeights):
-        self.weights = weights
+        self.weights, self.folder = weights, weights.folder
 
     def fill(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> None:
         assert (start, end) == (0, shard.size), "another format is read in whole shards"
@@ -75,12 +77,22 @@ class Opened:
     run: RunConfig
     """What the model was trained with; of another format than ours, only `model` and the dtype are set."""
     reader: Any
-    """A model.weights.TensorReader."""
+    """A model.weights.TensorReader, with its `folder`."""
     step: int
     words: Callable[[], Words]
     """Raises: DataError when the folder has no tokenizer."""
     names: frozenset[str] | None = None
     """KIND/NAME of what is read; None: everything."""
+
+    def fingerprint(self) -> str:
+        """Another one where the weights are others: of a checkpoint's manifest, which has hashes of its files; of
+        another format, of names, sizes and times of its files."""
+        folder: Path = self.reader.folder
+        if (folder / MANIFEST).exists():
+            return file_sha256(folder / MANIFEST)
+        files = [*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "index.json"]
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def open_checkpoint(path: Path) -> Opened:

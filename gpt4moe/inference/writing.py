@@ -6,8 +6,10 @@ One copy gives each answer as soon as those before it are there. Several copies 
 and meet at its end.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words, cut_at_stop, settled
 from gpt4moe.parallel.agreement import broadcast_int, raise_together
+from gpt4moe.parallel.groups import ProcessGroups
 
 Show = Callable[[str], None]
 
@@ -40,6 +43,14 @@ class Wish:
     sampling: Sampling = field(default_factory=Sampling)
     stops: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def settings(self) -> dict[str, Any]:
+        """What the answers follow from beside the weights, by the names of a command's options."""
+        asked = [(prompt.id, tokens) for prompt, tokens in zip(self.prompts, self.tokens, strict=True)]
+        return {
+            "tokens": self.num_tokens, "num_samples": self.num_samples, **asdict(self.sampling),
+            "stop": list(self.stops), "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        }  # fmt: skip
 
     def requests(self, words: Words) -> list[Request]:
         """All of them, in order: every sample of the first prompt, then of the second."""
@@ -65,31 +76,59 @@ class Wish:
         }  # fmt: skip
 
 
-def write_file(model: LoadedModel, words: Words, wish: Wish, path: Path) -> None:
+class SharedFile:
+    """An AnswerFile for all ranks, of which the first alone opens it. Every method is collective over the world.
+
+    Args:
+        path: None: nothing is kept.
+        ids, settings: as of AnswerFile.
+    Raises: LaunchError or DataError on every rank, as AnswerFile.
+    """
+
+    def __init__(self, groups: ProcessGroups, path: Path | None, ids: Sequence[str | int], settings: Mapping[str, Any]):
+        self.groups = groups
+        self.file: AnswerFile | None = None
+        self.found: list[dict[str, Any]] = []
+        """On the first rank: the answers that were there already."""
+        with raise_together(groups):
+            if path is not None and groups.is_first_rank:
+                self.file = AnswerFile(path, ids, settings)
+                self.found = self.file.read()
+        self.num_done = broadcast_int(len(self.found), groups)
+        """Answers that were there already."""
+
+    def append(self, answers: Sequence[dict[str, Any]]) -> None:
+        with raise_together(self.groups):
+            if self.file is not None:
+                self.file.append(answers)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def write_file(model: LoadedModel, words: Words, wish: Wish, path: Path, *, weights: Mapping[str, Any]) -> None:
     """Appends the answers that `path` lacks. Collective.
 
-    Raises: LaunchError or DataError, on every rank, when the file is in use, of other prompts, or cannot be written.
+    Args:
+        weights: settings that tell one model from another.
+    Raises: LaunchError or DataError, on every rank, when the file is in use, of other prompts or settings, or cannot be
+        written.
     """
     ids = [prompt.id for prompt in wish.prompts for _ in range(wish.num_samples)]
-    file = None
-    with raise_together(model.groups):
-        if model.groups.is_first_rank:
-            file = AnswerFile(path, ids)
-    done = broadcast_int(file.num_done if file else 0, model.groups)
+    file = SharedFile(model.groups, path, ids, {**weights, **wish.settings()})
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("{task.fields[speed]}"))  # fmt: skip
     quiet = not model.groups.is_first_rank
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        bar = progress.add_task("", total=len(ids), completed=done, speed="")
+        bar = progress.add_task("", total=len(ids), completed=file.num_done, speed="")
         num_tokens = 0
-        for answer in answers(model, words, wish, skipped=done):
-            if file is not None:
-                file.append([answer])
+        for answer in answers(model, words, wish, skipped=file.num_done):
+            file.append([answer])
             num_tokens += len(answer["tokens"])
             elapsed = progress.tasks[0].elapsed or 1
             progress.update(bar, advance=1, speed=f"{num_tokens / max(elapsed, 1e-3):.0f} tokens/s")
-    if file is not None:
-        file.close()
+    file.close()
 
 
 def answers(

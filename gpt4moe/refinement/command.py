@@ -20,6 +20,7 @@ from torch import distributed
 from gpt4moe.convert.verify import open_weights
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.inference.command import (
+    Arguments,
     add_layout,
     add_limits,
     add_sampling,
@@ -43,7 +44,7 @@ from gpt4moe.runlog.run_files import replace_file
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Arguments(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("folder", type=Path, help="as of tools/generate.py: a run, a step, a Hugging Face folder, ...")
     out.add_argument("--input", type=Path, required=True, help='jsonl of {"id", "prompt"}, more fields for the scorer')
     out.add_argument("--output", type=Path, required=True, help="a folder for the trace and the page; resumed if there")

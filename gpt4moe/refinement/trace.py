@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.errors import DataError
-from gpt4moe.inference.files import AnswerFile
+from gpt4moe.inference.files import AnswerFile, require_same_settings
 from gpt4moe.refinement.search import Candidate, Course, Plan, as_line, from_line
 from gpt4moe.refinement.tasks import Task
 
@@ -34,17 +34,11 @@ class Trace:
 
     def __init__(self, path: Path, tasks: Sequence[Task], rounds: int, settings: dict[str, Any]):
         self.file = AnswerFile(path, [SETTINGS_ID, *([task.id for task in tasks] * rounds)])
-        lines = path.read_text(encoding="utf-8").split("\n")[: self.file.num_done]
-        found = [json.loads(line) for line in lines]
+        found = self.file.read()
         if not found:
             self.file.append([{"id": SETTINGS_ID, "settings": settings}])
-        elif found[0]["settings"] != settings:
-            before = found[0]["settings"]
-            name = next(key for key in {**settings, **before} if settings.get(key) != before.get(key))
-            raise DataError(
-                f"{path} was begun with {name}={before.get(name)!r}; this command has {settings.get(name)!r}.",
-                "Give the arguments that it was begun with, or another --output.",
-            )
+        else:
+            require_same_settings(path, found[0]["settings"], settings)
         self.candidates = found[1:]
         """Lines that were there already."""
 

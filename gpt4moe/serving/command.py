@@ -7,7 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt4moe.convert.verify import open_weights
-from gpt4moe.inference.command import add_layout, add_limits, require_positive, wanted_limits, wanted_parallel
+from gpt4moe.inference.command import (
+    Arguments,
+    add_layout,
+    add_limits,
+    require_positive,
+    wanted_limits,
+    wanted_parallel,
+)
 from gpt4moe.inference.load import open_folder, placed, require_placeable
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
@@ -18,7 +25,7 @@ from gpt4moe.serving.signals import ended_by_signal
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = Arguments(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("folder", type=Path, help="a step folder, a run folder (its latest checkpoint), a Hugging Face "
                      "folder, or one made by to-inference")  # fmt: skip
     out.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -21,9 +22,9 @@ from gpt4moe.evaluation.pieces import encode_pair, windows
 from gpt4moe.inference.load import load_strictly
 from gpt4moe.parallel.environment import Environment
 from tests.corpus import VOCABULARY, numbered_lines
-from tests.inference.tool import TOOL, generate
+from tests.inference.tool import TOOL, generate, torchrun
 from tests.spawn import run_ranks
-from tests.training.command import Ended, train
+from tests.training.command import Ended, outside, train
 
 evaluate = partial(generate, tool=TOOL.with_name("evaluate.py"))
 LAYOUTS: dict[str, tuple[str, tuple[Any, ...], int]] = {
@@ -153,7 +154,8 @@ def test_the_numbers_are_those_of_transformers_on_the_export(run: Path, wanted: 
     for line, right in zip(choices, theirs["choices"], strict=True):
         assert line["loglikelihoods"] == pytest.approx(right, abs=1e-4)
         assert line["chosen"] == right.index(max(right))
-    assert [line["text"] for line in wanted["answers"][len(choices) :]] == [text.strip() for text in theirs["texts"]]
+    said = [line["text"] for line in wanted["answers"] if line["kind"] == "exact"]
+    assert said == [text.strip() for text in theirs["texts"]]
 
 
 def test_sums_and_shares_follow_from_the_answers(run: Path, wanted: dict[str, Any]) -> None:
@@ -182,17 +184,45 @@ def test_sums_and_shares_follow_from_the_answers(run: Path, wanted: dict[str, An
     assert len({line["chosen"] for line in lines}) > 1
 
 
-def test_answers_are_resumed_and_the_shares_count_all(run: Path, wanted: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [5, len(QUESTIONS) + 4])
+def test_what_is_finished_is_resumed_and_the_results_are_of_all(
+    kept: int, run: Path, wanted: dict[str, Any], tmp_path: Path
+) -> None:
+    """Among the questions; after the first of two sources."""
     out = tmp_path / "answers.jsonl"
+    shutil.copy(run / "answers.jsonl.settings.json", tmp_path)
     whole = (run / "answers.jsonl").read_text().splitlines(keepends=True)
-    out.write_text("".join(whole[:5]) + whole[5][:7])
-    found = _json(run, *_questions(run, out))
-    assert (found["choices"], found["exact"]) == (wanted["choices"], wanted["exact"])
-    _same([json.loads(line) for line in out.read_text().splitlines()], wanted["answers"])
+    assert len(whole) == len(QUESTIONS) + 5
+    # A number that no model gives shows that the line was taken from the file.
+    first = json.loads(whole[0]) | {"loglikelihoods": [-1.0] * 4}
+    out.write_text("".join([json.dumps(first) + "\n", *whole[1:kept]]) + whole[kept][:7])
+    found = _json(run, "--data", run / "data", *_questions(run, out))
+    assert {name: found[name] for name in ("choices", "exact")} == {name: wanted[name] for name in ("choices", "exact")}
+    _same(found["sources"], wanted["sources"])
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[0] == first
+    _same(lines[1:], wanted["answers"][1:])
+
+
+def test_lines_of_other_questions_or_data_are_not_mixed(run: Path, tmp_path: Path) -> None:
+    out = run / "answers.jsonl"
+    whole = out.read_bytes()
+    for changed, words in ((("--max-tokens", 9), "max_tokens=None; this"), (("--data", run / "texts.jsonl"), "data=")):
+        (ended,) = evaluate(run, "--data", run / "data", *_questions(run, out), *changed)
+        assert ended.status == 2 and f"was begun with {words}" in ended.err, ended
+    assert out.read_bytes() == whole
+
+
+def test_torchrun_s_stdout_is_json_alone_and_equal(run: Path, wanted: dict[str, Any]) -> None:
+    layout = ("--tp", 2, "--pp", 2, "--ep", 2, "--json")
+    command = torchrun(TOOL.with_name("evaluate.py"), run, "--data", run / "texts.jsonl", *layout)
+    ended = subprocess.run(command, env=outside(), capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == 0, ended.stderr
+    _same(json.loads(ended.stdout)["sources"], wanted["texts"])
 
 
 def test_people_get_a_table(run: Path, wanted: dict[str, Any]) -> None:
-    (ended,) = evaluate(run, "--data", run / "data", *_questions(run, run / "answers.jsonl"), "--max-tokens", 100)
+    (ended,) = evaluate(run, "--data", run / "data", *_questions(run, run / "answers.jsonl")[:-2], "--max-tokens", 100)
     assert ended.status == 0, ended.err
     rows = [line.split() for line in ended.out.splitlines()]
     assert rows[0] == ["source", "tokens", "bytes", "loss", "perplexity", "bits", "per", "byte"]
@@ -222,7 +252,7 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "has no text": (run, "--data", file("j", '{"text": ""}\n')),
         "cannot be read": (run, "--data", tmp_path / "none.jsonl"),
         "below 1": (run, "--data", run / "data", "--max-tokens", 0),
-        "--output holds answers": (run, "--data", run / "data", "--output", tmp_path / "out.jsonl"),
+        "cannot be written": (run, "--data", run / "data", "--output", tmp_path / "nowhere" / "out.jsonl"),
         **({} if find_spec("lm_eval") else {"which is not installed": (run, "--tasks", "any")}),
         "does not divide": (run, "--data", run / "data", "--tp", 2),
         "has a vocabulary of 280, the model one of 300": (run, "--data", _other_vocabulary(tmp_path / "other")),

@@ -1,18 +1,21 @@
 """tools/generate.py: the same text from every format and layout; files that are resumed; chats; bad input."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
 from tests.corpus import numbered_lines
-from tests.inference.tool import TOOL, generate
-from tests.training.command import train
+from tests.inference.tool import TOOL, generate, torchrun
+from tests.slurm_lab.cluster import until
+from tests.training.command import outside, train
 
 DRAWN = ("--temperature", "1.0", "--top-p", "0.9", "--tokens", "9", "--seed", "4")
 PROMPTS = ("word 17 and", "other", "and 100 other things", "")
@@ -126,6 +129,33 @@ def test_a_file_of_answers_is_resumed_without_loss_or_doubles(
     assert answers[0].keys() == {"id", "text", "tokens", "logprobs", "finish_reason"}
 
 
+def test_answers_of_other_weights_prompts_or_settings_are_not_mixed(run: Path, tmp_path: Path) -> None:
+    source, out = _prompts(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    beside = tmp_path / "out.jsonl.settings.json"
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(source.read_text().replace("word 17", "word 18"))
+    (ended,) = generate(run, "--input", source, "--output", out, *DRAWN)
+    assert ended.status == 0, ended.err
+    whole, settings = out.read_bytes(), beside.read_bytes()
+    cases: dict[str, tuple[Any, ...]] = {
+        "begun with seed=4; this command has 5": (run, "--input", source, *DRAWN[:-1], 5),
+        "begun with stop=[]; this command has ['x']": (run, "--input", source, *DRAWN, "--stop", "x"),
+        "begun with prompts=": (run, "--input", changed, *DRAWN),
+        "begun with step=1; this command has 0": (run / "hf", "--input", source, *DRAWN),
+        "settings.json, which says what they follow from, is missing": (run, "--input", source, *DRAWN),
+    }
+    for words, arguments in cases.items():
+        if "missing" in words:
+            beside.write_text("{half")
+        (ended,) = generate(*arguments, "--output", out)
+        assert ended.status == 2 and words in ended.err and "another --output" in ended.err, (words, ended)
+        assert out.read_bytes() == whole
+    assert json.loads(settings)["temperature"] == 1.0
+    out.unlink()  # settings without answers bind nobody
+    (ended,) = generate(run, "--input", source, "--output", out, "--tokens", 1)
+    assert ended.status == 0, ended.err
+
+
 def test_several_copies_write_one_file_in_order(run: Path, wanted: list[dict[str, Any]], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     arguments = (run, "--input", _prompts(tmp_path / "in.jsonl"), "--output", out, *DRAWN, "--max-rows", 1, "--ep", 2)
@@ -159,6 +189,7 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "--temperature -1.0 draws no token": (run, "--temperature", -1),
         "has no chat template": (run, "--chat"),
         "below 1": (run, "--num-samples", 0),
+        "invalid int value: 'many'": (run, "--tokens", "many"),
         "is not the answer to prompt": (run, "--input", _prompts(tmp_path / "in.jsonl"), "--output", other),
         "cannot be written": (run, "--output", tmp_path / "nowhere" / "out.jsonl"),
     }
@@ -174,6 +205,47 @@ def test_a_layout_that_does_not_divide_is_refused_on_every_rank(run: Path) -> No
     ended = generate(run, "--pp", 2, "--tp", 2, ranks=2)
     assert [rank.status for rank in ended] == [2, 2]
     assert "does not divide" in ended[0].err and ended[1].err == ""
+
+
+def test_torchrun_ends_when_a_rank_is_killed_and_the_same_command_goes_on(run: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"word {at} and"}) + "\n" for at in range(40)))
+    arguments = (run, "--input", source, "--output", out, *DRAWN, "--tokens", 24)
+    command = torchrun(TOOL, *arguments, "--tp", 2, "--pp", 2, "--ep", 2, "--max-rows", 1)
+    with (tmp_path / "err").open("w") as err:
+        launcher = subprocess.Popen(command, env=outside(), stdout=subprocess.DEVNULL, stderr=err)
+    until(lambda: out.exists() and out.read_bytes().count(b"\n") > 2, 120)
+    ranks = [one for one in psutil.Process(launcher.pid).children() if one.cmdline()[-1] == command[-1]]
+    ranks[2].kill()
+    assert launcher.wait(60) == 1, "torchrun's own status, whatever a rank's was"
+    assert not any(rank.is_running() for rank in ranks) and "exitcode: -9" in (tmp_path / "err").read_text()
+    lines = out.read_bytes().splitlines(keepends=True)
+    assert 2 < len(lines) < 40
+    begun = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    (ended,) = generate(*arguments)  # on another layout
+    assert ended.status == 0, ended.err
+    whole = [json.loads(line) for line in out.read_text().splitlines()]
+    assert whole[: len(begun)] == begun and [one["id"] for one in whole] == list(range(1, 41))
+    alone = _texts(run, "--input", source, *DRAWN, "--tokens", 24)
+    assert [one["tokens"] for one in whole] == [one["tokens"] for one in alone]
+
+
+def test_torchrun_tells_bad_input_once_and_a_rank_ends_with_2(run: Path) -> None:
+    command = torchrun(TOOL, run, "--tp", 3, ranks=2)
+    ended = subprocess.run(command, env=outside(), capture_output=True, text=True, timeout=120, check=False)
+    told = [line.partition(":")[0] for line in ended.stderr.splitlines() if line.startswith(("error:", "fix:"))]
+    assert (told, ended.stdout, ended.returncode) == (["error", "fix"], "", 1), ended.stderr
+    assert ended.stderr.count("exitcode  : 2") == 2, ended.stderr
+
+
+def test_a_signal_ends_the_command_with_85(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, str(TOOL), str(run), "--output", str(out), "--num-samples", "1000", "--max-rows", "1"]
+    process = subprocess.Popen(command, env=outside(), stderr=subprocess.DEVNULL)
+    until(lambda: out.exists() and out.read_bytes().count(b"\n") > 2, 60)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 85
+    assert all(json.loads(line)["id"] == 0 for line in out.read_text().splitlines(keepends=True) if line[-1] == "\n")
 
 
 def test_a_broken_pipe_ends_with_a_message(run: Path) -> None:

@@ -18,6 +18,12 @@ def generate(*arguments: object, ranks: int = 1, tool: Path = TOOL) -> list[Ende
     return run_ranks(ranks, _run, tool, list(map(str, arguments)))
 
 
+def torchrun(tool: Path, *arguments: object, ranks: int = 4) -> list[str]:
+    """The command line of real processes, which people start."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [sys.executable, *launcher, str(tool), *map(str, arguments)]
+
+
 def _run(environment: Environment, tool: Path, arguments: list[str]) -> Ended:
     from gpt4moe.parallel import environment as resolver
 
