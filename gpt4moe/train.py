@@ -2,6 +2,7 @@
 
 load    overrides -> RunConfig                                         training.launch, config.load
 check   may it start? layout, data, identity, restarts; no torch       training.launch, parallel.legality, data.check
+probes  what the model is asked between steps                          evaluation.in_loop
 world   torch.distributed, and this rank's process groups              parallel.groups
 build   data, model, engine, callbacks; resumed from a checkpoint      training.build, training.resume
 fit     steps until the end                                            training.loop, training.update
@@ -9,6 +10,8 @@ fit     steps until the end                                            training.
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 # Huge pages for tensors on CPUs: page faults of a tiny step fall from 87k to 5k, 7% of its time. torch reads it once.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -20,9 +23,13 @@ if __name__ == "__main__":  # before the seconds that the other imports take: a 
     signals.listen()
 
 from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.evaluation.in_loop import read_probes
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.training.launch import HELP, Launch, check, load, report, set_up_logging
+
+if TYPE_CHECKING:  # torch takes seconds
+    from gpt4moe.training.callbacks.probes import Probe
 
 
 def main(arguments: list[str]) -> int:
@@ -31,17 +38,18 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(HELP)
         return 0
     set_cuda_variables()
-    environment = launch = None
+    environment, have_met = None, False
     try:
         environment = Environment.detect()
         run = load(arguments, environment.job)
-        launch = check(run, environment)
-        return train(launch, environment)
+        launch, probes = check(run, environment), read_probes(run)
+        have_met = True
+        return train(launch, environment, probes)
     except Gpt4MoeError as error:
-        return report(error, environment, have_met=launch is not None)
+        return report(error, environment, have_met=have_met)
 
 
-def train(launch: Launch, environment: Environment) -> int:
+def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -> int:
     """Trains on this rank. Returns: the exit status. Raises: Gpt4MoeError, the same on every rank."""
     set_up_logging(environment)
     run = launch.run
@@ -59,7 +67,7 @@ def train(launch: Launch, environment: Environment) -> int:
             if groups.is_first_rank:
                 sys.stdout.write(f"{launch.folder.path} has its {run.training.steps} steps: nothing to do.\n")
             return 0
-        trainer = build_trainer(launch, groups, latest, signals, write_run_report)
+        trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes)
         trainer.fit()
         return REQUEUE if trainer.context.stop_requested else 0
 

@@ -21,7 +21,7 @@ STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
     "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
     "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "gpu_rehearsal": 6,
-    "evaluation": 6, "serving": 6, "train": 6, "refinement": 7,
+    "evaluation": 6, "serving": 6, "train": 7, "refinement": 7,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors and config are open to all).
 NARROW = {
@@ -36,7 +36,7 @@ NARROW = {
     },
     "inference": {"model", "architecture", "checkpoint", "parallel", "data"},
     "convert": {"model", "architecture", "checkpoint", "parallel", "data"},
-    "evaluation": {"inference", "convert", "model", "architecture", "checkpoint", "parallel", "data"},
+    "evaluation": {"inference", "convert", "model", "architecture", "checkpoint", "parallel", "data", "runlog"},
     "refinement": {"inference", "evaluation", "convert", "pages", "runlog", "data", "parallel"},
     "serving": {"inference", "convert", "checkpoint", "parallel", "runlog"},
     "launch": {"planner", "architecture", "parallel", "data", "checkpoint"},

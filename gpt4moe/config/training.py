@@ -66,6 +66,12 @@ class TrainingConfig:
     """Validation sequences of one evaluation; 0: no evaluation."""
     check_replicas_every: int = 100
     """Steps between checks that copies of one tensor on several ranks are bitwise equal; 0: never."""
+    sample_every: int | None = None
+    """Steps between texts that the model writes after each of `sample_prompts`; null: none."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Texts, in the tokenizer of the data. The model continues them greedily, with its most probable token."""
+    sample_tokens: int = 64
+    """New tokens of such a text at most; it also ends at an end token, and where the context does."""
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
@@ -80,9 +86,30 @@ class TrainingConfig:
         for name in ("eval_every", "eval_samples", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
+        self._validate_samples()
+
+    def _validate_samples(self) -> None:
+        if self.sample_every is not None and self.sample_every < 1:
+            raise ConfigError(
+                f"training.sample_every={self.sample_every} is below 1.", "Set steps, or null for no samples."
+            )
+        if self.sample_every is not None and not self.sample_prompts:
+            raise ConfigError(
+                f"training.sample_every={self.sample_every}, but there are no prompts.",
+                "Set training.sample_prompts=['The '], or training.sample_every=null.",
+            )
+        if self.sample_tokens < 1:
+            raise ConfigError(f"training.sample_tokens={self.sample_tokens} is below 1.", "Set 1 or more.")
+        _refuse_doubles("sample_prompts", self.sample_prompts)
 
     def _nearest_micro_batch(self) -> int:
         return next(size for size in range(self.micro_batch_size, 0, -1) if self.global_batch_size % size == 0)
+
+
+def _refuse_doubles(name: str, values: list[str]) -> None:
+    double = next((value for value in values if values.count(value) > 1), None)
+    if double is not None:
+        raise ConfigError(f"training.{name} has {double!r} {values.count(double)} times.", "Name it once.")
 
 
 class StageKind(str, Enum):

@@ -117,9 +117,18 @@ def words_of_run(folder: Path, run: RunConfig) -> Words:
     kept = folder / KEPT_FOLDER
     if kept.is_dir():
         return words_of_files(kept, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
+    words = words_of_data(run)
+    if words is None:
+        raise DataError("The run was trained on synthetic tokens: it has no tokenizer.", _CURE)
+    return words
+
+
+def words_of_data(run: RunConfig) -> Words | None:
+    """Of the data that a run trains on; None: synthetic tokens without a tokenizer. Raises: DataError when it is gone
+    or damaged."""
     path = tokenizer_path(run)
     if path is None:
-        raise DataError("The run was trained on synthetic tokens: it has no tokenizer.", _CURE)
+        return None
     backend = load_backend(path)
     end = backend.token_to_id(EOS_TOKEN)
     return Words(

@@ -23,9 +23,12 @@ from gpt4moe.runlog.expert_load import ExpertLoad, LoadWindow
 from gpt4moe.runlog.goodput import Goodput
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import replace_file
+from gpt4moe.runlog.step_lines import SAMPLES_FILE, StepLine
 
 EXPERTS = "Experts"
 """The dashboard section that gets the heat maps."""
+MOST_TEXTS = 12
+"""Of one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +82,8 @@ class ReportData:
     alerts: Sequence[tuple[int, str, str]] = ()
     """(step, name, text) of every alert that fired while training."""
     samples: Sequence[Sample] = ()
+    texts: Sequence[StepLine] = ()
+    """Of samples.jsonl: what the model wrote while it trained."""
     facts: dict[str, str] = field(default_factory=dict)
     """Further cards: title -> text."""
 
@@ -106,6 +111,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
             _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
             _section("Samples", "".join(map(_sample, data.samples))),
+            _section("Samples while training", _texts(data.texts)),
             _section("Where the time went", goodput_section(data.account) if data.account else ""),
             _section("Starts", _starts(data.starts)),
             _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),
@@ -201,6 +207,30 @@ def _sample(sample: Sample) -> str:
     return (
         f'<div class="sample"><pre><span class="prompt">{_text(sample.prompt)}</span>{_text(sample.text)}</pre></div>'
     )
+
+
+def _texts(lines: Sequence[StepLine]) -> str:
+    """A table for each prompt: its text at each step, at some of many."""
+    of_prompts: dict[str, list[StepLine]] = {}
+    for line in lines:
+        of_prompts.setdefault(line["prompt"], []).append(line)
+    tables = []
+    for prompt, all_lines in of_prompts.items():
+        shown = _spread(all_lines, MOST_TEXTS)
+        rows = "".join(f"<tr><td>{it['step']:,}</td><td><pre>{_text(it['text'])}</pre></td></tr>" for it in shown)
+        rest = (
+            "" if len(shown) == len(all_lines) else f" ({len(shown)} of {len(all_lines)} texts; {SAMPLES_FILE} has all)"
+        )
+        head = f'<tr><th>step</th><th><pre class="prompt">{_text(prompt)}</pre>{rest}</th></tr>'
+        tables.append(f'<div class="table texts"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>')
+    return "".join(tables)
+
+
+def _spread(lines: Sequence[StepLine], most: int) -> list[StepLine]:
+    """At most so many, evenly spread, the first and the last among them."""
+    if len(lines) <= most:
+        return list(lines)
+    return [lines[round(at * (len(lines) - 1) / (most - 1))] for at in range(most)]
 
 
 def _alerts(alerts: Sequence[tuple[int, str, str]]) -> str:

@@ -57,8 +57,8 @@ def _size(size: float) -> str:
 
 _COLOURS = {
     PRODUCTIVE: "var(--good)", "start_up": "var(--c0)", "redone": "var(--dead)", "checkpoint": "var(--l0)",
-    "evaluation": "var(--l1)", "replica_check": "var(--under)", "report": "var(--c2)", "other": "var(--soft)",
-    "queue": "var(--over)", "down": "var(--bad)",
+    "evaluation": "var(--l1)", "sampling": "var(--c4)", "replica_check": "var(--under)", "report": "var(--c2)",
+    "other": "var(--soft)", "queue": "var(--over)", "down": "var(--bad)",
 }  # fmt: skip
 _SMALLEST_SECONDS = 0.05
 """Smaller values are not shown, because they would print as 0.0."""

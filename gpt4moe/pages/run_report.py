@@ -20,6 +20,7 @@ from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow
 from gpt4moe.runlog.goodput import goodput
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, WIRE_FILE
+from gpt4moe.runlog.step_lines import SAMPLES_FILE, read_step_lines
 
 
 def write_run_report(
@@ -59,6 +60,7 @@ def write_run_report(
             sections=dashboard_of(run_folder).sections,
             alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
             samples=samples,
+            texts=read_step_lines(run_folder / SAMPLES_FILE),
         ),
     )
     return path

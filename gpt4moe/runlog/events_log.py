@@ -76,7 +76,8 @@ def _pause(meaning: str) -> EventKind:
 
 PAUSES: dict[str, EventKind] = {
     "checkpoint": _pause("training waited for a checkpoint (for the copy alone, where a thread writes it)"),
-    "evaluation": _pause("training waited for the loss on held-out text"),
+    "evaluation": _pause("training waited for the loss on held-out text, or for evaluation tasks"),
+    "sampling": _pause("training waited for texts of training.sample_prompts"),
     "replica_check": _pause("training waited for the comparison of copies"),
     "report": _pause("loss.png and report.html were written"),
 }

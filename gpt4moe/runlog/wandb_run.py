@@ -17,7 +17,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from gpt4moe.config.training import TrackingConfig, WandbMode
 from gpt4moe.runlog.metrics import Number
 from gpt4moe.runlog.run_files import replace_file
+from gpt4moe.runlog.step_lines import StepLine
 
 if TYPE_CHECKING:
     import wandb
@@ -155,14 +156,17 @@ class WandbRun:
         tracker._attempt("start", lambda: tracker._open(tracking, run_folder, run_name, dict(config)))
         return tracker
 
-    def log(self, record: Mapping[str, Number]) -> None:
-        """Sends one step, unless it or a later one was sent before. So all of metrics.jsonl may be sent again."""
+    def log(self, record: Mapping[str, Number], samples: Sequence[StepLine] = ()) -> None:
+        """Sends one step, unless it or a later one was sent before. So all of metrics.jsonl may be sent again.
+
+        Args: samples: lines of samples.jsonl, which become a table on this step.
+        """
         run, step = self.run, int(record["step"])
         if run is None or step <= self.mark.sent:
             return
         # The mark goes first: a kill in between never sends a step twice.
         self._attempt("log", lambda: self.mark.advance(step))
-        self._attempt("log", lambda: run.log({k: v for k, v in record.items() if k != "step"}, step=step))
+        self._attempt("log", lambda: run.log(_values(record, samples), step=step))
 
     def alert(self, title: str, text: str) -> None:
         """Sends an alert, which wandb mails or posts to the run's people as they set it there. Only online: an offline
@@ -254,6 +258,17 @@ def stored_step(folder: Path) -> int | None:
         return int(json.loads(answer.stdout)["step"] or 0)
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
         return None
+
+
+def _values(record: Mapping[str, Number], samples: Sequence[StepLine]) -> dict[str, Any]:
+    """What wandb gets of a step."""
+    values: dict[str, Any] = {name: value for name, value in record.items() if name != "step"}
+    if samples:
+        import wandb
+
+        columns = ["step", "prompt", "text"]
+        values["samples"] = wandb.Table(columns=columns, data=[[line[name] for name in columns] for line in samples])
+    return values
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """A checked launch and live process groups -> the Trainer: data, model, engine, callbacks, in this order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from gpt4moe.resilience.signals import SignalNotes
 from gpt4moe.training.callback import Callback, History
 from gpt4moe.training.callbacks.events import Events
 from gpt4moe.training.callbacks.measurements import Evaluation, Resources
+from gpt4moe.training.callbacks.probes import Probe, Probes
 from gpt4moe.training.callbacks.report_files import Report, WireBytes
 from gpt4moe.training.callbacks.saving import Agreement, Checkpoints, Replicas
 from gpt4moe.training.callbacks.tracking import Alerts, Tracking
@@ -41,6 +42,7 @@ def build_trainer(
     latest: int,
     signals: SignalNotes,
     write_report: Callable[[Path], Path],
+    probes: Sequence[Probe] = (),
 ) -> Trainer:
     """Locks the run folder, builds data, model and engine, and loads the checkpoint to go on from. Collective.
 
@@ -48,6 +50,7 @@ def build_trainer(
         latest: step of the run folder's latest checkpoint, the same on every rank; 0: none.
         signals: noted from the loop's start on.
         write_report: draws the report of a run folder; an argument, so that nothing that trains imports the planner.
+        probes: what the model is asked between steps.
 
     Raises: Gpt4MoeError on every rank when any rank raises one (a folder in use, another identity, a damaged
         checkpoint).
@@ -77,15 +80,17 @@ def build_trainer(
         context = TrainingContext(
             run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
         )
-        return Trainer(context, build_callbacks(events, signals, write_report), history)
+        return Trainer(context, build_callbacks(events, signals, write_report, probes), history)
 
 
-def build_callbacks(events: Events, signals: SignalNotes, write_report: Callable[[Path], Path]) -> list[Callback]:
+def build_callbacks(
+    events: Events, signals: SignalNotes, write_report: Callable[[Path], Path], probes: Sequence[Probe] = ()
+) -> list[Callback]:
     """In the order they run, which their `needs` and `gives` allow (callback.check_order)."""
     tracking = Tracking()
     return [
-        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Resources(), tracking, Alerts(tracking),
-        Checkpoints(), Report(write_report),
+        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(), tracking,
+        Alerts(tracking), Checkpoints(), Report(write_report),
     ]  # fmt: skip
 
 

@@ -64,6 +64,9 @@ class Callback:
         Args: history: not to be kept after this call.
         """
 
+    def before_first_step(self, context: TrainingContext) -> None:
+        """Before the first step of this launch, after on_start of all callbacks. May be collective."""
+
     def before_step(self, context: TrainingContext) -> None:
         """Right before the batches of a step are made."""
 

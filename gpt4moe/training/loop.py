@@ -54,6 +54,8 @@ class Trainer:
                 with raise_together(context.groups):
                     callback.on_start(context, self.history)
             self.history = History()  # frees what may be a gigabyte
+            for callback in self.callbacks:
+                callback.before_first_step(context)
             with closing(Prefetch(self._batches, context.groups.device)) as prefetch:
                 while not context.is_last_step:
                     for callback in self.callbacks:

@@ -9,6 +9,7 @@ from gpt4moe.data.loader import Data
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.runlog.events_log import EventsLog
+from gpt4moe.runlog.step_lines import StepLine
 from gpt4moe.runlog.waits import Waits
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
@@ -47,6 +48,8 @@ class TrainingContext:
     checkpoint, else after the next step."""
     events: EventsLog | None = None
     """The open events.jsonl, on rank 0."""
+    samples: list[StepLine] = field(default_factory=list)
+    """Texts of training.sample_prompts that wandb has not got yet, on rank 0."""
     waits: Waits = field(default_factory=Waits)
     """What training waits for at the moment, so that alerts can tell a long save from a hang."""
 

@@ -3,6 +3,7 @@
 events.py        events.jsonl: launch, first step, pauses, stop
 measurements.py  held-out loss, device hours, money, time left
 saving.py        copies compared, signals agreed on, checkpoints
+probes.py        texts and tasks that the model is asked between steps
 tracking.py      metrics.jsonl, console, wandb, alerts
 report_files.py  wire.json, expert_load.json, loss.png, report.html
 """

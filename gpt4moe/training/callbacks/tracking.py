@@ -16,6 +16,7 @@ from gpt4moe.runlog.console import Console
 from gpt4moe.runlog.dashboard import read_dashboard
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import MetricsLog
+from gpt4moe.runlog.step_lines import SAMPLES_FILE, StepLine, read_step_lines
 from gpt4moe.runlog.wandb_run import WandbRun
 from gpt4moe.training.callback import Callback, Gives, History
 from gpt4moe.training.state import TrainingContext
@@ -43,8 +44,11 @@ class Tracking(Callback):
         self.wandb = WandbRun.start(run.tracking, folder.path, run.run.name, config_to_dict(run))
         if self.wandb.run is not None:
             # Steps that wandb missed: it had failed, or was off.
+            texts: dict[int, list[StepLine]] = {}
+            for line in read_step_lines(folder.path / SAMPLES_FILE):
+                texts.setdefault(line["step"], []).append(line)
             for record in history.metrics.up_to(context.state.step).records:
-                self.wandb.log(record)
+                self.wandb.log(record, texts.get(int(record["step"]), ()))
         self.console = Console(run.training.steps, context.state.step, run.run.name)
         self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
         self.console.start()
@@ -60,7 +64,8 @@ class Tracking(Callback):
             ) as error:  # not raised here, where other ranks would wait for this one; all ranks raise it together
                 context.refusal = error
             self.console.step(record)
-            self.wandb.log(record)
+            self.wandb.log(record, context.samples)
+            context.samples.clear()
             if context.stop_requested:
                 self.console.message(
                     f"{context.stop_requested} received: saving step {context.state.step}, then ending."
