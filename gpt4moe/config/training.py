@@ -72,6 +72,13 @@ class TrainingConfig:
     """Texts, in the tokenizer of the data. The model continues them greedily, with its most probable token."""
     sample_tokens: int = 64
     """New tokens of such a text at most; it also ends at an end token, and where the context does."""
+    evaluate_tasks: list[str] = field(default_factory=list)
+    """Evaluated at each step that gets a checkpoint: jsonl files of questions or texts, data folders, and names of
+    tasks of lm-evaluation-harness."""
+    evaluate_include_path: str | None = None
+    """Folder with further tasks of lm-evaluation-harness."""
+    evaluate_limit: int | None = None
+    """Questions of each of `evaluate_tasks` at most, from its beginning; null: all. Texts are always whole."""
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
@@ -86,9 +93,9 @@ class TrainingConfig:
         for name in ("eval_every", "eval_samples", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
-        self._validate_samples()
+        self._validate_probes()
 
-    def _validate_samples(self) -> None:
+    def _validate_probes(self) -> None:
         if self.sample_every is not None and self.sample_every < 1:
             raise ConfigError(
                 f"training.sample_every={self.sample_every} is below 1.", "Set steps, or null for no samples."
@@ -100,7 +107,13 @@ class TrainingConfig:
             )
         if self.sample_tokens < 1:
             raise ConfigError(f"training.sample_tokens={self.sample_tokens} is below 1.", "Set 1 or more.")
-        _refuse_doubles("sample_prompts", self.sample_prompts)
+        if self.evaluate_limit is not None and self.evaluate_limit < 1:
+            raise ConfigError(
+                f"training.evaluate_limit={self.evaluate_limit} is below 1.",
+                "Set 1 or more, or null for all questions.",
+            )
+        for name in ("sample_prompts", "evaluate_tasks"):
+            _refuse_doubles(name, getattr(self, name))
 
     def _nearest_micro_batch(self) -> int:
         return next(size for size in range(self.micro_batch_size, 0, -1) if self.global_batch_size % size == 0)

@@ -6,6 +6,7 @@ pieces.py      long texts and questions cut to the context
 corpus.py      loss, perplexity, bits per byte of each source
 lines.py       jsonl in, checked line by line
 questions.py   multiple choice and exact match from jsonl
+tasks.py       what training.evaluate_tasks names
 in_loop.py     probes of a run that trains: texts, tasks
 harness.py     the model of lm-evaluation-harness; imports lm_eval
 results.py     what is printed: a table, or JSON

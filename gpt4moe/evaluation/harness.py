@@ -8,12 +8,17 @@ answer is computed by all ranks together, so to the harness this is one process 
 """
 
 import atexit
-from contextlib import ExitStack
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lm_eval
+import numpy as np
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -25,7 +30,6 @@ from gpt4moe.convert.verify import open_weights
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation.pieces import answer_piece, encode_text, first_token, windows
 from gpt4moe.evaluation.questions import greedy_request
-from gpt4moe.evaluation.scoring import Scorer
 from gpt4moe.inference.load import LoadedModel, open_folder, placed
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.environment import Environment
@@ -52,7 +56,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         super().__init__()
         if loaded is None:
             loaded = _load(folder, ParallelConfig(tp=int(tp), pp=int(pp), ep=int(ep), etp=int(etp)))
-        # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
+        # Imported here: they import DeepSpeed, which looks for an accelerator then (inference.load.placed).
+        from gpt4moe.evaluation.scoring import Scorer
         from gpt4moe.inference.generation import Generator
 
         model, self.words = loaded
@@ -117,24 +122,65 @@ def known_tasks(tasks: list[str], include_path: Path | None) -> TaskManager:
     if unknown:
         raise ConfigError(
             f"lm-evaluation-harness has no task {unknown[0]!r}.",
-            "Name one that `lm_eval ls tasks` lists, or give --include-path with the folder of your own.",
+            "Name one that `lm_eval ls tasks` lists, or give --include-path (training.evaluate_include_path) with the "
+            "folder of your own.",
         )
     return manager
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTasks:
+    """Tasks with their data, ready to be asked more than once."""
+
+    manager: TaskManager
+    parts: list[Any]
+    """Tasks and groups of lm_eval."""
+
+
+def load_tasks(tasks: list[str], include_path: Path | None) -> LoadedTasks:
+    """Raises: ConfigError for a task that is not there, and for one whose data cannot be had."""
+    manager = known_tasks(tasks, include_path)
+    parts: list[Any] = []
+    for name in tasks:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # a data set raises what it likes
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"lm-evaluation-harness cannot load task {name!r}: {type(error).__name__}: {why}.",
+                "Load its data once where there is a network, or leave the task out.",
+            ) from error
+        one = loaded["groups"].get(name) or loaded["tasks"].get(name)
+        parts += loaded["tasks"].values() if one is None else [one]  # a tag has tasks alone
+    return LoadedTasks(manager, parts)
 
 
 def run_tasks(
     model: LoadedModel, words: Words, tasks: list[str], *, include_path: Path | None, limit: int | None
 ) -> dict[str, dict[str, Any]]:
-    """Task -> metric -> value, on rank 0; on others maybe none. Collective over the world.
+    """run_loaded of tasks by name. Raises: ConfigError, as load_tasks."""
+    return run_loaded(model, words, load_tasks(tasks, include_path), limit=limit)
 
-    Raises: ConfigError for a task that is not there.
-    """
-    manager = known_tasks(tasks, include_path)
-    found = lm_eval.simple_evaluate(
-        HarnessModel(loaded=(model, words)), tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0
-    )
+
+def run_loaded(model: LoadedModel, words: Words, tasks: LoadedTasks, *, limit: int | None) -> dict[str, dict[str, Any]]:
+    """Task -> metric -> value, on rank 0; on others maybe none. Collective over the world."""
+    with _random_numbers_kept():
+        found = lm_eval.simple_evaluate(
+            HarnessModel(loaded=(model, words)), tasks=tasks.parts, task_manager=tasks.manager, limit=limit,
+            bootstrap_iters=0,
+        )  # fmt: skip
     # The harness gives no results where LOCAL_RANK is set and above 0.
     return {} if found is None else {task: dict(values) for task, values in found["results"].items()}
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """The harness seeds Python's, numpy's and torch's generators; a run that trains goes on with its own."""
+    python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(of_numpy)
 
 
 def _load(folder: str | None, parallel: ParallelConfig) -> tuple[LoadedModel, Words]:

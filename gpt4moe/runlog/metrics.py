@@ -25,6 +25,7 @@ class Parts(str, Enum):
     none = ""
     sources = "data source"
     layers = "group of MoE layers"
+    tasks = "task and score"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,6 @@ class Metric:
     unit: str
     meaning: str
     parts: Parts = Parts.none
-    """Written besides the whole."""
+    """Written besides the whole; tasks have no whole."""
     is_timing: bool = False
     """Measured of the machine: may differ between two runs of one config."""

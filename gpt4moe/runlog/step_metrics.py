@@ -24,6 +24,19 @@ STEP_METRICS: dict[str, Metric] = {
         meaning="loss on held-out text, only on steps that evaluate; of a source: over its held-out tokens",
         parts=Parts.sources,
     ),
+    "task_score": Metric(
+        unit="",
+        meaning="only as `task_score/TASK/SCORE`, on steps that get a checkpoint: of questions in "
+        "training.evaluate_tasks the share of right answers (accuracy, accuracy_normalised, exact_match), of "
+        "lm-evaluation-harness its own numbers",
+        parts=Parts.tasks,
+    ),
+    "task_loss": Metric(
+        unit="nats/token",
+        meaning="only as `task_loss/TASK/SOURCE`, on steps that get a checkpoint: loss on the texts of "
+        "training.evaluate_tasks",
+        parts=Parts.tasks,
+    ),
 }
 OBJECTIVE_METRICS: dict[str, Metric] = {}
 """What objectives log, by their `logged_names`; StepRunner refuses other names."""

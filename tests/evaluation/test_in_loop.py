@@ -9,13 +9,21 @@ import pytest
 
 from gpt4moe.parallel.environment import Environment
 from tests.corpus import VOCABULARY, numbered_lines
+from tests.inference.tool import TOOL, generate
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, Ended, Event, metrics, run_rank, saved_state, train
 
 PROMPTS = ["word 7 and", "other things", ""]
 MODEL = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3", "training.steps=6",
          f"model.vocab_size={VOCABULARY}", "data.kind=indexed", "checkpoint.every=3", "checkpoint.keep=0")  # fmt: skip
-ASKED = ("training.sample_every=2", f"training.sample_prompts={json.dumps(PROMPTS)}", "training.sample_tokens=6")
+QUESTIONS = {
+    "sums": [{"prompt": f"word {n} and", "choices": [f" {n * n} other", " 0"], "answer": n % 2} for n in range(6)],
+    "squares": [{"prompt": f"word {n} and", "answer": str(n * n), "stop": " other"} for n in range(3)],
+    "prose": [{"text": f"word {n} and {n} things\n" * n, "source": f"part{n % 2}"} for n in range(1, 4)],
+}
+"""Of each jsonl file, beside the data folder."""
+ASKED = ("training.sample_every=2", f"training.sample_prompts={json.dumps(PROMPTS)}", "training.sample_tokens=6",
+         "training.evaluate_tasks=[ROOT/sums.jsonl,ROOT/squares.jsonl,ROOT/prose.jsonl,ROOT/data]")  # fmt: skip
 LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()),
     "tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
@@ -26,6 +34,10 @@ Lines = list[dict[str, Any]]
 
 def lines_of(folder: Path, name: str = "samples") -> Lines:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def without_tasks(folder: Path) -> Lines:
+    return [{key: it for key, it in one.items() if not key.startswith("task_")} for one in metrics(folder)]
 
 
 def _several(environment: Environment, runs: list[list[str]]) -> list[Ended]:
@@ -40,14 +52,17 @@ class Runs:
         self.root = root
         (root / "data").mkdir()
         self.data = numbered_lines(root / "data")
+        for name, lines in QUESTIONS.items():
+            (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         self.base = (*MODEL, f"data.path={self.data}")
+        self.asked = [it.replace("ROOT", str(root)) for it in ASKED]
 
     def pair(self, name: str) -> tuple[Path, Path]:
         asked, plain = self.root / name, self.root / f"{name}-plain"
         if not asked.exists():
             ranks, layout = LAYOUTS[name]
             tracked = "tracking.wandb=offline" if name == "one" else "tracking.wandb=disabled"
-            for folder, more in ((asked, (*ASKED, tracked)), (plain, ())):
+            for folder, more in ((asked, (*self.asked, tracked)), (plain, ())):
                 for ended in train(folder, *self.base, *layout, *more, ranks=ranks):
                     assert ended.status == 0, ended.err
         return asked, plain
@@ -61,7 +76,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_training_is_equal_to_the_bit_to_a_run_that_is_not_asked(name: str, runs: Runs) -> None:
     asked, plain = runs.pair(name)
-    assert metrics(asked) == metrics(plain) != []
+    assert without_tasks(asked) == metrics(plain) != []
     assert saved_state(asked, 6) == saved_state(plain, 6) != {}
 
 
@@ -74,6 +89,37 @@ def test_texts_are_the_same_on_every_layout_and_change_over_steps(name: str, run
         assert line["text"] == same["text"] and len(line["logprobs"]) == len(line["tokens"]) <= 6
         assert line["logprobs"] == pytest.approx(same["logprobs"], abs=1e-3)
     assert len({line["text"] for line in got if line["prompt"] == PROMPTS[0]}) > 1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tasks_are_evaluated_at_checkpoints_with_the_same_results_on_every_layout(name: str, runs: Runs) -> None:
+    folder = runs.pair(name)[0]
+    got, want = lines_of(folder, "evaluations"), lines_of(runs.pair("one")[0], "evaluations")
+    kinds = {"sums": "choices", "squares": "exact", "prose": "texts", "data": "texts"}
+    assert [(it["step"], it["task"], it["kind"]) for it in got] == [(s, *it) for s in (3, 6) for it in kinds.items()]
+    assert [{**it, "sources": None} for it in got] == [{**it, "sources": None} for it in want]
+    for line, same in zip(got, want, strict=True):
+        for source, its in zip(line.get("sources", ()), same.get("sources", ()), strict=True):
+            assert source["tokens"] == its["tokens"] and source["loss"] == pytest.approx(its["loss"], abs=1e-4)
+    records = metrics(folder)
+    assert [record["step"] for record in records if "task_score/sums/accuracy" in record] == [3, 6]
+    losses = {key: it for key, it in records[-1].items() if key.startswith("task_loss/")}
+    assert losses == {
+        f"task_loss/{it['task']}/{source['source']}": source["loss"]
+        for it in got[4:]
+        for source in it.get("sources", ())
+    }
+    assert set(losses) == {*(f"task_loss/prose/{part}" for part in ("part0", "part1", "all")), "task_loss/data/alpha"}
+
+
+def test_the_tool_says_the_same_of_the_checkpoint(runs: Runs) -> None:
+    folder, _ = runs.pair("one")
+    asked = ("--choices", runs.root / "sums.jsonl", "--exact", runs.root / "squares.jsonl", "--data")
+    (ended,) = generate(folder, *asked, runs.root / "prose.jsonl", "--json", tool=TOOL.with_name("evaluate.py"))
+    found, lines = json.loads(ended.out), lines_of(folder, "evaluations")[4:]
+    assert found["choices"] == {key: lines[0][key] for key in found["choices"]}
+    assert found["exact"] == {key: lines[1][key] for key in found["exact"]}
+    assert found["sources"] == lines[2]["sources"]
 
 
 @pytest.mark.parametrize(
@@ -89,15 +135,19 @@ def test_after_a_resume_every_text_is_there_once(event: Event, status: int | Non
     folder = tmp_path / "x"
     if status is None:
         with pytest.raises(AssertionError, match="died"):
-            train(folder, *runs.base, *ASKED, events=(event,))
+            train(folder, *runs.base, *runs.asked, events=(event,))
         with (folder / "samples.jsonl").open("ab") as file:
             file.write(b'{"step": 4, "pro')
     else:
-        assert train(folder, *runs.base, *ASKED, events=(event,))[0].status == status
+        assert train(folder, *runs.base, *runs.asked, events=(event,))[0].status == status
         assert not (folder / "samples.jsonl").exists()
-    (ended,) = train(folder, *runs.base, *ASKED)
+    (ended,) = train(folder, *runs.base, *runs.asked)
     assert ended.status == 0, ended.err
     assert lines_of(folder) == lines_of(whole)
+    results = lines_of(folder, "evaluations")
+    more = [line["task"] for line in results if line["step"] == 2]
+    assert more == ([] if status is None else ["sums", "squares", "prose", "data"]), "step 2 got a checkpoint"
+    assert [line for line in results if line["step"] != 2] == lines_of(whole, "evaluations")
     assert metrics(folder) == metrics(whole)
 
 
@@ -117,7 +167,16 @@ def test_time_for_texts_is_accounted_for(runs: Runs) -> None:
     assert [event["step"] for event in events if event["event"] == "sampling"] == [2, 4, 6]
 
 
+def test_results_of_tasks_are_drawn_and_accounted_for(runs: Runs) -> None:
+    folder, _ = runs.pair("one")
+    assert "Scores of tasks" in (folder / "report.html").read_text(encoding="utf-8")
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    # At the last step there is the loss on held-out text too.
+    assert [event["step"] for event in events if event["event"] == "evaluation"] == [3, 6, 6]
+
+
 TEXT = (f"model.vocab_size={VOCABULARY}", "data.kind=indexed", "data.path=DATA")
+TASKS = "training.evaluate_tasks="
 BAD_INPUTS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "no steps": (("training.sample_every=0", "training.sample_prompts=[a]"), "sample_every=0 is below 1", "null"),
     "no prompts": (("training.sample_every=5",), "there are no prompts", "training.sample_prompts=['The ']"),
@@ -131,6 +190,15 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "small vocabulary": (
         ("data.tokenizer=DATA/tokenizer.json", "model.vocab_size=64", "training.sample_every=5",
          "training.sample_prompts=[word]"), "model.vocab_size=64", "Use the tokenizer"),
+    "no questions": (("training.evaluate_limit=0",), "evaluate_limit=0", "1 or more"),
+    "no tokenizer for tasks": ((TASKS + "[ROOT/sums.jsonl]",), "data=mock", "Set data.tokenizer"),
+    "no file": ((*TEXT, TASKS + "[ROOT/none.jsonl]"), "none.jsonl, which does not exist", "Give a jsonl"),
+    "another field": ((*TEXT, TASKS + "[ROOT/odd.jsonl]"), "no question and no text", "Give"),
+    "torn question": ((*TEXT, TASKS + "[ROOT/torn.jsonl]"), "torn.jsonl, line 6", "Write"),
+    "long question": ((*TEXT, TASKS + "[ROOT/long.jsonl]"), "long.jsonl, line 1", "Shorten"),
+    "one name twice": (
+        (*TEXT, TASKS + "[ROOT/sums.jsonl,ROOT/data/sums.jsonl]"), "2 tasks named 'sums'", "Rename"),
+    "no such task": ((*TEXT, TASKS + "[no_such_task]"), "'no_such_task'", ", or "),
     "other attention": (
         (*TEXT, "training.sample_every=5", "training.sample_prompts=[a]", "kernels.attention=transformer_engine"),
         "transformer_engine", "sdpa"),
@@ -138,10 +206,19 @@ BAD_INPUTS: dict[str, tuple[tuple[str, ...], str, str]] = {
 
 
 def test_bad_input_is_refused_before_a_model_is_built(tmp_path: Path, runs: Runs) -> None:
+    questions = (runs.root / "sums.jsonl").read_text()
+    files = {
+        "odd": '{"question": 1}',
+        "torn": questions[:-9],
+        "long": '{"prompt": "%s", "answer": "a"}' % ("word " * 40),
+    }
+    for name, text in (files | {"data/sums": questions}).items():
+        (runs.root / f"{name}.jsonl").write_text(text)
     cases = [
-        [*SMALL, f"run.root={tmp_path}", "run.name=x", *(it.replace("DATA", str(runs.data)) for it in overrides)]
+        [*SMALL, f"run.root={tmp_path}", "run.name=x",
+         *(it.replace("DATA", str(runs.data)).replace("ROOT", str(runs.root)) for it in overrides)]
         for overrides, _, _ in BAD_INPUTS.values()
-    ]
+    ]  # fmt: skip
     (ended,) = run_ranks(1, _several, cases)
     for (name, (_, cause_words, cure_words)), one in zip(BAD_INPUTS.items(), ended, strict=True):
         assert one.status == 2, name
