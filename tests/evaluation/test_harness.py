@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.huggingface import to_huggingface
@@ -15,9 +17,11 @@ from gpt4moe.parallel.environment import Environment
 from tests.corpus import VOCABULARY, numbered_lines
 from tests.inference.tool import TOOL, generate
 from tests.spawn import run_ranks
-from tests.training.command import train
+from tests.training.command import metrics, saved_state, train
 
 pytest.importorskip("lm_eval", reason="no lm_eval here")
+MODEL = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3", "data.kind=indexed",
+         f"model.vocab_size={VOCABULARY}")  # fmt: skip
 TASKS = ("numbers_choices", "numbers_rolling", "numbers_generated")
 
 
@@ -26,9 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder, its export in `hf`, tasks and their data in `tasks`."""
     data = numbered_lines(tmp_path_factory.mktemp("corpus"))
     folder = tmp_path_factory.mktemp("runs") / "run"
-    model = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3")
-    text = ("data.kind=indexed", f"data.path={data}", f"model.vocab_size={VOCABULARY}", "training.steps=1")
-    (ended,) = train(folder, *model, *text)
+    (ended,) = train(folder, *MODEL, f"data.path={data}", "training.steps=1")
     assert ended.status == 0, ended.err
     to_huggingface(folder, folder / "hf", dtype="fp32")
     tasks = folder / "tasks"
@@ -107,3 +109,30 @@ def test_the_tool_prints_the_tasks_metrics(folder: Path, monkeypatch: pytest.Mon
     assert 0 <= values["acc,none"] <= 1 and values["sample_len"] == 4
     (wrong,) = generate(folder, "--tasks", "no_such_task", *mine, tool=tool)
     assert wrong.status == 2 and "error: lm-evaluation-harness has no task 'no_such_task'." in wrong.err
+
+
+def test_a_run_that_trains_is_asked_the_same_and_trains_as_if_it_was_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    data = yaml.safe_load((folder / "resolved.yaml").read_text())["data"]["path"]
+    asked = ("training.evaluate_limit=4", f"training.evaluate_include_path={folder / 'tasks'}",
+             f"training.evaluate_tasks=[{TASKS[0]},{TASKS[2]}]")  # fmt: skip
+    for name, more in {"asked": asked, "plain": ()}.items():
+        shutil.copytree(folder, tmp_path / name)
+        (ended,) = train(tmp_path / name, *MODEL, f"data.path={data}", "training.steps=2", *more)
+        assert ended.status == 0, ended.err
+    lines = [json.loads(line) for line in (tmp_path / "asked" / "evaluations.jsonl").read_text().splitlines()]
+    # The checkpoint that was there is evaluated first.
+    assert [(line["step"], line["task"]) for line in lines] == [(step, TASKS[at]) for step in (1, 2) for at in (0, 2)]
+    tool, mine = TOOL.with_name("evaluate.py"), ("--include-path", folder / "tasks", "--limit", 4, "--json")
+    (ended,) = generate(folder, "--tasks", TASKS[0], TASKS[2], *mine, tool=tool)
+    found = json.loads(ended.out)["tasks"]
+    for line in lines[:2]:
+        (values,) = line["results"].values()
+        assert values and values == {name: found[line["task"]][name] for name in values}
+    *_, before, last = metrics(tmp_path / "asked")
+    assert last.pop(f"task_score/{TASKS[0]}/acc") == lines[2]["results"][TASKS[0]]["acc,none"]
+    assert not [name for name in before if name.startswith("task_")]
+    assert metrics(tmp_path / "plain")[-1] == {key: it for key, it in last.items() if not key.startswith("task_")}
+    assert saved_state(tmp_path / "asked", 2) == saved_state(tmp_path / "plain", 2) != {}
