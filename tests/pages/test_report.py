@@ -123,7 +123,7 @@ def test_every_promised_curve_is_drawn(tmp_path: Path) -> None:
     page = report(tmp_path)
     labels = [attrs.get("aria-label") for tag, attrs in page.elements if tag == "svg"]
     for name in ("Loss", "Gradient norm, before clipping", "Learning rate", "Speed", "Load-balancing loss"):
-        assert f"{name} over steps" in labels
+        assert f"{name} over step" in labels
     assert sum(tag == "polyline" for tag, _ in page.elements) == 7
 
 
