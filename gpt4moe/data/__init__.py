@@ -1,11 +1,13 @@
 """Room `data`, storey 2: the n-th sample of a run, the same on every rank. Never imports moe or model.
 
-    text --tokenizer, preprocess--> .bin/.idx --indexed--> tokens --samples, mixture--> n-th sample --loader--> Batch
+    text --tokenizer, preprocess--> shards --catalogue--> tokens --samples, mixture--> n-th sample --loader--> Batch
 
     tokenizer.py    byte-level BPE: train, load, encode, decode
-    preprocess.py   documents -> .bin/.idx and manifest (megatron.core)
-    manifest.py     manifest.json: what a folder holds
-    indexed.py      memory-mapped reader of .bin/.idx
+    preprocess.py   documents -> shards of a source (megatron.core)
+    manifest.py     manifest.json of a folder and of a source
+    indexed.py      memory-mapped reader of one pair of .bin/.idx
+    shards.py       a source's tokens over all shards, blocks checked
+    catalogue.py    the sources of data folders
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n
     samples.py      one sample: packed tokens, or synthetic

@@ -1,20 +1,16 @@
 """Checks the data of a run before anything expensive starts: files, vocabulary, tokenizer, sizes. No torch.
 
-check_data reads manifest.json and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
+check_data reads the manifests and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import DataKind
-from gpt4moe.data.indexed import MAKE_DATA, IndexedTokens
-from gpt4moe.data.manifest import DataManifest, file_sha256
+from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
+from gpt4moe.data.manifest import SPLITS, file_sha256
 from gpt4moe.errors import DataError
-
-SPLITS = ("train", "valid")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,40 +22,42 @@ class CheckedData:
     depend on where the folder lies."""
     tokenizer: Path | None = None
     """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
-    shares: dict[str, float] | None = None
-    """Share of samples of each source; None for synthetic tokens."""
+    catalogue: Catalogue | None = None
+    """The sources; None for synthetic tokens."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Share of samples of each source that is read; of a catalogue alone."""
 
 
 def check_data(run: RunConfig) -> CheckedData:
-    """Opens every file that the run will read.
+    """Looks at every file that the run will read.
 
     Raises: DataError for missing or damaged files, another vocabulary or tokenizer, an unknown source or a short one.
     """
     if run.data.kind is DataKind.mock:
         return _check_mock(run)
-    folder = data_folder(run)
-    manifest = DataManifest.read(folder)
-    if manifest.vocab_size != run.model.vocab_size:
+    catalogue = open_catalogue(run)
+    vocabulary, folder = catalogue.vocabulary, catalogue.folders[0]
+    if vocabulary.vocab_size != run.model.vocab_size:
         raise DataError(
             f"model.vocab_size={run.model.vocab_size}, but the data of {folder} has a vocabulary of "
-            f"{manifest.vocab_size}.",
-            f"Set model.vocab_size={manifest.vocab_size}, or make data of the other vocabulary.",
+            f"{vocabulary.vocab_size}.",
+            f"Set model.vocab_size={vocabulary.vocab_size}, or make data of the other vocabulary.",
         )
-    path = _tokenizer_of(run, manifest)
-    _require_file(path)
+    path = _tokenizer_of(run, catalogue)
+    require_tokenizer_file(path)
     tokenizer_hash = file_sha256(path)
-    if tokenizer_hash != manifest.tokenizer_sha256:
+    if tokenizer_hash != vocabulary.tokenizer_sha256:
         raise DataError(
             f"The tokenizer {path} is not the one that made the data of {folder}.",
             "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
         )
-    shares = manifest.shares(run.data.sources)
-    for source in shares:
+    shares = catalogue.shares(run.data.sources)
+    for name in shares:
         for split in SPLITS:
-            tokens = _checked_tokens(folder, manifest, source, split)
-            _require_length(source, split, tokens=tokens, seq_length=run.model.seq_length)
-    identity = {"data": _hash_of_tokens(manifest, shares), "tokenizer": tokenizer_hash}
-    return CheckedData(identity=identity, tokenizer=path, shares=shares)
+            tokens = len(catalogue.sources[name].tokens(split))
+            _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
+    identity = {"data": catalogue.content_hash(shares), "tokenizer": tokenizer_hash}
+    return CheckedData(identity=identity, tokenizer=path, catalogue=catalogue, shares=shares)
 
 
 def _check_mock(run: RunConfig) -> CheckedData:
@@ -72,65 +70,20 @@ def _check_mock(run: RunConfig) -> CheckedData:
     return CheckedData(identity={"data": "mock", "tokenizer": file_sha256(path)}, tokenizer=path)
 
 
-def read_whole_folder(folder: Path) -> DataManifest:
-    """The manifest of a folder, after checking that every file is there and is the one that the manifest describes.
-
-    Raises: DataError otherwise.
-    """
-    manifest = DataManifest.read(folder)
-    _require_file(folder / manifest.tokenizer)
-    if file_sha256(folder / manifest.tokenizer) != manifest.tokenizer_sha256:
-        raise DataError(
-            f"{folder / manifest.tokenizer} is not the tokenizer of the manifest.", f"Delete the folder. {MAKE_DATA}"
-        )
-    for source in manifest.sources:
-        for split in SPLITS:
-            _checked_tokens(folder, manifest, source, split)
-    return manifest
-
-
-def data_folder(run: RunConfig) -> Path:
-    assert run.data.path is not None  # DataConfig.validate
-    return Path(run.data.path)
+def open_catalogue(run: RunConfig) -> Catalogue:
+    """The sources of data.path. Raises: DataError, as Catalogue.open."""
+    return Catalogue.open([Path(folder) for folder in run.data.folders])
 
 
 def tokenizer_path(run: RunConfig) -> Path | None:
     """CheckedData.tokenizer, where the tokens themselves are not needed. Raises: DataError for a damaged manifest."""
     if run.data.tokenizer is not None or run.data.kind is DataKind.mock:
         return None if run.data.tokenizer is None else Path(run.data.tokenizer)
-    return _tokenizer_of(run, DataManifest.read(data_folder(run)))
+    return open_catalogue(run).tokenizer
 
 
-def _tokenizer_of(run: RunConfig, manifest: DataManifest) -> Path:
-    return Path(run.data.tokenizer) if run.data.tokenizer is not None else data_folder(run) / manifest.tokenizer
-
-
-def _hash_of_tokens(manifest: DataManifest, shares: dict[str, float]) -> str:
-    content = {
-        "vocab_size": manifest.vocab_size,
-        "eos_id": manifest.eos_id,
-        "sources": {
-            name: [manifest.sources[name].train.bin_sha256, manifest.sources[name].valid.bin_sha256, share]
-            for name, share in shares.items()
-        },
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _require_file(tokenizer: Path) -> None:
-    if not tokenizer.is_file():
-        raise DataError(f"The tokenizer {tokenizer} is missing.", MAKE_DATA)
-
-
-def _checked_tokens(folder: Path, manifest: DataManifest, source: str, split: str) -> int:
-    tokens = IndexedTokens(folder / f"{source}-{split}").num_tokens
-    promised = getattr(manifest.sources[source], split).tokens
-    if tokens != promised:
-        raise DataError(
-            f"{folder / source}-{split}.bin has {tokens} tokens, the manifest says {promised}.",
-            f"Delete the folder. {MAKE_DATA}",
-        )
-    return tokens
+def _tokenizer_of(run: RunConfig, catalogue: Catalogue) -> Path:
+    return Path(run.data.tokenizer) if run.data.tokenizer is not None else catalogue.tokenizer
 
 
 def _require_length(source: str, split: str, *, tokens: int, seq_length: int) -> None:

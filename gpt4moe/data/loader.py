@@ -9,16 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
-from gpt4moe.data.check import CheckedData, check_data, data_folder
-from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.check import CheckedData, check_data
 from gpt4moe.data.mixture import Mixture
 from gpt4moe.data.permutation import Permutation
-from gpt4moe.data.samples import MockSamples, TokenSample, num_samples, packed_sample
+from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
 
 
 class Samples(Protocol):
@@ -34,7 +31,7 @@ class Samples(Protocol):
 class MixedSamples:
     """The n-th sample of a mixture of token streams."""
 
-    streams: dict[str, NDArray[np.integer]]
+    streams: dict[str, TokenStream]
     mixture: Mixture
     seq_length: int
     seed: int
@@ -101,13 +98,13 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
     Raises: DataError as check_data does, or when a file has gone since.
     """
     checked = checked or check_data(run)
-    if checked.shares is None:
+    if checked.catalogue is None:
         train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
     else:
-        folder, shares, names = data_folder(run), checked.shares, list(checked.shares)
-        train = _mixed(folder, "train", shares, seq_length=run.model.seq_length, seed=run.run.seed)
+        catalogue, shares, names = checked.catalogue, checked.shares, list(checked.shares)
+        train = _mixed(catalogue, "train", shares, seq_length=run.model.seq_length, seed=run.run.seed)
         # Seed 0 always: runs of different seeds are compared on the same held-out samples.
-        validation = _mixed(folder, "valid", shares, seq_length=run.model.seq_length, seed=0)
+        validation = _mixed(catalogue, "valid", shares, seq_length=run.model.seq_length, seed=0)
     return Data(
         train=train,
         validation=validation,
@@ -124,8 +121,8 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     )
 
 
-def _mixed(folder: Path, split: str, shares: dict[str, float], *, seq_length: int, seed: int) -> SampleStream:
-    streams = {name: IndexedTokens(folder / f"{name}-{split}").tokens for name in shares}
+def _mixed(catalogue: Catalogue, split: str, shares: dict[str, float], *, seq_length: int, seed: int) -> SampleStream:
+    streams: dict[str, TokenStream] = {name: catalogue.sources[name].tokens(split) for name in shares}
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
     mixture = Mixture(sizes, shares, seed)
     return SampleStream(MixedSamples(streams, mixture, seq_length, seed, reshuffle=split == "train"))

@@ -1,13 +1,16 @@
-"""manifest.json of a data folder: its sources, their sizes and hashes, and the tokenizer that made them.
+"""Manifests of a data folder: one of its vocabulary, one of each source. A source is whole once its manifest is there.
 
-The manifest is written last and renamed into place, so a folder with a manifest is complete.
+FOLDER/manifest.json                  vocabulary, tokenizer
+FOLDER/tokenizer.json
+FOLDER/<source>/manifest.json         licence, the shards of its two splits; written last
+FOLDER/<source>/train-00000.{bin,idx,sums} ...
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,86 +19,103 @@ from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-_FORMAT = 1
+SPLITS = ("train", "valid")
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SplitFacts:
-    """Sizes of one pair of .bin/.idx files."""
+class Shard:
+    """One pair of .bin/.idx files."""
 
+    file: str
+    """Path without suffix, from the source's folder. Files of Megatron-LM that were registered lie elsewhere."""
     documents: int
     tokens: int
+    dtype: str
+    """Of a token in .bin: a type of numpy."""
     bin_sha256: str
+    idx_bytes: int
+    idx_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceFacts:
-    """One source: the files <name>-train and <name>-valid."""
+class SourceManifest:
+    """Of one source."""
 
-    train: SplitFacts
-    valid: SplitFacts
+    tokenizer_sha256: str
     licence: str
     description: str
+    train: Sequence[Shard]
+    valid: Sequence[Shard]
+
+    @classmethod
+    def read(cls, folder: Path) -> "SourceManifest":
+        """Raises: DataError when the folder has none, or one of another format."""
+        raw = _read(folder, "The source")
+        try:
+            train, valid = (tuple(Shard(**shard) for shard in raw.pop(split)) for split in SPLITS)
+            return cls(train=train, valid=valid, **raw)
+        except (KeyError, TypeError) as error:
+            raise _foreign(folder, error) from error
+
+    def write(self, folder: Path) -> None:
+        _write(folder, self)
+
+    def shards(self, split: str) -> Sequence[Shard]:
+        return self.train if split == "train" else self.valid
+
+    def num_tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.shards(split))
+
+    def num_documents(self, split: str) -> int:
+        return sum(shard.documents for shard in self.shards(split))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataManifest:
-    """The content of manifest.json."""
+    """Of a data folder: what all of its sources have in common."""
 
     vocab_size: int
     eos_id: int
     tokenizer: str
     """File name within the folder."""
     tokenizer_sha256: str
-    sources: dict[str, SourceFacts]
 
     @classmethod
     def read(cls, folder: Path) -> "DataManifest":
         """Raises: DataError when the folder has none, or one of another format."""
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            what = f"has no {MANIFEST_NAME}" if folder.is_dir() else "does not exist"
-            raise DataError(f"data.path={folder} {what}.", MAKE_DATA)
         try:
-            return cls._from_dict(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} is no data manifest of format {_FORMAT} ({type(error).__name__}: {error}).",
-                f"Delete the folder. {MAKE_DATA}",
-            ) from error
-
-    @classmethod
-    def _from_dict(cls, raw: dict[str, Any]) -> "DataManifest":
-        if raw["format"] != _FORMAT:
-            raise ValueError(f"format is {raw['format']}")
-        sources = {
-            name: SourceFacts(
-                train=SplitFacts(**facts["train"]), valid=SplitFacts(**facts["valid"]),
-                licence=facts["licence"], description=facts["description"],
-            )
-            for name, facts in raw["sources"].items()
-        }  # fmt: skip
-        keys = ("vocab_size", "eos_id", "tokenizer", "tokenizer_sha256")
-        return cls(**{key: raw[key] for key in keys}, sources=sources)
+            return cls(**_read(folder, f"data.path={folder}"))
+        except TypeError as error:
+            raise _foreign(folder, error) from error
 
     def write(self, folder: Path) -> None:
-        write_json(folder / MANIFEST_NAME, {"format": _FORMAT, **dataclasses.asdict(self)})
+        _write(folder, self)
 
-    def shares(self, weights: dict[str, float]) -> dict[str, float]:
-        """Normalised sample share of each source whose weight is above 0. Without weights: by training tokens.
 
-        Raises: DataError for a weight of an unknown source.
-        """
-        for name in weights:
-            if name not in self.sources:
-                raise DataError(
-                    f"data.sources.{name} is not in the data folder.",
-                    f"Its sources are {', '.join(self.sources)}; leave data.sources empty to take all by their tokens.",
-                )
-        by_tokens = {name: float(facts.train.tokens) for name, facts in self.sources.items()}
-        chosen = {name: weight for name, weight in sorted((weights or by_tokens).items()) if weight > 0}
-        total = math.fsum(chosen.values())
-        return {name: weight / total for name, weight in chosen.items()}
+def _read(folder: Path, what: str) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        problem = f"has no {MANIFEST_NAME}" if folder.is_dir() else "does not exist"
+        raise DataError(f"{what} {problem}.", MAKE_DATA)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or raw.pop("format", None) != _FORMAT:
+            raise ValueError("another format")
+    except ValueError as error:
+        raise _foreign(folder, error) from error
+    return raw
+
+
+def _foreign(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{folder / MANIFEST_NAME} is no data manifest of format {_FORMAT} ({type(error).__name__}: {error}).",
+        f"Delete the folder. {MAKE_DATA}",
+    )
+
+
+def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
+    write_json(folder / MANIFEST_NAME, {"format": _FORMAT, **dataclasses.asdict(manifest)})
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,11 +10,20 @@ A stream is documents one after the other, each ended by EOS, without padding:
 from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.data.permutation import derived_keys, mix64
+
+
+class TokenStream(Protocol):
+    """Tokens one after the other: an array, or the shards of a source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, stretch: slice, /) -> NDArray[np.integer]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ def num_samples(num_tokens: int, seq_length: int) -> int:
     return max(0, (num_tokens - 1) // seq_length)
 
 
-def packed_sample(stream: NDArray[np.integer], index: int, seq_length: int) -> TokenSample:
+def packed_sample(stream: TokenStream, index: int, seq_length: int) -> TokenSample:
     """Sample `index` of a stream [num_tokens]; every label counts.
 
     Raises: IndexError when index is outside range(num_samples(...)).

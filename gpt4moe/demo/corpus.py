@@ -1,9 +1,9 @@
 """Makes the demo's data folder from text and code of this machine: `python -m gpt4moe.demo.corpus --out data/demo`
 
     sources --normalise, deduplicate, split--> documents --train_tokenizer--> tokenizer.json
-                                               documents --write_data_folder--> .bin/.idx, corpus.json, manifest.json
+                                               documents --write_data_folder--> shards, corpus.json, manifests
 
-A folder whose manifest has the same vocabulary is complete, and is used again.
+A folder with the same vocabulary and all sources is complete, and is used again.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gpt4moe.data.check import read_whole_folder
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, write_json
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.manifest import MANIFEST_NAME, write_json
 from gpt4moe.data.tokenizer import require_vocabulary, train_tokenizer
 from gpt4moe.demo.sources import Document, prose_sources, python_sources
 from gpt4moe.errors import DataError, Gpt4MoeError
@@ -54,7 +54,7 @@ def build_demo_corpus(
     vocab_size: int = 4096,
     sources: dict[str, Callable[[], Iterable[Document]]] | None = None,
     console: Console | None = None,
-) -> DataManifest:
+) -> Catalogue:
     """Makes the data folder, unless a complete one with this vocabulary is there.
 
     Args:
@@ -63,15 +63,16 @@ def build_demo_corpus(
     """
     console = console or Console(quiet=True)
     require_vocabulary(vocab_size)
-    manifest = _existing(folder)
-    if manifest is not None and manifest.vocab_size == vocab_size:
-        console.print(f"{folder}: reusing {_summary(manifest)}.")
-        return manifest
+    sources = sources or SOURCES
+    catalogue = _existing(folder, sources)
+    if catalogue is not None and catalogue.vocabulary.vocab_size == vocab_size:
+        console.print(f"{folder}: reusing {_summary(catalogue)}.")
+        return catalogue
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     with _bar(console) as phase:
         with phase("collect", None):
-            entries = {name: split(read()) for name, read in (sources or SOURCES).items()}
+            entries = {name: split(read()) for name, read in sources.items()}
         size = sum(len(entry.document.text) for group in entries.values() for entry in group)
         with phase("tokenizer", None):
             train_tokenizer(_tokenizer_sample(entries), vocab_size=vocab_size).backend.save(
@@ -79,9 +80,9 @@ def build_demo_corpus(
             )
         with phase("tokenize", size) as advance:
             _write(folder, entries, advance)
-    manifest = DataManifest.read(folder)
-    console.print(f"{folder}: made {_summary(manifest)}.")
-    return manifest
+    catalogue = Catalogue.open([folder])
+    console.print(f"{folder}: made {_summary(catalogue)}.")
+    return catalogue
 
 
 def split(documents: Iterable[Document], *, held_out_share: float = HELD_OUT_SHARE) -> list[Entry]:
@@ -124,13 +125,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _existing(folder: Path) -> DataManifest | None:
-    """The manifest of a complete folder; None where something is missing or damaged, so that it is made again."""
+def _existing(folder: Path, names: Iterable[str]) -> Catalogue | None:
+    """The sources of a complete folder; None where something is missing or damaged, so that it is made again."""
     try:
-        return read_whole_folder(folder)
+        catalogue = Catalogue.open([folder])
+        catalogue.require_whole()
     except DataError as error:
         logger.info("%s", error.cause)
         return None
+    return catalogue if set(names) <= set(catalogue.sources) else None
 
 
 def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int], None]) -> None:
@@ -200,9 +203,11 @@ def _bar(console: Console) -> Iterator[Callable[[str, int | None], AbstractConte
         yield phase
 
 
-def _summary(manifest: DataManifest) -> str:
-    parts = [f"{name} {facts.train.tokens / 1e6:.1f}M tokens" for name, facts in manifest.sources.items()]
-    return f"{', '.join(parts)}, vocabulary {manifest.vocab_size}"
+def _summary(catalogue: Catalogue) -> str:
+    parts = [
+        f"{name} {source.manifest.num_tokens('train') / 1e6:.1f}M tokens" for name, source in catalogue.sources.items()
+    ]
+    return f"{', '.join(parts)}, vocabulary {catalogue.vocabulary.vocab_size}"
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ Counts pool every source with a share; the shares weigh the sources' held-out me
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.indexed import IndexedTokens
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, file_sha256, write_json
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.manifest import write_json
 
 _CACHE_NAME = "entropies.json"
 
@@ -42,26 +41,25 @@ class _Counts:
     """[P]"""
 
 
-def corpus_entropies(data_folder: Path, weights: dict[str, float]) -> Entropies:
+def corpus_entropies(catalogue: Catalogue, weights: dict[str, float]) -> Entropies:
     """Entropies of the folder's held-out text; computed once for these weights, then read from entropies.json.
 
     Args:
         weights: as data.sources; empty: every source by its tokens.
-    Raises: DataError as DataManifest and IndexedTokens do.
+    Raises: DataError as Catalogue.open.
     """
-    manifest = DataManifest.read(data_folder)
-    shares = manifest.shares(weights)
-    key = {"manifest": file_sha256(data_folder / MANIFEST_NAME), "shares": shares}
-    cache = data_folder / _CACHE_NAME
+    shares = catalogue.shares(weights)
+    key = {"tokens": catalogue.content_hash(shares)}
+    cache = catalogue.folders[0] / _CACHE_NAME
     if cache.is_file():
         kept = json.loads(cache.read_text())
         if kept["key"] == key:
             return Entropies(**kept["nats_per_token"])
-    train = [IndexedTokens(data_folder / f"{name}-train").tokens for name in shares]
-    counts = _count(train, manifest.vocab_size)
+    train = [catalogue.sources[name].tokens("train")[:] for name in shares]
+    counts = _count(train, catalogue.vocabulary.vocab_size)
     unigram = bigram = 0.0
     for name, share in shares.items():
-        held_out = IndexedTokens(data_folder / f"{name}-valid").tokens.astype(np.int64)
+        held_out = catalogue.sources[name].tokens("valid")[:].astype(np.int64)
         unigram += share * unigram_cross_entropy(held_out, counts)
         bigram += share * bigram_cross_entropy(held_out, counts)
     entropies = Entropies(unigram, bigram)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt4moe.data.check import read_whole_folder
-from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.lines import read_lines
 from gpt4moe.evaluation.pieces import Piece, encode_text, first_token, windows
@@ -120,19 +119,20 @@ def summed(sources: Sequence[SourceText], lines: Sequence[dict[str, Any]]) -> li
 
 
 def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[SourceText]:
-    manifest = read_whole_folder(folder)
-    if manifest.vocab_size != words.vocab_size:
+    catalogue = Catalogue.open([folder])
+    catalogue.require_whole()
+    vocabulary = catalogue.vocabulary
+    if vocabulary.vocab_size != words.vocab_size:
         raise DataError(
-            f"The data of {folder} has a vocabulary of {manifest.vocab_size}, the model one of {words.vocab_size}.",
+            f"The data of {folder} has a vocabulary of {vocabulary.vocab_size}, the model one of {words.vocab_size}.",
             "Make data with the model's tokenizer (tools/tokenize_corpus.py), or give a jsonl file of texts.",
         )
     found = []
-    for name in manifest.sources:
-        stream = IndexedTokens(folder / f"{name}-valid").tokens
-        tokens = stream if max_tokens is None else stream[: max_tokens + 1]
+    for name, source in catalogue.sources.items():
+        tokens = source.tokens("valid")[: None if max_tokens is None else max_tokens + 1]
         if len(tokens) < 2:
             raise DataError(f"Source {name} of {folder} has {len(tokens)} validation tokens.", "Give more text.")
-        scored = _bytes(words, _documents(tokens[1:].tolist(), manifest.eos_id))
+        scored = _bytes(words, _documents(tokens[1:].tolist(), vocabulary.eos_id))
         found.append(SourceText(name, list(windows(tokens, words.context_length)), scored))
     return found
 

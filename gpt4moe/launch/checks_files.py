@@ -35,11 +35,12 @@ def data_readable(evidence: PreflightEvidence) -> CheckResult:
         return CheckResult(
             name="data", status=Status.failed, expected=expected,
             measured=f"{evidence.named(sorted(others))} read other data than the other ranks",
-            cure=f"Copy {evidence.run.data.path} to those nodes again.",
+            cure=f"Copy {', '.join(evidence.run.data.folders)} to those nodes again.",
         )  # fmt: skip
     if evidence.run.data.kind is DataKind.mock:
         return not_checked("data", "data=mock reads no token files")
-    measured = f"{evidence.run.data.path}: {usual} on {len(evidence.data)} rank{'s' * (len(evidence.data) > 1)}"
+    folders, count = ", ".join(evidence.run.data.folders), len(evidence.data)
+    measured = f"{folders}: {usual} on {count} rank{'s' * (count > 1)}"
     return CheckResult(name="data", status=Status.passed, measured=measured, expected=expected)
 
 

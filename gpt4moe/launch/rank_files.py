@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.check import SPLITS, check_data, data_folder
-from gpt4moe.data.manifest import MANIFEST_NAME
+from gpt4moe.data.check import check_data
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS
+from gpt4moe.data.shards import bin_path, idx_path, sums_path
 from gpt4moe.errors import DataError
 
 MOST_BYTES = 64 << 20
@@ -107,7 +108,7 @@ class DataFacts:
     """Facts of the run's data, as one rank sees it."""
 
     fingerprint: str
-    """Hash of manifest, tokenizer, and size and blocks of every token file and index; empty if unreadable."""
+    """Hash of manifests, tokenizer, and size and blocks of every token file and index; empty if unreadable."""
     cause: str = ""
     cure: str = ""
 
@@ -132,11 +133,15 @@ def data_files(run: RunConfig) -> list[Path]:
     """The files that the run reads, in the same order on every rank. Raises: DataError as the trainer's check does."""
     checked = check_data(run)
     files = [checked.tokenizer] if checked.tokenizer is not None else []
-    if checked.shares is None:
+    catalogue = checked.catalogue
+    if catalogue is None:
         return files
-    folder = data_folder(run)
-    names = [f"{source}-{split}.{suffix}" for source in checked.shares for split in SPLITS for suffix in ("idx", "bin")]
-    return [folder / MANIFEST_NAME, *files, *(folder / name for name in names)]
+    files = [*(folder / MANIFEST_NAME for folder in catalogue.folders), *files]
+    for source in (catalogue.sources[name] for name in checked.shares):
+        files.append(source.folder / MANIFEST_NAME)
+        for shard in (shard for split in SPLITS for shard in source.manifest.shards(split)):
+            files += [of(source.folder, shard) for of in (idx_path, sums_path, bin_path)]
+    return files
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -6,7 +6,8 @@ import pytest
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.preprocess import SourceText, write_data_folder
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.preprocess import SHARD_BYTES, SourceText, write_data_folder
 from gpt4moe.data.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB_SIZE = 300
@@ -25,17 +26,23 @@ def data_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) 
     return make_folder(folder, tokenizer)
 
 
-def make_folder(folder: Path, tokenizer: Tokenizer) -> Path:
+def make_folder(folder: Path, tokenizer: Tokenizer, *, shard_bytes: int = SHARD_BYTES) -> Path:
     def texts(word: str, count: int) -> list[str]:
         return [f"{word} {i} and {i * i} other things\n" for i in range(count)]
 
+    folder.mkdir(exist_ok=True)
     tokenizer.backend.save(str(folder / "tokenizer.json"))
     sources = {
         "alpha": SourceText(train=texts("word", 40), valid=texts("ward", 6), licence="CC0-1.0", description="a"),
         "beta": SourceText(train=texts("thing", 20), valid=texts("thong", 6), licence="CC0-1.0", description="b"),
     }
-    write_data_folder(folder, sources, folder / "tokenizer.json", lambda amount: None)
+    write_data_folder(folder, sources, folder / "tokenizer.json", lambda amount: None, shard_bytes=shard_bytes)
     return folder
+
+
+def shard(folder: Path, source: str, split: str) -> IndexedTokens:
+    """The first shard of a source."""
+    return IndexedTokens(folder / source / f"{split}-00000")
 
 
 def small_run(folder: Path | None, *overrides: str) -> RunConfig:

@@ -47,7 +47,7 @@ def test_a_folder_left_half_made_has_no_manifest(copied: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 2}', '{"format": 1}'])
 def test_a_foreign_manifest_is_refused(copied: Path, content: str) -> None:
     (copied / "manifest.json").write_text(content)
-    assert "no data manifest of format 1" in refusal(copied).cause
+    assert "no data manifest of format 2" in refusal(copied).cause
 
 
 def test_another_vocabulary_names_both_numbers(data_folder: Path) -> None:
@@ -68,11 +68,13 @@ def test_a_source_shorter_than_one_sample_names_both_lengths(data_folder: Path) 
 
 
 def test_a_source_of_weight_zero_may_be_too_short_and_even_absent(copied: Path) -> None:
-    (copied / "beta-train.bin").unlink()
+    (copied / "beta" / "train-00000.bin").unlink()
     check_data(small_run(copied, "+data.sources.alpha=1", "+data.sources.beta=0"))
 
 
-@pytest.mark.parametrize("name", ["alpha-train.bin", "beta-valid.idx", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["alpha/train-00000.bin", "beta/valid-00000.idx", "beta/train-00000.sums", "tokenizer.json"]
+)
 def test_a_missing_file_is_named(copied: Path, name: str) -> None:
     (copied / name).unlink()
     assert f"{name} is missing" in refusal(copied).cause
@@ -80,7 +82,7 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
 
 def test_files_of_another_build_than_the_manifest_are_found_out(copied: Path) -> None:
     for suffix in (".bin", ".idx"):
-        shutil.copy(copied / f"beta-train{suffix}", copied / f"alpha-train{suffix}")
+        shutil.copy(copied / f"beta/train-00000{suffix}", copied / f"alpha/train-00000{suffix}")
     assert "the manifest says" in refusal(copied).cause
 
 
@@ -108,9 +110,9 @@ def test_identity_changes_with_the_shares(data_folder: Path) -> None:
 
 
 def test_identity_changes_with_the_tokens(data_folder: Path, copied: Path) -> None:
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["sources"]["alpha"]["train"]["bin_sha256"] = "0" * 64
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((copied / "alpha" / "manifest.json").read_text())
+    manifest["train"][0]["bin_sha256"] = "0" * 64
+    (copied / "alpha" / "manifest.json").write_text(json.dumps(manifest))
     assert data_identity(small_run(data_folder))["data"] != data_identity(small_run(copied))["data"]
 
 

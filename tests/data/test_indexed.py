@@ -44,8 +44,8 @@ def test_documents_of_several_sequences_are_read_whole(tmp_path: Path) -> None:
 
 def test_what_we_write_megatron_reads(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts = ["def f(x):\n    return x\n", "naïve café ☕\n", "a" * 500]
-    facts = write_split(tmp_path / "x-train", texts, tokenizer, lambda amount: None)
-    theirs, ours = IndexedDataset(str(tmp_path / "x-train")), IndexedTokens(tmp_path / "x-train")
+    (facts,) = write_split(tmp_path / "train", texts, tokenizer, lambda amount: None)
+    theirs, ours = IndexedDataset(str(tmp_path / "train-00000")), IndexedTokens(tmp_path / "train-00000")
     expected = [[*tokenizer.encode(text), tokenizer.eos_id] for text in texts]
     assert [theirs[i].tolist() for i in range(len(theirs))] == expected
     assert [ours.document(i).tolist() for i in range(3)] == expected

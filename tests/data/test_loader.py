@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.loader import build_data
-from tests.data.conftest import SEQ_LENGTH, small_run
+from tests.data.conftest import SEQ_LENGTH, shard, small_run
 
 
 def tokens_of(run: RunConfig, consumed: int, dp: int) -> torch.Tensor:
@@ -36,14 +35,14 @@ def test_a_restart_goes_on_with_the_samples_that_were_next(data_folder: Path) ->
 
 def test_samples_are_stretches_of_the_files(data_folder: Path) -> None:
     data = build_data(small_run(data_folder, "+data.sources.alpha=1"))
-    stream = IndexedTokens(data_folder / "alpha-train").tokens.tolist()
+    stream = shard(data_folder, "alpha", "train").tokens.tolist()
     wanted = {tuple(stream[i : i + SEQ_LENGTH + 1]) for i in range(0, len(stream) - SEQ_LENGTH, SEQ_LENGTH)}
     assert {tuple(data.train.sample(n).tokens.tolist()) for n in range(len(wanted))} == wanted
 
 
 def test_the_second_epoch_has_the_same_samples_in_another_order(data_folder: Path) -> None:
     data = build_data(small_run(data_folder, "+data.sources.alpha=1"))
-    size = (IndexedTokens(data_folder / "alpha-train").num_tokens - 1) // SEQ_LENGTH
+    size = (shard(data_folder, "alpha", "train").num_tokens - 1) // SEQ_LENGTH
     first, second = ([data.train.sample(e * size + n).tokens.tobytes() for n in range(size)] for e in (0, 1))
     assert first != second
     assert Counter(first) == Counter(second)
@@ -53,7 +52,7 @@ def test_held_out_samples_are_the_same_for_every_seed_and_every_pass(data_folder
     one, two = (
         build_data(small_run(data_folder, "+data.sources.beta=1", f"run.seed={seed}")).validation for seed in (1, 2)
     )
-    size = (IndexedTokens(data_folder / "beta-valid").num_tokens - 1) // SEQ_LENGTH
+    size = (shard(data_folder, "beta", "valid").num_tokens - 1) // SEQ_LENGTH
     for n in range(size):
         assert (one.sample(n).tokens == two.sample(n + size).tokens).all()
 
@@ -65,7 +64,7 @@ def test_another_seed_trains_in_another_order(data_folder: Path) -> None:
 
 def test_without_weights_sources_count_by_their_tokens(data_folder: Path) -> None:
     data = build_data(small_run(data_folder))
-    alpha, beta = (IndexedTokens(data_folder / f"{name}-train").num_tokens for name in ("alpha", "beta"))
+    alpha, beta = (shard(data_folder, name, "train").num_tokens for name in ("alpha", "beta"))
     share = data.train.samples.mixture.consumed(1000)["alpha"] / 1000
     assert data.source_names == ["alpha", "beta"]
     assert share == pytest.approx(alpha / (alpha + beta), abs=0.001)

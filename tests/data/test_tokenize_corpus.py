@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.data.check import check_data
-from gpt4moe.data.indexed import IndexedTokens
-from gpt4moe.data.manifest import DataManifest
+from gpt4moe.data.manifest import SourceManifest
 from gpt4moe.data.preprocess import held_out, read_jsonl
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
-from tests.data.conftest import small_run
+from tests.data.conftest import shard, small_run
 from tools.tokenize_corpus import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,12 +31,11 @@ def test_json_lines_become_a_folder_that_a_run_accepts(tokenizer: Tokenizer, tmp
     ])  # fmt: skip
     assert status == 0
     check_data(small_run(out))
-    facts = DataManifest.read(out).sources["books"]
-    assert facts.licence == "CC0-1.0"
+    assert SourceManifest.read(out / "books").licence == "CC0-1.0"
     read = {
         tokenizer.decode(tokens.document(i)[:-1].tolist()): split
         for split in ("train", "valid")
-        for tokens in [IndexedTokens(out / f"books-{split}")]
+        for tokens in [shard(out, "books", split)]
         for i in range(tokens.num_documents)
     }
     assert read == {text: "valid" if held_out(text, 0.2) else "train" for text in TEXTS}

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import check_data
-from gpt4moe.data.indexed import IndexedTokens
-from gpt4moe.data.manifest import DataManifest
+from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.demo.corpus import build_demo_corpus, main, normalised, split
 from gpt4moe.demo.entropy import _count, bigram_cross_entropy, corpus_entropies, unigram_cross_entropy
 from gpt4moe.demo.sources import Document, package_docstrings, prose_sources, python_sources
+from tests.data.conftest import shard
 
 
 def document(path: str, text: str) -> Document:
@@ -47,16 +48,16 @@ def test_every_document_is_listed_with_origin_licence_hash_and_side(built: Path)
     listing = json.loads((built / "corpus.json").read_text())
     assert len(listing) == 120
     assert set(listing[0]) == {"source", "path", "licence", "sha256", "bytes", "split"}
-    manifest = DataManifest.read(built)
-    for name, facts in manifest.sources.items():
-        sides = [entry["split"] for entry in listing if entry["source"] == name]
-        assert (sides.count("train"), sides.count("valid")) == (facts.train.documents, facts.valid.documents)
+    for name, source in Catalogue.open([built]).sources.items():
+        for side in SPLITS:
+            listed = [entry for entry in listing if (entry["source"], entry["split"]) == (name, side)]
+            assert len(listed) == source.manifest.num_documents(side)
 
 
 def test_no_document_is_on_both_sides(built: Path) -> None:
     train, valid = (
         {tokens.document(i).tobytes() for i in range(tokens.num_documents)}
-        for tokens in (IndexedTokens(built / f"code-{side}") for side in ("train", "valid"))
+        for tokens in (shard(built, "code", side) for side in SPLITS)
     )
     assert train
     assert valid
@@ -66,7 +67,7 @@ def test_no_document_is_on_both_sides(built: Path) -> None:
 def test_the_text_comes_back_from_the_tokens(built: Path) -> None:
     tokenizer = load_tokenizer(built / "tokenizer.json")
     texts = {item.text.strip() for item in many("prose", 40)}
-    tokens = IndexedTokens(built / "prose-train")
+    tokens = shard(built, "prose", "train")
     assert all(tokenizer.decode(tokens.document(i)[:-1].tolist()).strip() in texts for i in range(tokens.num_documents))
 
 
@@ -81,15 +82,22 @@ def test_building_again_reuses_what_is_there(built: Path) -> None:
 
 def test_two_builds_are_byte_for_byte_the_same(built: Path, tmp_path: Path) -> None:
     build_demo_corpus(tmp_path, vocab_size=300, sources=SOURCES)
-    assert DataManifest.read(tmp_path) == DataManifest.read(built)
+    one, other = (Catalogue.open([folder]) for folder in (tmp_path, built))
+    assert one.vocabulary == other.vocabulary
+    assert {name: source.manifest for name, source in one.sources.items()} == {
+        name: source.manifest for name, source in other.sources.items()
+    }
 
 
 def test_another_vocabulary_builds_anew(tmp_path: Path) -> None:
     for vocab_size in (280, 300):
-        assert build_demo_corpus(tmp_path, vocab_size=vocab_size, sources=SOURCES).vocab_size == vocab_size
+        made = build_demo_corpus(tmp_path, vocab_size=vocab_size, sources=SOURCES)
+        assert made.vocabulary.vocab_size == vocab_size
 
 
-@pytest.mark.parametrize("name", ["code-train.bin", "prose-valid.idx", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["code/train-00000.bin", "prose/valid-00000.idx", "code/manifest.json", "tokenizer.json", "manifest.json"]
+)
 def test_a_folder_that_lost_a_file_is_made_anew(built: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(built, tmp_path / "demo"))
     (folder / name).unlink()
@@ -197,8 +205,9 @@ def test_entropies_are_those_of_the_definition() -> None:
 
 
 def test_entropies_are_kept_and_computed_anew_for_other_weights(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both, code = corpus_entropies(built, {}), corpus_entropies(built, {"code": 1.0})
+    catalogue = Catalogue.open([built])
+    both, code = corpus_entropies(catalogue, {}), corpus_entropies(catalogue, {"code": 1.0})
     assert both.bigram < both.unigram
     assert code != both
     monkeypatch.setattr("gpt4moe.demo.entropy._count", None)
-    assert corpus_entropies(built, {"code": 1.0}) == code
+    assert corpus_entropies(catalogue, {"code": 1.0}) == code

@@ -15,13 +15,13 @@ import torch
 
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
-from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.evaluation.pieces import encode_pair, windows
 from gpt4moe.inference.load import load_strictly
 from gpt4moe.parallel.environment import Environment
 from tests.corpus import VOCABULARY, numbered_lines
+from tests.data.conftest import shard
 from tests.inference.tool import TOOL, generate, torchrun
 from tests.spawn import run_ranks
 from tests.training.command import Ended, outside, train
@@ -129,7 +129,7 @@ def _theirs(environment: Environment, run: Path) -> dict[str, Any]:
 
     nats, counts = {}, {}
     for source in ("lines", "cafés"):
-        stream = IndexedTokens(run / "data" / f"{source}-valid").tokens.tolist()
+        stream = shard(run / "data", source, "valid").tokens.tolist()
         nats[source] = -sum(total(piece.tokens, piece.num_scored) for piece in windows(stream, 32))
         counts[source] = len(stream) - 1
     choices = []

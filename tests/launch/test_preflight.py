@@ -109,7 +109,7 @@ def test_the_fingerprint_changes_with_a_byte_of_the_tokens(tmp_path: Path, corpu
     shutil.copytree(corpus, copy)
     run = load_run_config([*MODEL, "model.vocab_size=300", f"data.path={copy}"])
     before = data_facts(run).fingerprint
-    tokens = copy / "alpha-train.bin"
+    tokens = copy / "alpha" / "train-00000.bin"
     assert tokens in data_files(run)
     changed = bytearray(tokens.read_bytes())
     hashed = file_sha256(tokens)

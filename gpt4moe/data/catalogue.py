@@ -1,0 +1,120 @@
+"""Catalogue: the sources of one or several data folders that have one tokenizer."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt4moe.data.indexed import MAKE_DATA
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
+from gpt4moe.data.shards import ShardedTokens
+from gpt4moe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source, and where it lies."""
+
+    name: str
+    folder: Path
+    manifest: SourceManifest
+
+    def tokens(self, split: str) -> ShardedTokens:
+        """Raises: DataError for a file that is missing or has another size."""
+        return ShardedTokens(self.folder, self.manifest.shards(split))
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Sources by name, of all folders."""
+
+    folders: Sequence[Path]
+    vocabulary: DataManifest
+    sources: dict[str, Source]
+
+    @classmethod
+    def open(cls, folders: Sequence[Path]) -> "Catalogue":
+        """Reads the manifests alone.
+
+        Raises: DataError for a damaged manifest, folders of several tokenizers, and a name in two folders.
+        """
+        vocabulary, *others = (DataManifest.read(folder) for folder in folders)
+        for folder, other in zip(folders[1:], others, strict=True):
+            _require_tokenizer(folder, other.tokenizer_sha256, folders[0], vocabulary)
+        sources: dict[str, Source] = {}
+        for folder in folders:
+            for path in sorted(folder.glob(f"[!.]*/{MANIFEST_NAME}")):
+                source = Source(path.parent.name, path.parent, SourceManifest.read(path.parent))
+                _require_tokenizer(source.folder, source.manifest.tokenizer_sha256, folders[0], vocabulary)
+                if source.name in sources:
+                    raise DataError(
+                        f"Source {source.name} is in {sources[source.name].folder.parent} and in {folder}.",
+                        "Rename the folder of one of them.",
+                    )
+                sources[source.name] = source
+        if not sources:
+            raise DataError(f"{', '.join(map(str, folders))}: there is no source.", MAKE_DATA)
+        return cls(folders, vocabulary, sources)
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json of the first folder."""
+        return self.folders[0] / self.vocabulary.tokenizer
+
+    def require_whole(self) -> None:
+        """Raises: DataError when a file of any source is missing or of another size, or the tokenizer another one."""
+        require_tokenizer_file(self.tokenizer)
+        if file_sha256(self.tokenizer) != self.vocabulary.tokenizer_sha256:
+            raise DataError(
+                f"{self.tokenizer} is not the tokenizer of the manifest.", f"Delete the folder. {MAKE_DATA}"
+            )
+        for source in self.sources.values():
+            for split in SPLITS:
+                source.tokens(split)
+
+    def shares(self, weights: dict[str, float]) -> dict[str, float]:
+        """Normalised sample share of each source whose weight is above 0. Without weights: by training tokens.
+
+        Raises: DataError for a weight of an unknown source.
+        """
+        for name in weights:
+            if name not in self.sources:
+                raise DataError(
+                    f"data.sources.{name} is not in the data folder.",
+                    f"Its sources are {', '.join(self.sources)}; leave data.sources empty to take all by their tokens.",
+                )
+        by_tokens = {name: float(source.manifest.num_tokens("train")) for name, source in self.sources.items()}
+        chosen = {name: weight for name, weight in sorted((weights or by_tokens).items()) if weight > 0}
+        total = math.fsum(chosen.values())
+        return {name: weight / total for name, weight in chosen.items()}
+
+    def content_hash(self, shares: dict[str, float]) -> str:
+        """sha256 of the tokens of these sources and their shares, wherever the folders lie."""
+        content = {
+            "vocab_size": self.vocabulary.vocab_size,
+            "eos_id": self.vocabulary.eos_id,
+            "sources": {
+                name: [
+                    *([shard.bin_sha256 for shard in self.sources[name].manifest.shards(split)] for split in SPLITS),
+                    share,
+                ]
+                for name, share in shares.items()
+            },
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def require_tokenizer_file(tokenizer: Path) -> None:
+    """Raises: DataError when it is missing."""
+    if not tokenizer.is_file():
+        raise DataError(f"The tokenizer {tokenizer} is missing.", MAKE_DATA)
+
+
+def _require_tokenizer(folder: Path, found: str, first: Path, vocabulary: DataManifest) -> None:
+    if found != vocabulary.tokenizer_sha256:
+        raise DataError(
+            f"The tokens of {folder} were made by another tokenizer than those of {first}.",
+            "Make one of them again with the other's tokenizer (tools/tokenize_corpus.py).",
+        )

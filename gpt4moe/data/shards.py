@@ -1,0 +1,152 @@
+"""The tokens of one split of a source: its shards one after the other, mapped when they are first read.
+
+    stream   shard 0 | shard 1 | ...          any stretch of it may be read, also across shards
+    .sums    CRC-32 of every block of a .bin; a block is checked before the first token of it is used
+
+Opening thousands of shards costs one look at the size of each file. Nothing else is read until a sample is asked for.
+"""
+
+import hashlib
+import zlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt4moe.data.indexed import MAKE_DATA
+from gpt4moe.data.manifest import Shard
+from gpt4moe.errors import DataError
+
+BLOCK_BYTES = 1 << 15
+"""Of a checksum. A sample of 4096 tokens needs one or two blocks: checking them costs less than 0.1 ms."""
+_MOST_MAPPED = 512
+"""Shards that are mapped at once: each takes one of the files that a process may open."""
+
+
+class ShardedTokens:
+    """A stream of tokens, as an array: it has a length, and gives slices.
+
+    Args:
+        folder: of the source.
+    Raises: DataError for a file that is missing or has another size than the manifest says.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]):
+        self.folder, self.shards = folder, shards
+        for shard in shards:
+            require_files(folder, shard)
+        self.ends = list(accumulate(shard.tokens for shard in shards))
+        """Tokens up to the end of each shard."""
+        self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, stretch: slice) -> NDArray[np.integer]:
+        """A copy of a stretch. Raises: DataError for a damaged block."""
+        start, stop, step = stretch.indices(len(self))
+        assert step == 1, "a stretch has no gaps"
+        if start >= stop:
+            return np.empty(0, dtype=self.shards[0].dtype)
+        parts = []
+        while start < stop:
+            at = bisect_right(self.ends, start)
+            before = self.ends[at] - self.shards[at].tokens
+            until = min(stop, self.ends[at])
+            parts.append(self._mapped(at).read(start - before, until - before))
+            start = until
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def place(self, position: int) -> tuple[Shard, int]:
+        """The shard of a token, and its place there."""
+        at = bisect_right(self.ends, position)
+        return self.shards[at], position - self.ends[at] + self.shards[at].tokens
+
+    def _map(self, at: int) -> "_MappedShard":
+        try:
+            return _MappedShard(self.folder, self.shards[at])
+        except OSError as error:
+            raise DataError(
+                f"{error.filename} cannot be read: {error.strerror}.", "Mount it again, and resume."
+            ) from error
+
+
+class _MappedShard:
+    """One .bin, and which of its blocks were found whole."""
+
+    def __init__(self, folder: Path, shard: Shard):
+        self.path, self.sums_path = bin_path(folder, shard), sums_path(folder, shard)
+        self.bytes: NDArray[np.uint8] = np.memmap(self.path, mode="r", dtype=np.uint8)
+        self.dtype = np.dtype(shard.dtype)
+        self.sums: NDArray[np.uint32] = np.memmap(self.sums_path, mode="r", dtype="<u4")
+        self.is_whole = bytearray(-(-len(self.sums) // 8))
+        """One bit a block."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.integer]:
+        """Tokens start to stop - 1, copied. Raises: DataError."""
+        first, last = start * self.dtype.itemsize, stop * self.dtype.itemsize
+        for block in range(first // BLOCK_BYTES, (last - 1) // BLOCK_BYTES + 1):
+            if not self.is_whole[block >> 3] >> (block & 7) & 1:
+                self._check(block)
+        return np.array(self.bytes[first:last]).view(self.dtype)
+
+    def _check(self, block: int) -> None:
+        start = block * BLOCK_BYTES
+        if zlib.crc32(self.bytes[start : start + BLOCK_BYTES].data) != self.sums[block]:
+            raise damaged_block(self.path, block)
+        self.is_whole[block >> 3] |= 1 << (block & 7)
+
+
+def damaged_block(path: Path, block: int) -> DataError:
+    start = block * BLOCK_BYTES
+    return DataError(
+        f"{path} is damaged: bytes {start:,} to {start + BLOCK_BYTES - 1:,} are not those that were written.",
+        "Restore the file from its original, or make the source again (tools/tokenize_corpus.py).",
+    )
+
+
+def require_files(folder: Path, shard: Shard) -> None:
+    """Raises: DataError when a file of the shard is missing or has another size than the manifest says."""
+    num_bytes = shard.tokens * np.dtype(shard.dtype).itemsize
+    wanted = {
+        bin_path(folder, shard): num_bytes,
+        idx_path(folder, shard): shard.idx_bytes,
+        sums_path(folder, shard): 4 * -(-num_bytes // BLOCK_BYTES),
+    }
+    for path, size in wanted.items():
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} is missing.", MAKE_DATA) from error
+        if found != size:
+            raise DataError(
+                f"{path} has {found:,} bytes, the manifest says {size:,}.", f"Delete its source's folder. {MAKE_DATA}"
+            )
+
+
+def write_sums(file: Path, sums: Path) -> str:
+    """Writes the checksums of a .bin. Returns its sha256."""
+    digest, blocks = hashlib.sha256(), []
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            blocks.append(zlib.crc32(block))
+    sums.write_bytes(np.array(blocks, dtype="<u4").tobytes())
+    return digest.hexdigest()
+
+
+def bin_path(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.file}.bin"
+
+
+def idx_path(folder: Path, shard: Shard) -> Path:
+    return folder / f"{shard.file}.idx"
+
+
+def sums_path(folder: Path, shard: Shard) -> Path:
+    """In the source's folder, wherever the shard lies."""
+    return folder / f"{Path(shard.file).name}.sums"

@@ -1,0 +1,128 @@
+"""A source of several shards is one stream; a flipped bit is found when its block is first read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from gpt4moe.data.loader import build_data
+from gpt4moe.data.manifest import Shard, SourceManifest
+from gpt4moe.data.preprocess import write_split
+from gpt4moe.data.shards import BLOCK_BYTES, ShardedTokens
+from gpt4moe.data.tokenizer import Tokenizer
+from gpt4moe.errors import DataError
+from tests.data.conftest import make_folder, small_run
+
+TEXTS = [f"document {i} of {i * i} other things\n" * (1 + i % 4) for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("source")
+
+
+@pytest.fixture(scope="module")
+def shards(folder: Path, tokenizer: Tokenizer) -> list[Shard]:
+    """About six, of three blocks or more. Do not damage them."""
+    return write_split(folder / "train", TEXTS * 16, tokenizer, lambda amount: None, shard_bytes=3 * BLOCK_BYTES)
+
+
+@pytest.fixture(scope="module")
+def expected(tokenizer: Tokenizer) -> list[int]:
+    return [token for text in TEXTS * 16 for token in (*tokenizer.encode(text), tokenizer.eos_id)]
+
+
+def test_shards_end_with_the_document_that_passes_their_size(shards: list[Shard]) -> None:
+    assert len(shards) > 4
+    assert [shard.file for shard in shards] == [f"train-{i:05}" for i in range(len(shards))]
+    for shard in shards[:-1]:
+        assert 3 * BLOCK_BYTES <= 2 * shard.tokens < 3 * BLOCK_BYTES + 1000
+
+
+def test_megatron_reads_every_shard(folder: Path, shards: list[Shard], expected: list[int]) -> None:
+    read = [IndexedDataset(str(folder / shard.file)) for shard in shards]
+    assert [len(dataset) for dataset in read] == [shard.documents for shard in shards]
+    assert np.concatenate([dataset[i] for dataset in read for i in range(len(dataset))]).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_stretch_is_that_of_the_stream(
+    folder: Path, shards: list[Shard], expected: list[int], data: st.DataObject
+) -> None:
+    tokens = ShardedTokens(folder, shards)
+    start = data.draw(st.integers(0, len(expected)))
+    stop = data.draw(st.integers(start, len(expected)))
+    assert len(tokens) == len(expected)
+    assert tokens[start:stop].tolist() == expected[start:stop]
+
+
+def test_a_place_is_found_in_its_shard(folder: Path, shards: list[Shard]) -> None:
+    tokens = ShardedTokens(folder, shards)
+    first = shards[0].tokens
+    assert tokens.place(0) == (shards[0], 0)
+    assert tokens.place(first - 1) == (shards[0], first - 1)
+    assert tokens.place(first) == (shards[1], 0)
+    assert tokens.place(len(tokens) - 1) == (shards[-1], shards[-1].tokens - 1)
+
+
+def test_only_shards_that_are_read_are_opened(
+    folder: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    of_numpy = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda path, **rest: (opened.append(Path(path).name), of_numpy(path, **rest))[1])
+    tokens = ShardedTokens(folder, shards)
+    assert opened == []
+    tokens[shards[0].tokens :][:1]
+    assert "train-00000.bin" not in opened
+    opened.clear()
+    ShardedTokens(folder, shards)[10:20]
+    assert opened == ["train-00000.bin", "train-00000.sums"]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2, 3])
+def test_a_flipped_bit_is_found_where_it_is_read_and_nowhere_else(
+    tmp_path: Path, tokenizer: Tokenizer, block: int
+) -> None:
+    (shard,) = write_split(tmp_path / "train", TEXTS * 3, tokenizer, lambda amount: None)
+    path, at = tmp_path / "train-00000.bin", block * BLOCK_BYTES + 12_346 * (block < 3)
+    content = bytearray(path.read_bytes())
+    content[at] ^= 4
+    path.write_bytes(content)
+    per_block, num_blocks = BLOCK_BYTES // 2, -(-len(content) // BLOCK_BYTES)
+    tokens = ShardedTokens(tmp_path, [shard])
+    for other in range(num_blocks):
+        stretch = slice(other * per_block, min((other + 1) * per_block, shard.tokens))
+        if other == block:
+            with pytest.raises(DataError, match=f"bytes {block * BLOCK_BYTES:,} to") as refusal:
+                tokens[stretch]
+            assert "train-00000.bin" in refusal.value.cause
+        else:
+            tokens[stretch]
+
+
+def test_a_damaged_source_stops_a_run_that_reads_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = make_folder(tmp_path, tokenizer)
+    path = folder / "alpha" / "train-00000.bin"
+    content = bytearray(path.read_bytes())
+    content[7] ^= 1
+    path.write_bytes(content)
+    stream = build_data(small_run(folder, "+data.sources.alpha=1")).train
+    with pytest.raises(DataError, match="is damaged"):
+        stream.micro_batches(0, global_batch_size=4, micro_batch_size=4, dp=1, dp_index=0)
+    build_data(small_run(folder, "+data.sources.beta=1")).train.sample(0)
+
+
+def test_shards_of_any_size_give_the_same_samples(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Loading, shuffling and cutting know nothing of shards."""
+    found = []
+    for name, shard_bytes in (("one", 10**9), ("many", 200)):
+        folder = make_folder(tmp_path / name, tokenizer, shard_bytes=shard_bytes)
+        data = build_data(small_run(folder))
+        found.append([stream.sample(n).tokens.tobytes() for stream in (data.train, data.validation) for n in range(50)])
+    assert len(SourceManifest.read(tmp_path / "many" / "alpha").train) > 3
+    assert found[0] == found[1]
