@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field, fields
 
 from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.data import DataConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.training import (
     CheckpointConfig,
-    DataConfig,
     ExpertKernel,
     KernelsConfig,
     ResilienceConfig,

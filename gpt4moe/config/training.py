@@ -1,8 +1,7 @@
-"""Groups run, data, training, stage, checkpoint, tracking, resilience, kernels."""
+"""Groups run, training, stage, checkpoint, tracking, resilience, kernels."""
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from gpt4moe.config import MISSING
 from gpt4moe.config.optimizer import Dtype
@@ -23,42 +22,6 @@ class RunSection:
     def validate(self) -> None:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ConfigError(f"run.name={self.name!r} cannot name a folder.", "Use letters, digits, '-' and '_'.")
-
-
-class DataKind(str, Enum):
-    """The source of tokens."""
-
-    indexed = "indexed"
-    mock = "mock"
-
-
-@dataclass(kw_only=True, slots=True)
-class DataConfig:
-    kind: DataKind = DataKind.mock
-    """indexed: Megatron .bin/.idx files in `path`. mock: synthetic tokens, without files."""
-    path: Any = None
-    """Folder with manifest.json and a folder of shards for each source; or a list of such folders."""
-    tokenizer: str | None = None
-    """File tokenizer.json of the `tokenizers` library; null: the one in `path`."""
-    sources: dict[str, float] = field(default_factory=dict)
-    """Source name -> share of samples. Shares are divided by their sum. Empty: in proportion to the sources' tokens."""
-
-    @property
-    def folders(self) -> list[str]:
-        return self.path if isinstance(self.path, list) else [] if self.path is None else [self.path]
-
-    def validate(self) -> None:
-        if self.kind is DataKind.indexed and not self.path:
-            raise ConfigError("data.path is not set.", "Set data.path=FOLDER, or data=mock for synthetic tokens.")
-        if not all(isinstance(folder, str) and folder for folder in self.folders):
-            raise ConfigError(
-                f"data.path={self.path} names no folders.", "Set data.path=FOLDER or data.path=[ONE,TWO]."
-            )
-        for name, weight in self.sources.items():
-            if weight < 0 or not sum(self.sources.values()):
-                raise ConfigError(
-                    f"data.sources.{name}={weight} is not a share.", "Give shares of 0 or more, one above 0."
-                )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,11 +3,17 @@
     text --tokenizer, preprocess--> shards --catalogue--> tokens --samples, mixture--> n-th sample --loader--> Batch
 
     tokenizer.py    byte-level BPE: train, load, encode, decode
+    folder.py       a source is written beside the others and moved in place
     preprocess.py   documents -> shards of a source (megatron.core)
+    blend.py        shares, samples and epochs of each source in a run
     manifest.py     manifest.json of a folder and of a source
     indexed.py      memory-mapped reader of one pair of .bin/.idx
     shards.py       a source's tokens over all shards, blocks checked
     catalogue.py    the sources of data folders
+    overview.py     what a run reads of each source, also of a plan
+    register.py     files of Megatron-LM as a source
+    command.py      what tools/mixture.py answers
+    lookup.py       where sample n comes from; are the files whole?
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n
     samples.py      one sample: packed tokens, or synthetic
@@ -16,6 +22,6 @@
     loader.py       build_data: streams, micro-batches of a rank
     prefetch.py     the next step's batches, made in a thread
 
-All but batch.py, loader.py, prefetch.py and preprocess.py run without torch. Called by training, inference (tokenizer),
-demo, tools.
+All but batch.py, loader.py, lookup.py, prefetch.py and preprocess.py run without torch. Called by training, inference
+(tokenizer), demo, launch, tools.
 """

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
+from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError
 
@@ -74,34 +74,20 @@ class Catalogue:
             for split in SPLITS:
                 source.tokens(split)
 
-    def shares(self, weights: dict[str, float]) -> dict[str, float]:
-        """Normalised sample share of each source whose weight is above 0. Without weights: by training tokens.
+    def train_tokens(self) -> dict[str, float]:
+        """Training tokens of each source."""
+        return {name: source.manifest.num_tokens("train") for name, source in self.sources.items()}
 
-        Raises: DataError for a weight of an unknown source.
-        """
-        for name in weights:
-            if name not in self.sources:
-                raise DataError(
-                    f"data.sources.{name} is not in the data folder.",
-                    f"Its sources are {', '.join(self.sources)}; leave data.sources empty to take all by their tokens.",
-                )
-        by_tokens = {name: float(source.manifest.num_tokens("train")) for name, source in self.sources.items()}
-        chosen = {name: weight for name, weight in sorted((weights or by_tokens).items()) if weight > 0}
-        total = math.fsum(chosen.values())
-        return {name: weight / total for name, weight in chosen.items()}
-
-    def content_hash(self, shares: dict[str, float]) -> str:
-        """sha256 of the tokens of these sources and their shares, wherever the folders lie."""
+    def content_hash(self, phases: Sequence[Phase]) -> str:
+        """sha256 of the tokens that are read and of the shares, wherever the folders lie."""
         content = {
             "vocab_size": self.vocabulary.vocab_size,
             "eos_id": self.vocabulary.eos_id,
             "sources": {
-                name: [
-                    *([shard.bin_sha256 for shard in self.sources[name].manifest.shards(split)] for split in SPLITS),
-                    share,
-                ]
-                for name, share in shares.items()
+                name: [[shard.bin_sha256 for shard in self.sources[name].manifest.shards(split)] for split in SPLITS]
+                for name in names_of(phases)
             },
+            "phases": [[phase.first_sample, phase.shares] for phase in phases],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

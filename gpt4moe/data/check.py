@@ -3,13 +3,16 @@
 check_data reads the manifests and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import DataKind
+from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
 from gpt4moe.data.manifest import SPLITS, file_sha256
+from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.errors import DataError
 
 
@@ -24,14 +27,15 @@ class CheckedData:
     """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
     catalogue: Catalogue | None = None
     """The sources; None for synthetic tokens."""
-    shares: dict[str, float] = field(default_factory=dict)
-    """Share of samples of each source that is read; of a catalogue alone."""
+    phases: Sequence[Phase] = ()
+    """Shares of the catalogue's sources."""
 
 
 def check_data(run: RunConfig) -> CheckedData:
     """Looks at every file that the run will read.
 
-    Raises: DataError for missing or damaged files, another vocabulary or tokenizer, an unknown source or a short one.
+    Raises: DataError for missing or damaged files, another vocabulary or tokenizer, and for a source that is unknown,
+    short, or would be read more often than it may.
     """
     if run.data.kind is DataKind.mock:
         return _check_mock(run)
@@ -51,13 +55,14 @@ def check_data(run: RunConfig) -> CheckedData:
             f"The tokenizer {path} is not the one that made the data of {folder}.",
             "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
         )
-    shares = catalogue.shares(run.data.sources)
-    for name in shares:
+    phases = phases_of(run, catalogue.train_tokens())
+    for name in names_of(phases):
         for split in SPLITS:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
-    identity = {"data": catalogue.content_hash(shares), "tokenizer": tokenizer_hash}
-    return CheckedData(identity=identity, tokenizer=path, catalogue=catalogue, shares=shares)
+    require_epochs(run, uses(run, catalogue.train_tokens(), phases))
+    identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
+    return CheckedData(identity=identity, tokenizer=path, catalogue=catalogue, phases=phases)
 
 
 def _check_mock(run: RunConfig) -> CheckedData:

@@ -69,6 +69,12 @@ class IndexedTokens:
         start = int(self._offsets[first]) // self.tokens.itemsize
         return self.tokens[start : int(self._offsets[last]) // self.tokens.itemsize + int(self._lengths[last])]
 
+    def document_at(self, token: int) -> tuple[int, int]:
+        """The document that has a token, and the token's place in it."""
+        starts = self._offsets[self._bounds[:-1]]
+        document = int(np.searchsorted(starts, token * self.tokens.itemsize, side="right")) - 1
+        return document, token - int(starts[document]) // self.tokens.itemsize
+
     def _damaged(self, suffix: str, what: str) -> DataError:
         return DataError(f"{_with(self.prefix, suffix)} is damaged: it {what}.", f"Delete its folder. {MAKE_DATA}")
 

@@ -5,6 +5,7 @@
 Nothing here has state. `consumed_samples` alone determines the next samples; it is the whole data state of a run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.mixture import Mixture
+from gpt4moe.data.mixture import Draw, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
 
@@ -32,19 +33,23 @@ class MixedSamples:
     """The n-th sample of a mixture of token streams."""
 
     streams: dict[str, TokenStream]
-    mixture: Mixture
+    mixture: PhasedMixture
     seq_length: int
     seed: int
     reshuffle: bool
     """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
 
     def sample(self, n: int) -> TokenSample:
-        draw = self.mixture.draw(n)
-        stream = self.streams[draw.source]
-        epoch = draw.epoch if self.reshuffle else 0
-        order = Permutation(num_samples(len(stream), self.seq_length), self.seed, epoch, draw.source)
-        sample = packed_sample(stream, order(draw.position), self.seq_length)
+        draw, index = self.place(n)
+        sample = packed_sample(self.streams[draw.source], index, self.seq_length)
         return replace(sample, source_index=list(self.streams).index(draw.source))
+
+    def place(self, n: int) -> tuple[Draw, int]:
+        """Where sample n is drawn from, and which stretch of S tokens of its source's stream it is."""
+        draw = self.mixture.draw(n)
+        epoch = draw.epoch if self.reshuffle else 0
+        size = num_samples(len(self.streams[draw.source]), self.seq_length)
+        return draw, Permutation(size, self.seed, epoch, draw.source)(draw.position)
 
     def consumed(self, n: int) -> dict[str, int]:
         return self.mixture.consumed(n)
@@ -101,10 +106,11 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
     if checked.catalogue is None:
         train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
     else:
-        catalogue, shares, names = checked.catalogue, checked.shares, list(checked.shares)
-        train = _mixed(catalogue, "train", shares, seq_length=run.model.seq_length, seed=run.run.seed)
-        # Seed 0 always: runs of different seeds are compared on the same held-out samples.
-        validation = _mixed(catalogue, "valid", shares, seq_length=run.model.seq_length, seed=0)
+        catalogue, phases = checked.catalogue, checked.phases
+        names = names_of(phases)
+        train = _mixed(catalogue, "train", phases, seq_length=run.model.seq_length, seed=run.run.seed)
+        # Seed 0 always: runs of different seeds are compared on the same held-out samples. The first shares always.
+        validation = _mixed(catalogue, "valid", phases[:1], seq_length=run.model.seq_length, seed=0)
     return Data(
         train=train,
         validation=validation,
@@ -121,10 +127,10 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     )
 
 
-def _mixed(catalogue: Catalogue, split: str, shares: dict[str, float], *, seq_length: int, seed: int) -> SampleStream:
-    streams: dict[str, TokenStream] = {name: catalogue.sources[name].tokens(split) for name in shares}
+def _mixed(catalogue: Catalogue, split: str, phases: Sequence[Phase], *, seq_length: int, seed: int) -> SampleStream:
+    streams: dict[str, TokenStream] = {name: catalogue.sources[name].tokens(split) for name in names_of(phases)}
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
-    mixture = Mixture(sizes, shares, seed)
+    mixture = PhasedMixture(sizes, phases, seed)
     return SampleStream(MixedSamples(streams, mixture, seq_length, seed, reshuffle=split == "train"))
 
 

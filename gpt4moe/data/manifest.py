@@ -29,6 +29,8 @@ class Shard:
 
     file: str
     """Path without suffix, from the source's folder. Files of Megatron-LM that were registered lie elsewhere."""
+    sums: str
+    """File of its blocks' checksums, in the source's folder."""
     documents: int
     tokens: int
     dtype: str

@@ -5,9 +5,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, Shard, SourceManifest, file_sha256
-from gpt4moe.data.shards import write_sums
+from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
+from gpt4moe.data.manifest import Shard, SourceManifest
+from gpt4moe.data.shards import describe
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import DataError
 
@@ -27,7 +25,6 @@ with warnings.catch_warnings():
 
 SHARD_BYTES = 4_000_000_000
 """Of a .bin; a shard ends with the document that passes it."""
-TOKENIZER_NAME = "tokenizer.json"
 _BATCH_CHARACTERS = 1 << 21
 
 Progress = Callable[[int], None]
@@ -55,43 +52,17 @@ def write_data_folder(
     that come before it are written then.
     """
     tokenizer = load_tokenizer(tokenizer_path)
-    manifest = _vocabulary(folder, tokenizer, tokenizer_path)
+    vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path)
     for name, text in sources.items():
-        write_source(folder / name, text, tokenizer, manifest.tokenizer_sha256, progress, shard_bytes=shard_bytes)
-    if not (folder / MANIFEST_NAME).is_file():
-        if tokenizer_path.resolve() != (folder / TOKENIZER_NAME).resolve():
-            shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
-        manifest.write(folder)
-
-
-def _vocabulary(folder: Path, tokenizer: Tokenizer, tokenizer_path: Path) -> DataManifest:
-    """The folder's manifest, of this tokenizer. Raises: DataError when the folder has another tokenizer."""
-    digest = file_sha256(tokenizer_path)
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = DataManifest.read(folder)
-        if manifest.tokenizer_sha256 != digest:
-            raise DataError(
-                f"The sources of {folder} were made by another tokenizer than {tokenizer_path}.",
-                f"Use {folder / manifest.tokenizer}, or write to another folder.",
-            )
-        return manifest
-    return DataManifest(
-        vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, tokenizer=TOKENIZER_NAME, tokenizer_sha256=digest
-    )
+        write_source(folder / name, text, tokenizer, vocabulary.tokenizer_sha256, progress, shard_bytes=shard_bytes)
+    finish_folder(folder, vocabulary, tokenizer_path)
 
 
 def write_source(
     folder: Path, text: SourceText, tokenizer: Tokenizer, tokenizer_sha256: str, progress: Progress, *, shard_bytes: int
 ) -> None:
-    """Writes a source beside its folder, then in place of an older one. A job that reads the older one goes on with
-    the shards that it has mapped.
-
-    Raises: DataError when a split has no document; an older source is then unchanged.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        new = Path(beside) / "new"
-        new.mkdir()
+    """Writes a source in place of an older one. Raises: DataError when a split has no document; the older one stays."""
+    with new_source(folder) as new:
         SourceManifest(
             tokenizer_sha256=tokenizer_sha256,
             licence=text.licence,
@@ -99,9 +70,6 @@ def write_source(
             train=write_split(new / "train", text.train, tokenizer, progress, shard_bytes=shard_bytes),
             valid=write_split(new / "valid", text.valid, tokenizer, progress, shard_bytes=shard_bytes),
         ).write(new)
-        if folder.exists():
-            os.replace(folder, Path(beside) / "old")
-        os.replace(new, folder)
 
 
 def write_split(
@@ -149,12 +117,10 @@ class _ShardWriter:
         self.num_tokens += len(tokens) + 1
 
     def finish(self) -> Shard:
-        index = Path(f"{self.prefix}.idx")
-        self.builder.finalize(str(index))
-        return Shard(
-            file=self.prefix.name, documents=self.num_documents, tokens=self.num_tokens, dtype=self.dtype.name,
-            bin_sha256=write_sums(Path(f"{self.prefix}.bin"), Path(f"{self.prefix}.sums")),
-            idx_bytes=index.stat().st_size, idx_sha256=file_sha256(index),
+        self.builder.finalize(f"{self.prefix}.idx")
+        return describe(
+            self.prefix, self.prefix.with_suffix(".sums"), file=self.prefix.name,
+            documents=self.num_documents, tokens=self.num_tokens, dtype=self.dtype.name,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.data.indexed import MAKE_DATA
-from gpt4moe.data.manifest import Shard
+from gpt4moe.data.manifest import Shard, file_sha256
 from gpt4moe.errors import DataError
 
 BLOCK_BYTES = 1 << 15
@@ -128,15 +128,24 @@ def require_files(folder: Path, shard: Shard) -> None:
             )
 
 
-def write_sums(file: Path, sums: Path) -> str:
-    """Writes the checksums of a .bin. Returns its sha256."""
+def describe(prefix: Path, sums: Path, *, file: str, documents: int, tokens: int, dtype: str) -> Shard:
+    """The manifest's entry of a pair of files that is written; reads them once, and writes `sums`.
+
+    Args:
+        prefix: path without .bin and .idx.
+        file: Shard.file.
+    """
     digest, blocks = hashlib.sha256(), []
-    with file.open("rb") as stream:
+    with Path(f"{prefix}.bin").open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
             blocks.append(zlib.crc32(block))
     sums.write_bytes(np.array(blocks, dtype="<u4").tobytes())
-    return digest.hexdigest()
+    index = Path(f"{prefix}.idx")
+    return Shard(
+        file=file, sums=sums.name, documents=documents, tokens=tokens, dtype=dtype, bin_sha256=digest.hexdigest(),
+        idx_bytes=index.stat().st_size, idx_sha256=file_sha256(index),
+    )  # fmt: skip
 
 
 def bin_path(folder: Path, shard: Shard) -> Path:
@@ -148,5 +157,4 @@ def idx_path(folder: Path, shard: Shard) -> Path:
 
 
 def sums_path(folder: Path, shard: Shard) -> Path:
-    """In the source's folder, wherever the shard lies."""
-    return folder / f"{Path(shard.file).name}.sums"
+    return folder / shard.sums

@@ -10,6 +10,7 @@ Counts pool every source with a share; the shares weigh the sources' held-out me
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.manifest import write_json
+from gpt4moe.data.mixture import Phase
 
 _CACHE_NAME = "entropies.json"
 
@@ -41,15 +43,15 @@ class _Counts:
     """[P]"""
 
 
-def corpus_entropies(catalogue: Catalogue, weights: dict[str, float]) -> Entropies:
-    """Entropies of the folder's held-out text; computed once for these weights, then read from entropies.json.
+def corpus_entropies(catalogue: Catalogue, phases: Sequence[Phase]) -> Entropies:
+    """Entropies of the folder's held-out text; computed once for these shares, then read from entropies.json.
 
     Args:
-        weights: as data.sources; empty: every source by its tokens.
+        phases: of the run; the first one's shares count, as for its validation.
     Raises: DataError as Catalogue.open.
     """
-    shares = catalogue.shares(weights)
-    key = {"tokens": catalogue.content_hash(shares)}
+    shares = phases[0].shares
+    key = {"tokens": catalogue.content_hash(phases[:1])}
     cache = catalogue.folders[0] / _CACHE_NAME
     if cache.is_file():
         kept = json.loads(cache.read_text())

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.check import open_catalogue
+from gpt4moe.data.check import check_data
 from gpt4moe.demo.entropy import corpus_entropies
 from gpt4moe.errors import ConversionError
 from gpt4moe.pages.report import Sample
@@ -36,7 +36,9 @@ def print_summary(folder: Path, run: RunConfig, console: Console) -> int:
     Returns: the exit status: 1 when the held-out loss is not below the unigram entropy, an expert is dead, or the
     export is not the model that was trained.
     """
-    entropies = corpus_entropies(open_catalogue(run), run.data.sources)
+    checked = check_data(run)
+    assert checked.catalogue is not None
+    entropies = corpus_entropies(checked.catalogue, checked.phases)
     records = read_metrics(folder / METRICS_FILE)
     held_out = next(float(record["eval_loss"]) for record in reversed(records) if "eval_loss" in record)
     dead = _print_load(folder, console)

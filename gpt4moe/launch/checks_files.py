@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt4moe.checkpoint.inspection_text import size
 from gpt4moe.checkpoint.retention import committed_steps
-from gpt4moe.config.training import DataKind
+from gpt4moe.config.data import DataKind
 from gpt4moe.launch.checks_plan import ILLEGAL, save_seconds, span
 from gpt4moe.launch.evidence import CheckResult, PreflightEvidence, Status, not_checked
 from gpt4moe.launch.rank_files import BLOCKS

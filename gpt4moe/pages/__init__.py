@@ -9,6 +9,8 @@ a run folder
     panel_charts.py   a dashboard's panels -> charts
     expert_maps.py    expert load as heat maps
     plots.py          loss.png by matplotlib
+a mixture of sources
+    mixture_table.py  tokens, shares, epochs of each source
 a plan
     plan_answer.py    what tools/plan.py prints or writes
     plan_page.py      a plan as one page

@@ -26,6 +26,12 @@ def data_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) 
     return make_folder(folder, tokenizer)
 
 
+@pytest.fixture
+def in_shards(tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """Sources of several shards each, which a test may damage."""
+    return make_folder(tmp_path / "data", tokenizer, shard_bytes=300)
+
+
 def make_folder(folder: Path, tokenizer: Tokenizer, *, shard_bytes: int = SHARD_BYTES) -> Path:
     def texts(word: str, count: int) -> list[str]:
         return [f"{word} {i} and {i * i} other things\n" for i in range(count)]

@@ -1,0 +1,97 @@
+"""What a run reads of each source: shares from data.sources and data.phases, then samples, epochs and their limits.
+
+data.sources, tokens of each source --phases_of--> shares --uses, over the whole run--> samples, epochs
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpt4moe.config.data import SourceConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.mixture import Phase, PhasedMixture, names_of
+from gpt4moe.data.samples import num_samples
+from gpt4moe.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceUse:
+    """One source over a whole run."""
+
+    source: str
+    tokens: float
+    """That it has."""
+    share: float
+    """Of the run's samples, all phases together."""
+    samples: int
+    """That the run reads."""
+    tokens_read: int
+    epochs: float
+    """How often the run reads the source."""
+    max_epochs: float | None
+    origin: str
+
+
+def phases_of(run: RunConfig, tokens: dict[str, float]) -> list[Phase]:
+    """The run's phases, the first from sample 0 on.
+
+    Args:
+        tokens: training tokens of each source that there is.
+    Raises: DataError for an unknown source.
+    """
+    chosen = run.data.chosen or dict.fromkeys(tokens, SourceConfig())
+    _require_known("data.sources", chosen, tokens)
+    weights = {
+        name: tokens[name] * source.epochs if source.share is None else source.share for name, source in chosen.items()
+    }
+    phases = [Phase(0, _normalised(weights))]
+    for number, phase in enumerate(run.data.phases):
+        _require_known(f"data.phases[{number}].shares", phase.shares, tokens)
+        phases.append(Phase(math.ceil(phase.from_tokens / run.model.seq_length), _normalised(phase.shares)))
+    return phases
+
+
+def uses(run: RunConfig, tokens: dict[str, float], phases: Sequence[Phase]) -> list[SourceUse]:
+    """Every source that is read, over training.steps."""
+    length = run.model.seq_length
+    sizes = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)}
+    total = run.training.steps * run.training.global_batch_size
+    chosen = run.data.chosen
+    return [
+        SourceUse(
+            source=name, tokens=tokens[name], share=count / total, samples=count, tokens_read=count * length,
+            epochs=count / sizes[name],
+            max_epochs=chosen[name].max_epochs if name in chosen else None,
+            origin=chosen[name].origin if name in chosen else "",
+        )
+        for name, count in PhasedMixture(sizes, phases, run.run.seed).consumed(total).items()
+    ]  # fmt: skip
+
+
+def require_epochs(run: RunConfig, found: Sequence[SourceUse]) -> None:
+    """Raises: DataError for a source that would be read more often than its max_epochs."""
+    for use in found:
+        if use.max_epochs is not None and use.epochs > use.max_epochs:
+            fits = use.max_epochs / use.epochs
+            raise DataError(
+                f"Source {use.source} has {use.tokens:,.0f} tokens, and training.steps={run.training.steps} reads it "
+                f"{use.epochs:.2f} times; data.sources.{use.source}.max_epochs is {use.max_epochs:g}.",
+                f"Give more text, a share of {use.share * fits:.3g} or less (it is {use.share:.3g}), "
+                f"training.steps={int(run.training.steps * fits)} or fewer, or a larger max_epochs.",
+            )
+
+
+def _normalised(weights: dict[str, float]) -> dict[str, float]:
+    """Of the sources above 0, in the order of their names."""
+    positive = {name: weight for name, weight in sorted(weights.items()) if weight > 0}
+    total = math.fsum(positive.values())
+    return {name: weight / total for name, weight in positive.items()}
+
+
+def _require_known(where: str, names: Iterable[str], tokens: dict[str, float]) -> None:
+    for name in names:
+        if name not in tokens:
+            raise DataError(
+                f"{where}.{name} is not in the data folder.",
+                f"Its sources are {', '.join(tokens)}; leave data.sources empty to take all by their tokens.",
+            )

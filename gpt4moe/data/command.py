@@ -1,0 +1,120 @@
+"""The commands of tools/mixture.py: what stdout gets, as JSON and as lines."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.overview import overview
+from gpt4moe.data.register import register
+from gpt4moe.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of one command."""
+
+    facts: dict[str, Any]
+    lines: Sequence[str] = ()
+    """The same for a person; none: a table is made of the facts."""
+    status: int = 0
+
+
+def answer(command: str, words: Sequence[str]) -> Answer:
+    """Raises: ConfigError for bad arguments, DataError as the commands do."""
+    commands = {"show": _show, "sample": _sample, "verify": _verify, "register": _register}
+    if command not in commands:
+        raise ConfigError(f"{command!r} is no command.", f"Choose of: {', '.join(commands)}.")
+    return commands[command](list(words))
+
+
+def _run(overrides: list[str]) -> RunConfig:
+    is_named = any(word.lstrip("+").startswith("run.name=") for word in overrides)
+    return load_run_config(overrides if is_named else [*overrides, "run.name=mixture"])
+
+
+def _show(words: list[str]) -> Answer:
+    return Answer(overview(_run(words)))
+
+
+def _sample(words: list[str]) -> Answer:
+    from gpt4moe.data.check import check_data
+    from gpt4moe.data.lookup import origin_of
+    from gpt4moe.data.tokenizer import load_tokenizer
+
+    if not words or not words[0].isdecimal():
+        raise ConfigError("sample wants a number from 0.", "Write: mixture.py sample 4711 +experiment=tiny")
+    run = _run(words[1:])
+    checked = check_data(run)
+    origin, tokens = origin_of(run, checked, int(words[0]))
+    facts = dataclasses.asdict(origin)
+    assert checked.tokenizer is not None
+    text = load_tokenizer(checked.tokenizer).decode(tokens)
+    return Answer(facts, [*(f"{key:<18} {value}" for key, value in facts.items()), "", text])
+
+
+def _verify(words: list[str]) -> Answer:
+    from gpt4moe.data.lookup import all_shards, verify_shard
+
+    if not words:
+        raise ConfigError("verify wants data folders.", "Write: mixture.py verify data/demo")
+    catalogue = Catalogue.open([Path(word) for word in words])
+    shards = list(all_shards(catalogue))
+    total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards)
+    problems: list[str] = []
+    with _bar("verify", total) as advance:
+        for source, shard in shards:
+            problems += verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)
+    facts = {"shards": len(shards), "bytes": total, "problems": problems}
+    return Answer(
+        facts, problems or [f"{len(shards)} shards, {total:,} bytes: as they were written."], int(bool(problems))
+    )
+
+
+def _register(words: list[str]) -> Answer:
+    parser = argparse.ArgumentParser(prog="mixture.py register", usage="see mixture.py --help")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--source", required=True, metavar="NAME=PATH[,PATH]")
+    parser.add_argument("--valid", required=True, metavar="NAME=PATH[,PATH]")
+    parser.add_argument("--licence", default="unknown")
+    given = parser.parse_args(words)
+    (name, train), (other, valid) = (_named(text) for text in (given.source, given.valid))
+    if name != other:
+        raise ConfigError(f"--source is {name}, --valid is {other}.", "Register one source at a time.")
+    messages = Console(stderr=True)
+    manifest = register(
+        given.folder, name, train=train, valid=valid, tokenizer_path=given.tokenizer, licence=given.licence,
+        progress=lambda path: messages.print(f"reading {path}", markup=False),
+    )  # fmt: skip
+    facts = {
+        split: {"tokens": manifest.num_tokens(split), "documents": manifest.num_documents(split)}
+        for split in ("train", "valid")
+    }
+    return Answer({name: facts}, [f"{given.folder / name}: {facts}"])
+
+
+def _named(text: str) -> tuple[str, list[Path]]:
+    name, _, paths = text.partition("=")
+    if not name or not paths:
+        raise ConfigError(f"{text!r} is not NAME=PATH.", "Write --source web=folder/web_text_document.")
+    return name, [Path(path) for path in paths.split(",")]
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    named, bar = TextColumn("{task.description}"), BarColumn()
+    columns = (named, bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda amount: progress.advance(task, amount)

@@ -1,0 +1,55 @@
+"""Writes into a data folder: a source is moved in place when it is whole, the folder's manifest comes last."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, file_sha256
+from gpt4moe.data.tokenizer import Tokenizer
+from gpt4moe.errors import DataError
+
+TOKENIZER_NAME = "tokenizer.json"
+
+
+def vocabulary_of(folder: Path, tokenizer: Tokenizer, tokenizer_path: Path) -> DataManifest:
+    """The manifest that the folder has, or that a new one will have. Raises: DataError for another tokenizer."""
+    digest = file_sha256(tokenizer_path)
+    if not (folder / MANIFEST_NAME).is_file():
+        return DataManifest(
+            vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, tokenizer=TOKENIZER_NAME, tokenizer_sha256=digest
+        )
+    manifest = DataManifest.read(folder)
+    if manifest.tokenizer_sha256 != digest:
+        raise DataError(
+            f"The sources of {folder} were made by another tokenizer than {tokenizer_path}.",
+            f"Use {folder / manifest.tokenizer}, or write to another folder.",
+        )
+    return manifest
+
+
+@contextmanager
+def new_source(folder: Path) -> Iterator[Path]:
+    """An empty folder to write a source into; without an error it takes the place of an older one at the end. Do not
+    replace a source that a run reads: it opens shards when it comes to them."""
+    if folder.name.startswith(".") or not folder.name:
+        raise DataError(f"{folder.name!r} cannot name a source.", "Begin it with a letter or a digit.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.replace(folder, Path(beside) / "old")
+        os.replace(new, folder)
+
+
+def finish_folder(folder: Path, manifest: DataManifest, tokenizer_path: Path) -> None:
+    """Gives a new folder its tokenizer and, last, its manifest."""
+    if (folder / MANIFEST_NAME).is_file():
+        return
+    if tokenizer_path.resolve() != (folder / TOKENIZER_NAME).resolve():
+        shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
+    manifest.write(folder)

@@ -1,0 +1,108 @@
+"""Where a sample of a run comes from: source, epoch, file, document; and whether files are what their manifest says."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.catalogue import Catalogue, Source
+from gpt4moe.data.check import CheckedData
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.loader import MixedSamples, build_data
+from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
+from gpt4moe.data.shards import (
+    BLOCK_BYTES,
+    ShardedTokens,
+    bin_path,
+    damaged_block,
+    idx_path,
+    require_files,
+    sums_path,
+)  # fmt: skip
+from gpt4moe.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Of one sample."""
+
+    sample: int
+    source: str
+    epoch: int
+    position: int
+    """In the order of this epoch."""
+    file: str
+    """The .bin of its first token."""
+    document: int
+    """The document of its first token, in that file."""
+    token_in_document: int
+    tokens_md5: str
+    """Of its S + 1 tokens as little-endian int64."""
+
+
+def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, list[int]]:
+    """Sample n of a run, counted from 0, and its tokens. Raises: DataError for synthetic tokens, and as build_data."""
+    samples = build_data(run, checked).train.samples
+    if not isinstance(samples, MixedSamples):
+        raise DataError("data=mock has no files.", "Choose data=demo, or data.path=FOLDER with data.kind=indexed.")
+    draw, index = samples.place(n)
+    stream = samples.streams[draw.source]
+    assert isinstance(stream, ShardedTokens)
+    shard, at = stream.place(index * samples.seq_length)
+    document, within = IndexedTokens(stream.folder / shard.file).document_at(at)
+    tokens = samples.sample(n).tokens
+    origin = Origin(
+        sample=n, source=draw.source, epoch=draw.epoch, position=draw.position,
+        file=str(bin_path(stream.folder, shard)), document=document, token_in_document=within,
+        tokens_md5=hashlib.md5(tokens.astype("<i8").tobytes(), usedforsecurity=False).hexdigest(),
+    )  # fmt: skip
+    return origin, tokens.tolist()
+
+
+def all_shards(catalogue: Catalogue) -> Iterator[tuple[Source, Shard]]:
+    for source in catalogue.sources.values():
+        for split in SPLITS:
+            for shard in source.manifest.shards(split):
+                yield source, shard
+
+
+def verify_shard(source: Source, shard: Shard, vocab_size: int, progress: Callable[[int], None]) -> list[str]:
+    """What is wrong with a shard: every byte of its files is read.
+
+    Args:
+        progress: called with the number of bytes just read.
+    """
+    try:
+        require_files(source.folder, shard)
+        index = IndexedTokens(source.folder / shard.file)
+    except DataError as error:
+        return [error.cause]
+    found = []
+    if file_sha256(idx_path(source.folder, shard)) != shard.idx_sha256:
+        found.append(f"{idx_path(source.folder, shard)} is not the index that was written.")
+    if index.num_documents != shard.documents:
+        found.append(f"{index.prefix}.idx has {index.num_documents:,} documents, the manifest {shard.documents:,}.")
+    return found + _verify_tokens(source.folder, shard, vocab_size, progress)
+
+
+def _verify_tokens(folder: Path, shard: Shard, vocab_size: int, progress: Callable[[int], None]) -> list[str]:
+    path, digest, found = bin_path(folder, shard), hashlib.sha256(), []
+    sums = np.fromfile(sums_path(folder, shard), dtype="<u4")
+    largest = 0
+    with path.open("rb") as stream:
+        for block, sum_ in enumerate(sums):
+            content = stream.read(BLOCK_BYTES)
+            digest.update(content)
+            if zlib.crc32(content) != sum_:
+                found.append(damaged_block(path, block).cause)
+            largest = max(largest, int(np.frombuffer(content, dtype=shard.dtype).max()))
+            progress(len(content))
+    if not found and digest.hexdigest() != shard.bin_sha256:
+        found.append(f"{path} is not the file that was written: its sha256 is another one.")
+    if largest >= vocab_size:
+        found.append(f"{path} has the token {largest:,}; the vocabulary has {vocab_size:,}.")
+    return found

@@ -1,0 +1,63 @@
+"""What a run reads, source by source: of a data folder, or of a plan whose sources are not on disk yet."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4moe.config.data import DataKind
+from gpt4moe.config.run import RunConfig
+from gpt4moe.data.blend import phases_of, require_epochs, uses
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.check import open_catalogue
+from gpt4moe.data.manifest import SPLITS
+from gpt4moe.errors import DataError
+
+
+def overview(run: RunConfig) -> dict[str, Any]:
+    """{"sources": [SourceUse as a dictionary with disk_bytes, ...], "phases", totals}, over training.steps.
+
+    Raises: DataError for synthetic tokens, a folder that is missing though not every source has `tokens`, and a source
+    that would be read more often than its max_epochs.
+    """
+    if run.data.kind is DataKind.mock:
+        raise DataError("data=mock is synthetic: it has no sources.", "Choose data=demo or data=gpt4_13t.")
+    catalogue = _catalogue(run)
+    tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
+    phases = phases_of(run, tokens)
+    found = uses(run, tokens, phases)
+    require_epochs(run, found)
+    sources = [
+        dataclasses.asdict(use) | {"disk_bytes": _disk_bytes(run, catalogue, use.source, use.tokens)} for use in found
+    ]
+    return {
+        "is_planned": catalogue is None,
+        "folders": run.data.folders,
+        "sources": sources,
+        "phases": [{"first_sample": phase.first_sample, "shares": phase.shares} for phase in phases],
+        "tokens": sum(source["tokens"] for source in sources),
+        "samples": sum(source["samples"] for source in sources),
+        "tokens_read": sum(source["tokens_read"] for source in sources),
+        "disk_bytes": sum(source["disk_bytes"] for source in sources),
+    }
+
+
+def _catalogue(run: RunConfig) -> Catalogue | None:
+    """None: nothing is on disk, and every source has its tokens in the configuration."""
+    is_planned = bool(run.data.chosen) and all(source.tokens is not None for source in run.data.chosen.values())
+    if is_planned and not any(Path(folder).exists() for folder in run.data.folders):
+        return None
+    return open_catalogue(run)
+
+
+def _disk_bytes(run: RunConfig, catalogue: Catalogue | None, name: str, tokens: float) -> int:
+    """Of the tokens, both splits; a plan has no held-out text yet."""
+    if catalogue is None:
+        return int(tokens) * (2 if run.model.vocab_size < _LEAST_OF_INT32 else 4)
+    manifest = catalogue.sources[name].manifest
+    return sum(shard.tokens * np.dtype(shard.dtype).itemsize for split in SPLITS for shard in manifest.shards(split))
+
+
+_LEAST_OF_INT32 = 65500
+"""The vocabulary from which on Megatron-LM writes 4 bytes a token (DType.optimal_dtype)."""

@@ -1,0 +1,47 @@
+"""tools/mixture.py: what a run reads, and bad input refused with a cause."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.data.mixture_tool import RUN, answer
+from tools.mixture import main
+
+
+def test_show_counts_what_the_run_reads(in_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, "show", *RUN, f"data.path={in_shards}")
+    assert found["samples"] == 3 * 16
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in in_shards.rglob("*.bin"))
+    assert not found["is_planned"]
+    assert main(["show", *RUN, f"data.path={in_shards}"]) == 0
+    shown = capsys.readouterr().out
+    assert "alpha" in shown
+    assert "█" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["guess"], "is no command"),
+        (["sample", "+experiment=tiny"], "wants a number"),
+        (["sample", "-1", "+experiment=tiny"], "wants a number"),
+        (["sample", "1", "+experiment=tiny", "data=mock"], "no files"),
+        (["show", "+experiment=tiny", "data=mock"], "synthetic"),
+        (["verify"], "wants data folders"),
+        (["verify", "nowhere"], "does not exist"),
+        (["register", "x", "--tokenizer=t.json", "--source=a=b", "--valid=c=d"], "one source at a time"),
+        (["register", "x", "--tokenizer=t.json", "--source=a=b", "--valid=a=d"], "t.json is missing"),
+    ],
+)
+def test_bad_input_has_a_cause_and_exit_2(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert words in " ".join(shown.split())
+    assert shown.count("fix:") == 1

@@ -1,0 +1,55 @@
+"""Files of Megatron-LM as a source: hashed, checked against the vocabulary, left where they are."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+from gpt4moe.data.check import check_data
+from gpt4moe.data.loader import build_data
+from gpt4moe.data.tokenizer import Tokenizer
+from tests.data.conftest import VOCAB_SIZE, small_run
+from tests.data.mixture_tool import answer
+from tools.mixture import main
+
+
+def megatrons(prefix: Path, documents: list[list[int]]) -> Path:
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for document in documents:
+        builder.add_document(np.asarray(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+def test_files_of_megatron_become_a_source_and_stay_where_they_are(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, out = tmp_path / "old", tmp_path / "out"
+    old.mkdir()
+    tokenizer.backend.save(str(tmp_path / "t.json"))
+    one = megatrons(old / "one_text_document", [list(range(1, 200)), [7, 0]])
+    two, valid = megatrons(old / "two", [list(range(50, 120))]), megatrons(old / "valid", [list(range(40))])
+    before = {path: path.stat().st_mtime_ns for path in old.iterdir()}
+    arguments = ["register", str(out), "--tokenizer", str(tmp_path / "t.json"), "--source", f"web={one},{two}"]
+    found = answer(capsys, *arguments, "--valid", f"web={valid}")
+    assert found == {"web": {"train": {"tokens": 271, "documents": 3}, "valid": {"tokens": 40, "documents": 1}}}
+    assert {path: path.stat().st_mtime_ns for path in old.iterdir()} == before
+    data = build_data(small_run(out))
+    assert len(data.train.samples.streams["web"]) == 271  # type: ignore[attr-defined]
+    assert answer(capsys, "verify", str(out))["problems"] == []
+    shutil.copytree(out / "web", out / "again")
+    check_data(small_run(out))
+
+
+def test_a_token_beyond_the_vocabulary_is_found_at_the_door(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.backend.save(str(tmp_path / "t.json"))
+    bad = megatrons(tmp_path / "bad", [[1, 2, VOCAB_SIZE]])
+    out = tmp_path / "out"
+    arguments = [f"--source=web={bad}", f"--valid=web={bad}", f"--tokenizer={tmp_path / 't.json'}"]
+    assert main(["register", str(out), *arguments]) == 2
+    assert f"has the token {VOCAB_SIZE}" in capsys.readouterr().err
+    assert not list(out.glob("*"))
