@@ -12,6 +12,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import check_data
 from gpt4moe.data.manifest import SPLITS
+from gpt4moe.data.mixture import Phase
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.demo.corpus import build_demo_corpus, main, normalised, split
 from gpt4moe.demo.entropy import _count, bigram_cross_entropy, corpus_entropies, unigram_cross_entropy
@@ -206,8 +207,9 @@ def test_entropies_are_those_of_the_definition() -> None:
 
 def test_entropies_are_kept_and_computed_anew_for_other_weights(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = Catalogue.open([built])
-    both, code = corpus_entropies(catalogue, {}), corpus_entropies(catalogue, {"code": 1.0})
+    pooled = [Phase(0, {"code": 0.5, "prose": 0.5})], [Phase(0, {"code": 1.0})]
+    both, code = (corpus_entropies(catalogue, phases) for phases in pooled)
     assert both.bigram < both.unigram
     assert code != both
     monkeypatch.setattr("gpt4moe.demo.entropy._count", None)
-    assert corpus_entropies(catalogue, {"code": 1.0}) == code
+    assert corpus_entropies(catalogue, pooled[1]) == code
