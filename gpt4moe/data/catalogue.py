@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
@@ -80,14 +81,21 @@ class Catalogue:
 
     def content_hash(self, phases: Sequence[Phase]) -> str:
         """sha256 of the tokens that are read and of the shares, wherever the folders lie."""
+        return self._hash(names_of(phases), [[phase.first_sample, phase.shares] for phase in phases])
+
+    def fingerprint(self) -> str:
+        """sha256 of the tokens of all sources."""
+        return self._hash(list(self.sources), [])
+
+    def _hash(self, names: Sequence[str], phases: Sequence[Any]) -> str:
         content = {
             "vocab_size": self.vocabulary.vocab_size,
             "eos_id": self.vocabulary.eos_id,
             "sources": {
                 name: [[shard.bin_sha256 for shard in self.sources[name].manifest.shards(split)] for split in SPLITS]
-                for name in names_of(phases)
+                for name in names
             },
-            "phases": [[phase.first_sample, phase.shares] for phase in phases],
+            "phases": phases,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

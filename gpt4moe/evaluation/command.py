@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.convert.verify import open_weights
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
@@ -100,9 +101,11 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str:
-    """Of a file; of a data folder's manifest, which has hashes of its files; of another folder's files."""
-    if path.is_file() or (path / MANIFEST_NAME).is_file():
-        return file_sha256(path if path.is_file() else path / MANIFEST_NAME)
+    """Of a file; of a data folder's tokens, whose hashes are in its manifests; of another folder's files."""
+    if path.is_file():
+        return file_sha256(path)
+    if (path / MANIFEST_NAME).is_file():
+        return Catalogue.open([path]).fingerprint()
     files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     facts = [(file.relative_to(path).as_posix(), file_sha256(file)) for file in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
