@@ -7,7 +7,8 @@ modules, gradient buffers and optimizers on the meta device. Then it checks
   - parameter, gradient and optimizer bytes, read off the built objects, against the planner's, to the byte;
   - that the checkpoint files of all ranks of the world hold every tensor and its moments exactly once
     (the ranges come from the cut of the built buffers, which is compared with the optimizer of each rank built);
-  - that the inference files cut from that checkpoint hold every tensor.
+  - that the inference files cut from that checkpoint hold every tensor, and that of the ranks that load them (the
+    loader's own reading, without the data) each reads all of its own file and nothing else.
 Files have true headers, sizes, hashes and a manifest, and holes for data: they read as zeros and take almost no disk.
 
 examples:

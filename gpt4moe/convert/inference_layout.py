@@ -109,6 +109,7 @@ def open_inference_layout(folder: Path) -> FolderWeights:
     expected = {file_name(*rank): boxes for rank, boxes in held.items()}
     if expected.keys() != {entry.name for entry in entries}:
         raise _no_index(folder, "its files are not those of its grid")
+    weights.file_of_rank = {rank: file_name(*rank) for rank in held}
     cache = BlockCache()
     for entry in entries:
         file = weights.files[entry.name] = VerifiedFile(folder, entry, cache)

@@ -42,6 +42,18 @@ class Weights:
         """Copies that differ from their tensor: `NAME in FILE`."""
         return []
 
+    def prefer_rank(self, tp_index: int, pp_index: int) -> None:
+        """Of an inference folder: reads what several files have from that of this rank, which then needs no other.
+        Folders of other formats have no such files."""
+
+    def parts(self, name: str, box: Box) -> list[StoredPiece]:
+        """The pieces that a box is read from. Raises: ConversionError when they do not cover it exactly once."""
+        pieces = pieces_of_box(self.pieces[name], *box)
+        wrong = cover_of_box(pieces, *box)
+        if wrong:
+            raise ConversionError(f"{self.folder}: {name}: {wrong}.", "Take another copy: this one is damaged.")
+        return pieces
+
     def values(self, name: str, boxes: list[Box], take: Take | None = None) -> Iterator[np.ndarray]:
         """The elements of the boxes, one box after the other in C order: flat fp32 chunks of CHUNK_ELEMENTS.
 
@@ -52,10 +64,7 @@ class Weights:
         """
         buffer = np.empty(CHUNK_ELEMENTS if take is None else 0, dtype=np.float32)
         for offset, shape in boxes:
-            pieces = pieces_of_box(self.pieces[name], offset, shape)
-            wrong = cover_of_box(pieces, offset, shape)
-            if wrong:
-                raise ConversionError(f"{self.folder}: {name}: {wrong}.", "Take another copy: this one is damaged.")
+            pieces = self.parts(name, (offset, shape))
             total = prod(shape)
             for start in range(0, total, CHUNK_ELEMENTS):
                 end = min(total, start + CHUNK_ELEMENTS)
@@ -127,6 +136,17 @@ class FolderWeights(Weights):
         self.files: dict[str, BytesReader] = {}
         self.copies: dict[str, list[StoredPiece]] = {}
         """Pieces that repeat elements of `pieces`."""
+        self.file_of_rank: dict[tuple[int, int], str] = {}
+        """Of an inference folder: (tp index, pp index) -> file."""
+
+    def prefer_rank(self, tp_index: int, pp_index: int) -> None:
+        file = self.file_of_rank.get((tp_index, pp_index))
+        for name, copies in self.copies.items():
+            pieces = self.pieces[name]
+            for at, copy in enumerate(copies):
+                if copy.file == file:
+                    index = next(i for i, piece in enumerate(pieces) if piece.offset == copy.offset)
+                    pieces[index], copies[at] = copy, pieces[index]
 
     def differing_copies(self) -> list[str]:
         return [

@@ -48,6 +48,9 @@ class StoredWeights(Protocol):
     """Of safetensors: F32, BF16, F16."""
     shapes: dict[str, tuple[int, ...]]
 
+    def prefer_rank(self, tp_index: int, pp_index: int) -> None:
+        """Reads what several files have from that of this rank, where there is one."""
+
     def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]:
         """The elements of boxes of a tensor, one after the other in C order, in fp32 chunks."""
 
@@ -56,7 +59,7 @@ OpenWeights = Callable[[Path], StoredWeights]
 """Raises: ConversionError or CheckpointError. An argument: the room convert lies beside this one."""
 
 
-class _BoxReader:
+class BoxReader:
     """StoredWeights as model.weights.load_weights reads them: whole shards."""
 
     def __init__(self, weights: StoredWeights):
@@ -130,7 +133,7 @@ def open_folder(path: Path, open_weights: OpenWeights) -> Opened:
 
     kinds = ("weight", "buffer")
     names = frozenset(f"{kind}/{name}" for kind in kinds for name in weights.shapes)
-    return Opened(run=run, reader=_BoxReader(weights), step=0, words=words, names=names)
+    return Opened(run=run, reader=BoxReader(weights), step=0, words=words, names=names)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,10 +199,7 @@ def placed(
     Raises: CheckpointError or ConversionError, on every rank, when it is damaged; LayoutError when the model does not
         fit `parallel`.
     """
-    run = dataclasses.replace(opened.run, parallel=parallel or ParallelConfig())
-    run.precision = dataclasses.replace(run.precision, dtype=dtype or run.precision.dtype)
-    # Generation needs our attention; and a package that trained the model may not be installed here.
-    run.kernels = KernelsConfig(experts=run.kernels.experts)
+    run = placed_run(opened, dtype, parallel)
     here = environment or Environment(rank=0, world_size=1, local_rank=0, master=None, source="one process")
     if parallel is not None:
         require_placeable(run, here.world_size)
@@ -207,6 +207,15 @@ def placed(
         layout = Layout.from_config(run.parallel, here.world_size)
         groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
         yield LoadedModel(load_chunks(opened, run, groups), run, opened.step, groups)
+
+
+def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelConfig | None = None) -> RunConfig:
+    """The run that a folder's model is built for, as `placed` builds it."""
+    run = dataclasses.replace(opened.run, parallel=parallel or ParallelConfig())
+    run.precision = dataclasses.replace(run.precision, dtype=dtype or run.precision.dtype)
+    # Generation needs our attention; and a package that trained the model may not be installed here.
+    run.kernels = KernelsConfig(experts=run.kernels.experts)
+    return run
 
 
 def require_placeable(run: RunConfig, world_size: int) -> None:
@@ -225,12 +234,21 @@ def load_chunks(opened: Opened, run: RunConfig, groups: ProcessGroups) -> list[n
     """
     # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
     from gpt4moe.model.gpt import build_model
-    from gpt4moe.model.weights import load_weights
 
     loaded = frozenset(stored_names(run.model)) if opened.names is None else opened.names
     chunks = build_model(run, groups, loaded=loaded)
-    load_weights(opened.reader, chunks, groups, names=opened.names)
+    read_chunks(opened, chunks, groups)
     return [chunk.eval() for chunk in chunks]
+
+
+def read_chunks(opened: Opened, chunks: list[Any], groups: ProcessGroups) -> None:
+    """Fills the chunks of this rank from the folder; of one made by to-inference, for its own grid, from the rank's own
+    file alone. Collective. Raises: as load_chunks."""
+    from gpt4moe.model.weights import load_weights
+
+    if isinstance(opened.reader, BoxReader):
+        opened.reader.weights.prefer_rank(groups.coordinate["tp"], groups.coordinate["pp"])
+    load_weights(opened.reader, chunks, groups, names=opened.names)
 
 
 class TheirModel(nn.Module):

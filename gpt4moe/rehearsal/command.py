@@ -163,6 +163,12 @@ def _lines(rehearsal: Rehearsal, kept: bool) -> list[str]:
             f"in bf16, the largest {_size(serving.largest_bytes)}, index {_size(serving.index_bytes)}; "
             f"layers per stage {serving.layers_per_stage}"
         )
+        if serving.reads and not serving.problems:
+            reads = serving.reads
+            lines.append(
+                f"reading: {reads.ranks} ranks read {reads.shards} shards, each by exactly the rank that needs it, "
+                f"{_size(reads.least_bytes)} to {_size(reads.most_bytes)} each, {_size(reads.total_bytes)} together"
+            )
     if kept and checkpoint:
         lines.append(f"written without data: {checkpoint.folder.parents[1]}")
     return lines

@@ -1,6 +1,6 @@
 """The inference files of a rehearsed checkpoint: headers and index, no data; read back and checked. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -55,7 +55,31 @@ class InferenceFiles:
     largest_bytes: int
     index_bytes: int
     problems: list[str]
-    """Tensors that the files do not cover exactly."""
+    """Tensors that the files do not cover exactly; what a rank reads and does not need, or nobody reads."""
+    reads: "InferenceReads | None" = None
+    """None: the grid is none that our loader takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceReads:
+    """What the ranks of a serving layout read of its files, each of its own."""
+
+    ranks: int
+    shards: int
+    """Boxes of tensors in all files; a norm is one in each file of its stage."""
+    least_bytes: int
+    """Of one rank."""
+    most_bytes: int
+    total_bytes: int
+
+
+@dataclass(kw_only=True, slots=True)
+class StageReads:
+    """What the ranks of one stage read."""
+
+    rank_bytes: list[int] = field(default_factory=list)
+    shards: int = 0
+    problems: list[str] = field(default_factory=list)
 
 
 def checkpoint_files(folder: Path) -> CheckpointFiles:

@@ -9,6 +9,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 
-import gpt4moe.rehearsal.rank  # noqa: E402, F401
+import gpt4moe.rehearsal.rank  # noqa: E402
+import gpt4moe.rehearsal.reading  # noqa: E402, F401
 
 torch.set_num_threads(1)

@@ -2,14 +2,14 @@
 
 roles -> rehearse_rank, in a few processes -> bytes against the planner's, groups against the layout
                                            -> checkpoint files of all ranks, without data -> every tensor once
-                                                                                         -> inference files
+                                        -> inference files -> every rank reads its own, all of it, and no other
 """
 
 import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,21 @@ from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import CheckpointError, ConfigError, ConversionError
+from gpt4moe.errors import CheckpointError, ConfigError, ConversionError, LayoutError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import rank_chunks
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
-from gpt4moe.rehearsal.files import CheckpointFiles, InferenceFiles, checkpoint_files, require_grid, write_inference
+from gpt4moe.rehearsal.files import (
+    CheckpointFiles,
+    InferenceFiles,
+    InferenceReads,
+    StageReads,
+    checkpoint_files,
+    require_grid,
+    write_inference,
+)
 from gpt4moe.training.run_folder import identity_of
 
 GPT4_SERVING = (8, 16)
@@ -147,6 +155,8 @@ def rehearse(
         if grid:
             on_stage(f"cutting {grid[0] * grid[1]} inference files")
             serving = write_inference(folder, out / "inference", *grid)
+            on_stage(f"reading them as {grid[0] * grid[1]} ranks")
+            serving = replace(serving, **_read(serving, missing))
             problems += serving.problems
     except CheckpointError as error:
         problems.append(error.cause)
@@ -174,8 +184,7 @@ def _build(
 ) -> list[RankReport]:
     """The reports, by rank."""
     config = config_to_dict(run)
-    processes = min(len(ranks), os.cpu_count() or 1)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    with _processes(len(ranks)) as pool:
         started = [
             pool.submit(_rehearse_rank, config, layout.world_size, rank, None if rank % layout.stage_size else folder)
             for rank in ranks
@@ -183,6 +192,35 @@ def _build(
         for _ in as_completed(started):
             on_rank()
         return [future.result() for future in started]
+
+
+def _read(files: InferenceFiles, missing: list[str]) -> dict[str, Any]:
+    """`reads` and `problems` of the files, after every rank has read what it needs of them. Adds to `missing`."""
+    stages = range(files.pp)
+    try:
+        with _processes(files.pp) as pool:
+            found = list(pool.map(_read_stage, *zip(*((files, stage) for stage in stages), strict=True)))
+    except LayoutError as error:
+        missing.append(f"reading the inference files: {error.cause}")
+        return {}
+    sizes = [size for stage in found for size in stage.rank_bytes]
+    reads = InferenceReads(
+        ranks=len(sizes), shards=sum(stage.shards for stage in found), least_bytes=min(sizes), most_bytes=max(sizes),
+        total_bytes=sum(sizes),
+    )  # fmt: skip
+    return {"reads": reads, "problems": files.problems + [problem for stage in found for problem in stage.problems]}
+
+
+def _processes(most: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(
+        min(most, os.cpu_count() or 1), mp_context=multiprocessing.get_context("forkserver")
+    )  # fmt: skip
+
+
+def _read_stage(files: InferenceFiles, stage: int) -> StageReads:
+    from gpt4moe.rehearsal.reading import read_stage
+
+    return read_stage(files.folder, files.tp, files.layers_per_stage, stage)
 
 
 def _rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint: Path | None) -> RankReport:
