@@ -173,11 +173,9 @@ def open_model(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
 
 @contextmanager
 def loaded_model(
-    path: Path,
-    dtype: Dtype | None = None,
-    parallel: ParallelConfig | None = None,
+    path: Path, dtype: Dtype | None = None, parallel: ParallelConfig | None = None,
     environment: Environment | None = None,
-) -> Iterator[LoadedModel]:
+) -> Iterator[LoadedModel]:  # fmt: skip
     """`placed` for a step folder, or a run folder's latest checkpoint. Raises: CheckpointError, as open_checkpoint."""
     with placed(open_checkpoint(path), dtype, parallel, environment) as model:
         yield model
@@ -185,11 +183,9 @@ def loaded_model(
 
 @contextmanager
 def placed(
-    opened: Opened,
-    dtype: Dtype | None = None,
-    parallel: ParallelConfig | None = None,
+    opened: Opened, dtype: Dtype | None = None, parallel: ParallelConfig | None = None,
     environment: Environment | None = None,
-) -> Iterator[LoadedModel]:
+) -> Iterator[LoadedModel]:  # fmt: skip
     """The model of a folder on the ranks of a layout. Collective.
 
     Args:

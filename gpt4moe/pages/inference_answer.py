@@ -66,11 +66,15 @@ def write_inference_page(path: Path | str, plan: InferencePlan) -> None:
         f'<h1>{escape(title)}</h1><p class="under-title">{escape(_heading(plan))}</p>'
         f'<p class="verdict">{escape(_verdict(plan))}</p>'
         + section("Layouts under their load", _html_table(["", *COLUMNS], _rows(plan)))
-        + section("New tokens, as more sequences are in flight", "".join(map(line_chart, _decode_charts(plan))))
-        + section("Prompts, as more come at once", "".join(map(line_chart, _prefill_charts(plan))))
+        + section("New tokens, as more sequences are in flight", _drawn(_decode_charts(plan)))
+        + section("Prompts, as more come at once", _drawn(_prefill_charts(plan)))
         + section("Assumptions", f"<ul>{assumed}</ul>")
     )
     write_page(path, title, body)
+
+
+def _drawn(charts: Sequence[Chart]) -> str:
+    return f'<div class="charts">{"".join(map(line_chart, charts))}</div>'
 
 
 def _heading(plan: InferencePlan) -> str:
