@@ -3,7 +3,8 @@
     runs/NAME/resolved.yaml      the config of the first launch; never changes
               identity.json      what every launch must match, and the run's id
               starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
-              checkpoints/  metrics.jsonl  events.jsonl  logs/  wandb/  report.html  loss.png
+              checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  evaluations.jsonl  logs/  wandb/  report.html
+              loss.png
 
 Rank 0 alone writes here. When it raises an error, every rank does (parallel.agreement).
 """

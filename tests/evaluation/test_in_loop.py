@@ -1,6 +1,7 @@
 """Texts and tasks while a run trains: the same numbers as without, the same texts on every layout, each once."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,23 @@ def test_after_a_resume_every_text_is_there_once(event: Event, status: int | Non
     assert more == ([] if status is None else ["sums", "squares", "prose", "data"]), "step 2 got a checkpoint"
     assert [line for line in results if line["step"] != 2] == lines_of(whole, "evaluations")
     assert metrics(folder) == metrics(whole)
+
+
+def test_what_a_launch_left_out_is_made_by_the_next_on_another_layout(tmp_path: Path, runs: Runs) -> None:
+    whole, folder = runs.pair("tp2-pp2-ep2")[0], tmp_path / "x"
+    shutil.copytree(whole, folder)
+    for name, left in {"samples": 7, "evaluations": 4}.items():
+        lines = (folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{name}.jsonl").write_text("".join(lines[:left]))
+    for ended in train(folder, *runs.base, *runs.asked, "training.steps=7", "parallel.pp=2", ranks=2):
+        assert ended.status == 0, ended.err
+    got, want = lines_of(folder), lines_of(whole)
+    assert [(line["step"], line["prompt"], line["tokens"]) for line in got] == [
+        (line["step"], line["prompt"], line["tokens"]) for line in want
+    ]
+    steps = [line["step"] for line in lines_of(folder, "evaluations")]
+    assert steps == [3] * 4 + [6] * 4 + [7] * 4
+    assert lines_of(folder, "evaluations")[4] == lines_of(whole, "evaluations")[4]
 
 
 def test_report_and_wandb_show_how_texts_change(runs: Runs) -> None:
