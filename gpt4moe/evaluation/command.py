@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
 from gpt4moe.evaluation.corpus import SourceText, parts, read_sources, score_part
 from gpt4moe.evaluation.questions import Examiner, Question, read_choices, read_exact
-from gpt4moe.inference.command import Arguments, add_layout, closed_stdout, wanted_parallel, weights_of
+from gpt4moe.inference.command import Arguments, add_layout, closed_stdout, wanted_parallel, weights_of, write_stdout
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.text import Words
 from gpt4moe.inference.writing import SharedFile
@@ -73,10 +72,9 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
 def _show(text: str) -> None:
     """Raises: LaunchError when nobody reads stdout any more."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise closed_stdout("before the results") from error
+        write_stdout(text)
+    except OSError as error:
+        raise closed_stdout("before the results", error) from error
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """The command of tools/generate.py: arguments, checks, one rank's part of the work, what stdout gets."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -97,10 +98,17 @@ def _wish(options: argparse.Namespace, words: Words) -> Wish:
     sampling = wanted_sampling(options)
     if options.input is not None and options.prompt:
         raise ConfigError("Both --input and --prompt give prompts.", "Leave one out.")
+    if options.json and options.output is not None:
+        raise ConfigError("--json prints answers, --output writes them to a file.", "Leave one out.")
+    if options.input is not None and options.output is not None and options.output.resolve() == options.input.resolve():
+        raise ConfigError(f"{options.input} is both --input and --output.", "Write the answers to another file.")
     if options.input is not None:
         prompts = read_prompts(options.input)
     else:
         prompts = [_asked(number, text, options.chat) for number, text in enumerate(options.prompt or ["The "])]
+    empty = next((prompt.id for prompt in prompts if prompt.text == ""), None)
+    if empty is not None:
+        raise ConfigError(f"Prompt {empty!r} is empty.", "Give a text, at least a space, or leave the prompt out.")
     texts = [words.render(prompt.messages) if prompt.messages else prompt.text or "" for prompt in prompts]
     tokens = [
         words.encode(text, is_chat=prompt.messages is not None) for text, prompt in zip(texts, prompts, strict=True)
@@ -133,10 +141,17 @@ def wanted_sampling(options: argparse.Namespace) -> Sampling:
 def wanted_limits(options: argparse.Namespace) -> Limits:
     if options.cache_gb is None:
         return Limits(max_rows=options.max_rows)
+    if not 0 < options.cache_gb < float("inf"):
+        raise ConfigError(f"--cache-gb {options.cache_gb} is no size.", "Set gigabytes above 0, or leave it out.")
     return Limits(max_rows=options.max_rows, cache_bytes=int(options.cache_gb * 10**9))
 
 
 def _asked(number: int, text: str, is_chat: bool) -> Prompt:
+    """Raises: ConfigError for an argument that is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"--prompt {text!r} is no UTF-8.", "Give UTF-8, or the prompts as --input.") from error
     if is_chat:
         return Prompt(id=number, messages=[{"role": "user", "content": text}])
     return Prompt(id=number, text=text)
@@ -156,23 +171,22 @@ def wanted_parallel(options: argparse.Namespace, opened: Opened, environment: En
 def _to_terminal(model: LoadedModel, words: Words, wish: Wish, *, is_json: bool) -> None:
     """Each text as it grows, or all answers as one JSON list. Collective.
 
-    Raises: LaunchError on every rank, after the text that is growing, when nobody reads stdout any more.
+    Raises: LaunchError on every rank, after the text that is growing, when stdout takes no more.
     """
-    is_closed = False
+    refused: OSError | None = None
 
     def show(text: str) -> None:
-        nonlocal is_closed
-        if model.groups.is_first_rank and not is_closed:
+        nonlocal refused
+        if model.groups.is_first_rank and refused is None:
             try:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-            except BrokenPipeError:  # noted, because the other ranks are amid a step
-                is_closed = True
+                write_stdout(text)
+            except OSError as error:  # noted, because the other ranks are amid a step
+                refused = error
 
     def require_reader(found: int) -> None:
         with raise_together(model.groups):
-            if is_closed:
-                raise closed_stdout(f"after {found} of {len(wish.texts) * wish.num_samples} texts")
+            if refused is not None:
+                raise closed_stdout(f"after {found} of {len(wish.texts) * wish.num_samples} texts", refused)
 
     if is_json:
         listed = list(answers(model, words, wish))
@@ -188,11 +202,20 @@ def _to_terminal(model: LoadedModel, words: Words, wish: Wish, *, is_json: bool)
         require_reader(found)
 
 
-def closed_stdout(when: str) -> LaunchError:
-    """The error for a BrokenPipeError of stdout, which nothing is written to from now on."""
-    # Otherwise Python flushes stdout once more when it ends, and complains.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def write_stdout(text: str) -> None:
+    """Raises: OSError when nobody reads stdout, it was closed before the start, or its disk is full."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def closed_stdout(when: str, error: OSError) -> LaunchError:
+    """The error for one of write_stdout; nothing is written to stdout from now on."""
+    if sys.stdout is not None:
+        # Otherwise Python flushes stdout once more when it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return LaunchError(
-        f"stdout was closed {when} (a broken pipe).",
+        f"stdout was closed {when} ({(error.strerror or str(error)).lower()}).",
         "Let its reader read on, or write a file that can be resumed: --output answers.jsonl.",
     )

@@ -12,6 +12,7 @@ Other settings are refused, because one file would hold answers of two kinds.
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Raises: DataError with the first line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also cuts at characters that JSON allows within a text.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}).", "Give a file of jsonl lines.") from error
     found = [_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
@@ -51,10 +53,12 @@ def _prompt(path: Path, number: int, line: str) -> Prompt:
         fields = json.loads(line)
         assert isinstance(fields, dict)
         name, text, messages = fields.get("id", number), fields.get("prompt"), fields.get("messages")
-        assert isinstance(name, str | int) and (text is None) != (messages is None)
-        assert isinstance(text, str | None) and isinstance(messages, list | None)
+        assert isinstance(name, str | int) and not isinstance(name, bool)
+        assert (text is None) != (messages is None) and isinstance(text, str | None)
+        assert messages is None or (isinstance(messages, list) and messages)
         assert all(isinstance(message, dict) for message in messages or ())
-    except (ValueError, AssertionError) as error:
+        json.dumps(fields, ensure_ascii=False).encode()  # refuses half of a surrogate pair
+    except (ValueError, AssertionError, RecursionError) as error:
         shown = line if len(line) <= 60 else f"{line[:57]}..."
         raise DataError(
             f"{path}, line {number} is no prompt: {shown}",
@@ -76,9 +80,13 @@ class AnswerFile:
     def __init__(self, path: Path, ids: Sequence[str | int], settings: Mapping[str, Any] | None = None):
         self.path = path
         try:
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            # Not to wait for a reader, if it is a pipe.
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
         except OSError as error:
             raise self._unwritable(error) from error
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            os.close(self.descriptor)
+            raise LaunchError(f"{path} is no file that can be resumed.", "Give the name of a file.")
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -95,7 +103,7 @@ class AnswerFile:
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.ftruncate(self.descriptor, len(whole))
-        done = whole.splitlines()
+        done = whole.split(b"\n")[:-1]
         for number, (line, wanted) in enumerate(zip(done, ids, strict=False), start=1):
             if _id_of(line) != wanted:
                 raise DataError(

@@ -11,6 +11,7 @@ and layouts would often draw different texts.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -38,11 +39,15 @@ class Sampling:
     def validate(self) -> None:
         """Raises: ConfigError."""
         checks = [
-            (self.temperature >= 0, "temperature", "Set 0 (greedy) or more."),
+            (
+                self.temperature == 0 or 1e-4 <= self.temperature < inf,
+                "temperature",
+                "Set 0 (greedy), or 0.0001 or more.",
+            ),
             (self.top_k >= 0, "top-k", "Set 0 (all tokens) or more."),
             (0 < self.top_p <= 1, "top-p", "Set above 0, at most 1."),
             (0 <= self.min_p <= 1, "min-p", "Set from 0 to 1."),
-            (self.repetition_penalty > 0, "repetition-penalty", "Set above 0; 1 changes nothing."),
+            (0 < self.repetition_penalty < inf, "repetition-penalty", "Set above 0; 1 changes nothing."),
         ]
         for is_right, name, cure in checks:
             if not is_right:

@@ -1,6 +1,7 @@
 """tools/generate.py: the same text from every format and layout; files that are resumed; chats; bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
+from gpt4moe.errors import DataError, LaunchError
+from gpt4moe.inference.files import AnswerFile, read_prompts
 from tests.corpus import numbered_lines
 from tests.inference.tool import TOOL, generate, torchrun
 from tests.slurm_lab.cluster import until
 from tests.training.command import outside, train
 
 DRAWN = ("--temperature", "1.0", "--top-p", "0.9", "--tokens", "9", "--seed", "4")
-PROMPTS = ("word 17 and", "other", "and 100 other things", "")
+PROMPTS = ("word 17 and", "other", "and 100 other things", " ")
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,16 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "invalid int value: 'many'": (run, "--tokens", "many"),
         "is not the answer to prompt": (run, "--input", _prompts(tmp_path / "in.jsonl"), "--output", other),
         "cannot be written": (run, "--output", tmp_path / "nowhere" / "out.jsonl"),
+        "no file that can be resumed": (run, "--output", "/dev/full"),
+        "is both --input and --output": (run, "--input", bad, "--output", tmp_path / "." / "bad.jsonl"),
+        "--json prints answers": (run, "--json", "--output", tmp_path / "out.jsonl"),
+        "'\\udcff' is no UTF-8": (run, "--prompt", "a", "\udcff"),
+        "Prompt 1 is empty": (run, "--prompt", "a", ""),
+        "--cache-gb nan": (run, "--cache-gb", "nan"),
+        "--cache-gb inf": (run, "--cache-gb", "inf"),
+        "--temperature 1e-320": (run, "--temperature", "1e-320"),
+        "--temperature nan": (run, "--temperature", "nan"),
+        "--repetition-penalty inf": (run, "--repetition-penalty", "inf"),
     }
     for words, arguments in cases.items():
         (ended,) = generate(*arguments)
@@ -199,6 +212,37 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         assert ended.status == 2 and len(lines) == 2, (words, ended)
         assert any(word in lines[0] for word in words.split("|")), (words, lines)
         assert "Traceback" not in ended.err and ended.out == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"prompt": "\\ud800"}', '{"id": "\\ud800", "prompt": "a"}', '{"id": true, "prompt": "a"}', "[" * 100_000,
+        '{"messages": []}', '{"messages": {"role": "user"}}', '{"prompt": 1}',
+    ],
+)  # fmt: skip
+def test_a_line_that_is_no_prompt_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "line\u2028separator\u0085"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 is no prompt"):
+        read_prompts(path)
+    path.write_text(path.read_text(encoding="utf-8").split("\n")[0], encoding="utf-8")
+    assert [prompt.text for prompt in read_prompts(path)] == ["line\u2028separator\u0085"]
+
+
+def test_a_second_command_does_not_write_into_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    first = AnswerFile(path, [1, 2])
+    with pytest.raises(LaunchError, match="Another command writes"):
+        AnswerFile(path, [1, 2])
+    first.close()
+    AnswerFile(path, [1, 2]).close()
+
+
+def test_a_pipe_is_no_file_of_answers(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LaunchError, match="no file that can be resumed"):
+        AnswerFile(tmp_path / "pipe", [1])
 
 
 def test_a_layout_that_does_not_divide_is_refused_on_every_rank(run: Path) -> None:
@@ -248,10 +292,15 @@ def test_a_signal_ends_the_command_with_85(run: Path, tmp_path: Path) -> None:
     assert all(json.loads(line)["id"] == 0 for line in out.read_text().splitlines(keepends=True) if line[-1] == "\n")
 
 
-def test_a_broken_pipe_ends_with_a_message(run: Path) -> None:
-    command = f"{sys.executable} {TOOL} {run} --prompt a b c d --max-rows 1 --tokens 20 | head -c 1"
+@pytest.mark.parametrize(
+    ("end", "why"), [("| head -c 1", "broken pipe"), ("> /dev/full", "no space"), (">&-", "bad file")]
+)
+def test_a_stdout_that_takes_no_more_ends_with_a_message(run: Path, end: str, why: str) -> None:
+    command = f"{sys.executable} {TOOL} {run} --prompt a b c d --max-rows 1 --tokens 20 {end}"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert lines[-2].startswith("error: stdout was closed") and lines[-1].startswith("fix:"), done.stderr
+    assert lines[-2].startswith("error: stdout was closed") and why in lines[-2] and lines[-1].startswith("fix:"), (
+        done.stderr
+    )
     assert "Traceback" not in done.stderr
