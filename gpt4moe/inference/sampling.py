@@ -42,7 +42,7 @@ class Sampling:
             (
                 self.temperature == 0 or 1e-4 <= self.temperature < inf,
                 "temperature",
-                "Set 0 (greedy), or 0.0001 or more.",
+                "Set 0 (greedy), or 1e-4 or more.",
             ),
             (self.top_k >= 0, "top-k", "Set 0 (all tokens) or more."),
             (0 < self.top_p <= 1, "top-p", "Set above 0, at most 1."),

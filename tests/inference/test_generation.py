@@ -133,17 +133,19 @@ def _ends(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:
     end = whole.tokens[4]
     request = Request(prompt=prompts()[0], max_tokens=9, sampling=Sampling(temperature=0), end_ids=frozenset({end}))
     generator = Generator(chunks, run, groups)
-    ended, stopped = generator.generate_all([
+    ended, stopped, penalised = generator.generate_all([
         request,
         Request(prompt=prompts()[0], max_tokens=9, sampling=Sampling(temperature=0),
                 is_stopped=lambda new: len(new) == 3),
+        Request(prompt=prompts()[0], max_tokens=9, sampling=Sampling(temperature=0, repetition_penalty=1e9)),
     ])  # fmt: skip
-    return whole.tokens, ended, stopped
+    return whole.tokens, ended, stopped, [*prompts()[0], *penalised.tokens]
 
 
-def test_a_text_ends_before_its_end_token_and_after_a_stop() -> None:
+def test_a_text_ends_before_its_end_token_and_after_a_stop_and_repeats_nothing_that_is_penalised() -> None:
     ((found,),) = run_ranks(1, walk, [("top2", "one")], _ends)
-    whole, ended, stopped = found
+    whole, ended, stopped, penalised = found
+    assert len(set(penalised[-9:])) == 9 and not set(penalised[-9:]) & set(penalised[:-9])
     assert ended.tokens == whole[: whole.index(whole[4])] and ended.finish_reason == "stop"
     assert stopped.tokens == whole[:3] and stopped.finish_reason == "stop"
     assert len(ended.logprobs) == len(ended.tokens)

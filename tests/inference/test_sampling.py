@@ -41,6 +41,24 @@ def test_a_token_is_drawn_from_transformers_distribution(sampling: Sampling) -> 
     assert torch.allclose(distribution(LOGITS, [sampling] * 4).float(), wanted, atol=1e-6)
 
 
+def test_filters_keep_and_drop_at_their_very_limits() -> None:
+    """Probabilities 1/2, 1/4, 1/8, 1/8, which have no rounding."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).double().log2().float() * torch.tensor(2.0).log()
+
+    def kept(sampling: Sampling) -> int:
+        return int((distribution(logits, [sampling]) > 0).sum())
+
+    assert distribution(logits, [Sampling()])[0].tolist() == pytest.approx([0.5, 0.25, 0.125, 0.125], abs=1e-7)
+    assert [kept(Sampling(top_p=share)) for share in (0.49, 0.51, 0.74, 0.76, 0.9)] == [1, 2, 2, 3, 4]
+    assert [kept(Sampling(min_p=share)) for share in (0.51, 0.49, 0.26, 0.24)] == [1, 2, 2, 4]
+
+
+def test_a_share_of_exactly_the_limit_stays() -> None:
+    equal = torch.zeros(1, 4)
+    assert (distribution(equal, [Sampling(min_p=1.0)]) > 0).sum() == 4, "min-p: at least this share"
+    assert (distribution(equal, [Sampling(top_p=0.5)]) > 0).sum() == 2, "top-p: until the share is reached"
+
+
 def test_settings_are_each_row_s_own() -> None:
     settings = [Sampling(temperature=0.5), Sampling(top_k=3), Sampling(min_p=0.2), Sampling(top_p=0.3)]
     found = distribution(LOGITS, settings)
