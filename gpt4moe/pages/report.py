@@ -221,7 +221,7 @@ def _texts(lines: Sequence[StepLine]) -> str:
         rest = (
             "" if len(shown) == len(all_lines) else f" ({len(shown)} of {len(all_lines)} texts; {SAMPLES_FILE} has all)"
         )
-        head = f'<tr><th>step</th><th><pre class="prompt">{_text(prompt)}</pre>{rest}</th></tr>'
+        head = f'<tr><th>step</th><th><pre class="prompt">{_text(prompt) or "(a new text)"}</pre>{rest}</th></tr>'
         tables.append(f'<div class="table texts"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>')
     return "".join(tables)
 

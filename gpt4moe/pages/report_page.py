@@ -90,7 +90,8 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .sample { padding: 12px 16px; margin-bottom: 12px; }
 .sample .prompt { color: var(--soft); }
-.texts { margin-bottom: 12px; } .texts .prompt { display: inline; font-weight: 650; color: var(--ink); }
+.texts { margin-bottom: 12px; } .texts th:first-child { width: 1%; }
+.texts .prompt { display: inline; font-weight: 650; color: var(--ink); }
 details { padding: 12px 16px; } summary { cursor: pointer; font-weight: 600; } details pre { margin-top: 12px; }
 code { font: 13.5px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }

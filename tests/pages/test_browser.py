@@ -21,7 +21,10 @@ from tests.browser import Browser, find_program
 from tests.runlog.synthetic import falling_loss, uneven_load
 
 STEPS = 400
-PARTS = {Parts.sources: ("code", "prose"), Parts.layers: ("layers_0_1", "layers_2_3"), Parts.none: ()}
+PARTS = {
+    Parts.sources: ("code", "prose"), Parts.layers: ("layers_0_1", "layers_2_3"), Parts.tasks: ("sums/accuracy",),
+    Parts.none: (),
+}  # fmt: skip
 # Of every chart: its title, and of each of its curves the length in pixels and whether it lies within the chart.
 CHARTS = """[...document.querySelectorAll("[data-chart]")].map(figure => {
   const svg = figure.querySelector("svg").getBoundingClientRect();

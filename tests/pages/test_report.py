@@ -161,3 +161,16 @@ def test_the_pipeline_schedule_is_shown_where_there_is_a_pipeline(tmp_path: Path
     run = load_run_config(["+experiment=tiny", "run.name=test", "parallel.pp=2"])
     assert "Pipeline schedule" in report(tmp_path, pipeline=run_pipeline(run)).text
     assert "Pipeline schedule" not in report(tmp_path).text
+
+
+def test_texts_follow_each_other_by_step_and_of_many_some_are_shown(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "prompt": prompt, "text": f"{HOSTILE} {step}"}
+        for step in range(1, 101)
+        for prompt in ("a", HOSTILE)
+    ]
+    page = report(tmp_path, texts=lines)
+    assert "Samples while training" in page.text and page.text.count("12 of 100 texts") == 2
+    assert not {"script", "img"} & {tag for tag, attrs in page.elements if "src" in attrs}
+    shown = re.findall(r"&amp;.* (\d+)$", "\n".join(page.texts), re.MULTILINE)
+    assert len(shown) == 24 and shown[0] == "1" and shown[-1] == "100" and shown[:12] == sorted(shown[:12], key=int)
