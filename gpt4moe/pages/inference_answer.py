@@ -21,7 +21,7 @@ from gpt4moe.planner.serving import Serving, usd_per_tokens
 COLUMNS: dict[str, Callable[[Deployment], str]] = {
     "tp": lambda d: str(d.layout.tp),
     "pp": lambda d: str(d.layout.pp),
-    "ep": lambda d: str(d.layout.ep),
+    "ep": lambda d: str(d.ep),
     "copies": lambda d: str(d.layout.copies),
     "in flight [seq]": lambda d: f"{d.in_flight:,}",
     "that fit [seq]": lambda d: f"{d.most * d.layout.copies:,}",
@@ -31,7 +31,7 @@ COLUMNS: dict[str, Callable[[Deployment], str]] = {
     "new [tokens/s]": lambda d: f"{d.decode.tokens_per_second:,.0f}",
     "prompt [USD/M]": lambda d: f"{d.input_usd:,.2f}",
     "new [USD/M]": lambda d: f"{d.output_usd:,.2f}",
-    "request [USD]": lambda d: f"{d.request_usd:.4f}",
+    "request [USD]": lambda d: f"{d.request_usd:.3g}",
     "requests/s": lambda d: f"{d.requests_per_second:.3g}",
     "weights [GB]": lambda d: f"{d.decode.weight_bytes / 1e9:.1f}",
     "cache [GB]": lambda d: f"{d.decode.cache_bytes / 1e9:.1f}",
@@ -129,7 +129,8 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _json(plan: InferencePlan, deployment: Deployment) -> dict[str, object]:
     layout, cluster = deployment.layout, plan.served.cluster
     return {
-        "tp": layout.tp, "pp": layout.pp, "ep": layout.ep, "copies": layout.copies, "in_flight": deployment.in_flight,
+        "tp": layout.tp, "pp": layout.pp, "ep": deployment.ep, "copies": layout.copies,
+        "in_flight": deployment.in_flight,
         "most_in_flight": deployment.most * layout.copies,
         "first_token_seconds": deployment.prefill.first_token_seconds,
         "token_seconds": deployment.decode.latency_seconds,
@@ -203,4 +204,4 @@ def _chart(plan: InferencePlan, title: str, unit: str, lines: dict[str, list[Poi
 
 def _name(name: str, deployment: Deployment) -> str:
     layout = deployment.layout
-    return f"{name}: tp {layout.tp}, pp {layout.pp}, ep {layout.ep}, copies {layout.copies}"
+    return f"{name}: tp {layout.tp}, pp {layout.pp}, ep {deployment.ep}, copies {layout.copies}"

@@ -44,6 +44,8 @@ class Deployment:
     """One layout under its chosen load."""
 
     layout: ServingLayout
+    ep: int
+    """Ranks that divide the experts; 1 for a model without."""
     most: int
     """Sequences that fit in each copy."""
     decode: Serving
@@ -229,7 +231,7 @@ def deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLa
     devices, cluster = layout.devices, served.cluster
     request = config.prompt_tokens / alone.steady_tokens_per_second + config.new_tokens / decode.tokens_per_second
     return Deployment(
-        layout=layout, most=most, decode=decode, prefill=alone,
+        layout=layout, ep=layout.ep if served.model.moe else 1, most=most, decode=decode, prefill=alone,
         output_usd=decode_usd(decode, cluster), input_usd=prefill_usd(alone, devices, cluster),
         request_usd=usd_per_tokens(1, devices, 1 / request, cluster), requests_per_second=1 / request,
     )  # fmt: skip
