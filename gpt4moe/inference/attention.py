@@ -1,5 +1,6 @@
 """StepAttention: attention of a step's tokens to their own rows, whose earlier keys and values are in the cache.
 
+    query and key [T, N + G, D] -> rotary embedding -> keys and values into the cache
     query [T, N, D] of a part -> [n, Q, N, D]    Q new tokens of each of n rows
 
     rows that begin           their keys are the new ones; causal
@@ -9,7 +10,7 @@
 Shapes: T packed tokens, N heads and G query groups of this rank, D head size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,42 +20,51 @@ from gpt4moe.inference.cache import KeyValueCache
 from gpt4moe.model.attention import CausalAttention
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepAttention:
     """What a chunk's layers attend by in one step (model.attention.CachedAttention)."""
 
     step: Step
     cache: KeyValueCache
     qkv_format: str = "rows"
+    rotary: tuple[Tensor, Tensor] | None = field(default=None, init=False)
+    """The step's cosines and sines, [T, 1, D]: equal for all layers, so Stages makes them once (rotary_factors)."""
 
     def attend(
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None,
         causal: CausalAttention,
     ) -> Tensor:  # fmt: skip
-        num_real = self.step.num_real
-        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[3])
+        assert self.rotary is not None, "Stages sets it"
+        num_real, num_heads = self.step.num_real, query.shape[2]
+        query, key = _rotated(torch.cat((query[:, 0], key[:, 0]), dim=1), *self.rotary).tensor_split([num_heads], dim=1)
         if num_real:
-            query, key, value = (x[:num_real, 0] for x in (query, key, value))
-            self.cache.append(layer_number, key, value, self.step.slots)
+            self.cache.append(layer_number, key[:num_real], value[:num_real, 0], self.step.slots)
+        out = None
         for part in self.step.parts:
             if part.tables is None:
-                found = _begin(part, query, key, value, causal)
+                found = _begin(part, query, key, value[:, 0], causal)
             elif part.tokens.shape[1] == 1:
                 found = self._one(layer_number, part, query, scale)
             else:
                 found = self._more(layer_number, part, query, causal)
+            if part.is_whole_step:
+                return found.view(-1, 1, num_heads * query.shape[2])
+            if out is None:
+                out = torch.zeros_like(query)
             if part.real is None:
                 out[part.tokens.flatten()] = found.flatten(0, 1)
             else:
                 out[part.tokens[part.real]] = found[part.real]
+        if out is None:  # dummies alone
+            out = torch.zeros_like(query)
         return out.flatten(1).unsqueeze(1)
 
     def _one(self, layer_number: int, part: Part, query: Tensor, scale: float | None) -> Tensor:
         """[n, 1, N, D] of rows with one new token each."""
         assert part.tables is not None
         key, value = self.cache.read(layer_number, part.tables, part.num_keys)
-        q = query[part.tokens[:, 0]]
-        grouped = q.view(q.shape[0], key.shape[1], -1, q.shape[2])
+        q = query if part.is_whole_step else query[part.tokens[:, 0]]
+        grouped = q.reshape(q.shape[0], key.shape[1], -1, q.shape[2])
         out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=part.mask, scale=scale)
         return out.reshape(q.shape[0], 1, *q.shape[1:])
 
@@ -77,11 +87,18 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, causal: CausalAttention) 
     return out.view(*query.shape).transpose(0, 1)
 
 
-def rotary_frequencies(inverse: Tensor, positions: Tensor) -> Tensor:
-    """What Megatron's layers want as rotary_pos_emb, of these positions alone: [T, 1, 1, D].
+def rotary_factors(inverse: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary embedding (arXiv:2104.09864) at these positions alone, each [T, 1, D]; the sines
+    of the first half with their minus.
 
     Args:
         inverse: inv_freq of Megatron's RotaryEmbedding, [D / 2].
     """
-    frequency = torch.outer(positions.to(inverse.dtype), inverse)
-    return torch.cat((frequency, frequency), dim=-1)[:, None, None]
+    angle = torch.outer(positions.to(inverse.dtype), inverse).unsqueeze(1)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, N, D], whose halves are pairs: (a, b) -> (a cos - b sin, b cos + a sin), as Megatron's rope_utils."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin

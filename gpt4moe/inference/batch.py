@@ -66,6 +66,8 @@ class Part:
     """The most keys of a row."""
     mask: Tensor | None
     """[n, 1, 1, num_keys], for rows of one new token: 0 for a row's keys, -inf behind them. None: all have as many."""
+    is_whole_step: bool
+    """Whether `tokens` are all of the step, dummies too, in order, each of another row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,14 @@ def pack(
         token_ids=padded(list(range(num_real)), -1) if has_dummies else None,
         slots=made([row.blocks[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS for row, place in taken]),
         parts=tuple(
-            _part([rows[at] for at in group], [starts[at] for at in group], [counts[at] for at in group], dtype, device)
+            _part(
+                [rows[at] for at in group],
+                [starts[at] for at in group],
+                [counts[at] for at in group],
+                num_tokens=num_tokens,
+                dtype=dtype,
+                device=device,
+            )
             for group in _groups(rows, counts)
         ),
         whole=tuple(rows[at] for at in whole),
@@ -151,18 +160,23 @@ def _groups(rows: Sequence[Row], counts: Sequence[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _part(rows: list[Row], starts: list[int], counts: list[int], dtype: torch.dtype, device: torch.device) -> Part:
+def _part(
+    rows: list[Row], starts: list[int], counts: list[int], *, num_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Part:
     width, keys = max(counts), [row.num_cached + count for row, count in zip(rows, counts, strict=True)]
-    count = torch.tensor(counts, device=device).unsqueeze(1)
-    column = torch.arange(width, device=device)
-    tokens = torch.tensor(starts, device=device).unsqueeze(1) + torch.minimum(column, count - 1)
-    real = column < count if min(counts) < width else None
+    tokens, real = torch.tensor(starts, device=device).unsqueeze(1), None
+    if width > 1:
+        count = torch.tensor(counts, device=device).unsqueeze(1)
+        column = torch.arange(width, device=device)
+        tokens = tokens + torch.minimum(column, count - 1)
+        real = column < count if min(counts) < width else None
+    is_whole_step = len(rows) == num_tokens
     if rows[0].num_cached == 0:
-        return Part(tokens, real, None, width, None)
+        return Part(tokens, real, None, width, None, is_whole_step)
     num_blocks = blocks_of(max(keys))
     tables = [row.blocks[:num_blocks] + [0] * (num_blocks - len(row.blocks)) for row in rows]
     mask = None
     if min(keys) < max(keys):
         behind = torch.arange(max(keys), device=device) >= torch.tensor(keys, device=device).unsqueeze(1)
         mask = torch.zeros(behind.shape, dtype=dtype, device=device).masked_fill(behind, -torch.inf)[:, None, None]
-    return Part(tokens, real, torch.tensor(tables, dtype=torch.int64, device=device), max(keys), mask)
+    return Part(tokens, real, torch.tensor(tables, dtype=torch.int64, device=device), max(keys), mask, is_whole_step)

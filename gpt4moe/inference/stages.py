@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from gpt4moe.inference.attention import StepAttention, rotary_frequencies
+from gpt4moe.inference.attention import StepAttention, rotary_factors
 from gpt4moe.model.parameters import moe_layers
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
@@ -67,11 +67,13 @@ class Stages:
         ids = step.token_ids
         if ids is not None and self.config.sequence_parallel:
             ids = ids.chunk(self.groups.tp.size())[self.groups.tp.rank()]
-        inverse = chunk.rotary_pos_emb.inv_freq.to(step.positions.device)
+        if attention.rotary is None:
+            inverse = chunk.rotary_pos_emb.inv_freq.to(step.positions.device)
+            attention.rotary = rotary_factors(inverse, step.positions, self.config.params_dtype)
         out: Tensor = chunk.decoder(
             hidden_states=hidden,
             attention_mask=None,
-            rotary_pos_emb=rotary_frequencies(inverse, step.positions),
+            rotary_pos_emb=None,  # StepAttention's part
             packed_seq_params=attention,
             padding_mask=None if ids is None else ids[None],
         )

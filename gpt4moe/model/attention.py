@@ -41,7 +41,7 @@ class CachedAttention(Protocol):
         self, layer_number: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None,
         causal: CausalAttention,
     ) -> Tensor:  # fmt: skip
-        """query [T, 1, N, D], key and value [T, 1, G, D], all after the rotary embedding -> [T, 1, N*D].
+        """query [T, 1, N, D], key and value [T, 1, G, D], before the rotary embedding -> [T, 1, N*D].
 
         Args:
             layer_number: in the whole model, from 1.

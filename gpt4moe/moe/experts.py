@@ -60,6 +60,18 @@ class Experts(nn.Module):
         """
         return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
 
+    def of_tokens(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+        """Each token through its experts, all of which are here, and their sum: [T, H]. One expert after the other, no
+        gradient: for generation, where steps of few tokens meet few of the experts."""
+        expert, top_k = expert_index_TK.flatten(), expert_index_TK.shape[1]
+        order = torch.argsort(expert, stable=True)
+        rows, weight = x_TH.index_select(0, order // top_k), weight_TK.reshape(-1, 1).index_select(0, order)
+        out = torch.empty_like(rows)
+        for index, at in _slices(torch.bincount(expert, minlength=len(self.down)).tolist()):
+            if at.start < at.stop:
+                out[at] = _one_expert(rows[at], weight[at], self.gate_up[index], self.down[index])
+        return torch.empty_like(out).index_copy_(0, order, out).view(-1, top_k, out.shape[1]).sum(dim=1)
+
 
 class PerExpert(torch.autograd.Function):
     """Computes one expert after the other. So its activations, a few MB, are still in the cache when they are used, and
@@ -91,6 +103,15 @@ class PerExpert(torch.autograd.Function):
             torch.mm(grad_hidden, gate_up[expert], out=grad_x[rows])
             torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
         return grad_x, grad_weight, None, grad_gate_up, grad_down
+
+
+def _one_expert(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """One expert's output of x [n, H]. Products of two to four rows run as products of columns: on CPUs they take 25 to
+    40% less time so (MKL, torch 2.13; at one row and from six on nothing is gained)."""
+    if not 2 <= len(x) <= 4:
+        return torch.mm(_weighted_swiglu(torch.mm(x, gate_up.t()), weight), down.t())
+    activation = _weighted_swiglu(torch.mm(gate_up, x.t()).t(), weight)
+    return torch.mm(down, activation.contiguous().t()).t()
 
 
 class WeightedSwiGlu(torch.autograd.Function):

@@ -70,6 +70,8 @@ class ExpertParallelMLP(nn.Module):
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
+        # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
+        self.has_all_experts = groups.ep.size() * groups.etp.size() == 1 and kernel is ExpertKernel.per_expert
         self.run_experts = recomputed(self._through_experts) if recompute else self._through_experts
         shared = moe.shared_expert_ffn_hidden_size
         self.shared_experts = build_shared_experts(config, shared, groups) if shared else None
@@ -95,8 +97,11 @@ class ExpertParallelMLP(nn.Module):
         real_T = None if token_id_T is None else token_id_T >= 0
         routing = self.router(x_TH, token_id_T)
         keep = self._kept(routing, real_T, hidden.shape[1])
-        plan = self.dispatcher.plan(routing.expert_index, keep)
-        output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
+        if self.is_generating and self.has_all_experts and keep is None:
+            output = self.experts.of_tokens(x_TH, routing.expert_index, routing.weight)
+        else:
+            plan = self.dispatcher.plan(routing.expert_index, keep)
+            output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
         if not self.is_generating:
             output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
         output = output.view_as(hidden)
