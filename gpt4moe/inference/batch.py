@@ -10,10 +10,10 @@ of an expert's group has more tokens. No expert gets them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gpt4moe.inference.cache import BLOCK_TOKENS, BlockPool, blocks_of
 
@@ -113,23 +113,28 @@ def pack(
         for place in range(row.num_cached, row.num_cached + count)
     ]
     num_real = len(taken)
-    starts = [sum(counts[:at]) for at in range(len(counts))]
+    starts = list(accumulate(counts, initial=0))[:-1]
     whole = [at for at, row in enumerate(rows) if row.num_cached + counts[at] == len(row.tokens)]
 
-    def made(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    def padded(values: list[int], with_: int) -> Tensor:
-        return pad(made(values), (0, num_tokens - num_real), value=with_)
-
+    dummies = num_tokens - num_real
+    numbers = [
+        [row.tokens[place] for row, place in taken] + [0] * dummies,
+        [place for _, place in taken] + [0] * dummies,
+        [row.blocks[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS for row, place in taken],
+        [starts[at] + counts[at] - 1 for at in whole],
+        [*range(num_real), *[-1] * dummies] if has_dummies else [],
+    ]
+    # One tensor: on a GPU each would be a copy of its own.
+    together = torch.tensor(list(chain.from_iterable(numbers)), dtype=torch.int64, device=device)
+    tokens, positions, slots, ends, token_ids = together.split([len(some) for some in numbers])
     return Step(
         rows=tuple(rows),
         counts=tuple(counts),
         num_real=num_real,
-        tokens=padded([row.tokens[place] for row, place in taken], 0),
-        positions=padded([place for _, place in taken], 0),
-        token_ids=padded(list(range(num_real)), -1) if has_dummies else None,
-        slots=made([row.blocks[place // BLOCK_TOKENS] * BLOCK_TOKENS + place % BLOCK_TOKENS for row, place in taken]),
+        tokens=tokens,
+        positions=positions,
+        token_ids=token_ids if has_dummies else None,
+        slots=slots,
         parts=tuple(
             _part(
                 [rows[at] for at in group],
@@ -142,7 +147,7 @@ def pack(
             for group in _groups(rows, counts)
         ),
         whole=tuple(rows[at] for at in whole),
-        ends=made([starts[at] + counts[at] - 1 for at in whole]),
+        ends=ends,
     )
 
 

@@ -121,8 +121,7 @@ class KeyValueCache:
         """
         layer = self.layers[layer_number]
         flat = layer.view(layer.shape[0], -1, self.head_size)
-        flat[: self.num_groups].index_copy_(1, slots, key.transpose(0, 1))
-        flat[self.num_groups :].index_copy_(1, slots, value.transpose(0, 1))
+        flat.index_copy_(1, slots, torch.cat((key, value), dim=1).transpose(0, 1))
 
     def read(self, layer_number: int, tables: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
         """Key and value [n, G, num_keys, D] of n rows.

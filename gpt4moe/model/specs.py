@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -55,6 +56,27 @@ def norm_class(kernel: NormKernel) -> type[nn.Module]:
     return Norm
 
 
+class ColumnLinear(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
+    """Megatron's linear layer. Without gradients and tensor parallelism, as while text is generated, it is one product:
+    Megatron's way there through three autograd functions costs a token as much time as the product."""
+
+    def forward(self, input_: Tensor, *rest: Any, **named: Any) -> Any:
+        """input_ [S, B, H] -> ([S, B, output], no bias)."""
+        if torch.is_grad_enabled() or self.tp_group.size() > 1:
+            return super().forward(input_, *rest, **named)
+        return torch.matmul(input_, self.weight.t()), None
+
+
+class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
+    """As ColumnLinear."""
+
+    def forward(self, input_: Tensor, *rest: Any, **named: Any) -> Any:
+        """input_ [S, B, input] -> ([S, B, H], no bias)."""
+        if torch.is_grad_enabled() or self.tp_group.size() > 1:
+            return super().forward(input_, *rest, **named)
+        return torch.matmul(input_, self.weight.t()), None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltWith:
     """What the parts of a layer are built with."""
@@ -66,6 +88,7 @@ class BuiltWith:
 
 def _grouped_query(layer: ModuleSpec, built: BuiltWith) -> None:
     parts = layer.submodules.self_attention.submodules
+    parts.linear_qkv, parts.linear_proj = ColumnLinear, RowLinear
     parts.core_attention = CORE_ATTENTION[built.run.kernels.attention]()
     if built.run.model.qk_norm:
         parts.q_layernorm = parts.k_layernorm = built.norm

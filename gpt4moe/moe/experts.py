@@ -61,16 +61,24 @@ class Experts(nn.Module):
         return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
 
     def of_tokens(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-        """Each token through its experts, all of which are here, and their sum: [T, H]. One expert after the other, no
-        gradient: for generation, where steps of few tokens meet few of the experts."""
-        expert, top_k = expert_index_TK.flatten(), expert_index_TK.shape[1]
-        order = torch.argsort(expert, stable=True)
-        rows, weight = x_TH.index_select(0, order // top_k), weight_TK.reshape(-1, 1).index_select(0, order)
-        out = torch.empty_like(rows)
-        for index, at in _slices(torch.bincount(expert, minlength=len(self.down)).tolist()):
+        """The outputs of each token's experts, all of which are here, times their weights: [T, K, H]. No gradient: for
+        generation, where a step has few tokens and meets few experts."""
+        num_tokens, top_k = expert_index_TK.shape
+        expert, weight, order = expert_index_TK.flatten(), weight_TK.reshape(-1, 1), None
+        if num_tokens == 1:
+            rows = x_TH.expand(top_k, -1)
+            met = [(index, slice(at, at + 1)) for at, index in enumerate(expert.tolist())]
+        else:
+            order = torch.argsort(expert, stable=True)
+            rows, weight = x_TH.index_select(0, order // top_k), weight.index_select(0, order)
+            met = _slices(torch.bincount(expert, minlength=len(self.down)).tolist())
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for index, at in met:
             if at.start < at.stop:
                 out[at] = _one_expert(rows[at], weight[at], self.gate_up[index], self.down[index])
-        return torch.empty_like(out).index_copy_(0, order, out).view(-1, top_k, out.shape[1]).sum(dim=1)
+        if order is not None:
+            out = torch.empty_like(out).index_copy_(0, order, out)
+        return out.view(num_tokens, top_k, -1)
 
 
 class PerExpert(torch.autograd.Function):

@@ -98,13 +98,15 @@ class ExpertParallelMLP(nn.Module):
         routing = self.router(x_TH, token_id_T)
         keep = self._kept(routing, real_T, hidden.shape[1])
         if self.is_generating and self.has_all_experts and keep is None:
-            output = self.experts.of_tokens(x_TH, routing.expert_index, routing.weight)
+            output_TKH = self.experts.of_tokens(x_TH, routing.expert_index, routing.weight)
+            # A tensor of its own: Megatron would copy a view of another.
+            output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
         else:
             plan = self.dispatcher.plan(routing.expert_index, keep)
             output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
-        if not self.is_generating:
-            output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
-        output = output.view_as(hidden)
+            if not self.is_generating:
+                output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
+            output = output.view_as(hidden)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)[0]
         return output, None
