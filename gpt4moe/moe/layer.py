@@ -42,6 +42,9 @@ from gpt4moe.parallel.groups import ProcessGroups
 
 T = TypeVar("T")
 
+FEW_TOKENS = 64
+"""Of a step of generation that goes to its experts without a dispatcher."""
+
 
 class ExpertParallelMLP(nn.Module):
     """The MLP of a mixture-of-experts layer, as Megatron's TransformerLayer calls it.
@@ -97,8 +100,8 @@ class ExpertParallelMLP(nn.Module):
         real_T = None if token_id_T is None else token_id_T >= 0
         routing = self.router(x_TH, token_id_T)
         keep = self._kept(routing, real_T, hidden.shape[1])
-        if self.is_generating and self.has_all_experts and keep is None:
-            output_TKH = self.experts.of_tokens(x_TH, routing.expert_index, routing.weight)
+        if self.is_generating and self.has_all_experts and keep is None and len(x_TH) <= FEW_TOKENS:
+            output_TKH = self.experts.of_few_tokens(x_TH, routing.expert_index, routing.weight)
             # A tensor of its own: Megatron would copy a view of another.
             output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
         else:
