@@ -9,6 +9,7 @@ The router's weight multiplies the activation, not the output: down(w * a) = w *
 outputs nor a [T, K, H] fp32 product need to be kept for the backward pass. The activation is computed again there.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
@@ -72,7 +73,8 @@ class Experts(nn.Module):
         expert, top_k = expert_index_TK.flatten(), expert_index_TK.shape[1]
         order = torch.argsort(expert, stable=True)
         rows, weight = x_TH.index_select(0, order // top_k), weight_TK.reshape(-1, 1).index_select(0, order)
-        counts = torch.bincount(expert, minlength=len(self.down)).tolist()
+        found = Counter(expert.tolist())  # the only wait for a GPU
+        counts = [found[index] for index in range(len(self.down))]
         met = [(index, at) for index, at in _slices(counts) if counts[index]]
         if len(rows) <= COLUMNS_UP_TO * len(met):
             hidden = rows.new_empty(self.gate_up.shape[1], len(rows))

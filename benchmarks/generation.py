@@ -1,0 +1,168 @@
+"""Generation and loading in one process, fp32 on the CPU, beside transformers on the same exported model.
+
+    python -m benchmarks.generation              two threads, by the clock
+    python -m benchmarks.generation --shared     on a machine that others use: one thread, CPU time
+
+Greedy, with a cache, NEW_TOKENS after prompts of 6 to 35 tokens. transformers.generate pads the prompts to the left; it
+counts with the faster of its experts implementations (eager, grouped_mm) in that round. A ratio is the median
+over rounds of their time over ours, with its quartiles. Both must write the same tokens. Loading is of a step folder,
+its blocks checked by their hashes, beside `cp` of its files, all in the page cache, by the clock.
+Targets: 1.0 for one row, 1.2 for more; loading at half of cp's speed.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoints import save_checkpoint
+from benchmarks.harness.command import read_options
+from benchmarks.harness.process import machine
+from benchmarks.harness.timing import interleaved
+from gpt4moe.architecture.tensors import logical_shapes
+from gpt4moe.config.load import load_run_config
+from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.inference.load import LoadedModel, open_checkpoint, placed
+
+HIDDEN_SIZES = (256, 512)
+TARGETS = {1: 1.0, 8: 1.2, 32: 1.2}
+"""Of each number of rows."""
+LOADING_TARGET = 0.5
+NEW_TOKENS, ROUNDS, THREADS = 24, 7, 2
+PEERS = ("eager", "grouped_mm")
+
+
+def main(arguments: list[str]) -> None:
+    alone = not read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
+    torch.set_num_threads(THREADS if alone else 1)
+    print(f"Greedy generation of {NEW_TOKENS} tokens a row, fp32. {machine()}{'' if alone else ', CPU time'}")
+    print(f"\n{'':20}tokens/s  transformers  ratio (quartiles)")
+    with tempfile.TemporaryDirectory() as folder:
+        for hidden_size in HIDDEN_SIZES:
+            step_folder = made(Path(folder), hidden_size)
+            with pair(step_folder) as models:
+                for rows in TARGETS:
+                    _report(models, hidden_size, rows, alone=alone)
+        _report_loading(step_folder)
+
+
+def made(root: Path, hidden_size: int) -> Path:
+    """A step folder with random weights, and beside its files the export to transformers in hf/."""
+    run = load_run_config([
+        "+experiment=tiny", "run.name=benchmark", "data=mock", f"model.hidden_size={hidden_size}", "model.num_layers=4",
+        "model.num_attention_heads=8", "model.num_query_groups=4", "model.moe.num_experts=8",
+        f"model.moe.ffn_hidden_size={2 * hidden_size}", "model.vocab_size=1024", "model.seq_length=128",
+    ])  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: torch.ones(shape) if len(shape) == 1 else 0.1 * torch.randn(shape, generator=generator)
+        for name, shape in logical_shapes(run.model).items()
+    }
+    folder = root / str(hidden_size) / "step-00000001"
+    folder.parent.mkdir()
+    save_checkpoint(folder, run, state)
+    to_huggingface(folder, root / str(hidden_size) / "hf", dtype="fp32")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Ours and transformers' model of the same weights."""
+
+    ours: LoadedModel
+    theirs: Any
+
+
+@contextmanager
+def pair(step_folder: Path) -> Iterator[Pair]:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    theirs = AutoModelForCausalLM.from_pretrained(step_folder.parent / "hf", dtype=torch.float32).eval()
+    with placed(open_checkpoint(step_folder)) as ours:
+        yield Pair(ours, theirs)
+
+
+def contenders(models: Pair, rows: int) -> dict[str, Callable[[], list[list[int]]]]:
+    """Each writes the texts of the same prompts; "gpt4moe" and PEERS."""
+    from gpt4moe.inference.generation import Generator
+    from gpt4moe.inference.requests import Request
+    from gpt4moe.inference.sampling import Sampling
+
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(6, 36, (rows,), generator=generator).tolist()
+    prompts = [torch.randint(1, 1000, (length,), generator=generator).tolist() for length in lengths]
+    width = max(lengths)
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - length) + [1] * length for length in lengths])
+    requests = [Request(prompt=prompt, max_tokens=NEW_TOKENS, sampling=Sampling(temperature=0)) for prompt in prompts]
+    ours = Generator(models.ours.chunks, models.ours.run, models.ours.groups)
+
+    def by_transformers(experts: str) -> list[list[int]]:
+        models.theirs.set_experts_implementation(experts)
+        found = models.theirs.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        texts: list[list[int]] = found[:, width:].tolist()
+        return texts
+
+    def by_gpt4moe() -> list[list[int]]:
+        return [text.tokens for text in ours.generate_all(requests)]
+
+    return {"gpt4moe": by_gpt4moe} | {experts: partial(by_transformers, experts) for experts in PEERS}
+
+
+def _report(models: Pair, hidden_size: int, rows: int, *, alone: bool) -> None:
+    run = contenders(models, rows)
+    assert run["gpt4moe"]() == run["eager"](), "the texts differ"
+    seconds = interleaved(run, ROUNDS, warmup=1, alone=alone)
+    theirs = [min(times) for times in zip(*(seconds[peer] for peer in PEERS), strict=True)]
+    ratios = [their / our for their, our in zip(theirs, seconds["gpt4moe"], strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
+    rate, their_rate = (rows * NEW_TOKENS / median(times) for times in (seconds["gpt4moe"], theirs))
+    print(
+        f"hidden {hidden_size}, rows {rows:<4}{rate:10.0f}{their_rate:14.0f}"
+        f"   {middle:.2f} ({low:.2f} to {high:.2f})   at least {TARGETS[rows]:.1f}: {_verdict(middle, TARGETS[rows])}",
+        flush=True,
+    )
+
+
+def _report_loading(step_folder: Path) -> None:
+    files, copy = sorted(step_folder.iterdir()), step_folder.parent / "copy"
+    size = 4 * sum(map(prod, logical_shapes(open_checkpoint(step_folder).run.model).values()))
+
+    def load() -> None:
+        with placed(open_checkpoint(step_folder)):
+            pass
+
+    def cp() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        subprocess.run(["cp", "--reflink=never", *files, copy], check=True)
+
+    seconds = interleaved({"load": load, "cp": cp}, ROUNDS, warmup=1)
+    found = median(theirs / ours for ours, theirs in zip(seconds["load"], seconds["cp"], strict=True))
+    rates = " against cp's ".join(f"{size / median(times) / 1e9:.2f} GB/s" for times in seconds.values())
+    print(
+        f"loading {size / 1e9:.2f} GB: {rates}, ratio {found:.2f}   at least {LOADING_TARGET}: {_verdict(found, LOADING_TARGET)}"
+    )
+
+
+def _verdict(found: float, target: float) -> str:
+    return "reached" if found >= target else "NOT reached"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
