@@ -155,9 +155,8 @@ def _report_loading(step_folder: Path) -> None:
     seconds = interleaved({"load": load, "cp": cp}, ROUNDS, warmup=1)
     found = median(theirs / ours for ours, theirs in zip(seconds["load"], seconds["cp"], strict=True))
     rates = " against cp's ".join(f"{size / median(times) / 1e9:.2f} GB/s" for times in seconds.values())
-    print(
-        f"loading {size / 1e9:.2f} GB: {rates}, ratio {found:.2f}   at least {LOADING_TARGET}: {_verdict(found, LOADING_TARGET)}"
-    )
+    verdict = f"at least {LOADING_TARGET}: {_verdict(found, LOADING_TARGET)}"
+    print(f"loading {size / 1e9:.2f} GB: {rates}, ratio {found:.2f}   {verdict}")
 
 
 def _verdict(found: float, target: float) -> str:

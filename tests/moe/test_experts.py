@@ -1,5 +1,7 @@
 """The experts' kernels against plain products under autograd."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,3 +125,20 @@ def test_a_torch_without_grouped_mm_is_refused_where_the_kernel_is_needed(monkey
         assert "2.10" in refused.value.cure and "kernels.experts=per_expert" in refused.value.cure
     for wish, device in ((ExpertKernel.auto, cpu), (ExpertKernel.per_expert, gpu)):
         assert experts.kernel_for(wish, device, torch.bfloat16) is ExpertKernel.per_expert
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 40])
+def test_few_tokens_get_what_the_kernel_gives_their_rows(num_tokens: int) -> None:
+    """One row of an expert, a few as columns, many as rows; fp32 products in another order."""
+    inputs, top_k = _inputs([num_tokens, 0, 0, 0]), 2
+    of = experts.Experts(
+        nn.Parameter(inputs["gate_up"]), nn.Parameter(inputs["down"]), kernel=ExpertKernel.per_expert
+    )  # fmt: skip
+    score = torch.rand(num_tokens, 3, generator=torch.Generator().manual_seed(1))  # nobody chooses the last expert
+    weight, index = score.topk(top_k, dim=-1)
+    with torch.no_grad():
+        found = of.of_few_tokens(inputs["x"], index, weight)
+        for token, slot in product(range(num_tokens), range(top_k)):
+            counts = torch.bincount(index[token, slot], minlength=4)
+            wanted = of(inputs["x"][token : token + 1], weight[token, slot].view(1, 1), counts)
+            torch.testing.assert_close(found[token, slot], wanted[0], atol=1e-5, rtol=1e-5)
