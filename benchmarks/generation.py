@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import save_checkpoint
+from benchmarks.checkpoints import SHAPE, save_checkpoint
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
 from benchmarks.harness.timing import interleaved
@@ -34,6 +34,10 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.inference.load import LoadedModel, open_checkpoint, placed
 
+BASE = (
+    "+experiment=tiny", "run.name=benchmark", "data=mock", "model.num_layers=4", "model.num_attention_heads=8",
+    "model.num_query_groups=4", "model.moe.num_experts=8", "model.vocab_size=1024", "model.seq_length=128",
+)  # fmt: skip
 HIDDEN_SIZES = (256, 512)
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.2}
 """Of each number of rows."""
@@ -49,30 +53,25 @@ def main(arguments: list[str]) -> None:
     print(f"\n{'':20}tokens/s  transformers  ratio (quartiles)")
     with tempfile.TemporaryDirectory() as folder:
         for hidden_size in HIDDEN_SIZES:
-            step_folder = made(Path(folder), hidden_size)
+            overrides = [*BASE, f"model.hidden_size={hidden_size}", f"model.moe.ffn_hidden_size={2 * hidden_size}"]
+            step_folder = made(Path(folder) / str(hidden_size), overrides)
             with pair(step_folder) as models:
                 for rows in TARGETS:
                     _report(models, hidden_size, rows, alone=alone)
-        _report_loading(step_folder)
+        _report_loading(made(Path(folder) / "large", [*SHAPE, "model.num_layers=2"]))
 
 
-def made(root: Path, hidden_size: int) -> Path:
-    """A step folder with random weights, and beside its files the export to transformers in hf/."""
-    run = load_run_config([
-        "+experiment=tiny", "run.name=benchmark", "data=mock", f"model.hidden_size={hidden_size}", "model.num_layers=4",
-        "model.num_attention_heads=8", "model.num_query_groups=4", "model.moe.num_experts=8",
-        f"model.moe.ffn_hidden_size={2 * hidden_size}", "model.vocab_size=1024", "model.seq_length=128",
-    ])  # fmt: skip
+def made(folder: Path, overrides: Sequence[str]) -> Path:
+    """A step folder with random weights, in `folder`."""
+    run = load_run_config(list(overrides))
     generator = torch.Generator().manual_seed(1)
     state = {
         name: torch.ones(shape) if len(shape) == 1 else 0.1 * torch.randn(shape, generator=generator)
         for name, shape in logical_shapes(run.model).items()
     }
-    folder = root / str(hidden_size) / "step-00000001"
-    folder.parent.mkdir()
-    save_checkpoint(folder, run, state)
-    to_huggingface(folder, root / str(hidden_size) / "hf", dtype="fp32")
-    return folder
+    folder.mkdir()
+    save_checkpoint(folder / "step-00000001", run, state)
+    return folder / "step-00000001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ def pair(step_folder: Path) -> Iterator[Pair]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    to_huggingface(step_folder, step_folder.parent / "hf", dtype="fp32")
     theirs = AutoModelForCausalLM.from_pretrained(step_folder.parent / "hf", dtype=torch.float32).eval()
     with placed(open_checkpoint(step_folder)) as ours:
         yield Pair(ours, theirs)
