@@ -1,0 +1,243 @@
+"""Seconds, memory and open files from the start of a process to its first batch: 13T tokens, and beside Megatron-core.
+
+    python -m benchmarks.data
+
+13T tokens are sparse files, so every shard is there in number, name and size, and reads as zeros. Target: 1 second and
+200 MB beyond the imports. Megatron-core's GPTDataset builds its indexes on the same files as ours, at sizes where that
+ends; its line to 13T is drawn through the two largest. The loader's own speed: tokens a second of one process, random
+reads included. Target: 20M.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.harness.command import read_options
+from benchmarks.harness.process import machine
+
+TARGET_SECONDS, TARGET_BYTES, TARGET_TOKENS_PER_SECOND = 1.0, 200e6, 20e6
+DOCUMENTS = (10**5, 10**6, 10**7)
+DOCUMENT_TOKENS = 64
+SAMPLES_OF_13T = 13e12 / 4096
+
+
+def main(arguments: list[str]) -> None:
+    read_options(__doc__, arguments)
+    print(f"From the start of the data to the first batch. {machine()}\n")
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        folder = Path(name)
+        _thirteen_trillion(folder)
+        _loader(folder)
+        _beside_megatron(folder)
+
+
+def _thirteen_trillion(folder: Path) -> None:
+    shards = _sparse_13t(folder / "13t")
+    found = _child("ours", "+experiment=gpt4", f"data.path={folder / '13t'}")
+    seconds = found["open_seconds"] + found["first_batch_seconds"]
+    print(f"13T tokens in {shards:,} shards ({found['disk_bytes'] / 1e12:.0f} TB, sparse)")
+    print(f"  open {found['open_seconds']:.2f} s, first batch of a rank ({found['samples']} samples of 8192 tokens) "
+          f"{found['first_batch_seconds']:.2f} s, after {found['import_seconds']:.1f} s of imports")  # fmt: skip
+    print(f"  {found['memory_bytes'] / 1e6:.0f} MB beyond the imports, {found['mapped_files']} files mapped")
+    _judge("1 second and 200 MB", seconds <= TARGET_SECONDS and found["memory_bytes"] <= TARGET_BYTES)
+
+
+def _loader(folder: Path) -> None:
+    pair = _write_pair(folder / "loader", documents=400_000, dtype="int32")
+    found = _child("ours", *_small(folder, "loader", pair, seq_length=4096), "training.global_batch_size=8000")
+    speed = found["samples"] * 4096 / found["first_batch_seconds"]
+    print(f"\nThe loader alone, one process, 4096 tokens a sample: {speed / 1e6:.1f}M tokens/s")
+    _judge("20M tokens/s", speed >= TARGET_TOKENS_PER_SECOND)
+
+
+def _beside_megatron(folder: Path) -> None:
+    print(
+        f"\nA document of {DOCUMENT_TOKENS} tokens a sample: seconds to the first one, memory beyond imports, indexes"
+    )
+    lines = []
+    for documents in DOCUMENTS:
+        pair = _write_pair(folder / f"d{documents}", documents=documents, dtype="uint16")
+        ours = _child("ours", *_small(folder, f"d{documents}", pair, seq_length=DOCUMENT_TOKENS))
+        theirs = _child("megatron", str(pair), str(documents - 1))
+        lines.append((documents, theirs["open_seconds"], theirs["index_bytes"]))
+        print(f"  {documents:>12,} samples")
+        for name, found in (("gpt4moe", ours), ("Megatron-core", theirs)):
+            megabytes, index = found["memory_bytes"] / 1e6, found.get("index_bytes", 0) / 1e6
+            print(f"    {name:<16} {found['open_seconds']:>7.2f} s {megabytes:>8.0f} MB {index:>10.1f} MB")
+    (n0, s0, b0), (n1, s1, b1) = lines[-2:]
+    more = (SAMPLES_OF_13T - n1) / (n1 - n0)
+    hours, size = (s1 + (s1 - s0) * more) / 3600, (b1 + (b1 - b0) * more) / 1e9
+    print(f"  Megatron-core drawn on to 13T ({SAMPLES_OF_13T / 1e9:.1f}e9 samples): {hours:.1f} h, {size:.0f} GB")
+
+
+def _judge(target: str, is_reached: bool) -> None:
+    print(f"  target: {target}: {'reached' if is_reached else 'NOT reached'}")
+
+
+def _sparse_13t(folder: Path) -> int:
+    """The sources of configs/data/gpt4_13t.yaml in shards of 4 GB. Returns: their number."""
+    from gpt4moe.config.load import load_run_config
+    from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
+    from gpt4moe.data.preprocess import SHARD_BYTES
+    from gpt4moe.data.shards import BLOCK_BYTES
+
+    run = load_run_config(["+experiment=gpt4", "run.name=t"])
+    tokenizer = _tokenizer(folder)
+    count = 0
+    for name, source in run.data.chosen.items():
+        (folder / name).mkdir()
+        entries: dict[str, list[Shard]] = {}
+        for split, tokens in (("train", int(source.tokens or 0)), ("valid", 10**7)):
+            entries[split] = []
+            for number, start in enumerate(range(0, tokens, SHARD_BYTES // 4)):
+                size = 4 * min(tokens - start, SHARD_BYTES // 4)
+                shard = Shard(
+                    file=f"{split}-{number:05}", sums=f"{split}-{number:05}.sums",
+                    documents=size // 4000, tokens=size // 4,
+                    dtype="int32", bin_sha256=f"{number:064x}", idx_bytes=34 + 20 * (size // 4000) + 8, idx_sha256="",
+                )  # fmt: skip
+                _sparse(folder / name / f"{shard.file}.bin", size)
+                _sparse(folder / name / f"{shard.file}.idx", shard.idx_bytes)
+                _sums_of_zeros(folder, folder / name / shard.sums, size, BLOCK_BYTES)
+                entries[split].append(shard)
+                count += 1
+        SourceManifest(tokenizer_sha256=tokenizer, licence="", description="zeros", **entries).write(folder / name)
+    vocabulary = {"vocab_size": run.model.vocab_size, "eos_id": 0, "tokenizer": "tokenizer.json"}
+    DataManifest(**vocabulary, tokenizer_sha256=tokenizer).write(folder)
+    return count
+
+
+def _tokenizer(folder: Path) -> str:
+    """Writes one. Returns: its sha256."""
+    from gpt4moe.data.manifest import file_sha256
+    from gpt4moe.data.tokenizer import train_tokenizer
+
+    folder.mkdir()
+    train_tokenizer(["some text"], vocab_size=257).backend.save(str(folder / "tokenizer.json"))
+    return file_sha256(folder / "tokenizer.json")
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(size)
+
+
+def _sums_of_zeros(folder: Path, path: Path, size: int, block: int) -> None:
+    """Of a .bin of zeros; files of one size share one."""
+    import zlib
+
+    first = folder / f"zeros-{size}.sums"
+    if not first.exists():
+        sums = np.full(-(-size // block), zlib.crc32(bytes(block)), dtype="<u4")
+        if size % block:
+            sums[-1] = zlib.crc32(bytes(size % block))
+        first.write_bytes(sums.tobytes())
+    path.hardlink_to(first)
+
+
+def _write_pair(prefix: Path, *, documents: int, dtype: str) -> Path:
+    """Documents of DOCUMENT_TOKENS random tokens, in Megatron's format, and 1000 for validation at <prefix>-valid."""
+    import struct
+
+    for path, count in ((prefix, documents), (prefix.with_name(f"{prefix.name}-valid"), 1000)):
+        kind = np.dtype(dtype)
+        rng = np.random.default_rng(count)
+        with Path(f"{path}.bin").open("wb") as stream:
+            for start in range(0, count, 1 << 18):
+                rows = min(1 << 18, count - start)
+                stream.write(rng.integers(0, 256, rows * DOCUMENT_TOKENS, dtype=kind).tobytes())
+        with Path(f"{path}.idx").open("wb") as stream:
+            stream.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8 if dtype == "uint16" else 4, count, count + 1))
+            stream.write(np.full(count, DOCUMENT_TOKENS, dtype="<i4").tobytes())
+            stream.write((np.arange(count, dtype="<i8") * DOCUMENT_TOKENS * kind.itemsize).tobytes())
+            stream.write(np.arange(count + 1, dtype="<i8").tobytes())
+    return prefix
+
+
+def _small(folder: Path, name: str, pair: Path, *, seq_length: int) -> list[str]:
+    """The pair as a registered source, and overrides of a run that reads it."""
+    from gpt4moe.data.register import register
+
+    out = folder / f"{name}-data"
+    tokenizer = folder / "t.json"
+    if not tokenizer.exists():
+        from gpt4moe.data.tokenizer import train_tokenizer
+
+        train_tokenizer(["some text"], vocab_size=257).backend.save(str(tokenizer))
+    register(
+        out, "web", train=[pair], valid=[pair.with_name(f"{pair.name}-valid")], tokenizer_path=tokenizer, licence="",
+        progress=lambda path: None,
+    )  # fmt: skip
+    return ["+experiment=tiny", f"data.path={out}", "model.vocab_size=257", f"model.seq_length={seq_length}"]
+
+
+def _child(what: str, *words: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.data", "--child", what, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _ours(overrides: list[str]) -> dict[str, Any]:
+    started = time.perf_counter()
+    from gpt4moe.config.load import load_run_config
+    from gpt4moe.data.check import check_data
+    from gpt4moe.data.loader import build_data
+
+    run = load_run_config([*overrides, "run.name=t"])
+    imported, memory = time.perf_counter(), psutil.Process().memory_info().rss
+    checked = check_data(run)
+    data = build_data(run, checked)
+    opened = time.perf_counter()
+    dp = 208 if run.parallel.pp > 1 else 1
+    batches = data.train.micro_batches(
+        0, global_batch_size=run.training.global_batch_size, micro_batch_size=1, dp=dp, dp_index=0
+    )
+    ended = time.perf_counter()
+    mapped = {row.path for row in psutil.Process().memory_maps() if row.path.endswith((".bin", ".idx", ".sums"))}
+    assert checked.catalogue is not None
+    return {
+        "import_seconds": imported - started, "open_seconds": opened - imported, "first_batch_seconds": ended - opened,
+        "memory_bytes": psutil.Process().memory_info().rss - memory, "mapped_files": len(mapped),
+        "samples": len(batches),
+        "disk_bytes": 4 * sum(checked.catalogue.train_tokens().values()),
+    }  # fmt: skip
+
+
+def _megatron(prefix: str, samples: int) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+    with tempfile.TemporaryDirectory(dir=Path(prefix).parent) as cache:
+        config = GPTDatasetConfig(
+            random_seed=1, sequence_length=DOCUMENT_TOKENS, blend=([prefix], None), split="1,0,0", path_to_cache=cache,
+            reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
+            tokenizer=SimpleNamespace(eod=0, vocab_size=257, unique_identifiers={}),
+        )  # fmt: skip
+        memory, started = psutil.Process().memory_info().rss, time.perf_counter()
+        train, *_ = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()
+        train[0]
+        seconds = time.perf_counter() - started
+        size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
+    return {
+        "open_seconds": seconds, "memory_bytes": psutil.Process().memory_info().rss - memory, "index_bytes": size
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        what, *words = sys.argv[2:]
+        print(json.dumps(_ours(words) if what == "ours" else _megatron(words[0], int(words[1]))))
+    else:
+        main(sys.argv[1:])
