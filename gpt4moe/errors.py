@@ -8,6 +8,8 @@ class Gpt4MoeError(Exception):
     """Bad input, found before anything heavy starts: one line of cause, one of cure. Ends a command with status 2."""
 
     exit_code = 2
+    have_met = False
+    """Whether the ranks had met (parallel.groups.world): then every rank has this error, and rank 0 prints it."""
 
     def __init__(self, cause: str, cure: str):
         super().__init__(f"{cause}\n{cure}")

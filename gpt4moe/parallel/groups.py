@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from gpt4moe.errors import LaunchError
+from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 
@@ -98,6 +98,9 @@ def world(
     try:
         deepspeed_groups.start(backend)
         yield device
+    except Gpt4MoeError as error:
+        error.have_met = True
+        raise
     finally:
         if distributed.is_initialized():
             from gpt4moe.parallel import megatron_state

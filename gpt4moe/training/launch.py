@@ -116,7 +116,7 @@ def run_tool(work: Callable[[Environment], None]) -> int:
         environment = Environment.detect()
         work(environment)
     except Gpt4MoeError as error:
-        return report(error, environment, have_met=False)
+        return report(error, environment, have_met=error.have_met)
     return 0
 
 

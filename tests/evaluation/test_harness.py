@@ -136,3 +136,22 @@ def test_a_run_that_trains_is_asked_the_same_and_trains_as_if_it_was_not(
     assert not [name for name in before if name.startswith("task_")]
     assert metrics(tmp_path / "plain")[-1] == {key: it for key, it in last.items() if not key.startswith("task_")}
     assert saved_state(tmp_path / "asked", 2) == saved_state(tmp_path / "plain", 2) != {}
+
+
+def test_a_finished_task_is_taken_from_the_output_and_the_others_are_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    out = tmp_path / "parts.jsonl"
+    command = (folder, "--tasks", *TASKS[:2], "--include-path", folder / "tasks", "--output", out, "--json")
+    (ended,) = generate(*command, tool=TOOL.with_name("evaluate.py"))
+    assert ended.status == 0, ended.err
+    first, second = out.read_text().splitlines(keepends=True)
+    kept = json.loads(first)
+    kept["results"][TASKS[0]]["acc,none"] = 7.0  # a number that no task gives
+    out.write_text(json.dumps(kept) + "\n" + second[:20])
+    (again,) = generate(*command, tool=TOOL.with_name("evaluate.py"))
+    assert again.status == 0, again.err
+    found, wanted = (json.loads(one.out)["tasks"] for one in (again, ended))
+    assert found[TASKS[0]]["acc,none"] == 7.0 and list(found) == list(wanted) == list(TASKS[:2])
+    assert found[TASKS[1]] == wanted[TASKS[1]]

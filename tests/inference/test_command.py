@@ -217,6 +217,12 @@ def test_a_layout_that_does_not_divide_is_refused_on_every_rank(run: Path) -> No
     assert "does not divide" in ended[0].err and ended[1].err == ""
 
 
+def test_the_first_rank_alone_tells_what_every_rank_has_after_they_met(run: Path, tmp_path: Path) -> None:
+    ended = generate(run, "--output", tmp_path / "nowhere" / "out.jsonl", "--ep", 2, ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    assert "cannot be written" in ended[0].err and "error:" not in ended[1].err
+
+
 def test_torchrun_ends_when_a_rank_is_killed_and_the_same_command_goes_on(run: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"word {at} and"}) + "\n" for at in range(40)))
