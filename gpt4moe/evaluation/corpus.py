@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.lines import read_lines
@@ -19,6 +22,8 @@ from gpt4moe.inference.text import Words
 if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
     from gpt4moe.evaluation.scoring import Scorer
 
+_READ_TOKENS = 1 << 20
+"""Of a data folder at a time, to find its documents."""
 ROUND_TOKENS = 1 << 20
 """Scored tokens between two meetings of all ranks: what a rank keeps in memory."""
 
@@ -132,20 +137,19 @@ def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[Sourc
         tokens = source.tokens("valid")[: None if max_tokens is None else max_tokens + 1]
         if len(tokens) < 2:
             raise DataError(f"Source {name} of {folder} has {len(tokens)} validation tokens.", "Give more text.")
-        scored = _bytes(words, _documents(tokens[1:].tolist(), vocabulary.eos_id))
+        scored = _bytes(words, _documents(tokens[1:], vocabulary.eos_id))
         found.append(SourceText(name, list(windows(tokens, words.context_length)), scored))
     return found
 
 
-def _documents(tokens: Sequence[int], end: int) -> Iterator[list[int]]:
-    document: list[int] = []
-    for token in tokens:
-        if token == end:
-            yield document
-            document = []
-        else:
-            document.append(token)
-    yield document
+def _documents(tokens: NDArray[np.integer], end: int) -> Iterator[list[int]]:
+    """One at a time: a list of all tokens would take ten times the memory of the array."""
+    start = 0
+    for begin in range(0, len(tokens), _READ_TOKENS):
+        for at in np.flatnonzero(tokens[begin : begin + _READ_TOKENS] == end).tolist():
+            yield tokens[start : begin + at].tolist()
+            start = begin + at + 1
+    yield tokens[start:].tolist()
 
 
 def _bytes(words: Words, documents: Iterable[list[int]]) -> int:

@@ -11,10 +11,11 @@ Types = Mapping[str, type | tuple[type, ...]]
 
 
 def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str) -> list[dict[str, Any]]:
-    """The fields of each line that is not blank; "line" is its number, "id" the line's own or its number.
+    """The fields of each line that is not blank; "line" is its number, "id" the line's own or its number, "whole" all
+    of its fields as they stand there.
 
     Args:
-        types: of the fields that are read; others are ignored.
+        types: of the fields that are read; others are in "whole" alone.
         needed: fields that every line has.
         example: a right line, for the error.
     Raises: DataError for a file that cannot be read or has no line, and for the first line that is none.
@@ -33,11 +34,26 @@ def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str)
     return [{"id": fields["line"]} | fields for fields in found]
 
 
+def require_own_ids(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Raises: DataError when two lines of read_lines have the same id."""
+    seen: set[str | int] = set()
+    for line in lines:
+        if line["id"] in seen:
+            raise DataError(f"{path} has the id {line['id']!r} twice.", "Give each line an id of its own, or none.")
+        seen.add(line["id"])
+
+
 def _fields(where: str, line: str, types: Types, needed: Sequence[str], example: str) -> dict[str, Any]:
     shown = line if len(line) <= 60 else f"{line[:57]}..."
     try:
         fields = json.loads(line)
-    except ValueError as error:
+        # JSON can name half of a surrogate pair (\ud800), which is no character and cannot be written as UTF-8.
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half of a surrogate pair: {shown}", f"Write whole characters: {example}."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {shown}", f"Write {example}.") from error
     if not isinstance(fields, dict):
         raise DataError(f"{where} is no JSON object: {shown}", f"Write {example}.")
@@ -48,7 +64,7 @@ def _fields(where: str, line: str, types: Types, needed: Sequence[str], example:
     wrong = [name for name in kinds if name in fields and not _is(fields[name], kinds[name])]
     if wrong:
         raise DataError(f"{where} has {wrong[0]}={fields[wrong[0]]!r}, of a wrong kind.", f"Write {example}.")
-    return {name: fields[name] for name in kinds if name in fields}
+    return {name: fields[name] for name in kinds if name in fields} | {"whole": fields}
 
 
 def _is(value: object, kinds: type | tuple[type, ...]) -> bool:

@@ -4,7 +4,8 @@
     exact    {"prompt": ..., "answer": a text or several that are right, "stop": texts that end the answer}
 
 Multiple choice takes the choice of the largest log-likelihood after the prompt; length-normalised, of the largest
-log-likelihood divided by the choice's characters, as lm-evaluation-harness does (acc and acc_norm).
+log-likelihood divided by the choice's characters, as lm-evaluation-harness does (acc and acc_norm). There the space
+between prompt and choice is the task's delimiter, no part of the choice; here it begins the choice, and is not counted.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.lines import Types, read_lines
+from gpt4moe.evaluation.lines import Types, read_lines, require_own_ids
 from gpt4moe.evaluation.pieces import Piece, answer_piece, encode_pair, encode_text, first_token
 from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
@@ -57,6 +58,7 @@ def read_choices(path: Path, words: Words) -> list[ChoiceQuestion]:
     """Raises: DataError with the first line that is none, has no such answer, or does not fit the context."""
     types: Types = {"prompt": str, "choices": list, "answer": (int, str)}
     found = read_lines(path, types, needed=list(types), example=_CHOICES)
+    require_own_ids(path, found)
     return [_choice(f"{path}, line {line['line']}", line, words) for line in found]
 
 
@@ -93,6 +95,7 @@ def read_exact(path: Path, words: Words, num_tokens: int) -> list[ExactQuestion]
     """Args: num_tokens: of an answer at most. Raises: DataError, as read_choices."""
     types: Types = {"prompt": str, "answer": (str, list), "stop": (str, list)}
     found = read_lines(path, types, needed=("prompt", "answer"), example=_EXACT)
+    require_own_ids(path, found)
     return [_exact(f"{path}, line {line['line']}", line, words, num_tokens) for line in found]
 
 
@@ -143,7 +146,9 @@ class Examiner:
 
 
 def _answered(question: ChoiceQuestion, totals: list[float]) -> dict[str, Any]:
-    mean = [total / len(choice) for total, choice in zip(totals, question.choices, strict=True)]
+    mean = [
+        total / max(len(choice.removeprefix(" ")), 1) for total, choice in zip(totals, question.choices, strict=True)
+    ]
     chosen, normalised = (values.index(max(values)) for values in (totals, mean))
     return {
         "id": question.id, "kind": "choices", "loglikelihoods": totals, "chosen": chosen,

@@ -3,6 +3,8 @@
     pieces --by length, in batches--> one packed pass of each batch through all stages --> log-probability of each token
     of each copy of the model                  (inference.stages, no cache)                on one rank, then on all
 
+Logits of a pass are made and scored SLICE_BYTES at a time: [scored tokens, V] of a long text could fill the memory.
+
 Each copy of the model (tp x pp ranks) scores other pieces. Every rank knows all pieces, so it knows without a message
 how many passes each copy makes, and how many tokens a pass has where the copies meet in the experts.
 """
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -25,6 +28,8 @@ from gpt4moe.parallel.groups import ProcessGroups
 
 MAX_PASS_TOKENS = 2048
 """Of a pass over several pieces; a longer piece has a pass of its own."""
+SLICE_BYTES = 1 << 28
+"""Of fp32 logits that are there together; with their copies about four times as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,27 @@ class _NoCache(KeyValueCache):
         return
 
 
+class _ScoringStages(Stages):
+    """Stages whose `run` gives scores [2, scored tokens] fp64 in the place of logits: the log-probability of each
+    scored token; 1 where it is the most probable one at its place, else 0."""
+
+    scored: Tensor
+    """The scored tokens of the step, [scored tokens] int64. Set it before each run."""
+
+    def __init__(self, chunks: list[nn.Module], groups: ProcessGroups, vocab_size: int):
+        super().__init__(chunks, groups)
+        self.vocab_size = vocab_size
+
+    def _logits(self, chunk: Any, hidden: Tensor, ends: Tensor) -> Tensor:
+        """Collective over tp: its ranks have the same step, so equally many slices."""
+        rows = max(1, SLICE_BYTES // (4 * self.vocab_size))
+        found = [
+            _scores(super(_ScoringStages, self)._logits(chunk, hidden, some), tokens)
+            for some, tokens in zip(ends.split(rows), self.scored.split(rows), strict=True)
+        ]
+        return torch.cat(found, dim=1)
+
+
 class Scorer:
     """Scores on the ranks of all copies of the model. Use it as often as you like.
 
@@ -58,6 +84,7 @@ class Scorer:
 
     def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
         self.chunks, self.groups, self.layout = chunks, groups, groups.layout
+        self.vocab_size = run.model.vocab_size
         self.dtype = next(chunks[0].parameters()).dtype
         self.cache = _NoCache(
             [], num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
@@ -77,16 +104,20 @@ class Scorer:
         # Of each scored token: its log-probability; whether it is the most probable one.
         found = torch.zeros(2, starts[-1], dtype=torch.float64, device=self.groups.device)
         plan = self._plan(pieces)
-        stages = Stages(self.chunks, self.groups)
+        stages = _ScoringStages(self.chunks, self.groups, self.vocab_size)
         with generating(self.chunks):
             try:
                 for passes in plan:
                     step = self._step(pieces, passes)
                     if step is None:
                         continue
-                    logits = stages.run(StepAttention(step, self.cache))
-                    if logits is not None and self.is_source and step.rows:
-                        _note(found, logits, pieces, passes[self.copy_index], starts)
+                    numbers = passes[self.copy_index]
+                    stages.scored = self._scored(pieces, numbers)
+                    scores = stages.run(StepAttention(step, self.cache))
+                    if scores is not None and self.is_source:
+                        # Where they stand among those of all pieces.
+                        places = [at for number in numbers for at in range(starts[number], starts[number + 1])]
+                        found[:, places] = scores
             finally:
                 stages.finish()
         # Every token was scored on one rank; all others have zeros there.
@@ -101,6 +132,11 @@ class Scorer:
         of_copies = [_batches(pieces, order[copy :: self.num_copies]) for copy in range(self.num_copies)]
         most = max(map(len, of_copies))
         return [[batches[at] if at < len(batches) else [] for batches in of_copies] for at in range(most)]
+
+    def _scored(self, pieces: Sequence[Piece], numbers: Sequence[int]) -> Tensor:
+        """The scored tokens of some pieces."""
+        tokens = [int(token) for number in numbers for token in pieces[number].tokens[-pieces[number].num_scored :]]
+        return torch.tensor(tokens, dtype=torch.int64, device=self.groups.device)
 
     def _step(self, pieces: Sequence[Piece], passes: list[list[int]]) -> Step | None:
         """This copy's pass; None: it has no pieces, and no other copy needs it."""
@@ -143,19 +179,8 @@ def _batches(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[list[int]]
     return batches
 
 
-def _note(
-    found: Tensor, logits: Tensor, pieces: Sequence[Piece], numbers: Sequence[int], starts: Sequence[int]
-) -> None:
-    """Writes a pass's scores to their places.
-
-    Args:
-        logits: [scored tokens of these pieces, V].
-    """
-    scored = [pieces[number].tokens[-pieces[number].num_scored :] for number in numbers]
-    tokens = torch.tensor([int(token) for some in scored for token in some], device=logits.device)
-    places = torch.tensor(
-        [starts[number] + at for number in numbers for at in range(pieces[number].num_scored)], device=logits.device
-    )
+def _scores(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[2, rows] of logits [rows, V] and a token [rows] of each."""
     logits = logits.float()
-    found[0, places] = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None]).squeeze(1).double()
-    found[1, places] = (logits.argmax(dim=-1) == tokens).double()
+    logprobs = torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None]).squeeze(1)
+    return torch.stack([logprobs.double(), (logits.argmax(dim=-1) == tokens).double()])

@@ -1,8 +1,10 @@
 """A checker in a process of its own: started by scorers.py as a script, with `module:function`; standard library alone.
 
-    stdin: a line {"task": {...}, "text": "..."}     stdout: a line {"score": 1.0}, or {"error": "..."}
+    stdin: a line {"task": {...}, "text": "...", "number": 1}
+    stdout: a line {"number": 1, "score": 1.0}, or with "error": "..." for the score; number 0 says that it is imported
 
-In a process of its own a checker that hangs can be killed, and one that prints or exits disturbs nothing.
+In a process of its own a checker that hangs can be killed, and one that prints or exits disturbs nothing. What it
+prints goes to stderr, of which outside.py shows a bounded part.
 """
 
 import importlib
@@ -19,22 +21,24 @@ def main(name: str) -> None:
     sys.path[0] = os.getcwd()
 
     def answer(**fields: Any) -> None:
+        sys.stdout.flush()  # what the checker printed comes before its score
         out.write(json.dumps(fields) + "\n")
         out.flush()
 
     try:
         module, _, attribute = name.partition(":")
         function = getattr(importlib.import_module(module), attribute)
-        answer(score=0.0)
+        answer(number=0, score=0.0)
     except Exception as error:  # whatever an import raises is the user's to read
-        answer(error=_said(error))
+        answer(number=0, error=_said(error))
         return
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            answer(score=float(function(asked["task"], asked["text"])))
+            found: dict[str, Any] = {"score": float(function(asked["task"], asked["text"]))}
         except Exception as error:
-            answer(error=_said(error))
+            found = {"error": _said(error)}
+        answer(number=asked["number"], **found)
 
 
 def _said(error: Exception) -> str:

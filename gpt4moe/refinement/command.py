@@ -24,10 +24,12 @@ from gpt4moe.inference.command import (
     add_layout,
     add_limits,
     add_sampling,
+    closed_stdout,
     require_positive,
     wanted_limits,
     wanted_parallel,
     wanted_sampling,
+    weights_of,
 )
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.requests import Limits
@@ -38,9 +40,12 @@ from gpt4moe.refinement.page import write_rounds_page
 from gpt4moe.refinement.scorers import make_scorer, require_scorer
 from gpt4moe.refinement.search import METHODS, Course, Drawn, Plan, Scorer, draw, keep, pieces
 from gpt4moe.refinement.summary import summary
-from gpt4moe.refinement.tasks import DEFAULT_TEMPLATE, FIRST_TEMPLATE, Task, read_tasks, require_template
+from gpt4moe.refinement.tasks import DEFAULT_TEMPLATE, FIRST_TEMPLATE, Task, read_tasks, require_template, require_text
 from gpt4moe.refinement.trace import Trace, courses_of, settings_of
 from gpt4moe.runlog.run_files import replace_file
+
+MOST_SECONDS = 86_400
+"""Of a score: a day."""
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -73,15 +78,22 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     with placed(opened, parallel=parallel, environment=environment) as model:
-        courses = _search(model, words, tasks, plan, options)
-        if model.groups.is_first_rank:
-            _write(options.output, courses, plan, options.scorer)
+        settings = settings_of(plan, tasks, options.scorer, weights_of(opened))
+        courses = _search(model, words, tasks, plan, options, settings)
+        with raise_together(model.groups):
+            if model.groups.is_first_rank:
+                _write(options.output, courses, plan, options.scorer)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
     require_positive(options, "tokens", "rounds", "max_rows")
-    if not options.scorer_seconds > 0:
-        raise ConfigError(f"--scorer-seconds {options.scorer_seconds:g} is no time.", "Set more than 0.")
+    if not 0 < options.scorer_seconds <= MOST_SECONDS:
+        raise ConfigError(
+            f"--scorer-seconds {options.scorer_seconds:g} is no time.", f"Set more than 0, at most {MOST_SECONDS}."
+        )
+    for option, texts in {"--answer": [options.answer or ""], "--stop": options.stop}.items():
+        for text in texts:
+            require_text(option, text)
     scorer = "majority" if options.method == "self-consistency" else options.scorer
     if scorer != options.scorer and options.scorer != "likelihood":
         raise ConfigError(
@@ -104,13 +116,14 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _search(
-    model: LoadedModel, words: Words, tasks: Sequence[Task], plan: Plan, options: argparse.Namespace
-) -> list[Course]:
+    model: LoadedModel, words: Words, tasks: Sequence[Task], plan: Plan, options: argparse.Namespace,
+    settings: dict[str, Any],
+) -> list[Course]:  # fmt: skip
     """Every task with all its candidates, on every rank. Collective."""
     trace: Trace | None = None
     with raise_together(model.groups):
         if model.groups.is_first_rank:
-            trace = _open(options.output, tasks, plan, settings_of(plan, tasks, options.scorer, model.step))
+            trace = _open(options.output, tasks, plan, settings)
     shared: list[Any] = [trace.candidates if trace else None]
     distributed.broadcast_object_list(shared, src=0, device=model.groups.device)
     courses = courses_of(tasks, shared[0])
@@ -176,6 +189,16 @@ def _write(folder: Path, courses: Sequence[Course], plan: Plan, scorer: str) -> 
                     "round": one.best.round}, ensure_ascii=False) + "\n"
         for one in courses
     ]  # fmt: skip
-    replace_file(folder / "best.jsonl", "".join(lines).encode())
-    write_rounds_page(folder / "rounds.html", courses, plan, scorer)
-    sys.stdout.write(f"{summary(courses, plan, scorer)}\n{folder / 'rounds.html'}\n")
+    try:
+        replace_file(folder / "best.jsonl", "".join(lines).encode())
+        write_rounds_page(folder / "rounds.html", courses, plan, scorer)
+    except OSError as error:
+        raise LaunchError(
+            f"{error.filename2 or error.filename} cannot be written: {error.strerror}.",
+            "Mend the folder and give the same command again: the trace has all candidates.",
+        ) from error
+    try:
+        sys.stdout.write(f"{summary(courses, plan, scorer)}\n{folder / 'rounds.html'}\n")
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise closed_stdout("before the summary; the files are written") from error

@@ -13,15 +13,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from gpt4moe.errors import ConfigError
 from gpt4moe.refinement.tasks import Task
 
 START_SECONDS = 120.0
 """For a checker's imports; torch alone may take ten."""
+MOST_BYTES = 1 << 20
+"""That a scorer may print: a number, and what the user should see."""
+KILL_SECONDS = 10.0
+"""A killed process may be waiting for a disk; our own end does not wait for it any longer."""
 
 
 class OutsideScorer(Protocol):
@@ -43,20 +48,23 @@ class CommandScorer:
 
     def score(self, task: Task, text: str) -> float:
         try:
-            process = subprocess.Popen(
-                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                start_new_session=True,
-            )  # fmt: skip
+            process = _start(self.words)
         except OSError as error:
             raise ConfigError(
                 f"The scorer {self.command!r} cannot be started: {error.strerror}.", "Give a command that is there."
             ) from error
+        end = time.monotonic() + self.seconds
         try:
-            out, err = process.communicate(_asked(task, text), timeout=self.seconds)
+            printed = _exchange(process, _asked(task, text), end, is_line=False)
+            process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired as error:
+            raise _too_slow(self.command, task, self.seconds) from error
+        except _TooLong as error:
+            raise _failed(self.command, task, str(error)) from error
+        finally:
             # The whole session, so that no child of the command stays.
             _kill(process)
-            raise _too_slow(self.command, task, self.seconds) from error
+        out, err = (some.decode(errors="replace") for some in printed)
         if process.returncode:
             last = (err.strip().splitlines() or ["it printed nothing"])[-1]
             raise _failed(self.command, task, f"exit status {process.returncode}: {last}")
@@ -77,13 +85,17 @@ class CheckerScorer:
 
     def __init__(self, name: str, seconds: float):
         self.name, self.seconds = name, seconds
+        self.num_shown = 0
+        """Bytes of what it printed that went to our stderr."""
+        self.number = 0
+        """Of what is asked: an answer has the same one."""
         root = str(Path(__file__).resolve().parents[2])
         paths = [path for path in (os.environ.get("PYTHONPATH"), root) if path]
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("checker.py")), name], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, start_new_session=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
-        answer = self._read(START_SECONDS)
+        self.process = _start(
+            [sys.executable, str(Path(__file__).with_name("checker.py")), name],
+            os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        )
+        answer = self._ask(b"", START_SECONDS)
         if "error" in (answer or {"error": ""}):
             self.close()
             raise ConfigError(
@@ -93,13 +105,8 @@ class CheckerScorer:
             )
 
     def score(self, task: Task, text: str) -> float:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(_asked(task, text).encode() + b"\n")
-            self.process.stdin.flush()
-            answer = self._read(self.seconds)
-        except OSError:
-            answer = {"error": "its process has ended"}
+        self.number += 1
+        answer = self._ask(_asked(task, text, number=self.number), self.seconds)
         if answer is None:
             self.close()
             raise _too_slow(self.name, task, self.seconds)
@@ -107,38 +114,124 @@ class CheckerScorer:
             raise _failed(self.name, task, answer["error"])
         return _finite(answer["score"], self.name, task)
 
-    def _read(self, seconds: float) -> dict[str, Any] | None:
-        """The next answer; None: not within the time."""
-        assert self.process.stdout is not None
-        end, line = time.monotonic() + seconds, b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, end - time.monotonic())):
-                    return None
-                piece = os.read(self.process.stdout.fileno(), 65536)
-                if not piece:
-                    return {"error": "its process has ended"}
-                line += piece
-        found: dict[str, Any] = json.loads(line)
+    def _ask(self, asked: bytes, seconds: float) -> dict[str, Any] | None:
+        """Its answer; None: not within the time."""
+        try:
+            line, printed = _exchange(self.process, asked, time.monotonic() + seconds, is_line=True)
+        except subprocess.TimeoutExpired:
+            return None
+        except _TooLong as error:
+            return {"error": str(error)}
+        self._show(printed)
+        if not line.endswith(b"\n"):
+            return {"error": "its process has ended"}
+        try:
+            found: dict[str, Any] = json.loads(line)
+            if found["number"] != self.number:
+                raise ValueError(line)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Its own code wrote to the file descriptor that checker.py answers on.
+            return {"error": f"its process wrote {line[:60]!r} where its score belongs"}
         return found
+
+    def _show(self, printed: bytes) -> None:
+        """What a checker prints is for the user's eyes: on stderr, up to MOST_BYTES in all."""
+        shown = printed[: max(0, MOST_BYTES - self.num_shown)]
+        self.num_shown += len(shown)
+        sys.stderr.write(shown.decode(errors="replace"))
 
     def close(self) -> None:
         _kill(self.process)
 
 
-def _asked(task: Task, text: str) -> str:
-    return json.dumps({"task": task.fields, "text": text})
+class _TooLong(Exception):
+    """A scorer printed more than MOST_BYTES."""
 
 
-def _kill(process: "subprocess.Popen[Any]") -> None:
+def _start(words: Sequence[str], env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    for pipe in _pipes(process):
+        os.set_blocking(pipe.fileno(), False)
+    return process
+
+
+def _pipes(process: "subprocess.Popen[bytes]") -> "list[IO[bytes]]":
+    assert process.stdin and process.stdout and process.stderr
+    return [process.stdin, process.stdout, process.stderr]
+
+
+def _exchange(process: "subprocess.Popen[bytes]", data: bytes, end: float, *, is_line: bool) -> tuple[bytes, bytes]:
+    """Gives a process its input and reads what it prints: (stdout, the last of stderr).
+
+    Args:
+        end: of time.monotonic().
+        is_line: until there is a line, and its stdin stays open; otherwise until it has closed stdout and stderr.
+    Raises: TimeoutExpired when it is not done then; _TooLong.
+    """
+    given, out, err = _pipes(process)
+    found = {out: bytearray(), err: bytearray()}
+    reading = {out, err}
+    with selectors.DefaultSelector() as selector:
+        if data:
+            selector.register(given, selectors.EVENT_WRITE)
+        for pipe in reading:
+            selector.register(pipe, selectors.EVENT_READ)
+        while reading and not (is_line and (out not in reading or found[out].endswith(b"\n"))):
+            ready = selector.select(max(0.0, end - time.monotonic()))
+            if not ready or time.monotonic() > end:
+                raise subprocess.TimeoutExpired(process.args, 0)
+            for pipe in [one for one in (given, out, err) if any(key.fileobj is one for key, _ in ready)]:
+                if pipe is given:
+                    data = _written(given, data)
+                    if not data:
+                        selector.unregister(given)
+                        if not is_line:
+                            given.close()
+                elif piece := _read(pipe):
+                    found[pipe] += piece
+                elif piece == b"":
+                    selector.unregister(pipe)
+                    reading.discard(pipe)
+            if len(found[out]) > MOST_BYTES:
+                raise _TooLong(f"it printed more than {MOST_BYTES:,} bytes")
+            del found[err][:-MOST_BYTES]
+    if is_line:
+        found[err] += _read(err) or b""  # what it printed last
+    return bytes(found[out]), bytes(found[err])
+
+
+def _read(pipe: IO[bytes]) -> bytes | None:
+    """What is there; empty: the other end is closed; None: nothing yet."""
+    try:
+        return os.read(pipe.fileno(), 65536)
+    except BlockingIOError:
+        return None
+
+
+def _written(pipe: IO[bytes], data: bytes) -> bytes:
+    """What is left to write; nothing when the process reads no more."""
+    try:
+        return data[os.write(pipe.fileno(), data) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return b""
+
+
+def _asked(task: Task, text: str, **more: int) -> bytes:
+    return json.dumps({"task": task.fields, "text": text, **more}).encode() + b"\n"
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_SECONDS)
+    for pipe in _pipes(process):
+        pipe.close()
 
 
 def _finite(score: float, name: str, task: Task) -> float:

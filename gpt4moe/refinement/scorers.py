@@ -1,14 +1,16 @@
 """Scorers by name: the model's own log-likelihood, the majority of answers, a checker, a command."""
 
+import math
+import shlex
 from collections.abc import Sequence
 
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import CheckpointError, ConfigError
 from gpt4moe.evaluation.pieces import Piece
-from gpt4moe.evaluation.scoring import Scorer as LogProbabilities
 from gpt4moe.inference.load import LoadedModel
 from gpt4moe.inference.text import Words
 from gpt4moe.refinement.outside import CheckerScorer, CommandScorer, OutsideScorer
 from gpt4moe.refinement.search import Drawn, Plan, Scorer
+from gpt4moe.refinement.tasks import require_text
 
 EMPTY = -1e4
 """Score of a text without tokens: below every mean log-probability."""
@@ -21,6 +23,9 @@ class Likelihood:
     """
 
     def __init__(self, model: LoadedModel, words: Words, plan: Plan):
+        # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
+        from gpt4moe.evaluation.scoring import Scorer as LogProbabilities
+
         self.words, self.plan = words, plan
         self.scorer = LogProbabilities(model.chunks, model.run, model.groups)
         self.found: dict[str | int, float] = {}
@@ -48,7 +53,13 @@ class Likelihood:
         return Piece([*before, *one.done.tokens], len(one.done.tokens))
 
     def score(self, drawn: Drawn) -> float:
-        return self.found[drawn.course.task.id]
+        found = self.found[drawn.course.task.id]
+        if not math.isfinite(found):
+            raise CheckpointError(
+                f"The mean log-probability of a text for task {drawn.course.task.id!r} is {found}.",
+                "The weights have numbers that are not finite: use an earlier checkpoint.",
+            )
+        return found
 
     def close(self) -> None:
         return
@@ -109,10 +120,18 @@ def is_checker(name: str) -> bool:
 
 
 def require_scorer(name: str) -> None:
-    """Raises: ConfigError for a name that is none of the four."""
-    if name in ("likelihood", "majority") or is_checker(name) or " " in name or "/" in name:
+    """Raises: ConfigError for a name that is none of the four, and for a command that a shell could not read."""
+    require_text("--scorer", name)
+    if name in ("likelihood", "majority") or is_checker(name):
         return
+    why = ""
+    if " " in name or "/" in name:
+        try:
+            if shlex.split(name):
+                return
+        except ValueError as error:
+            why = f" ({error})"
     raise ConfigError(
-        f"--scorer {name!r} is no scorer.",
+        f"--scorer {name!r} is no scorer{why}.",
         "Give likelihood, majority, module:function, or a command (a path, or a program with arguments).",
     )

@@ -117,11 +117,7 @@ Draw = Callable[[Sequence[Request]], list[Completion]]
 
 def draw(courses: Sequence[Course], plan: Plan, words: Words, generate_all: Draw) -> list[Drawn]:
     """The next candidate of each task. Collective. Raises: ConfigError when a prompt does not fit the context."""
-
-    def is_stopped(new: list[int]) -> bool:
-        text = words.decode(new)
-        return any(stop in text for stop in plan.stops)
-
+    is_stopped = words.stop_test(plan.stops)
     prompts, tokens = [], []
     for course in courses:
         text = course.prompt(plan)
@@ -133,7 +129,7 @@ def draw(courses: Sequence[Course], plan: Plan, words: Words, generate_all: Draw
         Request(
             prompt=prompt, max_tokens=min(plan.max_tokens, words.context_length - len(prompt)),
             sampling=plan.sampling, sample=len(course.candidates), end_ids=words.end_ids,
-            is_stopped=is_stopped if plan.stops else None,
+            is_stopped=is_stopped,
         )
         for course, prompt in zip(courses, tokens, strict=True)
     ]  # fmt: skip

@@ -3,14 +3,13 @@
 A line of tasks is {"id": 1, "prompt": "add 37+25="}, with any further fields (such as "answer") for a scorer to read.
 """
 
-import json
 import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.errors import ConfigError, DataError
-from gpt4moe.inference.files import read_prompts
+from gpt4moe.errors import ConfigError
+from gpt4moe.evaluation.lines import read_lines, require_own_ids
 
 FIRST_TEMPLATE = "{task}"
 DEFAULT_TEMPLATE = "{task}{best}\n{task}"
@@ -35,27 +34,32 @@ class Task:
 
 def read_tasks(path: Path) -> list[Task]:
     """Raises: DataError with the first line that is no task."""
-    prompts = read_prompts(path)
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    chat = next((prompt.id for prompt in prompts if prompt.text is None), None)
-    if chat is not None:
-        raise DataError(
-            f"{path}: the task {chat!r} has messages, but a template takes one text.",
-            'Write {"id": 1, "prompt": "text"}; --chat puts every prompt into the chat template.',
-        )
-    return [
-        Task(id=prompt.id, text=prompt.text or "", fields=json.loads(line))
-        for prompt, line in zip(prompts, lines, strict=True)
-    ]
+    lines = read_lines(path, {"prompt": str}, needed=("prompt",), example='{"id": 1, "prompt": "text"}')
+    require_own_ids(path, lines)
+    return [Task(id=line["id"], text=line["prompt"], fields=line["whole"]) for line in lines]
+
+
+def require_text(option: str, text: str) -> None:
+    """Raises: ConfigError for bytes of a command line that are no UTF-8: no tokenizer and no file takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{option} {text!r} is no UTF-8.", "Give whole characters, in UTF-8.") from error
 
 
 def require_template(option: str, template: str, needed: str) -> None:
-    """Raises: ConfigError when a template has braces or names that mean nothing, or lacks `{needed}`."""
-    cure = f"Use {{{'}, {'.join(NAMES)}}}, double other braces, and name {{{needed}}} at least once."
+    """Raises: ConfigError when a template has anything in braces but a plain name of NAMES, or lacks `{needed}`."""
+    require_text(option, template)
+    cure = f"Use {{{'}, {'.join(NAMES)}}} as they stand here, double other braces, and name {{{needed}}} at least once."
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-        template.format(**dict.fromkeys(NAMES, ""))
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
         raise ConfigError(f"{option} {template!r} is no template ({error}).", cure) from error
+    names = [name for _, name, _, _ in fields]
+    for _, name, width, conversion in fields:
+        # A width could ask for any memory, and {task.x} or {task!r} for what no reader of a template expects.
+        if name not in NAMES or width or conversion:
+            shown = f"{name}{'!' if conversion else ''}{conversion or ''}{':' if width else ''}{width}"
+            raise ConfigError(f"{option} {template!r} is no template ({{{shown}}}).", cure)
     if needed not in names:
         raise ConfigError(f"{option} {template!r} does not show {{{needed}}}.", cure)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.lines import read_lines
+from gpt4moe.evaluation.lines import read_lines, require_own_ids
 
 TYPES = {"prompt": str, "answer": (str, list)}
 
@@ -21,9 +21,16 @@ def test_a_line_keeps_its_fields_its_id_and_its_number(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", '{"prompt": "a\u2028b", "more": 1}\n\n{"id": "x", "prompt": "", "answer": ["b"]}'
     )
     assert found == [
-        {"id": 1, "line": 1, "prompt": "a\u2028b"},
-        {"id": "x", "line": 3, "prompt": "", "answer": ["b"]},
+        {"id": 1, "line": 1, "prompt": "a\u2028b", "whole": {"prompt": "a\u2028b", "more": 1}},
+        {"id": "x", "line": 3, "prompt": "", "answer": ["b"], "whole": {"id": "x", "prompt": "", "answer": ["b"]}},
     ]
+
+
+def test_two_lines_with_one_id_are_refused(tmp_path: Path) -> None:
+    lines = _read(tmp_path / "a.jsonl", '{"prompt": "a", "id": 2}\n{"prompt": "b"}')
+    with pytest.raises(DataError, match="the id 2 twice"):
+        require_own_ids(tmp_path / "a.jsonl", lines)
+    require_own_ids(tmp_path / "a.jsonl", lines[:1])
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,7 @@ def test_a_line_keeps_its_fields_its_id_and_its_number(tmp_path: Path) -> None:
         ("", "is empty"), ("{", "line 1 is no JSON"), ("\n3", "line 2 is no JSON object"), ('{"id": 1}', "no 'prompt'"),
         ('{"prompt": true}', "prompt=True"), ('{"prompt": "a", "answer": [1]}', "answer=[1]"),
         ('{"prompt": "a", "id": true}', "id=True"),
+        ('{"prompt": "\\ud800"}', "line 1 has half of a surrogate pair"), ("[" * 100_000, "line 1 is no JSON"),
     ],
 )  # fmt: skip
 def test_the_first_line_that_is_none_is_named(tmp_path: Path, content: str, cause: str) -> None:

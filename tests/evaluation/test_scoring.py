@@ -28,6 +28,7 @@ def _scores(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[st
     """Of all pieces in a few passes, and of one piece alone (other copies then have none)."""
     scorer = Scorer(chunks, run, groups)
     scoring.MAX_PASS_TOKENS = 50
+    scoring.SLICE_BYTES = 4 * run.model.vocab_size * 7  # the logits of seven tokens at a time
     found = {
         name: [(score.logprobs.tolist(), score.is_greedy.tolist()) for score in scorer.score(pieces)]
         for name, pieces in (("all", PIECES), ("one", PIECES[1:2]), ("none", []))

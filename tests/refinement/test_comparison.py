@@ -1,5 +1,7 @@
 """The comparison, on candidates with known answers; what the best is; templates."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpt4moe.errors import ConfigError, DataError
@@ -44,6 +46,12 @@ def test_the_majority_is_the_earliest_of_the_most_frequent() -> None:
     assert most_likely(course("cab").candidates) == 0
 
 
+def test_the_most_likely_text_has_the_highest_mean() -> None:
+    short, long = course("ab").candidates
+    found = [replace(short, logprob=-2.0, num_tokens=1), replace(long, logprob=-3.0, num_tokens=3)]
+    assert most_likely(found) == 1
+
+
 def test_an_interval_holds_the_mean_and_shrinks_with_tasks() -> None:
     low, high = interval([0.0, 1.0] * 10)
     wide = high - low
@@ -77,7 +85,13 @@ def test_an_answer_is_the_last_match() -> None:
     assert [plan.answer_of(text) for text in ("1 = 2, so x = 7.", "none")] == ["7", ""]
 
 
-@pytest.mark.parametrize("template", ["{task}", "{best} {gone}", "{best", "{} {best}", "{best.x}"])
+@pytest.mark.parametrize("template", ["{task}", "{best} {gone}", "{best", "{} {best}", "{best.x}",
+                                      "{task.__class__}{best}", "{best:>99999999999}", "{best!r}", "{best:{task}}",
+                                      "{best}\udcff"])  # fmt: skip
 def test_a_template_that_means_nothing_is_refused(template: str) -> None:
-    with pytest.raises(ConfigError, match="template"):
+    with pytest.raises(ConfigError, match="--template"):
         require_template("--template", template, "best")
+
+
+def test_a_template_takes_plain_names_and_doubled_braces() -> None:
+    require_template("--template", "{{x}} {task} {round}: {best} ({score})", "best")

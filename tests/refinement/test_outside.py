@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.errors import ConfigError
-from gpt4moe.refinement.outside import CheckerScorer, CommandScorer
+from gpt4moe.refinement.outside import MOST_BYTES, CheckerScorer, CommandScorer
 from gpt4moe.refinement.scorers import is_checker, require_scorer
 from gpt4moe.refinement.tasks import Task
 
@@ -19,6 +19,12 @@ def raises(task, text): raise KeyError("gone")
 def hangs(task, text): time.sleep(60)
 def exits(task, text): os._exit(3)
 def nan(task, text): return float("nan")
+def floods(task, text): print("x" * 3_000_000, "end"); return 1
+def forges(task, text):
+    for number in range(3, 20):
+        try: os.write(number, b'{"score": 99}' + b"\\n")
+        except OSError: pass
+    return 1
 """
 
 
@@ -34,9 +40,22 @@ def test_a_checker_scores_many_texts() -> None:
     scorer.close()
 
 
+def test_of_what_a_checker_prints_a_bounded_part_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    scorer = CheckerScorer("checks:floods", 20)
+    assert [scorer.score(TASK, "4") for _ in range(2)] == [1.0, 1.0]
+    scorer.close()
+    assert 0 < len(capsys.readouterr().err) <= MOST_BYTES
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("raises", "KeyError: 'gone'"), ("hangs", "no score in 0.5 s"), ("exits", "has ended"), ("nan", "is nan")],
+    [
+        ("raises", "KeyError: 'gone'"),
+        ("hangs", "no score in 0.5 s"),
+        ("exits", "has ended"),
+        ("nan", "is nan"),
+        ("forges", "where its score belongs"),
+    ],
 )
 def test_a_checker_that_fails_is_refused(name: str, words: str) -> None:
     scorer = CheckerScorer(f"checks:{name}", 0.5)
@@ -63,16 +82,28 @@ def test_a_command_scores_by_what_it_prints() -> None:
     [
         ("sleep 60", "no score in 0.5 s"), ("echo good", "no number"), ("echo inf", "is inf"),
         ("sh -c 'echo broken >&2; exit 3'", "exit status 3: broken"), ("./nowhere", "cannot be started"),
+        (r"printf '\xff'", "no number"), ("yes", "printed more than"),
     ],
 )  # fmt: skip
 def test_a_command_that_fails_is_refused(command: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        CommandScorer(command, 0.5).score(TASK, "4")
+        CommandScorer(command, 0.5 if command.startswith("sleep") else 20).score(TASK, "4")
+
+
+def test_a_command_need_not_read_a_long_text_and_leaves_no_child() -> None:
+    assert CommandScorer("echo 3", 20).score(TASK, "x" * 1_000_000) == 3.0
+    scorer = CommandScorer("sh -c 'sleep 77 >/dev/null 2>&1 & echo $!'", 20)
+    child, end = Path(f"/proc/{scorer.score(TASK, 'x'):.0f}/status"), time.monotonic() + 10
+    # Nobody may have collected it yet.
+    while child.exists() and "zombie" not in child.read_text():
+        assert time.monotonic() < end, child.read_text()
+        time.sleep(0.05)
 
 
 def test_a_name_says_which_scorer() -> None:
     assert is_checker("a.b:c") and not is_checker("python a:b") and not is_checker("likelihood")
     for name in ("likelihood", "majority", "a:b", "./score", "python score.py"):
         require_scorer(name)
-    with pytest.raises(ConfigError, match="no scorer"):
-        require_scorer("likelyhood")
+    for name, why in {"likelyhood": "no scorer", 'python "x': "No closing quotation", "  ": "no scorer"}.items():
+        with pytest.raises(ConfigError, match=why):
+            require_scorer(name)
