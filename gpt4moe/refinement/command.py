@@ -6,7 +6,6 @@ trace.jsonl   every candidate (trace.py)     best.jsonl   the best text of each 
 import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from gpt4moe.inference.command import (
     wanted_parallel,
     wanted_sampling,
     weights_of,
+    write_stdout,
 )
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.requests import Limits
@@ -198,7 +198,6 @@ def _write(folder: Path, courses: Sequence[Course], plan: Plan, scorer: str) -> 
             "Mend the folder and give the same command again: the trace has all candidates.",
         ) from error
     try:
-        sys.stdout.write(f"{summary(courses, plan, scorer)}\n{folder / 'rounds.html'}\n")
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise closed_stdout("before the summary; the files are written") from error
+        write_stdout(f"{summary(courses, plan, scorer)}\n{folder / 'rounds.html'}\n")
+    except OSError as error:
+        raise closed_stdout(f"before the summary; the files in {folder} are written", error) from error

@@ -1,6 +1,9 @@
 """tools/refine.py: each candidate sees the best so far; the same trace on every layout; resumed; bad input."""
 
 import json
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import pytest
 
 from tests.corpus import numbered_lines
 from tests.inference.tool import generate
-from tests.training.command import Ended, train
+from tests.training.command import Ended, outside, train
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "refine.py"
 DRAWN = ("--tokens", 5, "--seed", 4, "--rounds", 3)
@@ -61,6 +64,8 @@ def test_each_candidate_sees_the_best_so_far_and_the_best_is_kept(wanted: Path) 
             best = one if one["is_best"] else best
         assert (kept[at]["text"], kept[at]["score"]) == (best["text"], best["score"])
         assert mine[0]["score"] == pytest.approx(mine[0]["logprob"] / mine[0]["num_tokens"])
+        # Later ones were drawn behind another prompt, and are scored behind the task alone.
+        assert all(one["score"] != pytest.approx(one["logprob"] / one["num_tokens"]) for one in mine[1:])
     page = (wanted / "rounds.html").read_text()
     assert "Score" in page and page.count("<details>") == 3 and "://" not in page
 
@@ -84,6 +89,12 @@ def test_a_killed_search_goes_on(run: Path, wanted: Path, tmp_path: Path) -> Non
     assert ended.status == 0, ended.err
     for one, same in zip(lines(tmp_path), lines(wanted), strict=True):
         assert {**one, "score": 0, "logprob": 0} == {**same, "score": 0, "logprob": 0}
+    settings = json.loads(whole[0])["settings"]
+    assert settings["step"] == 1 and len(settings["weights"]) == 64
+    (tmp_path / "best.jsonl").unlink()
+    (tmp_path / "best.jsonl").mkdir()
+    (refused,) = refine(run, tmp_path)
+    assert refused.status == 2 and "best.jsonl cannot be written" in refused.err, refused
     (other,) = refine(run, tmp_path, "--temperature", 2)
     assert other.status == 2 and "was begun with sampling=" in other.err
 
@@ -121,8 +132,11 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
     bad.write_text('{"id": 1, "text": "a"}\n')
     chat.write_text('{"id": 1, "messages": [{"role": "user", "content": "a"}]}\n')
     cases: dict[str, tuple[object, ...]] = {
-        "line 1 is no prompt": ("--input", bad),
-        "has messages": ("--input", chat),
+        'line 1 has no \'prompt\': {"id": 1, "text"': ("--input", bad),
+        'line 1 has no \'prompt\': {"id": 1, "messages"': ("--input", chat),
+        "no template ({task.__class__})": ("--template", "{task.__class__}{best}"),
+        "inf is no time": ("--scorer-seconds", "inf"),
+        "No closing quotation": ("--scorer", 'python "x'),
         "is no template": ("--template", "{best} {"),
         "does not show {best}": ("--template", "{task}"),
         "is no scorer": ("--scorer", "likelyhood"),
@@ -136,3 +150,15 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         said = [line for line in ended.err.splitlines() if line.startswith(("error:", "fix:"))]
         assert ended.status == 2 and len(said) == 2 and words in said[0], (words, ended)
         assert "Traceback" not in ended.err and ended.out == ""
+
+
+def test_stdout_has_the_summary_alone_and_may_be_closed(run: Path, wanted: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(wanted, tmp_path / "out")
+    command = [sys.executable, TOOL, run, "--input", run / "tasks.jsonl", "--output", out, *DRAWN]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, check=True, env=outside())
+    assert done.stdout.startswith("refine by likelihood: 3 tasks x 3 rounds")
+    assert done.stdout.splitlines()[-1] == str(out / "rounds.html")
+    piped = ["bash", "-o", "pipefail", "-c", f"{shlex.join(map(str, command))} | true"]
+    done = subprocess.run(piped, capture_output=True, text=True, timeout=300, check=False, env=outside())
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: stdout was closed before the summary" in done.stderr
