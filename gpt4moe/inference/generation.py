@@ -12,12 +12,13 @@ of an expert belong to several copies (ep over dp), the copies step together: on
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import isnan
 
 import torch
 from torch import Tensor, distributed, nn
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes
@@ -218,7 +219,10 @@ class Generator:
     def _draw(
         self, whole: Sequence[Row], logits: Tensor | None, requests: Mapping[int, Request]
     ) -> list[tuple[Row, int, float]]:
-        """(row, next token, its log-probability) of each, drawn on one rank and sent to all of the copy."""
+        """(row, next token, its log-probability) of each, drawn on one rank and sent to all of the copy.
+
+        Raises: DataError on the copy's ranks when the model's logits are no numbers.
+        """
         if not whole:
             return []
         drawn = torch.zeros(2, len(whole), dtype=torch.float64, device=self.groups.device)
@@ -238,6 +242,11 @@ class Generator:
             # Not over pp: with NCCL a broadcast there would hold back the next messages between stages.
             distributed.broadcast(drawn, src=self.source, group=self.groups.model)
         tokens_list, logprobs_list = drawn.tolist()
+        if any(isnan(logprob) for logprob in logprobs_list):
+            raise DataError(
+                "The model's logits are NaN: its weights are not finite, or overflow in a layer.",
+                "Check the checkpoint (tools/inspect_checkpoint.py verify), or use an earlier one.",
+            )
         return [
             (row, int(token), logprob) for row, token, logprob in zip(whole, tokens_list, logprobs_list, strict=True)
         ]

@@ -10,7 +10,7 @@ import torch
 
 from gpt4moe.architecture.cache import rank_cache_bytes
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.cache import BLOCK_TOKENS, block_bytes, blocks_of
 from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.requests import Limits, Request
@@ -149,6 +149,19 @@ def test_a_text_ends_before_its_end_token_and_after_a_stop_and_repeats_nothing_t
     assert ended.tokens == whole[: whole.index(whole[4])] and ended.finish_reason == "stop"
     assert stopped.tokens == whole[:3] and stopped.finish_reason == "stop"
     assert len(ended.logprobs) == len(ended.tokens)
+
+
+def _not_finite(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> str:
+    with torch.no_grad():
+        next(chunks[-1].parameters()).fill_(float("nan"))
+    with pytest.raises(DataError) as refusal:
+        Generator(chunks, run, groups).generate_all(greedy(prompts()))
+    return refusal.value.cause
+
+
+def test_logits_that_are_no_numbers_draw_no_token_on_any_rank() -> None:
+    for cause in run_ranks(2, walk, [("top2", "tp2")], _not_finite):
+        assert "logits are NaN" in cause[0]
 
 
 def _arrivals(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:
