@@ -2,13 +2,13 @@
 
 examples:
   python tools/refine.py runs/first --input tasks.jsonl --output found --rounds 16
-  python tools/refine.py runs/first --input tasks.jsonl --output found --scorer mychecks:is_right
-  python tools/refine.py runs/first --input tasks.jsonl --output found --scorer "python score.py" --scorer-seconds 5
+  python tools/refine.py runs/first --input tasks.jsonl --output checked --scorer mychecks:is_right
+  python tools/refine.py runs/first --input tasks.jsonl --output scored --scorer "python score.py" --scorer-seconds 5
   python tools/refine.py runs/first --input tasks.jsonl --output votes --method self-consistency
-  torchrun --nproc-per-node=4 tools/refine.py runs/first --tp 2 --pp 2 --input tasks.jsonl --output found
+  torchrun --nproc-per-node=4 tools/refine.py runs/first --tp 2 --pp 2 --input tasks.jsonl --output ranks
 
 --method best-of-n and self-consistency (the majority) draw as many candidates from the task alone, to compare. The
-output folder gets trace.jsonl, best.jsonl and rounds.html; the same command goes on after a kill.
+output folder gets trace.jsonl, best.jsonl and rounds.html; the same command goes on after a kill. Each of the commands above has a folder of its own, for other settings are refused.
 exit status: 0 done; 2 bad input.
 """
 
