@@ -258,7 +258,7 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "cannot be written": (run, "--data", run / "data", "--output", tmp_path / "nowhere" / "out.jsonl"),
         **({} if find_spec("lm_eval") else {"which is not installed": (run, "--tasks", "any")}),
         "does not divide": (run, "--data", run / "data", "--tp", 2),
-        "is missing or damaged": (run, "--choices", file("k", good), "--output", file("l", '{"id": 1, "text": "a"}\n')),
+        "is missing or damaged": (run, "--choices", file("k", good), "--output", file("l", '{"id": 1}\n')),
         "half of a surrogate pair": (run, "--exact", file("m", '{"prompt": "\\ud800", "answer": "b"}\n')),
         "has the id 7 twice": (run, "--choices", file("n", 2 * good.replace("{", '{"id": 7, ', 1))),
         "line 1 is no JSON": (run, "--data", file("o", "[" * 100_000)),
