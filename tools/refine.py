@@ -8,7 +8,8 @@ examples:
   torchrun --nproc-per-node=4 tools/refine.py runs/first --tp 2 --pp 2 --input tasks.jsonl --output ranks
 
 --method best-of-n and self-consistency (the majority) draw as many candidates from the task alone, to compare. The
-output folder gets trace.jsonl, best.jsonl and rounds.html; the same command goes on after a kill. Each of the commands above has a folder of its own, for other settings are refused.
+output folder gets trace.jsonl, best.jsonl and rounds.html; the same command goes on after a kill. Other
+settings are refused there, so each of the commands above has a folder of its own.
 exit status: 0 done; 2 bad input.
 """
 
