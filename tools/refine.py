@@ -13,7 +13,9 @@ settings are refused there, so each of the commands above has a folder of its ow
 exit status: 0 done; 2 bad input.
 """
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Run as a script from a checkout: the package lies beside tools/.
@@ -35,4 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # closed, or never there: main has said so
+            stream.flush()
+    # All is on the disk. Python's own end would wait for the threads of several libraries, which now and then hung.
+    os._exit(status)
