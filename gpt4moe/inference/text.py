@@ -6,8 +6,9 @@ to-inference folder    the run's tokenizer
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from gpt4moe.errors import ConfigError, DataError
 
 KEPT_FOLDER = "tokenizer"
 """Where a step folder made by from-hf has the tokenizer files of its source (convert.model_files)."""
+_BYTES_OF_CHARACTER = 4
+"""At most, in UTF-8; a token may be one of them."""
 _CURE = "Use a folder with a tokenizer, or set data.tokenizer when training on synthetic tokens."
 
 
@@ -35,19 +38,46 @@ class Words:
     context_length: int
     """Tokens of a prompt and what follows it, at most."""
     chat_template: str | None = None
-    """jinja, as transformers' apply_chat_template reads it."""
+    """jinja, with the names that transformers' apply_chat_template has; its tag `generation` (for training) is not."""
     special: tuple[tuple[str, str], ...] = ()
     """Names and texts of special tokens that a template may use: bos_token, eos_token, ..."""
 
+    plain: tokenizers.Tokenizer = field(init=False, repr=False, compare=False)
+    """The backend for prompts. Two of them: a setting that changed under another thread's feet would be an error."""
+    before: list[int] = field(init=False, repr=False, compare=False)
+    """Tokens of a text that stands before what is decoded."""
+    most_letters: int = field(init=False, repr=False, compare=False)
+    """Of a token's text; a word that is not known may be one token."""
+
+    def __post_init__(self) -> None:
+        plain = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        plain.encode_special_tokens = True
+        for name, value in [
+            ("plain", plain), ("before", plain.encode("a", add_special_tokens=False).ids),
+            ("most_letters", max(64, *map(len, plain.get_vocab()), 0)),
+        ]:  # fmt: skip
+            object.__setattr__(self, name, value)
+
     def encode(self, text: str, *, is_chat: bool = False) -> list[int]:
-        """The tokens of a prompt; an empty prompt begins a new text, behind the end of another.
+        """The tokens of a prompt, with those that the tokenizer itself puts around a text (a token that begins texts),
+        as transformers' tokenizer(text) gives them. An empty prompt begins a new text: behind that token, else behind
+        the end of another text.
 
         Args:
-            is_chat: the text is a rendered template, whose special tokens are meant as such.
+            is_chat: the text is a rendered template, whose special tokens are meant as such, and are all there are.
         Raises: ConfigError when nothing could follow it within the context, or it has a token that the model lacks.
         """
-        self.backend.encode_special_tokens = not is_chat
-        return self.checked(list(self.backend.encode(text, add_special_tokens=False).ids), text)
+        most = self.context_length * self.most_letters
+        if len(text) > most:  # before seconds are spent on its tokens
+            raise ConfigError(
+                f"The prompt has {len(text):,} characters, but the {self.context_length} tokens of the context hold "
+                f"{most:,} at most.",
+                "Shorten it.",
+            )
+        if is_chat and self.backend.encode_special_tokens:
+            self.backend.encode_special_tokens = False
+        encoding = (self.backend if is_chat else self.plain).encode(text, add_special_tokens=not is_chat)
+        return self.checked(list(encoding.ids), text)
 
     def checked(self, tokens: list[int], text: str) -> list[int]:
         """`tokens` of a prompt, as encode returns them."""
@@ -72,15 +102,27 @@ class Words:
             )
         return tokens
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return str(self.backend.decode(list(tokens), skip_special_tokens=False))
+    def decode(self, tokens: Sequence[int], *, is_whole: bool = False) -> str:
+        """The text of tokens that stand behind others: some tokenizers drop the space before a text's first word.
+
+        Args:
+            is_whole: nothing stands before them.
+        """
+        if is_whole or not tokens:
+            return self._decoded(tokens)
+        return self._decoded([*self.before, *tokens])[len(self._decoded(self.before)) :]
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        return str(self.plain.decode(list(tokens), skip_special_tokens=False))
 
     def stop_test(self, stops: Sequence[str]) -> Callable[[list[int]], bool] | None:
-        """Whether new tokens hold one of `stops`, as Request.is_stopped asks. None: there are no stops."""
+        """Whether new tokens hold one of `stops`, as Request.is_stopped asks after each. None: there are no stops."""
+        most = max((len(stop.encode()) for stop in stops), default=0) + 2 * _BYTES_OF_CHARACTER
 
         def is_stopped(new: list[int]) -> bool:
-            text = self.decode(new)
-            return any(stop in text for stop in stops)
+            # A stop ends in the last tokens. The part may begin inside a character, so it is tried from its next bytes.
+            starts = range(max(0, len(new) - most - _BYTES_OF_CHARACTER), max(1, len(new) - most))
+            return any(stop in text for text in (self.decode(new[at:]) for at in starts) for stop in stops)
 
         return is_stopped if stops else None
 
@@ -99,15 +141,17 @@ class Words:
         def refuse(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = refuse
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
         environment.filters["tojson"] = lambda value, **rest: json.dumps(value, ensure_ascii=False, **rest)
         try:
             template = environment.from_string(self.chat_template)
             return template.render(messages=messages, add_generation_prompt=True, **dict(self.special))
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: it may divide by zero
             raise ConfigError(
-                f"The chat template does not take these messages: {error}.",
+                f"The chat template does not take these messages: {error or type(error).__name__}.",
                 'Give lines {"messages": [{"role": "user", "content": "..."}]} as the template expects them.',
             ) from error
 
@@ -141,7 +185,16 @@ def words_of_data(run: RunConfig) -> Words | None:
 
 def words_of_files(folder: Path, *, vocab_size: int, context_length: int) -> Words:
     """Of a folder with tokenizer files of Hugging Face. Raises: DataError when tokenizer.json is missing or damaged."""
-    backend = load_backend(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    try:
+        backend = load_backend(path)
+    except DataError as error:
+        raise DataError(error.cause, "Copy or download the folder again.") from error
+    if 2 * backend.get_vocab_size() < vocab_size:  # models round their vocabulary up, by far less
+        raise DataError(
+            f"{path} has {backend.get_vocab_size()} tokens, but model.vocab_size={vocab_size}: it is of another model.",
+            "Use the tokenizer that the model was trained with.",
+        )
     settings = _json(folder / "tokenizer_config.json")
     generation = _json(folder / "config.json") | _json(folder / "generation_config.json")
     ends = generation.get("eos_token_id")
@@ -176,6 +229,33 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no JSON ({error}).", "Copy or download the folder again.") from error
     return found if isinstance(found, dict) else {}
+
+
+class Growing:
+    """The text of tokens that come one at a time. Only those since the last two whole characters are decoded."""
+
+    def __init__(self, words: Words):
+        self.words = words
+        self.tokens: list[int] = []
+        self.num_told = 0
+        """Of tokens, those whose text add has returned; they stay for what stands before the others."""
+        self.length = 0
+        """Of all that add has returned."""
+
+    def add(self, token: int) -> str:
+        """What is new; nothing while the text ends with half a character."""
+        self.tokens.append(token)
+        new = self.rest()
+        if not new or new.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        self.tokens = self.tokens[self.num_told :]
+        self.num_told = len(self.tokens)
+        self.length += len(new)
+        return new
+
+    def rest(self) -> str:
+        """What no call of add has returned: half a character."""
+        return self.words.decode(self.tokens)[len(self.words.decode(self.tokens[: self.num_told])) :]
 
 
 def settled(text: str, stops: Iterable[str]) -> str:

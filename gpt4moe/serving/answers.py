@@ -5,7 +5,7 @@ import uuid
 from typing import Any
 
 from gpt4moe.inference.requests import Completion
-from gpt4moe.inference.text import Words, cut_at_stop, settled
+from gpt4moe.inference.text import Growing, Words, cut_at_stop, settled
 from gpt4moe.serving.desk import Event
 from gpt4moe.serving.fields import Question
 
@@ -21,7 +21,11 @@ class Answer:
         count = len(question.wanted)
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         self.logprobs: list[list[float]] = [[] for _ in range(count)]
-        self.shown = [""] * count
+        self.texts = [Growing(words) for _ in range(count)]
+        self.held = [""] * count
+        """The end of each text that no piece has shown."""
+        self.offsets: list[list[int]] = [[] for _ in range(count)]
+        """Where in its text each token's character begins."""
         self.num_told = [0] * count
         """Tokens whose log-probabilities a piece has had."""
         self.done: dict[int, Completion] = {}
@@ -35,6 +39,8 @@ class Answer:
             self.done[event.index] = event.done
         elif event.token is not None:
             self.tokens[event.index].append(event.token)
+            self.offsets[event.index].append(self.texts[event.index].length)
+            self.held[event.index] += self.texts[event.index].add(event.token)
             self.logprobs[event.index].append(event.logprob)
 
     def whole(self) -> dict[str, Any]:
@@ -57,13 +63,13 @@ class Answer:
     def piece(self, index: int) -> dict[str, Any] | None:
         """What is new in a text; None: nothing that further tokens could not change."""
         stops, done = self.question.wanted[index].stops, self.done.get(index)
-        text = cut_at_stop(self.words.decode(self.tokens[index]), stops)
         if done is None:
-            text = settled(text, stops)
-        new = text[len(self.shown[index]) :]
-        if done is None and not new:
-            return None
-        self.shown[index] = text
+            new = settled(cut_at_stop(self.held[index], stops), stops)
+            if not new:
+                return None
+        else:
+            new = cut_at_stop(self.held[index] + self.texts[index].rest(), stops)
+        self.held[index] = self.held[index][len(new) :]
         said = {"delta": {"content": new}} if self.question.is_chat else {"text": new}
         first, self.num_told[index] = self.num_told[index], len(self.tokens[index])
         return self._piece([self._choice(index, said, done.finish_reason if done else None, first)])
@@ -90,10 +96,8 @@ class Answer:
                 for text, (_, logprob) in zip(texts, pairs, strict=True)
             ]
             return {"content": content, "refusal": None}
-        offset = len(self.words.decode(self.tokens[index][:first]))
-        offsets = [offset + len("".join(texts[:at])) for at in range(len(texts))]
         return {"tokens": texts, "token_logprobs": [logprob for _, logprob in pairs], "top_logprobs": None,
-                "text_offset": offsets}  # fmt: skip
+                "text_offset": self.offsets[index][first:]}  # fmt: skip
 
     def _usage(self) -> dict[str, int]:
         count = len(self.question.wanted) // self.question.num_prompts

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
                 listener = bound_socket(options.host, options.port)
         if desk is not None and listener is not None:
             name = options.name or options.folder.resolve().name
-            open_things.enter_context(listening(Routes(desk, words, name, engine.check).app(), listener))
+            app = Routes(desk, words, name, engine.check, options.host).app()
+            open_things.enter_context(listening(app, listener, max_texts=desk.max_texts))
             # Before the listener ends, clients that still wait are told.
             open_things.callback(desk.close, "The server has ended.")
             host, port = listener.getsockname()[:2]

@@ -19,6 +19,7 @@ def test_the_queue_is_bounded_and_a_client_that_leaves_makes_room() -> None:
         assert len(desk.take(0).new) == 2 and not desk.take(0)
         second = desk.submit([ONE], events)
         desk.leave(second)  # it waited
+        assert not desk.waiting
         desk.leave(first)  # it runs
         assert desk.take(0).left == [0, 1] and not desk.waiting
 

@@ -56,7 +56,9 @@ USER = {"role": "user", "content": "a"}
     [
         (False, {"model": None}, "model", 400), (False, {"model": "other"}, "model", 404),
         (False, {"temperature": -1}, "temperature", 400), (False, {"temperature": True}, "temperature", 400),
-        (False, {"temperature": float("nan")}, "temperature", 400), (False, {"top_p": 0}, "top_p", 400),
+        (False, {"temperature": float("nan")}, "temperature", 400),
+        (False, {"temperature": 10**400}, "temperature", 400),
+        (False, {"top_p": 0}, "top_p", 400),
         (False, {"n": 0}, "n", 400), (False, {"n": 129}, "n", 400), (False, {"prompt": ["a"] * 70, "n": 2}, "n", 400),
         (False, {"max_tokens": 0}, "max_tokens", 400), (False, {"max_tokens": 7}, "max_tokens", 400),
         (False, {"prompt": "a " * 8}, "prompt", 400), (False, {"prompt": "big"}, "prompt", 400),
