@@ -153,7 +153,7 @@ def _documents(tokens: NDArray[np.integer], end: int) -> Iterator[list[int]]:
 
 
 def _bytes(words: Words, documents: Iterable[list[int]]) -> int:
-    return sum(len(words.decode(document).encode()) for document in documents)
+    return sum(len(words.decode(document, is_whole=True).encode()) for document in documents)
 
 
 def _of_lines(path: Path, words: Words, max_tokens: int | None) -> list[SourceText]:
