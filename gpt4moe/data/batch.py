@@ -29,7 +29,7 @@ class Batch:
     labels: Tensor
     """[B, S] int64: the token after each one."""
     position_ids: Tensor
-    """[B, S] int64: 0 .. S-1; positions do not start again at a document's end."""
+    """[B, S] int64: 0 .. S-1, or, where there are `documents`, the place within the document."""
     loss_mask: Tensor
     """[B, S] float32: weight of each label in the loss."""
     token_ids: Tensor | None = None
@@ -37,6 +37,9 @@ class Batch:
     that it is the same on every layout. Below 0: padding, which no router counts. None: no padding and no noise."""
     source_index: Tensor | None = None
     """[B] int64: which of the data's sources each sequence is of. None where losses by source are not needed."""
+    documents: Tensor | None = None
+    """[B, S] int64: the number of each token's document within its sequence, from 0, never falling. A token attends to
+    earlier tokens of its own document alone. None: to all earlier tokens of its sequence."""
     extra: dict[str, ExtraTensor] = field(default_factory=dict)
     """Further tensors by name, for objectives that need more than text: rewards, noise. Objective.prepare adds them."""
 
@@ -80,7 +83,7 @@ class Batch:
 
 
 _SEQUENCE_DIMS: dict[str, int | None] = {
-    "tokens": 1, "labels": 1, "position_ids": 1, "loss_mask": 1, "token_ids": 1, "source_index": None,
+    "tokens": 1, "labels": 1, "position_ids": 1, "loss_mask": 1, "token_ids": 1, "source_index": None, "documents": 1,
 }  # fmt: skip
 """Every field of a Batch but `extra` -> its dimension of size S."""
 
@@ -90,15 +93,32 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
 
     Args:
         numbers: which samples of the run they are.
+    Raises: ValueError when some samples have documents and others have none.
     """
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     seq_length = tokens.shape[1] - 1
-    positions = torch.arange(seq_length).repeat(len(samples), 1)
+    places = torch.arange(seq_length).repeat(len(samples), 1)
+    documents = _documents(samples)
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
-        position_ids=positions,
+        position_ids=places if documents is None else places - _first_places(documents),
         loss_mask=torch.from_numpy(np.stack([sample.loss_mask for sample in samples])),
-        token_ids=torch.tensor(numbers).unsqueeze(1) * seq_length + positions,
+        token_ids=torch.tensor(numbers).unsqueeze(1) * seq_length + places,
         source_index=torch.tensor([sample.source_index for sample in samples]),
+        documents=documents,
     )
+
+
+def _documents(samples: list[TokenSample]) -> Tensor | None:
+    found = [sample.documents for sample in samples if sample.documents is not None]
+    if not found:
+        return None
+    if len(found) < len(samples):
+        raise ValueError(f"{len(found)} of {len(samples)} samples of a micro-batch have documents")
+    return torch.from_numpy(np.stack(found)).long()
+
+
+def _first_places(documents: Tensor) -> Tensor:
+    """The place of the first token of each token's document. [B, S] -> [B, S]"""
+    return torch.searchsorted(documents, documents)

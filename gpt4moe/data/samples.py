@@ -36,6 +36,9 @@ class TokenSample:
     """[S], weight of each label in the loss."""
     source_index: int = 0
     """Its source: an index into Data.source_names."""
+    documents: NDArray[np.int32] | None = None
+    """[S], the number of each input's document within the sample: from 0, never falling. Attention stays inside a
+    document. None: every token attends to all before it."""
 
 
 def num_samples(num_tokens: int, seq_length: int) -> int:

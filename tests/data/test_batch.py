@@ -1,8 +1,11 @@
 """Further tensors of a batch move and are cut over context parallelism by their own rule."""
 
+import numpy as np
+import pytest
 import torch
 
-from gpt4moe.data.batch import Batch, ExtraTensor
+from gpt4moe.data.batch import Batch, ExtraTensor, stack
+from gpt4moe.data.samples import TokenSample
 
 
 def test_a_context_rank_gets_its_part_of_every_tensor_that_names_a_sequence_dimension() -> None:
@@ -23,3 +26,22 @@ def test_a_context_rank_gets_its_part_of_every_tensor_that_names_a_sequence_dime
     assert part.source_index is not None and part.source_index.tolist() == [0, 1]
     assert part.token_ids is None
     assert batch.context_slice(1, 0) is batch
+
+
+def sample(documents: list[int] | None) -> TokenSample:
+    numbers = None if documents is None else np.array(documents, dtype=np.int32)
+    return TokenSample(np.arange(7), np.ones(6, dtype=np.float32), documents=numbers)
+
+
+def test_positions_begin_anew_with_every_document() -> None:
+    batch = stack([sample([0, 0, 0, 1, 1, 2]), sample([0] * 6)], (0, 1))
+    assert batch.documents is not None and batch.documents.dtype == torch.int64
+    assert batch.documents.tolist() == [[0, 0, 0, 1, 1, 2], [0] * 6]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
+    assert batch.token_ids is not None and batch.token_ids.tolist() == [list(range(6)), list(range(6, 12))]
+    assert stack([sample(None)], (0,)).documents is None
+
+
+def test_a_micro_batch_has_documents_in_all_its_samples_or_in_none() -> None:
+    with pytest.raises(ValueError, match="1 of 2 samples"):
+        stack([sample(None), sample([0] * 6)], (0, 1))
