@@ -8,13 +8,13 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.stage import StageConfig
 from gpt4moe.config.training import (
     CheckpointConfig,
     ExpertKernel,
     KernelsConfig,
     ResilienceConfig,
     RunSection,
-    StageConfig,
     TrackingConfig,
     TrainingConfig,
 )

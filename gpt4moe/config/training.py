@@ -1,4 +1,4 @@
-"""Groups run, training, stage, checkpoint, tracking, resilience, kernels."""
+"""Groups run, training, checkpoint, tracking, resilience, kernels."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -95,18 +95,6 @@ def _refuse_doubles(name: str, values: list[str]) -> None:
     double = next((value for value in values if values.count(value) > 1), None)
     if double is not None:
         raise ConfigError(f"training.{name} has {double!r} {values.count(double)} times.", "Name it once.")
-
-
-class StageKind(str, Enum):
-    """pretrain: next-token prediction on the text of data.path."""
-
-    pretrain = "pretrain"
-
-
-@dataclass(kw_only=True, slots=True)
-class StageConfig:
-    kind: StageKind = StageKind.pretrain
-    """Decides the objective of training (objectives.stages). Part of a run's identity: another stage is another run."""
 
 
 @dataclass(kw_only=True, slots=True)

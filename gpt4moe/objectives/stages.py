@@ -1,8 +1,8 @@
-"""Which objective a stage of training has. A new stage is a value of config.training.StageKind and a row here."""
+"""Which objective a stage of training has. A new stage is a value of config.stage.StageKind and a row here."""
 
 from collections.abc import Callable
 
-from gpt4moe.config.training import StageConfig, StageKind
+from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.objectives.next_token import NextToken
 from gpt4moe.objectives.objective import Objective
 

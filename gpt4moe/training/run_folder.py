@@ -24,7 +24,7 @@ import yaml
 
 from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import StageKind
+from gpt4moe.config.stage import StageKind
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob

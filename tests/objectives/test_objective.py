@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.training import StageKind
+from gpt4moe.config.stage import StageKind
 from gpt4moe.data.batch import Batch, ExtraTensor
 from gpt4moe.data.loader import build_data
 from gpt4moe.errors import ConfigError
