@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.mixture import Draw, Phase, PhasedMixture, names_of
+from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
 
@@ -47,9 +50,21 @@ class MixedSamples:
     def place(self, n: int) -> tuple[Draw, int]:
         """Where sample n is drawn from, and which stretch of S tokens of its source's stream it is."""
         draw = self.mixture.draw(n)
-        epoch = draw.epoch if self.reshuffle else 0
-        size = num_samples(len(self.streams[draw.source]), self.seq_length)
-        return draw, Permutation(size, self.seed, epoch, draw.source)(draw.position)
+        return draw, self._order(draw.source, draw.epoch)(draw.position)
+
+    def places(self, numbers: NDArray[np.int64]) -> tuple[Draws, NDArray[np.int64]]:
+        """`place` of many samples in one go."""
+        draws, index = self.mixture.draws(numbers), np.empty_like(numbers)
+        passes = draws.epoch * len(self.mixture.names) + draws.source
+        by_pass = np.argsort(passes, kind="stable")
+        for inside in np.split(by_pass, np.flatnonzero(np.diff(passes[by_pass])) + 1) if numbers.size else []:
+            epoch, source = divmod(int(passes[inside[0]]), len(self.mixture.names))
+            index[inside] = self._order(self.mixture.names[source], epoch).indices(draws.position[inside])
+        return draws, index
+
+    def _order(self, source: str, epoch: int) -> Permutation:
+        """Of a pass over a source."""
+        return Permutation(self.mixture.sizes[source], self.seed, epoch if self.reshuffle else 0, source)
 
     def consumed(self, n: int) -> dict[str, int]:
         return self.mixture.consumed(n)

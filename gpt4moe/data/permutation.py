@@ -9,6 +9,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _MASK = (1 << 64) - 1
 _ROUNDS = 8
 
@@ -47,12 +50,22 @@ class Permutation:
         """Raises: IndexError when position is outside range(size)."""
         if not 0 <= position < self.size:
             raise IndexError(f"position {position} of a permutation of {self.size}")
-        image = self._feistel(position)
+        image: int = self._feistel(position)
         while image >= self.size:
             image = self._feistel(image)
         return image
 
-    def _feistel(self, value: int) -> int:
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As for each position alone, in one go. Raises: IndexError when one is outside range(size)."""
+        if positions.size and not 0 <= positions.min() <= positions.max() < self.size:
+            raise IndexError(f"positions {positions.min()} to {positions.max()} of a permutation of {self.size}")
+        image: NDArray[np.uint64] = self._feistel(positions.astype(np.uint64))
+        while (outside := np.flatnonzero(image >= self.size)).size:
+            image[outside] = self._feistel(image[outside])
+        return image.astype(np.int64)
+
+    def _feistel(self, value: Any) -> Any:
+        """Of an int below 4^half_bits, or of a uint64 array of such."""
         bits = self._half_bits
         mask = (1 << bits) - 1
         left, right = value >> bits, value & mask

@@ -1,5 +1,6 @@
 """A shuffle without a table: a bijection, fixed for good, another one for every seed, epoch and source."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,3 +42,12 @@ def test_a_trillion_samples_cost_no_memory() -> None:
 def test_a_position_outside_is_refused() -> None:
     with pytest.raises(IndexError):
         Permutation(10, 1, 0, "x")(10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 37, 1000, 5 * 10**9])
+def test_many_positions_at_once_have_the_index_of_each(size: int) -> None:
+    order = Permutation(size, 1, 0, "x")
+    positions = np.arange(min(size, 1000), dtype=np.int64)
+    assert order.indices(positions).tolist() == [order(position) for position in positions.tolist()]
+    with pytest.raises(IndexError):
+        order.indices(np.array([0, size]))
