@@ -8,6 +8,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     2  pipeline      the pipeline schedule as data: slots and messages; no torch
     2  data          the n-th sample, exactly
     2  moe           the expert-parallel MLP: routers, dispatch, experts
+    3  chat          conversations as tokens, and which of them are learned; no torch
     3  planner       predicted memory, time, money; search; no torch
     3  model         Megatron GPT chunks, assembled from specs
     3  objectives    what a step minimises: model output and batch in, loss out

@@ -19,7 +19,7 @@ from tests import where
 ROOT = Path(__file__).resolve().parents[1]
 STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
-    "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
+    "chat": 3, "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
     "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "gpu_rehearsal": 6,
     "evaluation": 6, "serving": 6, "train": 7, "refinement": 7,
 }  # fmt: skip
@@ -34,8 +34,9 @@ NARROW = {
     "training": {
         "architecture", "model", "moe", "objectives", "data", "checkpoint", "resilience", "runlog", "parallel",
     },
-    "inference": {"model", "architecture", "checkpoint", "parallel", "data"},
-    "convert": {"model", "architecture", "checkpoint", "parallel", "data"},
+    "chat": {"data"},
+    "inference": {"model", "architecture", "chat", "checkpoint", "parallel", "data"},
+    "convert": {"model", "architecture", "chat", "checkpoint", "parallel", "data"},
     "evaluation": {"inference", "convert", "model", "architecture", "checkpoint", "parallel", "data", "runlog"},
     "refinement": {"inference", "evaluation", "convert", "pages", "runlog", "data", "parallel"},
     "serving": {"inference", "convert", "checkpoint", "parallel", "runlog"},

@@ -15,6 +15,15 @@ class DataKind(str, Enum):
     mock = "mock"
 
 
+class LongRows(str, Enum):
+    """What becomes of a conversation of more than model.seq_length + 1 tokens. refuse: the run. cut: its end is left
+    out. split: it becomes several, each without what stood before. What has no trained token left is left out."""
+
+    refuse = "refuse"
+    cut = "cut"
+    split = "split"  # type: ignore[assignment]  # str has a method of this name
+
+
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """One source of the mixture. A bare number in its place is its share."""
@@ -67,6 +76,10 @@ class DataConfig:
     """Source name -> its share, or a SourceConfig. Empty: all sources, in proportion to their tokens."""
     phases: list[PhaseConfig] = field(default_factory=list)
     """In ascending order. Before the first, `sources` count."""
+    pack: bool = True
+    """stage=sft. true: several conversations to a sequence, none of which sees another. false: one to a sequence."""
+    long_rows: LongRows = LongRows.refuse
+    """stage=sft: conversations that are longer than the context."""
 
     @property
     def folders(self) -> list[str]:

@@ -5,9 +5,11 @@ from enum import Enum
 
 
 class StageKind(str, Enum):
-    """pretrain: next-token prediction on the text of data.path."""
+    """pretrain: next-token prediction on the text of data.path. sft: the same on its conversations, of whose tokens
+    those of the assistant alone are learned."""
 
     pretrain = "pretrain"
+    sft = "sft"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,6 +20,7 @@ import xxhash
 from gpt4moe.architecture.names import ROUTER
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import Box
+from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_to_dict, load_run_config
@@ -29,7 +30,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, mistral_files, open_huggingface, read_config, stored_tensors
-from gpt4moe.convert.model_files import GENERATION, KEPT, TOKENIZER_FOLDER, generation_of
+from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
@@ -18,8 +19,6 @@ Files = dict[str, bytes]
 SpecialIds = dict[str, int | list[int] | None]
 """bos_token_id, eos_token_id and pad_token_id of config.json and generation_config.json."""
 
-TOKENIZER_FOLDER = "tokenizer"
-"""Folder, in a step folder made by from-hf, with the tokenizer files of the source."""
 KEPT = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt", "chat_template.jinja",
@@ -39,19 +38,21 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
     """
     kept = folder / TOKENIZER_FOLDER
     if given is None and kept.is_dir():
-        files = {path.name: path.read_bytes() for path in sorted(kept.iterdir())}
-        settings = json.loads(files.get(GENERATION, b"{}"))
-        return files, {name: settings.get(name) for name in SPECIAL_IDS}
+        return _kept_files(kept)
     try:
         path = given or tokenizer_path(run)
         if path is None:
             return {GENERATION: _json(_generation(None))}, _ids(None)
-        tokenizer = load_tokenizer(path)
+        chat = path.parent / TOKENIZER_FOLDER
+        is_chat = given is None and chat.is_dir()  # data of conversations: any tokenizer, with its chat template
+        tokenizer = None if is_chat else load_tokenizer(path)
     except DataError as error:
         raise ConversionError(error.cause, "Give the run's tokenizer.json with --tokenizer.") from error
     wanted = manifest.identity.get("tokenizer")
     if wanted not in (None, "none") and file_sha256(path) != wanted:
         raise ConversionError(f"{path} is not the run's tokenizer.", "Give the run's own with --tokenizer.")
+    if tokenizer is None:
+        return _kept_files(chat)
     if tokenizer.vocab_size > run.model.vocab_size:
         raise ConversionError(
             f"{path} has {tokenizer.vocab_size} tokens, model.vocab_size={run.model.vocab_size}.",
@@ -63,6 +64,12 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
         "special_tokens_map.json": _json({"eos_token": EOS_TOKEN, "pad_token": EOS_TOKEN}),
         GENERATION: _json(_generation(tokenizer.eos_id)),
     }, _ids(tokenizer.eos_id)
+
+
+def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    settings = json.loads(files.get(GENERATION, b"{}"))
+    return files, {name: settings.get(name) for name in SPECIAL_IDS}
 
 
 def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:

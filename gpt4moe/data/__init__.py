@@ -16,6 +16,8 @@
     lookup.py       where sample n comes from; are the files whole?
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n
+    indexed_writer.py  writer of such a pair
+    conversations.py   conversations packed into rows, with their masks
     samples.py      one sample: packed tokens, or synthetic
     batch.py        Batch: one micro-batch of a rank
     check.py        data of a run: present, fitting, identity

@@ -99,12 +99,14 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
     seq_length = tokens.shape[1] - 1
     places = torch.arange(seq_length).repeat(len(samples), 1)
     documents = _documents(samples)
+    token_ids = torch.tensor(numbers).unsqueeze(1) * seq_length + places
+    lengths = torch.tensor([seq_length if sample.num_tokens is None else sample.num_tokens for sample in samples])
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
         position_ids=places if documents is None else places - _first_places(documents),
         loss_mask=torch.from_numpy(np.stack([sample.loss_mask for sample in samples])),
-        token_ids=torch.tensor(numbers).unsqueeze(1) * seq_length + places,
+        token_ids=token_ids.masked_fill(places >= lengths.unsqueeze(1), -1),
         source_index=torch.tensor([sample.source_index for sample in samples]),
         documents=documents,
     )

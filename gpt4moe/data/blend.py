@@ -51,10 +51,16 @@ def phases_of(run: RunConfig, tokens: dict[str, float]) -> list[Phase]:
     return phases
 
 
-def uses(run: RunConfig, tokens: dict[str, float], phases: Sequence[Phase]) -> list[SourceUse]:
-    """Every source that is read, over training.steps."""
+def uses(
+    run: RunConfig, tokens: dict[str, float], phases: Sequence[Phase], rows: dict[str, int] | None = None
+) -> list[SourceUse]:
+    """Every source that is read, over training.steps.
+
+    Args:
+        rows: samples of an epoch where they are not stretches of S tokens, as rows of conversations.
+    """
     length = run.model.seq_length
-    sizes = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)}
+    sizes = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)} | (rows or {})
     total = run.training.steps * run.training.global_batch_size
     chosen = run.data.chosen
     return [

@@ -26,6 +26,10 @@ class Source:
         """Raises: DataError for a file that is missing or has another size."""
         return ShardedTokens(self.folder, self.manifest.shards(split))
 
+    def mask(self, split: str) -> ShardedTokens:
+        """Of each token 1 where it is trained, for conversations. Raises: DataError as tokens."""
+        return ShardedTokens(self.folder, self.manifest.masks[split])
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -74,6 +78,8 @@ class Catalogue:
         for source in self.sources.values():
             for split in SPLITS:
                 source.tokens(split)
+                if source.manifest.is_chat:
+                    source.mask(split)
 
     def train_tokens(self) -> dict[str, float]:
         """Training tokens of each source."""
@@ -88,7 +94,7 @@ class Catalogue:
         return self._hash(list(self.sources), [])
 
     def _hash(self, names: Sequence[str], phases: Sequence[Any]) -> str:
-        content = {
+        content: dict[str, Any] = {
             "vocab_size": self.vocabulary.vocab_size,
             "eos_id": self.vocabulary.eos_id,
             "sources": {
@@ -97,6 +103,13 @@ class Catalogue:
             },
             "phases": phases,
         }
+        masks = {
+            name: [[shard.bin_sha256 for shard in self.sources[name].manifest.masks[split]] for split in SPLITS]
+            for name in names
+            if self.sources[name].manifest.is_chat
+        }
+        if masks:  # data of text alone keeps the hash that it had
+            content["masks"] = masks
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

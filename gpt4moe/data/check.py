@@ -4,13 +4,15 @@ check_data reads the manifests and hashes the tokenizer once a launch. Later ste
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
+from gpt4moe.data.conversations import Conversations, lay_out
 from gpt4moe.data.manifest import SPLITS, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.errors import DataError
@@ -29,6 +31,8 @@ class CheckedData:
     """The sources; None for synthetic tokens."""
     phases: Sequence[Phase] = ()
     """Shares of the catalogue's sources."""
+    conversations: dict[str, dict[str, Conversations]] = field(default_factory=dict)
+    """For stage=sft: split -> source -> its conversations in rows."""
 
 
 def check_data(run: RunConfig) -> CheckedData:
@@ -56,13 +60,44 @@ def check_data(run: RunConfig) -> CheckedData:
             "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
         )
     phases = phases_of(run, catalogue.train_tokens())
-    for name in names_of(phases):
+    conversations = _conversations(run, catalogue, phases) if run.stage.kind is StageKind.sft else {}
+    for name in [] if conversations else names_of(phases):
         for split in SPLITS:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
-    require_epochs(run, uses(run, catalogue.train_tokens(), phases))
+    rows = {name: found.num_rows for name, found in conversations.get("train", {}).items()}
+    require_epochs(run, uses(run, catalogue.train_tokens(), phases, rows))
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
-    return CheckedData(identity=identity, tokenizer=path, catalogue=catalogue, phases=phases)
+    if conversations:
+        identity["data"] += f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}"
+    return CheckedData(
+        identity=identity, tokenizer=path, catalogue=catalogue, phases=phases, conversations=conversations
+    )
+
+
+def _conversations(
+    run: RunConfig, catalogue: Catalogue, phases: Sequence[Phase]
+) -> dict[str, dict[str, Conversations]]:
+    for name in names_of(phases):
+        if not catalogue.sources[name].manifest.is_chat:
+            raise DataError(
+                f"stage=sft, and source {name} of {catalogue.sources[name].folder.parent} is plain text: nothing says "
+                "which of its tokens are the assistant's.",
+                "Make conversations with tools/prepare_chat.py, name the sources that are (++data.sources.NAME=1), or "
+                "set stage=pretrain.",
+            )
+    return {
+        # Held-out conversations are laid out as for seed 0, so that runs of several seeds have the same.
+        split: {
+            name: lay_out(
+                catalogue.sources[name], split, seq_length=run.model.seq_length,
+                seed=run.run.seed if split == "train" else 0, is_packed=run.data.pack, long_rows=run.data.long_rows,
+                padding_id=catalogue.vocabulary.eos_id,
+            )
+            for name in names_of(phases)
+        }
+        for split in SPLITS
+    }  # fmt: skip
 
 
 def _check_mock(run: RunConfig) -> CheckedData:

@@ -16,9 +16,10 @@ from gpt4moe.errors import DataError
 
 MAKE_DATA = "Run `make data` (it makes data/demo) or tools/tokenize_corpus.py for your own text, or choose data=mock."
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""Code of a token's type in .idx -> numpy's name."""
 
 
 class IndexedTokens:
@@ -34,19 +35,19 @@ class IndexedTokens:
         for path in (_with(prefix, ".idx"), _with(prefix, ".bin")):
             if not path.is_file():
                 raise DataError(f"{path} is missing.", MAKE_DATA)
-        if _size(prefix, ".idx") < _HEADER.size:
+        if _size(prefix, ".idx") < HEADER.size:
             raise self._damaged(".idx", f"has {_size(prefix, '.idx')} bytes, not even a header")
         index: NDArray[np.uint8] = np.memmap(_with(prefix, ".idx"), mode="r", dtype=np.uint8)
-        magic, version, code, num_sequences, num_bounds = _HEADER.unpack(bytes(index[: _HEADER.size]))
-        if magic != _MAGIC or version != 1 or code not in _DTYPES:
+        magic, version, code, num_sequences, num_bounds = HEADER.unpack(bytes(index[: HEADER.size]))
+        if magic != MAGIC or version != 1 or code not in DTYPES:
             raise self._damaged(".idx", "is no Megatron index of whole numbers, version 1")
-        lengths_end = _HEADER.size + 4 * num_sequences
+        lengths_end = HEADER.size + 4 * num_sequences
         offsets_end = lengths_end + 8 * num_sequences
         expected = offsets_end + 8 * num_bounds
         if len(index) < expected or num_bounds < 1:
             raise self._damaged(".idx", f"has {len(index)} bytes where {expected} belong")
-        dtype = np.dtype(_DTYPES[code])
-        self._lengths: NDArray[np.int32] = index[_HEADER.size : lengths_end].view("<i4")
+        dtype = np.dtype(DTYPES[code])
+        self._lengths: NDArray[np.int32] = index[HEADER.size : lengths_end].view("<i4")
         self._offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view("<i8")
         self._bounds: NDArray[np.int64] = index[offsets_end:expected].view("<i8")
         size = int(self._offsets[-1]) + int(self._lengths[-1]) * dtype.itemsize if num_sequences else 0
@@ -69,11 +70,15 @@ class IndexedTokens:
         start = int(self._offsets[first]) // self.tokens.itemsize
         return self.tokens[start : int(self._offsets[last]) // self.tokens.itemsize + int(self._lengths[last])]
 
+    def document_starts(self) -> NDArray[np.int64]:
+        """[num_documents]: the first token of each."""
+        return self._offsets[self._bounds[:-1]] // self.tokens.itemsize
+
     def document_at(self, token: int) -> tuple[int, int]:
         """The document that has a token, and the token's place in it."""
-        starts = self._offsets[self._bounds[:-1]]
-        document = int(np.searchsorted(starts, token * self.tokens.itemsize, side="right")) - 1
-        return document, token - int(starts[document]) // self.tokens.itemsize
+        starts = self.document_starts()
+        document = int(np.searchsorted(starts, token, side="right")) - 1
+        return document, token - int(starts[document])
 
     def _damaged(self, suffix: str, what: str) -> DataError:
         return DataError(f"{_with(self.prefix, suffix)} is damaged: it {what}.", f"Delete its folder. {MAKE_DATA}")

@@ -17,6 +17,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import CheckedData, check_data
+from gpt4moe.data.conversations import Conversations, ConversationSamples
 from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
@@ -120,6 +121,10 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
     checked = checked or check_data(run)
     if checked.catalogue is None:
         train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
+    elif checked.conversations:
+        names = names_of(checked.phases)
+        train = _conversations(checked.conversations["train"], checked.phases, seed=run.run.seed, reshuffle=True)
+        validation = _conversations(checked.conversations["valid"], checked.phases[:1], seed=0, reshuffle=False)
     else:
         catalogue, phases = checked.catalogue, checked.phases
         names = names_of(phases)
@@ -140,6 +145,14 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     return SampleStream(
         MockSamples(vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream)
     )
+
+
+def _conversations(
+    sources: dict[str, Conversations], phases: Sequence[Phase], *, seed: int, reshuffle: bool
+) -> SampleStream:
+    read = {name: sources[name] for name in names_of(phases)}
+    mixture = PhasedMixture({name: rows.num_rows for name, rows in read.items()}, phases, seed)
+    return SampleStream(ConversationSamples(read, mixture, seed, reshuffle))
 
 
 def _mixed(catalogue: Catalogue, split: str, phases: Sequence[Phase], *, seq_length: int, seed: int) -> SampleStream:

@@ -66,7 +66,7 @@ def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, lis
 def all_shards(catalogue: Catalogue) -> Iterator[tuple[Source, Shard]]:
     for source in catalogue.sources.values():
         for split in SPLITS:
-            for shard in source.manifest.shards(split):
+            for shard in (*source.manifest.shards(split), *source.manifest.masks.get(split, ())):
                 yield source, shard
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class SourceManifest:
     description: str
     train: Sequence[Shard]
     valid: Sequence[Shard]
+    masks: dict[str, Sequence[Shard]] = field(default_factory=dict)
+    """Of conversations: split -> a shard for each one of its tokens, a byte a token; 1: it is trained. Else empty."""
 
     @classmethod
     def read(cls, folder: Path) -> "SourceManifest":
@@ -56,12 +58,20 @@ class SourceManifest:
         raw = _read(folder, "The source")
         try:
             train, valid = (tuple(Shard(**shard) for shard in raw.pop(split)) for split in SPLITS)
-            return cls(train=train, valid=valid, **raw)
+            masks = {split: tuple(Shard(**shard) for shard in shards) for split, shards in raw.pop("masks", {}).items()}
+            if masks and set(masks) != set(SPLITS):
+                raise KeyError("masks")
+            return cls(train=train, valid=valid, masks=masks, **raw)
         except (KeyError, TypeError) as error:
             raise _foreign(folder, error) from error
 
     def write(self, folder: Path) -> None:
         _write(folder, self)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether its documents are conversations, with a mask of trained tokens."""
+        return bool(self.masks)
 
     def shards(self, split: str) -> Sequence[Shard]:
         return self.train if split == "train" else self.valid
@@ -117,7 +127,10 @@ def _foreign(folder: Path, error: Exception) -> DataError:
 
 
 def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
-    write_json(folder / MANIFEST_NAME, {"format": _FORMAT, **dataclasses.asdict(manifest)})
+    content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
+    if not content.get("masks"):  # text has none: its manifest is as before there were conversations
+        content.pop("masks", None)
+    write_json(folder / MANIFEST_NAME, content)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -36,7 +36,8 @@ def register(
         }  # fmt: skip
         manifest = SourceManifest(
             tokenizer_sha256=vocabulary.tokenizer_sha256, licence=licence,
-            description="registered: " + ", ".join(path.name for path in (*train, *valid)), **shards,
+            description="registered: " + ", ".join(path.name for path in (*train, *valid)), train=shards["train"],
+            valid=shards["valid"],
         )  # fmt: skip
         manifest.write(new)
     finish_folder(folder, vocabulary, tokenizer_path)

@@ -39,6 +39,8 @@ class TokenSample:
     documents: NDArray[np.int32] | None = None
     """[S], the number of each input's document within the sample: from 0, never falling. Attention stays inside a
     document. None: every token attends to all before it."""
+    num_tokens: int | None = None
+    """Inputs before the padding; None: there is none."""
 
 
 def num_samples(num_tokens: int, seq_length: int) -> int:

@@ -5,8 +5,6 @@ Hugging Face folder    tokenizer.json, generation_config.json, chat_template.jin
 to-inference folder    the run's tokenizer
 """
 
-import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +12,13 @@ from typing import Any
 
 import tokenizers
 
+from gpt4moe.chat.template import ChatTemplate
+from gpt4moe.chat.words import TOKENIZER_FOLDER, read_json, special_texts, template_of
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import tokenizer_path
 from gpt4moe.data.tokenizer import EOS_TOKEN, load_backend
 from gpt4moe.errors import ConfigError, DataError
 
-KEPT_FOLDER = "tokenizer"
-"""Where a step folder made by from-hf has the tokenizer files of its source (convert.model_files)."""
 _BYTES_OF_CHARACTER = 4
 """At most, in UTF-8; a token may be one of them."""
 _CURE = "Use a folder with a tokenizer, or set data.tokenizer when training on synthetic tokens."
@@ -38,7 +36,7 @@ class Words:
     context_length: int
     """Tokens of a prompt and what follows it, at most."""
     chat_template: str | None = None
-    """jinja, with the names that transformers' apply_chat_template has; its tag `generation` (for training) is not."""
+    """jinja, with the names that transformers' apply_chat_template has; chat.template renders it."""
     special: tuple[tuple[str, str], ...] = ()
     """Names and texts of special tokens that a template may use: bos_token, eos_token, ..."""
 
@@ -136,29 +134,12 @@ class Words:
                 "The folder has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json).",
                 "Leave --chat out, or use a model that was trained on chats.",
             )
-        import jinja2.sandbox  # only chats need it
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
-        environment.filters["tojson"] = lambda value, **rest: json.dumps(value, ensure_ascii=False, **rest)
-        try:
-            template = environment.from_string(self.chat_template)
-            return template.render(messages=messages, add_generation_prompt=True, **dict(self.special))
-        except Exception as error:  # a template is a program: it may divide by zero
-            raise ConfigError(
-                f"The chat template does not take these messages: {error or type(error).__name__}.",
-                'Give lines {"messages": [{"role": "user", "content": "..."}]} as the template expects them.',
-            ) from error
+        return ChatTemplate(self.chat_template, self.special).render(messages)
 
 
 def words_of_run(folder: Path, run: RunConfig) -> Words:
     """Of a step folder. Raises: DataError when the run has no tokenizer, or it is gone or damaged."""
-    kept = folder / KEPT_FOLDER
+    kept = folder / TOKENIZER_FOLDER
     if kept.is_dir():
         return words_of_files(kept, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
     words = words_of_data(run)
@@ -173,6 +154,9 @@ def words_of_data(run: RunConfig) -> Words | None:
     path = tokenizer_path(run)
     if path is None:
         return None
+    chat = path.parent / TOKENIZER_FOLDER
+    if chat.is_dir():  # data of conversations
+        return words_of_files(chat, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
     backend = load_backend(path)
     end = backend.token_to_id(EOS_TOKEN)
     return Words(
@@ -195,40 +179,17 @@ def words_of_files(folder: Path, *, vocab_size: int, context_length: int) -> Wor
             f"{path} has {backend.get_vocab_size()} tokens, but model.vocab_size={vocab_size}: it is of another model.",
             "Use the tokenizer that the model was trained with.",
         )
-    settings = _json(folder / "tokenizer_config.json")
-    generation = _json(folder / "config.json") | _json(folder / "generation_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
+    generation = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
     ends = generation.get("eos_token_id")
-    template = settings.get("chat_template")
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        template = file.read_text(encoding="utf-8")
-    elif isinstance(template, list):  # several by name
-        template = next((one["template"] for one in template if one.get("name") == "default"), None)
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = [(name, _content(settings[name])) for name in names if settings.get(name) is not None]
     return Words(
         backend=backend,
         end_ids=frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends]),
         vocab_size=vocab_size,
         context_length=context_length,
-        chat_template=template,
-        special=tuple(special),
+        chat_template=template_of(folder, settings),
+        special=special_texts(settings),
     )
-
-
-def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Of an optional file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no JSON ({error}).", "Copy or download the folder again.") from error
-    return found if isinstance(found, dict) else {}
 
 
 class Growing:

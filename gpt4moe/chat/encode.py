@@ -1,0 +1,85 @@
+"""A conversation as tokens, and which of them are learned: what the assistant says, its end token included."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from gpt4moe.chat.rows import Conversation
+from gpt4moe.chat.template import Span
+from gpt4moe.chat.words import ChatWords
+from gpt4moe.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation."""
+
+    tokens: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    """Of each token, whether it is learned."""
+
+
+class Encoder:
+    """Conversations of one tokenizer and template."""
+
+    def __init__(self, words: ChatWords):
+        self.words = words
+        added = words.backend.get_added_tokens_decoder()
+        self.ends = frozenset(added)
+        """Tokens that may end a turn."""
+        self.special = [token.content for token in added.values() if token.special]
+
+    def encode(self, conversation: Conversation, where: str) -> Encoded:
+        """Raises: DataError for a content with a special token's text, a template whose assistant's parts cannot be
+        found or have no end token, and a token that reaches over the border of one."""
+        self._require_plain(conversation, where)
+        text, spans = self.words.template.spans(conversation.messages, conversation.tools, where)
+        encoding = self.words.backend.encode(text, add_special_tokens=False)
+        tokens: NDArray[np.int64] = np.array(encoding.ids, dtype=np.int64)
+        places = _places(encoding, spans, where)
+        mask: NDArray[np.bool_] = np.zeros(len(tokens), dtype=np.bool_)
+        for (first, last), span, is_learned in zip(places, spans, conversation.learned, strict=True):
+            ends = [at for at in range(first, last) if tokens[at] in self.ends]
+            if not ends:
+                raise DataError(
+                    f"{where}: no end token stands in the assistant's part {text[slice(*span)][-40:]!r}: a model that "
+                    "learns it would never stop.",
+                    "Let the chat template end the assistant's turn with a token of the tokenizer's added_tokens, "
+                    "within {% generation %}.",
+                )
+            # Rendered turn by turn, a part has what stands between turns too: a line break that nobody would say.
+            mask[first : last if self.words.template.has_blocks else ends[-1] + 1] = is_learned
+        if not mask[1:].any():
+            raise DataError(f"{where} has no token to learn.", "Leave the line out, or --bad-rows skip.")
+        return Encoded(tokens, mask)
+
+    def _require_plain(self, conversation: Conversation, where: str) -> None:
+        for number, message in enumerate(conversation.messages):
+            for special in self.special:
+                if special in (message["content"] or ""):
+                    raise DataError(
+                        f"{where}, message {number}: its content has {special}, which would be read as the token.",
+                        "Write it in another way, or --bad-rows skip.",
+                    )
+
+
+def _places(encoding: tokenizers.Encoding, spans: Sequence[Span], where: str) -> list[Span]:
+    """The tokens of each span. Raises: DataError when a token is half inside."""
+    offsets: NDArray[np.int64] = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    found = []
+    for start, end in spans:
+        inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        half = inside & ((offsets[:, 0] < start) | (offsets[:, 1] > end))
+        if half.any():
+            at = int(np.flatnonzero(half)[0])
+            raise DataError(
+                f"{where}: the token {encoding.tokens[at]!r} is half the assistant's and half not.",
+                "Begin and end the answer without blanks, let the template write a special token before and behind it, "
+                "or --bad-rows skip.",
+            )
+        at_inside = np.flatnonzero(inside)
+        found.append((int(at_inside[0]), int(at_inside[-1]) + 1) if at_inside.size else (0, 0))
+    return found

@@ -1,0 +1,215 @@
+"""Files of chat lines -> a source of a data folder: tokens of whole conversations, their masks, and what was left out.
+
+FOLDER/tokenizer/                  tokenizer and chat template, as Hugging Face has them
+FOLDER/<source>/train-00000.bin .idx .sums        a document is a conversation
+FOLDER/<source>/train-mask-00000.bin .idx .sums   a byte a token; 1: it is learned
+FOLDER/<source>/skipped.jsonl                     lines that were left out, with the reason
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4moe.chat.encode import Encoded, Encoder
+from gpt4moe.chat.rows import conversation_of
+from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
+from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
+from gpt4moe.data.indexed_writer import PairWriter, token_dtype
+from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
+from gpt4moe.data.preprocess import SHARD_BYTES, held_out
+from gpt4moe.errors import DataError, Gpt4MoeError
+
+SKIPPED_FILE = "skipped.jsonl"
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatFiles:
+    """What a source is made of."""
+
+    train: Sequence[Path]
+    valid: Sequence[Path] = ()
+    """Empty: a share of `train` is held out."""
+    held_out_share: float = 0.01
+    licence: str = "unknown"
+    skips_bad_rows: bool = False
+    """Bad lines are left out and listed. False: they are an error."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitCount:
+    """Of one split."""
+
+    conversations: int = 0
+    tokens: int = 0
+    learned: int = 0
+    longest: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatCount:
+    """Of a source."""
+
+    splits: dict[str, SplitCount] = field(default_factory=lambda: {"train": SplitCount(), "valid": SplitCount()})
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    """{"where", "reason"} of each line that was left out."""
+
+
+def write_chat_source(
+    folder: Path, name: str, files: ChatFiles, words: ChatWords, *, vocab_size: int | None = None,
+    progress: Callable[[int], None] = lambda lines: None, shard_bytes: int = SHARD_BYTES,
+) -> ChatCount:  # fmt: skip
+    """Writes a source in place of an older one of its name.
+
+    Args:
+        vocab_size: of the model, where it is larger than the tokenizer's.
+        progress: called with the number of lines just read.
+    Raises: DataError for a bad line unless they are skipped, a split without a conversation, another tokenizer or chat
+        template than the folder's. The older source stays then.
+    """
+    if name == TOKENIZER_FOLDER:
+        raise DataError(f"{name} cannot name a source: the chat template lies there.", "Choose another name.")
+    vocabulary = _vocabulary(folder, words, vocab_size)
+    _require_template(folder, words)
+    count = ChatCount()
+    with new_source(folder / name) as new:
+        splits = {split: _Split(new, split, vocabulary.vocab_size, shard_bytes) for split in count.splits}
+        for split, found in _encoded(files, words, count.skipped, progress):
+            splits[split].add(found)
+            _add(count.splits[split], found)
+        if count.skipped and not files.skips_bad_rows:
+            raise _bad_rows(count.skipped)
+        shards = {split: one.finish() for split, one in splits.items()}
+        SourceManifest(
+            tokenizer_sha256=vocabulary.tokenizer_sha256, licence=files.licence,
+            description=", ".join(path.name for path in (*files.train, *files.valid)), train=shards["train"][0],
+            valid=shards["valid"][0], masks={split: masks for split, (_, masks) in shards.items()},
+        ).write(new)  # fmt: skip
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in count.skipped]
+        (new / SKIPPED_FILE).write_text("".join(lines), encoding="utf-8")
+    if not (folder / TOKENIZER_FOLDER).is_dir():
+        words.write(folder / TOKENIZER_FOLDER)
+    finish_folder(folder, vocabulary, words.path)
+    return count
+
+
+class _Split:
+    """Shards of tokens and of masks that are being written."""
+
+    def __init__(self, folder: Path, split: str, vocab_size: int, shard_bytes: int):
+        self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
+        self.dtype = token_dtype(vocab_size)
+        self.pair: tuple[PairWriter, PairWriter] | None = None
+        self.shards: list[Shard] = []
+        self.masks: list[Shard] = []
+
+    def add(self, found: Encoded) -> None:
+        if self.pair is None:
+            number = f"{len(self.shards):05}"
+            self.pair = (
+                PairWriter(self.folder / f"{self.split}-{number}", self.dtype),
+                PairWriter(self.folder / f"{self.split}-mask-{number}", np.dtype("u1")),
+            )
+        self.pair[0].add(found.tokens)
+        self.pair[1].add(found.mask)
+        if self.pair[0].num_bytes >= self.shard_bytes:
+            self._close()
+
+    def finish(self) -> tuple[list[Shard], list[Shard]]:
+        """Raises: DataError when there is no conversation."""
+        if self.pair is not None:
+            self._close()
+        if not self.shards:
+            raise DataError(
+                f"There is no conversation for {self.split}.", "Give more lines, --valid FILE, or a larger --held-out."
+            )
+        return self.shards, self.masks
+
+    def _close(self) -> None:
+        assert self.pair is not None
+        self.shards.append(self.pair[0].finish())
+        self.masks.append(self.pair[1].finish())
+        self.pair = None
+
+
+def read_lines(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, with file and line number. Raises: DataError when a file is missing."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield line, f"{path}:{number}"
+
+
+def _encoded(
+    files: ChatFiles, words: ChatWords, skipped: list[dict[str, Any]], progress: Callable[[int], None]
+) -> Iterator[tuple[str, Encoded]]:
+    """Split and conversation of each good line."""
+    encoder = Encoder(words)
+    for paths, given in ((files.train, None), (files.valid, "valid")):
+        for line, where in read_lines(paths):
+            progress(1)
+            try:
+                found = encoder.encode(conversation_of(_json(line, where), where), where)
+            except Gpt4MoeError as error:
+                cause = error.cause if error.cause.startswith(where) else f"{where}: {error.cause}"
+                skipped.append({"where": where, "reason": cause, "cure": error.cure})
+                continue
+            is_valid = not files.valid and held_out(line.strip(), files.held_out_share)
+            yield given or ("valid" if is_valid else "train"), found
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON ({error}).", "Write one JSON object a line.") from error
+
+
+def _add(count: SplitCount, found: Encoded) -> None:
+    count.conversations += 1
+    count.tokens += len(found.tokens)
+    count.learned += int(found.mask[1:].sum())
+    count.longest = max(count.longest, len(found.tokens))
+
+
+def _bad_rows(skipped: list[dict[str, Any]]) -> DataError:
+    if len(skipped) == 1:
+        return DataError(skipped[0]["reason"], skipped[0]["cure"])
+    shown = " | ".join(one["reason"] for one in skipped[:_SHOWN])
+    return DataError(
+        f"{len(skipped)} lines cannot be learned from: {shown}{' | ...' if len(skipped) > _SHOWN else ''}",
+        f"{skipped[0]['cure']} To leave such lines out, --bad-rows skip lists them in {SKIPPED_FILE}.",
+    )
+
+
+def _vocabulary(folder: Path, words: ChatWords, vocab_size: int | None) -> DataManifest:
+    vocabulary = vocabulary_of(folder, words.tokenizer, words.path)
+    largest = words.tokenizer.vocab_size
+    if vocab_size is not None and vocab_size < largest:
+        raise DataError(
+            f"--vocab-size {vocab_size}, and the tokenizer has {largest:,} tokens.",
+            "Give the model's, or leave it out.",
+        )
+    if vocab_size is None or vocabulary.vocab_size == vocab_size:
+        return vocabulary
+    if (folder / "manifest.json").is_file():
+        raise DataError(
+            f"{folder} has a vocabulary of {vocabulary.vocab_size:,}, not {vocab_size:,}.", "Write to another folder."
+        )
+    return replace(vocabulary, vocab_size=vocab_size)
+
+
+def _require_template(folder: Path, words: ChatWords) -> None:
+    file = folder / TOKENIZER_FOLDER / TEMPLATE_FILE
+    if file.is_file() and file.read_text(encoding="utf-8") != words.template.source:
+        raise DataError(
+            f"The conversations of {folder} were made with another chat template: {file}.",
+            "Use that one (--template), or write to another folder.",
+        )

@@ -1,0 +1,55 @@
+"""Writer of Megatron's .bin/.idx token files, without torch or Megatron. Both indexed.py and Megatron read them."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpt4moe.data.indexed import DTYPES, HEADER, MAGIC
+from gpt4moe.data.manifest import Shard
+from gpt4moe.data.shards import describe
+
+
+def token_dtype(vocab_size: int) -> "np.dtype[np.integer]":
+    """That a token of such a vocabulary is stored in, as Megatron chooses it."""
+    return np.dtype("<u2" if vocab_size < 65500 else "<i4")
+
+
+class PairWriter:
+    """One pair of files that is being written, a document at a time.
+
+    Args:
+        prefix: path without .bin and .idx.
+    """
+
+    def __init__(self, prefix: Path, dtype: "np.dtype[np.integer]"):
+        self.prefix, self.dtype = prefix, dtype
+        self.lengths: list[int] = []
+        self.num_tokens = 0
+        self._stream = prefix.with_name(f"{prefix.name}.bin").open("wb")
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_tokens * self.dtype.itemsize
+
+    def add(self, document: ArrayLike) -> None:
+        tokens: NDArray[np.integer] = np.asarray(document, dtype=self.dtype)
+        self._stream.write(tokens.tobytes())
+        self.lengths.append(len(tokens))
+        self.num_tokens += len(tokens)
+
+    def finish(self) -> Shard:
+        """Writes .idx and .sums. Returns: the manifest's entry."""
+        self._stream.close()
+        lengths: NDArray[np.int32] = np.array(self.lengths, dtype="<i4")
+        ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
+        code = next(code for code, name in DTYPES.items() if np.dtype(name) == self.dtype)
+        count = len(lengths)
+        with self.prefix.with_name(f"{self.prefix.name}.idx").open("wb") as stream:
+            stream.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
+            for part in (lengths, ends - lengths * self.dtype.itemsize, np.arange(count + 1, dtype="<i8")):
+                stream.write(part.tobytes())
+        return describe(
+            self.prefix, self.prefix.with_name(f"{self.prefix.name}.sums"), file=self.prefix.name,
+            documents=count, tokens=self.num_tokens, dtype=self.dtype.name,
+        )  # fmt: skip

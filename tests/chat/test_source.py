@@ -1,0 +1,113 @@
+"""Chat lines become a source of a data folder, as other sources are; bad lines are an error, or listed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt4moe.chat.command import prepare
+from gpt4moe.chat.source import ChatFiles, write_chat_source
+from gpt4moe.chat.words import ChatWords, read_words
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.command import answer
+from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.errors import DataError
+from tools.prepare_chat import main
+
+
+def lines(path: Path, count: int, bad: dict[int, Any] | None = None) -> Path:
+    """`count` conversations, line n of n words; `bad` stands in place of some."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"word{n}?"}, {"role": "assistant", "content": " and".join("x" * n)}]}
+        for n in range(1, count + 1)
+    ]
+    for number, row in (bad or {}).items():
+        rows[number - 1] = row
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_source_has_whole_conversations_masks_and_hashes_and_stands_beside_others(
+    own: ChatWords, tmp_path: Path
+) -> None:
+    files = ChatFiles(
+        train=[lines(tmp_path / "a.jsonl", 40)], valid=[lines(tmp_path / "b.jsonl", 3)], licence="CC0-1.0"
+    )
+    out = tmp_path / "data"
+    count = write_chat_source(out, "chat", files, own, shard_bytes=300)
+    write_chat_source(out, "more", files, own)
+    catalogue = Catalogue.open([out])
+    catalogue.require_whole()
+    source = catalogue.sources["chat"]
+    assert len(source.manifest.train) > 2 and source.manifest.num_documents("train") == 40
+    tokens, mask = source.tokens("train")[:], source.mask("train")[:]
+    assert (len(tokens), int(mask.sum())) == (count.splits["train"].tokens, count.splits["train"].learned)
+    first = IndexedTokens(out / "chat" / "train-00000").document(2)
+    assert own.tokenizer.decode(first.tolist()).startswith(
+        "user<|endoftext|>word3?<|endoftext|>assistant<|endoftext|>x"
+    )
+    assert own.tokenizer.decode(tokens[mask > 0].tolist()).startswith("x<|endoftext|>x andx<|endoftext|>")
+    assert answer("verify", [str(out)]).status == 0
+    path = out / "chat" / "train-mask-00001.bin"
+    damaged = bytearray(path.read_bytes())
+    damaged[3] ^= 1
+    path.write_bytes(damaged)
+    assert answer("verify", [str(out)]).status == 1
+    with pytest.raises(DataError, match="is damaged"):
+        _ = source.mask("train")[:]
+
+
+def test_a_mask_is_part_of_the_data_s_hash(own: ChatWords, tmp_path: Path) -> None:
+    hashes = []
+    for weight in (0, 1):
+        message = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}
+        path = lines(tmp_path / "a.jsonl", 4, {2: {"messages": [*message, *[{**m, "weight": 1} for m in message]]}})
+        write_chat_source(tmp_path / str(weight), "chat", ChatFiles(train=[path], valid=[path]), own)
+        hashes.append(Catalogue.open([tmp_path / str(weight)]).fingerprint())
+    assert hashes[0] != hashes[1]
+
+
+def test_megatron_reads_what_is_written(own: ChatWords, tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    path = lines(tmp_path / "a.jsonl", 9)
+    write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), own)
+    for name in ("train-00000", "train-mask-00000"):
+        ours, theirs = (kind(p) for kind, p in ((IndexedTokens, tmp_path / "data/chat" / name),
+                                                (IndexedDataset, str(tmp_path / "data/chat" / name))))  # fmt: skip
+        assert len(theirs) == ours.num_documents == 9
+        for number in range(9):
+            np.testing.assert_array_equal(theirs[number], ours.document(number))
+
+
+def test_bad_lines_are_an_error_or_left_out_and_listed(own: ChatWords, tmp_path: Path, capsys: Any) -> None:
+    path = lines(tmp_path / "a.jsonl", 40, {3: {"messages": []}, 5: {"text": "x"}})
+    out = tmp_path / "data"
+    words = ["--tokenizer", str(own.path), "--out", str(out), "--source", f"chat={path}", "--held-out", "0.2"]
+    with pytest.raises(DataError, match="2 lines"):
+        prepare(words, lambda lines: None)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "2 lines" in told and "a.jsonl:3: the conversation is empty" in told and "a.jsonl:5" in told
+    assert not (out / "chat").exists()
+    assert main([*words, "--bad-rows", "skip", "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)["chat"]
+    assert counted["skipped"] == 2 and counted["train"]["conversations"] + counted["valid"]["conversations"] == 38
+    listed = [json.loads(line) for line in (out / "chat" / "skipped.jsonl").read_text().splitlines()]
+    assert [one["where"].rpartition(":")[2] for one in listed] == ["3", "5"]
+
+
+def test_another_template_name_or_vocabulary_is_refused(own: ChatWords, hugging_face: Path, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", 4)
+    files = ChatFiles(train=[path], valid=[path])
+    write_chat_source(tmp_path / "data", "chat", files, read_words(hugging_face), vocab_size=320)
+    assert Catalogue.open([tmp_path / "data"]).vocabulary.vocab_size == 320
+    (tmp_path / "t.jinja").write_text((hugging_face / "chat_template.jinja").read_text() + " ")
+    with pytest.raises(DataError, match="another chat template"):
+        write_chat_source(tmp_path / "data", "b", files, read_words(hugging_face, tmp_path / "t.jinja"))
+    with pytest.raises(DataError, match="cannot name a source"):
+        write_chat_source(tmp_path / "data", "tokenizer", files, own)
+    with pytest.raises(DataError, match="--vocab-size 100"):
+        write_chat_source(tmp_path / "new", "chat", files, own, vocab_size=100)

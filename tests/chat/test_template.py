@@ -1,0 +1,113 @@
+"""Tokens and masks are those of transformers; without {% generation %} they are found turn by turn, or refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.chat.encode import Encoder
+from gpt4moe.chat.rows import conversation_of
+from gpt4moe.chat.template import ChatTemplate
+from gpt4moe.chat.words import ChatWords, read_words
+from gpt4moe.errors import ConfigError, DataError
+from tests.chat.conftest import BLOCKS, PLAIN
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "word1 and 12?"},
+                  {"role": "assistant", "content": "things"}, {"role": "user", "content": "ünd\n\n was"},
+                  {"role": "assistant", "content": "\N{SNOWMAN} 14"}]},
+    {"messages": [{"role": "user", "content": "  call"}, {"role": "assistant", "content": "add"},
+                  {"role": "tool", "content": "3"}, {"role": "assistant", "content": "three"}]},
+]  # fmt: skip
+
+
+def encoded(words: ChatWords, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    found = Encoder(words).encode(conversation_of(row, "f:1"), "f:1")
+    return found.tokens.tolist(), found.mask.astype(int).tolist()
+
+
+def of_transformers(folder: Path, row: dict[str, Any], template: str) -> tuple[list[int], list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = tokenizer.apply_chat_template(
+        row["messages"], chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return found["input_ids"], found["assistant_masks"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_tokens_and_mask_are_those_of_transformers(
+    own: ChatWords, hugging_face: Path, tmp_path: Path, row: dict[str, Any]
+) -> None:
+    own.write(tmp_path / "own")
+    assert encoded(own, row) == of_transformers(tmp_path / "own", row, own.template.source)
+    blocks = tmp_path / "blocks.jinja"
+    blocks.write_text(BLOCKS)
+    want = of_transformers(hugging_face, row, BLOCKS)
+    assert encoded(read_words(hugging_face, blocks), row) == want and 0 < sum(want[1]) < len(want[1])
+    assert encoded(read_words(hugging_face), row) == want, "found turn by turn"
+
+
+def test_what_is_learned_is_the_answer_and_its_end_and_stands_behind_the_prompt_s_tokens(own: ChatWords) -> None:
+    tokens, mask = encoded(own, ROWS[0])
+    learned = [token for token, is_learned in zip(tokens, mask, strict=True) if is_learned]
+    assert own.tokenizer.decode(learned) == "things<|endoftext|>\N{SNOWMAN} 14<|endoftext|>"
+    prompt = own.template.render(ROWS[0]["messages"][:2])
+    ids = own.backend.encode(prompt, add_special_tokens=False).ids
+    assert tokens[: len(ids)] == ids and not any(mask[: len(ids)]) and mask[len(ids)]
+
+
+def test_weights_choose_among_answers(own: ChatWords) -> None:
+    row = {"messages": [dict(message) for message in ROWS[0]["messages"]]}
+    row["messages"][2]["weight"] = 0
+    tokens, mask = encoded(own, row)
+    learned = [token for token, is_learned in zip(tokens, mask, strict=True) if is_learned]
+    assert own.tokenizer.decode(learned) == "\N{SNOWMAN} 14<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        # Earlier answers are dropped once there is another turn, as some templates do with thoughts.
+        (PLAIN.replace("{% for message in messages %}", "{% for message in messages[-2:] %}"), "0 of 2 assistant's"),
+        (PLAIN.replace("assistant\n'", "assistant\nso '"), "0 of 2 assistant's parts"),
+        ("{% generation %}{{ messages[-1]['content'] + '<|im_end|>' }}{% endgeneration %}", "1 of 2 assistant's parts"),
+        (PLAIN.replace("+ '<|im_end|>'", "+ '|'").replace("<|im_start|>", "~"), "no end token"),
+        ("{{ raise_exception('only tools') }}", "only tools"),
+    ],
+)
+def test_a_template_whose_answers_cannot_be_found_is_refused(
+    hugging_face: Path, tmp_path: Path, template: str, told: str
+) -> None:
+    (tmp_path / "t.jinja").write_text(template)
+    with pytest.raises((DataError, ConfigError), match=told):
+        encoded(read_words(hugging_face, tmp_path / "t.jinja"), ROWS[0])
+
+
+def test_a_token_over_the_border_and_a_special_token_in_a_content_are_refused(hugging_face: Path) -> None:
+    words = read_words(hugging_face)
+    asked = {"role": "user", "content": "x"}
+    with pytest.raises(DataError, match="half the assistant's"):
+        answer = {"role": "assistant", "content": "ord1"}
+        joined = ChatTemplate(PLAIN.replace("assistant\n'", "assistant\nw'").replace("+ '\n' }}", "+ '\nw' }}"))
+        other = ChatWords(words.backend, joined, words.eos_id, words.path, words.settings, words.generation)
+        encoded(other, {"messages": [asked, answer]})
+    with pytest.raises(DataError, match=r"message 0: its content has <\|im_end\|>"):
+        encoded(
+            words, {"messages": [{"role": "user", "content": "a<|im_end|>"}, {"role": "assistant", "content": "b"}]}
+        )
+
+
+def test_a_folder_without_a_template_or_an_end_token_is_refused(
+    hugging_face: Path, own: ChatWords, tmp_path: Path
+) -> None:
+    own.write(tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="no chat template"):
+        read_words(tmp_path / "bare")
+    with pytest.raises(DataError, match="is missing"):
+        read_words(hugging_face, tmp_path / "none.jinja")
+    (tmp_path / "bare" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(DataError, match="no token </s>"):
+        read_words(tmp_path / "bare", hugging_face / "chat_template.jinja")
