@@ -102,6 +102,8 @@ def _conversations(
 
 def _check_mock(run: RunConfig) -> CheckedData:
     """Synthetic tokens: at most a tokenizer is read."""
+    if run.stage.kind is StageKind.sft:
+        raise DataError("stage=sft with data=mock: synthetic tokens are no conversations.", "Set data.path=FOLDER.")
     if run.data.tokenizer is None:
         return CheckedData(identity={"data": "mock", "tokenizer": "none"})
     path = Path(run.data.tokenizer)

@@ -58,7 +58,9 @@ class SourceManifest:
         raw = _read(folder, "The source")
         try:
             train, valid = (tuple(Shard(**shard) for shard in raw.pop(split)) for split in SPLITS)
-            masks = {split: tuple(Shard(**shard) for shard in shards) for split, shards in raw.pop("masks", {}).items()}
+            masks: dict[str, Sequence[Shard]] = {
+                split: tuple(Shard(**shard) for shard in shards) for split, shards in raw.pop("masks", {}).items()
+            }
             if masks and set(masks) != set(SPLITS):
                 raise KeyError("masks")
             return cls(train=train, valid=valid, masks=masks, **raw)

@@ -1,4 +1,4 @@
-"""Room `inference`, storey 5: tokens out. May import config, model, chat, checkpoint, parallel and data; never training.
+"""Room `inference`, storey 5: tokens out. May import config, model, chat, checkpoint, parallel, data; never training.
 
 load.py        a folder's model on any layout
 requests.py    what is asked for, what is answered

@@ -72,6 +72,11 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     require_legal(run.model, run.parallel, run.training, environment.world_size)
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
     data = check_data(run)
+    if data.conversations and run.data.pack:
+        raise ConfigError(
+            "stage=sft with data.pack=true needs attention that stays inside a conversation, which is not there yet.",
+            "Set data.pack=false.",
+        )
     read_dashboard(run.tracking.dashboard)
     folder = RunFolder.of(run)
     folder.check_identity(run, data.identity)
