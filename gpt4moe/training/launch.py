@@ -16,7 +16,7 @@ from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.kernel_problems import kernel_problems, missing_packages
 from gpt4moe.parallel.legality import refuse, require_legal
