@@ -64,14 +64,12 @@ class ReportedRuns:
         return serve(self.with_groups(groups), INFERENCE, sequences=SEQUENCES, context=CONTEXT)
 
     def with_groups(self, groups: int) -> ServedModel:
-        return ServedModel(
-            model=with_query_groups(self.gpt4.model, groups), cluster=self.gpt4.cluster, has_embedding=False
-        )
+        return ServedModel(model=with_query_groups(self.gpt4.model, groups), cluster=self.gpt4.cluster)
 
     def davinci_served(self) -> Serving:
         """On 8 devices, as full as its caches of 2,048 tokens allow."""
         layout = ServingLayout(tp=8, pp=1)
-        davinci = ServedModel(model=self.davinci.model, cluster=self.davinci.cluster, has_embedding=False)
+        davinci = ServedModel(model=self.davinci.model, cluster=self.davinci.cluster)
         sequences = most_sequences(davinci, layout, context=2048)
         return serve(davinci, layout, sequences=sequences, context=2048)
 

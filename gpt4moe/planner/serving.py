@@ -68,8 +68,6 @@ class ServedModel:
     """Weights are stored and multiplied in fp8. All of them, though real exports keep a few percent in bf16."""
     imbalance: float = 1.0
     """Rows that the busiest expert-parallel rank gets, divided by the mean."""
-    has_embedding: bool = True
-    """False leaves the embedding out of the weights, as the rows of docs/gpt4-numbers.md were computed."""
 
     @cached_property
     def kinds(self) -> list[TimedKind]:
@@ -229,7 +227,7 @@ def stage_weight_bytes(served: ServedModel, layout: ServingLayout, stage: Stage)
     tensors = [(tensor, count) for layer, count in stage.kinds for tensor in served.kinds[layer].tensors]
     tensors += [(tensor, 1) for tensor in output_tensors(served.model)] if stage.is_last else []
     embeds = stage.is_first or (stage.is_last and served.model.tied_embeddings)
-    tensors += [(tensor, 1) for tensor in embedding_tensors(served.model)] if embeds and served.has_embedding else []
+    tensors += [(tensor, 1) for tensor in embedding_tensors(served.model)] if embeds else []
     return served.weight_bytes * sum(count * held_size(tensor, layout) for tensor, count in tensors)
 
 
