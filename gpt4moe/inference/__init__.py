@@ -3,6 +3,7 @@
 load.py        a folder's model on any layout
 requests.py    what is asked for, what is answered
 generation.py  requests in, texts out, on any layout
+drawing.py     drawn on one rank, known to all of the copy
 sampling.py    the next token from logits
 batch.py       the new tokens of all rows, packed
 cache.py       keys and values in blocks

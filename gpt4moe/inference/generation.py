@@ -1,8 +1,12 @@
 """generate: requests in, texts out as tokens, on every rank of any layout.
 
-    requests of this copy of the model -> waiting --join, when their blocks are free--> rows
-    each step: the next tokens of the rows, packed (batch) -> all stages (stages) -> the next token of each row, drawn
-    on one rank of the last stage (sampling) and sent to all ranks of the copy -> rows grow, or leave
+    requests of this copy of the model -> waiting --join, when their blocks are free--> flights of rows
+    each step: the next tokens of a flight, packed (batch) -> all stages (stages) -> the next token of each row, drawn
+    on one rank of the last stage and sent to all ranks of the copy (drawing) -> rows grow, or leave
+
+There are as many flights as pipeline stages, and they step in turn: while one is in the last stage, the others are in
+those before it. Each rank asks for a flight's tokens when its turn comes again.
+
 
 A copy of the model is tp x pp ranks. A layout has dp x cp copies, and each generates other requests: there is no whole
 sequence that context parallelism could cut. All ranks of a copy know the same rows and decide the same. Where the ranks
@@ -11,25 +15,24 @@ of an expert belong to several copies (ep over dp), the copies step together: on
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from math import isnan
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes
+from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.requests import Completion, Limits, Request
-from gpt4moe.inference.sampling import next_tokens, text_key, uniform
+from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
 from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.parallel.groups import ProcessGroups
 
-Watcher = Callable[[Sequence[Row], Tensor], None]
-"""(rows, logits [rows, V]) of a step, on the rank that draws tokens."""
 Reader = Callable[[Row], None]
 """A row that has one more token, on every rank of its copy."""
 Arrivals = Callable[[bool], Sequence[Request] | None]
@@ -116,34 +119,44 @@ class Generator:
         stages = Stages(self.chunks, self.groups)
         asked = dict(enumerate(requests))
         waiting = deque(_row(number, request) for number, request in asked.items())
-        num_asked, is_idle = len(asked), False
+        num_asked, num_idle = len(asked), 0
         pool = BlockPool(self._most_blocks(waiting, is_open=arrivals is not None))
-        rows: list[Row] = []
+        drawing = Drawing(self.groups, self.source, self.watch)
+        # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
+        flights = [Flight() for _ in range(1 if self.layout.vpp > 1 or arrivals is not None else self.layout.pp)]
         with generating(self.chunks):
             try:
-                while True:
-                    arrived = arrivals(is_idle) if arrivals is not None else None
+                while num_idle < len(flights) or arrivals is not None:
+                    flight = flights[0]
+                    flights = [*flights[1:], flight]
+                    for done in self._grow(flight, drawing, asked, pool):
+                        del asked[done.number]
+                        yield done
+                    arrived = arrivals(num_idle > 0) if arrivals is not None else None
                     if arrived is None:
                         arrivals = None
                     for request in arrived or ():
                         asked[num_asked] = request
                         waiting.append(_row(num_asked, request))
                         num_asked += 1
-                    self._join(waiting, rows, pool)
-                    step = self._next_step(rows, pool)
-                    is_idle = step is None
-                    if step is None and arrivals is None:
-                        return
+                    self._join(waiting, flight, flights, pool)
+                    step = self._next_step(flight.rows, pool)
+                    # When no flight has a row, no blocks are taken, so none waits for them.
+                    num_idle = num_idle + 1 if step is None else 0
                     if step is None:
                         continue
                     logits = stages.run(StepAttention(step, self.cache))
                     for row, count in zip(step.rows, step.counts, strict=True):
                         row.num_cached += count
-                    for done in self._grow(step, logits, asked, rows, pool):
-                        del asked[done.number]
-                        yield done
+                    flight.drawn = step.whole
+                    drawing.begin(step.whole, logits, asked)
+            except (GeneratorExit, DataError):
+                for flight in flights:  # else the next call would get their tokens
+                    drawing.drop(len(flight.drawn))
+                raise
             finally:
                 stages.finish()
+                drawing.finish()
 
     def _most_blocks(self, waiting: Sequence[Row], *, is_open: bool) -> int:
         """Blocks that the rows in flight may need at once, or that are allowed: further rows then wait.
@@ -157,10 +170,15 @@ class Generator:
         wanted = sum(sorted(sizes, reverse=True)[: self.limits.max_rows])
         return min(wanted, self.cache_limit_bytes // self.block_bytes)
 
-    def _join(self, waiting: deque[Row], rows: list[Row], pool: BlockPool) -> None:
-        """Waiting rows join in order, as long as their blocks are free."""
-        while waiting and len(rows) < self.limits.max_rows and pool.reserve(waiting[0].most_blocks):
-            rows.append(waiting.popleft())
+    def _join(self, waiting: deque[Row], flight: "Flight", flights: Sequence["Flight"], pool: BlockPool) -> None:
+        """Waiting rows join in order, as long as their blocks are free, and flights stay about equal."""
+        in_flight = sum(len(one.rows) for one in flights)
+        most = ceil(min(self.limits.max_rows, in_flight + len(waiting)) / len(flights))
+        while waiting and len(flight.rows) < most and in_flight < self.limits.max_rows:
+            if not pool.reserve(waiting[0].most_blocks):
+                return
+            flight.rows.append(waiting.popleft())
+            in_flight += 1
 
     def _next_step(self, rows: list[Row], pool: BlockPool) -> Step | None:
         """The next tokens of the rows; None: no copy that steps with this one has any. Collective where copies step
@@ -198,10 +216,11 @@ class Generator:
         return counts
 
     def _grow(
-        self, step: Step, logits: Tensor | None, requests: Mapping[int, Request], rows: list[Row], pool: BlockPool
+        self, flight: "Flight", drawing: Drawing, requests: Mapping[int, Request], pool: BlockPool
     ) -> Iterator[Completion]:
-        """Draws the next token of each row whose tokens are all cached; ended rows leave. Collective over the copy."""
-        for row, token, logprob in self._draw(step.whole, logits, requests):
+        """The rows whose next token was drawn get it; ended rows leave."""
+        rows, flight.drawn = flight.drawn, ()
+        for row, (token, logprob) in zip(rows, drawing.end(len(rows)), strict=True):
             request = requests[row.number]
             is_end = token in request.end_ids
             if not is_end:
@@ -211,45 +230,19 @@ class Generator:
                     self.read(row)
             is_stop = is_end or (request.is_stopped is not None and request.is_stopped(row.generated))
             if is_stop or len(row.generated) >= request.max_tokens:
-                rows.remove(row)
+                flight.rows.remove(row)
                 pool.give_back(row.blocks, row.most_blocks)
                 reason = "stop" if is_stop else "length"
                 yield Completion(number=row.number, tokens=row.generated, logprobs=row.logprobs, finish_reason=reason)
 
-    def _draw(
-        self, whole: Sequence[Row], logits: Tensor | None, requests: Mapping[int, Request]
-    ) -> list[tuple[Row, int, float]]:
-        """(row, next token, its log-probability) of each, drawn on one rank and sent to all of the copy.
 
-        Raises: DataError on the copy's ranks when the model's logits are no numbers.
-        """
-        if not whole:
-            return []
-        drawn = torch.zeros(2, len(whole), dtype=torch.float64, device=self.groups.device)
-        if self.groups.rank == self.source:
-            assert logits is not None
-            if self.watch is not None:
-                self.watch(whole, logits)
-            wanted = [requests[row.number] for row in whole]
-            tokens, logprobs = next_tokens(
-                logits,
-                [request.sampling for request in wanted],
-                [uniform(row.random_key, len(row.tokens)) for row in whole],
-                [row.tokens for row in whole],
-            )
-            drawn[0], drawn[1] = tokens, logprobs
-        if self.groups.model.size() > 1:
-            # Not over pp: with NCCL a broadcast there would hold back the next messages between stages.
-            distributed.broadcast(drawn, src=self.source, group=self.groups.model)
-        tokens_list, logprobs_list = drawn.tolist()
-        if any(isnan(logprob) for logprob in logprobs_list):
-            raise DataError(
-                "The model's logits are NaN: its weights are not finite, or overflow in a layer.",
-                "Check the checkpoint (tools/inspect_checkpoint.py verify), or use an earlier one.",
-            )
-        return [
-            (row, int(token), logprob) for row, token, logprob in zip(whole, tokens_list, logprobs_list, strict=True)
-        ]
+@dataclass(slots=True)
+class Flight:
+    """Rows that step together."""
+
+    rows: list[Row] = field(default_factory=list)
+    drawn: Sequence[Row] = ()
+    """Those whose next token is being drawn."""
 
 
 def _row(number: int, request: Request) -> Row:
