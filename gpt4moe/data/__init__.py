@@ -2,6 +2,7 @@
 
     text --tokenizer, preprocess--> shards --catalogue--> tokens --samples, mixture--> n-th sample --loader--> Batch
 
+    lines.py        jsonl, checked line by line
     tokenizer.py    byte-level BPE: train, load, encode, decode
     folder.py       a source is written beside the others and moved in place
     preprocess.py   documents -> shards of a source (megatron.core)

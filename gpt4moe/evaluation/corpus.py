@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.lines import read_lines
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.lines import read_lines
 from gpt4moe.evaluation.pieces import Piece, encode_text, first_token, windows
 from gpt4moe.inference.text import Words
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.lines import Types, read_lines, require_own_ids
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.lines import Types, read_lines, require_own_ids
 from gpt4moe.evaluation.pieces import Piece, answer_piece, encode_pair, encode_text, first_token
 from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling

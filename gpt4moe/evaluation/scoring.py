@@ -11,9 +11,8 @@ how many passes each copy makes, and how many tokens a pass has where the copies
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from math import ceil
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -21,9 +20,9 @@ from torch import Tensor, distributed, nn
 from gpt4moe.config.run import RunConfig
 from gpt4moe.evaluation.pieces import Piece
 from gpt4moe.inference.attention import StepAttention
-from gpt4moe.inference.batch import Row, Step, pack
+from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
 from gpt4moe.inference.cache import KeyValueCache, blocks_of
-from gpt4moe.inference.stages import Stages, generating
+from gpt4moe.inference.stages import LogitsOf, Stages, generating
 from gpt4moe.parallel.groups import ProcessGroups
 
 MAX_PASS_TOKENS = 2048
@@ -54,27 +53,6 @@ class _NoCache(KeyValueCache):
         return
 
 
-class _ScoringStages(Stages):
-    """Stages whose `run` gives scores [2, scored tokens] fp64 in the place of logits: the log-probability of each
-    scored token; 1 where it is the most probable one at its place, else 0."""
-
-    scored: Tensor
-    """The scored tokens of the step, [scored tokens] int64. Set it before each run."""
-
-    def __init__(self, chunks: list[nn.Module], groups: ProcessGroups, vocab_size: int):
-        super().__init__(chunks, groups)
-        self.vocab_size = vocab_size
-
-    def _logits(self, chunk: Any, hidden: Tensor, ends: Tensor) -> Tensor:
-        """Collective over tp: its ranks have the same step, so equally many slices."""
-        rows = max(1, SLICE_BYTES // (4 * self.vocab_size))
-        found = [
-            _scores(super(_ScoringStages, self)._logits(chunk, hidden, some), tokens)
-            for some, tokens in zip(ends.split(rows), self.scored.split(rows), strict=True)
-        ]
-        return torch.cat(found, dim=1)
-
-
 class Scorer:
     """Scores on the ranks of all copies of the model. Use it as often as you like.
 
@@ -93,8 +71,7 @@ class Scorer:
         place = self.layout.coordinate(groups.rank)
         self.is_source = place["tp"] == 0 and place["pp"] == self.layout.pp - 1
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
-        # The ranks of ep x etp are neighbours, and so are those of tp.
-        self.steps_together = self.layout.tp % (self.layout.ep * self.layout.etp) != 0
+        self.steps_together = copies_step_together(self.layout)
 
     def score(self, pieces: Sequence[Piece]) -> list[Score]:
         """Of all pieces, in their order, on every rank. Collective over the world: equal pieces on all ranks."""
@@ -104,7 +81,7 @@ class Scorer:
         # Of each scored token: its log-probability; whether it is the most probable one.
         found = torch.zeros(2, starts[-1], dtype=torch.float64, device=self.groups.device)
         plan = self._plan(pieces)
-        stages = _ScoringStages(self.chunks, self.groups, self.vocab_size)
+        stages = Stages(self.chunks, self.groups)
         with generating(self.chunks):
             try:
                 for passes in plan:
@@ -112,8 +89,8 @@ class Scorer:
                     if step is None:
                         continue
                     numbers = passes[self.copy_index]
-                    stages.scored = self._scored(pieces, numbers)
-                    scores = stages.run(StepAttention(step, self.cache))
+                    read = partial(self._read, self._scored(pieces, numbers), step.ends)
+                    scores = stages.run(StepAttention(step, self.cache), read)
                     if scores is not None and self.is_source:
                         # Where they stand among those of all pieces.
                         places = [at for number in numbers for at in range(starts[number], starts[number + 1])]
@@ -138,23 +115,31 @@ class Scorer:
         tokens = [int(token) for number in numbers for token in pieces[number].tokens[-pieces[number].num_scored :]]
         return torch.tensor(tokens, dtype=torch.int64, device=self.groups.device)
 
+    def _read(self, tokens: Tensor, places: Tensor, logits_of: LogitsOf) -> Tensor:
+        """[2, scored tokens] fp64: of each its log-probability; 1 where it is the most probable one, else 0. Collective
+        over tp, whose ranks have the same step, so equally many slices.
+
+        Args:
+            tokens, places: [scored tokens], and where in the step the model expects each.
+        """
+        rows = max(1, SLICE_BYTES // (4 * self.vocab_size))
+        slices = zip(places.split(rows), tokens.split(rows), strict=True)
+        return torch.cat([_scores(logits_of(some), of_them) for some, of_them in slices], dim=1)
+
     def _step(self, pieces: Sequence[Piece], passes: list[list[int]]) -> Step | None:
         """This copy's pass; None: it has no pieces, and no other copy needs it."""
         totals = [sum(len(pieces[number].tokens) - 1 for number in batch) for batch in passes]
         mine, total = passes[self.copy_index], totals[self.copy_index]
         if not (mine or self.steps_together):
             return None
-        # The ranks of one expert's parts (etp) must have equally many tokens.
-        is_equal = self.steps_together and self.layout.etp > 1
-        tp = self.layout.tp
-        length = tp * ceil((max(totals) if is_equal else max(total, 1)) / tp)
+        length, has_dummies = step_length(self.layout, total, max(totals))
         rows = []
         for number in mine:
             tokens = [int(token) for token in pieces[number].tokens[:-1]]  # nothing comes after the last
             # Nothing is cached, so all blocks may be the same.
             rows.append(Row(number, tokens, len(tokens), len(tokens), blocks=[0] * blocks_of(len(tokens))))
         step = pack(
-            rows, [len(row.tokens) for row in rows], num_tokens=length, has_dummies=is_equal or length > total,
+            rows, [len(row.tokens) for row in rows], num_tokens=length, has_dummies=has_dummies,
             dtype=self.dtype, device=self.groups.device,
         )  # fmt: skip
         ends: list[int] = []

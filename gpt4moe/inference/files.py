@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.lines import read_lines, require_own_ids
 from gpt4moe.data.manifest import write_json
 from gpt4moe.errors import DataError, LaunchError
+
+_EXAMPLE = '{"id": 1, "prompt": "text"} or {"id": 1, "messages": [{"role": "user", "content": "text"}]}'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,38 +36,17 @@ class Prompt:
 
 def read_prompts(path: Path) -> list[Prompt]:
     """Raises: DataError with the first line that is none."""
-    try:
-        # Not splitlines, which also cuts at characters that JSON allows within a text.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}).", "Give a file of jsonl lines.") from error
-    found = [_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    ids = [prompt.id for prompt in found]
-    twice = next((one for one in ids if ids.count(one) > 1), None) if len({*ids}) < len(ids) else None
-    if twice is not None:
-        raise DataError(f"{path} has the id {twice!r} twice.", "Give each line an id of its own, or none.")
-    if not found:
-        raise DataError(f"{path} has no prompts.", 'Give lines {"id": 1, "prompt": "text"}.')
-    return found
+    lines = read_lines(path, {"prompt": str}, needed=(), example=_EXAMPLE)
+    require_own_ids(path, lines)
+    return [_prompt(path, line) for line in lines]
 
 
-def _prompt(path: Path, number: int, line: str) -> Prompt:
-    try:
-        fields = json.loads(line)
-        assert isinstance(fields, dict)
-        name, text, messages = fields.get("id", number), fields.get("prompt"), fields.get("messages")
-        assert isinstance(name, str | int) and not isinstance(name, bool)
-        assert (text is None) != (messages is None) and isinstance(text, str | None)
-        assert messages is None or (isinstance(messages, list) and messages)
-        assert all(isinstance(message, dict) for message in messages or ())
-        json.dumps(fields, ensure_ascii=False).encode()  # refuses half of a surrogate pair
-    except (ValueError, AssertionError, RecursionError) as error:
-        shown = line if len(line) <= 60 else f"{line[:57]}..."
-        raise DataError(
-            f"{path}, line {number} is no prompt: {shown}",
-            'Write {"id": 1, "prompt": "text"} or {"id": 1, "messages": [{"role": "user", "content": "text"}]}.',
-        ) from error
-    return Prompt(id=name, text=text, messages=messages)
+def _prompt(path: Path, line: Mapping[str, Any]) -> Prompt:
+    text, messages = line.get("prompt"), line["whole"].get("messages")
+    is_chat = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
+    if (text is None) == (messages is None) or not (messages is None or is_chat):
+        raise DataError(f"{path}, line {line['line']} has no prompt, no messages, or both.", f"Write {_EXAMPLE}.")
+    return Prompt(id=line["id"], text=text, messages=messages)
 
 
 class AnswerFile:

@@ -7,7 +7,6 @@
 There are as many flights as pipeline stages, and they step in turn: while one is in the last stage, the others are in
 those before it. Each rank asks for a flight's tokens when its turn comes again.
 
-
 A copy of the model is tp x pp ranks. A layout has dp x cp copies, and each generates other requests: there is no whole
 sequence that context parallelism could cut. All ranks of a copy know the same rows and decide the same. Where the ranks
 of an expert belong to several copies (ep over dp), the copies step together: one without a row runs a dummy token.
@@ -24,7 +23,7 @@ from torch import distributed, nn
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.attention import StepAttention
-from gpt4moe.inference.batch import Row, Step, pack
+from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes
 from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.requests import Completion, Limits, Request
@@ -71,8 +70,7 @@ class Generator:
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
         self.block_bytes = block_bytes(run.model, run.parallel, self.dtype.itemsize)
         self.cache_limit_bytes = self._cache_limit()
-        # The ranks of ep x etp are neighbours, and so are those of tp.
-        self.steps_together = self.layout.tp % (self.layout.ep * self.layout.etp) != 0
+        self.steps_together = copies_step_together(self.layout)
 
     def _cache_limit(self) -> int:
         """Bytes that the cache may have on a rank, equal on every rank. Collective."""
@@ -192,15 +190,13 @@ class Generator:
             most = int(shared.item())
         if not most:
             return None
-        # The ranks of one expert's parts (etp) must have equally many tokens.
-        is_equal = self.steps_together and self.layout.etp > 1
-        length = _multiple(most if is_equal else max(total, 1), self.layout.tp)
+        length, has_dummies = step_length(self.layout, total, most)
         for row, count in taking:
             row.make_room(row.num_cached + count, pool)
         self.cache.grow(pool.high_water, pool.num_blocks)
         return pack(
             [row for row, _ in taking], [count for _, count in taking], num_tokens=length,
-            has_dummies=is_equal or length > total, dtype=self.dtype, device=self.groups.device,
+            has_dummies=has_dummies, dtype=self.dtype, device=self.groups.device,
         )  # fmt: skip
 
     def _counts(self, rows: list[Row]) -> list[int]:
@@ -248,8 +244,3 @@ class Flight:
 def _row(number: int, request: Request) -> Row:
     key = text_key(request.sampling, request.prompt, request.sample)
     return Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key)
-
-
-def _multiple(number: int, of: int) -> int:
-    """The smallest multiple of `of` that is at least `number`."""
-    return -(-number // of) * of

@@ -8,7 +8,7 @@ step walks round the ranks vpp times.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,10 @@ from gpt4moe.inference.attention import StepAttention, rotary_factors
 from gpt4moe.model.parameters import moe_layers
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
+
+LogitsOf = Callable[[Tensor], Tensor]
+"""Index [rows] of tokens of a step -> their logits [rows, V]."""
+Reader = Callable[[LogitsOf], Tensor]
 
 
 class Stages:
@@ -38,8 +42,9 @@ class Stages:
         self.sent: deque[tuple[Any, Tensor]] = deque()
         """Sends under way, with what they send: it must live until they are done."""
 
-    def run(self, attention: StepAttention) -> Tensor | None:
-        """Logits [rows, V] of the step's last rows, on the ranks of the last stage; None on the others. Collective."""
+    def run(self, attention: StepAttention, read: Reader | None = None) -> Tensor | None:
+        """Logits [rows, V] of the step's ends, or what `read` makes of them, on the ranks of the last stage; None on
+        the others. Collective."""
         num_stages, rank = len(self.chunks) * self.groups.pp.size(), self.groups.pp.rank()
         logits = None
         for stage in range(rank, num_stages, self.groups.pp.size()):
@@ -48,7 +53,8 @@ class Stages:
             if stage < num_stages - 1:
                 self._send(hidden.contiguous())
             else:
-                logits = self._logits(chunk, hidden, attention.step.ends)
+                logits_of = self._output(chunk, hidden)
+                logits = logits_of(attention.step.ends) if read is None else read(logits_of)
         return logits
 
     def finish(self) -> None:
@@ -80,15 +86,18 @@ class Stages:
         chunk.decoder.set_input_tensor(None)
         return out
 
-    def _logits(self, chunk: Any, hidden: Tensor, ends: Tensor) -> Tensor:
-        """[rows, V], whole on every rank of tp. Collective over tp."""
+    def _output(self, chunk: Any, hidden: Tensor) -> LogitsOf:
+        """Logits of any of the step's tokens, whole on every rank of tp. Collective over tp, and so is each call."""
         tp = self.groups.tp
-        if self.config.sequence_parallel:
-            hidden = gather_rows(hidden, tp)
+        whole = gather_rows(hidden, tp) if self.config.sequence_parallel else hidden
         tied = chunk.share_embeddings_and_output_weights
         weight = chunk.shared_embedding_or_output_weight() if tied else chunk.output_layer.weight
-        part = torch.nn.functional.linear(hidden[ends, 0], weight)
-        return gather_rows(part.t(), tp).t() if tp.size() > 1 else part
+
+        def logits_of(places: Tensor) -> Tensor:
+            part = torch.nn.functional.linear(whole[places, 0], weight)
+            return gather_rows(part.t(), tp).t() if tp.size() > 1 else part
+
+        return logits_of
 
     def _receive(self, attention: StepAttention) -> Tensor:
         length = attention.step.tokens.shape[0]

@@ -21,7 +21,7 @@ from gpt4moe.inference.files import AnswerFile, Prompt
 from gpt4moe.inference.load import LoadedModel
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
-from gpt4moe.inference.text import Words, cut_at_stop, settled
+from gpt4moe.inference.text import Growing, Words, cut_at_stop, settled
 from gpt4moe.parallel.agreement import broadcast_int, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -181,21 +181,30 @@ class _Stream:
     def __init__(self, words: Words, stops: Sequence[str], show: Show):
         self.words, self.stops, self.show = words, stops, show
         self.number = 0
-        self.shown = ""
+        self._begin()
 
     def __call__(self, row: Row) -> None:
         if row.number == self.number:
-            self._show(row.generated, is_whole=False)
+            self._read(row.generated)
+            self._show(settled(cut_at_stop(self.text, self.stops), self.stops))
 
     def finish(self, done: Completion) -> None:
         """The text of this number is done; it is shown to its end."""
-        self._show(done.tokens, is_whole=True)
-        self.number, self.shown = self.number + 1, ""
+        self._read(done.tokens)
+        self._show(cut_at_stop(self.text + self.growing.rest(), self.stops))
+        self.number += 1
+        self._begin()
 
-    def _show(self, tokens: list[int], *, is_whole: bool) -> None:
-        text = cut_at_stop(self.words.decode(tokens), self.stops)
-        if not is_whole:
-            text = settled(text, self.stops)
-        if text.startswith(self.shown):
-            self.show(text[len(self.shown) :])
-            self.shown = text
+    def _begin(self) -> None:
+        self.growing = Growing(self.words)
+        self.text = ""
+        self.num_read = self.num_shown = 0
+
+    def _read(self, tokens: list[int]) -> None:
+        self.text += "".join(map(self.growing.add, tokens[self.num_read :]))
+        self.num_read = len(tokens)
+
+    def _show(self, text: str) -> None:
+        if len(text) > self.num_shown:
+            self.show(text[self.num_shown :])
+            self.num_shown = len(text)

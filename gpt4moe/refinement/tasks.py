@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.lines import read_lines, require_own_ids
 from gpt4moe.errors import ConfigError
-from gpt4moe.evaluation.lines import read_lines, require_own_ids
 
 FIRST_TEMPLATE = "{task}"
 DEFAULT_TEMPLATE = "{task}{best}\n{task}"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt4moe.data.lines import read_lines, require_own_ids
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.lines import read_lines, require_own_ids
 
 TYPES = {"prompt": str, "answer": (str, list)}
 
