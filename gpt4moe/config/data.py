@@ -76,6 +76,9 @@ class DataConfig:
     """Source name -> its share, or a SourceConfig. Empty: all sources, in proportion to their tokens."""
     phases: list[PhaseConfig] = field(default_factory=list)
     """In ascending order. Before the first, `sources` count."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Source name -> its share of the held-out samples, also of a source that is not trained on. Empty: the shares that
+    training begins with."""
     pack: bool = True
     """stage=sft. true: several conversations to a sequence, none of which sees another. false: one to a sequence."""
     long_rows: LongRows = LongRows.refuse
@@ -107,6 +110,8 @@ class DataConfig:
             )
         if shares and not without:
             _require_shares("data.sources", shares)
+        if self.validation:
+            _require_shares("data.validation", self.validation)
         self._validate_phases()
 
     def _validate_phases(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
     """
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     seq_length = tokens.shape[1] - 1
-    places = torch.arange(seq_length).repeat(len(samples), 1)
+    places = _range(seq_length).expand(len(samples), -1)  # not in memory: nobody writes into it
     documents = _documents(samples)
     token_ids = torch.tensor(numbers).unsqueeze(1) * seq_length + places
     lengths = torch.tensor([seq_length if sample.num_tokens is None else sample.num_tokens for sample in samples])
@@ -110,6 +111,11 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
         source_index=torch.tensor([sample.source_index for sample in samples]),
         documents=documents,
     )
+
+
+@lru_cache(maxsize=4)
+def _range(length: int) -> Tensor:
+    return torch.arange(length)
 
 
 def _documents(samples: list[TokenSample]) -> Tensor | None:

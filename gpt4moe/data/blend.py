@@ -51,6 +51,12 @@ def phases_of(run: RunConfig, tokens: dict[str, float]) -> list[Phase]:
     return phases
 
 
+def validation_of(run: RunConfig, tokens: dict[str, float], phases: Sequence[Phase]) -> Phase:
+    """The shares of held-out samples. Raises: DataError for an unknown source."""
+    _require_known("data.validation", run.data.validation, tokens)
+    return Phase(0, _normalised(run.data.validation)) if run.data.validation else phases[0]
+
+
 def uses(
     run: RunConfig, tokens: dict[str, float], phases: Sequence[Phase], rows: dict[str, int] | None = None
 ) -> list[SourceUse]:

@@ -3,14 +3,14 @@
 check_data reads the manifests and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
-from gpt4moe.data.blend import phases_of, require_epochs, uses
+from gpt4moe.data.blend import phases_of, require_epochs, uses, validation_of
 from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
 from gpt4moe.data.conversations import Conversations, lay_out
 from gpt4moe.data.manifest import SPLITS, file_sha256
@@ -31,8 +31,15 @@ class CheckedData:
     """The sources; None for synthetic tokens."""
     phases: Sequence[Phase] = ()
     """Shares of the catalogue's sources."""
+    validation: Phase | None = None
+    """Shares of held-out samples; None for synthetic tokens."""
     conversations: dict[str, dict[str, Conversations]] = field(default_factory=dict)
     """For stage=sft: split -> source -> its conversations in rows."""
+
+    @property
+    def source_names(self) -> list[str]:
+        """Every source that is read, sorted."""
+        return names_of([*self.phases, *([] if self.validation is None else [self.validation])])
 
 
 def check_data(run: RunConfig) -> CheckedData:
@@ -59,26 +66,35 @@ def check_data(run: RunConfig) -> CheckedData:
             f"The tokenizer {path} is not the one that made the data of {folder}.",
             "Leave data.tokenizer unset, or make the data again with this tokenizer (tools/tokenize_corpus.py).",
         )
-    phases = phases_of(run, catalogue.train_tokens())
-    conversations = _conversations(run, catalogue, phases) if run.stage.kind is StageKind.sft else {}
-    for name in [] if conversations else names_of(phases):
-        for split in SPLITS:
+    known = catalogue.train_tokens()
+    phases = phases_of(run, known)
+    validation = validation_of(run, known, phases)
+    read = dict(zip(SPLITS, (names_of(phases), names_of([validation])), strict=True))
+    conversations = _conversations(run, catalogue, read) if run.stage.kind is StageKind.sft else {}
+    for split, names in ({} if conversations else read).items():
+        for name in names:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
     rows = {name: found.num_rows for name, found in conversations.get("train", {}).items()}
-    require_epochs(run, uses(run, catalogue.train_tokens(), phases, rows))
+    require_epochs(run, uses(run, known, phases, rows))
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
     if conversations:
         identity["data"] += f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}"
     return CheckedData(
-        identity=identity, tokenizer=path, catalogue=catalogue, phases=phases, conversations=conversations
+        identity=identity,
+        tokenizer=path,
+        catalogue=catalogue,
+        phases=phases,
+        validation=validation,
+        conversations=conversations,
     )
 
 
 def _conversations(
-    run: RunConfig, catalogue: Catalogue, phases: Sequence[Phase]
+    run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, Conversations]]:
-    for name in names_of(phases):
+    """Split -> source -> its rows. read: split -> names of its sources."""
+    for name in sorted({name for names in read.values() for name in names}):
         if not catalogue.sources[name].manifest.is_chat:
             raise DataError(
                 f"stage=sft, and source {name} of {catalogue.sources[name].folder.parent} is plain text: nothing says "
@@ -94,9 +110,9 @@ def _conversations(
                 seed=run.run.seed if split == "train" else 0, is_packed=run.data.pack, long_rows=run.data.long_rows,
                 padding_id=catalogue.vocabulary.eos_id,
             )
-            for name in names_of(phases)
+            for name in names
         }
-        for split in SPLITS
+        for split, names in read.items()
     }  # fmt: skip
 
 

@@ -87,13 +87,15 @@ class ConversationSamples:
     """The n-th sample of a mixture of conversations."""
 
     sources: dict[str, Conversations]
+    names: list[str]
+    """Data.source_names."""
     mixture: PhasedMixture
     seed: int
     reshuffle: bool
 
     def sample(self, n: int) -> TokenSample:
         draw, row = self.place(n)
-        return replace(self.sources[draw.source].row(row), source_index=list(self.sources).index(draw.source))
+        return replace(self.sources[draw.source].row(row), source_index=self.names.index(draw.source))
 
     def place(self, n: int) -> tuple[Draw, int]:
         """Where sample n is drawn from, and which row it is."""

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
-from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.conversations import Conversations, ConversationSamples
+from gpt4moe.data.conversations import ConversationSamples
 from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
@@ -37,6 +36,8 @@ class MixedSamples:
     """The n-th sample of a mixture of token streams."""
 
     streams: dict[str, TokenStream]
+    names: list[str]
+    """Data.source_names."""
     mixture: PhasedMixture
     seq_length: int
     seed: int
@@ -46,7 +47,7 @@ class MixedSamples:
     def sample(self, n: int) -> TokenSample:
         draw, index = self.place(n)
         sample = packed_sample(self.streams[draw.source], index, self.seq_length)
-        return replace(sample, source_index=list(self.streams).index(draw.source))
+        return replace(sample, source_index=self.names.index(draw.source))
 
     def place(self, n: int) -> tuple[Draw, int]:
         """Where sample n is drawn from, and which stretch of S tokens of its source's stream it is."""
@@ -121,16 +122,16 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
     checked = checked or check_data(run)
     if checked.catalogue is None:
         train, validation, names = _mock(run, "train"), _mock(run, "valid"), ["mock"]
-    elif checked.conversations:
-        names = names_of(checked.phases)
-        train = _conversations(checked.conversations["train"], checked.phases, seed=run.run.seed, reshuffle=True)
-        validation = _conversations(checked.conversations["valid"], checked.phases[:1], seed=0, reshuffle=False)
     else:
-        catalogue, phases = checked.catalogue, checked.phases
-        names = names_of(phases)
-        train = _mixed(catalogue, "train", phases, seq_length=run.model.seq_length, seed=run.run.seed)
-        # Seed 0 always: runs of different seeds are compared on the same held-out samples. The first shares always.
-        validation = _mixed(catalogue, "valid", phases[:1], seq_length=run.model.seq_length, seed=0)
+        assert checked.validation is not None, "check_data finds it beside the catalogue"
+        names, held_out = checked.source_names, [checked.validation]
+        # Seed 0 always: runs of different seeds are compared on the same held-out samples. The same shares throughout.
+        if checked.conversations:
+            train = _conversations(checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
+            validation = _conversations(checked, "valid", held_out, seed=0, reshuffle=False)
+        else:
+            train = _mixed(checked, "train", checked.phases, seq_length=run.model.seq_length, seed=run.run.seed)
+            validation = _mixed(checked, "valid", held_out, seq_length=run.model.seq_length, seed=0)
     return Data(
         train=train,
         validation=validation,
@@ -148,18 +149,22 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
 
 
 def _conversations(
-    sources: dict[str, Conversations], phases: Sequence[Phase], *, seed: int, reshuffle: bool
+    checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int, reshuffle: bool
 ) -> SampleStream:
-    read = {name: sources[name] for name in names_of(phases)}
-    mixture = PhasedMixture({name: rows.num_rows for name, rows in read.items()}, phases, seed)
-    return SampleStream(ConversationSamples(read, mixture, seed, reshuffle))
+    sources = checked.conversations[split]
+    mixture = PhasedMixture({name: rows.num_rows for name, rows in sources.items()}, phases, seed)
+    return SampleStream(ConversationSamples(sources, checked.source_names, mixture, seed, reshuffle))
 
 
-def _mixed(catalogue: Catalogue, split: str, phases: Sequence[Phase], *, seq_length: int, seed: int) -> SampleStream:
-    streams: dict[str, TokenStream] = {name: catalogue.sources[name].tokens(split) for name in names_of(phases)}
+def _mixed(checked: CheckedData, split: str, phases: Sequence[Phase], *, seq_length: int, seed: int) -> SampleStream:
+    assert checked.catalogue is not None, "synthetic tokens have no sources"
+    sources = checked.catalogue.sources
+    streams: dict[str, TokenStream] = {name: sources[name].tokens(split) for name in names_of(phases)}
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
     mixture = PhasedMixture(sizes, phases, seed)
-    return SampleStream(MixedSamples(streams, mixture, seq_length, seed, reshuffle=split == "train"))
+    return SampleStream(
+        MixedSamples(streams, checked.source_names, mixture, seq_length, seed, reshuffle=split == "train")
+    )
 
 
 def micro_batch_samples(

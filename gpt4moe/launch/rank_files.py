@@ -17,7 +17,6 @@ from pathlib import Path
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS
-from gpt4moe.data.mixture import names_of
 from gpt4moe.data.shards import bin_path, idx_path, sums_path
 from gpt4moe.errors import DataError
 
@@ -138,7 +137,7 @@ def data_files(run: RunConfig) -> list[Path]:
     if catalogue is None:
         return files
     files = [*(folder / MANIFEST_NAME for folder in catalogue.folders), *files]
-    for source in (catalogue.sources[name] for name in names_of(checked.phases)):
+    for source in (catalogue.sources[name] for name in checked.source_names):
         files.append(source.folder / MANIFEST_NAME)
         for shard in (shard for split in SPLITS for shard in source.manifest.shards(split)):
             files += [of(source.folder, shard) for of in (idx_path, sums_path, bin_path)]

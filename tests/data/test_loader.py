@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.check import check_data
 from gpt4moe.data.loader import build_data
+from gpt4moe.errors import ConfigError, DataError
 from tests.data.conftest import SEQ_LENGTH, shard, small_run
 
 
@@ -77,3 +79,27 @@ def test_synthetic_tokens_need_no_files() -> None:
     assert (batch.tokens.dtype, batch.loss_mask.dtype) == (torch.int64, torch.float32)
     assert data.tokenizer is None
     assert (data.train.sample(0).tokens != data.validation.sample(0).tokens).any()
+
+
+def test_held_out_samples_have_shares_of_their_own(data_folder: Path) -> None:
+    data = build_data(
+        small_run(data_folder, "+data.sources.alpha=1", "++data.validation.beta=3", "++data.validation.alpha=1")
+    )
+    assert data.source_names == ["alpha", "beta"]
+    found = Counter(data.validation.sample(n).source_index for n in range(1000))
+    assert found == {0: 250, 1: 750}
+    assert {data.train.sample(n).source_index for n in range(100)} == {0}
+    assert data.consumed_per_source(7) == {"alpha": 7}
+
+
+def test_shares_of_held_out_samples_change_no_training_sample(data_folder: Path) -> None:
+    plain, other = small_run(data_folder), small_run(data_folder, "++data.validation.beta=1")
+    assert torch.equal(tokens_of(plain, 24, 1), tokens_of(other, 24, 1))
+    assert check_data(plain).identity == check_data(other).identity
+
+
+def test_an_unknown_held_out_source_is_refused(data_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.validation\.gamma is not in the data folder"):
+        build_data(small_run(data_folder, "++data.validation.gamma=1"))
+    with pytest.raises(ConfigError, match=r"data\.validation has no share above 0"):
+        small_run(data_folder, "++data.validation.beta=0")
