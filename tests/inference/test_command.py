@@ -182,7 +182,7 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
     other.write_text('{"id": "x", "text": "a"}\n')
     cases = {
         "the context of 32 is too short": (run, "--prompt", "word " * 60),
-        "line 2 is no prompt": (run, "--input", bad),
+        "line 2 has no prompt": (run, "--input", bad),
         "does not divide": (run, "--tp", 2),
         "tp=0 is below 1": (run, "--tp", 0),
         "neither a step folder nor|no folder with weights": (tmp_path,),
