@@ -24,7 +24,8 @@ MD5 = "8a0b590e7bd99b98f1f290261617422b"
 def samples(phases: list[Phase] = PHASES) -> MixedSamples:
     """As a launch makes them, with nothing kept from another one."""
     sizes = SIZES | {"books": 900}
-    return MixedSamples(dict.fromkeys(sizes, np.empty(0)), PhasedMixture(sizes, phases, seed=1234), 128, 1234, True)
+    streams = dict.fromkeys(sizes, np.empty(0))
+    return MixedSamples(streams, sorted(sizes), PhasedMixture(sizes, phases, seed=1234), 128, 1234, True)
 
 
 def trace(numbers: NDArray[np.int64], phases: list[Phase] = PHASES) -> NDArray[np.int64]:
