@@ -168,8 +168,8 @@ def _small(folder: Path, name: str, pair: Path, *, seq_length: int) -> list[str]
 
     out = folder / f"{name}-data"
     register(
-        out, "web", train=[pair], valid=[pair.with_name(f"{pair.name}-valid")], tokenizer_path=_tokenizer(folder / "t.json"), licence="",
-        progress=lambda path: None,
+        out, "web", train=[pair], valid=[pair.with_name(f"{pair.name}-valid")],
+        tokenizer_path=_tokenizer(folder / "t.json"), licence="", progress=lambda path: None,
     )  # fmt: skip
     return ["+experiment=tiny", f"data.path={out}", "model.vocab_size=257", f"model.seq_length={seq_length}"]
 
