@@ -25,9 +25,10 @@ ENGINES := mistralrs==0.9.5
 TRITON := triton==3.9.0
 # Benchmark tasks; accelerate is for its own model of transformers, which ours is compared with.
 HARNESS := lm-eval==0.4.13 accelerate
+PEFT := $(shell sed -n "s/^#.*--no-deps \(peft.*\)/\1/p" requirements.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan refine test test-slurm test-engines test-triton test-harness test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train plan refine test test-slurm test-engines test-triton test-harness test-peft test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -76,6 +77,11 @@ test-harness: $(INSTALLED) ## lm-evaluation-harness on our layouts (installs it 
 	@$(RUN) -c 'import lm_eval, accelerate' 2>/dev/null || \
 	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints.txt $(HARNESS)
 	@$(RUN) -m pytest tests/evaluation/test_harness.py
+
+test-peft: $(INSTALLED) ## exported adapters in PEFT (installs peft and accelerate beside .venv, 20 MB)
+	@$(RUN) -c 'import peft' 2>/dev/null || test -d $(VENV)/peft/peft || \
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/peft $(PEFT)
+	@PYTHONPATH=$(VENV)/peft $(RUN) -m pytest tests/convert/test_adapters.py
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

@@ -5,6 +5,8 @@ examples:
   python tools/convert_checkpoint.py to-hf runs/first exported --max-shard-size 2GB --dry-run
   python tools/convert_checkpoint.py from-hf mixtral imported
   python tools/convert_checkpoint.py from-hf llama upcycled --upcycle-experts 16
+  python tools/convert_checkpoint.py merge runs/adapted merged
+  python tools/convert_checkpoint.py to-peft runs/adapted adapter --model exported
   python tools/convert_checkpoint.py to-inference runs/first served --tp 8 --pp 16
   python tools/convert_checkpoint.py verify runs/first exported --prompts prompts.txt
 

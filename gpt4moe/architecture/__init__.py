@@ -3,9 +3,11 @@
 names.py      what tensors are called
 rows.py       a row of the table
 table.py      the table: every tensor
+adapters.py   rows of LoRA adapters
 tensors.py    the tensors of one model
 count.py      parameters: whole, active, of a rank
 flops.py      operations of a token, row by row
+trained.py    what a run trains
 cache.py      what decoding keeps of a token
 
 May import config and parallel's arithmetic.

@@ -27,6 +27,12 @@ OUTPUT_LAYER = "output_layer.weight"
 _LAYERS = "decoder.layers."
 
 
+def adapter_names(name: str) -> tuple[str, str]:
+    """The names of the two matrices A and B of a matrix's adapter: linear_qkv.lora_a, experts.gate_up_lora_a."""
+    stem = f"{name.removesuffix('weight')}" if name.endswith(".weight") else f"{name}_"
+    return f"{stem}lora_a", f"{stem}lora_b"
+
+
 def layer_name(layer: int, name: str) -> str:
     """The name of a layer's tensor in the whole model.
 

@@ -74,6 +74,7 @@ class Cut(Enum):
     gated_rows = "[2F, H]: the same rows of gate and up over tp", ((1, "tp"),)
     experts_gated = "[L, 2F, H]: experts over ep, the same rows of gate and up over etp", ((0, "ep"), (2, "etp"))
     experts = "[L, H, F]: experts over ep, columns over etp", ((0, "ep"), (2, "etp"))
+    experts_whole = "[L, ...]: experts over ep, each whole on every rank of etp", ((0, "ep"),)
 
     @property
     def words(self) -> str:
@@ -103,6 +104,8 @@ class Initial(Enum):
     ones = "1"
     normal = "normal, init_std"
     residual = "normal, init_std / sqrt(2 * num_layers): it adds to the residual stream"
+    adapter = "normal, 1 / sqrt(3 * in): the deviation that PEFT's own have"
+    zeros = "0"
 
 
 Has = Callable[[ModelConfig], bool]

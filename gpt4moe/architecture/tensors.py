@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from gpt4moe.architecture.adapters import ADAPTABLE, adapter_rows, is_adapted
 from gpt4moe.architecture.names import ROUTER_MODULE, layer_name, split_name
-from gpt4moe.architecture.rows import Component, Family, Shape, Spread, TensorRow
+from gpt4moe.architecture.rows import Component, Cut, Family, Shape, Spread, TensorRow
 from gpt4moe.architecture.table import (
     ATTENTION,
     EMBEDDING_ROWS,
@@ -51,6 +52,8 @@ class ModelTensor:
         """Elements that one rank holds."""
         if self.spread is Spread.whole:
             return self.size
+        if self.row.cut is Cut.experts_whole:
+            return self.size // parallel.ep
         return self.size // (parallel.tp if self.spread is Spread.tp else parallel.ep * parallel.etp)
 
 
@@ -169,26 +172,35 @@ def _outside_rows() -> Iterator[TensorRow]:
 
 
 def _layer_rows() -> Iterator[TensorRow]:
-    """Of every kind. Kinds may share a name: its rows then have the same cut (a test holds it)."""
+    """Of every kind, and their adapters. Kinds may share a name: its rows then have the same cut (a test holds it)."""
     yield from INPUT_NORM_ROWS
     for attention in ATTENTION.values():
         yield from attention.rows
     yield from MLP_NORM_ROWS
     for rows in MLP.values():
         yield from rows
+    for adapters in ADAPTERS.values():
+        yield from adapters
 
 
 def _tensors(
     model: ModelConfig, rows: tuple[TensorRow, ...] | list[TensorRow], layer: int | None = None
 ) -> list[ModelTensor]:
-    return [
-        ModelTensor(
-            row.name if layer is None else layer_name(layer, row.name),
-            row.shape(model),
-            row,
-            row.family.component,
-            row.cut.spread,
-        )
-        for row in rows
-        if row.present(model)
-    ]
+    found = []
+    for row in rows:
+        if row.present(model):
+            tensor = _tensor(model, row, layer)
+            found.append(tensor)
+            if layer is not None and is_adapted(model, tensor.name, row):
+                found += [_tensor(model, adapter, layer) for adapter in ADAPTERS[row.name]]
+    return found
+
+
+def _tensor(model: ModelConfig, row: TensorRow, layer: int | None) -> ModelTensor:
+    name = row.name if layer is None else layer_name(layer, row.name)
+    return ModelTensor(name, row.shape(model), row, row.family.component, row.cut.spread)
+
+
+_ROWS = [row for rows in (*(attention.rows for attention in ATTENTION.values()), *MLP.values()) for row in rows]
+ADAPTERS = {row.name: adapter_rows(row) for row in _ROWS if row.name in ADAPTABLE and row.initial is not None}
+"""Name of a matrix within its layer -> the rows of its adapter."""

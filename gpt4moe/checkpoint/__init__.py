@@ -3,6 +3,7 @@
     storage.py     one safetensors file, written and read verified
     cover.py       are tensors covered exactly once?
     manifest.py    what a checkpoint holds; the commit
+    base.py        the frozen weights beside adapters
     saving.py      a rank's save, in a thread
     index.py       any box of any tensor
     reader.py      any range, into torch tensors

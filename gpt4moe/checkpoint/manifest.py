@@ -38,6 +38,8 @@ class Manifest:
     tensor_names: list[str] = field(default_factory=list)
     """KIND/NAME of every weight and buffer that must be there: file headers cannot show that a tensor is missing from
     all of them. Empty in checkpoints written before 2026-11-24, which are not checked for it."""
+    base: dict[str, str] | None = None
+    """Of a checkpoint with adapters alone: folder and sha256 of the base (checkpoint.base)."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -54,7 +56,10 @@ class Manifest:
         return OPTIMIZERS[kind]
 
     def save(self, folder: Path) -> None:
-        text = sealed(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1))
+        fields = dataclasses.asdict(self)
+        if self.base is None:
+            del fields["base"]  # so that the files of other checkpoints stay as they were
+        text = sealed(json.dumps({"format": FORMAT, **fields}, indent=1))
         partial = folder / f"{NAME}.tmp"
         with partial.open("w") as file:
             file.write(text)

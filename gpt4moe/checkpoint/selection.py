@@ -6,12 +6,12 @@ Every tensor is accounted for: without patterns both sides must have the same te
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gpt4moe.architecture.tensors import logical_buffers, logical_shapes
+from gpt4moe.architecture.trained import adapter_shapes, nearest
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError
@@ -39,9 +39,19 @@ class Selection:
 
 
 def stored_names(model: ModelConfig) -> list[str]:
-    """KIND/NAME of every weight and buffer that a checkpoint of the model must have. The states are the optimizer's."""
+    """KIND/NAME of every weight and buffer that a checkpoint of the model must have. The states are the optimizer's.
+
+    With adapters: these alone; base_model has the others.
+    """
+    if model.lora is not None:
+        return [f"{WEIGHT}/{name}" for name in adapter_shapes(model)]
     weights, buffers = (WEIGHT, logical_shapes(model)), (BUFFER, logical_buffers(model))
     return [f"{kind}/{name}" for kind, names in (weights, buffers) for name in names]
+
+
+def base_model(model: ModelConfig) -> ModelConfig:
+    """The model without its adapters."""
+    return replace(model, lora=None)
 
 
 def selection_of(index: CheckpointIndex, model: ModelConfig, patterns: list[str]) -> Selection:
@@ -63,10 +73,10 @@ def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns:
     has, wants = set(stored), set(needed)
     for pattern in patterns:
         if not any(fnmatchcase(_bare(name), pattern) for name in wants):
-            near = get_close_matches(pattern, sorted(map(_bare, wants)), n=1, cutoff=0)
+            near = nearest(pattern, [_bare(name) for name in wants])
             raise CheckpointError(
                 f"checkpoint.load_only: {pattern} matches none of the model's {len(wants)} tensors.",
-                f"Give a pattern over names such as {near[0]}.",
+                f"Give a pattern over names such as {near}.",
             )
     loaded = {name for name in wants if not patterns or any(fnmatchcase(_bare(name), p) for p in patterns)}
     missing = sorted(loaded - has)

@@ -1,6 +1,7 @@
 """Room `config`, storey 0: what a run may be. Dataclasses with their checks; no torch, no other room.
 
 model.py moe.py parallel.py optimizer.py training.py stage.py data.py cluster.py   dataclasses of the Hydra groups
+lora.py     adapters, of stage and model
 optimizer_table.py  each optimizer's state tensors, and the engines that run it
 run.py      RunConfig: the groups together
 load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)

@@ -5,6 +5,7 @@ from enum import Enum
 from math import isqrt
 
 from gpt4moe.config import MISSING
+from gpt4moe.config.lora import LoraConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.errors import ConfigError
 
@@ -137,6 +138,8 @@ class ModelConfig:
     """Multi-head latent attention, which only the planner knows; null: grouped-query attention."""
     planned: PlannedConfig | None = None
     """Parts that only the planner knows; null: none."""
+    lora: LoraConfig | None = None
+    """The adapters of stage.lora, because they are tensors of the model. RunConfig copies them: set stage.lora."""
 
     @property
     def query_groups(self) -> int:

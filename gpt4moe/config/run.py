@@ -41,14 +41,26 @@ class RunConfig:
     resilience: ResilienceConfig = field(default_factory=ResilienceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ModelConfig):  # not so where the class is read as a schema
+            self.model.lora = self.stage.lora if self.stage.lora.rank > 0 else None
+
     def validate(self) -> None:
         """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
-        check_all(*checks, self._validate_kernels, self._validate_optimizer)
+        check_all(*checks, self._validate_kernels, self._validate_optimizer, self._validate_lora)
 
     def _validate_optimizer(self) -> None:
         optimizer_for(self.optimizer.kind, self.engine.kind)
+
+    def _validate_lora(self) -> None:
+        if self.stage.lora.rank and self.checkpoint.load_only:
+            raise ConfigError(
+                f"checkpoint.load_only={self.checkpoint.load_only} with stage.lora.rank={self.stage.lora.rank}: what "
+                "is not loaded would be frozen at its initial values.",
+                "Set checkpoint.load_only=[].",
+            )
 
     def _validate_kernels(self) -> None:
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:

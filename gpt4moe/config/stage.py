@@ -1,7 +1,10 @@
 """Group stage: what is trained, with which objective."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from gpt4moe.config.lora import LoraConfig
+from gpt4moe.errors import ConfigError
 
 
 class StageKind(str, Enum):
@@ -16,3 +19,18 @@ class StageKind(str, Enum):
 class StageConfig:
     kind: StageKind = StageKind.pretrain
     """Decides the objective of training (objectives.stages). Part of a run's identity: another stage is another run."""
+    train: list[str] = field(default_factory=list)
+    """Patterns, as of a shell, of the tensors that are trained (*experts*, decoder.layers.3.*). The others are frozen.
+    Empty: everything is trained. A router's buffers stand still where its matrix is frozen. Part of a run's
+    identity."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters that are trained while everything else is frozen. Part of a run's identity."""
+
+    def validate(self) -> None:
+        self.lora.validate()
+        if self.lora.rank and self.train:
+            raise ConfigError(
+                f"stage.train={self.train} with stage.lora.rank={self.lora.rank}: with adapters "
+                "nothing else is trained.",
+                "Set stage.train=[], or stage.lora.rank=0.",
+            )

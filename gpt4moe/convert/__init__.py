@@ -4,6 +4,8 @@ architectures.py      Hugging Face's architectures, one row each
 tables.py             names of tensors, ours and theirs
 rules.py              how a tensor of theirs lies in ours
 hf_config.py          ModelConfig <-> config.json; what is refused
+adapters.py           LoRA: merged into its base
+peft_folder.py        LoRA: a folder that PEFT loads
 weights.py            Weights: boxes of tensors of any folder
 huggingface.py        ours -> Hugging Face; such a folder as Weights
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.checkpoint.inspection_text import size, table, tolerance
+from gpt4moe.convert.adapters import merge
 from gpt4moe.convert.architectures import known_names
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
 from gpt4moe.convert.huggingface import DTYPES, to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
+from gpt4moe.convert.peft_folder import to_peft
 from gpt4moe.convert.verify import (
     DIFFERENCES,
     LOGITS_TOLERANCE,
@@ -31,6 +33,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _HELP = {
     "to-hf": "write a checkpoint as a Hugging Face folder (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
     "from-hf": f"make a checkpoint for checkpoint.load from a {known_names()} folder",
+    "merge": "write a checkpoint of adapters (stage.lora) and its base as one whole checkpoint",
+    "to-peft": "write the adapters of a checkpoint as a folder that PEFT loads",
     "to-inference": "cut a checkpoint into one file for each rank of a tp x pp grid",
     "verify": "compare two folders of any format; exit status 1 when they differ",
 }
@@ -55,6 +59,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts for each token (default 2)")
     of["from-hf"].add_argument("--upcycle-noise", type=float, help="noise on the copies, as a share of init_std (0)")
     of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="seed of new routers and noise (1234)")
+    of["merge"].add_argument("--base", type=Path, help="the base's checkpoint, if it was moved")
+    of["to-peft"].add_argument("--base", type=Path, help="the base's checkpoint, if it was moved")
+    of["to-peft"].add_argument("--model", required=True, help="the base as PEFT finds it: a folder made by to-hf")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
     of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="(default: even)")
@@ -104,6 +111,14 @@ def _from_hf(given: argparse.Namespace, logits: Logits) -> Answer:
     return from_huggingface(given.folder, given.out, upcycling)
 
 
+def _merge(given: argparse.Namespace, logits: Logits) -> Answer:
+    return merge(given.checkpoint, given.out, base=given.base)
+
+
+def _to_peft(given: argparse.Namespace, logits: Logits) -> Answer:
+    return to_peft(given.checkpoint, given.out, model=given.model, base=given.base)
+
+
 def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = to_inference_layout(
         given.checkpoint, given.out, tp=given.tp, pp=given.pp, layers_per_stage=given.layers_per_stage,
@@ -127,7 +142,8 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 _CALLS: dict[str, Callable[[argparse.Namespace, Logits], Answer]] = {
-    "to-hf": _to_hf, "from-hf": _from_hf, "to-inference": _to_inference, "verify": _verify,
+    "to-hf": _to_hf, "from-hf": _from_hf, "merge": _merge, "to-peft": _to_peft, "to-inference": _to_inference,
+    "verify": _verify,
 }  # fmt: skip
 
 

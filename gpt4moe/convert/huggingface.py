@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
+from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.hf_config import from_config, to_config
@@ -39,7 +40,7 @@ def to_huggingface(
     """
     if not dry_run:
         refuse_existing(out)
-    source = CheckpointWeights(checkpoint)
+    source = open_checkpoint(checkpoint)
     code, torch_name = DTYPES[dtype]
     all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)

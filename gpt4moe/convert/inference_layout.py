@@ -16,6 +16,7 @@ from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.manifest import sealed, unsealed
 from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import DTYPES
 from gpt4moe.convert.inference_grid import file_name, key_of, rank_contents
@@ -39,7 +40,7 @@ def to_inference_layout(
     """
     if not dry_run:
         refuse_existing(out)
-    source = CheckpointWeights(checkpoint)
+    source = open_checkpoint(checkpoint)
     stages, ranks = rank_contents(source, tp, pp, layers_per_stage)
     code = DTYPES[dtype][0]
     sizes = {rank: sum(prod(box[1]) for _, box in held) * BYTES[code] for rank, held in ranks.items()}

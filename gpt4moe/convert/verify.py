@@ -12,12 +12,13 @@ import numpy as np
 import tokenizers
 
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
+from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import open_huggingface
 from gpt4moe.convert.inference_layout import INDEX, open_inference_layout
 from gpt4moe.convert.model_files import tokenizer_files
 from gpt4moe.convert.safetensors_file import Rounder, decoded
-from gpt4moe.convert.weights import CheckpointWeights, Weights
+from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConversionError
 
 LOGITS_TOLERANCE = 1e-4
@@ -37,7 +38,7 @@ def open_weights(path: Path) -> Weights:
     Raises: ConversionError or CheckpointError when it is none of these, or damaged.
     """
     if (path / MANIFEST).exists() or (path / "checkpoints").is_dir():
-        return CheckpointWeights(path)
+        return open_checkpoint(path)
     if (path / INDEX).exists():
         return open_inference_layout(path)
     if (path / "config.json").exists():
@@ -169,7 +170,7 @@ def _tokenizer_text(folder: Path) -> str | None:
     if (folder / "config.json").exists():
         path = folder / "tokenizer.json"
         return path.read_text(encoding="utf-8") if path.exists() else None
-    source = CheckpointWeights(folder)
+    source = open_checkpoint(folder)
     files, _ = tokenizer_files(source.folder, source.index.manifest, source.run, None)
     content = files.get("tokenizer.json")
     return None if content is None else content.decode()

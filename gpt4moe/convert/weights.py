@@ -38,6 +38,10 @@ class Weights:
         """Values of a box that is contiguous in the piece, fp32."""
         raise NotImplementedError
 
+    def values_added(self, name: str, offset: Shape, shape: Shape) -> np.ndarray | None:
+        """What is added to the stored values of a box: of adapters. None: nothing."""
+        return None
+
     def differing_copies(self) -> list[str]:
         """Copies that differ from their tensor: `NAME in FILE`."""
         return []
@@ -74,6 +78,9 @@ class Weights:
                     low = tuple(a + b for a, b in zip(offset, part.offset, strict=True))
                     for where, values in read_pieces(pieces, low, part.shape, self.read_run):
                         target[where] = values
+                    added = self.values_added(name, low, part.shape)
+                    if added is not None:
+                        target += added
                 yield chunk
 
 

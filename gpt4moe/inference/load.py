@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt4moe.architecture.tensors import Box
+from gpt4moe.checkpoint.base import refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
@@ -105,6 +106,7 @@ def open_checkpoint(path: Path) -> Opened:
     """
     reader = CheckpointReader(find_checkpoint(path))
     run = config_from_dict(reader.manifest.config)
+    refuse_adapters(reader.folder, reader.manifest)
     return Opened(run=run, reader=reader, step=reader.manifest.step, words=lambda: words_of_run(reader.folder, run))
 
 
@@ -117,8 +119,7 @@ def open_folder(path: Path, open_weights: OpenWeights) -> Opened:
         return open_checkpoint(path)
     weights = open_weights(path)
     stored = {"BF16": Dtype.bf16}.get(weights.dtype, Dtype.fp32)
-    index = path / "index.json"
-    if index.exists():  # checked by open_weights
+    if (index := path / "index.json").exists():  # checked by open_weights
         run = config_from_dict(json.loads(index.read_text(encoding="utf-8"))["config"])
         run.precision.dtype = stored
 
@@ -149,8 +150,7 @@ class LoadedModel:
 
     @property
     def chunk(self) -> nn.Module:
-        """The whole model of a rank that holds one chunk: (tokens [B, S], positions [B, S], None) -> logits [B, S, V]
-        without pipeline stages."""
+        """The whole model of a rank without stages: (tokens [B, S], positions [B, S], None) -> logits [B, S, V]."""
         (chunk,) = self.chunks
         return chunk
 

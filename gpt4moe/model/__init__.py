@@ -2,6 +2,8 @@
 
 gpt.py                 build_model: one GPTModel per virtual stage
 specs.py               which module plays each part of a layer
+linear.py              Megatron's linear layers, as specs use them
+adapters.py            LoRA: their matrices, what they add
 attention.py           core attention over scaled_dot_product_attention
 transformer_config.py  our configuration in Megatron's words
 parameters.py          names, shards, initial values, reduction marks

@@ -11,8 +11,10 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
+from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.parameters import decoder_layers, initialize, mark
+from gpt4moe.model.adapters import attach
+from gpt4moe.model.parameters import decoder_layers, freeze, initialize, mark
 from gpt4moe.model.specs import block_spec
 from gpt4moe.model.transformer_config import TORCH_DTYPES, transformer_config
 from gpt4moe.moe.experts import kernel_for
@@ -33,7 +35,8 @@ def build_model(
     Args:
         meta: only shapes, without memory and initial weights, to count a model of any size.
         loaded: KIND/NAME of tensors that the caller loads next, and that get no initial values.
-    Raises: ConfigError or LayoutError when a kernel that was chosen does not take this torch, device or size.
+    Raises: ConfigError or LayoutError when a kernel that was chosen does not take this torch, device or size, or a
+        pattern of what is trained matches nothing.
     """
     _require_kernels(run, groups.device)
     on_gpu = groups.device.type == "cuda"
@@ -46,6 +49,7 @@ def build_model(
     with torch.device("meta") if meta else groups.device, nullcontext() if on_gpu else BuildOnCpu():
         for vp_stage, layers in enumerate(stages):
             chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
+    freeze(chunks, groups, trained_names(run.model, run.stage))
     mark(chunks, sequence_parallel=groups.layout.sequence_parallel)
     if not meta:
         initialize(chunks, run.model, groups, run.run.seed, loaded=loaded)
@@ -80,4 +84,5 @@ def _build_chunk(
     )
     built = list(decoder_layers(chunk))
     assert built == layers, (built, layers)  # Megatron places layers as placement.py does
+    attach(chunk, model)
     return chunk

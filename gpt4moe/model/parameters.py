@@ -26,6 +26,8 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import normal_box
 from gpt4moe.parallel.shard import WEIGHT, Shard
 
+CONSTANTS = {Initial.ones: 1.0, Initial.zeros: 0.0}
+
 
 def decoder_layers(chunk: nn.Module) -> dict[int, Any]:
     """Index in the whole model -> layer, of the decoder of one chunk (a GPTModel, wrapped or not)."""
@@ -91,7 +93,8 @@ def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, i
     sizes = [getattr(layout, axes[dim]) if dim in axes else 1 for dim in range(len(local))]
     global_shape = tuple(n * size for n, size in zip(local, sizes, strict=True))
     offset = tuple(n * at[axes[dim]] if dim in axes else 0 for dim, n in enumerate(local))
-    writes = is_writer and (cut is not Cut.whole or at["tp"] == 0)
+    copies = {Cut.whole: "tp", Cut.experts_whole: "etp"}.get(cut)
+    writes = is_writer and (copies is None or at[copies] == 0)
     return Shard(name, global_shape, offset, local, writes)
 
 
@@ -113,12 +116,19 @@ def initialize(
         if f"{WEIGHT}/{shard.name}" in loaded:
             parameter.fill_(torch.nan)
             continue
-        if row.initial is Initial.ones:
-            parameter.fill_(1.0)
+        if row.initial in CONSTANTS:
+            parameter.fill_(CONSTANTS[row.initial])
             continue
         assert row.initial is not None, f"{shard.name}: the table says that the trainer cannot build it"
         box = normal_box(seed, shard.name, shard.global_shape, shard.offset, shard.shape)
-        parameter.copy_((box * deviation[row.initial]).view(parameter.shape))
+        scale = deviation.get(row.initial, 1 / sqrt(3 * shard.global_shape[-1]))  # an adapter's A, by its input
+        parameter.copy_((box * scale).view(parameter.shape))
+
+
+def freeze(chunks: list[nn.Module], groups: ProcessGroups, trained: Collection[str]) -> None:
+    """Leaves gradients to the parameters of these logical names alone. Call it before the engine wraps the chunks."""
+    for parameter, shard, _ in shards(chunks, groups):
+        parameter.requires_grad_(shard.name in trained)
 
 
 def mark(chunks: Iterable[nn.Module], *, sequence_parallel: bool) -> None:

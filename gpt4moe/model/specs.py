@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -23,6 +22,7 @@ from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
+from gpt4moe.model.linear import ColumnLinear, RowLinear
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -56,27 +56,6 @@ def norm_class(kernel: NormKernel) -> type[nn.Module]:
     return Norm
 
 
-class ColumnLinear(tensor_parallel.ColumnParallelLinear):  # type: ignore[misc]
-    """Megatron's linear layer. Without gradients and tensor parallelism, as while text is generated, it is one product:
-    Megatron's way there through three autograd functions costs a token as much time as the product."""
-
-    def forward(self, input_: Tensor, *rest: Any, **named: Any) -> Any:
-        """input_ [S, B, H] -> ([S, B, output], no bias)."""
-        if torch.is_grad_enabled() or self.tp_group.size() > 1:
-            return super().forward(input_, *rest, **named)
-        return torch.matmul(input_, self.weight.t()), None
-
-
-class RowLinear(tensor_parallel.RowParallelLinear):  # type: ignore[misc]
-    """As ColumnLinear."""
-
-    def forward(self, input_: Tensor, *rest: Any, **named: Any) -> Any:
-        """input_ [S, B, input] -> ([S, B, H], no bias)."""
-        if torch.is_grad_enabled() or self.tp_group.size() > 1:
-            return super().forward(input_, *rest, **named)
-        return torch.matmul(input_, self.weight.t()), None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltWith:
     """What the parts of a layer are built with."""
@@ -95,7 +74,9 @@ def _grouped_query(layer: ModuleSpec, built: BuiltWith) -> None:
 
 
 def _dense(layer: ModuleSpec, built: BuiltWith) -> None:
-    """Megatron's own MLP, which is there already."""
+    """Megatron's own MLP, which is there already, of our linear layers."""
+    parts = layer.submodules.mlp.submodules
+    parts.linear_fc1, parts.linear_fc2 = ColumnLinear, RowLinear
 
 
 def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
@@ -104,6 +85,7 @@ def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
         "kernel": built.run.kernels.experts,
         "groups": built.groups,
         "recompute": built.run.parallel.recompute is Recompute.moe,
+        "linear": (ColumnLinear, RowLinear),
     }
     layer.submodules.mlp = ModuleSpec(module=ExpertParallelMLP, params=params)
 
@@ -161,4 +143,9 @@ class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
 
         if not self.training:
             return plain(hidden_states, padding_mask)
+        if not hidden_states.requires_grad:  # everything before is frozen
+            if not any(parameter.requires_grad for parameter in self.parameters()):
+                return plain(hidden_states, padding_mask)
+            # Megatron's checkpoint makes no gradients where none of its inputs needs one.
+            hidden_states = hidden_states.detach().requires_grad_()
         return tensor_parallel.checkpoint(plain, False, hidden_states, padding_mask)

@@ -63,8 +63,9 @@ def load_weights(
     Args:
         chunks: GPTModels, wrapped or not, of any dtype: values are cast to it.
         names: KIND/NAME of the weights and buffers to fill; the others stay as they are. None: all.
-        owned: fill these masters in place of the chunks' parameters, which are the masters' cast: call
-            Engine.finish_load next, which copies them. None: there is no optimizer.
+        owned: fill these masters in place of the chunks' trained parameters, which are the masters' cast: call
+            Engine.finish_load next, which copies them. Frozen ones have no masters and are filled themselves. None:
+            there is no optimizer.
         with_states: fill the optimizer's states of what is owned too.
     Raises: CheckpointError on every rank when any finds a tensor absent, of another shape, or damaged.
     """
@@ -74,6 +75,9 @@ def load_weights(
             targets: list[Target] = [(WEIGHT, shard, 0, shard.size, parameter) for shard, parameter in places.values()]
         else:
             targets = list(_owned_targets(owned, places, with_states=with_states))
+            targets += [
+                (WEIGHT, shard, 0, shard.size, frozen) for shard, frozen in places.values() if not frozen.requires_grad
+            ]
         targets += [(BUFFER, shard, 0, shard.size, buffer) for buffer, shard in buffers(chunks, groups)]
         for kind, shard, start, end, out in targets:
             chosen_by = f"{BUFFER if kind == BUFFER else WEIGHT}/{shard.name}"  # a state goes with its weight

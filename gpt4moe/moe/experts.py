@@ -15,7 +15,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
 
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.training import ExpertKernel, expert_kernel
@@ -43,17 +44,24 @@ def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> 
 
 
 class Experts(nn.Module):
-    """Owns gate_up and down of the local experts.
+    """Owns gate_up and down of the local experts, and their adapters where there are any (model.adapters).
 
     Args:
         kernel: grouped_mm or per_expert (see kernel_for).
+        etp: the ranks that each hold a part of every expert; None: this one alone.
     """
 
-    def __init__(self, gate_up: nn.Parameter, down: nn.Parameter, kernel: ExpertKernel):
+    def __init__(
+        self, gate_up: nn.Parameter, down: nn.Parameter, kernel: ExpertKernel, etp: ProcessGroup | None = None
+    ):
         super().__init__()
         self.gate_up = gate_up
         self.down = down
         self.compute = KERNELS[kernel]
+        self.product = PRODUCTS[kernel]
+        self.etp = etp
+        self.adapter_scale = 0.0
+        """alpha / rank; 0: there are no adapters."""
 
     def forward(self, x_NH: Tensor, weight_N1: Tensor, counts_L: Tensor) -> Tensor:
         """Expert outputs times the router's weights, [N, H].
@@ -63,7 +71,26 @@ class Experts(nn.Module):
             weight_N1: fp32.
             counts_L: rows of each local expert, int; zero is fine, its gradient is zeros.
         """
-        return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
+        if not self.adapter_scale:
+            return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
+        rows = self.product(counts_L)
+        hidden = self._adapted("gate_up", x_NH, rows)
+        return self._adapted("down", WeightedSwiGlu.apply(hidden, weight_N1), rows)
+
+    def _adapted(self, name: str, x: Tensor, rows: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Rows times the matrix `name`, plus its adapter.
+
+        Under etp, A of gate_up and B of down are whole on every rank, while what meets them is a part of a sum: their
+        gradients are summed over etp.
+        """
+        output = rows(x, getattr(self, name))
+        pair = [getattr(self, f"{name}_lora_{part}", None) for part in "ab"]
+        if pair[0] is None or pair[1] is None:
+            return output
+        whole = 0 if name == "gate_up" else 1
+        if self.etp is not None and self.etp.size() > 1:
+            pair[whole] = SummedGradient.apply(pair[whole], self.etp)
+        return output + rows(rows(x, pair[0]), pair[1]) * self.adapter_scale
 
     def of_few_tokens(self, x_TH: Tensor, expert_index_TK: Tensor, weight_TK: Tensor) -> Tensor:
         """The outputs of each token's experts, all of which are here, times their weights: [T, K, H]. No gradient.
@@ -91,6 +118,49 @@ class Experts(nn.Module):
         return torch.empty_like(out).index_copy_(0, order, out).view(-1, top_k, out.shape[1])
 
 
+class SummedGradient(torch.autograd.Function):
+    """A weight as it is; its gradient is summed over the ranks of a group, which all hold the same weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient[0].contiguous().clone()
+        distributed.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class PerExpertProduct(torch.autograd.Function):
+    """Rows [N, in], sorted by expert, times weight [L, out, in]: [N, out]. Makes only the gradients that are needed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        for expert, rows in _slices(counts):
+            torch.mm(x[rows], weight[expert].t(), out=out[rows])
+        ctx.save_for_backward(x, weight)
+        ctx.counts = counts
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        grad = gradient[0].contiguous()
+        grad_x, grad_weight = (
+            torch.empty_like(value) if needed else None
+            for value, needed in zip((x, weight), ctx.needs_input_grad, strict=False)
+        )
+        for expert, rows in _slices(ctx.counts):
+            if grad_x is not None:
+                torch.mm(grad[rows], weight[expert], out=grad_x[rows])
+            if grad_weight is not None:
+                torch.mm(grad[rows].t(), x[rows], out=grad_weight[expert])
+        return grad_x, grad_weight, None
+
+
 class PerExpert(torch.autograd.Function):
     """Computes one expert after the other. So its activations, a few MB, are still in the cache when they are used, and
     the allocator reuses the same memory. Products are written into slices of one output.
@@ -110,16 +180,22 @@ class PerExpert(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, Tensor | None]:
         x, weight, gate_up, down, *hidden = ctx.saved_tensors
         grad = gradient[0].contiguous()
-        grad_x, grad_weight, grad_gate_up, grad_down = map(torch.empty_like, (x, weight, gate_up, down))
+        grad_x, grad_weight = map(torch.empty_like, (x, weight))
+        grad_gate_up, grad_down = (
+            torch.empty_like(value) if needed else None  # not of a frozen matrix
+            for value, needed in zip((gate_up, down), ctx.needs_input_grad[3:], strict=True)
+        )
         for expert, rows in _slices(ctx.counts):
             grad_activation = torch.mm(grad[rows], down[expert])
             grad_hidden, grad_weight[rows] = _weighted_swiglu_backward(grad_activation, hidden[expert], weight[rows])
-            torch.mm(grad[rows].t(), _weighted_swiglu(hidden[expert], weight[rows]), out=grad_down[expert])
+            if grad_down is not None:
+                torch.mm(grad[rows].t(), _weighted_swiglu(hidden[expert], weight[rows]), out=grad_down[expert])
             torch.mm(grad_hidden, gate_up[expert], out=grad_x[rows])
-            torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
+            if grad_gate_up is not None:
+                torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
         return grad_x, grad_weight, None, grad_gate_up, grad_down
 
 
@@ -176,4 +252,21 @@ def _grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down
 KERNELS: dict[ExpertKernel, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     ExpertKernel.per_expert: _per_expert,
     ExpertKernel.grouped_mm: _grouped_mm,
+}
+
+
+def _per_expert_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    listed = counts.tolist()
+    return lambda x, weight: PerExpertProduct.apply(x, weight, listed)
+
+
+def _grouped_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    ends = torch.cumsum(counts, 0).to(torch.int32)
+    return lambda x, weight: torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+
+
+# counts [L] -> (x [N, in], weight [L, out, in]) -> [N, out]
+PRODUCTS: dict[ExpertKernel, Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    ExpertKernel.per_expert: _per_expert_product,
+    ExpertKernel.grouped_mm: _grouped_product,
 }

@@ -41,6 +41,8 @@ from gpt4moe.moe.statistics import RoutedBatch, RoutingStatistics
 from gpt4moe.parallel.groups import ProcessGroups
 
 T = TypeVar("T")
+Linear = tuple[type[nn.Module], type[nn.Module]]
+"""Megatron's column and row parallel linear layers, or classes of theirs."""
 
 FEW_TOKENS = 64
 """Of a step of generation that goes to its experts without a dispatcher."""
@@ -53,12 +55,13 @@ class ExpertParallelMLP(nn.Module):
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
         moe, kernel, groups: ours, handed through ModuleSpec(params=...).
         recompute: parallel.recompute=moe, see the table above.
+        linear: the classes of the shared experts' two linear layers.
         _: what Megatron hands every MLP since 0.18 (pg_collection, is_mtp_layer, name); ours has `groups` instead.
     """
 
     def __init__(
         self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False,
-        **_: Any,
+        linear: Linear = (ColumnParallelLinear, RowParallelLinear), **_: Any,
     ):  # fmt: skip
         super().__init__()
         hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
@@ -71,13 +74,15 @@ class ExpertParallelMLP(nn.Module):
 
         self.router = build_router(weight(moe.num_experts, hidden_size), moe)
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
-        self.experts = Experts(weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel)
+        self.experts = Experts(
+            weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel, groups.etp
+        )
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
         # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
         self.has_all_experts = groups.ep.size() * groups.etp.size() == 1 and kernel is ExpertKernel.per_expert
         self.run_experts = recomputed(self._through_experts) if recompute else self._through_experts
         shared = moe.shared_expert_ffn_hidden_size
-        self.shared_experts = build_shared_experts(config, shared, groups) if shared else None
+        self.shared_experts = build_shared_experts(config, shared, groups, linear) if shared else None
         self.moe = moe
         self.pool = TokenPool(groups)
         self.statistics = RoutingStatistics(moe.num_experts)
@@ -100,7 +105,8 @@ class ExpertParallelMLP(nn.Module):
         real_T = None if token_id_T is None else token_id_T >= 0
         routing = self.router(x_TH, token_id_T)
         keep = self._kept(routing, real_T, hidden.shape[1])
-        if self.is_generating and self.has_all_experts and keep is None and len(x_TH) <= FEW_TOKENS:
+        may_be_short = self.is_generating and self.has_all_experts and not self.experts.adapter_scale
+        if may_be_short and keep is None and len(x_TH) <= FEW_TOKENS:
             output_TKH = self.experts.of_few_tokens(x_TH, routing.expert_index, routing.weight)
             # A tensor of its own: Megatron would copy a view of another.
             output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
@@ -168,7 +174,7 @@ def is_second_forward() -> bool:
     return is_checkpointing() and torch.is_grad_enabled()
 
 
-def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroups) -> MLP:
+def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroups, linear: Linear) -> MLP:
     """The shared experts: a dense SwiGLU that every token goes through (DeepSeekMoE, arXiv:2401.06066).
 
         hidden [S/tp, B, H] --gather over tp--> [S, B, H] -> SwiGLU, ffn cut over tp --reduce-scatter--> [S/tp, B, H]
@@ -179,7 +185,7 @@ def build_shared_experts(config: Any, ffn_hidden_size: int, groups: ProcessGroup
     Args:
         config: Megatron's TransformerConfig, with gated SwiGLU and no biases.
     """
-    parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    parts = MLPSubmodules(linear_fc1=linear[0], linear_fc2=linear[1])
     # MLP takes the first matrix's width from its argument but the second's from its config (megatron-core 0.16.1,
     # 0.19.2).
     config = copy(config)

@@ -112,9 +112,10 @@ def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
     """For each stage, the first stage equal to it: same kinds of layers, same embedding and output layer."""
     chunks, kinds = stage_layers(run.model.num_layers, run.parallel), run.model.layer_kinds
     first: dict[tuple[object, ...], int] = {}
+    has_patterns = bool(run.stage.train or run.stage.lora.targets)  # which may be of some layers alone
     return [
         first.setdefault(
-            (stage == 0, stage == layout.pp - 1, *(
+            (stage == 0, stage == layout.pp - 1, stage if has_patterns else None, *(
                 tuple(kinds[layer] for layer in layers) for layers in chunks[stage :: layout.pp]
             )),
             stage,

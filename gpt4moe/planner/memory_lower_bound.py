@@ -19,7 +19,7 @@ from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import MicroBatch, layer_bytes
 from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import reserve_bytes
-from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
+from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, freezes, owned_bytes
 from gpt4moe.planner.step_time import stage_parameters
 
 
@@ -108,6 +108,8 @@ class MemoryLowerBound:
             ranks = self.gpus // cut.pp
             layers, each = stage_sizes(self.plan.model.num_layers, cut), owned_bytes(self.plan)
             on_all = VALUE_BYTES[self.plan.precision.dtype] + GRADIENT_BYTES
+            if freezes(self.plan):  # which weights have gradients and states is not counted here
+                on_all, each = VALUE_BYTES[self.plan.precision.dtype], 0
             first: dict[tuple[float, ...], StageStates] = {}
             for stage, (dense, expert) in enumerate(self.parameters(cut)):
                 owned = each * (dense / (ranks // cut.tp) + expert / (ranks // (cut.ep * cut.etp)))

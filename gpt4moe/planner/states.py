@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from gpt4moe.architecture.count import chunk_tensors
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.tensors import ModelTensor
+from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
@@ -69,9 +70,33 @@ def fullest_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     return _STATES[run.engine.kind](run, layout, stage)
 
 
+def trained_tensors(run: RunConfig) -> frozenset[str] | None:
+    """The names of what is trained; None: everything."""
+    return trained_names(run.model, run.stage) if freezes(run) else None
+
+
+def freezes(run: RunConfig) -> bool:
+    """Whether stage.train or stage.lora leaves some weights frozen."""
+    return bool(run.stage.train) or run.model.lora is not None
+
+
+def frozen_bytes(run: RunConfig, stage: int) -> int:
+    """Bytes of the frozen weights of a rank of one pipeline stage. They have no gradients and no optimizer states."""
+    trained = trained_tensors(run)
+    if trained is None:
+        return 0
+    held = [tensor for chunk in chunk_tensors(run.model, run.parallel, stage) for tensor in chunk]
+    elements = sum(tensor.local_size(run.parallel) for tensor in held if tensor.name not in trained)
+    return elements * VALUE_BYTES[run.precision.dtype]
+
+
 def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffers]:
     """engine=megatron's gradient buffers of each virtual stage of one pipeline stage."""
-    chunks = chunk_tensors(run.model, run.parallel, stage)
+    trained = trained_tensors(run)
+    chunks = [
+        [tensor for tensor in chunk if trained is None or tensor.name in trained]
+        for chunk in chunk_tensors(run.model, run.parallel, stage)
+    ]
     # Megatron cuts buffers into buckets only for overlapped reduction, and only on the first stage.
     buckets = stage == 0 and run.engine.overlap_grad_reduce
     size = (run.engine.bucket_size or default_bucket_size(layout.dp)) if buckets else None
@@ -114,14 +139,17 @@ def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     packed = stage_buffers(run, layout, stage)
     numel, optimizer = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
     item = VALUE_BYTES[run.precision.dtype]
-    return RankStates(numel * item, numel * GRADIENT_BYTES, max(optimizer), optimizer.index(max(optimizer)))
+    return RankStates(
+        numel * item + frozen_bytes(run, stage), numel * GRADIENT_BYTES, max(optimizer), optimizer.index(max(optimizer))
+    )
 
 
 def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     """Under DeepSpeed all ranks of a stage hold equally much."""
+    trained = trained_tensors(run)
     groups: dict[str, tuple[int, int]] = {}  # name -> elements, ranks that share it
     for chunk in chunk_tensors(run.model, run.parallel, stage):
-        for tensor in chunk:
+        for tensor in (it for it in chunk if trained is None or it.name in trained):
             name = _zero_group(run, tensor)
             size, _ = groups.get(name, (0, 0))
             ranks = layout.expert_dp if name == "experts" else layout.dp * layout.cp
@@ -130,7 +158,7 @@ def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     whole = sum(cut * ranks for cut, ranks in cuts)
     owned = sum(cut * owned_bytes(run) + _STEP_BYTES for cut, _ in cuts)
     return RankStates(
-        whole * VALUE_BYTES[run.precision.dtype],
+        whole * VALUE_BYTES[run.precision.dtype] + frozen_bytes(run, stage),
         whole * GRADIENT_BYTES,
         0 if run.engine.offload_optimizer else owned,
         fullest=0,

@@ -118,7 +118,7 @@ class Watch:
             batch = self.run.training.micro_batch_size
             self._note(index, "router", routing.logits.unflatten(0, (-1, batch)))
             self._note(index, "choice", self._chosen(routing.expert_index, routing.weight))
-            if self.is_alone:
+            if self.is_alone and mlp.router.weight.requires_grad:
                 self._add_loss_parts(mlp, index, routing, batch)
 
     def _add_loss_parts(self, mlp: ExpertParallelMLP, index: int, routing: Routing, batch: int) -> None:

@@ -24,9 +24,9 @@ from gpt4moe.parallel.meta_device import pretended_rank
 from gpt4moe.parallel.shard import Shard
 from gpt4moe.rehearsal.files import write_hollow
 from gpt4moe.rehearsal.rehearsal import HeldBytes, RankReport
-from gpt4moe.training.checkpointing import buffer_pieces, pieces_of
 from gpt4moe.training.engine import OwnedRange
 from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.pieces import buffer_pieces, frozen_ranges, pieces_of
 
 GROUPS = (*DENSE_AXES, *EXPERT_AXES, *COMBINED_AXES)
 
@@ -79,7 +79,9 @@ def rehearse_rank(config: dict[str, Any], world_size: int, rank: int, checkpoint
         ):
             report.problems.append("its optimizer owns other parts of the weights than the cut of its buffers says")
         if checkpoint is not None:
-            report.stage_files = _write_stage(checkpoint, engine.chunks, groups, states)
+            report.stage_files = _write_stage(
+                checkpoint, engine.chunks, groups, states, adapters_alone=run.model.lora is not None
+            )
     return report
 
 
@@ -104,18 +106,21 @@ def _boxes(pieces: list[Piece]) -> list[tuple[Any, ...]]:
     return sorted((piece.tensor, piece.global_shape, piece.offset, piece.shape) for piece in pieces)
 
 
-def _write_stage(folder: Path, chunks: list[Any], groups: ProcessGroups, states: Sequence[str]) -> int:
+def _write_stage(
+    folder: Path, chunks: list[Any], groups: ProcessGroups, states: Sequence[str], *, adapters_alone: bool
+) -> int:
     """The checkpoint file of every rank of the groups' stage, with true headers and holes for data."""
     layout = groups.layout
     first = groups.coordinate["pp"] * layout.stage_size
     places: dict[tuple[int, ...], dict[int, Shard]] = {}  # of the few kinds of ranks: copies hold the same
-    has_buffers = any(True for _ in buffers(chunks, groups))
+    has_buffers = not adapters_alone and any(True for _ in buffers(chunks, groups))
     for rank in range(first, first + layout.stage_size):
         other = replace(groups, rank=rank)
         kind = tuple(other.coordinate[axis] for axis in ("tp", "etp", "ep"))
         if kind not in places:
             places[kind] = _places(chunks, other)
-        pieces = pieces_of(owned_by(chunks, layout, rank, states), places[kind])
+        frozen = () if adapters_alone else frozen_ranges(chunks, layout, rank)
+        pieces = pieces_of((*owned_by(chunks, layout, rank, states), *frozen), places[kind])
         pieces += buffer_pieces(chunks, other) if has_buffers else []
         path = folder / file_name(rank)
         note_written(folder, rank, write_hollow(path, *pieces_header(path, pieces)))

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.architecture.count import count_parameters
+from gpt4moe.architecture.tensors import logical_shapes
+from gpt4moe.architecture.trained import trained_names
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import commit
@@ -26,6 +28,7 @@ from gpt4moe.errors import CheckpointError, ConfigError, ConversionError, Layout
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import rank_chunks
+from gpt4moe.parallel.shard import WEIGHT
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from gpt4moe.rehearsal.files import (
@@ -276,9 +279,12 @@ def _manifest(run: RunConfig, layout: Layout) -> Manifest:
 
 def _size_problems(run: RunConfig, checkpoint: CheckpointFiles) -> list[str]:
     """A tensor that nobody writes leaves no hole in a cover: the whole must be the model's size too."""
-    total = count_parameters(run.model).total
+    shapes = logical_shapes(run.model)
+    trained = trained_names(run.model, run.stage)
+    sizes = {WEIGHT: trained if run.model.lora is not None else shapes.keys()}
+    expected = {kind: sum(prod(shapes[name]) for name in sizes.get(kind, trained)) for kind in checkpoint.elements}
     return [
-        f"the checkpoint's {kind} has {elements} elements, the model {total}"
+        f"the checkpoint's {kind} has {elements} elements, the model {expected[kind]}"
         for kind, elements in checkpoint.elements.items()
-        if elements != total
+        if elements != expected[kind]
     ]

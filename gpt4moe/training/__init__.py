@@ -14,6 +14,7 @@ loop.py             Trainer: steps and callbacks until the end
 replicas.py         are copies on several ranks bitwise equal?
 run_folder.py       identity, frozen config, lock
 checkpointing.py    the engine's state <-> a checkpoint folder
+pieces.py           what a rank writes of it
 callback.py         Callback, its order, best_effort
 build.py            a checked launch -> Trainer
 callbacks/          events, measurements, saving, tracking, report files

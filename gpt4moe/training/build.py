@@ -1,10 +1,13 @@
 """A checked launch and live process groups -> the Trainer: data, model, engine, callbacks, in this order."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.architecture.trained import describe
+from gpt4moe.checkpoint.base import reference
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import build_data
@@ -29,6 +32,8 @@ from gpt4moe.training.resume import find_source, load_source
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext, TrainState
 from gpt4moe.training.step import StepRunner
+
+logger = logging.getLogger(__name__)
 
 ENGINES: dict[EngineKind, Callable[[list[Any], RunConfig, ProcessGroups], Engine]] = {
     EngineKind.megatron: MegatronEngine,
@@ -72,13 +77,21 @@ def build_trainer(
             events.begin(launch, groups.layout, history, resumed_step=state.step)
     signals.before_leaving = events.left
     with events.ended_by_errors():
-        loaded = frozenset(source.selection.loaded if source else ())
+        loaded = frozenset((*source.selection.loaded, *source.frozen) if source else ())
         engine = ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
         if source:
             load_source(source, engine, groups)
+        logger.info("%s", describe(run.model, run.stage))
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
         context = TrainingContext(
-            run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state
+            run=run,
+            groups=groups,
+            folder=folder,
+            data=data,
+            engine=engine,
+            runner=runner,
+            state=state,
+            base=reference(source.base.folder) if source and source.base else None,
         )
         return Trainer(context, build_callbacks(events, signals, write_report, probes), history)
 

@@ -7,7 +7,7 @@ load   CheckpointReader --model.weights.load_weights--> masters, states, buffers
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from importlib.metadata import version
 from math import prod
@@ -25,12 +25,11 @@ from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.checkpoint.storage import Piece
 from gpt4moe.config.load import config_to_dict
 from gpt4moe.errors import CheckpointError, Gpt4MoeError
-from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.model.weights import load_weights
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
-from gpt4moe.parallel.shard import BUFFER, WEIGHT, Shard, flat_rectangles
-from gpt4moe.training.engine import Engine, OwnedRange
+from gpt4moe.training.engine import Engine
+from gpt4moe.training.pieces import owned_pieces
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
 
@@ -118,7 +117,7 @@ class Saver:
             context.refuse()
             if groups.is_first_rank:
                 _make_empty(folder)
-        pieces = owned_pieces(context.engine, groups)
+        pieces = owned_pieces(context.engine, groups, adapters_alone=run.model.lora is not None)
         self.save = Save(
             SaveJob(
                 folder=folder,
@@ -215,40 +214,8 @@ def manifest_of(context: TrainingContext) -> Manifest:
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")},
         files=[],
         tensor_names=stored_names(run.model),
+        base=context.base,
     )
-
-
-def owned_pieces(engine: Engine, groups: ProcessGroups) -> list[Piece]:
-    """Everything this rank owns and writes, as rectangles of logical tensors."""
-    places = {id(parameter): shard for parameter, shard, _ in shards(engine.chunks, groups)}
-    return pieces_of(engine.owned(), places) + buffer_pieces(engine.chunks, groups)
-
-
-def pieces_of(ranges: Iterable[OwnedRange], places: dict[int, Shard]) -> list[Piece]:
-    """The pieces of those ranges that this rank writes; `places` has the shard of each parameter, by id."""
-    pieces = []
-    owned_shards = [(owned, places[id(owned.parameter)]) for owned in ranges]
-    # Sorted by kind, so that a conversion, which needs only weights, reads no blocks of optimizer states.
-    kinds = dict.fromkeys(kind for owned, _ in owned_shards for kind in (WEIGHT, *owned.states))
-    for kind in kinds:
-        for owned, shard in owned_shards:
-            if not shard.is_writer:
-                continue
-            flat = owned.master if kind == WEIGHT else owned.states[kind]
-            for part in flat_rectangles(owned.start, owned.end, shard.shape):
-                values = flat[part.start - owned.start :][: prod(part.shape)]
-                offset = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
-                pieces.append(Piece(f"{kind}/{shard.name}", shard.global_shape, offset, part.shape, values))
-    return pieces
-
-
-def buffer_pieces(chunks: list[Any], groups: ProcessGroups) -> list[Piece]:
-    """The model's buffers that this rank writes."""
-    return [
-        Piece(f"{BUFFER}/{shard.name}", shard.global_shape, shard.offset, shard.shape, tensor.detach().reshape(-1))
-        for tensor, shard in buffers(chunks, groups)
-        if shard.is_writer
-    ]
 
 
 def fill(

@@ -52,6 +52,7 @@ class DeepSpeedEngine:
         self.partitions = [
             Partition(self.optimizer, index, self.kept.states) for index in range(len(self.optimizer.bit16_groups))
         ]
+        self.weights = [part for part in self.partitions if part.parameters[0] is not self.runtime.module[-1].weight]
         self._start_states(step=0)
         self.chunks[0].config.finalize_model_grads_func = finalize
 
@@ -77,7 +78,7 @@ class DeepSpeedEngine:
         self.runtime.step()
 
     def owned(self) -> Iterator[OwnedRange]:
-        for partition in self.partitions:
+        for partition in self.weights:
             yield from partition.owned()
 
     def finish_load(self, step: int) -> None:
@@ -108,13 +109,24 @@ class _Chunk(MegatronModule):
     def finish_grad_sync(self, force_all_reduce: bool = False) -> None: ...
 
 
+class _Nothing(nn.Module):
+    """One number that no gradient reaches, trained where a stage trains nothing but experts or nothing at all:
+    DeepSpeed's optimizer refuses to have no parameters, and its first group must not be of experts (0.19.8)."""
+
+    def __init__(self, chunks: list[nn.Module]):
+        super().__init__()
+        every = [parameter for chunk in chunks for parameter in chunk.parameters()]
+        needed = not any(parameter.requires_grad and not _is_expert(parameter) for parameter in every)
+        self.weight = nn.Parameter(torch.zeros_like(every[0].flatten()[:1]), requires_grad=needed)
+
+
 class _Runtime(DeepSpeedRuntime):
     """DeepSpeed's engine, with two answers corrected: which ranks have experts, and that weights are equal already."""
 
     def _configure_distributed_model(self, model: nn.Module) -> None:
         super()._configure_distributed_model(model)
         # DeepSpeed looks for MoE classes of its own. Each rank answers for itself: a stage may have dense layers only.
-        self.has_moe_layers = any(map(_is_expert, model.parameters()))
+        self.has_moe_layers = any(_is_expert(p) for p in model.parameters() if p.requires_grad)
 
     def _broadcast_model(self) -> None:
         """Sends nothing: initial weights are a function of the seed, the same on every rank and layout."""
@@ -122,7 +134,7 @@ class _Runtime(DeepSpeedRuntime):
 
 def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kept: Optimizer) -> Any:
     mpu = deepspeed_groups.lend(groups)
-    model = nn.ModuleList(chunks)
+    model = nn.ModuleList([*chunks, _Nothing(chunks)])
     settings = run.optimizer
     optimizer_class = getattr(torch.optim, kept.engines[EngineKind.deepspeed])
     check_states(settings.kind, kept, partial(optimizer_class, lr=settings.lr, **kept.arguments(settings)))
@@ -172,7 +184,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) 
     group of its own it is cut over dp in the same places on both, so that three and more ranks add up its gradients in
     one order. Otherwise the two copies would move apart by a rounding in every step.
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     experts = [parameter for parameter in parameters if _is_expert(parameter)]
     for parameter in experts:
         parameter.group_name = expert_group  # type: ignore[attr-defined]

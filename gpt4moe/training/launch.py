@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.architecture.trained import trained_names
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
@@ -65,12 +66,13 @@ def load(arguments: list[str], job: SlurmJob) -> RunConfig:
 
 
 def check(run: RunConfig, environment: Environment) -> Launch:
-    """Layout, kernels, data, dashboard, identity, checkpoint.load, restarts: in that order.
+    """Layout, kernels, what is trained, data, dashboard, identity, checkpoint.load, restarts: in that order.
 
     Raises: Gpt4MoeError with the first thing that is wrong.
     """
     require_legal(run.model, run.parallel, run.training, environment.world_size)
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
+    trained_names(run.model, run.stage)
     data = check_data(run)
     if data.conversations and run.data.pack:
         raise ConfigError(
@@ -81,6 +83,11 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     folder = RunFolder.of(run)
     folder.check_identity(run, data.identity)
     saved = max(committed_steps(folder.checkpoints), default=0)
+    if not saved and run.stage.lora.rank and run.checkpoint.load is None:
+        raise ConfigError(
+            f"stage.lora.rank={run.stage.lora.rank} without checkpoint.load: adapters need the weights of a base.",
+            "Set checkpoint.load to a step folder or a run folder.",
+        )
     if not saved and run.checkpoint.load is not None:
         find_checkpoint(Path(run.checkpoint.load))
     if saved < run.training.steps:

@@ -3,6 +3,7 @@
     whole weights, buffers            copies on every rank of a pipeline stage     tp, then dp x cp
     weights cut over tp               on the ranks that hold the same cut          dp x cp
     experts                           on the ranks that hold the same experts      expert_dp
+    their adapters, whole over etp    on the ranks that hold the same experts      etp, then expert_dp
     masters, states of whole ones     sharded over dp, copies over tp              tp
     a tied embedding                  on the first and the last stage              Megatron's embedding group
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.rows import Cut, Spread
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
@@ -39,7 +40,9 @@ class Unequal:
 
 def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
     """The tensors whose copies differ, of those that this rank holds a copy of. Collective."""
-    live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp")} | {"embedding": groups.megatron.embd}
+    live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp", "etp")} | {
+        "embedding": groups.megatron.embd
+    }
     return [
         found
         for names, copies in _copies(engine, groups).items()
@@ -61,13 +64,22 @@ def checksum(tensor: Tensor) -> Tensor:
 def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copies]:
     """Groups whose ranks hold copies -> names and tensors, in the same order on every member."""
     stage, cut, experts, sharded, tied = ("tp", "dp_cp"), ("dp_cp",), ("expert_dp",), ("tp",), ("embedding",)
-    table: dict[tuple[str, ...], Copies] = {stage: [], cut: [], experts: [], sharded: [], tied: []}
+    adapters = ("etp", "expert_dp")
+    table: dict[tuple[str, ...], Copies] = {
+        stage: [],
+        cut: [],
+        experts: [],
+        sharded: [],
+        tied: [],
+        adapters: [],
+    }
     of_spread = {Spread.whole: stage, Spread.tp: cut, Spread.experts: experts}
     whole = {}
     for parameter, shard, row in shards(engine.chunks, groups):
         if row.cut.spread is Spread.whole:
             whole[id(parameter)] = shard.name
-        table[of_spread[row.cut.spread]].append((shard.name, parameter))
+        over = adapters if row.cut is Cut.experts_whole else of_spread[row.cut.spread]
+        table[over].append((shard.name, parameter))
         if groups.layout.pp > 1 and getattr(parameter, "shared_embedding", False):
             table[tied].append((shard.name, parameter))
     table[stage] += [(shard.name, buffer) for buffer, shard in buffers(engine.chunks, groups)]

@@ -7,9 +7,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.checkpoint.base import base_folder, refuse_adapters
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
-from gpt4moe.checkpoint.selection import Selection, selection_of
+from gpt4moe.checkpoint.selection import Selection, base_model, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
@@ -17,6 +18,7 @@ from gpt4moe.data.loader import Data
 from gpt4moe.errors import CheckpointError
 from gpt4moe.parallel.agreement import broadcast_int
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder, identity_of
@@ -33,8 +35,17 @@ class Source:
     is_whole: bool
     """True: it is a checkpoint of this very run, and everything is loaded. False: only weights are loaded."""
     selection: Selection
+    base: CheckpointReader | None = None
+    """With adapters: the checkpoint of the frozen weights; `reader` may be this one too, where a run begins."""
     state: TrainState
     """The state that the launch begins with: the checkpoint's if is_whole, else all zeros."""
+
+    @property
+    def frozen(self) -> list[str]:
+        """KIND/NAME of what is loaded from a base that is another checkpoint than `reader`."""
+        if self.base is None or self.base is self.reader:
+            return []
+        return [name for name in self.base.shapes if name.startswith((f"{WEIGHT}/", f"{BUFFER}/"))]
 
 
 def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
@@ -55,6 +66,8 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
         return None
     reader = CheckpointReader(path)
     manifest = reader.manifest
+    if run.model.lora is None:
+        refuse_adapters(path, manifest)
     same = manifest.identity == identity_of(run, data.identity)
     patterns = [] if latest else run.checkpoint.load_only
     whole = same and not patterns
@@ -65,6 +78,10 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
         )
     if not (whole or patterns):
         _require_same_forward(path, config_from_dict(manifest.config).model, run.model)
+    base = None
+    if run.model.lora is not None:
+        elsewhere = run.checkpoint.load if latest else None
+        base = reader if manifest.base is None else CheckpointReader(base_folder(manifest, elsewhere))
     state = TrainState()
     if whole:
         state = TrainState(
@@ -73,7 +90,8 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     return Source(
         reader=reader,
         is_whole=whole,
-        selection=selection_of(reader, run.model, patterns),
+        selection=selection_of(reader, base_model(run.model) if base is reader else run.model, patterns),
+        base=base,
         state=state,
     )
 
@@ -84,6 +102,9 @@ def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
     Raises: CheckpointError on every rank when any finds the checkpoint damaged.
     """
     names = frozenset(source.selection.loaded)
+    if source.base not in (None, source.reader):
+        fill(source.base, engine, groups, weights_only=True, names=frozenset(source.frozen))
+        logger.info("loaded the frozen weights of %s", source.base.folder)
     fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
     what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
     logger.info("loaded %s: %s", source.reader.folder, what)

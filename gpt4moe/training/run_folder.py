@@ -131,13 +131,19 @@ class RunFolder:
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
-    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size, stage.
+    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size, stage,
+    what is trained.
 
     A stage is written only if it is not pretrain: run folders and checkpoints made before stages have none.
     """
-    stage: dict[str, str] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
+    config = config_to_dict(run)
+    stage: dict[str, Any] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
+    if run.stage.train:
+        stage["train"] = sorted(run.stage.train)
+    if run.stage.lora.rank:
+        stage["lora"] = config["stage"]["lora"]
     return {
-        "model": {key: value for key, value in config_to_dict(run)["model"].items() if key != "name"},
+        "model": {key: value for key, value in config["model"].items() if key not in ("name", "lora")},
         "data": data_identity["data"],
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,
@@ -148,14 +154,19 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
 
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
-    without = {"stage": StageKind.pretrain.value}
+    without: dict[str, Any] = {"stage": StageKind.pretrain.value, "train": [], "lora": None}
     found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
     if not found:
         return
-    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind"}
+    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind",
+             "train": "stage.train", "lora": "stage.lora"}  # fmt: skip
     shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    weights = f", with checkpoint.load={folder} to begin with its weights" if found[0][0] == "stage" else ""
+    weights = (
+        f", with checkpoint.load={folder} to begin with its weights"
+        if found[0][0] in ("stage", "train", "lora")
+        else ""
+    )
     raise ConfigError(
         f"The run in {folder} was started with {'; '.join(shown)}{more}.",
         f"Choose another run.name for a new run{weights}, or give the first values again (resolved.yaml has them).",

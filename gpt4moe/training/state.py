@@ -43,6 +43,8 @@ class TrainingContext:
     """Name of the signal after which this step is saved and is the last one; the same on every rank."""
     save_requested: bool = False
     """A signal asked for a checkpoint of the step just done; the same on every rank."""
+    base: dict[str, str] | None = None
+    """Of a run with adapters: the checkpoint of its frozen weights (checkpoint.base.reference)."""
     refusal: Gpt4MoeError | None = None
     """An error of this rank alone. It is raised on all ranks at the next point where they agree: before the step's
     checkpoint, else after the next step."""

@@ -91,8 +91,9 @@ class StepRunner:
 
     def finish_step(self, result: StepResult) -> None:
         """Updates the routers' buffers from the load of the whole global batch. Called once a step, after the engine's
-        update."""
-        for layer, module in self.moe_layers.items():
+        update. The buffers of a frozen router stand still, as what they make even does not move."""
+        trained = {layer: it for layer, it in self.moe_layers.items() if it.router.weight.requires_grad}
+        for layer, module in trained.items():
             module.router.finish_step(tokens_of_experts(result.routing[layer]).to(self.groups.device))
 
     @torch.no_grad()

@@ -67,8 +67,8 @@ def shared_experts_without_sum() -> Planted:
     """Each tp rank adds its own part of the shared experts' output."""
     build = layer.build_shared_experts
 
-    def built(config: Any, ffn: int, groups: ProcessGroups) -> Any:
-        mlp = build(config, ffn, groups)
+    def built(config: Any, ffn: int, groups: ProcessGroups, linear: Any) -> Any:
+        mlp = build(config, ffn, groups, linear)
         down, tp = mlp.linear_fc2, groups.tp
         down.forward = lambda x: ((x @ down.weight.t()).chunk(tp.size())[tp.rank()], None)
         return mlp

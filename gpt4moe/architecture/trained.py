@@ -1,0 +1,93 @@
+"""What a run trains: the tensors that stage.train and stage.lora leave unfrozen. No torch.
+
+stage.train patterns, or the adapters of stage.lora  ->  names of the trained tensors  ->  engines, planner, log
+"""
+
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from math import prod
+
+from gpt4moe.architecture.adapters import ADAPTABLE, is_adapted
+from gpt4moe.architecture.names import split_name
+from gpt4moe.architecture.tensors import ModelTensor, logical_shapes, model_tensors
+from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.stage import StageConfig
+from gpt4moe.errors import ConfigError
+
+
+def trained_names(model: ModelConfig, stage: StageConfig) -> frozenset[str]:
+    """The logical names of the tensors that a run trains.
+
+    Raises: ConfigError when a pattern of stage.train or stage.lora.targets matches nothing that it may.
+    """
+    if model.lora is not None:
+        require_targets(model)
+        return frozenset(adapter_shapes(model))
+    shapes = logical_shapes(model)
+    require_matches("stage.train", stage.train, shapes)
+    return frozenset(name for name in shapes if is_trained(stage, name))
+
+
+def is_trained(stage: StageConfig, name: str) -> bool:
+    """Whether stage.train leaves a tensor unfrozen; of a run without adapters."""
+    return not stage.train or any(fnmatchcase(name, pattern) for pattern in stage.train)
+
+
+def is_adapter(tensor: ModelTensor) -> bool:
+    return tensor.name.endswith(("lora_a", "lora_b"))
+
+
+def adapter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every adapter matrix of a model."""
+    return {tensor.name: tensor.shape for tensor in model_tensors(model) if is_adapter(tensor)}
+
+
+def require_targets(model: ModelConfig) -> None:
+    """Checks stage.lora.targets against the matrices of a model.
+
+    Raises: ConfigError when a pattern matches none of them, or one that cannot have an adapter.
+    """
+    assert model.lora is not None
+    matrices = {tensor.name: tensor for tensor in model_tensors(model) if tensor.is_matrix}
+    require_matches("stage.lora.targets", model.lora.targets, matrices)
+    for pattern in model.lora.targets:
+        for name, tensor in matrices.items():
+            if fnmatchcase(name, pattern) and tensor.row.name not in ADAPTABLE:
+                raise ConfigError(
+                    f"stage.lora.targets: {pattern} matches {name}, which cannot have an adapter.",
+                    "Only matrices of attention, dense MLPs and experts have one: make the pattern narrower.",
+                )
+
+
+def require_matches(key: str, patterns: Iterable[str], names: Collection[str]) -> None:
+    """Raises: ConfigError when a pattern of the key matches no name; it names one that is close."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"{key}: {pattern} matches none of the model's {len(names)} tensors.",
+                f"Give a pattern over names such as {nearest(pattern, names)}.",
+            )
+
+
+def nearest(pattern: str, names: Collection[str]) -> str:
+    """The name that is most like a pattern."""
+    return get_close_matches(pattern, sorted(names), n=1, cutoff=0)[0]
+
+
+def describe(model: ModelConfig, stage: StageConfig) -> str:
+    """What is trained, in one line for the log: tensors, parameters, and matrices with adapters."""
+    trained = trained_names(model, stage)
+    shapes = logical_shapes(model)
+    numbers = [sum(prod(shapes[name]) for name in names) for names in (trained, shapes)]
+    line = f"trains {len(trained)} of {len(shapes)} tensors, {numbers[0]:,} of {numbers[1]:,} parameters"
+    if model.lora is None:
+        return line
+    counts: dict[str, int] = {}
+    for tensor in model_tensors(model):
+        if is_adapted(model, tensor.name, tensor.row):
+            experts = tensor.shape[0] if tensor.row.name.startswith("mlp.experts.") else 1
+            what = split_name(tensor.name)[1].removesuffix(".weight")
+            counts[what] = counts.get(what, 0) + experts
+    adapted = ", ".join(f"{what} {count}" for what, count in counts.items())
+    return f"{line}; adapters on {sum(counts.values())} matrices: {adapted}"

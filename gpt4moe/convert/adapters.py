@@ -1,0 +1,143 @@
+"""Adapters (LoRA) merged into the weights of their base: for a whole checkpoint, and for every conversion. No torch.
+
+checkpoint of adapters --manifest's base--> W + alpha / rank * B A, box by box --> checkpoint, or any conversion
+"""
+
+import dataclasses
+import json
+import uuid
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt4moe.architecture.adapters import is_adapted
+from gpt4moe.architecture.names import adapter_names
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import row_of
+from gpt4moe.checkpoint.base import base_folder
+from gpt4moe.checkpoint.index import CheckpointIndex
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.config.load import config_from_dict, config_to_dict
+from gpt4moe.convert.copy_pipeline import progress_bar
+from gpt4moe.convert.publish import published, refuse_existing
+from gpt4moe.convert.safetensors_file import NewTensor, packed
+from gpt4moe.convert.weights import CheckpointWeights
+from gpt4moe.errors import ConversionError
+from gpt4moe.parallel.shard import BUFFER, WEIGHT
+
+FILE_BYTES = 4 * 10**9
+
+Answer = dict[str, Any]
+
+
+class MergedWeights(CheckpointWeights):
+    """The weights of a base with the adapters of a checkpoint added, in fp32.
+
+    Args:
+        path: a step folder, or a run folder (its latest), of adapters.
+        base: where the base is, if it was moved.
+    Raises: CheckpointError when either is damaged, or the base is gone or another one.
+    """
+
+    def __init__(self, path: Path, base: Path | None = None):
+        self.adapters = CheckpointIndex(find_checkpoint(path))
+        manifest = self.adapters.manifest
+        if manifest.base is None:
+            raise ConversionError(
+                f"{self.adapters.folder} is a whole checkpoint, not one of adapters.",
+                "Give a run with stage.lora.rank.",
+            )
+        super().__init__(base_folder(manifest, None if base is None else str(base)))
+        self.base = self.index
+        self.adapted = config_from_dict(manifest.config)
+        self._matrix = cache(self._read)
+
+    def values_added(self, name: str, offset: Shape, shape: Shape) -> np.ndarray | None:
+        pair = self.pair(name)
+        if pair is None:
+            return None
+        a, b = pair
+        box = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+        is_expert = a.ndim == 3
+        a = a[(*box[:1], slice(None), box[-1])] if is_expert else a[:, box[-1]]
+        b = b[(*box[:-1], slice(None))]
+        if is_expert and b.ndim == 4:
+            a = a[:, None]
+        return np.float32(self.scale) * (b @ a)
+
+    def pair(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """A and B of a matrix, whole; None: it has no adapter."""
+        if name not in self.shapes or not is_adapted(self.adapted.model, name, row_of(name)):
+            return None
+        a, b = (self._matrix(f"{WEIGHT}/{adapter}") for adapter in adapter_names(name))
+        return a, b
+
+    @property
+    def scale(self) -> float:
+        return self.adapted.stage.lora.scale
+
+    def _read(self, name: str) -> np.ndarray:
+        shape = self.adapters.shape(name)
+        out = np.full(shape, np.nan, dtype=np.float32)
+        for where, values in self.adapters.read_box(name, (0,) * len(shape), shape):
+            out[where] = values
+        return out
+
+
+def open_checkpoint(path: Path, base: Path | None = None) -> CheckpointWeights:
+    """The weights of a checkpoint of ours; of one with adapters alone, merged with its base.
+
+    Raises: CheckpointError or ConversionError, as CheckpointWeights and MergedWeights.
+    """
+    is_whole = Manifest.load(find_checkpoint(path)).base is None
+    return CheckpointWeights(path) if is_whole else MergedWeights(path, base)
+
+
+def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
+    """Writes adapters and their base as one whole step folder, for checkpoint.load, generation and conversions.
+
+    Raises: ConversionError when `checkpoint` has no adapters, or `out` exists or cannot be written; CheckpointError.
+    """
+    refuse_existing(out)
+    source = MergedWeights(checkpoint, base)
+    config = _merged_config(source)
+    names = [name for name in source.base.shapes if name.startswith((f"{WEIGHT}/", f"{BUFFER}/"))]
+    sizes = [4 * prod(source.base.shapes[name]) for name in names]
+    hashes = [entry.block_hashes for index in (source.base, source.adapters) for entry in index.manifest.files]
+    plan, total = json.dumps(["merge", hashes]), sum(sizes)
+    with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
+        entries = []
+        for number, part in enumerate(names[place] for place in packed(sizes, FILE_BYTES)):
+            metadata = {"shapes": json.dumps({name: source.base.shapes[name] for name in part})}
+            tensors = [_new(source, name) for name in part]
+            file = f"rank-{number:05d}.safetensors"
+            entries.append(draft.tensors(file, tensors, dtype="F32", metadata=metadata, advance=advance))
+        theirs = source.adapters.manifest
+        dataclasses.replace(
+            theirs, run_id=uuid.uuid4().hex, config=config, layout="merged", files=entries, tensor_names=names,
+            identity=theirs.identity | {"data": f"merged from {source.adapters.folder.name}"}, base=None,
+        ).save(draft.folder)  # fmt: skip
+    return {
+        "out": str(out), "base": str(source.folder), "tensors": len(names), "parameters": total // 4,
+        "size_bytes": total, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
+    }  # fmt: skip
+
+
+def _merged_config(source: MergedWeights) -> dict[str, Any]:
+    run = config_from_dict(config_to_dict(source.adapted))
+    run.stage.lora.rank, run.stage.lora.targets, run.model.lora = 0, [], None
+    return config_to_dict(run)
+
+
+def _new(source: MergedWeights, name: str) -> NewTensor:
+    kind, _, bare = name.partition("/")
+    shape = source.base.shapes[name]
+    whole = [((0,) * len(shape), shape)]
+    if kind == BUFFER:
+        source.pieces.setdefault(bare, source.base.pieces[name])  # those that only training uses too
+    offset = ",".join("0" * len(shape))
+    return NewTensor(f"{name}@{offset}", shape, lambda take: source.values(bare, whole, take))

@@ -1,0 +1,69 @@
+"""What stage.train and stage.lora name is trained, and a name that is none is refused."""
+
+import pytest
+
+from gpt4moe.architecture.trained import adapter_shapes, describe, trained_names
+from gpt4moe.config.load import config_from_dict, config_to_dict, load_run_config
+from gpt4moe.errors import ConfigError
+
+TINY = (
+    "+experiment=tiny", "run.name=x", "data=mock", "model.num_layers=2", "model.hidden_size=32",
+    "model.num_attention_heads=4", "model.num_query_groups=2", "model.moe.num_experts=4",
+    "model.moe.ffn_hidden_size=24",
+)  # fmt: skip
+
+
+def test_patterns_name_tensors_as_checkpoint_load_only_does() -> None:
+    run = load_run_config([*TINY, "stage.train=['*experts*','decoder.layers.1.input_layernorm.weight']"])
+    assert sorted(trained_names(run.model, run.stage)) == [
+        "decoder.layers.0.mlp.experts.down", "decoder.layers.0.mlp.experts.gate_up",
+        "decoder.layers.1.input_layernorm.weight", "decoder.layers.1.mlp.experts.down",
+        "decoder.layers.1.mlp.experts.gate_up",
+    ]  # fmt: skip
+    assert describe(run.model, run.stage).startswith("trains 5 of 17 tensors, 18,464 of ")
+
+
+def test_every_target_has_two_matrices_in_every_layer_and_for_every_expert() -> None:
+    run = load_run_config([*TINY, "stage.lora.rank=3"])
+    layer = {
+        "self_attention.linear_proj.lora_a": (3, 32), "self_attention.linear_proj.lora_b": (32, 3),
+        "self_attention.linear_qkv.lora_a": (3, 32), "self_attention.linear_qkv.lora_b": (64, 3),
+        "mlp.experts.gate_up_lora_a": (4, 3, 32), "mlp.experts.gate_up_lora_b": (4, 2, 24, 3),
+        "mlp.experts.down_lora_a": (4, 3, 24), "mlp.experts.down_lora_b": (4, 32, 3),
+    }  # fmt: skip
+    assert adapter_shapes(run.model) == {
+        f"decoder.layers.{index}.{name}": shape for index in range(2) for name, shape in layer.items()
+    }
+    assert describe(run.model, run.stage).endswith(
+        "adapters on 20 matrices: self_attention.linear_proj 2, self_attention.linear_qkv 2, mlp.experts.gate_up 8, "
+        "mlp.experts.down 8"
+    )
+
+
+def test_the_adapters_come_back_from_a_manifest() -> None:
+    run = load_run_config([*TINY, "stage.lora.rank=3", "stage.lora.targets=['*.1.*linear_qkv*']"])
+    again = config_from_dict(config_to_dict(run))
+    assert list(adapter_shapes(again.model)) == [
+        f"decoder.layers.1.self_attention.linear_qkv.lora_{part}" for part in "ab"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause", "cure"),
+    [
+        (["stage.train=['*expert.s*']"], "*expert.s* matches none of the model's 17 tensors", "mlp.experts"),
+        (["stage.lora.rank=2", "stage.lora.targets=['*lnear_qkv*']"], "stage.lora.targets: *lnear_qkv*", "linear_qkv"),
+        (["stage.lora.rank=2", "stage.lora.targets=['*mlp*']"], "mlp.router.weight, which cannot", "narrower"),
+        (["stage.lora.rank=2", "stage.train=['*norm*']"], "nothing else is trained", "stage.train=[]"),
+        (["stage.lora.rank=2", "stage.lora.dropout=0.1"], "no dropout", "stage.lora.dropout=0"),
+        (["stage.lora.rank=-1"], "negative", "stage.lora.rank=-1"),
+        (["stage.lora.targets=['*qkv*']"], "makes no adapters", "stage.lora.rank=16"),
+        (["stage.lora.rank=2", "checkpoint.load=x", "checkpoint.load_only=['*']"], "would be frozen", "load_only=[]"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(overrides: list[str], cause: str, cure: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run = load_run_config([*TINY, *overrides])
+        trained_names(run.model, run.stage)
+    assert cause in error.value.cause
+    assert cure in f"{error.value.cause} {error.value.cure}"
