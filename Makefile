@@ -25,7 +25,8 @@ ENGINES := mistralrs==0.9.5
 TRITON := triton==3.9.0
 # Benchmark tasks; accelerate is for its own model of transformers, which ours is compared with.
 HARNESS := lm-eval==0.4.13 accelerate
-PEFT := $(shell sed -n "s/^#.*--no-deps \(peft.*\)/\1/p" requirements.txt)
+# A second opinion on exported adapters.
+PEFT := peft==0.21.2 accelerate==1.15.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train plan refine test test-slurm test-engines test-triton test-harness test-peft test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
