@@ -29,7 +29,7 @@ HARNESS := lm-eval==0.4.13 accelerate
 PEFT := peft==0.21.2 accelerate==1.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train plan refine test test-slurm test-engines test-triton test-harness test-peft test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train sft plan refine test test-slurm test-engines test-triton test-harness test-peft test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ train: data ## train the tiny mixture of experts, NPROC=1, 2, 4 (default) or 8; 
 
 plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, money, what binds
 	@$(RUN) tools/plan.py +experiment=gpt4
+
+sft: data ## fine-tune the tiny model on chats; exact match on held-out questions before and after (minutes)
+	@$(RUN) -m gpt4moe.demo.finetune
 
 refine: $(INSTALLED) ## trains on arithmetic; pass@1, pass@16, majority, best-of-16 and refine-16 at equal tokens (minutes)
 	@$(RUN) examples/refine_arithmetic.py --out runs/checkable

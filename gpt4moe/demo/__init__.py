@@ -4,5 +4,7 @@ corpus.py   text of this machine -> data/demo
 sources.py  the text, with its licences
 entropy.py  unigram and bigram entropies of data
 story.py    `make train`: train, kill, resume, summarize
+exercises.py  questions with answers, for `make sft`
+finetune.py   `make sft`: examined, fine-tuned, examined again
 summary.py  held-out loss, expert load, export, samples
 """

@@ -17,8 +17,8 @@ from gpt4moe.evaluation import results
 from gpt4moe.evaluation.corpus import SourceText, parts, read_sources, score_part
 from gpt4moe.evaluation.questions import Examiner, Question, read_choices, read_exact
 from gpt4moe.inference.command import Arguments, add_layout, closed_stdout, wanted_parallel, weights_of, write_stdout
-from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
-from gpt4moe.inference.text import Words
+from gpt4moe.inference.load import LoadedModel, Opened, open_folder, placed, require_placeable
+from gpt4moe.inference.text import Words, words_of_files
 from gpt4moe.inference.writing import SharedFile
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
@@ -35,7 +35,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     what.add_argument("--data", type=Path, help='a data folder (its validation part), or jsonl of {"text", "source"}')
     what.add_argument("--max-tokens", type=int, help="of each source of --data, from its beginning (default: all)")
     what.add_argument("--choices", type=Path, help='jsonl of {"prompt", "choices", "answer"}')
-    what.add_argument("--exact", type=Path, help='jsonl of {"prompt", "answer", "stop"}')
+    what.add_argument("--exact", type=Path, help='jsonl of {"prompt" or "messages", "answer", "stop"}')
+    what.add_argument("--tokenizer", type=Path, help="folder with tokenizer and chat template (default: the model's)")
     what.add_argument("--tokens", type=int, default=64, help="of an answer to --exact at most (default 64)")
     what.add_argument("--tasks", nargs="+", default=[], help="of lm-evaluation-harness, by name")
     what.add_argument("--include-path", type=Path, help="a folder with tasks of your own")
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     """This rank's part. Raises: Gpt4MoeError, the same on every rank."""
     _check(options)
     opened = open_folder(options.folder, open_weights)
-    words = opened.words()
+    words = _words(opened, options.tokenizer)
     sources = read_sources(options.data, words, max_tokens=options.max_tokens) if options.data else []
     questions: list[Question] = []
     if options.choices:
@@ -67,6 +68,14 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
             if model.groups.is_first_rank:
                 found = {"folder": str(options.folder), "step": model.step, **results.of_lines(lines, sources)}
                 _show(json.dumps(found, ensure_ascii=False) + "\n" if options.json else results.as_text(found))
+
+
+def _words(opened: Opened, folder: Path | None) -> Words:
+    """The model's own, or those of a folder with tokenizer files."""
+    if folder is None:
+        return opened.words()
+    model = opened.run.model
+    return words_of_files(folder, vocab_size=model.vocab_size, context_length=model.seq_length)
 
 
 def _show(text: str) -> None:
@@ -94,7 +103,7 @@ def _check(options: argparse.Namespace) -> None:
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the lines of --output follow from beside the weights: options, and hashes of the files that they name."""
     plain = {name: getattr(options, name) for name in ("max_tokens", "tokens", "tasks", "limit")}
-    files = {name: getattr(options, name) for name in ("data", "choices", "exact", "include_path")}
+    files = {name: getattr(options, name) for name in ("data", "choices", "exact", "include_path", "tokenizer")}
     return plain | {name: None if path is None else _digest(path) for name, path in files.items()}
 
 

@@ -81,6 +81,8 @@ class ReportData:
     sections: Sequence[PanelSection] = field(default_factory=lambda: read_dashboard().sections)
     alerts: Sequence[tuple[int, str, str]] = ()
     """(step, name, text) of every alert that fired while training."""
+    results: Sequence[Sequence[str]] = ()
+    """A table of exact match, its head first."""
     samples: Sequence[Sample] = ()
     texts: Sequence[StepLine] = ()
     """Of samples.jsonl: what the model wrote while it trained."""
@@ -110,6 +112,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             *(_section(section.title, _panels(section, data)) for section in data.sections),
             _section("Pipeline schedule", schedule_section(data.pipeline) if data.pipeline else ""),
             _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
+            _section("Exact match", _results(data.results)),
             _section("Samples", "".join(map(_sample, data.samples))),
             _section("Samples while training", _texts(data.texts)),
             _section("Where the time went", goodput_section(data.account) if data.account else ""),
@@ -253,6 +256,12 @@ def _starts(starts: Sequence[RunStart]) -> str:
     )
     head = "<tr><th>#</th><th>from</th><th>when</th><th>layout</th><th>changed</th></tr>"
     return f'<div class="table"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+
+
+def _results(rows: Sequence[Sequence[str]]) -> str:
+    cells = (("th" if number == 0 else "td", row) for number, row in enumerate(rows))
+    lines = "".join(f"<tr>{''.join(f'<{tag}>{_text(it)}</{tag}>' for it in row)}</tr>" for tag, row in cells)
+    return f'<div class="table"><table>{lines}</table></div>' if rows else ""
 
 
 def _section(title: str, content: str) -> str:

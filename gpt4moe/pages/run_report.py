@@ -19,7 +19,7 @@ from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow
 from gpt4moe.runlog.goodput import goodput
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
-from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, WIRE_FILE
+from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, RESULTS_FILE, WIRE_FILE
 from gpt4moe.runlog.step_lines import SAMPLES_FILE, read_step_lines
 
 
@@ -60,10 +60,16 @@ def write_run_report(
             sections=dashboard_of(run_folder).sections,
             alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
             samples=samples,
+            results=_results(run_folder),
             texts=read_step_lines(run_folder / SAMPLES_FILE),
         ),
     )
     return path
+
+
+def _results(run_folder: Path) -> list[list[str]]:
+    file = run_folder / RESULTS_FILE
+    return json.loads(file.read_text()).get("table", []) if file.is_file() else []
 
 
 def _start(record: dict[str, Any]) -> RunStart:

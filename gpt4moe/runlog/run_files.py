@@ -12,6 +12,9 @@ EXPERT_LOAD_FILE = "expert_load.json"
 WIRE_FILE = "wire.json"
 """{"step", "ranks", "sent": {group: {kind: bytes}}}: bytes that the first step of the last launch sent."""
 
+RESULTS_FILE = "results.json"
+"""What a demo measured at its end; "table", where it has one: rows of texts, the first its head."""
+
 _LOCK_OWNER = re.compile(r"process (\d+) on (\S+)")
 
 

@@ -1,0 +1,177 @@
+"""What `make sft` runs: the tiny model learns to answer, and is examined on questions that it never learned.
+
+    exercises -> data/tiny_sft (tools/prepare_chat.py)
+    the latest run of `make train`, or a short one of its own -> examined
+    +experiment=tiny_sft from its weights -> examined -> results.json, a table in report.html, an export that answers
+
+What is there already is not made again.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+from gpt4moe.config.load import load_run_config
+from gpt4moe.data.check import check_data
+from gpt4moe.data.manifest import MANIFEST_NAME
+from gpt4moe.demo.exercises import write_exercises
+from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.pages.run_report import write_run_report
+from gpt4moe.runlog.command_line import print_error
+from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
+
+ROOT = Path(__file__).resolve().parents[2]
+BASES = ("tiny-8", "tiny-4", "tiny-2", "tiny-1")
+"""Runs that `make train` makes."""
+OWN_BASE = "tiny-base"
+VARIANTS: dict[str, list[str]] = {"full": []}
+"""Name -> overrides of +experiment=tiny_sft. The first is examined in results.json's own keys, others under theirs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """Folders, and overrides of every run."""
+
+    runs: Path = Path("runs")
+    text: Path = Path("data/demo")
+    """What the tiny model is trained on; its tokenizer."""
+    chat: Path = Path("data/tiny_sft")
+    overrides: tuple[str, ...] = ()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.finetune", description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", help="more Hydra overrides, e.g. training.steps=20")
+    try:
+        return tell(Places(overrides=tuple(parser.parse_args(arguments).overrides)))
+    except Gpt4MoeError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
+
+
+def tell(places: Places) -> int:
+    """All of it. Returns: 0; 1 when the model answers no better than before. Raises: Gpt4MoeError."""
+    console = Console(highlight=False)
+    console.rule("Exercises", style="dim")
+    _make_data(places, console)
+    base = _base(places, console)
+    console.rule("Fine-tuning", style="dim")
+    found: dict[str, dict[str, Any]] = {"before": examine(base, places, console)}
+    for name, overrides in VARIANTS.items():
+        run = _train(console, f"tiny_sft-{name}", "+experiment=tiny_sft", f"checkpoint.load={base}",
+                     f"data.path={places.chat}", *overrides, places=places)  # fmt: skip
+        found[name] = examine(run, places, console)
+    first = next(iter(VARIANTS))
+    folder = places.runs / f"tiny_sft-{first}"
+    results = {
+        "exact_match_before": found["before"]["exact_match"], "exact_match_after": found[first]["exact_match"],
+        "lora": found.get("lora", {}), "base": str(base), "table": table_of(found),
+    }  # fmt: skip
+    replace_file(folder / RESULTS_FILE, (json.dumps(results, indent=1) + "\n").encode())
+    exported = _export(folder, console)
+    report = write_run_report(folder)
+    console.rule("Exact match on held-out questions", style="dim")
+    head, *rows = results["table"]
+    shown = Table(*head, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"Results     {folder / RESULTS_FILE}\nReport      {report}\nExport      {exported}")
+    console.print(f'Ask it      python tools/generate.py {exported} --chat --prompt "7 + 8 = ?"')
+    return int(results["exact_match_after"] <= results["exact_match_before"])
+
+
+def table_of(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row for each kind of question, after a head."""
+    kinds = list(found["before"]["kinds"])
+    head = ["questions", "number", *found]
+    rows = [
+        [kind, str(found["before"]["kinds"][kind]["number"]),
+         *(f"{one['kinds'][kind]['exact_match']:.1%}" for one in found.values())]
+        for kind in kinds
+    ]  # fmt: skip
+    total = [f"{one['exact_match']:.1%}" for one in found.values()]
+    return [head, *rows, ["all", str(sum(int(row[1]) for row in rows)), *total]]
+
+
+def _make_data(places: Places, console: Console) -> None:
+    if not (places.chat / MANIFEST_NAME).is_file():
+        write_exercises(places.chat / "rows")
+        rows = places.chat / "rows"
+        _run(console, "tools/prepare_chat.py", "--tokenizer", places.text / "tokenizer.json", "--out", places.chat,
+             "--source", f"exercises={rows / 'chat.jsonl'}", "--valid", f"exercises={rows / 'held.jsonl'}",
+             "--licence", "exercises=CC0-1.0")  # fmt: skip
+    console.print(f"{places.chat}: exercises with answers, and {places.chat / 'rows' / 'items.jsonl'} to be asked.")
+
+
+def _base(places: Places, console: Console) -> Path:
+    """The newest finished run of `make train` on this tokenizer, else a short one that is made here."""
+    found = [places.runs / name for name in BASES if committed_steps(places.runs / name / "checkpoints")]
+    if found:
+        return max(found, key=lambda folder: find_checkpoint(folder).stat().st_mtime)
+    console.rule("No run of `make train`: a short one", style="dim")
+    return _train(
+        console, OWN_BASE, "+experiment=tiny", f"data.path={places.text}", "training.steps=60",
+        "schedule.total_steps=60", "training.eval_every=0", places=places,
+    )  # fmt: skip
+
+
+def _train(console: Console, name: str, *overrides: str, places: Places) -> Path:
+    """A run in one process. Returns: its folder."""
+    words = [*overrides, f"run.root={places.runs}", f"run.name={name}", *places.overrides]
+    check_data(load_run_config(words))
+    _run(console, "-m", "gpt4moe.train", *words)
+    return places.runs / name
+
+
+def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
+    """Exact match of the greedy answers to items.jsonl, whole and by kind."""
+    items = [json.loads(line) for line in (places.chat / "rows" / "items.jsonl").read_text().splitlines()]
+    answers = model / "answers.jsonl"
+    began = time.monotonic()
+    _run(
+        console, "tools/evaluate.py", model, "--exact", places.chat / "rows" / "items.jsonl", "--tokenizer",
+        places.chat / "tokenizer", "--tokens", "16", "--output", answers,
+    )  # fmt: skip
+    right = {line["id"]: line["is_right"] for line in map(json.loads, answers.read_text().splitlines())}
+    kinds: dict[str, list[bool]] = {}
+    for item in items:
+        kinds.setdefault(item["kind"], []).append(right[item["id"]])
+    console.print(f"[dim]{len(items)} questions in {time.monotonic() - began:.0f} s[/dim]")
+    return {
+        "exact_match": sum(right[item["id"]] for item in items) / len(items),
+        "kinds": {kind: {"number": len(some), "exact_match": sum(some) / len(some)} for kind, some in kinds.items()},
+    }
+
+
+def _export(folder: Path, console: Console) -> Path:
+    step = find_checkpoint(folder)
+    exported = folder / "exported" / step.name
+    if not exported.exists():
+        exported.parent.mkdir(exist_ok=True)
+        _run(console, "tools/convert_checkpoint.py", "to-hf", step, exported, "--dtype", "fp32")
+    return exported
+
+
+def _run(console: Console, *command: object) -> None:
+    """Runs Python, shows its command. Raises: LaunchError when it fails."""
+    words = [str(word) for word in command]
+    console.print(f"[dim]$ python {' '.join(words)}[/dim]", soft_wrap=True)
+    environment = {"OMP_NUM_THREADS": "2", **os.environ}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise LaunchError(f"python {words[0]} ended with status {done.returncode}.", "Its messages are above.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
