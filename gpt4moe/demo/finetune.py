@@ -167,7 +167,8 @@ def _run(console: Console, *command: object) -> None:
     """Runs Python, shows its command. Raises: LaunchError when it fails."""
     words = [str(word) for word in command]
     console.print(f"[dim]$ python {' '.join(words)}[/dim]", soft_wrap=True)
-    environment = {"OMP_NUM_THREADS": "2", **os.environ}
+    # Several threads cost more than they give with matrices as small as these, and much more on a busy machine.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=False)
     if done.returncode:
         raise LaunchError(f"python {words[0]} ended with status {done.returncode}.", "Its messages are above.")
