@@ -94,7 +94,7 @@ def _require_fit(where: str, what: str, num_tokens: int, most: int) -> None:
 
 def read_exact(path: Path, words: Words, num_tokens: int) -> list[ExactQuestion]:
     """Args: num_tokens: of an answer at most. Raises: DataError, as read_choices."""
-    types: Types = {"prompt": str, "messages": list, "answer": (str, list), "stop": (str, list)}
+    types: Types = {"prompt": str, "answer": (str, list), "stop": (str, list)}
     found = read_lines(path, types, needed=("answer",), example=_EXACT)
     require_own_ids(path, found)
     return [_exact(f"{path}, line {line['line']}", line, words, num_tokens) for line in found]
@@ -105,11 +105,11 @@ def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> E
     if not answers or "" in stops:
         raise DataError(f"{where} has answers {answers!r} and stops {stops!r}.",
                         "Give one answer or more; leave stop out, or give texts that are not empty.")  # fmt: skip
-    if ("prompt" in line) == ("messages" in line):
-        number = "both" if "prompt" in line else "neither"
-        raise DataError(f"{where} has {number} of prompt and messages.", f"Write {_EXACT}.")
-    if "messages" in line:
-        prompt = words.encode(words.render(line["messages"]), is_chat=True)
+    messages = line["whole"].get("messages")
+    if ("prompt" in line) == (messages is not None):
+        raise DataError(f"{where} has {'both' if messages else 'neither'} of prompt and messages.", f"Write {_EXACT}.")
+    if messages is not None:
+        prompt = words.encode(words.render(messages), is_chat=True)
     else:
         prompt = encode_text(words, line["prompt"]) or [first_token(words)]
     _require_fit(where, "the prompt has", len(prompt), words.context_length - 1)

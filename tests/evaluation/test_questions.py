@@ -1,8 +1,15 @@
 """Which choice is taken, of given log-likelihoods."""
 
-import pytest
+import json
+from pathlib import Path
 
-from gpt4moe.evaluation.questions import ChoiceQuestion, _answered
+import pytest
+import tokenizers
+
+from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.errors import DataError
+from gpt4moe.evaluation.questions import ChoiceQuestion, _answered, read_exact
+from gpt4moe.inference.text import Words
 
 
 def chosen(choices: list[str], totals: list[float]) -> tuple[int, int]:
@@ -28,3 +35,19 @@ def test_a_choice_has_the_characters_that_the_harness_counts(
     choices: list[str], totals: list[float], wanted: tuple[int, int]
 ) -> None:
     assert chosen(choices, totals) == wanted
+
+
+def test_a_question_may_be_a_chat_and_is_asked_through_the_template(tmp_path: Path) -> None:
+    words = Words(
+        backend=tokenizers.Tokenizer.from_str(train_tokenizer(["1 + 1"], vocab_size=257).backend.to_str()),
+        end_ids=frozenset({0}), vocab_size=257, context_length=64,
+        chat_template="{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %} ->",
+    )  # fmt: skip
+    path, messages = tmp_path / "items.jsonl", [{"role": "user", "content": "1 + 1"}]
+    path.write_text(json.dumps({"messages": messages, "answer": "2"}) + "\n")
+    (question,) = read_exact(path, words, 4)
+    assert words.decode(list(question.request.prompt), is_whole=True) == "user: 1 + 1 ->"
+    for wrong in ({"answer": "2"}, {"prompt": "x", "messages": messages, "answer": "2"}):
+        path.write_text(json.dumps(wrong) + "\n")
+        with pytest.raises(DataError, match="of prompt and messages"):
+            read_exact(path, words, 4)
