@@ -61,6 +61,13 @@ class Conversations:
     def num_rows(self) -> int:
         return len(self.bounds) - 1
 
+    def summary(self) -> str:
+        """For a person: rows, how full they are, what was too long."""
+        full = self.pieces.lengths.sum() / (self.num_rows * (self.seq_length + 1))
+        long = f", {self.num_long:,} longer than the context" if self.num_long else ""
+        left_out = f", {self.num_left_out:,} parts without a learned token left out" if self.num_left_out else ""
+        return f"{len(self.pieces.starts):,} conversations in {self.num_rows:,} rows, {full:.0%} full{long}{left_out}"
+
     def row(self, index: int) -> TokenSample:
         length = self.seq_length
         tokens: NDArray[np.int64] = np.full(length + 1, self.padding_id, dtype=np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
+from gpt4moe.data.conversations import ConversationSamples
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.loader import MixedSamples, build_data
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
@@ -47,12 +48,17 @@ class Origin:
 def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, list[int]]:
     """Sample n of a run, counted from 0, and its tokens. Raises: DataError for synthetic tokens, and as build_data."""
     samples = build_data(run, checked).train.samples
-    if not isinstance(samples, MixedSamples):
+    if not isinstance(samples, MixedSamples | ConversationSamples):
         raise DataError("data=mock has no files.", "Choose data=demo, or data.path=FOLDER with data.kind=indexed.")
     draw, index = samples.place(n)
-    stream = samples.streams[draw.source]
-    assert isinstance(stream, ShardedTokens)
-    shard, at = stream.place(index * samples.seq_length)
+    if isinstance(samples, ConversationSamples):
+        rows = samples.sources[draw.source]
+        stream, start = rows.tokens, int(rows.pieces.starts[rows.bounds[index]])
+    else:
+        mixed = samples.streams[draw.source]
+        assert isinstance(mixed, ShardedTokens)
+        stream, start = mixed, index * samples.seq_length
+    shard, at = stream.place(start)
     document, within = IndexedTokens(stream.folder / shard.file).document_at(at)
     tokens = samples.sample(n).tokens
     origin = Origin(

@@ -63,6 +63,8 @@ def build_trainer(
     run, folder = launch.run, launch.folder
     with raise_together(groups):
         data = build_data(run, launch.data)
+    for name, rows in launch.data.conversations.get("train", {}).items():
+        logger.info("%s: %s", name, rows.summary())
     _take_folder(launch, groups)
     with raise_together(groups):
         source = find_source(run, folder, data, latest)

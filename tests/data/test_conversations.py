@@ -10,8 +10,10 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
 from gpt4moe.data.conversations import OPEN_ROWS, Conversations, pack
 from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
+from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.indexed_writer import PairWriter, token_dtype
 from gpt4moe.data.loader import SampleStream, build_data
+from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
@@ -127,6 +129,7 @@ def test_a_conversation_longer_than_the_context_is_refused_cut_or_split_by_key(
     cut = rows_of(small_run(made, *run, "data.long_rows=cut"))
     # Of 20 tokens the last 6 are learned, 3 of them within the first 17; of 50 the last 16, none within.
     assert (cut.num_long, cut.num_left_out) == (2, 1)
+    assert "61 conversations" in cut.summary() and "2 longer than the context, 1 parts" in cut.summary()
     assert sum(map(len, learned(cut))) == sum(max(1, n // 3) for n in LENGTHS) + 3
     split = rows_of(small_run(made, *run, "data.long_rows=split"))
     assert (split.num_long, split.num_left_out) == (2, 2)
@@ -155,6 +158,13 @@ def test_packing_fills_rows_and_never_more_than_they_hold() -> None:
     assert sums.max() <= 1025 and sums.mean() > 0.97 * 1025
     many = pack(np.full(5 * OPEN_ROWS, 513), 1025)
     assert many.tolist() == list(range(5 * OPEN_ROWS)), "no room for two, and no more open rows than that"
+
+
+def test_where_a_sample_comes_from_is_its_first_conversation(folder: Path) -> None:
+    run = small_run(folder, "stage=sft")
+    origin, tokens = origin_of(run, check_data(run), 5)
+    document = IndexedTokens(Path(origin.file).with_suffix("")).document(origin.document)
+    assert tokens[: len(document)] == document.tolist() and origin.token_in_document == 0
 
 
 def test_how_conversations_are_laid_out_is_part_of_the_run_s_identity(folder: Path) -> None:
