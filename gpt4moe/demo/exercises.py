@@ -104,7 +104,7 @@ def learned(seed: int, count: int) -> Iterator[Exercise]:
         yield exercise
 
 
-def test_items(seed: int, count: int) -> list[Exercise]:
+def held_out_items(seed: int, count: int) -> list[Exercise]:
     """Held-out exercises without doubles: `count` that are made, and the facts that were never asked in this way."""
     random_ = random.Random(f"test/{seed}")
     found: dict[str, Exercise] = {}
@@ -129,7 +129,7 @@ def write_exercises(folder: Path, *, seed: int = 0, num_learned: int = 12_000, n
         conversations.append([exercise])
         if number % 4 == 0:
             conversations[-1] += [other for _, other in zip(range(1), exercises, strict=False)]
-    items = test_items(seed, num_test)
+    items = held_out_items(seed, num_test)
     _write(folder / "chat.jsonl", [{"messages": _answered(turns)} for turns in conversations])
     _write(folder / "held.jsonl", [{"messages": _answered([item])} for item in items])
     _write(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from gpt4moe.chat.rows import conversation_of
-from gpt4moe.demo.exercises import Exercise, facts, learned, test_items, write_exercises
+from gpt4moe.demo.exercises import Exercise, facts, held_out_items, learned, write_exercises
 
 
 def is_right(exercise: Exercise) -> bool:
@@ -21,7 +21,7 @@ def is_right(exercise: Exercise) -> bool:
 
 
 def test_answers_are_right_and_held_out_questions_are_never_learned() -> None:
-    known, asked = list(learned(0, 3000)), test_items(0, 120)
+    known, asked = list(learned(0, 3000)), held_out_items(0, 120)
     assert all(map(is_right, known)) and all(map(is_right, asked))
     assert {one.kind for one in known} == {one.kind for one in asked} == {"arithmetic", "strings", "facts"}
     assert not {one.question for one in known} & {one.question for one in asked}
@@ -30,7 +30,7 @@ def test_answers_are_right_and_held_out_questions_are_never_learned() -> None:
 
 def test_every_fact_that_is_asked_has_been_told_in_other_words() -> None:
     told = {one.answer for one in learned(0, 12_000) if one.kind == "facts"}
-    assert {one.answer for one in test_items(0, 10) if one.kind == "facts"} <= told and len(facts()) > 40
+    assert {one.answer for one in held_out_items(0, 10) if one.kind == "facts"} <= told and len(facts()) > 40
 
 
 def test_the_files_are_chat_lines_and_items_for_evaluate(tmp_path: Path) -> None:
