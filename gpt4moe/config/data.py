@@ -83,6 +83,9 @@ class DataConfig:
     """stage=sft. true: several conversations to a sequence, none of which sees another. false: one to a sequence."""
     long_rows: LongRows = LongRows.refuse
     """stage=sft: conversations that are longer than the context."""
+    document_mask: bool = False
+    """A sample has parts of several documents. true: a token attends to its own document alone, positions begin anew
+    with each document, and the first token of a document is not predicted. false: as if a sample were one text."""
 
     @property
     def folders(self) -> list[str]:

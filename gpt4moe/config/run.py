@@ -8,7 +8,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.stage import StageConfig
+from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.config.training import (
     CheckpointConfig,
     ExpertKernel,
@@ -44,6 +44,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if isinstance(self.model, ModelConfig):  # not so where the class is read as a schema
             self.model.lora = self.stage.lora if self.stage.lora.rank > 0 else None
+
+    @property
+    def attends_by_document(self) -> bool:
+        """Whether samples have documents, in which attention stays."""
+        return self.data.pack if self.stage.kind is StageKind.sft else self.data.document_mask
 
     def validate(self) -> None:
         """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""

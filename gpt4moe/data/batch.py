@@ -105,7 +105,7 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
     return Batch(
         tokens=tokens[:, :-1].contiguous(),
         labels=tokens[:, 1:].contiguous(),
-        position_ids=places if documents is None else places - _first_places(documents),
+        position_ids=places if documents is None else places_in_documents(documents),
         loss_mask=torch.from_numpy(np.stack([sample.loss_mask for sample in samples])),
         token_ids=token_ids.masked_fill(places >= lengths.unsqueeze(1), -1),
         source_index=torch.tensor([sample.source_index for sample in samples]),
@@ -127,6 +127,6 @@ def _documents(samples: list[TokenSample]) -> Tensor | None:
     return torch.from_numpy(np.stack(found)).long()
 
 
-def _first_places(documents: Tensor) -> Tensor:
-    """The place of the first token of each token's document. [B, S] -> [B, S]"""
-    return torch.searchsorted(documents, documents)
+def places_in_documents(documents: Tensor) -> Tensor:
+    """Batch.documents -> how many tokens of its document stand before each token, [B, S] int64."""
+    return torch.arange(documents.shape[1]) - torch.searchsorted(documents, documents)

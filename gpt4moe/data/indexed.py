@@ -7,6 +7,7 @@ The format is megatron/core/datasets/indexed_dataset.py's (0.16); preprocess.py 
 """
 
 import struct
+from bisect import bisect_left, bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,64 @@ DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Code of a token's type in .idx -> numpy's name."""
 
 
+class DocumentIndex:
+    """An .idx, mapped: where documents begin. A document is found by halving, so a file of any size costs no memory.
+
+    Args:
+        prefix: path without .idx.
+    Raises: DataError for a file that is missing, truncated or of another format.
+    """
+
+    def __init__(self, prefix: Path):
+        self.prefix = prefix
+        if not _with(prefix, ".idx").is_file():
+            raise DataError(f"{_with(prefix, '.idx')} is missing.", MAKE_DATA)
+        if _size(prefix, ".idx") < HEADER.size:
+            raise _damaged(prefix, ".idx", f"has {_size(prefix, '.idx')} bytes, not even a header")
+        index: NDArray[np.uint8] = np.memmap(_with(prefix, ".idx"), mode="r", dtype=np.uint8)
+        magic, version, code, num_sequences, num_bounds = HEADER.unpack(bytes(index[: HEADER.size]))
+        if magic != MAGIC or version != 1 or code not in DTYPES:
+            raise _damaged(prefix, ".idx", "is no Megatron index of whole numbers, version 1")
+        lengths_end = HEADER.size + 4 * num_sequences
+        offsets_end = lengths_end + 8 * num_sequences
+        expected = offsets_end + 8 * num_bounds
+        if len(index) < expected or num_bounds < 1:
+            raise _damaged(prefix, ".idx", f"has {len(index)} bytes where {expected} belong")
+        self.dtype = np.dtype(DTYPES[code])
+        self._lengths: NDArray[np.int32] = index[HEADER.size : lengths_end].view("<i4")
+        self._offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view("<i8")
+        self._bounds: NDArray[np.int64] = index[offsets_end:expected].view("<i8")
+        self.num_bytes = int(self._offsets[-1]) + int(self._lengths[-1]) * self.dtype.itemsize if num_sequences else 0
+        """Of the .bin."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_bytes // self.dtype.itemsize
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._bounds) - 1
+
+    def start(self, document: int) -> int:
+        """Its first token. Of num_documents: the number of tokens."""
+        sequence = int(self._bounds[document])
+        at = int(self._offsets[sequence]) if sequence < len(self._offsets) else self.num_bytes
+        return at // self.dtype.itemsize
+
+    def document_at(self, token: int) -> tuple[int, int]:
+        """The document that has a token, and the token's place in it."""
+        document = bisect_right(range(self.num_documents), token, key=self.start) - 1
+        return document, token - self.start(document)
+
+    def starts(self, first: int, last: int) -> NDArray[np.int64]:
+        """First tokens of the documents that begin at one of the tokens first to last - 1, ascending."""
+        documents = range(self.num_documents)
+        begin = bisect_left(documents, first, key=self.start)
+        end = bisect_left(documents, last, lo=begin, key=self.start)
+        sequences = self._bounds[begin:end]
+        return self._offsets[sequences[sequences < len(self._offsets)]] // self.dtype.itemsize
+
+
 class IndexedTokens:
     """One pair of files, mapped for reading. The files must not change while it is in use.
 
@@ -32,28 +91,13 @@ class IndexedTokens:
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
-        for path in (_with(prefix, ".idx"), _with(prefix, ".bin")):
-            if not path.is_file():
-                raise DataError(f"{path} is missing.", MAKE_DATA)
-        if _size(prefix, ".idx") < HEADER.size:
-            raise self._damaged(".idx", f"has {_size(prefix, '.idx')} bytes, not even a header")
-        index: NDArray[np.uint8] = np.memmap(_with(prefix, ".idx"), mode="r", dtype=np.uint8)
-        magic, version, code, num_sequences, num_bounds = HEADER.unpack(bytes(index[: HEADER.size]))
-        if magic != MAGIC or version != 1 or code not in DTYPES:
-            raise self._damaged(".idx", "is no Megatron index of whole numbers, version 1")
-        lengths_end = HEADER.size + 4 * num_sequences
-        offsets_end = lengths_end + 8 * num_sequences
-        expected = offsets_end + 8 * num_bounds
-        if len(index) < expected or num_bounds < 1:
-            raise self._damaged(".idx", f"has {len(index)} bytes where {expected} belong")
-        dtype = np.dtype(DTYPES[code])
-        self._lengths: NDArray[np.int32] = index[HEADER.size : lengths_end].view("<i4")
-        self._offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view("<i8")
-        self._bounds: NDArray[np.int64] = index[offsets_end:expected].view("<i8")
-        size = int(self._offsets[-1]) + int(self._lengths[-1]) * dtype.itemsize if num_sequences else 0
+        self.index = DocumentIndex(prefix)
+        if not _with(prefix, ".bin").is_file():
+            raise DataError(f"{_with(prefix, '.bin')} is missing.", MAKE_DATA)
+        size = self.index.num_bytes
         if _size(prefix, ".bin") != size or size == 0:
-            raise self._damaged(".bin", f"has {_size(prefix, '.bin')} bytes, its index says {size}")
-        self.tokens: NDArray[np.integer] = np.memmap(_with(prefix, ".bin"), mode="r", dtype=dtype)
+            raise _damaged(prefix, ".bin", f"has {_size(prefix, '.bin')} bytes, its index says {size}")
+        self.tokens: NDArray[np.integer] = np.memmap(_with(prefix, ".bin"), mode="r", dtype=self.index.dtype)
         """[num_tokens], all documents in file order."""
 
     @property
@@ -62,26 +106,19 @@ class IndexedTokens:
 
     @property
     def num_documents(self) -> int:
-        return len(self._bounds) - 1
+        return self.index.num_documents
 
     def document(self, index: int) -> NDArray[np.integer]:
         """Tokens of one document, with its EOS."""
-        first, last = int(self._bounds[index]), int(self._bounds[index + 1]) - 1
-        start = int(self._offsets[first]) // self.tokens.itemsize
-        return self.tokens[start : int(self._offsets[last]) // self.tokens.itemsize + int(self._lengths[last])]
+        return self.tokens[self.index.start(index) : self.index.start(index + 1)]
 
     def document_starts(self) -> NDArray[np.int64]:
         """[num_documents]: the first token of each."""
-        return self._offsets[self._bounds[:-1]] // self.tokens.itemsize
+        return self.index.starts(0, self.num_tokens)
 
-    def document_at(self, token: int) -> tuple[int, int]:
-        """The document that has a token, and the token's place in it."""
-        starts = self.document_starts()
-        document = int(np.searchsorted(starts, token, side="right")) - 1
-        return document, token - int(starts[document])
 
-    def _damaged(self, suffix: str, what: str) -> DataError:
-        return DataError(f"{_with(self.prefix, suffix)} is damaged: it {what}.", f"Delete its folder. {MAKE_DATA}")
+def _damaged(prefix: Path, suffix: str, what: str) -> DataError:
+    return DataError(f"{_with(prefix, suffix)} is damaged: it {what}.", f"Delete its folder. {MAKE_DATA}")
 
 
 def _with(prefix: Path, suffix: str) -> Path:

@@ -19,7 +19,8 @@ from gpt4moe.data.check import CheckedData, check_data
 from gpt4moe.data.conversations import ConversationSamples
 from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
-from gpt4moe.data.samples import MockSamples, TokenSample, TokenStream, num_samples, packed_sample
+from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
+from gpt4moe.data.shards import ShardedTokens
 
 
 class Samples(Protocol):
@@ -35,7 +36,7 @@ class Samples(Protocol):
 class MixedSamples:
     """The n-th sample of a mixture of token streams."""
 
-    streams: dict[str, TokenStream]
+    streams: dict[str, ShardedTokens]
     names: list[str]
     """Data.source_names."""
     mixture: PhasedMixture
@@ -43,10 +44,15 @@ class MixedSamples:
     seed: int
     reshuffle: bool
     """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
+    by_document: bool = False
+    """Whether samples have documents."""
 
     def sample(self, n: int) -> TokenSample:
         draw, index = self.place(n)
-        sample = packed_sample(self.streams[draw.source], index, self.seq_length)
+        stream, start = self.streams[draw.source], index * self.seq_length
+        sample = packed_sample(stream, index, self.seq_length)
+        if self.by_document:
+            sample = in_documents(sample, stream.begins(slice(start, start + self.seq_length + 1)))
         return replace(sample, source_index=self.names.index(draw.source))
 
     def place(self, n: int) -> tuple[Draw, int]:
@@ -130,8 +136,8 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
             train = _conversations(checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
             validation = _conversations(checked, "valid", held_out, seed=0, reshuffle=False)
         else:
-            train = _mixed(checked, "train", checked.phases, seq_length=run.model.seq_length, seed=run.run.seed)
-            validation = _mixed(checked, "valid", held_out, seq_length=run.model.seq_length, seed=0)
+            train = _mixed(run, checked, "train", checked.phases, seed=run.run.seed)
+            validation = _mixed(run, checked, "valid", held_out, seed=0)
     return Data(
         train=train,
         validation=validation,
@@ -143,9 +149,11 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
 
 def _mock(run: RunConfig, stream: str) -> SampleStream:
     model = run.model
-    return SampleStream(
-        MockSamples(vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream)
-    )
+    samples = MockSamples(
+        vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream,
+        by_document=run.data.document_mask,
+    )  # fmt: skip
+    return SampleStream(samples)
 
 
 def _conversations(
@@ -156,15 +164,17 @@ def _conversations(
     return SampleStream(ConversationSamples(sources, checked.source_names, mixture, seed, reshuffle))
 
 
-def _mixed(checked: CheckedData, split: str, phases: Sequence[Phase], *, seq_length: int, seed: int) -> SampleStream:
+def _mixed(run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int) -> SampleStream:
     assert checked.catalogue is not None, "synthetic tokens have no sources"
-    sources = checked.catalogue.sources
-    streams: dict[str, TokenStream] = {name: sources[name].tokens(split) for name in names_of(phases)}
+    sources, seq_length = checked.catalogue.sources, run.model.seq_length
+    streams = {name: sources[name].tokens(split) for name in names_of(phases)}
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
     mixture = PhasedMixture(sizes, phases, seed)
-    return SampleStream(
-        MixedSamples(streams, checked.source_names, mixture, seq_length, seed, reshuffle=split == "train")
-    )
+    samples = MixedSamples(
+        streams, checked.source_names, mixture, seq_length, seed, reshuffle=split == "train",
+        by_document=run.data.document_mask,
+    )  # fmt: skip
+    return SampleStream(samples)
 
 
 def micro_batch_samples(

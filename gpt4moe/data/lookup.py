@@ -12,12 +12,11 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
 from gpt4moe.data.conversations import ConversationSamples
-from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
 from gpt4moe.data.loader import MixedSamples, build_data
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
 from gpt4moe.data.shards import (
     BLOCK_BYTES,
-    ShardedTokens,
     bin_path,
     damaged_block,
     idx_path,
@@ -55,11 +54,9 @@ def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, lis
         rows = samples.sources[draw.source]
         stream, start = rows.tokens, int(rows.pieces.starts[rows.bounds[index]])
     else:
-        mixed = samples.streams[draw.source]
-        assert isinstance(mixed, ShardedTokens)
-        stream, start = mixed, index * samples.seq_length
+        stream, start = samples.streams[draw.source], index * samples.seq_length
     shard, at = stream.place(start)
-    document, within = IndexedTokens(stream.folder / shard.file).document_at(at)
+    document, within = DocumentIndex(stream.folder / shard.file).document_at(at)
     tokens = samples.sample(n).tokens
     origin = Origin(
         sample=n, source=draw.source, epoch=draw.epoch, position=draw.position,

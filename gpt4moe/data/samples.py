@@ -8,7 +8,7 @@ A stream is documents one after the other, each ended by EOS, without padding:
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -60,6 +60,18 @@ def packed_sample(stream: TokenStream, index: int, seq_length: int) -> TokenSamp
     return TokenSample(tokens, np.ones(seq_length, dtype=np.float32))
 
 
+def in_documents(sample: TokenSample, begins: NDArray[np.bool_]) -> TokenSample:
+    """The sample with `documents`. The label of a document's last token, which is the first token of the next
+    document, counts no longer.
+
+    Args:
+        begins: [S + 1], whether each token is the first of a document.
+    """
+    numbers = np.cumsum(begins[:-1], dtype=np.int32) - np.int32(begins[0])
+    loss_mask = np.where(begins[1:], np.float32(0), sample.loss_mask)
+    return replace(sample, documents=numbers, loss_mask=loss_mask)
+
+
 _NUM_SUCCESSORS = 4
 _SUCCESSOR_OF_SIXTEENTH = (0,) * 8 + (1,) * 4 + (2,) * 2 + (3,)
 """A draw of 1 in 16 -> which successor follows. The last sixteenth is any token."""
@@ -82,6 +94,8 @@ class MockSamples:
     stream: str = "train"
     mask_fraction: float = 0.0
     """For tests: above 0, each sample masks a share of its labels, drawn from [0, mask_fraction]."""
+    by_document: bool = False
+    """Samples have documents, of a quarter of a sample's length in the mean. The tokens stay the same."""
 
     def sample(self, n: int) -> TokenSample:
         length = self.seq_length
@@ -96,7 +110,11 @@ class MockSamples:
             else:
                 token = (wild[place] * self.vocab_size) >> 32
             tokens[place] = token
-        return TokenSample(tokens, self._mask(raw[length + 1 :] / 2.0**64))
+        sample = TokenSample(tokens, self._mask(raw[length + 1 :] / 2.0**64))
+        if not self.by_document:
+            return sample
+        # Bits that neither choices nor wild tokens use.
+        return in_documents(sample, (raw[: length + 1] >> 32 & 0xFFFFFFF) * max(1, length // 4) < 1 << 28)
 
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n: there is one source."""

@@ -9,7 +9,7 @@ Opening thousands of shards costs one look at the size of each file. Nothing els
 import hashlib
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.indexed import MAKE_DATA
+from gpt4moe.data.indexed import MAKE_DATA, DocumentIndex
 from gpt4moe.data.manifest import Shard, file_sha256
 from gpt4moe.errors import DataError
 
 BLOCK_BYTES = 1 << 15
 """Of a checksum. A sample of 4096 tokens needs one or two blocks: checking them costs less than 0.1 ms."""
-_MOST_MAPPED = 512
-"""Shards that are mapped at once: each takes one of the files that a process may open."""
+_MOST_MAPPED = 128
+"""Shards of a source that are mapped at once: each takes up to three of the files that a process may open."""
 
 
 class ShardedTokens:
@@ -42,29 +42,56 @@ class ShardedTokens:
         self.ends = list(accumulate(shard.tokens for shard in shards))
         """Tokens up to the end of each shard."""
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
+        self._index = lru_cache(maxsize=_MOST_MAPPED)(self._map_index)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, stretch: slice) -> NDArray[np.integer]:
         """A copy of a stretch. Raises: DataError for a damaged block."""
+        parts = [self._mapped(at).read(start, stop) for at, start, stop in self._parts(stretch)]
+        if not parts:
+            return np.empty(0, dtype=self.shards[0].dtype)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def begins(self, stretch: slice) -> NDArray[np.bool_]:
+        """Of each token of a stretch whether it is the first of a document. Reads the indexes alone.
+
+        Raises: DataError for an index that is not that of its shard.
+        """
+        parts = []
+        for at, start, stop in self._parts(stretch):
+            part = np.zeros(stop - start, dtype=np.bool_)
+            part[self._index(at).starts(start, stop) - start] = True
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
+
+    def _parts(self, stretch: slice) -> Iterator[tuple[int, int, int]]:
+        """Of each shard that a stretch touches: which one, and the first token and the last + 1 there."""
         start, stop, step = stretch.indices(len(self))
         assert step == 1, "a stretch has no gaps"
-        if start >= stop:
-            return np.empty(0, dtype=self.shards[0].dtype)
-        parts = []
         while start < stop:
             at = bisect_right(self.ends, start)
             before = self.ends[at] - self.shards[at].tokens
             until = min(stop, self.ends[at])
-            parts.append(self._mapped(at).read(start - before, until - before))
+            yield at, start - before, until - before
             start = until
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def place(self, position: int) -> tuple[Shard, int]:
         """The shard of a token, and its place there."""
         at = bisect_right(self.ends, position)
         return self.shards[at], position - self.ends[at] + self.shards[at].tokens
+
+    def _map_index(self, at: int) -> DocumentIndex:
+        shard = self.shards[at]
+        index = DocumentIndex(self.folder / shard.file)
+        if index.num_tokens != shard.tokens or index.num_documents != shard.documents:
+            raise DataError(
+                f"{idx_path(self.folder, shard)} is of other data: it has {index.num_documents:,} documents and "
+                f"{index.num_tokens:,} tokens, the manifest says {shard.documents:,} and {shard.tokens:,}.",
+                f"Restore the file, or delete its source's folder. {MAKE_DATA}",
+            )
+        return index
 
     def _map(self, at: int) -> "_MappedShard":
         try:

@@ -87,7 +87,18 @@ def flops(name: str, inputs: list[Tensor]) -> float:
         return 2 * _causal_products(inputs[0], inputs[1])
     if name == "_scaled_dot_product_flash_attention_backward":
         return 5 * _causal_products(inputs[1], inputs[2])
+    if name == "_flash_attention_forward":
+        return 2 * _document_products(inputs[0], inputs[1], inputs[3])
+    if name == "_flash_attention_backward":
+        return 5 * _document_products(inputs[1], inputs[2], inputs[6])
     return 0.0
+
+
+def _document_products(query: Tensor, key: Tensor, offsets: Tensor) -> float:
+    """FLOPs of one product of queries [T, N, D] with keys [K, G, D] in documents of equal length."""
+    tokens, heads, size = query.shape
+    num_queries, num_keys = (len(x) / (len(offsets) - 1) for x in (query, key))
+    return 2.0 * heads * size * tokens * (num_keys - num_queries / 2)
 
 
 def _causal_products(query: Tensor, key: Tensor) -> float:

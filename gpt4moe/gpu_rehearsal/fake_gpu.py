@@ -197,6 +197,8 @@ def _megatron(notes: Notes) -> None:
     _put(rope, torch=_Unpinned("torch"))
     attention = importlib.import_module("gpt4moe.model.attention")
     _put(attention, can_use_flash_attention=gpu_kernels.can_use_flash_attention(notes))
+    documents = importlib.import_module("gpt4moe.model.documents")
+    _put(documents, document_lengths=gpu_kernels.quarters)
     model = importlib.import_module("gpt4moe.model.gpt")
     _put(model, initialize=_nothing)  # draws values, which nobody reads
     _put(model, missing_packages=lambda run, device: missing_packages(run, None))  # a CUDA build brings triton

@@ -176,4 +176,5 @@ def _batches(run: RunConfig, layout: Layout, *, warm_up: bool) -> list[Batch]:
     number = run.training.global_batch_size // rows // layout.dp
     if warm_up:
         number = min(number, layout.pp if layout.vpp > 1 else 2)
-    return [Batch(empty(), empty(), empty(), empty(torch.float32), empty()) for _ in range(number)]
+    documents = empty() if run.attends_by_document else None
+    return [Batch(empty(), empty(), empty(), empty(torch.float32), empty(), documents=documents) for _ in range(number)]

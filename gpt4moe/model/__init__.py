@@ -5,6 +5,7 @@ specs.py               which module plays each part of a layer
 linear.py              Megatron's linear layers, as specs use them
 adapters.py            LoRA: their matrices, what they add
 attention.py           core attention over scaled_dot_product_attention
+documents.py           attention that stays inside documents
 transformer_config.py  our configuration in Megatron's words
 parameters.py          names, shards, initial values, reduction marks
 weights.py             weights of a checkpoint onto chunks

@@ -12,18 +12,20 @@ attention takes the call (16-bit floats on a GPU), it needs no mask. Elsewhere a
 (S/2cp)^2 elements, the same for all layers: 42 MB in bf16 at S = 8,192 and cp = 2, 2.3 GB at 131,072 and 8. On GPUs
 kernels.attention=transformer_engine passes keys and values around a ring instead.
 
-While text is generated, the keys and values of earlier tokens are in a cache. inference.attention attends to them: it
-comes as Megatron's argument packed_seq_params, which every layer hands on unread (CachedAttention).
+Megatron's argument packed_seq_params, which every layer hands on unread, brings what attends in another way. While text
+is generated, the keys and values of earlier tokens are in a cache: inference.attention attends to them
+(CachedAttention). With data.document_mask a token sees its own document alone (model.documents).
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
+from gpt4moe.model.documents import PackedDocuments, QueryChunk, all_at_once, one_by_one
 from gpt4moe.parallel.collectives import AllGather
 from gpt4moe.parallel.placement import sequence_chunks
 
@@ -61,24 +63,44 @@ class SdpaAttention(nn.Module):
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-        packed_seq_params: CachedAttention | None = None, **_: Any,
+        packed_seq_params: CachedAttention | PackedDocuments | None = None, **_: Any,
     ) -> Tensor:  # fmt: skip
         """query [S/cp, B, N, D], key and value [S/cp, B, G, D] with G dividing N -> [S/cp, B, N*D]."""
         assert attention_mask is None, "training is causal over whole sequences"
+        if isinstance(packed_seq_params, PackedDocuments):
+            return self._by_document(query, key, value, packed_seq_params.chunks)
         if packed_seq_params is not None:
             return packed_seq_params.attend(
                 self.layer_number, query, key, value, scale=self.softmax_scale, causal=self._attend
             )
         if self.cp.size() == 1:
             return self._attend(query, key, value)
-        key, value = self._whole(torch.cat((key, value), dim=-1)).chunk(2, dim=-1)
+        key, value = self._whole(key, value)
         size = query.shape[0] // 2
         ends = [(chunk + 1) * size for chunk in sequence_chunks(self.cp.size(), self.cp.rank())]
         parts = [self._attend(q, key[:end], value[:end]) for q, end in zip(query.chunk(2), ends, strict=True)]
         return torch.cat(parts)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of queries that stand at the last positions of the keys; each sees the keys up to its own."""
+    def _by_document(self, query: Tensor, key: Tensor, value: Tensor, chunks: list[QueryChunk]) -> Tensor:
+        if self.cp.size() > 1:
+            key, value = self._whole(key, value)
+        parts = []
+        for q, chunk in zip(query.chunk(len(chunks)), chunks, strict=True):
+            if chunk.is_plain:
+                parts.append(self._attend(q, key[: chunk.stop], value[: chunk.stop]))
+            elif _flash_takes(*(x.permute(1, 2, 0, 3) for x in (q, key, value))):
+                parts.append(all_at_once(q, key, value, chunk, self.softmax_scale))
+            else:
+                attend = partial(self._attend, part_of=(len(q), chunk.stop))
+                parts.append(one_by_one(q, key, value, chunk, attend))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, part_of: tuple[int, int] | None = None) -> Tensor:
+        """Attention of queries that stand at the last positions of the keys; each sees the keys up to its own.
+
+        Args:
+            part_of: queries and keys of the chunk that these are a part of, whose mask serves.
+        """
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         num_queries, num_keys = q.shape[2], k.shape[2]
         if num_queries < num_keys and _flash_takes(q, k, v):
@@ -88,19 +110,24 @@ class SdpaAttention(nn.Module):
             out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, scale=self.softmax_scale)[0]
         else:
             # is_causal would put the queries at the first positions.
-            mask = _causal_mask(num_queries, num_keys, q.dtype, q.device) if num_queries < num_keys else None
+            mask = None
+            if num_queries < num_keys:
+                most_queries, most_keys = part_of or (num_queries, num_keys)
+                first = (most_keys - most_queries) - (num_keys - num_queries)
+                mask = _causal_mask(most_queries, most_keys, q.dtype, q.device)
+                mask = mask[:num_queries, first : first + num_keys]
             out = torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
-    def _whole(self, x: Tensor) -> Tensor:
-        """The rows of all ranks in the order of the sequence: [S/cp, ...] -> [S, ...]."""
+    def _whole(self, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Those of all ranks in the order of the sequence: [S/cp, ...] -> [S, ...]."""
         cp = self.cp.size()
-        chunks = AllGather.apply(x, self.cp).chunk(2 * cp)
+        chunks = AllGather.apply(torch.cat((key, value), dim=-1), self.cp).chunk(2 * cp)
         held = [chunk for rank in range(cp) for chunk in sequence_chunks(cp, rank)]
-        return torch.cat([chunks[held.index(chunk)] for chunk in range(2 * cp)])
+        return torch.cat([chunks[held.index(chunk)] for chunk in range(2 * cp)]).chunk(2, dim=-1)
 
 
 def _flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -22,13 +22,15 @@ from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
+from gpt4moe.model.documents import by_transformer_engine
 from gpt4moe.model.linear import ColumnLinear, RowLinear
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 
 
 def _transformer_engine_attention() -> Any:
-    return importlib.import_module("megatron.core.extensions.transformer_engine").TEDotProductAttention
+    module = importlib.import_module("megatron.core.extensions.transformer_engine")
+    return by_transformer_engine(module.TEDotProductAttention)
 
 
 def _apex_norm() -> type[nn.Module]:

@@ -63,7 +63,7 @@ class Objective(Protocol):
         """The named arguments of the model's forward call (Megatron's GPTModel.forward), on every pipeline stage.
 
         With `labels` the model answers with the cross entropy of each label, [B, S/cp] fp32; without, with logits,
-        [B, S/cp, V/tp]. The step adds padding_mask itself.
+        [B, S/cp, V/tp]. The step adds padding_mask and documents itself.
 
         Args:
             batch: this rank's part under context parallelism, [B, S/cp]; the same for the batch of `losses`.

@@ -47,16 +47,38 @@ def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
         problems += grouped_product_problems(run.model, run.parallel)
     if device is not None:
         problems += _gpu_problems(run, device) if device.is_gpu else _cpu_problems(run)
-    is_ring = run.kernels.attention is AttentionKernel.transformer_engine and run.parallel.cp > 1
-    if is_ring and run.precision.dtype is Dtype.fp32:
+    if run.kernels.attention is AttentionKernel.transformer_engine:
+        problems += _transformer_engine_problems(run)
+    return problems
+
+
+def _transformer_engine_problems(run: RunConfig) -> list[Problem]:
+    problems, cp, is_fp32 = [], run.parallel.cp, run.precision.dtype is Dtype.fp32
+    if is_fp32 and (cp > 1 or run.attends_by_document):
+        what = f"parallel.cp={cp}" if cp > 1 else _documents_of(run)
+        kernels = "context parallelism" if cp > 1 else "several documents in a sequence"
         problems.append(
             Problem(
-                f"kernels.attention=transformer_engine with parallel.cp={run.parallel.cp} and precision.dtype=fp32: "
-                "its kernels for context parallelism take bf16 only.",
+                f"kernels.attention=transformer_engine with {what} and precision.dtype=fp32: its kernels for {kernels} "
+                "take bf16 only.",
                 "Set precision=bf16, or kernels.attention=sdpa.",
             )
         )
+    if cp > 1 and run.attends_by_document:
+        problems.append(
+            Problem(
+                f"kernels.attention=transformer_engine with parallel.cp={cp} and {_documents_of(run)}: it would cut "
+                "each document over the ranks, and a rank here holds two pieces of the whole sequence.",
+                "Set kernels.attention=sdpa (flash attention in bf16), parallel.cp=1, or "
+                f"{_documents_of(run).replace('true', 'false')}.",
+            )
+        )
     return problems
+
+
+def _documents_of(run: RunConfig) -> str:
+    """The setting by which samples have documents."""
+    return "data.document_mask=true" if run.data.document_mask else "data.pack=true"
 
 
 def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]:

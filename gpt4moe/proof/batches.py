@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.batch import Batch
+from gpt4moe.data.batch import Batch, places_in_documents
 
 
 def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens: int = 0) -> list[Batch]:
@@ -22,11 +22,16 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
     # A share of each sequence from nothing to all of it.
     share = torch.rand(count, micro, 1, generator=generator) ** 2
     mask = (torch.rand(count, micro, seq, generator=generator) < share).float()
+    documents = [None] * count
+    if run.attends_by_document:  # a quarter of a sequence in the mean; no label is the first token of a document
+        begins = torch.rand(count, micro, seq + 1, generator=generator) < 4 / seq
+        documents, mask = begins[..., :-1].cumsum(dim=2) - begins[..., :1].long(), mask * ~begins[..., 1:]
     positions = torch.arange(seq).expand(micro, seq)
     first, rows = (step - 1) * run.training.global_batch_size, torch.arange(micro).unsqueeze(1)
     return [
         Batch(tokens=drawn[i][:, :-1].contiguous(), labels=drawn[i][:, 1:].contiguous(), loss_mask=mask[i],
-              position_ids=positions, token_ids=(first + i * micro + rows) * seq + positions)
+              position_ids=positions if documents[i] is None else places_in_documents(documents[i]),
+              documents=documents[i], token_ids=(first + i * micro + rows) * seq + positions)
         for i in range(dp_index, count, dp)
     ]  # fmt: skip
 

@@ -132,9 +132,9 @@ class RunFolder:
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
     """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size, stage,
-    what is trained.
+    what is trained, document mask.
 
-    A stage is written only if it is not pretrain: run folders and checkpoints made before stages have none.
+    The last three are written only if they are not the default: run folders and checkpoints made before have none.
     """
     config = config_to_dict(run)
     stage: dict[str, Any] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
@@ -142,6 +142,7 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
         stage["train"] = sorted(run.stage.train)
     if run.stage.lora.rank:
         stage["lora"] = config["stage"]["lora"]
+    documents: dict[str, bool] = {"document_mask": True} if run.data.document_mask else {}
     return {
         "model": {key: value for key, value in config["model"].items() if key not in ("name", "lora")},
         "data": data_identity["data"],
@@ -149,17 +150,20 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
         "seed": run.run.seed,
         "global_batch_size": run.training.global_batch_size,
         **stage,
+        **documents,
     }
 
 
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
-    without: dict[str, Any] = {"stage": StageKind.pretrain.value, "train": [], "lora": None}
+    without: dict[str, Any] = {
+        "stage": StageKind.pretrain.value, "train": [], "lora": None, "document_mask": False,
+    }  # fmt: skip
     found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
     if not found:
         return
     named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind",
-             "train": "stage.train", "lora": "stage.lora"}  # fmt: skip
+             "train": "stage.train", "lora": "stage.lora", "document_mask": "data.document_mask"}  # fmt: skip
     shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     weights = (

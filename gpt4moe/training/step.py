@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
+from gpt4moe.model.documents import PackedDocuments
 from gpt4moe.model.parameters import moe_layers
 from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
 from gpt4moe.objectives.objective import Objective
@@ -107,7 +108,9 @@ class StepRunner:
         return result
 
     def _run_schedule(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
-        batches = [self.objective.prepare(batch, self.run.run.seed).to(self.groups.device) for batch in batches]
+        batches = [self.objective.prepare(batch, self.run.run.seed) for batch in batches]
+        documents = [self._documents(batch) for batch in batches]
+        batches = [batch.to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         num_tokens, has_padding = self._global_tokens(batches)
         numbered = has_padding or (self.draws_noise and not forward_only)
@@ -116,13 +119,13 @@ class StepRunner:
             layer.auxiliary_scale = 1 / num_micro_batches
             layer.statistics.reset()
 
-        def forward(iterator: Iterator[Batch], chunk: Any) -> tuple[Tensor, Any]:
-            batch = next(iterator)
+        def forward(iterator: Iterator[tuple[Batch, dict[str, Any]]], chunk: Any) -> tuple[Tensor, Any]:
+            batch, attention = next(iterator)
             token_ids = self._token_ids(batch, chunk) if numbered else None
-            output = chunk(**self.objective.arguments(batch), padding_mask=token_ids)
+            output = chunk(**self.objective.arguments(batch), padding_mask=token_ids, **attention)
             return output, lambda output: self._scaled_loss(output, batch, num_tokens)
 
-        iterators = [iter(batches) for _ in self.engine.chunks]
+        iterators = [zip(batches, documents, strict=True) for _ in self.engine.chunks]
         interleaved = self.groups.layout.vpp > 1
         losses = self.schedule(
             forward_step_func=forward,
@@ -134,6 +137,17 @@ class StepRunner:
             forward_only=forward_only,
         )
         return self._gathered(losses, num_tokens, num_micro_batches)
+
+    def _documents(self, batch: Batch) -> dict[str, Any]:
+        """What the layers of every stage are told of a micro-batch's documents; nothing where it has none.
+
+        Args:
+            batch: whole sequences on the CPU.
+        """
+        if batch.documents is None:
+            return {}
+        cp, cp_index = self.groups.layout.cp, self.groups.coordinate["cp"]
+        return {"packed_seq_params": PackedDocuments.of(batch.documents, self.groups.device, cp=cp, cp_index=cp_index)}
 
     def _global_tokens(self, batches: list[Batch]) -> tuple[float, bool]:
         """The token count of the global batch, and whether any rank has padding. Collective over dp.

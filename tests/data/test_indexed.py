@@ -32,6 +32,28 @@ def test_megatrons_files_are_read_token_by_token(tmp_path: Path, vocab_size: int
     assert ours.tokens.tolist() == [token for document in DOCUMENTS for token in document]
 
 
+def test_a_token_is_found_in_its_document(tmp_path: Path) -> None:
+    index = IndexedTokens(written(tmp_path)).index
+    assert [index.document_at(token) for token in range(12)] == [
+        (number, place) for number, document in enumerate(DOCUMENTS) for place in range(len(document))
+    ]
+    for first in range(12):
+        for last in range(first, 13):
+            assert index.starts(first, last).tolist() == [start for start in (0, 4, 6) if first <= start < last]
+
+
+def test_documents_without_tokens_are_passed_over(tmp_path: Path) -> None:
+    prefix = tmp_path / "gaps"
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for lengths in ([], [2], [], [1, 2], []):
+        builder.add_document(torch.arange(sum(lengths)), lengths)
+    builder.finalize(f"{prefix}.idx")
+    index = IndexedTokens(prefix).index
+    assert [index.document_at(token) for token in range(5)] == [(1, 0), (1, 1), (3, 0), (3, 1), (3, 2)]
+    assert sorted(set(index.starts(0, 5).tolist())) == [0, 2]
+    assert index.starts(3, 5).tolist() == []
+
+
 def test_documents_of_several_sequences_are_read_whole(tmp_path: Path) -> None:
     prefix = tmp_path / "chat"
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)

@@ -3,12 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
 from gpt4moe.data.loader import build_data
+from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import ConfigError, DataError
 from tests.data.conftest import SEQ_LENGTH, shard, small_run
 
@@ -103,3 +105,16 @@ def test_an_unknown_held_out_source_is_refused(data_folder: Path) -> None:
         build_data(small_run(data_folder, "++data.validation.gamma=1"))
     with pytest.raises(ConfigError, match=r"data\.validation has no share above 0"):
         small_run(data_folder, "++data.validation.beta=0")
+
+
+def test_samples_have_the_documents_of_their_files(data_folder: Path, tokenizer: Tokenizer) -> None:
+    plain, parted = (build_data(small_run(data_folder, f"data.document_mask={mask}")) for mask in ("false", "true"))
+    for of_plain, of_parted in ((plain.train, parted.train), (plain.validation, parted.validation)):
+        for n in range(30):
+            sample, whole = of_parted.sample(n), of_plain.sample(n)
+            np.testing.assert_array_equal(sample.tokens, whole.tokens)
+            is_last = sample.tokens[:-1] == tokenizer.eos_id
+            assert sample.documents is not None and whole.documents is None
+            np.testing.assert_array_equal(sample.documents, np.cumsum(is_last) - is_last)
+            np.testing.assert_array_equal(sample.loss_mask, ~is_last)
+            assert sample.source_index == whole.source_index and whole.loss_mask.all()

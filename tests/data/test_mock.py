@@ -83,3 +83,17 @@ def test_validation_speaks_the_language_of_training() -> None:
         return {first: Counter(b for a, b in pairs if a == first).most_common(1)[0][0] for first in range(4)}
 
     assert likely("train") == likely("valid")
+
+
+def test_documents_change_no_token_and_are_a_quarter_of_a_sample_in_the_mean() -> None:
+    plain, parted = SMALL, MockSamples(vocab_size=64, seq_length=128, seed=1, by_document=True)
+    counts = []
+    for n in range(100):
+        sample = parted.sample(n)
+        np.testing.assert_array_equal(sample.tokens, plain.sample(n).tokens)
+        assert sample.documents is not None
+        assert sample.documents[0] == 0 and set(np.diff(sample.documents)) <= {0, 1}
+        np.testing.assert_array_equal(np.diff(sample.documents) == 0, sample.loss_mask[:-1] == 1)
+        counts.append(1 + int(sample.documents[-1]))
+    assert 4 < np.mean(counts) < 6
+    assert plain.sample(0).documents is None

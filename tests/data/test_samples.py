@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpt4moe.data.batch import stack
-from gpt4moe.data.samples import num_samples, packed_sample
+from gpt4moe.data.samples import in_documents, num_samples, packed_sample
 
 STREAM = np.arange(100, 123, dtype=np.uint16)
 
@@ -25,6 +25,17 @@ def test_a_batch_has_labels_shifted_by_one_and_counts_every_one() -> None:
     assert batch.labels.tolist() == [[101, 102, 103, 104], [109, 110, 111, 112]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
     assert batch.loss_mask.tolist() == [[1.0] * 4] * 2
+
+
+def test_the_first_token_of_a_document_is_not_predicted() -> None:
+    begins = np.array([False, False, True, True, False])
+    sample = in_documents(packed_sample(STREAM, 1, 4), begins)
+    assert sample.documents is not None and sample.documents.dtype == np.int32
+    assert sample.documents.tolist() == [0, 0, 1, 2]
+    assert sample.loss_mask.tolist() == [1.0, 0.0, 0.0, 1.0]
+    at_both_ends = in_documents(packed_sample(STREAM, 1, 4), np.array([True, False, False, False, True]))
+    assert at_both_ends.documents is not None and at_both_ends.documents.tolist() == [0] * 4
+    assert at_both_ends.loss_mask.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_a_sample_beyond_the_end_is_refused() -> None:

@@ -60,6 +60,26 @@ def test_any_stretch_is_that_of_the_stream(
     assert tokens[start:stop].tolist() == expected[start:stop]
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_in_any_stretch_documents_begin_behind_an_eos(
+    folder: Path, shards: list[Shard], expected: list[int], tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    tokens = ShardedTokens(folder, shards)
+    start = data.draw(st.integers(0, len(expected)))
+    stop = data.draw(st.integers(start, min(len(expected), start + 3 * shards[0].tokens)))
+    behind_eos = [place == 0 or expected[place - 1] == tokenizer.eos_id for place in range(start, stop)]
+    assert tokens.begins(slice(start, stop)).tolist() == behind_eos
+
+
+def test_an_index_of_other_data_is_found_when_documents_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (shard,) = write_split(tmp_path / "train", TEXTS, tokenizer, lambda amount: None)
+    write_split(tmp_path / "other", ["more", *TEXTS[1:]], tokenizer, lambda amount: None)
+    (tmp_path / "train-00000.idx").write_bytes((tmp_path / "other-00000.idx").read_bytes())
+    with pytest.raises(DataError, match=r"train-00000.idx is of other data: it has 300 documents"):
+        ShardedTokens(tmp_path, [shard]).begins(slice(0, 10))
+
+
 def test_a_place_is_found_in_its_shard(folder: Path, shards: list[Shard]) -> None:
     tokens = ShardedTokens(folder, shards)
     first = shards[0].tokens

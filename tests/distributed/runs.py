@@ -3,6 +3,7 @@
 descent  5 clipped steps of plain descent, fp32      gradients, norms, weights
 three    3 steps of AdamW, fp32                      weights; what bf16 is held to
 adamw    20 steps of AdamW, fp32                     losses and norms
+documents  2 clipped steps of descent, documents     as descent
 rounded  3 steps of AdamW in bf16; one process        everything, by proof.bf16
          draws its rounding several times
 """
@@ -21,6 +22,7 @@ RATE = 0.05
 """Of descent."""
 STEPS = 20
 BF16 = ("precision=bf16",)
+DOCUMENTS = "data.document_mask=true"
 Runs = dict[str, Outcome]
 
 
@@ -46,6 +48,7 @@ def _runs(world_size: int, overrides: tuple[str, ...]) -> Runs:
         "descent": Phase(run=exact, steps=5, descent=RATE),
         "three": Phase(run=exact, steps=3, every_gradient=True),
         "adamw": Phase(run=exact, steps=STEPS),
+        "documents": Phase(run=load_run_config([*BASE, *overrides, DOCUMENTS]), steps=2, descent=RATE),
     }
     return outcomes(world_size, phases | rounded_phases(world_size, overrides))
 

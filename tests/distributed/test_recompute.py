@@ -25,6 +25,7 @@ KINDS = {
     "full": ("parallel.recompute=full",),
     PARTIAL: ("parallel.recompute=full", "parallel.recompute_layers=1"),
 }
+WITH_DOCUMENTS = ("selective", "full", PARTIAL)
 # Drops, both auxiliary losses and noise on: each is decided once, or decided again and equal.
 DROPS = ("model.moe.router.capacity_factor=0.8", "model.moe.router.input_jitter=0.1")
 
@@ -34,12 +35,24 @@ def ran(layout: str) -> dict[str, Outcome]:
     """Every kind, and without."""
     case = LAYOUTS[layout]
     kinds = {kind: (*case.overrides, *DROPS, *recompute) for kind, recompute in {**KINDS, "none": ()}.items()}
+    kinds |= {f"{kind}, documents": (*kinds[kind], "data.document_mask=true") for kind in (*WITH_DOCUMENTS, "none")}
     return descents(case.world_size, kinds, steps=2, rate=0.05)
 
 
-@pytest.mark.parametrize(("kind", "layout"), [*((kind, "tp2-pp2-ep2") for kind in KINDS), ("selective", "cp2")])
-def test_recompute_changes_no_bit_of_losses_gradients_weights_and_counts(kind: str, layout: str) -> None:
-    got, want = ran(layout)[kind], ran(layout)["none"]
+SHOWN = [*((kind, "tp2-pp2-ep2") for kind in KINDS), ("selective", "cp2")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "documents"),
+    [
+        *((kind, layout, "") for kind, layout in SHOWN),
+        *((kind, layout, ", documents") for kind, layout in SHOWN if kind in WITH_DOCUMENTS),
+    ],
+)
+def test_recompute_changes_no_bit_of_losses_gradients_weights_and_counts(
+    kind: str, layout: str, documents: str
+) -> None:
+    got, want = ran(layout)[kind + documents], ran(layout)[f"none{documents}"]
     assert got.losses == want.losses and got.norms == want.norms
     for ours, kept in ((got.gradients, want.gradients), (got.weights, want.weights)):
         for name, value in kept.items():

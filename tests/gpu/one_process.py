@@ -1,4 +1,4 @@
-"""What test_gpu.py compares, on whatever device torch sees: `python -m tests.gpu.one_process layer|steps DTYPE KERNEL`.
+"""What test_gpu.py compares, on whatever device torch sees: `python -m tests.gpu.one_process WHAT DTYPE KERNEL`.
 
 The last line of stdout is JSON: the device, and lists of numbers by name.
 """
@@ -17,6 +17,8 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.training import ExpertKernel
 from gpt4moe.data.prefetch import Prefetch
+from gpt4moe.model.attention import SdpaAttention
+from gpt4moe.model.documents import PackedDocuments
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.moe.layer import ExpertParallelMLP
@@ -74,13 +76,30 @@ def steps(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str
     return result
 
 
+def documents(groups: ProcessGroups, dtype: Dtype, kernel: ExpertKernel) -> dict[str, list[float]]:
+    """Output and gradients of attention inside documents, of whole rows and of the last of four chunks of queries."""
+    attention = SdpaAttention(None, 1, pg_collection=SimpleNamespace(cp=groups.megatron.cp), softmax_scale=0.2)
+    rows = torch.tensor([[0] * 37 + [1] * 3 + [2] * 88, [0] * 128])
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.randn(128, 2, heads, 64, generator=generator).to(groups.device, TORCH_DTYPES[dtype]).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    found = {"whole": attention(*parts, None, packed_seq_params=PackedDocuments.of(rows, groups.device))}
+    (_, last) = PackedDocuments.of(rows, groups.device, cp=2).chunks
+    found["chunk"] = attention._by_document(parts[0][96:], *parts[1:], [last])
+    gradients = torch.autograd.grad(sum(out.float().square().sum() for out in found.values()), parts)
+    found |= dict(zip(("query", "key", "value"), gradients, strict=True))
+    return {name: value.detach().float().flatten().tolist() for name, value in found.items()}
+
+
 def main(what: str, dtype: str, kernel: str) -> None:
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     environment = Environment(rank=0, world_size=1, local_rank=0, master=None, source="test")
     with world(environment) as device:
         groups = ProcessGroups.create(Layout.from_config(ParallelConfig(), 1), 0, device, seed=1)
-        compute: Any = {"layer": layer, "steps": steps}[what]
+        compute: Any = {"layer": layer, "steps": steps, "documents": documents}[what]
         print(json.dumps({"device": device.type} | compute(groups, Dtype(dtype), ExpertKernel(kernel))))
 
 

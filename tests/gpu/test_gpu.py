@@ -77,3 +77,12 @@ def test_training_steps_in_bf16_are_finite_and_near_fp32() -> None:
     got, wanted = _on("cuda", "steps", "bf16", "auto"), _on("cpu", "steps", "fp32", "auto")
     assert got["losses"] == pytest.approx(wanted["losses"], rel=2e-2)
     assert all(0 < norm < float("inf") for norm in got["norms"])
+
+
+def test_attention_inside_documents_equals_the_cpus() -> None:
+    """In bf16 by one call of flash attention, in fp32 by a call for each document."""
+    wanted = _on("cpu", "documents", "fp32", "auto")
+    for dtype, most in (("fp32", 1e-5), ("bf16", 2e-2)):
+        got = _on("cuda", "documents", dtype, "auto")
+        for name, values in wanted.items():
+            assert _distance(got[name], values) < most, (dtype, name)

@@ -66,6 +66,8 @@ CASES = {
     "group_limited, everything recomputed": (
         EP2, f"router@{ROUTER}=group_limited", "parallel.recompute=full", f"{ROUTER}.input_jitter=0.1",
     ),
+    "documents": (TWO_LAYERS, "data.document_mask=true"),
+    "documents, cp2, selective": ("data.document_mask=true", "parallel.cp=2", "parallel.recompute=selective"),
     "padding": (EP2, "model.moe.shared_expert_ffn_hidden_size=48"),
     "padding, drops, experts recomputed": (
         "parallel.tp=2", "parallel.cp=2", EP2, f"{ROUTER}.capacity_factor=1.25", "parallel.recompute=moe",

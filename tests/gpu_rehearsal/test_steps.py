@@ -104,6 +104,15 @@ def test_bf16_attention_is_flash(rehearsed: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def test_documents_are_one_call_of_flash_attention_and_a_part_of_its_work(rehearsed: dict[str, Any]) -> None:
+    """Four documents of equal length in a sequence, with the host waits of a run without documents."""
+    parted, whole = rehearsed["documents"], rehearsed["one process"]
+    assert parted["attention"] == whole["attention"] == {"flash": 2 * 2}
+    assert parted["parts"]["attention"]["flops"] * 4 == whole["parts"]["attention"]["flops"]
+    assert parted["counts"]["host_syncs"] == whole["counts"]["host_syncs"]
+    assert list(rehearsed["documents, cp2, selective"]["attention"]) == ["flash"]
+
+
 def test_a_generated_token_is_one_wait_for_the_gpu(rehearsed: dict[str, Any]) -> None:
     syncs = rehearsed["generation"]["counts"]["host_syncs"]
     assert sum(syncs.values()) == 3 and all("gpt4moe/inference/" in place for place in syncs)

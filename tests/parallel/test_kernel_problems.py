@@ -21,6 +21,7 @@ from gpt4moe.training import launch
 
 CPU, GPU, OLD = DeviceKind(is_gpu=False), DeviceKind(is_gpu=True), DeviceKind(is_gpu=True, capability=(7, 5))
 TE, APEX, GROUPED = "kernels.attention=transformer_engine", "kernels.norm=apex", "kernels.experts=grouped_mm"
+DOCUMENTS = "data.document_mask=true"
 BF16, WIDE, ODD = "precision=bf16", "model.head_dim=320", "model.moe.ffn_hidden_size=100"
 
 
@@ -47,6 +48,10 @@ def run_of(*overrides: str) -> RunConfig:
         ((TE, APEX, BF16), GPU, None, None),
         ((TE, "parallel.cp=2"), GPU, r"parallel.cp=2 and precision.dtype=fp32", "precision=bf16"),
         ((TE, "parallel.cp=2", BF16), GPU, None, None),
+        ((TE, BF16, DOCUMENTS), GPU, None, None),
+        ((TE, DOCUMENTS), GPU, r"document_mask=true and precision.dtype=fp32", "precision=bf16"),
+        ((TE, BF16, DOCUMENTS, "parallel.cp=2"), None, r"cp=2 and data.document_mask=true", "attention=sdpa"),
+        ((BF16, DOCUMENTS, "parallel.cp=2"), GPU, None, None),
         # bf16
         ((BF16,), OLD, r"bf16 on a GPU of compute capability 7\.5", "precision=fp32"),
         ((), OLD, None, None),

@@ -9,9 +9,9 @@ from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
 
-def test_the_model_equals_mixtral_in_logits_and_loss_and_gradients() -> None:
+def test_the_model_equals_mixtral_in_logits_and_loss_and_gradients_also_in_documents() -> None:
     (differences,) = run_ranks(1, _against_mixtral)
-    assert len(differences) == 2 + 3 + 2 * 9  # logits, loss; embedding, norm, head; nine a layer
+    assert len(differences) == 2 * (2 + 3 + 2 * 9)  # logits, loss; embedding, norm, head; nine a layer
     # fp32 through two layers and a softmax over the vocabulary, sums in another order. A wrong angle of the rotary
     # embedding, a swapped gate and up or an epsilon would show at 1e-3 and more.
     assert max(differences.values()) < 1e-5, differences
@@ -19,6 +19,8 @@ def test_the_model_equals_mixtral_in_logits_and_loss_and_gradients() -> None:
 
 def _against_mixtral(environment: Environment) -> dict[str, float]:
     from gpt4moe.config.load import load_run_config
+    from gpt4moe.data.batch import places_in_documents
+    from gpt4moe.model.documents import PackedDocuments
     from gpt4moe.model.gpt import build_model
     from tests.distributed.case import BASE
     from tests.moe.case import rank_groups, relative
@@ -33,20 +35,28 @@ def _against_mixtral(environment: Environment) -> dict[str, float]:
                 parameter.copy_(value if rows is None else value[rows])
         tokens = torch.randint(0, run.model.vocab_size, (3, 17), generator=torch.Generator().manual_seed(7))
         inputs, labels = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        positions = torch.arange(16).expand(3, 16)
-        logits = ours(inputs, positions, None)
-        loss = ours(inputs, positions, None, labels=labels).mean()
-        loss.backward()
-        wanted = theirs(inputs).logits
-        wanted_loss = nn.functional.cross_entropy(wanted.flatten(0, 1), labels.flatten())
-        wanted_loss.backward()
-        differences = {
-            "logits": relative(logits.detach(), wanted.detach()),
-            "loss": relative(loss.item(), wanted_loss.item()),
-        }
-        for name, (value, parameter, rows) in pairs.items():
-            gradient = value.grad if rows is None else value.grad[rows]
-            differences[name] = relative(gradient, parameter.grad)
+        documents = torch.tensor([[0] * 5 + [1] * 11, [0] * 16, [0] + [1] * 6 + [2] * 9])
+        differences = {}
+        for parted in (None, documents):
+            packed = {} if parted is None else {"packed_seq_params": PackedDocuments.of(parted, groups.device)}
+            # What tells transformers of several documents in a row.
+            positions = torch.arange(16).expand(3, 16) if parted is None else places_in_documents(parted)
+            ours.zero_grad()
+            theirs.zero_grad()
+            logits = ours(inputs, positions, None, **packed)
+            loss = ours(inputs, positions, None, labels=labels, **packed).mean()
+            loss.backward()
+            wanted = theirs(inputs, position_ids=positions, use_cache=False).logits  # with a cache it would not look
+            wanted_loss = nn.functional.cross_entropy(wanted.flatten(0, 1), labels.flatten())
+            wanted_loss.backward()
+            found = {
+                "logits": relative(logits.detach(), wanted.detach()),
+                "loss": relative(loss.item(), wanted_loss.item()),
+            }
+            for name, (value, parameter, rows) in pairs.items():
+                gradient = value.grad if rows is None else value.grad[rows]
+                found[name] = relative(gradient, parameter.grad)
+            differences |= found if parted is None else {f"{name}, documents": value for name, value in found.items()}
         return differences
 
 

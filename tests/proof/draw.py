@@ -1,5 +1,5 @@
 """A random run and layout from a seed: meshes, stages, patterns, experts, routers, precision, engine,
-recompute, padding.
+recompute, padding, documents.
 
 What is drawn is asked of the configuration's own checks and of parallel.legality, and drawn again until both agree: a
 refused combination is no test, an accepted one is a promise.
@@ -40,11 +40,14 @@ class Draw:
 def draw(seed: int) -> Draw:
     """The same for the same seed, as long as the rules of what is legal stay the same."""
     rng = random.Random(seed)
+    # A generator of its own: the layouts of all seeds stay those that they were before there were documents.
+    documents = ("data.document_mask=true",) if random.Random(f"documents {seed}").random() < 0.3 else ()
     while True:
         world_size = rng.choice((2, 4, 4, 4, 4, 6, 8))
         overrides, is_padded = proposal(rng, world_size), rng.random() < 0.3
         if is_padded:
             overrides = (*overrides, FULL_BATCH)
+        overrides = (*overrides, *documents)
         try:
             run = load_run_config([*BASE, *overrides])
             require_legal(run.model, run.parallel, run.training, world_size)

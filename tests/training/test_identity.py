@@ -30,6 +30,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["model.moe.router.load_balancing_coefficient=0.5"], ["load_balancing_coefficient 0.01, now 0.5"]),
         (["run.seed=7"], ["run.seed 1234, now 7"]),
         (["training.global_batch_size=16"], ["training.global_batch_size 8, now 16"]),
+        (["data.document_mask=true"], ["data.document_mask False, now True"]),
         (["data=demo", "data.path=CORPUS"], ["data mock, now ", "tokenizer none, now "]),
         (["data.tokenizer=CORPUS/tokenizer.json"], ["tokenizer none, now "]),
     ],
@@ -56,7 +57,7 @@ def test_another_stage_is_another_run_and_pretraining_needs_no_name(
     folder = RunFolder.of(run)
     folder.path.mkdir()
     folder.freeze(run, data)
-    assert "stage" not in folder.read_identity()  # as in run folders made before there were stages
+    assert not {"stage", "document_mask"} & set(folder.read_identity())  # as in run folders made before there were any
     folder.check_identity(run, data)
     tuned = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
     tuned.stage.kind = Tuning.tune  # type: ignore[assignment]
