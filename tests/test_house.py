@@ -19,9 +19,9 @@ from tests import where
 ROOT = Path(__file__).resolve().parents[1]
 STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
-    "chat": 3, "objectives": 3, "model": 3, "checkpoint": 4, "resilience": 4, "runlog": 4, "pages": 5, "operations": 5,
-    "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6, "rehearsal": 6, "gpu_rehearsal": 6,
-    "evaluation": 6, "serving": 6, "train": 7, "refinement": 7,
+    "chat": 3, "objectives": 3, "model": 3, "corpus": 3, "checkpoint": 4, "resilience": 4, "runlog": 4,
+    "pages": 5, "operations": 5, "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6,
+    "rehearsal": 6, "gpu_rehearsal": 6, "evaluation": 6, "serving": 6, "train": 7, "refinement": 7,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors and config are open to all).
 NARROW = {
@@ -30,7 +30,7 @@ NARROW = {
     "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "parallel"},
     "resilience": {"parallel"},
     "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
-    "objectives": {"data"},
+    "objectives": {"data"}, "corpus": {"data"},
     "training": {
         "architecture", "model", "moe", "objectives", "data", "checkpoint", "resilience", "runlog", "parallel",
     },
@@ -49,12 +49,16 @@ THIRD_PARTY = {
     "wandb": ["gpt4moe/runlog/wandb_run.py"], "wandb_workspaces": ["gpt4moe/runlog/wandb_workspace.py"],
     "starlette": ["gpt4moe/serving/http.py"], "uvicorn": ["gpt4moe/serving/http.py"],
     "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
+    "orjson": ["gpt4moe/corpus/records.py"], "pyarrow": ["gpt4moe/corpus/records.py"],
+    "zstandard": ["gpt4moe/corpus/records.py"],
+    "gigatoken": ["gpt4moe/corpus/encoder.py"], "sentencepiece": ["gpt4moe/corpus/foreign.py"],
+    "tiktoken": ["gpt4moe/corpus/foreign.py"],
     "lm_eval": ["gpt4moe/evaluation/harness.py"], "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip
 TORCH_FREE = [
     "errors", "config/*", "parallel/layout", "parallel/placement", "parallel/legality", "parallel/support_table",
     "architecture/*", "pipeline/*", "planner/*", "moe/statistics", "runlog/[!w]*", "operations/*", "launch/checks_*",
-    "convert/[!p]*", "convert/pr*", "convert/pu*",
+    "convert/[!p]*", "convert/pr*", "convert/pu*", "corpus/*",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@
     overview.py     what a run reads of each source, also of a plan
     register.py     files of Megatron-LM as a source
     command.py      what tools/mixture.py answers
+    progress.py     bar of bytes, MB/s and the time that is left
     lookup.py       where sample n comes from; are the files whole?
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n

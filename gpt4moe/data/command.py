@@ -2,20 +2,19 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.overview import overview
+from gpt4moe.data.progress import byte_bar
 from gpt4moe.data.register import register
 from gpt4moe.errors import ConfigError
 
@@ -72,7 +71,7 @@ def _verify(words: list[str]) -> Answer:
     shards = list(all_shards(catalogue))
     total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards)
     problems: list[str] = []
-    with _bar("verify", total) as advance:
+    with byte_bar("verify", total) as advance:
         for source, shard in shards:
             problems += verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)
     facts = {"shards": len(shards), "bytes": total, "problems": problems}
@@ -109,12 +108,3 @@ def _named(text: str) -> tuple[str, list[Path]]:
     if not name or not paths:
         raise ConfigError(f"{text!r} is not NAME=PATH.", "Write --source web=folder/web_text_document.")
     return name, [Path(path) for path in paths.split(",")]
-
-
-@contextmanager
-def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    named, bar = TextColumn("{task.description}"), BarColumn()
-    columns = (named, bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda amount: progress.advance(task, amount)

@@ -1,6 +1,8 @@
 """Writes into a data folder: a source is moved in place when it is whole, the folder's manifest comes last."""
 
+import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,16 +36,35 @@ def vocabulary_of(folder: Path, tokenizer: Tokenizer, tokenizer_path: Path) -> D
 def new_source(folder: Path) -> Iterator[Path]:
     """An empty folder to write a source into; without an error it takes the place of an older one at the end. Do not
     replace a source that a run reads: it opens shards when it comes to them."""
-    if folder.name.startswith(".") or not folder.name:
-        raise DataError(f"{folder.name!r} cannot name a source.", "Begin it with a letter or a digit.")
+    require_source_name(folder.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         new = Path(beside) / "new"
         new.mkdir()
         yield new
-        if folder.exists():
-            os.replace(folder, Path(beside) / "old")
-        os.replace(new, folder)
+        move_in_place(new, folder, Path(beside) / "old")
+
+
+def move_in_place(new: Path, folder: Path, old: Path) -> None:
+    """A source that is whole takes the place of an older one, which becomes `old`."""
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+
+
+def require_source_name(name: str) -> None:
+    """Raises: DataError for a name that would not be a folder of its own within the data folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise DataError(
+            f"{name!r} cannot name a source: it names a folder within the data folder.",
+            "Write a letter or digit, then at most 99 letters, digits, dots, - and _, for example web-2024.",
+        )
+
+
+def held_out(document: str | bytes, share: float) -> bool:
+    """Whether a document is held out: by its hash, so that copies of it are all in the same split."""
+    data = document.encode() if isinstance(document, str) else document
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < share * 2.0**64
 
 
 def finish_folder(folder: Path, manifest: DataManifest, tokenizer_path: Path) -> None:

@@ -9,6 +9,9 @@ from gpt4moe.data.indexed import DTYPES, HEADER, MAGIC
 from gpt4moe.data.manifest import Shard
 from gpt4moe.data.shards import describe
 
+_STRETCH = 1 << 20
+"""Documents whose offsets are in memory at once."""
+
 
 def token_dtype(vocab_size: int) -> "np.dtype[np.integer]":
     """That a token of such a vocabulary is stored in, as Megatron chooses it."""
@@ -41,15 +44,27 @@ class PairWriter:
     def finish(self) -> Shard:
         """Writes .idx and .sums. Returns: the manifest's entry."""
         self._stream.close()
-        lengths: NDArray[np.int32] = np.array(self.lengths, dtype="<i4")
-        ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
-        code = next(code for code, name in DTYPES.items() if np.dtype(name) == self.dtype)
-        count = len(lengths)
-        with self.prefix.with_name(f"{self.prefix.name}.idx").open("wb") as stream:
-            stream.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
-            for part in (lengths, ends - lengths * self.dtype.itemsize, np.arange(count + 1, dtype="<i8")):
-                stream.write(part.tobytes())
+        write_index(self.prefix.with_name(f"{self.prefix.name}.idx"), np.array(self.lengths, dtype="<i8"), self.dtype)
         return describe(
             self.prefix, self.prefix.with_name(f"{self.prefix.name}.sums"), file=self.prefix.name,
-            documents=count, tokens=self.num_tokens, dtype=self.dtype.name,
+            documents=len(self.lengths), tokens=self.num_tokens, dtype=self.dtype.name,
         )  # fmt: skip
+
+
+def write_index(path: Path, lengths: NDArray[np.int64], dtype: "np.dtype[np.integer]") -> None:
+    """The .idx of documents that follow one another.
+
+    Args:
+        lengths: tokens of each document.
+        dtype: of a token.
+    """
+    code, count, before = next(code for code, name in DTYPES.items() if np.dtype(name) == dtype), len(lengths), 0
+    with path.open("wb") as stream:
+        stream.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
+        stream.write(lengths.astype("<i4").tobytes())
+        for start in range(0, count, _STRETCH):
+            part = lengths[start : start + _STRETCH]
+            stream.write(((np.cumsum(part) - part + before) * dtype.itemsize).astype("<i8").tobytes())
+            before += int(part.sum())
+        for start in range(0, count + 1, _STRETCH):
+            stream.write(np.arange(start, min(count + 1, start + _STRETCH), dtype="<i8").tobytes())

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class SourceManifest:
     valid: Sequence[Shard]
     masks: dict[str, Sequence[Shard]] = field(default_factory=dict)
     """Of conversations: split -> a shard for each one of its tokens, a byte a token; 1: it is trained. Else empty."""
+    text: Mapping[str, Any] | None = None
+    """What is known of the text (gpt4moe/corpus/result.py): documents, inputs and their hashes, what was removed."""
 
     @classmethod
     def read(cls, folder: Path) -> "SourceManifest":
@@ -130,8 +132,9 @@ def _foreign(folder: Path, error: Exception) -> DataError:
 
 def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
     content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
-    if not content.get("masks"):  # text has none: its manifest is as before there were conversations
-        content.pop("masks", None)
+    for key in ("masks", "text"):  # a source that has none has a manifest without the key
+        if not content.get(key):
+            content.pop(key, None)
     write_json(folder / MANIFEST_NAME, content)
 
 

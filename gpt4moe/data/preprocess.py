@@ -1,10 +1,10 @@
 """Documents -> a source of a data folder: shards of .bin/.idx by Megatron's own builder, then the source's manifest.
 
-{"text": ...} lines --read_jsonl--> documents --tokenizer, EOS--> shards --all written--> manifest.json
+documents --tokenizer, EOS--> shards --all written--> manifest.json
+
+For documents that a program holds, as the demo does. A user's files go through gpt4moe/corpus, to the same bytes.
 """
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
+from gpt4moe.data.folder import finish_folder, new_source, require_source_name, vocabulary_of
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.shards import describe
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
@@ -51,6 +51,8 @@ def write_data_folder(
     Raises: DataError for a bad tokenizer, another one than the folder's, and for a split without a document. Sources
     that come before it are written then.
     """
+    for name in sources:
+        require_source_name(name)
     tokenizer = load_tokenizer(tokenizer_path)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path)
     for name, text in sources.items():
@@ -122,48 +124,6 @@ class _ShardWriter:
             self.prefix, self.prefix.with_suffix(".sums"), file=self.prefix.name,
             documents=self.num_documents, tokens=self.num_tokens, dtype=self.dtype.name,
         )  # fmt: skip
-
-
-def read_jsonl(paths: list[Path]) -> Iterator[str]:
-    """The "text" of each line, file after file.
-
-    Raises: DataError naming file and line of a line that is not {"text": "..."}.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield _text_of(line, f"{path}:{number}")
-
-
-def jsonl_source(paths: list[Path], *, held_out_share: float, licence: str) -> SourceText:
-    """A source of JSON lines; the files are read twice, once for each split."""
-    return SourceText(
-        train=(text for text in read_jsonl(paths) if not held_out(text, held_out_share)),
-        valid=(text for text in read_jsonl(paths) if held_out(text, held_out_share)),
-        licence=licence,
-        description=", ".join(path.name for path in paths),
-    )
-
-
-def held_out(document: str, share: float) -> bool:
-    """Whether a document is held out: by its hash, so that copies of it are all in the same split."""
-    digest = hashlib.sha256(document.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
-
-
-def _text_of(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{where} is no {{"text": ...}} object.', "Write one JSON object with a text a line."
-        ) from error
-    if not isinstance(text, str):
-        raise DataError(f"{where} has a text that is no string.", "Write one JSON object with a text a line.")
-    return text
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
+from gpt4moe.data.folder import finish_folder, new_source, require_source_name, vocabulary_of
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.shards import describe
@@ -26,6 +26,7 @@ def register(
         progress: called before each file.
     Raises: DataError for a damaged file, and one with tokens beyond the tokenizer's vocabulary.
     """
+    require_source_name(name)
     tokenizer = load_tokenizer(tokenizer_path)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path)
     with new_source(folder / name) as new:

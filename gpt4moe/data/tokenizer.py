@@ -1,6 +1,6 @@
 """Byte-level BPE, trained here or read from a tokenizer.json of the `tokenizers` library. It encodes every text."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.errors import DataError
 
 EOS_TOKEN = "<|endoftext|>"
+END_TOKENS = (EOS_TOKEN, "</s>", "<|end_of_text|>", "<eos>")
+"""Names of the end-of-text token in tokenizers of others: the first that a tokenizer has is its EOS."""
 # 256 bytes and EOS: with fewer, some texts could not be encoded.
 SMALLEST_VOCABULARY = 257
 
@@ -36,8 +38,8 @@ class Tokenizer:
         return str(self.backend.decode(tokens, skip_special_tokens=False))
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's split into words and exactly vocab_size entries; EOS is token 0.
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE with GPT-2's split into words and exactly vocab_size entries; EOS is token 0, `special` follow.
 
     Raises: DataError when vocab_size is less than the bytes need, or the text has too few different pieces for it.
     """
@@ -47,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[EOS_TOKEN],
+        special_tokens=[EOS_TOKEN, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -86,9 +88,11 @@ def load_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
-    eos_id = backend.token_to_id(EOS_TOKEN)
+    eos_id = next((found for name in END_TOKENS if (found := backend.token_to_id(name)) is not None), None)
     if eos_id is None:
-        raise DataError(f"The tokenizer has no {EOS_TOKEN}.", f"Add {EOS_TOKEN} to it as a special token.")
+        raise DataError(
+            f"The tokenizer has none of {', '.join(END_TOKENS)}.", f"Add {EOS_TOKEN} to it as a special token."
+        )
     backend.encode_special_tokens = True
     return Tokenizer(backend, backend.get_vocab_size(), eos_id)
 

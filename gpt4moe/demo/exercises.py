@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.data.preprocess import held_out
+from gpt4moe.data.folder import held_out
 from gpt4moe.runlog.run_files import replace_file
 
 TEST_SHARE = 0.1

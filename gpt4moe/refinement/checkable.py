@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.data.preprocess import SourceText, held_out, write_data_folder
+from gpt4moe.data.folder import held_out
+from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import SMALLEST_VOCABULARY, train_tokenizer
 from gpt4moe.refinement.tasks import DEFAULT_TEMPLATE
 from gpt4moe.runlog.run_files import replace_file

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.convert.hf_models import MIXTURE, save_model
-from tests.corpus import numbered_lines
+from tests.numbered_lines import numbered_lines
 from tests.training.command import train
 
 # Grouped-query attention, and weights large enough that a wrong row shows in the logits.

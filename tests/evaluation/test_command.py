@@ -20,9 +20,9 @@ from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.evaluation.pieces import encode_pair, windows
 from gpt4moe.inference.load import load_strictly
 from gpt4moe.parallel.environment import Environment
-from tests.corpus import VOCABULARY, numbered_lines
 from tests.data.conftest import shard
 from tests.inference.tool import TOOL, generate, torchrun
+from tests.numbered_lines import VOCABULARY, numbered_lines
 from tests.spawn import run_ranks
 from tests.training.command import Ended, outside, train
 

@@ -14,8 +14,8 @@ from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.verify import open_weights
 from gpt4moe.inference.load import open_folder, placed
 from gpt4moe.parallel.environment import Environment
-from tests.corpus import VOCABULARY, numbered_lines
 from tests.inference.tool import TOOL, generate
+from tests.numbered_lines import VOCABULARY, numbered_lines
 from tests.spawn import run_ranks
 from tests.training.command import metrics, saved_state, train
 

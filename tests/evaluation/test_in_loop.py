@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gpt4moe.parallel.environment import Environment
-from tests.corpus import VOCABULARY, numbered_lines
 from tests.inference.tool import TOOL, generate
+from tests.numbered_lines import VOCABULARY, numbered_lines
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, Ended, Event, metrics, run_rank, saved_state, train
 

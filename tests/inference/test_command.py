@@ -12,8 +12,8 @@ import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
-from tests.corpus import numbered_lines
 from tests.inference.tool import TOOL, generate, torchrun
+from tests.numbered_lines import numbered_lines
 from tests.slurm_lab.cluster import until
 from tests.training.command import outside, train
 

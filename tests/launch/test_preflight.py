@@ -13,8 +13,8 @@ from gpt4moe.data.manifest import file_sha256
 from gpt4moe.launch.evidence import needs
 from gpt4moe.launch.rank_files import data_facts, data_files
 from gpt4moe.parallel.layout import Layout
-from tests.corpus import numbered_lines
 from tests.launch.faults import Planted, flown
+from tests.numbered_lines import numbered_lines
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, train
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.corpus import numbered_lines
 from tests.inference.tool import generate
+from tests.numbered_lines import numbered_lines
 from tests.training.command import Ended, outside, train
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "refine.py"

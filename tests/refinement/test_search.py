@@ -15,7 +15,7 @@ from gpt4moe.refinement.scorers import Likelihood
 from gpt4moe.refinement.search import Course, Drawn, Plan, as_line, keep
 from gpt4moe.refinement.tasks import Task, read_tasks
 from gpt4moe.refinement.trace import Trace, read_trace
-from tests.corpus import numbered_lines
+from tests.numbered_lines import numbered_lines
 
 PLAN = Plan(method="refine", rounds=3, max_tokens=4)
 

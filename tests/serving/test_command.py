@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
-from tests.corpus import numbered_lines
 from tests.inference.tool import generate
+from tests.numbered_lines import numbered_lines
 from tests.training.command import outside, train
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import VOCABULARY, numbered_lines
 from tests.inference.tool import TOOL, generate
+from tests.numbered_lines import VOCABULARY, numbered_lines
 from tests.slurm_lab.cluster import SlurmLab, until
 from tests.training.command import train
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import numbered_lines
+from tests.numbered_lines import numbered_lines
 from tests.training.command import train
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import VOCABULARY
+from tests.numbered_lines import VOCABULARY
 from tests.training.command import SMALL, Ended, outside, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import yaml
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.errors import ConfigError
 from gpt4moe.training.run_folder import RunFolder, identity_of
-from tests.corpus import VOCABULARY
+from tests.numbered_lines import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.parallel.environment import Environment
-from tests.corpus import VOCABULARY
+from tests.numbered_lines import VOCABULARY
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, metrics, run_rank, train
 

@@ -1,0 +1,71 @@
+"""Exact duplicates of a source, on disk: of equal documents the first in input order stays.
+
+    keys of each piece --by first bits--> buckets --sort each--> a byte per document: stays or not
+
+Memory: one bucket, about 2 million documents, and one piece's keys. Two documents are equal when their normalised texts
+are: NFC, every run of white space one space, none at the ends.
+"""
+
+import hashlib
+import shutil
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEY_BYTES = 16
+_BUCKET_DOCUMENTS = 1 << 21
+_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("number", "<u8")])
+
+
+def duplicate_key(text: str, data: bytes) -> bytes:
+    """Equal for texts that are equal but for white space and the form of their accents."""
+    if not text.isascii():
+        data = unicodedata.normalize("NFC", text).encode()
+    return hashlib.sha256(b" ".join(data.split())).digest()[:KEY_BYTES]
+
+
+def mark_first(
+    keys: Iterable[bytes], num_documents: int, result: Path, *, bucket_documents: int = _BUCKET_DOCUMENTS
+) -> None:
+    """Writes a byte for every document: 1 where it stays, 0 where an earlier one has its key.
+
+    Args:
+        keys: of each piece in input order, KEY_BYTES for each of its documents.
+        result: written beside and renamed, so that it is whole once it is there.
+        bucket_documents: that are sorted at once.
+    """
+    folder = result.with_name(f"{result.name}.buckets")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    bits = max(0, (max(1, num_documents) - 1).bit_length() - (bucket_documents.bit_length() - 1))
+    number = 0
+    for data in keys:
+        entries = np.empty(len(data) // KEY_BYTES, dtype=_ENTRY)
+        pairs = np.frombuffer(data, dtype=">u8").reshape(-1, 2)
+        entries["high"], entries["low"] = pairs[:, 0], pairs[:, 1]
+        entries["number"] = np.arange(number, number + len(entries))
+        number += len(entries)
+        _append(folder, entries, bits)
+    temporary = result.with_name(f"{result.name}.part")
+    stays: NDArray[np.uint8] = np.memmap(temporary, mode="w+", dtype=np.uint8, shape=max(1, num_documents))
+    stays[:] = 1
+    for path in sorted(folder.iterdir()):
+        entries = np.fromfile(path, dtype=_ENTRY)
+        entries = entries[np.lexsort((entries["number"], entries["low"], entries["high"]))]
+        same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+        stays[entries["number"][1:][same]] = 0
+    stays.flush()  # type: ignore[attr-defined]
+    temporary.replace(result)
+    shutil.rmtree(folder)
+
+
+def _append(folder: Path, entries: NDArray[np.void], bits: int) -> None:
+    buckets = (entries["high"] >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(entries), np.int64)
+    order = np.argsort(buckets, kind="stable")
+    found, starts = np.unique(buckets[order], return_index=True)
+    for bucket, part in zip(found, np.split(entries[order], starts[1:]), strict=True):
+        with (folder / f"{bucket:06x}").open("ab") as stream:
+            stream.write(part.tobytes())

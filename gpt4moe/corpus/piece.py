@@ -1,0 +1,257 @@
+"""One piece of work: documents of its parts in, token files out. It is whole once its .json is there.
+
+read --empty, contaminated: out--> held out by hash --fill in the middle--> tokens, EOS --> piece-00007.*
+
+.train.tokens .valid.tokens      as a shard's .bin
+.train.lengths .valid.lengths    uint32 of each document, with EOS
+.keys .splits                    of all documents in input order, to find duplicates: 16 bytes; 1 byte, 1 = valid
+.counts                          int64 [V], every 16th token
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt4moe.corpus.decontamination import Decontamination
+from gpt4moe.corpus.duplicates import duplicate_key
+from gpt4moe.corpus.encoder import Encoder, unknown_id
+from gpt4moe.corpus.fill_in_the_middle import FillInTheMiddle, token_ids
+from gpt4moe.corpus.quality import STRIDE
+from gpt4moe.corpus.records import Advance, Part, place_of, read_part
+from gpt4moe.data.folder import held_out
+from gpt4moe.data.indexed_writer import token_dtype
+from gpt4moe.data.manifest import SPLITS, write_json
+
+_BATCH_BYTES = 1 << 22
+_PROOF = (1 << 11, 1 << 15, 16384)
+"""Bytes of a piece's first documents whose ids must be equal in both libraries: least, most, and one in so many."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What is done with the documents of a source. All of it goes into the plan, so a change begins the work anew."""
+
+    tokenizer: str
+    tokenizer_sha256: str
+    library: str
+    """encoder.Encoder."""
+    field: str = "text"
+    held_out: float = 0.01
+    deduplicate: bool = False
+    evaluation: Sequence[str] = ()
+    evaluation_sha256: Sequence[str] = ()
+    words: int = 13
+    """In a row, that an evaluation file must not have."""
+    fim_rate: float = 0.0
+    fim_spm_share: float = 0.5
+    fim_tokens: Sequence[str] | None = None
+    seed: int = 1
+
+
+class Kitchen:
+    """What a process opens once to work on pieces."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        path = Path(recipe.tokenizer)
+        self.encoder = Encoder(path, recipe.library)
+        self.plain = self.encoder if recipe.library == "tokenizers" else Encoder(path, "tokenizers")
+        tokenizer = self.encoder.tokenizer
+        self.vocab_size, self.eos_id, self.unknown = tokenizer.vocab_size, tokenizer.eos_id, unknown_id(tokenizer)
+        self.dtype = token_dtype(self.vocab_size)
+        paths = [Path(path) for path in recipe.evaluation]
+        self.decontamination = Decontamination(paths, recipe.words) if paths else None
+        self.fim = None
+        if recipe.fim_rate:
+            ids = token_ids(tokenizer, recipe.fim_tokens)
+            self.fim = FillInTheMiddle(recipe.fim_rate, recipe.fim_spm_share, recipe.seed, ids)
+
+
+@dataclass(slots=True)
+class PieceFacts:
+    """A piece's .json."""
+
+    library: str
+    key: str
+    """Hash of its parts, the times of their files, and the recipe."""
+    documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    unknown: int = 0
+    filled: int = 0
+    """Documents whose middle comes last."""
+    removed: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    contaminated: list[dict[str, str]] = field(default_factory=list)
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """Path and sha256 of each file that is a document."""
+
+    @classmethod
+    def read(cls, path: Path) -> "PieceFacts":
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def piece_path(work: Path, number: int, suffix: str) -> Path:
+    return work / f"piece-{number:06}.{suffix}"
+
+
+def make_piece(path: Path, parts: Sequence[Part], key: str, kitchen: Kitchen, advance: Advance) -> None:
+    """Writes the files of a piece beside `path`, its .json, which comes last.
+
+    Args:
+        key: PieceFacts.key.
+    Raises: DataError for a document that cannot be read.
+    """
+    facts = PieceFacts(kitchen.recipe.library, key)
+    with ExitStack() as stack:
+        proof_bytes = min(max(sum(part.stop - part.start for part in parts) // _PROOF[2], _PROOF[0]), _PROOF[1])
+        writer = _Writer(path, kitchen, facts, stack)
+        writer.proof_bytes = proof_bytes
+        for batch in _batches(parts, kitchen, facts, advance):
+            writer.add(batch)
+        writer.close()
+    write_json(path, dataclasses.asdict(facts))
+
+
+@dataclass(slots=True)
+class _Batch:
+    texts: list[str] = field(default_factory=list)
+    data: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+
+def _batches(parts: Sequence[Part], kitchen: Kitchen, facts: PieceFacts, advance: Advance) -> Iterator[_Batch]:
+    removed: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    batch = _Batch()
+    find = kitchen.decontamination.find if kitchen.decontamination is not None else None
+    for part in parts:
+        for text, data, place in read_part(part, kitchen.recipe.field, advance, skipped):
+            if part.kind in ("text", "tree"):
+                facts.files.append((part.path, hashlib.sha256(data).hexdigest()))
+            if not data:
+                removed["empty"] += 1
+                continue
+            if find is not None and (match := find(text)) is not None:
+                removed["contaminated"] += 1
+                facts.contaminated.append({"document": place_of(part, place), **dataclasses.asdict(match)})
+                continue
+            batch.texts.append(text)
+            batch.data.append(data)
+            batch.size += len(data)
+            if batch.size >= _BATCH_BYTES:
+                yield batch
+                batch = _Batch()
+    if batch.data:
+        yield batch
+    facts.removed, facts.skipped = dict(removed), dict(skipped)
+
+
+class _Writer:
+    """The files of a piece."""
+
+    def __init__(self, path: Path, kitchen: Kitchen, facts: PieceFacts, stack: ExitStack):
+        self.kitchen, self.facts = kitchen, facts
+        self.encoder: Encoder | None = None
+        self.proof_bytes = _PROOF[1]
+        self.counts: NDArray[np.int64] = np.zeros(kitchen.vocab_size, dtype=np.int64)
+        self.counts_path = path.with_suffix(".counts")
+
+        def opened(suffix: str) -> BinaryIO:
+            return stack.enter_context(path.with_suffix(f".{suffix}").open("wb"))
+
+        self.tokens = {split: opened(f"{split}.tokens") for split in SPLITS}
+        self.lengths = {split: opened(f"{split}.lengths") for split in SPLITS}
+        self.keys: BinaryIO | None = None
+        self.splits: BinaryIO | None = None
+        if kitchen.recipe.deduplicate:
+            self.keys, self.splits = opened("keys"), opened("splits")
+
+    def add(self, batch: _Batch) -> None:
+        share = self.kitchen.recipe.held_out
+        is_valid = [share > 0 and held_out(data, share) for data in batch.data]
+        if self.keys is not None and self.splits is not None:
+            self.keys.write(b"".join(map(duplicate_key, batch.texts, batch.data)))
+            self.splits.write(bytes(is_valid))
+        fim = self.kitchen.fim
+        plans = [
+            fim.parts(text, data) if fim is not None and not valid else None
+            for text, data, valid in zip(batch.texts, batch.data, is_valid, strict=True)
+        ]
+        texts = [part for plan, one in zip(plans, batch.data, strict=True) for part in _texts_of(plan, one)]
+        ids, ends = self._encode(texts)
+        self._count(ids)
+        self.facts.filled += sum(plan is not None for plan in plans)
+        tokens, lengths = self._with_eos(ids, ends) if not any(plans) else self._arranged(plans, ids, ends)
+        self._write(tokens, lengths, np.array(is_valid), np.array([len(one) for one in batch.data]))
+
+    def _write(
+        self, tokens: NDArray[Any], lengths: NDArray[np.int64], is_valid: NDArray[np.bool_], sizes: NDArray[np.int64]
+    ) -> None:
+        """Each document of a batch to the files of its split."""
+        for split in SPLITS:
+            chosen = is_valid if split == "valid" else ~is_valid
+            if not chosen.any():
+                continue
+            mine = tokens if chosen.all() else tokens[np.repeat(chosen, lengths)]
+            self.tokens[split].write(mine.data)
+            self.lengths[split].write(lengths[chosen].astype("<u4").tobytes())
+            self.facts.documents[split] += int(chosen.sum())
+            self.facts.tokens[split] += len(mine)
+            self.facts.bytes[split] += int(sizes[chosen].sum())
+
+    def _encode(self, data: list[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        if self.encoder is None:
+            size, count = 0, 0
+            while count < len(data) and size + len(data[count]) <= self.proof_bytes:
+                size += len(data[count])
+                count += 1
+            proof = data[:count] or [data[0][: self.proof_bytes].decode(errors="ignore").encode()]
+            self.encoder = self.kitchen.encoder
+            if self.encoder.library != "tokenizers" and not self.encoder.agrees(proof):
+                self.encoder = self.kitchen.plain
+                self.facts.library = self.encoder.library
+        return self.encoder.encode(data)
+
+    def _count(self, ids: NDArray[np.uint32]) -> None:
+        self.counts += np.bincount(ids[::STRIDE], minlength=len(self.counts))
+        if self.kitchen.unknown is not None:
+            self.facts.unknown += int(np.count_nonzero(ids == self.kitchen.unknown))
+
+    def _with_eos(self, ids: NDArray[np.uint32], ends: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        tokens = np.full(len(ids) + len(ends), self.kitchen.eos_id, dtype=self.kitchen.dtype)
+        start = 0
+        for shift, end in enumerate(ends.tolist()):
+            tokens[start + shift : end + shift] = ids[start:end]
+            start = end
+        return tokens, np.diff(ends, prepend=0) + 1
+
+    def _arranged(
+        self, plans: Sequence[list[int | bytes] | None], ids: NDArray[np.uint32], ends: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Tokens of documents some of which are made of several texts and special tokens."""
+        texts = iter(np.split(ids, ends[:-1]))
+        documents = []
+        for plan in plans:
+            parts = [
+                next(texts) if isinstance(item, bytes) else np.array([item], dtype=ids.dtype)
+                for item in (plan if plan is not None else (b"",))
+            ]
+            documents.append(np.concatenate([*parts, [self.kitchen.eos_id]]).astype(self.kitchen.dtype))
+        return np.concatenate(documents), np.array([len(document) for document in documents])
+
+    def close(self) -> None:
+        self.counts_path.write_bytes(self.counts.astype("<i8").tobytes())
+
+
+def _texts_of(plan: list[int | bytes] | None, data: bytes) -> list[bytes]:
+    return [data] if plan is None else [part for part in plan if isinstance(part, bytes)]

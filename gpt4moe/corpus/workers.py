@@ -1,0 +1,121 @@
+"""Tasks on several processes: results in the order of the tasks, progress as bytes, no process left behind.
+
+A task is a function of this room and its arguments. Each process opens a Kitchen once. With one process everything runs
+in this one.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from gpt4moe.corpus.piece import Kitchen, Recipe
+from gpt4moe.corpus.records import Advance
+from gpt4moe.errors import DataError
+
+Task = Callable[..., Any]
+"""Called with a Kitchen, an Advance, and the arguments of the task. Its result is pickled by the standard library."""
+_HERE: dict[str, Any] = {}
+"""Of a worker process: its kitchen, and the counter of bytes."""
+_WAIT_SECONDS = 0.2
+
+
+class Workers:
+    """Processes that wait for tasks while it is open."""
+
+    def __init__(self, processes: int, recipe: Recipe):
+        self.processes, self.recipe = processes, recipe
+        self.pool: ProcessPoolExecutor | None = None
+        self.kitchen: Kitchen | None = None
+
+    def __enter__(self) -> "Workers":
+        if self.processes > 1:
+            context = multiprocessing.get_context("spawn")
+            self.done = context.Value("q", 0)
+            self.reported = 0
+            self.pool = ProcessPoolExecutor(
+                self.processes, context, initializer=_open, initargs=(self.recipe, self.done, os.getpid())
+            )
+        else:
+            self.kitchen = Kitchen(self.recipe)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, task: Task, arguments: Iterable[tuple[Any, ...]], advance: Advance) -> Iterator[Any]:
+        """Results in the order of the arguments; a few tasks are under way at once.
+
+        Args:
+            advance: called in this process with the bytes that were just done, in whichever process.
+        Raises: DataError of the first task that fails, and when a process was killed.
+        """
+        if self.pool is None:
+            yield from (task(self.kitchen, advance, *given) for given in arguments)
+            return
+        waiting: deque[Future[Any]] = deque()
+        for given in arguments:
+            waiting.append(self.pool.submit(_run, task, given))
+            if len(waiting) >= 3 * self.processes:
+                yield self._result(waiting.popleft(), advance)
+        while waiting:
+            yield self._result(waiting.popleft(), advance)
+
+    def _result(self, future: "Future[Any]", advance: Advance) -> Any:
+        while True:
+            try:
+                result, refusal = future.result(timeout=_WAIT_SECONDS)
+            except NotYet:
+                self._report(advance)
+                continue
+            except BrokenProcessPool as error:
+                raise DataError(
+                    "A worker process was killed, perhaps because memory ran out.",
+                    "Run the same command again, with fewer --processes: what is finished is kept.",
+                ) from error
+            self._report(advance)
+            if refusal is not None:
+                raise DataError(*refusal)
+            return result
+
+    def _report(self, advance: Advance) -> None:
+        done = self.done.value
+        advance(done - self.reported)
+        self.reported = done
+
+
+def _open(recipe: Recipe, done: Any, parent: int) -> None:
+    # The library's own threads would only take each other's cores: there is a process for each.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    _HERE.update(kitchen=Kitchen(recipe), done=done)
+
+
+def _leave_with(parent: int) -> None:
+    """Ends this process when its parent was killed, so that none goes on writing beside the next command."""
+    while os.getppid() == parent:
+        time.sleep(_WAIT_SECONDS)
+    os._exit(1)
+
+
+def _run(task: Task, given: tuple[Any, ...]) -> tuple[Any, tuple[str, str] | None]:
+    """The result, or cause and cure of a DataError: an exception with two arguments is not unpickled whole."""
+    done = _HERE["done"]
+
+    def advance(amount: int) -> None:
+        with done.get_lock():
+            done.value += amount
+
+    try:
+        return task(_HERE["kitchen"], advance, *given), None
+    except DataError as error:
+        return None, (error.cause, error.cure)
+    except OSError as error:
+        return None, (f"{error.filename or 'A file'}: {error.strerror}.", "Make room, and run the same command again.")

@@ -1,0 +1,141 @@
+"""tools/tokenize_corpus.py: files in, a data folder that a run accepts out; bad ones refused in two lines."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.data.check import check_data
+from gpt4moe.data.folder import held_out
+from gpt4moe.data.manifest import SourceManifest
+from gpt4moe.data.tokenizer import load_tokenizer
+from tests.corpus.conftest import FIM, TEXTS, write_lines
+from tests.data.conftest import shard, small_run
+
+ROOT = Path(__file__).resolve().parents[2]
+Make = Callable[..., int]
+
+
+def test_json_lines_become_a_folder_that_a_run_accepts(make: Make, tokenizer_path: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", TEXTS[:60])
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as stream:
+        stream.write("\n".join(json.dumps({"id": "x", "text": text}) for text in TEXTS[60:]))
+    status = make(
+        f"--source=books={tmp_path}/a.jsonl,{tmp_path}/b.jsonl.gz", "--licence=books=CC0-1.0", "--held-out=0.2"
+    )
+    assert status == 0
+    out = tmp_path / "out"
+    check_data(small_run(out, "model.vocab_size=320"))
+    manifest = SourceManifest.read(out / "books")
+    assert manifest.licence == "CC0-1.0"
+    tokenizer = load_tokenizer(tokenizer_path)
+    read = {
+        tokenizer.decode(tokens.document(i)[:-1].tolist()): split
+        for split in ("train", "valid")
+        for tokens in [shard(out, "books", split)]
+        for i in range(tokens.num_documents)
+    }
+    assert read == {text: "valid" if held_out(text, 0.2) else "train" for text in TEXTS}
+    assert manifest.text is not None
+    assert sum(manifest.text["documents"].values()) == len(TEXTS)
+    assert sum(manifest.text["bytes_read"].values()) == sum(len(text.encode()) for text in TEXTS)
+    assert [one["path"] for one in manifest.text["inputs"]] == [f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl.gz"]
+
+
+def test_help_shows_examples_when_run_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "tokenize_corpus.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "no json": ("a.jsonl", b'{"text": "fine"}\nnonsense\n', "a.jsonl:2"),
+    "a list": ("a.jsonl", b"[1]\n", "a.jsonl:1"),
+    "a string": ("a.jsonl", b'"text"\n', "a.jsonl:1"),
+    "another key": ("a.jsonl", b'\n{"text": "fine"}\n{"words": 1}\n', "a.jsonl:3 has no key 'text'"),
+    "a number": ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' is of type int"),
+    "null": ("a.jsonl", b'{"text": null}\n', "NoneType"),
+    "Latin-1": ("a.jsonl", b'{"text": "fine"}\n{"text": "\xe4h"}\n', "a.jsonl:2 is not UTF-8: byte 0xe4"),
+    "a surrogate": ("a.jsonl", b'{"text": "a\\ud800b"}\n', "a.jsonl:1 has half of a surrogate pair"),
+    "deep": ("a.jsonl", b'{"text": ' + b"[" * 100_000 + b"\n", "a.jsonl:1"),
+    "gzip by another name": ("a.jsonl", gzip.compress(b"{}"), "is gzip inside"),
+    "UTF-16": ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "is UTF-16 inside"),
+    "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "fine and long enough"}\n' * 9)[:-9], "damaged or cut short"),
+    "no gzip": ("a.jsonl.gz", b'{"text": "fine"}\n', "damaged or cut short"),
+    "cut zstd": ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00\x41", "damaged or cut short"),
+    "no parquet": ("a.parquet", b"PAR1", "is no parquet file"),
+    "Latin-1 text": ("a.txt", b"\xe4h", "a.txt is not UTF-8"),
+    "empty": ("a.jsonl", b"", "there is no document"),
+    "blank documents": ("a.jsonl", b'{"text": ""}\n', "there is no document"),
+    "an unknown suffix": ("a.docx", b"text", "names no kind of file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    name, data, said = BAD_FILES[case]
+    (tmp_path / name).write_bytes(data)
+    assert make(f"--source=x={tmp_path}/{name}") == 2
+    errors = capsys.readouterr().err
+    assert said in errors and "fix:" in errors
+    assert not (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--source=a={0}", "--source=a={0}"], "given twice"),
+        (["--source=a={0},{0}"], "twice"),
+        (["--source=../evil={0}"], "cannot name a source"),
+        (["--source=a/b={0}"], "cannot name a source"),
+        (["--source=.={0}"], "cannot name a source"),
+        (["--source=a={0}.missing"], "is missing"),
+        (["--source=a={0}.*.jsonl"], "nothing matches"),
+        (["--source=a={0}", "--licence=zzz=MIT"], "of no source"),
+        (["--source=a={0}", "--held-out=2"], "held-out is 2"),
+        (["--source=a={0}", "--held-out=0"], "no document for valid"),
+        (["--source=a={0}", "--fim=a=much"], "--fim"),
+        (["--source=a={0}", "--fim=a=0.5", "--fim-tokens=<a>,<b>,<c>"], "needs three special tokens"),
+        (["--source=a={0}", "--processes=0"], "--processes is 0"),
+        (["--source=a={0}", "--decontaminate={0}.missing"], "is missing"),
+        (["--source=a={0}", "--train-tokenizer=9"], "257"),
+        (["--source=a={0}", "--tokenizer={0}.missing"], "is missing"),
+        (["--source=a={0}", "--out={0}"], "exists"),
+        (["--source=a={0}", "--out={0}/below"], "directory"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(*(word.format(path) for word in arguments)) == 2
+    errors = capsys.readouterr().err
+    assert said in errors and "fix:" in errors
+    assert sorted(item.name for item in tmp_path.iterdir() if item.name != "out") == ["a.jsonl"]
+    assert not list(tmp_path.glob("out/[a-z]*"))
+
+
+def test_a_tokenizer_is_trained_with_the_tokens_of_fill_in_the_middle(make: Make, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(f"--source=code={path}", "--train-tokenizer=300", "--fim=code=0.5", "--held-out=0.1") == 0
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+    assert tokenizer.vocab_size == 300
+    assert all(tokenizer.backend.token_to_id(name) is not None for name in FIM)
+
+
+def test_a_second_source_uses_the_folder_s_tokenizer_and_leaves_the_first(make: Make, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(f"--source=a={path}", "--held-out=0.1") == 0
+    before = (tmp_path / "out" / "a" / "manifest.json").stat().st_mtime_ns
+    from tools.tokenize_corpus import main
+
+    assert main([f"--out={tmp_path}/out", f"--source=b={path}", "--held-out=0.1"]) == 0
+    assert (tmp_path / "out" / "a" / "manifest.json").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / "b" / "train-00000.bin").is_file()

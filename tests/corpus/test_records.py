@@ -1,0 +1,91 @@
+"""Every form of the same documents gives the same tokens; trees skip what is no text, and say so."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.corpus.inputs import cut, find_inputs
+from gpt4moe.corpus.records import place_of, read_part
+from gpt4moe.data.manifest import SourceManifest
+from tests.corpus.conftest import TEXTS, tokens_of, write_lines
+
+Make = Callable[..., int]
+
+
+def test_the_same_documents_as_jsonl_gzip_zstd_and_parquet_give_the_same_tokens(make: Make, tmp_path: Path) -> None:
+    pa, zstandard = pytest.importorskip("pyarrow"), pytest.importorskip("zstandard")
+    import pyarrow.parquet as pq
+
+    plain = write_lines(tmp_path / "a.jsonl", TEXTS).read_bytes()
+    half = plain.index(b"\n", len(plain) // 2) + 1
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain[:half]) + gzip.compress(plain[half:]))
+    pack = zstandard.ZstdCompressor().compress
+    (tmp_path / "a.jsonl.zst").write_bytes(pack(plain[:half]) + pack(plain[half:]))
+    pq.write_table(pa.table({"id": range(len(TEXTS)), "body": TEXTS}), tmp_path / "a.parquet", row_group_size=70)
+    kinds = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet")
+    for kind in kinds:
+        field = "body" if kind == "parquet" else "text"
+        assert make(f"--source={kind}={tmp_path}/a.{kind}", "--held-out=0.1", f"--field={field}") == 0
+    sources = [tmp_path / "out" / kind for kind in kinds]
+    for split in ("train", "valid"):
+        assert len({tokens_of(source, split) for source in sources}) == 1
+
+
+def test_a_damaged_zstd_file_is_found_though_its_last_frame_is_cut(make: Make, tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    packed = zstandard.ZstdCompressor().compress(write_lines(tmp_path / "a.jsonl", TEXTS).read_bytes())
+    (tmp_path / "a.jsonl.zst").write_bytes(packed[:-20])
+    assert make(f"--source=a={tmp_path}/a.jsonl.zst") == 2
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 37, 100, 10**6])
+def test_a_file_cut_anywhere_gives_each_line_once(tmp_path: Path, piece_bytes: int) -> None:
+    texts = ["first", "", "third\n\nwith lines", "ümläut" * 9, "last"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join([lines[0], "", *lines[1:]]).encode())
+    read = [
+        (text, place_of(part, place))
+        for piece in cut(find_inputs("a", [str(path)]), piece_bytes)
+        for part in piece
+        for text, _, place in read_part(part, "text", lambda amount: None, Counter())
+    ]
+    assert read == [(text, f"{path}:{number}") for text, number in zip(texts, (1, 3, 4, 5, 6), strict=True)]
+
+
+def test_a_tree_s_text_files_are_documents_and_the_others_are_counted(make: Make, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "b" / ".git").mkdir(parents=True)
+    (tree / "b" / ".git" / "config.py").write_text("no")
+    for number in range(40):
+        (tree / "b" / f"{number}.py").write_text(f"x = {number}\n" * 5)
+    (tree / "a.c").write_text("int main(void);\n")
+    (tree / "binary.h").write_bytes(b"a\0b")
+    (tree / "latin.txt").write_bytes(b"\xe4")
+    (tree / "picture.png").write_bytes(b"png")
+    (tree / "rows.jsonl").write_text("{}\n")
+    (tree / ".hidden.py").write_text("no")
+    (tree / "link.py").symlink_to(tree / "a.c")
+    assert make(f"--source=code={tree}", "--held-out=0.3") == 0
+    text = SourceManifest.read(tmp_path / "out" / "code").text
+    assert text is not None and sum(text["documents"].values()) == 41
+    assert text["files_skipped"] == {
+        "binary": 1, "hidden": 2, "link": 1, "not UTF-8": 1, "other suffix": 1, "records in a tree": 1,
+    }  # fmt: skip
+    assert text["inputs"][0]["files"] == 41
+
+
+def test_a_folder_of_records_alone_is_read_as_records(make: Make, tmp_path: Path) -> None:
+    """As datatrove's JsonlWriter leaves them: rank.jsonl.gz with text, id, metadata."""
+    (tmp_path / "data").mkdir()
+    for rank in range(3):
+        with gzip.open(tmp_path / "data" / f"0000{rank}.jsonl.gz", "wt") as stream:
+            for text in TEXTS[rank::3]:
+                stream.write(json.dumps({"text": text, "id": "1", "metadata": {"language": "en"}}) + "\n")
+    assert make(f"--source=web={tmp_path}/data", "--held-out=0.1") == 0
+    text = SourceManifest.read(tmp_path / "out" / "web").text
+    assert text is not None and sum(text["documents"].values()) == len(TEXTS) and len(text["inputs"]) == 3
