@@ -46,13 +46,18 @@ class Exercise:
 
 
 def _add(random_: random.Random) -> Exercise:
-    a, b = random_.randrange(20), random_.randrange(20)
+    a, b = random_.randrange(13), random_.randrange(13)
     return Exercise("arithmetic", f"{a} + {b} = ?", str(a + b))
 
 
 def _subtract(random_: random.Random) -> Exercise:
-    a, b = sorted((random_.randrange(20), random_.randrange(20)))
+    a, b = sorted((random_.randrange(13), random_.randrange(13)))
     return Exercise("arithmetic", f"{b} - {a} = ?", str(b - a))
+
+
+def _larger(random_: random.Random) -> Exercise:
+    a, b = random_.sample(range(60), 2)
+    return Exercise("arithmetic", f"Which is larger, {a} or {b}?", str(max(a, b)))
 
 
 def _letters(random_: random.Random) -> list[str]:
@@ -74,7 +79,7 @@ def _last(random_: random.Random) -> Exercise:
     return Exercise("strings", f"Which is the last of {' '.join(letters)}?", letters[-1])
 
 
-MADE: tuple[Callable[[random.Random], Exercise], ...] = (_add, _subtract, _reverse, _sort, _last)
+MADE: tuple[Callable[[random.Random], Exercise], ...] = (_add, _subtract, _larger, _reverse, _sort, _last)
 
 
 def facts() -> dict[str, str]:

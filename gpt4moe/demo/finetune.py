@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BASES = ("tiny-8", "tiny-4", "tiny-2", "tiny-1")
 """Runs that `make train` makes."""
 OWN_BASE = "tiny-base"
-VARIANTS: dict[str, list[str]] = {"full": []}
-"""Name -> overrides of +experiment=tiny_sft. The first is examined in results.json's own keys, others under theirs."""
+VARIANTS: dict[str, list[str]] = {"full": [], "lora": ["stage.lora.rank=16", "optimizer.lr=1.0e-2"]}
+"""Name -> overrides of +experiment=tiny_sft. The first is in results.json's own keys, the other under its name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,12 +70,12 @@ def tell(places: Places) -> int:
     for name, overrides in VARIANTS.items():
         run = _train(console, f"tiny_sft-{name}", "+experiment=tiny_sft", f"checkpoint.load={base}",
                      f"data.path={places.chat}", *overrides, places=places)  # fmt: skip
-        found[name] = examine(run, places, console)
+        found[name] = examine(_merged(run, console) if name == "lora" else run, places, console)
     first = next(iter(VARIANTS))
     folder = places.runs / f"tiny_sft-{first}"
     results = {
         "exact_match_before": found["before"]["exact_match"], "exact_match_after": found[first]["exact_match"],
-        "lora": found.get("lora", {}), "base": str(base), "table": table_of(found),
+        "lora": {"exact_match_after": found["lora"]["exact_match"]}, "base": str(base), "table": table_of(found),
     }  # fmt: skip
     replace_file(folder / RESULTS_FILE, (json.dumps(results, indent=1) + "\n").encode())
     exported = _export(folder, console)
@@ -137,7 +137,9 @@ def _train(console: Console, name: str, *overrides: str, places: Places) -> Path
 def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
     """Exact match of the greedy answers to items.jsonl, whole and by kind."""
     items = [json.loads(line) for line in (places.chat / "rows" / "items.jsonl").read_text().splitlines()]
-    answers = model / "answers.jsonl"
+    answers = places.chat / "answers" / f"{model.parent.name}-{model.name}.jsonl"
+    answers.parent.mkdir(exist_ok=True)
+    answers.unlink(missing_ok=True)
     began = time.monotonic()
     _run(
         console, "tools/evaluate.py", model, "--exact", places.chat / "rows" / "items.jsonl", "--tokenizer",
@@ -152,6 +154,14 @@ def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
         "exact_match": sum(right[item["id"]] for item in items) / len(items),
         "kinds": {kind: {"number": len(some), "exact_match": sum(some) / len(some)} for kind, some in kinds.items()},
     }
+
+
+def _merged(run: Path, console: Console) -> Path:
+    """The run's adapters and its base as one checkpoint."""
+    out = run / "merged"
+    if not out.exists():
+        _run(console, "tools/convert_checkpoint.py", "merge", find_checkpoint(run), out)
+    return out
 
 
 def _export(folder: Path, console: Console) -> Path:

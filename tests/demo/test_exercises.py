@@ -9,12 +9,14 @@ from gpt4moe.demo.exercises import Exercise, facts, held_out_items, learned, wri
 
 
 def is_right(exercise: Exercise) -> bool:
-    words = exercise.question.rstrip("?.").split()
+    words = exercise.question.rstrip("?.").replace(",", "").split()
     if exercise.kind == "facts":
         return any(hasattr(importlib.import_module(exercise.answer), word.strip(":?")) for word in words)
     if "=" in exercise.question:
         a, sign, b = words[:3]
         return int(exercise.answer) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+    if "larger" in exercise.question:
+        return int(exercise.answer) == max(int(word) for word in words[3::2])
     letters = [word for word in words if len(word) == 1]
     by_verb = {"Reverse": letters[::-1], "Sort": sorted(letters), "Which": letters[-1:]}
     return exercise.answer.split() == by_verb[words[0]]
