@@ -74,11 +74,6 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
     trained_names(run.model, run.stage)
     data = check_data(run)
-    if data.conversations and run.data.pack:
-        raise ConfigError(
-            "stage=sft with data.pack=true needs attention that stays inside a conversation, which is not there yet.",
-            "Set data.pack=false.",
-        )
     read_dashboard(run.tracking.dashboard)
     folder = RunFolder.of(run)
     folder.check_identity(run, data.identity)
