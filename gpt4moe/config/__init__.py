@@ -2,6 +2,7 @@
 
 model.py moe.py parallel.py optimizer.py training.py stage.py data.py cluster.py   dataclasses of the Hydra groups
 lora.py     adapters, of stage and model
+step_sizes.py       the batch size of every step, the samples of N steps
 optimizer_table.py  each optimizer's state tensors, and the engines that run it
 run.py      RunConfig: the groups together
 load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)

@@ -1,6 +1,7 @@
 """RunConfig: all groups of a run, and the checks that need two of them."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.data import DataConfig
@@ -55,6 +56,11 @@ class RunConfig:
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         check_all(*checks, self._validate_kernels, self._validate_optimizer, self._validate_lora)
+
+    def at_step(self, step: int) -> Self:
+        """The same run if all its steps had the size of step number `step`, from 1."""
+        size = self.training.step_sizes.at_step(step).global_batch_size
+        return replace(self, training=replace(self.training, global_batch_size=size, batch_ramp=[]))
 
     def _validate_optimizer(self) -> None:
         optimizer_for(self.optimizer.kind, self.engine.kind)

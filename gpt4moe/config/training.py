@@ -5,6 +5,7 @@ from enum import Enum
 
 from gpt4moe.config import MISSING
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.step_sizes import BatchLevelConfig, StepSizes, validate_ramp
 from gpt4moe.errors import ConfigError
 
 REPORT_SECONDS = 20.0
@@ -30,6 +31,8 @@ class TrainingConfig:
     """Training stops after this step, counted from the beginning of the run. Nothing else depends on it."""
     global_batch_size: int = MISSING
     """Sequences in one step, over all ranks."""
+    batch_ramp: list[BatchLevelConfig] = field(default_factory=list)
+    """Smaller batches at the beginning, level after level; training.global_batch_size follows the last one."""
     micro_batch_size: int = 1
     """Sequences in one forward pass of a rank."""
     eval_every: int = 0
@@ -52,6 +55,11 @@ class TrainingConfig:
     evaluate_limit: int | None = None
     """Questions of each of `evaluate_tasks` at most, from its beginning; null: all. Texts are always whole."""
 
+    @property
+    def step_sizes(self) -> StepSizes:
+        """The batch size of every step, and the samples of so many steps."""
+        return StepSizes(self.batch_ramp, self.global_batch_size)
+
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
             if getattr(self, name) < 1:
@@ -62,6 +70,7 @@ class TrainingConfig:
                 f"training.micro_batch_size={self.micro_batch_size}.",
                 f"Set training.micro_batch_size to {self._nearest_micro_batch()}, which divides it.",
             )
+        validate_ramp(self.batch_ramp, self.global_batch_size, self.micro_batch_size)
         for name in ("eval_every", "eval_samples", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")

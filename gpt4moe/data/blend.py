@@ -67,7 +67,7 @@ def uses(
     """
     length = run.model.seq_length
     sizes = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)} | (rows or {})
-    total = run.training.steps * run.training.global_batch_size
+    total = run.training.step_sizes.samples(run.training.steps)
     chosen = run.data.chosen
     return [
         SourceUse(
@@ -85,11 +85,13 @@ def require_epochs(run: RunConfig, found: Sequence[SourceUse]) -> None:
     for use in found:
         if use.max_epochs is not None and use.epochs > use.max_epochs:
             fits = use.max_epochs / use.epochs
+            sizes = run.training.step_sizes
+            steps = sizes.steps(sizes.samples(run.training.steps) * fits)
             raise DataError(
                 f"Source {use.source} has {use.tokens:,.0f} tokens, and training.steps={run.training.steps} reads it "
                 f"{use.epochs:.2f} times; data.sources.{use.source}.max_epochs is {use.max_epochs:g}.",
                 f"Give more text, a share of {use.share * fits:.3g} or less (it is {use.share:.3g}), "
-                f"training.steps={int(run.training.steps * fits)} or fewer, or a larger max_epochs.",
+                f"training.steps={steps} or fewer, or a larger max_epochs.",
             )
 
 

@@ -95,7 +95,7 @@ def _wire(run_folder: Path, record: dict[str, Any]) -> WireCount | None:
     if stored["step"] != record["first_step"]:
         return None
     run = config_from_dict(record["config"])
-    formula = bytes_of_all_ranks(run, Layout.from_config(run.parallel, stored["ranks"]))
+    formula = bytes_of_all_ranks(run.at_step(stored["step"]), Layout.from_config(run.parallel, stored["ranks"]))
     return WireCount(step=stored["step"], counted=stored["sent"], formula=formula)
 
 

@@ -58,6 +58,7 @@ def layout_problems(
         return grid  # without a whole dp the other checks mean nothing
     return [
         *_batch_problems(parallel, training, world_size),
+        *_ramp_problems(parallel, training, world_size),
         *_tensor_problems(model, parallel),
         *_pipeline_problems(model, parallel, training, world_size),
         *_expert_problems(model, parallel, world_size),
@@ -142,6 +143,27 @@ def _batch_problems(parallel: ParallelConfig, training: TrainingConfig, world_si
             f"({world_size} ranks = tp {parallel.tp} x pp {parallel.pp} x cp {parallel.cp} x dp {dp}).",
             cure,
         )
+
+
+def _ramp_problems(parallel: ParallelConfig, training: TrainingConfig, world_size: int) -> Iterator[Problem]:
+    """Every level needs whole micro-batches on every rank, at least one for each stage, in whole groups if vpp > 1."""
+    dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
+    unit = training.micro_batch_size * dp * (parallel.pp if parallel.vpp > 1 else 1)
+    least = training.micro_batch_size * dp * parallel.pp
+    for number, level in enumerate(training.batch_ramp):
+        size = level.global_batch_size
+        if size % unit or size < least:
+            fits = max(least, -(-size // unit) * unit)
+            what = f"a multiple of {unit}" + (f", and at least {least}" if least > unit else "")
+            yield Problem(
+                f"training.batch_ramp[{number}].global_batch_size={size} with micro_batch_size "
+                f"{training.micro_batch_size} x dp {dp} gives a rank {size / (training.micro_batch_size * dp):g} "
+                f"micro-batches, but parallel.pp={parallel.pp}, vpp={parallel.vpp} needs {what} sequences.",
+                f"Set training.batch_ramp[{number}].global_batch_size={fits}, or a smaller training.micro_batch_size."
+                if fits < training.global_batch_size
+                else f"Leave the level out: {fits} would not be below training.global_batch_size="
+                f"{training.global_batch_size}.",
+            )
 
 
 def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[Problem]:

@@ -16,8 +16,8 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
         tokens: which set of them.
     """
     generator = torch.Generator().manual_seed(1000 * (1 + tokens) + step)
-    micro, seq = run.training.micro_batch_size, run.model.seq_length
-    count = run.training.global_batch_size // micro
+    micro, seq, sizes = run.training.micro_batch_size, run.model.seq_length, run.training.step_sizes
+    count = sizes.at_step(step).global_batch_size // micro
     drawn = torch.randint(0, run.model.vocab_size, (count, micro, seq + 1), generator=generator)
     # A share of each sequence from nothing to all of it.
     share = torch.rand(count, micro, 1, generator=generator) ** 2
@@ -27,7 +27,7 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
         begins = torch.rand(count, micro, seq + 1, generator=generator) < 4 / seq
         documents, mask = begins[..., :-1].cumsum(dim=2) - begins[..., :1].long(), mask * ~begins[..., 1:]
     positions = torch.arange(seq).expand(micro, seq)
-    first, rows = (step - 1) * run.training.global_batch_size, torch.arange(micro).unsqueeze(1)
+    first, rows = sizes.samples(step - 1), torch.arange(micro).unsqueeze(1)
     return [
         Batch(tokens=drawn[i][:, :-1].contiguous(), labels=drawn[i][:, 1:].contiguous(), loss_mask=mask[i],
               position_ids=positions if documents[i] is None else places_in_documents(documents[i]),

@@ -39,6 +39,7 @@ class Trainer:
     ):
         check_order(callbacks)
         self.context = context
+        self.sizes = context.run.training.step_sizes
         self.callbacks = callbacks
         self.history = history
         self.policy = policy
@@ -74,9 +75,10 @@ class Trainer:
     def _batches(self, consumed_samples: int) -> list[Batch]:
         """This rank's micro-batches of the step that follows `consumed_samples`."""
         context, training = self.context, self.context.run.training
+        size = self.sizes.at_sample(consumed_samples).global_batch_size
         return context.data.train.micro_batches(
             consumed_samples,
-            global_batch_size=training.global_batch_size,
+            global_batch_size=size,
             micro_batch_size=training.micro_batch_size,
             dp=context.groups.layout.dp,
             dp_index=context.groups.coordinate["dp"],
@@ -85,14 +87,16 @@ class Trainer:
     def _one_step(self, prefetch: Prefetch) -> tuple[Record, StepResult]:
         context, run = self.context, self.context.run
         start = time.perf_counter()
-        state, following = context.state, context.state.consumed_samples + run.training.global_batch_size
+        state = context.state
+        size = self.sizes.at_sample(state.consumed_samples).global_batch_size
+        following = state.consumed_samples + size
         has_next = state.step + 1 < run.training.steps
         batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
         state.step += 1
         state.optimizer_step += done.is_updated
-        state.consumed_samples += run.training.global_batch_size
+        state.consumed_samples = following
         if not done.is_updated:
             logger.warning("step %d: update skipped: %s", state.step, done.verdict.cause)
         result = done.result
@@ -107,6 +111,6 @@ class Trainer:
             "grad_norm": done.grad_norm,
             "learning_rate": done.learning_rate,
             "consumed_tokens": state.consumed_samples * run.model.seq_length,
-            **time_metrics(times, run.training.global_batch_size * run.model.seq_length),
+            **time_metrics(times, size * run.model.seq_length),
         }
         return record, result

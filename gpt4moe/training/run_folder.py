@@ -131,10 +131,11 @@ class RunFolder:
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
-    """What must stay the same over all launches of a run: model, tokenizer, data, seed, global batch size, stage,
-    what is trained, document mask.
+    """What must stay the same over all launches of a run: model, tokenizer, data, seed, batch sizes, stage, what is
+    trained, document mask.
 
-    The last three are written only if they are not the default: run folders and checkpoints made before have none.
+    A ramp and the last three are written only if they are not the default: run folders and checkpoints made before
+    have none.
     """
     config = config_to_dict(run)
     stage: dict[str, Any] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
@@ -149,6 +150,7 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,
         "global_batch_size": run.training.global_batch_size,
+        **({"batch_ramp": config["training"]["batch_ramp"]} if run.training.batch_ramp else {}),
         **stage,
         **documents,
     }
@@ -157,13 +159,14 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
     without: dict[str, Any] = {
-        "stage": StageKind.pretrain.value, "train": [], "lora": None, "document_mask": False,
+        "stage": StageKind.pretrain.value, "train": [], "lora": None, "document_mask": False, "batch_ramp": [],
     }  # fmt: skip
     found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
     if not found:
         return
     named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind",
-             "train": "stage.train", "lora": "stage.lora", "document_mask": "data.document_mask"}  # fmt: skip
+             "batch_ramp": "training.batch_ramp", "train": "stage.train", "lora": "stage.lora",
+             "document_mask": "data.document_mask"}  # fmt: skip
     shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     weights = (

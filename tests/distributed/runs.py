@@ -2,15 +2,20 @@
 
 descent  5 clipped steps of plain descent, fp32      gradients, norms, weights
 three    3 steps of AdamW, fp32                      weights; what bf16 is held to
+ramped   3 clipped steps of plain descent, fp32, the  as descent
+         first two of a smaller batch
 adamw    20 steps of AdamW, fp32                     losses and norms
 documents  2 clipped steps of descent, documents     as descent
 rounded  3 steps of AdamW in bf16; one process        everything, by proof.bf16
          draws its rounding several times
 """
 
+from dataclasses import replace
 from functools import cache
 
 from gpt4moe.config.load import load_run_config
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.step_sizes import BatchLevelConfig
 from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.outcome import Outcome
@@ -46,11 +51,18 @@ def _runs(world_size: int, overrides: tuple[str, ...]) -> Runs:
     exact = load_run_config([*BASE, *overrides])
     phases = {
         "descent": Phase(run=exact, steps=5, descent=RATE),
+        "ramped": Phase(run=_ramped(exact), steps=3, descent=RATE, every_gradient=True),
         "three": Phase(run=exact, steps=3, every_gradient=True),
         "adamw": Phase(run=exact, steps=STEPS),
         "documents": Phase(run=load_run_config([*BASE, *overrides, DOCUMENTS]), steps=2, descent=RATE),
     }
     return outcomes(world_size, phases | rounded_phases(world_size, overrides))
+
+
+def _ramped(run: RunConfig) -> RunConfig:
+    size = {12: 8, 16: 8, 18: 12}[run.training.global_batch_size]  # what every layout of that batch can have
+    level = BatchLevelConfig(global_batch_size=size, until_samples=2 * size)
+    return replace(run, training=replace(run.training, batch_ramp=[level]))
 
 
 def rounded_phases(world_size: int, overrides: tuple[str, ...]) -> dict[str, Phase]:

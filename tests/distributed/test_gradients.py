@@ -45,6 +45,11 @@ def test_gradients_norms_and_clipped_sgd_equal_one_process(name: str) -> None:
     assert_same(runs(LAYOUTS[name])["descent"], want)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_batch_ramp_equals_one_process_in_every_step(name: str) -> None:
+    assert_same(runs(LAYOUTS[name])["ramped"], one_process_runs(LAYOUTS[name])["ramped"])
+
+
 @pytest.mark.parametrize("name", ["pp2-vpp2", "tp2-pp2-ep2"])
 def test_tied_embeddings_equal_one_process(name: str) -> None:
     layout = LAYOUTS[name]

@@ -12,6 +12,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.step_sizes import BatchLevelConfig
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
@@ -25,8 +26,13 @@ MODEL = ModelConfig(
 DENSE = replace(MODEL, moe=None, ffn_hidden_size=90)
 TRAINING = TrainingConfig(steps=1, global_batch_size=24, micro_batch_size=1)
 
+
+def ramp(size: int) -> list[BatchLevelConfig]:
+    return [BatchLevelConfig(global_batch_size=size, until_samples=9)]
+
+
 # what is wrong: (model, parallel, training changes, world, numbers in the cause, cure in words, the cure applied)
-REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str, str, dict[str, Any]]] = {
+REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, Any], int, str, str, dict[str, Any]]] = {
     "grid does not divide the world": (
         MODEL, {"tp": 2, "pp": 2}, {}, 6, "tp=2 x pp=2 x cp=1 = 4 6", "[1, 2, 3, 6]", {"pp": 1}),
     "world is no multiple of the grid": (MODEL, {"tp": 2, "pp": 2}, {}, 6, "4 6", "multiple of 4", {"world": 8}),
@@ -57,6 +63,18 @@ REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, int], int, str,
     "a stage that the head fills alone": (
         MODEL, {"pp": 4, "head_counts_as_layer": True}, {}, 4, "pp=4 num_layers=4 [2, 1, 1, 0]", "false",
         {"head_counts_as_layer": False}),
+    "a ramp below dp": (
+        MODEL, {}, {"batch_ramp": ramp(2)}, 4, "batch_ramp[0] =2 dp 4 0.5 multiple of 4", "=4",
+        {"batch_ramp": ramp(4)}),
+    "a ramp below the stages": (
+        MODEL, {"pp": 2}, {"batch_ramp": ramp(2)}, 4, "=2 dp 2 1 micro-batches pp=2 at least 4", "=4",
+        {"batch_ramp": ramp(4)}),
+    "a ramp in broken rounds of an interleaved pipeline": (
+        MODEL, {"pp": 2, "vpp": 2}, {"batch_ramp": ramp(6)}, 4, "=6 3 micro-batches vpp=2 multiple of 4", "=8",
+        {"batch_ramp": ramp(8)}),
+    "a ramp whose level the layout cannot have": (
+        MODEL, {"pp": 4}, {"batch_ramp": ramp(2), "global_batch_size": 4}, 4, "=2 pp=4 at least 4",
+        "Leave the level out: 4", {"batch_ramp": []}),
     "interleaved micro-batches": (
         MODEL, {"pp": 2, "vpp": 2}, {"global_batch_size": 25}, 2, "vpp=2 pp=2 25", "multiple of 2",
         {"global_batch_size": 26}),
@@ -88,7 +106,7 @@ def test_a_refusal_has_the_numbers_and_a_cure_that_cures(name: str) -> None:
 
     changed = {key: cure[key] for key in cure if key in ("seq_length",)}
     degrees = degrees | {key: cure[key] for key in cure if hasattr(ParallelConfig(), key)}
-    batch = batch | {key: cure[key] for key in cure if key.endswith("batch_size")}
+    batch = batch | {key: cure[key] for key in cure if key in ("micro_batch_size", "global_batch_size", "batch_ramp")}
     cured = layout_problems(
         replace(model, **changed), ParallelConfig(**degrees), replace(TRAINING, **batch), cure.get("world", world)
     )
