@@ -3,10 +3,12 @@
   python tools/mixture.py show +experiment=tiny                    tokens, share, samples, epochs, disk of each source
   python tools/mixture.py show +experiment=gpt4                    the 13T tokens as reported: a plan, without files
   python tools/mixture.py sample 4711 +experiment=tiny             sample 4711 of a run: source, epoch, file, document
+  python tools/mixture.py step 20 +experiment=tiny                 which samples step 20 of a run reads
   python tools/mixture.py verify data/demo                         reads every byte of a data folder; exit 1: damaged
   python tools/mixture.py register data/web --tokenizer t.json --source web=old/a,old/b --valid web=old/valid
 
-show and sample take Hydra overrides of a run (tools/plan.py --help), verify folders. --json: stdout is JSON alone.
+show, sample and step take Hydra overrides of a run (tools/plan.py --help), verify takes folders. With --json stdout is
+JSON alone.
 register reads pairs of .bin/.idx that Megatron-LM's preprocess_data.py wrote, and writes hashes and a manifest; the
 files stay where they are. A path is given without .bin or .idx. To remove a source, delete its folder.
 

@@ -59,6 +59,12 @@ class StepSizes:
         """The span of the step that follows so many samples."""
         return self.spans[bisect_right([span.first_sample for span in self.spans], sample) - 1]
 
+    def within(self, steps: int) -> list[tuple[StepSpan, int]]:
+        """The spans of the first `steps` steps, and how many of these each has."""
+        ends = [span.first_step for span in self.spans[1:]] + [steps]
+        counted = [(span, min(end, steps) - span.first_step) for span, end in zip(self.spans, ends, strict=True)]
+        return [(span, count) for span, count in counted if count > 0]
+
     def samples(self, steps: int) -> int:
         """Samples of the first `steps` steps."""
         span = self.at_step(steps + 1)

@@ -31,7 +31,7 @@ class Answer:
 
 def answer(command: str, words: Sequence[str]) -> Answer:
     """Raises: ConfigError for bad arguments, DataError as the commands do."""
-    commands = {"show": _show, "sample": _sample, "verify": _verify, "register": _register}
+    commands = {"show": _show, "sample": _sample, "step": _step, "verify": _verify, "register": _register}
     if command not in commands:
         raise ConfigError(f"{command!r} is no command.", f"Choose of: {', '.join(commands)}.")
     return commands[command](list(words))
@@ -60,6 +60,18 @@ def _sample(words: list[str]) -> Answer:
     assert checked.tokenizer is not None
     text = load_tokenizer(checked.tokenizer).decode(tokens)
     return Answer(facts, [*(f"{key:<18} {value}" for key, value in facts.items()), "", text])
+
+
+def _step(words: list[str]) -> Answer:
+    if not words or not words[0].isdecimal() or words[0] == "0":
+        raise ConfigError("step wants a number from 1.", "Write: mixture.py step 20 +experiment=tiny")
+    run, step = _run(words[1:]), int(words[0])
+    sizes = run.training.step_sizes
+    first, after = sizes.samples(step - 1), sizes.samples(step)
+    facts = {"step": step, "first_sample": first, "last_sample": after - 1, "samples": after - first}
+    return Answer(facts | {"tokens": (after - first) * run.model.seq_length}, [
+        f"step {step} reads the samples {first} to {after - 1}: {after - first} sequences; mixture.py sample shows one",
+    ])  # fmt: skip
 
 
 def _verify(words: list[str]) -> Answer:

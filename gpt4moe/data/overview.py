@@ -16,7 +16,7 @@ from gpt4moe.errors import DataError
 
 
 def overview(run: RunConfig) -> dict[str, Any]:
-    """{"sources": [SourceUse as a dictionary with disk_bytes, ...], "phases", totals}, over training.steps.
+    """{"sources": [SourceUse as a dictionary with disk_bytes, ...], "phases", "batches", totals}, over training.steps.
 
     Raises: DataError for synthetic tokens, a folder that is missing though not every source has `tokens`, and a source
     that would be read more often than its max_epochs.
@@ -26,7 +26,7 @@ def overview(run: RunConfig) -> dict[str, Any]:
     catalogue = _catalogue(run)
     tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
     phases = phases_of(run, tokens)
-    found = uses(run, tokens, phases)
+    found, sizes = uses(run, tokens, phases), run.training.step_sizes
     require_epochs(run, found)
     sources = [
         dataclasses.asdict(use) | {"disk_bytes": _disk_bytes(run, catalogue, use.source, use.tokens)} for use in found
@@ -36,6 +36,7 @@ def overview(run: RunConfig) -> dict[str, Any]:
         "folders": run.data.folders,
         "sources": sources,
         "phases": [{"first_sample": phase.first_sample, "shares": phase.shares} for phase in phases],
+        "batches": [dataclasses.asdict(span) | {"steps": steps} for span, steps in sizes.within(run.training.steps)],
         "tokens": sum(source["tokens"] for source in sources),
         "samples": sum(source["samples"] for source in sources),
         "tokens_read": sum(source["tokens_read"] for source in sources),

@@ -32,6 +32,11 @@ def mixture_table(found: dict[str, Any]) -> Iterator[RenderableType]:
     for phase in found["phases"][1:]:
         shares = ", ".join(f"{name} {share:.2%}" for name, share in phase["shares"].items())
         yield f"from sample {phase['first_sample']:,}: {shares}"
+    for span in found["batches"] if len(found["batches"]) > 1 else []:
+        yield (
+            f"from step {span['first_step'] + 1:,}, sample {span['first_sample']:,}: "
+            f"{span['global_batch_size']:,} sequences a step, {span['steps']:,} steps"
+        )
 
 
 def _size(num_bytes: float) -> str:

@@ -19,7 +19,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
-from gpt4moe.pages.plan_page import write_plan_page
+from gpt4moe.pages.plan_page import PHASE_COLUMNS, phase_rows, write_plan_page
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
@@ -128,6 +128,7 @@ def estimate_tables(result: Estimate) -> list[Table | str]:
         _memory(result),
         _time(result),
         _whole(result),
+        *([_phases(result)] if len(result.phases) > 1 else []),
         f"bottleneck: {result.bottleneck}",
         *warned,
     ]
@@ -213,6 +214,13 @@ def _time(result: Estimate) -> Table:
     for part, seconds in result.step.parts.items():
         table.add_row(part, f"{seconds:.4g}", f"{100 * seconds / result.step.seconds:.1f}", MOVES[part][0])
     table.add_row("step", f"{result.step.seconds:.4g}", "100.0", "")
+    return table
+
+
+def _phases(result: Estimate) -> Table:
+    table = _table("The run, phase by phase", PHASE_COLUMNS[0], *PHASE_COLUMNS[1:])
+    for row in phase_rows(result):
+        table.add_row(*row)
     return table
 
 

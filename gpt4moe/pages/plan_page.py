@@ -32,6 +32,33 @@ MOST_ROUNDS = 3
 """Micro-batches in the chart, as a multiple of pp. More micro-batches would only repeat the steady state."""
 
 
+PHASE_COLUMNS = ("steps", "batch [seq]", "shares", "tokens", "step [s]", "days", "cost [USD]")
+
+
+def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
+    """Of each phase of the run, in words: PHASE_COLUMNS."""
+    return [
+        (
+            f"{phase.first_step:,} to {phase.first_step + phase.steps - 1:,}", f"{phase.global_batch_size:,}",
+            "data.sources" if phase.shares is None else _shares(phase.shares), f"{phase.tokens:.4g}",
+            f"{phase.step_seconds:.4g}", f"{phase.seconds / 86400:.4g}",
+            f"{result.cost.usd * phase.seconds / result.run.seconds:,.0f}",
+        )
+        for phase in result.phases
+    ]  # fmt: skip
+
+
+def _shares(shares: dict[str, float]) -> str:
+    total = sum(shares.values())
+    return ", ".join(f"{name} {share / total:.1%}" for name, share in shares.items() if share)
+
+
+def _phases(result: Estimate) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in PHASE_COLUMNS)
+    rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in phase_rows(result))
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
 def write_plan_page(path: Path | str, result: Estimate) -> None:
     """Writes the page of one plan."""
     title = f"{result.plan.model.name}: plan"
@@ -46,6 +73,7 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
         f'<dl class="cards">{_cards(result)}</dl>{_warnings(result)}'
         + section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
         + section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))
+        + (section("Phases", _phases(result)) if len(result.phases) > 1 else "")
         + section("Pipeline", _pipeline(result))
     )
     write_page(path, title, body)

@@ -12,6 +12,7 @@ time
     step_time.py           seconds of one step
     communication.py       bytes a rank sends, by group
     run_time.py            days, failures, money, energy
+    phases.py              a ramp, phases of the data: time of each
     pipeline_plan.py       the schedule, timed by FLOP
 answers
     estimate.py            all numbers of one plan

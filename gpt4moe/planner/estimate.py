@@ -3,7 +3,7 @@
 PlanConfig + devices -> count, flops, memory, step_time, run_time -> Estimate -> JSON, tables, a page
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from gpt4moe.architecture.count import ParameterCount, RankParameters, count_parameters, rank_parameters
 from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
@@ -16,7 +16,8 @@ from gpt4moe.planner.diagnosis import binding, require_legal, warnings
 from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.layer_time import TimedKind, Work, timed_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
-from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, run_time, save_seconds
+from gpt4moe.planner.phases import RunPhase, timed_phases
+from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
 from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
 
 STATE_BYTES = 12
@@ -33,7 +34,10 @@ class Estimate:
     flops: FlopsPerToken
     memory: list[StageMemory]
     step: StepTime
+    """Of training.global_batch_size, which a ramp ends with."""
     run: RunTime
+    phases: list[RunPhase]
+    """One where neither the batch nor the shares of the data change."""
     cost: Cost
     bottleneck: str
     warnings: list[str]
@@ -49,7 +53,7 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        return self.tokens_per_step * self.plan.training.steps
+        return self.plan.training.step_sizes.samples(self.plan.training.steps) * self.plan.model.seq_length
 
     @property
     def tokens_per_second(self) -> float:
@@ -132,8 +136,8 @@ def estimate(plan: PlanConfig) -> Estimate:
         written_seconds=save_seconds(saved, asynchronous=False) if is_async else 0.0,
     )
     hours_between = plan.cluster.hours_between_failures
-    whole = run_time(
-        plan.training.steps, step.seconds, saving,
+    whole, phases = timed_phases(
+        plan, lambda part: step_time(work, part.training, world).seconds, saving,
         failures_per_hour=world / hours_between if hours_between else 0.0,
         restart_seconds=60 * plan.restart_minutes,
     )  # fmt: skip
@@ -145,7 +149,7 @@ def estimate(plan: PlanConfig) -> Estimate:
     unsupported = [problem.cause for problem in refused]
     return Estimate(
         plan=plan, layout=layout, parameters=count_parameters(plan.model),
-        flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole,
+        flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole, phases=phases,
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step_seconds=step.seconds),
@@ -192,6 +196,15 @@ def to_json(result: Estimate) -> dict[str, object]:
             "days": result.days,
             "parts": {**step.parts, **stalls},
         },
+        "phases": [
+            {
+                **asdict(phase),
+                "seq_length": result.plan.model.seq_length,
+                "days": phase.seconds / 86400,
+                "usd": result.cost.usd * phase.seconds / run.seconds,
+            }
+            for phase in result.phases
+        ],
         "cost": {"usd": result.cost.usd, "gpu_hours": result.cost.gpu_hours, "kwh": result.cost.kwh},
         "bottleneck": result.bottleneck,
         "warnings": result.warnings,

@@ -19,6 +19,19 @@ def test_show_counts_what_the_run_reads(in_shards: Path, capsys: pytest.CaptureF
     assert "█" in shown
 
 
+def test_a_ramp_is_shown_and_says_which_samples_a_step_reads(
+    in_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ramp = [*RUN, f"data.path={in_shards}", "training.batch_ramp=[{global_batch_size: 4, until_samples: 7}]"]
+    found = answer(capsys, "show", *ramp)
+    assert found["samples"] == 4 + 4 + 16
+    assert [(span["first_sample"], span["steps"]) for span in found["batches"]] == [(0, 2), (8, 1)]
+    assert main(["show", *ramp]) == 0
+    assert "from step 3, sample 8: 16 sequences a step, 1 steps" in capsys.readouterr().out
+    step = answer(capsys, "step", "3", *ramp)
+    assert (step["first_sample"], step["last_sample"], step["samples"]) == (8, 23, 16)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -27,6 +40,7 @@ def test_show_counts_what_the_run_reads(in_shards: Path, capsys: pytest.CaptureF
         (["sample", "-1", "+experiment=tiny"], "wants a number"),
         (["sample", "1", "+experiment=tiny", "data=mock"], "no files"),
         (["show", "+experiment=tiny", "data=mock"], "synthetic"),
+        (["step", "0", "+experiment=tiny"], "a number from 1"),
         (["verify"], "wants data folders"),
         (["verify", "nowhere"], "does not exist"),
         (["register", "x", "--tokenizer=t.json", "--source=a=b", "--valid=c=d"], "one source at a time"),
