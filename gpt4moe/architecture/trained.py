@@ -4,7 +4,7 @@ stage.train patterns, or the adapters of stage.lora  ->  names of the trained te
 """
 
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -12,6 +12,7 @@ from gpt4moe.architecture.adapters import ADAPTABLE, is_adapted
 from gpt4moe.architecture.names import split_name
 from gpt4moe.architecture.tensors import ModelTensor, logical_shapes, model_tensors
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.optimizer import OptimizerConfig, TensorSettings
 from gpt4moe.config.stage import StageConfig
 from gpt4moe.errors import ConfigError
 
@@ -71,8 +72,34 @@ def require_matches(key: str, patterns: Iterable[str], names: Collection[str]) -
 
 
 def nearest(pattern: str, names: Collection[str]) -> str:
-    """The name that is most like a pattern."""
-    return get_close_matches(pattern, sorted(names), n=1, cutoff=0)[0]
+    """The name that is most like a pattern, as a whole or in the part that the pattern names."""
+    wanted = pattern.strip("*.")
+
+    def likeness(name: str) -> float:
+        return max(SequenceMatcher(None, wanted, part).ratio() for part in (name, *name.split(".")))
+
+    return max(sorted(names), key=likeness)
+
+
+def tensor_settings(model: ModelConfig, stage: StageConfig, optimizer: OptimizerConfig) -> dict[str, TensorSettings]:
+    """Name of a trained tensor -> its entry of optimizer.by_pattern. Tensors without one are left out.
+
+    Raises: ConfigError when a pattern matches no trained tensor, or a tensor is in two entries.
+    """
+    if not optimizer.by_pattern:
+        return {}
+    names = sorted(trained_names(model, stage))
+    found: dict[str, TensorSettings] = {}
+    for settings in optimizer.by_pattern:
+        require_matches("optimizer.by_pattern", [settings.tensors], names)
+        for name in (name for name in names if fnmatchcase(name, settings.tensors)):
+            if name in found:
+                raise ConfigError(
+                    f"optimizer.by_pattern: {name} is in two entries, {found[name].tensors} and {settings.tensors}.",
+                    "Make one of the patterns narrower.",
+                )
+            found[name] = settings
+    return found
 
 
 def describe(model: ModelConfig, stage: StageConfig) -> str:

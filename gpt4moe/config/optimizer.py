@@ -1,6 +1,6 @@
 """Groups optimizer, schedule, engine, precision: how weights are updated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
@@ -39,6 +39,24 @@ class Dtype(str, Enum):
 
 
 @dataclass(kw_only=True, slots=True)
+class TensorSettings:
+    """What some tensors have of their own in an update."""
+
+    tensors: str = MISSING
+    """A pattern, as of a shell, of their names (*router*, decoder.layers.3.*)."""
+    lr_factor: float = 1.0
+    """Their learning rate is that of the schedule times this. 0: they stand still, but their moments move."""
+    weight_decay: float | None = None
+    """In place of optimizer.weight_decay, also for one-dimensional parameters; null: as without this entry."""
+
+    def validate(self) -> None:
+        where = f"optimizer.by_pattern, {self.tensors}"
+        for name, value in (("lr_factor", self.lr_factor), ("weight_decay", self.weight_decay)):
+            if value is not None and not 0 <= value < inf:
+                raise ConfigError(f"{where}: {name}={value} is not 0 or more.", f"Set {name}.")
+
+
+@dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
     kind: OptimizerKind = OptimizerKind.adamw
     lr: float = MISSING
@@ -50,6 +68,9 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     clip_norm: float = 1.0
     """The largest global gradient norm of an update; larger gradients are scaled down to it. 0: no clipping."""
+    by_pattern: list[TensorSettings] = field(default_factory=list)
+    """Learning rates and weight decay of some tensors: [{tensors: "*router*", lr_factor: 0.1, weight_decay: 0}]. A
+    tensor is in one entry at most."""
 
     def validate(self) -> None:
         if not 0 < self.lr < inf:
@@ -59,6 +80,8 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not 0 or more.", f"Set optimizer.{name}.")
         if not 0 < self.epsilon < inf:
             raise ConfigError(f"optimizer.epsilon={self.epsilon} is not above 0.", "Set optimizer.epsilon, 1e-8, say.")
+        for settings in self.by_pattern:
+            settings.validate()
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1).", f"Set optimizer.{name}.")

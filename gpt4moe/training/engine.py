@@ -17,8 +17,10 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor, distributed, nn
 
-from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.architecture.trained import tensor_settings
+from gpt4moe.config.optimizer import OptimizerKind, TensorSettings
 from gpt4moe.config.optimizer_table import Optimizer
+from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.model.parameters import shards
 from gpt4moe.parallel.groups import ProcessGroups
@@ -113,6 +115,25 @@ def finalize(chunks: list[Any], num_tokens: Any = None, **groups: Any) -> None:
     and sums the two copies of tied embeddings.
     """
     finalize_model_grads(chunks, None, **groups)
+
+
+def parameter_settings(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[int, TensorSettings]:
+    """Id of a parameter -> its entry of optimizer.by_pattern, of those that have one.
+
+    Raises: ConfigError, as architecture.trained.tensor_settings.
+    """
+    by_name = tensor_settings(run.model, run.stage, run.optimizer)
+    return {
+        id(parameter): by_name[shard.name] for parameter, shard, _ in shards(chunks, groups) if shard.name in by_name
+    }
+
+
+def own_keys(settings: TensorSettings | None) -> dict[str, float]:
+    """The keys of an optimizer's parameter group that an entry of optimizer.by_pattern sets."""
+    if settings is None:
+        return {}
+    decay = {} if settings.weight_decay is None else {"weight_decay": settings.weight_decay}
+    return {"lr_factor": settings.lr_factor, **decay}
 
 
 def counted_parameters(chunks: list[Any], groups: ProcessGroups) -> set[int]:

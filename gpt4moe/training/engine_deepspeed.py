@@ -22,7 +22,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.transformer import MegatronModule
 from torch import nn
 
-from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer import Dtype, EngineKind, TensorSettings
 from gpt4moe.config.optimizer_table import Optimizer, optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel import deepspeed_groups
@@ -35,6 +35,8 @@ from gpt4moe.training.engine import (
     counted_parameters,
     finalize,
     gradient_norm,
+    own_keys,
+    parameter_settings,
 )  # fmt: skip
 
 
@@ -72,7 +74,7 @@ class DeepSpeedEngine:
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         for partition in self.partitions:
             partition.hand_over()
         self.runtime.step()
@@ -139,7 +141,10 @@ def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kep
     optimizer_class = getattr(torch.optim, kept.engines[EngineKind.deepspeed])
     check_states(settings.kind, kept, partial(optimizer_class, lr=settings.lr, **kept.arguments(settings)))
     optimizer = optimizer_class(
-        _parameter_groups(model, settings.weight_decay, deepspeed_groups.expert_group_name(groups)),
+        _split(
+            _parameter_groups(model, settings.weight_decay, deepspeed_groups.expert_group_name(groups)),
+            parameter_settings(chunks, run, groups),
+        ),
         lr=settings.lr,
         **kept.arguments(settings),
     )
@@ -198,6 +203,19 @@ def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) 
         {"params": experts, "weight_decay": weight_decay, "name": expert_group, "moe": True},
     ]
     return [group for group in made if group["params"]]
+
+
+def _split(groups: list[dict[str, Any]], settings: dict[int, TensorSettings]) -> list[dict[str, Any]]:
+    """The groups, of which parameters with settings of their own are apart."""
+    made = []
+    for group in groups:
+        parts: dict[int, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(id(settings.get(id(parameter))), []).append(parameter)
+        made += [
+            group | {"params": parameters} | own_keys(settings.get(id(parameters[0]))) for parameters in parts.values()
+        ]
+    return made
 
 
 def _is_expert(parameter: nn.Parameter) -> bool:

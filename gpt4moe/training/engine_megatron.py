@@ -16,7 +16,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
 from torch import nn
 
-from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.optimizer import Dtype, EngineKind, TensorSettings
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.transformer_config import TORCH_DTYPES
@@ -28,6 +28,8 @@ from gpt4moe.training.engine import (
     counted_parameters,
     finalize,
     gradient_norm,
+    own_keys,
+    parameter_settings,
 )  # fmt: skip
 
 
@@ -52,6 +54,7 @@ class MegatronEngine:
             check_states(run.optimizer.kind, self.kept, torch.optim.AdamW)
         self.counted = counted_parameters(self.chunks, groups)
         self._start_states(step=0)
+        self._split_groups(parameter_settings(self.chunks, run, groups))
         self._connect_schedule(run)
 
     def zero_gradients(self) -> None:
@@ -70,7 +73,7 @@ class MegatronEngine:
 
     def update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         for inner in self._inner():
             # Not the optimizer's own step: it ends with a gather of every weight of its chunks. The dense and the
             # expert optimizer would each gather all of them, so twice the bytes (megatron-core 0.16.1).
@@ -120,6 +123,20 @@ class MegatronEngine:
                             state[name] = torch.zeros_like(master)
                     if torch_adam and self.kept.step_name is not None:
                         state[self.kept.step_name] = torch.tensor(float(step), device=master.device)
+
+    def _split_groups(self, settings: dict[int, TensorSettings]) -> None:
+        """Gives the masters of parameters with settings of their own to groups of their own. Megatron pairs parameters
+        with masters by lists of its own, which do not change."""
+        of_master = {id(owned.master): settings.get(id(owned.parameter)) for owned in self.owned()} if settings else {}
+        for inner in self._inner() if settings else ():
+            groups = []
+            for group in inner.optimizer.param_groups:
+                parts: dict[int, list[Any]] = {}
+                known = {id(its): its for its in settings.values()}
+                for master in group["params"]:
+                    parts.setdefault(id(of_master[id(master)]), []).append(master)
+                groups += [group | {"params": masters} | own_keys(known.get(key)) for key, masters in parts.items()]
+            inner.optimizer.param_groups = groups
 
     def _connect_schedule(self, run: RunConfig) -> None:
         """Makes Megatron's schedule reduce gradients only in the last micro-batch, and call `finalize` at its end."""

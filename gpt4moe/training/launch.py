@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt4moe.architecture.trained import trained_names
+from gpt4moe.architecture.trained import tensor_settings, trained_names
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
@@ -73,6 +73,7 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     require_legal(run.model, run.parallel, run.training, environment.world_size)
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
     trained_names(run.model, run.stage)
+    tensor_settings(run.model, run.stage, run.optimizer)
     data = check_data(run)
     read_dashboard(run.tracking.dashboard)
     folder = RunFolder.of(run)

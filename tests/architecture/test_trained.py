@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt4moe.architecture.trained import adapter_shapes, describe, trained_names
+from gpt4moe.architecture.trained import adapter_shapes, describe, tensor_settings, trained_names
 from gpt4moe.config.load import config_from_dict, config_to_dict, load_run_config
 from gpt4moe.errors import ConfigError
 
@@ -56,6 +56,10 @@ def test_the_adapters_come_back_from_a_manifest() -> None:
         (["stage.lora.rank=2", "stage.lora.targets=['*mlp*']"], "mlp.router.weight, which cannot", "narrower"),
         (["stage.lora.rank=2", "stage.train=['*norm*']"], "nothing else is trained", "stage.train=[]"),
         (["stage.lora.rank=2", "stage.lora.dropout=0.1"], "no dropout", "stage.lora.dropout=0"),
+        (["optimizer.by_pattern=[{tensors:'*rooter*'}]"], "*rooter* matches none", "router"),
+        (["optimizer.by_pattern=[{tensors:'*router*'},{tensors:'*mlp*'}]"], "in two entries, *router* and", "narrower"),
+        (["optimizer.by_pattern=[{tensors:'*norm*',lr_factor:-1}]"], "*norm*: lr_factor=-1", "Set lr_factor"),
+        (["stage.train=['*norm*']", "optimizer.by_pattern=[{tensors:'*router*'}]"], "*router* matches none", "norm"),
         (["stage.lora.rank=-1"], "negative", "stage.lora.rank=-1"),
         (["stage.lora.targets=['*qkv*']"], "makes no adapters", "stage.lora.rank=16"),
         (["stage.lora.rank=2", "checkpoint.load=x", "checkpoint.load_only=['*']"], "would be frozen", "load_only=[]"),
@@ -65,5 +69,6 @@ def test_what_cannot_be_trained_is_refused(overrides: list[str], cause: str, cur
     with pytest.raises(ConfigError) as error:
         run = load_run_config([*TINY, *overrides])
         trained_names(run.model, run.stage)
+        tensor_settings(run.model, run.stage, run.optimizer)
     assert cause in error.value.cause
     assert cure in f"{error.value.cause} {error.value.cure}"
