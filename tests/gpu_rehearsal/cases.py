@@ -68,6 +68,7 @@ CASES = {
     ),
     "documents": (TWO_LAYERS, "data.document_mask=true"),
     "documents, cp2, selective": ("data.document_mask=true", "parallel.cp=2", "parallel.recompute=selective"),
+    "adapters": ("parallel.tp=2", EP2, "stage.lora.rank=8"),
     "padding": (EP2, "model.moe.shared_expert_ffn_hidden_size=48"),
     "padding, drops, experts recomputed": (
         "parallel.tp=2", "parallel.cp=2", EP2, f"{ROUTER}.capacity_factor=1.25", "parallel.recompute=moe",
