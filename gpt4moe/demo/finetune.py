@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASES = ("tiny-8", "tiny-4", "tiny-2", "tiny-1")
 """Runs that `make train` makes."""
 OWN_BASE = "tiny-base"
-VARIANTS: dict[str, list[str]] = {"full": [], "lora": ["stage.lora.rank=16", "optimizer.lr=1.0e-2"]}
+VARIANTS: dict[str, list[str]] = {"full": [], "lora": ["stage.lora.rank=16", "optimizer.lr=5.0e-3"]}
 """Name -> overrides of +experiment=tiny_sft. The first is in results.json's own keys, the other under its name."""
 
 
