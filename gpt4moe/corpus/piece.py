@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,7 +65,6 @@ class Kitchen:
         self.recipe = recipe
         path = Path(recipe.tokenizer)
         self.encoder = Encoder(path, recipe.library)
-        self.plain = self.encoder if recipe.library == "tokenizers" else Encoder(path, "tokenizers")
         tokenizer = self.encoder.tokenizer
         self.vocab_size, self.eos_id, self.unknown = tokenizer.vocab_size, tokenizer.eos_id, unknown_id(tokenizer)
         self.dtype = token_dtype(self.vocab_size)
@@ -74,6 +74,11 @@ class Kitchen:
         if recipe.fim_rate:
             ids = token_ids(tokenizer, recipe.fim_tokens)
             self.fim = FillInTheMiddle(recipe.fim_rate, recipe.fim_spm_share, recipe.seed, ids)
+
+    @cached_property
+    def plain(self) -> Encoder:
+        """For a piece whose first documents the faster library encodes otherwise."""
+        return Encoder(Path(self.recipe.tokenizer), "tokenizers")
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.corpus import command, inputs
+from gpt4moe.corpus import build, command, inputs, sample
 from gpt4moe.data.manifest import SourceManifest
 from tests.corpus.conftest import TEXTS, files_of, write_lines
 
@@ -84,7 +84,7 @@ KILLED = """
 import sys
 sys.path.insert(0, {root!r})
 if __name__ == "__main__":
-    from gpt4moe.corpus import command, inputs
+    from gpt4moe.corpus import build, command, inputs, sample
     inputs._PIECE_BYTES = (30_000, 30_000)
     order = command.Order
     command.Order = lambda **given: order(**given, shard_bytes=20_000)
@@ -134,3 +134,27 @@ def test_the_same_order_is_not_made_twice_unless_a_file_is_damaged(
     assert files_of(tmp_path / "out" / "a") == expected
     assert make(*arguments, "--seed=2") == 0
     assert files_of(tmp_path / "out" / "a") != expected
+
+
+def test_a_mended_file_costs_its_own_pieces_alone(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch, 5000)
+    monkeypatch.setattr(sample, "_PLACE_BYTES", 1)
+    files = [write_lines(tmp_path / f"{number}.jsonl", TEXTS[number::3]) for number in range(3)]
+    good = files[1].read_bytes()
+    files[1].write_bytes(good + b'{"text": 7}\n')
+    given = ["--source=a=" + ",".join(map(str, files)), "--held-out=0.1"]
+    assert make(*given) == 2
+    line = good.count(b"\n") + 1
+    assert f"{files[1]}:{line}: 'text' is of type int" in capsys.readouterr().err
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".a.work").glob("piece-*.json")}
+    assert before
+    files[1].write_bytes(good)
+    made = []
+    make_piece = build.make_piece
+    monkeypatch.setattr(build, "make_piece", lambda path, *rest: (made.append(path.name), make_piece(path, *rest)))
+    assert make(*given) == 0
+    assert set(made).isdisjoint(sorted(before)[:2])
+    manifest = SourceManifest.read(tmp_path / "out" / "a")
+    assert manifest.num_documents("train") + manifest.num_documents("valid") == len(TEXTS)
