@@ -66,7 +66,7 @@ def require_matches(key: str, patterns: Iterable[str], names: Collection[str]) -
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
-                f"{key}: {pattern} matches none of the model's {len(names)} tensors.",
+                f"{key}: {pattern} matches none of the {len(names)} tensors that it may name.",
                 f"Give a pattern over names such as {nearest(pattern, names)}.",
             )
 

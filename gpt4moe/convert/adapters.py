@@ -17,11 +17,13 @@ from gpt4moe.architecture.adapters import is_adapted
 from gpt4moe.architecture.names import adapter_names
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import row_of
+from gpt4moe.architecture.trained import adapter_shapes
 from gpt4moe.checkpoint.base import base_folder
-from gpt4moe.checkpoint.index import CheckpointIndex
+from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import config_from_dict, config_to_dict
+from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
@@ -54,7 +56,17 @@ class MergedWeights(CheckpointWeights):
         super().__init__(base_folder(manifest, None if base is None else str(base)))
         self.base = self.index
         self.adapted = config_from_dict(manifest.config)
+        self.run = config_from_dict(_merged_config(self.adapted))
         self._matrix = cache(self._read)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.adapters.manifest
+
+    @property
+    def block_hashes(self) -> list[list[str]]:
+        files = [entry.block_hashes for index in (self.base, self.adapters) for entry in index.manifest.files]
+        return [*files, [f"scale {self.scale}"]]
 
     def values_added(self, name: str, offset: Shape, shape: Shape) -> np.ndarray | None:
         pair = self.pair(name)
@@ -81,9 +93,16 @@ class MergedWeights(CheckpointWeights):
         return self.adapted.stage.lora.scale
 
     def _read(self, name: str) -> np.ndarray:
-        shape = self.adapters.shape(name)
+        shape = adapter_shapes(self.adapted.model)[name.partition("/")[2]]
+        whole = (0,) * len(shape), shape
+        wrong = cover_of_box(self.adapters.pieces.get(name, []), *whole)
+        if wrong or self.adapters.shape(name) != shape:
+            raise ConversionError(
+                f"{self.adapters.folder}: {name}: {wrong or 'another shape than its model says'}.",
+                "Take another copy: this one is damaged.",
+            )
         out = np.full(shape, np.nan, dtype=np.float32)
-        for where, values in self.adapters.read_box(name, (0,) * len(shape), shape):
+        for where, values in self.adapters.read_box(name, *whole):
             out[where] = values
         return out
 
@@ -104,11 +123,10 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
     """
     refuse_existing(out)
     source = MergedWeights(checkpoint, base)
-    config = _merged_config(source)
+    config = config_to_dict(source.run)
     names = [name for name in source.base.shapes if name.startswith((f"{WEIGHT}/", f"{BUFFER}/"))]
     sizes = [4 * prod(source.base.shapes[name]) for name in names]
-    hashes = [entry.block_hashes for index in (source.base, source.adapters) for entry in index.manifest.files]
-    plan, total = json.dumps(["merge", hashes]), sum(sizes)
+    plan, total = json.dumps(["merge", source.block_hashes]), sum(sizes)
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
         entries = []
         for number, part in enumerate(names[place] for place in packed(sizes, FILE_BYTES)):
@@ -127,8 +145,8 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
     }  # fmt: skip
 
 
-def _merged_config(source: MergedWeights) -> dict[str, Any]:
-    run = config_from_dict(config_to_dict(source.adapted))
+def _merged_config(adapted: RunConfig) -> dict[str, Any]:
+    run = config_from_dict(config_to_dict(adapted))
     run.stage.lora.rank, run.stage.lora.targets, run.model.lora = 0, [], None
     return config_to_dict(run)
 

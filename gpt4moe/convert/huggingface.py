@@ -44,7 +44,7 @@ def to_huggingface(
     code, torch_name = DTYPES[dtype]
     all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)
-    manifest = source.index.manifest
+    manifest = source.manifest
     files, special = tokenizer_files(source.folder, manifest, source.run, tokenizer)
     config = to_config(source.model, dtype=torch_name, special=special)
     notes = export_notes(source.model)
@@ -60,7 +60,7 @@ def to_huggingface(
     }  # fmt: skip
     if dry_run:
         return answer
-    sha = [block for entry in manifest.files for block in entry.block_hashes]
+    sha = source.block_hashes
     texts = [hashlib.sha256(content).hexdigest() for content in files.values()]
     plan = json.dumps(["to-hf", config, texts, {name: len(part) for name, part in shards.items()}, sha])
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:

@@ -52,7 +52,7 @@ def to_inference_layout(
     }  # fmt: skip
     if dry_run:
         return answer
-    plan = json.dumps(["to-inference", answer, [entry.block_hashes for entry in source.index.manifest.files]])
+    plan = json.dumps(["to-inference", answer, source.block_hashes])
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
         files = []
         for rank, held in ranks.items():
@@ -76,7 +76,7 @@ def index_row(rank: tuple[int, int], stages: list[list[int]], entry: FileEntry) 
 
 def index_text(source: CheckpointWeights, answer: Answer, files: list[dict[str, Any]]) -> str:
     """The content of index.json."""
-    manifest = source.index.manifest
+    manifest = source.manifest
     content = {
         "format": FORMAT, **{key: answer[key] for key in ("tp", "pp", "layers_per_stage", "dtype")},
         "step": manifest.step, "run_id": manifest.run_id, "config": manifest.config, "files": files,

@@ -171,6 +171,6 @@ def _tokenizer_text(folder: Path) -> str | None:
         path = folder / "tokenizer.json"
         return path.read_text(encoding="utf-8") if path.exists() else None
     source = open_checkpoint(folder)
-    files, _ = tokenizer_files(source.folder, source.index.manifest, source.run, None)
+    files, _ = tokenizer_files(source.folder, source.manifest, source.run, None)
     content = files.get("tokenizer.json")
     return None if content is None else content.decode()

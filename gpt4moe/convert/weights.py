@@ -16,6 +16,7 @@ import numpy as np
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import Box, logical_buffers, logical_shapes, routing_buffers
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_from_dict
@@ -117,6 +118,16 @@ class CheckpointWeights(Weights):
                     "The checkpoint and its manifest do not belong together: take another one.",
                 )
             self.pieces[name] = self.index.pieces[key[name]]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the run whose weights these are."""
+        return self.index.manifest
+
+    @property
+    def block_hashes(self) -> list[list[str]]:
+        """Of each file that values are made of."""
+        return [entry.block_hashes for entry in self.index.manifest.files]
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
         return self.index.read_run(piece, at, size)

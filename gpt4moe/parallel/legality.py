@@ -90,6 +90,8 @@ def grouped_product_problems(model: ModelConfig, parallel: ParallelConfig) -> li
         width = f"{width} / parallel.etp={parallel.etp}"
     sizes = {f"model.hidden_size={model.hidden_size}": model.hidden_size}
     sizes[width] = model.moe.ffn_hidden_size // parallel.etp
+    if model.lora is not None:
+        sizes[f"stage.lora.rank={model.lora.rank}"] = model.lora.rank
     return [
         Problem(
             f"{name} is no multiple of 8, but the grouped product of experts (kernels.experts=grouped_mm, or auto in "

@@ -82,6 +82,9 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     if run.model.lora is not None:
         elsewhere = run.checkpoint.load if latest else None
         base = reader if manifest.base is None else CheckpointReader(base_folder(manifest, elsewhere))
+        if base is not reader:
+            selection_of(base, base_model(run.model), [])
+            _require_same_scale(path, config_from_dict(manifest.config).stage.lora.scale, run)
     state = TrainState()
     if whole:
         state = TrainState(
@@ -109,6 +112,15 @@ def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
     what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
     logger.info("loaded %s: %s", source.reader.folder, what)
     engine.finish_load(source.state.optimizer_step)
+
+
+def _require_same_scale(path: Path, stored: float, run: RunConfig) -> None:
+    if run.stage.lora.scale != stored:
+        raise CheckpointError(
+            f"stage.lora.alpha={run.stage.lora.alpha:g} with rank {run.stage.lora.rank} multiplies adapters by "
+            f"{run.stage.lora.scale:g}, but those of {path} were trained with {stored:g}.",
+            f"Set stage.lora.alpha={stored * run.stage.lora.rank:g}.",
+        )
 
 
 def _require_same_forward(source: Path, stored: ModelConfig, model: ModelConfig) -> None:

@@ -51,7 +51,7 @@ def test_the_adapters_come_back_from_a_manifest() -> None:
 @pytest.mark.parametrize(
     ("overrides", "cause", "cure"),
     [
-        (["stage.train=['*expert.s*']"], "*expert.s* matches none of the model's 17 tensors", "mlp.experts"),
+        (["stage.train=['*expert.s*']"], "*expert.s* matches none of the 17 tensors", "mlp.experts"),
         (["stage.lora.rank=2", "stage.lora.targets=['*lnear_qkv*']"], "stage.lora.targets: *lnear_qkv*", "linear_qkv"),
         (["stage.lora.rank=2", "stage.lora.targets=['*mlp*']"], "mlp.router.weight, which cannot", "narrower"),
         (["stage.lora.rank=2", "stage.train=['*norm*']"], "nothing else is trained", "stage.train=[]"),

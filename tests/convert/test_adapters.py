@@ -11,7 +11,7 @@ import pytest
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
-from gpt4moe.convert.adapters import merge
+from gpt4moe.convert.adapters import MergedWeights, merge, open_checkpoint
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.peft_folder import to_peft
 from gpt4moe.convert.verify import verify
@@ -135,3 +135,29 @@ def test_a_peft_folder_names_each_parameter_of_the_export(folders: dict[str, Pat
     assert config["target_parameters"] == [
         f"model.layers.{layer}.mlp.experts.{part}_proj" for layer in range(2) for part in ("gate_up", "down")
     ]
+
+
+def test_an_export_is_of_the_adapters_run_and_goes_on_with_no_other_s_files(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    to_huggingface(folders["adapted"], tmp_path / "out", dtype="fp32")
+    assert "adapted" in (tmp_path / "out" / "README.md").read_text()
+    of = {name: open_checkpoint(folders[name]).block_hashes for name in ("base", "adapted", "twice")}
+    assert len({str(hashes) for hashes in of.values()}) == 3
+    assert open_checkpoint(folders["adapted"]).manifest.step == 4
+
+
+def test_adapters_begin_no_run_of_another_scale_or_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    begin = (*SHAPE, *LORA, f"checkpoint.load={folders['adapted']}", "training.steps=1")
+    (ended,) = train(tmp_path / "a", *begin, "stage.lora.alpha=64")
+    assert ended.status == 2 and "Set stage.lora.alpha=16" in ended.err
+    (ended,) = train(tmp_path / "b", *begin, "model.qk_norm=true")
+    assert ended.status == 2 and "lacks 4 tensors that the model needs" in ended.err
+
+
+def test_a_piece_that_is_missing_is_found(folders: dict[str, Path]) -> None:
+    source = MergedWeights(folders["adapted"])
+    name = "weight/decoder.layers.0.mlp.experts.gate_up_lora_a"
+    source.adapters.pieces[name] = source.adapters.pieces[name][1:]
+    with pytest.raises(ConversionError, match="gate_up_lora_a"):
+        source.pair("decoder.layers.0.mlp.experts.gate_up")

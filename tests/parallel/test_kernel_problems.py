@@ -37,6 +37,7 @@ def run_of(*overrides: str) -> RunConfig:
         ((GROUPED, BF16, ODD), CPU, r"ffn_hidden_size=100 is no multiple of 8", "per_expert"),
         ((BF16, ODD), GPU, r"ffn_hidden_size=100 is no multiple of 8", "per_expert"),
         ((BF16, "model.moe.ffn_hidden_size=48", "parallel.etp=4"), GPU, r"48 / parallel.etp=4", "per_expert"),
+        ((BF16, "stage.lora.rank=4"), GPU, r"stage.lora.rank=4 is no multiple of 8", "per_expert"),
         ((BF16, ODD), None, None, None),  # auto on a device that nobody knows yet
         ((BF16, ODD), CPU, None, None),
         ((ODD,), GPU, None, None),  # fp32 has per_expert
