@@ -29,8 +29,9 @@ from gpt4moe.corpus.quality import Quality, require_language
 from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
 from gpt4moe.corpus.workers import Workers
+from gpt4moe.data.folder import require_replaceable
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, Shard, SourceManifest, file_sha256, write_json
-from gpt4moe.data.shards import bin_path, require_files
+from gpt4moe.data.shards import bin_path, idx_path, require_files
 from gpt4moe.errors import DataError
 
 SHARD_BYTES = 4_000_000_000
@@ -66,8 +67,11 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
     """
     pieces = cut(order.inputs, order.piece_bytes)
     plan = _plan(order, pieces)
+    require_replaceable(folder / order.name)
+    _require_elsewhere(order, folder / order.name)
     made = _made_already(folder / order.name, plan)
     if made is not None:
+        shutil.rmtree(folder / f".{order.name}.work", ignore_errors=True)  # of a kill amid its removal
         say(f"{order.name}: made already by the same command, its files are whole")
         return made
     work = folder / f".{order.name}.work"
@@ -93,6 +97,14 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
     return manifest
 
 
+def _require_elsewhere(order: Order, folder: Path) -> None:
+    """Raises: DataError for an input within the source's own folder, which is replaced."""
+    paths = (Path(path).resolve() for path, *_ in order.inputs.files)
+    within = next((path for path in paths if path.is_relative_to(folder.resolve())), None)
+    if within is not None:
+        raise DataError(f"{within} lies in {folder}, which is replaced.", "Move it away, or choose another --out.")
+
+
 def _plan(order: Order, pieces: Sequence[Sequence[Part]]) -> dict[str, Any]:
     changed = {path: changed for path, _, _, changed in order.inputs.files}
     recipe = dataclasses.asdict(order.recipe)
@@ -113,8 +125,11 @@ def _made_already(folder: Path, plan: dict[str, Any]) -> SourceManifest | None:
     try:
         for shard in (*manifest.train, *manifest.valid):
             require_files(folder, shard)
-            if file_sha256(bin_path(folder, shard)) != shard.bin_sha256:
-                return None
+            for path, wanted in (
+                (bin_path(folder, shard), shard.bin_sha256), (idx_path(folder, shard), shard.idx_sha256),
+            ):  # fmt: skip
+                if file_sha256(path) != wanted:
+                    return None
     except DataError:
         return None
     return manifest

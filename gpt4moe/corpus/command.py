@@ -54,8 +54,8 @@ def run(given: argparse.Namespace, bar: Bar, say: Say) -> dict[str, SourceManife
     _check(given)
     fim = {name: float(rate) for name, rate in given.fim}
     suffixes = frozenset(given.suffixes.split(",")) if given.suffixes else TREE_SUFFIXES
-    inputs = {name: find_inputs(name, paths.split(","), suffixes) for name, paths in given.source}
     try:
+        inputs = {name: find_inputs(name, paths.split(","), suffixes) for name, paths in given.source}
         given.out.mkdir(parents=True, exist_ok=True)
         return _make(given, inputs, fim, bar, say)
     except OSError as error:
@@ -98,7 +98,7 @@ def _make(
         )  # fmt: skip
         made[name] = build_source(given.out, order, processes=given.processes, bar=bar, say=say)
     finish_folder(given.out, vocabulary, path)
-    if path.name.startswith("."):
+    if given.tokenizer is not None and is_foreign(given.tokenizer):
         path.unlink()
     return made
 

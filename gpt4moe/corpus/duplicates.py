@@ -63,6 +63,8 @@ def mark_first(
 
 
 def _append(folder: Path, entries: NDArray[np.void], bits: int) -> None:
+    if not len(entries):
+        return
     buckets = (entries["high"] >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(entries), np.int64)
     order = np.argsort(buckets, kind="stable")
     found, starts = np.unique(buckets[order], return_index=True)

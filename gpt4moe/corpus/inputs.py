@@ -65,6 +65,8 @@ def find_inputs(name: str, paths: Sequence[str], suffixes: frozenset[str] = TREE
     Raises: DataError for a path that is missing, of an unknown kind, named twice or without a file to read, and for a
         kind whose package is not installed.
     """
+    if not all(paths):
+        raise DataError(f"Source {name}: a path is empty.", "Take out a comma that is one too many.")
     files: list[tuple[str, str, int, int]] = []
     roots: list[tuple[str, int]] = []
     skipped: Counter[str] = Counter()
@@ -173,10 +175,19 @@ def _walk(root: Path, aside: Counter[str]) -> Iterator[Path]:
             path = Path(folder, name)
             if name.startswith("."):
                 continue
-            if path.is_symlink() or not path.is_file():
+            if not _is_utf8(name):
+                aside["name is no UTF-8"] += 1
+            elif path.is_symlink() or not path.is_file():
                 aside["link"] += 1
             else:
                 yield path
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _entry(path: Path, kind: str) -> tuple[str, str, int, int]:

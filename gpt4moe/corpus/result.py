@@ -81,5 +81,8 @@ def commit(work: Path, folder: Path, facts: Sequence[PieceFacts], manifest: Sour
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in contaminated)
         (work / "new" / "contaminated.jsonl").write_text(lines, encoding="utf-8")
     manifest.write(work / "new")
+    (work / "plan.json").unlink(
+        missing_ok=True
+    )  # else a kill amid the removal below would leave a plan without its work
     move_in_place(work / "new", folder, work / "old")
     shutil.rmtree(work)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
 
@@ -37,6 +37,7 @@ def new_source(folder: Path) -> Iterator[Path]:
     """An empty folder to write a source into; without an error it takes the place of an older one at the end. Do not
     replace a source that a run reads: it opens shards when it comes to them."""
     require_source_name(folder.name)
+    require_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         new = Path(beside) / "new"
@@ -47,14 +48,28 @@ def new_source(folder: Path) -> Iterator[Path]:
 
 def move_in_place(new: Path, folder: Path, old: Path) -> None:
     """A source that is whole takes the place of an older one, which becomes `old`."""
+    require_replaceable(folder)
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)
 
 
+def require_replaceable(folder: Path) -> None:
+    """Raises: DataError when what lies at a source's place is no source: it may be somebody's files."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        SourceManifest.read(folder)
+    except DataError as error:
+        raise DataError(
+            f"{folder} is there and is no source: nothing is written in its place.",
+            "Move it away, or choose another name or --out.",
+        ) from error
+
+
 def require_source_name(name: str) -> None:
     """Raises: DataError for a name that would not be a folder of its own within the data folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in (MANIFEST_NAME, TOKENIZER_NAME):
         raise DataError(
             f"{name!r} cannot name a source: it names a folder within the data folder.",
             "Write a letter or digit, then at most 99 letters, digits, dots, - and _, for example web-2024.",

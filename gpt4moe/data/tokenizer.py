@@ -94,7 +94,14 @@ def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
             f"The tokenizer has none of {', '.join(END_TOKENS)}.", f"Add {EOS_TOKEN} to it as a special token."
         )
     backend.encode_special_tokens = True
-    return Tokenizer(backend, backend.get_vocab_size(), eos_id)
+    backend.no_truncation()  # settings of a file that would cut documents, or fill them up
+    backend.no_padding()
+    return Tokenizer(backend, vocabulary_size(backend), eos_id)
+
+
+def vocabulary_size(backend: tokenizers.Tokenizer) -> int:
+    """One more than the largest number of a token; some tokenizers leave numbers out."""
+    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

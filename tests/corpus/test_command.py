@@ -2,18 +2,21 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gpt4moe.corpus import inputs
 from gpt4moe.data.check import check_data
 from gpt4moe.data.folder import held_out
 from gpt4moe.data.manifest import SourceManifest
 from gpt4moe.data.tokenizer import load_tokenizer
-from tests.corpus.conftest import FIM, TEXTS, write_lines
+from tests.corpus.conftest import FIM, TEXTS, tokens_of, write_lines
 from tests.data.conftest import shard, small_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +142,53 @@ def test_a_second_source_uses_the_folder_s_tokenizer_and_leaves_the_first(make: 
     assert main([f"--out={tmp_path}/out", f"--source=b={path}", "--held-out=0.1"]) == 0
     assert (tmp_path / "out" / "a" / "manifest.json").stat().st_mtime_ns == before
     assert (tmp_path / "out" / "b" / "train-00000.bin").is_file()
+
+
+def test_nobody_s_files_are_replaced(make: Make, tokenizer_path: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out" / "web").mkdir(parents=True)
+    path = write_lines(tmp_path / "out" / "web" / "a.jsonl", TEXTS)
+    assert make("--source", f"web={tmp_path / 'out' / 'web'}") == 2
+    assert "is no source: nothing is written in its place" in capsys.readouterr().err
+    assert path.is_file()
+    for name in ("tokenizer.json", "manifest.json"):
+        assert make("--source", f"{name}={path}") == 2
+    assert make("--source", f"b={path},") == 2
+    assert "a path is empty" in capsys.readouterr().err
+    hidden = tmp_path / ".mine.json"
+    hidden.write_bytes(tokenizer_path.read_bytes())
+    assert make("--source", f"b={path}", "--tokenizer", str(hidden)) == 0
+    assert hidden.is_file()
+
+
+def test_truncation_padding_and_holes_of_a_tokenizer_s_file_change_no_token(
+    make: Make, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    found = json.loads(tokenizer_path.read_text())
+    found["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    found["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                        "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    (tmp_path / "cut.json").write_text(json.dumps(found))
+    assert make("--source", f"a={path}") == 0
+    assert make("--source", f"a={path}", f"--tokenizer={tmp_path / 'cut.json'}", f"--out={tmp_path / 'cut'}") == 0
+    assert tokens_of(tmp_path / "cut" / "a") == tokens_of(tmp_path / "out" / "a")
+    assert load_tokenizer(tmp_path / "cut.json").vocab_size == 320
+
+
+def test_a_piece_without_a_document_is_no_hindrance(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_PIECE_BYTES", (4096, 4096))
+    path = write_lines(tmp_path / "a.jsonl", ["one line for two pieces and more " * 400, *TEXTS])
+    assert make("--source", f"a={path}", "--deduplicate") == 0
+    manifest = SourceManifest.read(tmp_path / "out" / "a")
+    assert sum(manifest.num_documents(split) for split in ("train", "valid")) == len(TEXTS) + 1
+
+
+def test_a_name_that_is_no_utf_8_is_counted(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "tree" / f"{number}.py").write_text(text)
+    (tmp_path / "tree" / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
+    assert make("--source", f"code={tmp_path / 'tree'}") == 0
+    assert '"name is no UTF-8": 1' in (tmp_path / "out" / "code" / "manifest.json").read_text()
