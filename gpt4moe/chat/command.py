@@ -15,6 +15,11 @@ def prepare(arguments: Sequence[str], progress: Callable[[int], None]) -> dict[s
     """Makes the sources that are asked for. Returns: what each has. Raises: ConfigError, DataError."""
     given = parser().parse_args(list(arguments))
     words = read_words(given.tokenizer, given.template)
+    for option in ("source", "valid", "licence"):
+        names = [name for name, _ in getattr(given, option)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"--{option} names {twice} twice.", "Name it once, several files as NAME=ONE,TWO.")
     valid, licences = dict(given.valid), dict(given.licence)
     unknown = (set(valid) | set(licences)) - {name for name, _ in given.source}
     if unknown:

@@ -54,7 +54,9 @@ def conversation_of(row: Any, where: str) -> Conversation:
         messages = _listed(row["messages"], where, "messages")
     elif "conversations" in row:
         messages = [_from_sharegpt(turn, where) for turn in _listed(row["conversations"], where, "conversations")]
-        if isinstance(row.get("system"), str) and row["system"]:
+        if not isinstance(row.get("system") or "", str):
+            raise DataError(f"{where}: system is {_type(row['system'])}.", "Give a text.")
+        if row.get("system"):
             messages.insert(0, {"role": "system", "content": row["system"]})
     elif "instruction" in row:
         messages = _from_alpaca(row, where)
@@ -86,6 +88,9 @@ def _check(conversation: Conversation, where: str) -> None:
             raise DataError(
                 f"{at}: its content is {_type(message.get('content'))}.", "Give a text; null only beside tool_calls."
             )
+        if role == ASSISTANT and not message.get("content") and not calls and message.get("weight", 1):
+            raise DataError(f"{at}: its content is empty: the model would learn to say nothing.",
+                            'Leave the line out, set "weight": 0, or --bad-rows skip.')  # fmt: skip
         if message.get("weight", 1) not in (0, 1):
             raise DataError(f"{at}: its weight is {message['weight']!r}.", "Give 0 or 1, or leave it out.")
         before = role
@@ -120,6 +125,8 @@ def _from_alpaca(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
         value = row.get(name, "")
         if not isinstance(value, str) and not (value is None and name in ("input", "system")):
             raise DataError(f"{where}: {name} is {_type(value)}.", "Give a text.")
+    if row.get("history"):
+        raise DataError(f"{where} has a history, which would be lost.", _FORMS)
     if "output" not in row:
         raise DataError(f"{where} has an instruction and no output.", "Give the answer as output.")
     asked = "\n\n".join(part for part in (row["instruction"], row.get("input")) if part)

@@ -19,12 +19,14 @@ from gpt4moe.chat.rows import conversation_of
 from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
 from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_of
 from gpt4moe.data.indexed_writer import PairWriter, token_dtype
+from gpt4moe.data.lines import parsed
 from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
 from gpt4moe.data.preprocess import SHARD_BYTES
 from gpt4moe.errors import DataError, Gpt4MoeError
 
 SKIPPED_FILE = "skipped.jsonl"
 _SHOWN = 5
+_EXAMPLE = "one JSON object a line"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +77,10 @@ def write_chat_source(
         raise DataError(f"{name} cannot name a source: the chat template lies there.", "Choose another name.")
     vocabulary = _vocabulary(folder, words, vocab_size)
     _require_template(folder, words)
-    count = ChatCount()
+    count, encoder = ChatCount(), Encoder(words)
     with new_source(folder / name) as new:
         splits = {split: _Split(new, split, vocabulary.vocab_size, shard_bytes) for split in count.splits}
-        for split, found in _encoded(files, words, count.skipped, progress):
+        for split, found in _encoded(files, encoder, count.skipped, progress):
             splits[split].add(found)
             _add(count.splits[split], found)
         if count.skipped and not files.skips_bad_rows:
@@ -91,8 +93,7 @@ def write_chat_source(
         ).write(new)  # fmt: skip
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in count.skipped]
         (new / SKIPPED_FILE).write_text("".join(lines), encoding="utf-8")
-    if not (folder / TOKENIZER_FOLDER).is_dir():
-        words.write(folder / TOKENIZER_FOLDER)
+    words.write(folder / TOKENIZER_FOLDER, encoder.learned_ends)
     finish_folder(folder, vocabulary, words.path)
     return count
 
@@ -141,35 +142,33 @@ def read_lines(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}:{number} is no UTF-8 ({error.reason}).", "Give a plain text file, unpacked, in UTF-8."
+                    ) from error
                 if line.strip():
                     yield line, f"{path}:{number}"
 
 
 def _encoded(
-    files: ChatFiles, words: ChatWords, skipped: list[dict[str, Any]], progress: Callable[[int], None]
+    files: ChatFiles, encoder: Encoder, skipped: list[dict[str, Any]], progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Encoded]]:
     """Split and conversation of each good line."""
-    encoder = Encoder(words)
     for paths, given in ((files.train, None), (files.valid, "valid")):
         for line, where in read_lines(paths):
             progress(1)
             try:
-                found = encoder.encode(conversation_of(_json(line, where), where), where)
+                found = encoder.encode(conversation_of(parsed(where, line, _EXAMPLE), where), where)
             except Gpt4MoeError as error:
                 cause = error.cause if error.cause.startswith(where) else f"{where}: {error.cause}"
                 skipped.append({"where": where, "reason": cause, "cure": error.cure})
                 continue
             is_valid = not files.valid and held_out(line.strip(), files.held_out_share)
             yield given or ("valid" if is_valid else "train"), found
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON ({error}).", "Write one JSON object a line.") from error
 
 
 def _add(count: SplitCount, found: Encoded) -> None:

@@ -50,6 +50,15 @@ class ChatTemplate:
         """Whether it marks what the assistant says itself."""
         return _START in _compiled(self.source)[1]
 
+    def require_jinja(self) -> None:
+        """Raises: ConfigError for a template with a mistake in its syntax."""
+        try:
+            _compiled(self.source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(
+                f"The chat template is no jinja: {error.message}, in its line {error.lineno}.", "Mend the template."
+            ) from error
+
     def render(
         self, messages: Sequence[dict[str, Any]], *, tools: list[Any] | None = None, is_prompt: bool = True
     ) -> str:

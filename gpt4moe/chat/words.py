@@ -6,6 +6,7 @@ A data folder of conversations has them in TOKENIZER_FOLDER, and a step folder t
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import tokenizers
 
 from gpt4moe.chat.template import DEFAULT_TEMPLATE, ChatTemplate
-from gpt4moe.data.tokenizer import EOS_TOKEN, Tokenizer, load_backend
+from gpt4moe.data.tokenizer import EOS_TOKEN, Tokenizer, load_backend, vocabulary_size
 from gpt4moe.errors import DataError
 
 TOKENIZER_FOLDER = "tokenizer"
 TEMPLATE_FILE = "chat_template.jinja"
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", TEMPLATE_FILE)
+_GENERATION = "generation_config.json"
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", _GENERATION, TEMPLATE_FILE)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -39,16 +41,30 @@ class ChatWords:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.backend, self.backend.get_vocab_size(), self.eos_id)
+        return Tokenizer(self.backend, vocabulary_size(self.backend), self.eos_id)
 
-    def write(self, folder: Path) -> None:
-        """All files, into a new folder."""
-        folder.mkdir()
+    def write(self, folder: Path, ends: Iterable[int] = ()) -> None:
+        """All files, the template last. What is there already stays, but for what ends a text.
+
+        Args:
+            ends: tokens that the assistant learns to end its turns with, beside those of generation_config.json.
+        """
+        folder.mkdir(exist_ok=True)
+        is_whole = (folder / TEMPLATE_FILE).is_file()
+        generation = (read_json(folder / _GENERATION) if is_whole else {}) or self.generation
+        before = generation.get("eos_token_id")
+        known = before if isinstance(before, list) else [] if before is None else [before]
+        more = sorted(set(ends) - set(known))
+        if more:
+            generation = generation | {"eos_token_id": [*known, *more]}
+        if is_whole:
+            replace_text(folder / _GENERATION, _json(generation))
+            return
         names = dict(self.template.special)
         settings = {key: value for key, value in self.settings.items() if key != "chat_template"}
         contents = {
             "tokenizer.json": self.path.read_text(encoding="utf-8"), "tokenizer_config.json": _json(settings),
-            "special_tokens_map.json": _json(names), "generation_config.json": _json(self.generation),
+            "special_tokens_map.json": _json(names), _GENERATION: _json(generation),
             TEMPLATE_FILE: self.template.source,
         }  # fmt: skip
         for name in _FILES:
@@ -60,12 +76,15 @@ def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
 
     Args:
         template_file: a template in place of the folder's.
-    Raises: DataError when a file is missing or damaged, and for a folder without a template or an end token.
+    Raises: DataError when a file is missing or damaged, and for a folder without a template or an end token;
+        ConfigError for a template that is no jinja.
     """
     folder = path if path.is_dir() else path.parent
     file = path / "tokenizer.json" if path.is_dir() else path
     backend = load_backend(file)
     backend.encode_special_tokens = False
+    backend.no_truncation()
+    backend.no_padding()
     is_whole = path.is_dir() and (folder / "tokenizer_config.json").is_file()
     settings = read_json(folder / "tokenizer_config.json") if is_whole else _own_settings()
     special = special_texts(settings)
@@ -80,10 +99,18 @@ def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
         source = template_file.read_text(encoding="utf-8")
     if source is None:
         raise DataError(f"{folder} has no chat template.", "Name one with --template FILE.jinja.")
-    generation = read_json(folder / "generation_config.json") if is_whole else {}
+    generation = read_json(folder / _GENERATION) if is_whole else {}
     ends = {"bos_token_id": _id(backend, special, "bos_token"), "eos_token_id": eos_id,
             "pad_token_id": _id(backend, special, "pad_token")}  # fmt: skip
-    return ChatWords(backend, ChatTemplate(source, special), eos_id, file, settings, ends | generation)
+    template = ChatTemplate(source, special)
+    template.require_jinja()
+    return ChatWords(backend, template, eos_id, file, settings, ends | generation)
+
+
+def replace_text(path: Path, text: str) -> None:
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def template_of(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -43,8 +43,9 @@ def require_own_ids(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         seen.add(line["id"])
 
 
-def _fields(where: str, line: str, types: Types, needed: Sequence[str], example: str) -> dict[str, Any]:
-    shown = line if len(line) <= 60 else f"{line[:57]}..."
+def parsed(where: str, line: str, example: str) -> Any:
+    """What a line of JSON says. Raises: DataError when it is none, or has half of a character."""
+    shown = _shown(line)
     try:
         fields = json.loads(line)
         # JSON can name half of a surrogate pair (\ud800), which is no character and cannot be written as UTF-8.
@@ -55,6 +56,15 @@ def _fields(where: str, line: str, types: Types, needed: Sequence[str], example:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {shown}", f"Write {example}.") from error
+    return fields
+
+
+def _shown(line: str) -> str:
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def _fields(where: str, line: str, types: Types, needed: Sequence[str], example: str) -> dict[str, Any]:
+    fields, shown = parsed(where, line, example), _shown(line)
     if not isinstance(fields, dict):
         raise DataError(f"{where} is no JSON object: {shown}", f"Write {example}.")
     missing = [name for name in needed if name not in fields]

@@ -58,6 +58,12 @@ def test_tools_and_several_turns_are_in_order_and_a_weight_of_0_is_not_learned()
         ({"messages": [ASKED[0], {"role": "assistant", "content": None}]}, "its content is missing"),
         ({"messages": [ASKED[0], {"role": "assistant", "content": [{"type": "text"}]}]}, "its content is a list"),
         ({"messages": [ASKED[0], {**ASKED[1], "weight": 0}]}, "has weight 0"),
+        ({"messages": [ASKED[0], {"role": "assistant", "content": ""}]}, "would learn to say nothing"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": ["x"]},
+            "system is",
+        ),
+        ({"instruction": "a", "output": "b", "history": [["c", "d"]]}, "has a history"),
         ({"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}, "weight is 0.5"),
         ({"messages": ASKED, "tools": "add"}, "tools is a text"),
         ({"conversations": [{"from": "martian", "value": "x"}]}, "from 'martian'"),

@@ -14,6 +14,7 @@ from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.command import answer
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.errors import DataError
+from gpt4moe.inference.text import words_of_files
 from tools.prepare_chat import main
 
 
@@ -111,3 +112,59 @@ def test_another_template_name_or_vocabulary_is_refused(own: ChatWords, hugging_
         write_chat_source(tmp_path / "data", "tokenizer", files, own)
     with pytest.raises(DataError, match="--vocab-size 100"):
         write_chat_source(tmp_path / "new", "chat", files, own, vocab_size=100)
+
+
+def test_the_tokens_that_end_a_turn_end_an_answer_of_generation_too(hugging_face: Path, tmp_path: Path) -> None:
+    words, path = read_words(hugging_face), lines(tmp_path / "a.jsonl", 4)
+    eos, end = words.eos_id, words.backend.token_to_id("<|im_end|>")
+    assert words.generation["eos_token_id"] == eos != end
+    for name in ("one", "two"):
+        write_chat_source(tmp_path / "data", name, ChatFiles(train=[path], valid=[path]), words)
+        kept = words_of_files(tmp_path / "data" / "tokenizer", vocab_size=302, context_length=64)
+        assert kept.end_ids == {eos, end}
+
+
+def test_a_tokenizer_s_folder_that_a_kill_left_unfinished_is_written_again(own: ChatWords, tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", 4)
+    (tmp_path / "data" / "tokenizer").mkdir(parents=True)
+    write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), own)
+    assert read_words(tmp_path / "data" / "tokenizer").template == own.template
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x1f\x8b\x08\x00", "a.jsonl:1 is no UTF-8"),
+        ("{\"messages\": \"caf\u00e9\"}\n".encode("latin-1"), "a.jsonl:1 is no UTF-8"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}\n', "half of a surrogate pair"),
+        (b"[" * 100_000 + b"\n", "is no JSON"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_none_is_named(own: ChatWords, tmp_path: Path, content: bytes, told: str, capsys: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    words = ["--tokenizer", str(own.path), "--out", str(tmp_path / "data"), "--source", f"chat={path}"]
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_source_named_twice_and_a_template_that_is_no_jinja_are_refused(
+    own: ChatWords, tmp_path: Path, capsys: Any
+) -> None:
+    path = lines(tmp_path / "a.jsonl", 4)
+    words = ["--tokenizer", str(own.path), "--out", str(tmp_path / "data"), "--source", f"chat={path}"]
+    assert main([*words, "--source", f"chat={path}"]) == 2
+    assert "--source names chat twice" in capsys.readouterr().err
+    (tmp_path / "t.jinja").write_text("{% for %}")
+    assert main([*words, "--template", str(tmp_path / "t.jinja")]) == 2
+    assert "is no jinja" in capsys.readouterr().err
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_largest_token(own: ChatWords, tmp_path: Path) -> None:
+    found = json.loads(own.path.read_text())
+    vocabulary = found["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 349  # numbers 299 to 348 are nobody's
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    path, words = lines(tmp_path / "a.jsonl", 2), read_words(tmp_path / "tokenizer.json")
+    write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), words)
+    assert Catalogue.open([tmp_path / "data"]).vocabulary.vocab_size == 350
