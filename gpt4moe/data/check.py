@@ -70,12 +70,14 @@ def check_data(run: RunConfig) -> CheckedData:
     phases = phases_of(run, known)
     validation = validation_of(run, known, phases)
     read = dict(zip(SPLITS, (names_of(phases), names_of([validation])), strict=True))
-    conversations = _conversations(run, catalogue, read) if run.stage.kind is StageKind.sft else {}
+    conversations = conversations_of(run, catalogue, read) if run.stage.kind is StageKind.sft else {}
     for split, names in ({} if conversations else read).items():
         for name in names:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
     rows = {name: found.num_rows for name, found in conversations.get("train", {}).items()}
+    phases = phases_of(run, known | rows) if rows else phases  # a source's weight is what there is to draw of it
+    validation = validation_of(run, known, phases)
     require_epochs(run, uses(run, known, phases, rows))
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
     if conversations:
@@ -90,7 +92,7 @@ def check_data(run: RunConfig) -> CheckedData:
     )
 
 
-def _conversations(
+def conversations_of(
     run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, Conversations]]:
     """Split -> source -> its rows. read: split -> names of its sources."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
-from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.mixture import Draw, PhasedMixture
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import TokenSample
@@ -174,9 +173,9 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
 
 def _documents(tokens: ShardedTokens) -> Pieces:
     starts, lengths = [], []
-    for shard, end in zip(tokens.shards, tokens.ends, strict=True):
-        index = IndexedTokens(tokens.folder / shard.file)
-        found = index.document_starts()
+    for at, (shard, end) in enumerate(zip(tokens.shards, tokens.ends, strict=True)):
+        index = tokens.index(at)
+        found = index.starts(0, index.num_tokens)
         starts.append(found + end - shard.tokens)
         lengths.append(np.diff(np.append(found, index.num_tokens)))
     return Pieces(np.concatenate(starts), np.concatenate(lengths))

@@ -1,6 +1,7 @@
 """What a run reads, source by source: of a data folder, or of a plan whose sources are not on disk yet."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue
-from gpt4moe.data.check import open_catalogue
+from gpt4moe.data.check import conversations_of, open_catalogue
 from gpt4moe.data.manifest import SPLITS
+from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.errors import DataError
 
 
@@ -26,7 +29,9 @@ def overview(run: RunConfig) -> dict[str, Any]:
     catalogue = _catalogue(run)
     tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
     phases = phases_of(run, tokens)
-    found, sizes = uses(run, tokens, phases), run.training.step_sizes
+    rows = _rows(run, catalogue, phases)
+    phases = phases_of(run, tokens | rows)
+    found, sizes = uses(run, tokens, phases, rows), run.training.step_sizes
     require_epochs(run, found)
     sources = [
         dataclasses.asdict(use) | {"disk_bytes": _disk_bytes(run, catalogue, use.source, use.tokens)} for use in found
@@ -50,6 +55,14 @@ def _catalogue(run: RunConfig) -> Catalogue | None:
     if is_planned and not any(Path(folder).exists() for folder in run.data.folders):
         return None
     return open_catalogue(run)
+
+
+def _rows(run: RunConfig, catalogue: Catalogue | None, phases: Sequence[Phase]) -> dict[str, int]:
+    """Rows of an epoch of each source of conversations."""
+    if catalogue is None or run.stage.kind is not StageKind.sft:
+        return {}
+    found = conversations_of(run, catalogue, {"train": names_of(phases)})["train"]
+    return {name: rows.num_rows for name, rows in found.items()}
 
 
 def _disk_bytes(run: RunConfig, catalogue: Catalogue | None, name: str, tokens: float) -> int:

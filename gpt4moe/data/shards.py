@@ -7,9 +7,11 @@ Opening thousands of shards costs one look at the size of each file. Nothing els
 """
 
 import hashlib
+import resource
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -82,24 +84,48 @@ class ShardedTokens:
         at = bisect_right(self.ends, position)
         return self.shards[at], position - self.ends[at] + self.shards[at].tokens
 
+    def index(self, at: int) -> DocumentIndex:
+        """Where the documents of a shard begin. Raises: DataError for an index that is not that of its shard."""
+        return self._index(at)
+
     def _map_index(self, at: int) -> DocumentIndex:
         shard = self.shards[at]
-        index = DocumentIndex(self.folder / shard.file)
+        with self._reading():
+            index = DocumentIndex(self.folder / shard.file)
+            is_whole = file_sha256(idx_path(self.folder, shard)) == shard.idx_sha256
         if index.num_tokens != shard.tokens or index.num_documents != shard.documents:
             raise DataError(
                 f"{idx_path(self.folder, shard)} is of other data: it has {index.num_documents:,} documents and "
                 f"{index.num_tokens:,} tokens, the manifest says {shard.documents:,} and {shard.tokens:,}.",
                 f"Restore the file, or delete its source's folder. {MAKE_DATA}",
             )
+        if not is_whole:
+            raise DataError(
+                f"{idx_path(self.folder, shard)} is damaged: its sha256 is not the manifest's.",
+                f"Restore the file, or delete its source's folder. {MAKE_DATA}",
+            )
         return index
 
     def _map(self, at: int) -> "_MappedShard":
-        try:
+        with self._reading():
             return _MappedShard(self.folder, self.shards[at])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        _allow_open_files()
+        try:
+            yield
         except OSError as error:
             raise DataError(
-                f"{error.filename} cannot be read: {error.strerror}.", "Mount it again, and resume."
+                f"{error.filename or self.folder} cannot be read: {error.strerror}.", "Mount it again, and resume."
             ) from error
+
+
+@lru_cache(maxsize=1)
+def _allow_open_files() -> None:
+    """As many open files as the system lets this process have: 13T tokens are some thousand, and 1024 a usual limit."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _MappedShard:

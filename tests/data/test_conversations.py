@@ -15,6 +15,7 @@ from gpt4moe.data.indexed_writer import PairWriter, token_dtype
 from gpt4moe.data.loader import SampleStream, build_data
 from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.manifest import Shard, SourceManifest
+from gpt4moe.data.overview import overview
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
 from tests.data.conftest import SEQ_LENGTH, VOCAB_SIZE, small_run
@@ -142,13 +143,13 @@ def test_plain_text_is_refused_and_a_mask_of_other_tokens_too(
     with pytest.raises(DataError, match="is plain text"):
         check_data(small_run(data_folder, *SFT))
     check_data(small_run(folder))  # pre-training reads conversations as text
-    made = chat_folder(tmp_path / "data", tokenizer, LENGTHS)
+    made = chat_folder(tmp_path / "data", tokenizer, [*LENGTHS, 9])
     manifest = SourceManifest.read(made / "chat")
+    assert manifest.train[0].tokens != manifest.train[1].tokens
     other = {"train": manifest.masks["train"][::-1], "valid": manifest.masks["valid"]}
     dataclasses.replace(manifest, masks=other).write(made / "chat")
-    if manifest.train[0].tokens != manifest.train[1].tokens:
-        with pytest.raises(DataError, match="not of its tokens"):
-            check_data(small_run(made, *SFT))
+    with pytest.raises(DataError, match="not of its tokens"):
+        check_data(small_run(made, *SFT))
 
 
 def test_packing_fills_rows_and_never_more_than_they_hold() -> None:
@@ -173,3 +174,23 @@ def test_how_conversations_are_laid_out_is_part_of_the_run_s_identity(folder: Pa
         for more in ([], ["data.pack=false"], ["data.long_rows=cut"])
     }
     assert len(found) == 3
+
+
+def test_without_shares_a_source_counts_by_its_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    made = chat_folder(tmp_path / "data", tokenizer, [3] * 40, "short")
+    chat_folder(made, tokenizer, [15] * 40, "long")
+    run = small_run(made, *SFT, "training.steps=40", "training.global_batch_size=2")
+    assert check_data(run).phases[0].shares == {"long": 0.5, "short": 0.5}
+    # 40 rows each; the packed stretches of S tokens would be 37 and 7
+    assert [source["epochs"] for source in overview(run)["sources"]] == pytest.approx([1, 1], abs=0.1)
+
+
+@pytest.mark.parametrize("bit", [1, 20, 63])
+def test_a_flipped_bit_of_an_index_is_found(tokenizer: Tokenizer, tmp_path: Path, bit: int) -> None:
+    made = chat_folder(tmp_path / "data", tokenizer, LENGTHS)
+    path = made / "chat" / "train-0.idx"
+    damaged = bytearray(path.read_bytes())
+    damaged[34 + 4 * 30 + 8 * 3 + bit // 8] ^= 1 << bit % 8  # the offset of a document
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train-0\.idx is damaged"):
+        check_data(small_run(made, *SFT))
