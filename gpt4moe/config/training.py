@@ -1,6 +1,6 @@
 """Groups run, training, checkpoint, tracking, resilience, kernels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from gpt4moe.config import MISSING
@@ -59,6 +59,15 @@ class TrainingConfig:
     def step_sizes(self) -> StepSizes:
         """The batch size of every step, and the samples of so many steps."""
         return StepSizes(self.batch_ramp, self.global_batch_size)
+
+    def after(self, steps: int) -> "TrainingConfig":
+        """As a layout that begins after so many steps must fit it: a level of the ramp that is over is as the end."""
+        ends = [span.first_step for span in self.step_sizes.spans[1:]]
+        levels = [
+            one if end > steps else replace(one, global_batch_size=self.global_batch_size)
+            for one, end in zip(self.batch_ramp, ends, strict=True)
+        ]
+        return replace(self, batch_ramp=levels)
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):

@@ -70,15 +70,15 @@ def check(run: RunConfig, environment: Environment) -> Launch:
 
     Raises: Gpt4MoeError with the first thing that is wrong.
     """
-    require_legal(run.model, run.parallel, run.training, environment.world_size)
+    folder = RunFolder.of(run)
+    saved = max(committed_steps(folder.checkpoints), default=0)
+    require_legal(run.model, run.parallel, run.training.after(saved), environment.world_size)
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
     trained_names(run.model, run.stage)
     tensor_settings(run.model, run.stage, run.optimizer)
     data = check_data(run)
     read_dashboard(run.tracking.dashboard)
-    folder = RunFolder.of(run)
     folder.check_identity(run, data.identity)
-    saved = max(committed_steps(folder.checkpoints), default=0)
     if not saved and run.stage.lora.rank and run.checkpoint.load is None:
         raise ConfigError(
             f"stage.lora.rank={run.stage.lora.rank} without checkpoint.load: adapters need the weights of a base.",

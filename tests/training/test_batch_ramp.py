@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt4moe.config.load import load_run_config
+from gpt4moe.errors import LayoutError
+from gpt4moe.parallel.legality import require_legal
 from tests.training.command import SEQ, Event, metrics, saved_state, train
 
 RAMP = "training.batch_ramp=[{global_batch_size: 2, until_samples: 5}, {global_batch_size: 4, until_samples: 14}]"
@@ -62,3 +65,14 @@ def test_another_ramp_is_another_run_and_one_that_the_layout_cannot_have_is_refu
     assert [rank.status for rank in refused] == [2, 2]
     assert "training.batch_ramp[0].global_batch_size=2" in refused[0].err
     assert "Set training.batch_ramp[0].global_batch_size=4" in refused[0].err
+
+
+def test_a_level_that_is_over_needs_to_fit_no_layout() -> None:
+    sizes_of = ["training.global_batch_size=8", "training.micro_batch_size=1", RAMP]
+    run = load_run_config(["+experiment=tiny", "data=mock", "run.name=x", *sizes_of])
+    after = {steps: run.training.after(steps) for steps in (0, 3, 4, 5)}
+    sizes = {steps: [level.global_batch_size for level in one.batch_ramp] for steps, one in after.items()}
+    assert sizes == {0: [2, 4], 3: [8, 4], 4: [8, 4], 5: [8, 8]}
+    require_legal(run.model, run.parallel, after[5], 8)
+    with pytest.raises(LayoutError, match=r"batch_ramp\[1\].global_batch_size=4"):
+        require_legal(run.model, run.parallel, after[4], 8)
