@@ -20,10 +20,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
-from gpt4moe.data.manifest import MANIFEST_NAME
+from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.demo.exercises import write_exercises
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
@@ -65,6 +66,7 @@ def tell(places: Places) -> int:
     console.rule("Exercises", style="dim")
     _make_data(places, console)
     base = _base(places, console)
+    _require_same_base(places, find_checkpoint(base))
     console.rule("Fine-tuning", style="dim")
     found: dict[str, dict[str, Any]] = {"before": examine(base, places, console)}
     for name, overrides in VARIANTS.items():
@@ -115,8 +117,13 @@ def _make_data(places: Places, console: Console) -> None:
 
 
 def _base(places: Places, console: Console) -> Path:
-    """The newest finished run of `make train` on this tokenizer, else a short one that is made here."""
-    found = [places.runs / name for name in BASES if committed_steps(places.runs / name / "checkpoints")]
+    """The run of `make train` with the newest checkpoint, of those with this tokenizer, else a short one made here."""
+    tokenizer = file_sha256(places.text / "tokenizer.json")
+    found = [
+        places.runs / name for name in BASES
+        if committed_steps(places.runs / name / "checkpoints")
+        and Manifest.load(find_checkpoint(places.runs / name)).identity.get("tokenizer") == tokenizer
+    ]  # fmt: skip
     if found:
         return max(found, key=lambda folder: find_checkpoint(folder).stat().st_mtime)
     console.rule("No run of `make train`: a short one", style="dim")
@@ -124,6 +131,17 @@ def _base(places: Places, console: Console) -> Path:
         console, OWN_BASE, "+experiment=tiny", f"data.path={places.text}", "training.steps=60",
         "schedule.total_steps=60", "training.eval_every=0", places=places,
     )  # fmt: skip
+
+
+def _require_same_base(places: Places, step: Path) -> None:
+    """The runs go on where they are: their base must be that of the examination. Raises: LaunchError."""
+    mark = places.chat / "base"
+    if mark.is_file() and mark.read_text() != str(step):
+        raise LaunchError(
+            f"{places.runs}/tiny_sft-* were begun from {mark.read_text()}, and the newest base is {step}.",
+            f"Remove {mark} and {', '.join(str(places.runs / f'tiny_sft-{name}') for name in VARIANTS)} to begin anew.",
+        )
+    mark.write_text(str(step))
 
 
 def _train(console: Console, name: str, *overrides: str, places: Places) -> Path:
@@ -158,9 +176,11 @@ def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
 
 def _merged(run: Path, console: Console) -> Path:
     """The run's adapters and its base as one checkpoint."""
-    out = run / "merged"
+    step = find_checkpoint(run)
+    out = run / "merged" / step.name
     if not out.exists():
-        _run(console, "tools/convert_checkpoint.py", "merge", find_checkpoint(run), out)
+        out.parent.mkdir(exist_ok=True)
+        _run(console, "tools/convert_checkpoint.py", "merge", step, out)
     return out
 
 
