@@ -69,7 +69,7 @@ def require_replaceable(folder: Path) -> None:
 
 def require_source_name(name: str) -> None:
     """Raises: DataError for a name that would not be a folder of its own within the data folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in (MANIFEST_NAME, TOKENIZER_NAME):
+    if not re.fullmatch(r"[^\W_][\w.-]{0,99}", name) or name in (MANIFEST_NAME, TOKENIZER_NAME):
         raise DataError(
             f"{name!r} cannot name a source: it names a folder within the data folder.",
             "Write a letter or digit, then at most 99 letters, digits, dots, - and _, for example web-2024.",

@@ -56,10 +56,11 @@ def one_process() -> dict[str, list[tuple[list[int], np.ndarray]]]:
 @cache
 def four_ranks() -> dict[tuple[str, str], list[Any]]:
     """Of each case what each rank found; the ranks start once."""
-    answers = run_ranks(4, walk, CASES, _of_layout)
+    answers = run_ranks(4, walk, CASES, _of_layout, timeout_seconds=600)
     return {case: [answer[at] for answer in answers] for at, case in enumerate(CASES)}
 
 
+@pytest.mark.timeout(700)  # the first case starts the ranks and walks through all of them
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_tokens_and_logits_are_those_of_one_process_without_a_cache(case: tuple[str, str]) -> None:
     wanted, seen = one_process()[case[0]], 0
