@@ -85,8 +85,8 @@ def _judge(target: str, is_reached: bool) -> None:
 def _sparse_13t(folder: Path) -> int:
     """The sources of configs/data/gpt4_13t.yaml in shards of 4 GB. Returns: their number."""
     from gpt4moe.config.load import load_run_config
+    from gpt4moe.data.indexed_writer import SHARD_BYTES
     from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest, file_sha256
-    from gpt4moe.data.preprocess import SHARD_BYTES
     from gpt4moe.data.shards import BLOCK_BYTES
 
     run = load_run_config(["+experiment=gpt4", "run.name=t"])

@@ -18,10 +18,9 @@ from gpt4moe.chat.encode import Encoded, Encoder
 from gpt4moe.chat.rows import conversation_of
 from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
 from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_of
-from gpt4moe.data.indexed_writer import PairWriter, token_dtype
+from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
 from gpt4moe.data.lines import parsed
 from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
-from gpt4moe.data.preprocess import SHARD_BYTES
 from gpt4moe.errors import DataError, Gpt4MoeError
 
 SKIPPED_FILE = "skipped.jsonl"

@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 
 from gpt4moe.chat.template import DEFAULT_TEMPLATE, ChatTemplate
+from gpt4moe.data.manifest import write_json
 from gpt4moe.data.tokenizer import EOS_TOKEN, Tokenizer, load_backend, vocabulary_size
 from gpt4moe.errors import DataError
 
@@ -58,7 +59,7 @@ class ChatWords:
         if more:
             generation = generation | {"eos_token_id": [*known, *more]}
         if is_whole:
-            replace_text(folder / _GENERATION, _json(generation))
+            write_json(folder / _GENERATION, generation)
             return
         names = dict(self.template.special)
         settings = {key: value for key, value in self.settings.items() if key != "chat_template"}
@@ -83,8 +84,6 @@ def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
     file = path / "tokenizer.json" if path.is_dir() else path
     backend = load_backend(file)
     backend.encode_special_tokens = False
-    backend.no_truncation()
-    backend.no_padding()
     is_whole = path.is_dir() and (folder / "tokenizer_config.json").is_file()
     settings = read_json(folder / "tokenizer_config.json") if is_whole else _own_settings()
     special = special_texts(settings)
@@ -105,12 +104,6 @@ def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
     template = ChatTemplate(source, special)
     template.require_jinja()
     return ChatWords(backend, template, eos_id, file, settings, ends | generation)
-
-
-def replace_text(path: Path, text: str) -> None:
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def template_of(folder: Path, settings: dict[str, Any]) -> str | None:

@@ -30,12 +30,11 @@ from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
 from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_replaceable
+from gpt4moe.data.indexed_writer import SHARD_BYTES
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, Shard, SourceManifest, file_sha256, write_json
 from gpt4moe.data.shards import bin_path, idx_path, require_files
 from gpt4moe.errors import DataError
 
-SHARD_BYTES = 4_000_000_000
-"""Of a .bin; a shard ends with the document that passes it."""
 _CHECK_TOKENS = 1_000_000
 """From which on a source that makes no sense is refused before all of it is read."""
 _LOCK_SECONDS = 5.0

@@ -12,6 +12,9 @@ from gpt4moe.data.shards import describe
 _STRETCH = 1 << 20
 """Documents whose offsets are in memory at once."""
 
+SHARD_BYTES = 4_000_000_000
+"""Of a .bin; a shard ends with the document that passes it."""
+
 
 def token_dtype(vocab_size: int) -> "np.dtype[np.integer]":
     """That a token of such a vocabulary is stored in, as Megatron chooses it."""

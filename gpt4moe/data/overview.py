@@ -13,6 +13,7 @@ from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import conversations_of, open_catalogue
+from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.errors import DataError
@@ -68,10 +69,6 @@ def _rows(run: RunConfig, catalogue: Catalogue | None, phases: Sequence[Phase]) 
 def _disk_bytes(run: RunConfig, catalogue: Catalogue | None, name: str, tokens: float) -> int:
     """Of the tokens, both splits; a plan has no held-out text yet."""
     if catalogue is None:
-        return int(tokens) * (2 if run.model.vocab_size < _LEAST_OF_INT32 else 4)
+        return int(tokens) * token_dtype(run.model.vocab_size).itemsize
     manifest = catalogue.sources[name].manifest
     return sum(shard.tokens * np.dtype(shard.dtype).itemsize for split in SPLITS for shard in manifest.shards(split))
-
-
-_LEAST_OF_INT32 = 65500
-"""The vocabulary from which on Megatron-LM writes 4 bytes a token (DType.optimal_dtype)."""

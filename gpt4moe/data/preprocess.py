@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt4moe.data.folder import finish_folder, new_source, require_source_name, vocabulary_of
+from gpt4moe.data.indexed_writer import SHARD_BYTES
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.shards import describe
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
@@ -23,8 +24,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-SHARD_BYTES = 4_000_000_000
-"""Of a .bin; a shard ends with the document that passes it."""
 _BATCH_CHARACTERS = 1 << 21
 
 Progress = Callable[[int], None]

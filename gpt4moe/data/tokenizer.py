@@ -82,9 +82,12 @@ def load_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every bad file
         raise DataError(f"{path} is no tokenizer ({error}).", f"Delete its folder. {MAKE_DATA}") from error
+    backend.no_truncation()  # settings of a file that would cut texts, or fill them up
+    backend.no_padding()
+    return backend
 
 
 def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
@@ -94,8 +97,6 @@ def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
             f"The tokenizer has none of {', '.join(END_TOKENS)}.", f"Add {EOS_TOKEN} to it as a special token."
         )
     backend.encode_special_tokens = True
-    backend.no_truncation()  # settings of a file that would cut documents, or fill them up
-    backend.no_padding()
     return Tokenizer(backend, vocabulary_size(backend), eos_id)
 
 

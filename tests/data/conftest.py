@@ -7,7 +7,8 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.indexed import IndexedTokens
-from gpt4moe.data.preprocess import SHARD_BYTES, SourceText, write_data_folder
+from gpt4moe.data.indexed_writer import SHARD_BYTES
+from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB_SIZE = 300
