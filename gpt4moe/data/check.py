@@ -76,8 +76,9 @@ def check_data(run: RunConfig) -> CheckedData:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
     rows = {name: found.num_rows for name, found in conversations.get("train", {}).items()}
-    phases = phases_of(run, known | rows) if rows else phases  # a source's weight is what there is to draw of it
-    validation = validation_of(run, known, phases)
+    if rows:  # a source's weight is what there is to draw of it
+        phases = phases_of(run, known | rows)
+        validation = validation_of(run, known, phases)
     require_epochs(run, uses(run, known, phases, rows))
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
     if conversations:

@@ -130,6 +130,13 @@ class RunFolder:
         return self._starts
 
 
+_OPTIONAL: dict[str, tuple[Any, str]] = {
+    "batch_ramp": ([], "training.batch_ramp"), "stage": (StageKind.pretrain.value, "stage.kind"),
+    "train": ([], "stage.train"), "lora": (None, "stage.lora"), "document_mask": (False, "data.document_mask"),
+}  # fmt: skip
+"""Key of an identity -> its default, which is not written, and the configuration's key."""
+
+
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
     """What must stay the same over all launches of a run: model, tokenizer, data, seed, batch sizes, stage, what is
     trained, document mask.
@@ -138,35 +145,28 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
     have none.
     """
     config = config_to_dict(run)
-    stage: dict[str, Any] = {} if run.stage.kind is StageKind.pretrain else {"stage": run.stage.kind.value}
-    if run.stage.train:
-        stage["train"] = sorted(run.stage.train)
-    if run.stage.lora.rank:
-        stage["lora"] = config["stage"]["lora"]
-    documents: dict[str, bool] = {"document_mask": True} if run.data.document_mask else {}
+    optional = {
+        "batch_ramp": config["training"]["batch_ramp"], "stage": run.stage.kind.value, "train": sorted(run.stage.train),
+        "lora": config["stage"]["lora"] if run.stage.lora.rank else None, "document_mask": run.data.document_mask,
+    }  # fmt: skip
     return {
         "model": {key: value for key, value in config["model"].items() if key not in ("name", "lora")},
         "data": data_identity["data"],
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,
         "global_batch_size": run.training.global_batch_size,
-        **({"batch_ramp": config["training"]["batch_ramp"]} if run.training.batch_ramp else {}),
-        **stage,
-        **documents,
+        **{key: value for key, value in optional.items() if value != _OPTIONAL[key][0]},
     }
 
 
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
-    without: dict[str, Any] = {
-        "stage": StageKind.pretrain.value, "train": [], "lora": None, "document_mask": False, "batch_ramp": [],
-    }  # fmt: skip
+    without = {key: default for key, (default, _) in _OPTIONAL.items()}
     found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
     if not found:
         return
-    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size", "stage": "stage.kind",
-             "batch_ramp": "training.batch_ramp", "train": "stage.train", "lora": "stage.lora",
-             "document_mask": "data.document_mask"}  # fmt: skip
+    named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}
+    named |= {key: name for key, (_, name) in _OPTIONAL.items()}
     shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     weights = (
