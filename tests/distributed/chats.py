@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
-from gpt4moe.data.conversations import pack
+from gpt4moe.data.conversations import Conversations, Pieces, pack
 from gpt4moe.data.loader import micro_batch_samples
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.parallel.environment import Environment
@@ -33,27 +33,17 @@ def conversations(seq_length: int, seed: int = 0) -> list[tuple[np.ndarray, np.n
     return found
 
 
-def sample(some: list[tuple[np.ndarray, np.ndarray]], seq_length: int, *, is_packed: bool) -> TokenSample:
-    """A row of them, as data.conversations makes it."""
-    tokens, mask = np.zeros(seq_length + 1, dtype=np.int64), np.zeros(seq_length + 1, dtype=np.float32)
-    documents, at = np.zeros(seq_length, dtype=np.int32), 0
-    for number, (ids, learned) in enumerate(some):
-        end = at + len(ids)
-        tokens[at:end], mask[at:end], documents[at:] = ids, learned, number
-        mask[at], at = 0, end
-    documents[at:] += 1
-    return TokenSample(tokens, mask[1:], documents=documents if is_packed else None, num_tokens=min(at, seq_length))
-
-
 def samples(run: RunConfig) -> list[TokenSample]:
-    length, all_of_them = run.model.seq_length, conversations(run.model.seq_length)
-    if not run.data.pack:
-        return [sample([one], length, is_packed=False) for one in all_of_them]
-    rows = pack(np.array([len(ids) for ids, _ in all_of_them]), length + 1)
-    return [
-        sample([all_of_them[at] for at in np.flatnonzero(rows == row)], length, is_packed=True)
-        for row in range(rows.max() + 1)
-    ]
+    length, some = run.model.seq_length, conversations(run.model.seq_length)
+    lengths = np.array([len(ids) for ids, _ in some])
+    rows = pack(lengths, length + 1) if run.data.pack else np.arange(len(some))
+    found = Conversations(
+        tokens=np.concatenate([ids for ids, _ in some]), mask=np.concatenate([learned for _, learned in some]),
+        pieces=Pieces(np.cumsum(lengths) - lengths, lengths).of(np.argsort(rows, kind="stable")),
+        bounds=np.append(0, np.cumsum(np.bincount(rows))), seq_length=length, is_packed=run.data.pack, padding_id=0,
+        num_long=0, num_left_out=0,
+    )  # fmt: skip
+    return [found.row(index) for index in range(found.num_rows)]
 
 
 def _batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens: int) -> list[Batch]:
