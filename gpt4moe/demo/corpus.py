@@ -8,7 +8,9 @@ A folder with the same vocabulary and all sources is complete, and is used again
 
 import argparse
 import hashlib
+import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gpt4moe.data.catalogue import Catalogue
-from gpt4moe.data.manifest import MANIFEST_NAME, write_json
+from gpt4moe.data.manifest import MANIFEST_NAME, SourceManifest, write_json
 from gpt4moe.data.tokenizer import require_vocabulary, train_tokenizer
 from gpt4moe.demo.sources import Document, prose_sources, python_sources
 from gpt4moe.errors import DataError, Gpt4MoeError
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 HELD_OUT_SHARE = 0.025
 SMALLEST_DOCUMENT = 200
 """Characters; shorter documents are dropped."""
+LISTING_NAME = "corpus.json"
+"""Each document with its source, path, licence and hash."""
 _TOKENIZER_BYTES = 12_000_000
 _DESCRIPTIONS = {
     "python": "Python standard library sources and tests of this machine",
@@ -70,6 +74,7 @@ def build_demo_corpus(
         return catalogue
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    _remove_damaged_sources(folder)
     with _bar(console) as phase:
         with phase("collect", None):
             entries = {name: split(read()) for name, read in sources.items()}
@@ -136,6 +141,20 @@ def _existing(folder: Path, names: Iterable[str]) -> Catalogue | None:
     return catalogue if set(names) <= set(catalogue.sources) else None
 
 
+def _remove_damaged_sources(folder: Path) -> None:
+    """Sources that an earlier build listed in corpus.json are ours: without their manifests they would be taken for
+    somebody's files, which nothing replaces."""
+    try:
+        names = {entry["source"] for entry in json.loads((folder / LISTING_NAME).read_text())}
+    except (OSError, ValueError):
+        return
+    for name in names:
+        try:
+            SourceManifest.read(folder / name)
+        except DataError:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int], None]) -> None:
     # Imported here: Megatron takes seconds to load, and a folder that is reused does not need it.
     from gpt4moe.data.preprocess import SourceText, write_data_folder
@@ -152,7 +171,7 @@ def _write(folder: Path, entries: dict[str, list[Entry]], advance: Callable[[int
         for name, group in entries.items()
         for entry in group
     ]
-    write_json(folder / "corpus.json", listing)
+    write_json(folder / LISTING_NAME, listing)
     texts = {
         name: SourceText(
             train=[entry.document.text for entry in group if not entry.held_out],
