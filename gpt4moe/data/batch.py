@@ -41,6 +41,15 @@ class Batch:
     documents: Tensor | None = None
     """[B, S] int64: the number of each token's document within its sequence, from 0, never falling. A token attends to
     earlier tokens of its own document alone. None: to all earlier tokens of its sequence."""
+    media: Tensor | None = None
+    """[B, S] int64: for each token the number, from 1 within its row, of the latest image at or before it in its own
+    document; 0: there is none. None: the micro-batch has no images. With images, the next three are set too."""
+    pixels: Tensor | None = None
+    """[P, 3, height, width] uint8: every frame of every image, image after image, row after row."""
+    image_frames: Tensor | None = None
+    """[N] int64: how many frames each image has; they sum to P."""
+    image_rows: Tensor | None = None
+    """[N] int64: which row of the micro-batch each image is of, never falling."""
     extra: dict[str, ExtraTensor] = field(default_factory=dict)
     """Further tensors by name, for objectives that need more than text: rewards, noise. Objective.prepare adds them."""
 
@@ -85,6 +94,7 @@ class Batch:
 
 _SEQUENCE_DIMS: dict[str, int | None] = {
     "tokens": 1, "labels": 1, "position_ids": 1, "loss_mask": 1, "token_ids": 1, "source_index": None, "documents": 1,
+    "media": 1, "pixels": None, "image_frames": None, "image_rows": None,
 }  # fmt: skip
 """Every field of a Batch but `extra` -> its dimension of size S."""
 
@@ -94,7 +104,8 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
 
     Args:
         numbers: which samples of the run they are.
-    Raises: ValueError when some samples have documents and others have none.
+    Raises: ValueError when some samples have documents and others have none, or when the images of a sample are not
+        those that its `media` counts, or not of one size.
     """
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     seq_length = tokens.shape[1] - 1
@@ -110,6 +121,7 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
         token_ids=token_ids.masked_fill(places >= lengths.unsqueeze(1), -1),
         source_index=torch.tensor([sample.source_index for sample in samples]),
         documents=documents,
+        **_images(samples),
     )
 
 
@@ -125,6 +137,28 @@ def _documents(samples: list[TokenSample]) -> Tensor | None:
     if len(found) < len(samples):
         raise ValueError(f"{len(found)} of {len(samples)} samples of a micro-batch have documents")
     return torch.from_numpy(np.stack(found)).long()
+
+
+def _images(samples: list[TokenSample]) -> dict[str, Tensor]:
+    """The fields of a Batch that tell of images; empty where no sample has one."""
+    for number, sample in enumerate(samples):
+        counted = 0 if sample.media is None else int(sample.media.max())
+        if counted > len(sample.images):
+            raise ValueError(f"sample {number} of a micro-batch has media up to {counted}, {len(sample.images)} images")
+    images = [(row, image) for row, sample in enumerate(samples) for image in sample.images]
+    if not images:
+        return {}
+    sizes = {image.shape[1:] for _, image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes in a micro-batch: {sorted(sizes)}")
+    nothing = np.zeros(len(samples[0].loss_mask), dtype=np.int32)
+    media = [nothing if sample.media is None else sample.media for sample in samples]
+    return {
+        "media": torch.from_numpy(np.stack(media)).long(),
+        "pixels": torch.from_numpy(np.concatenate([image for _, image in images])).permute(0, 3, 1, 2).contiguous(),
+        "image_frames": torch.tensor([len(image) for _, image in images]),
+        "image_rows": torch.tensor([row for row, _ in images]),
+    }
 
 
 def places_in_documents(documents: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ class TokenSample:
     document. None: every token attends to all before it."""
     num_tokens: int | None = None
     """Inputs before the padding; None: there is none."""
+    media: NDArray[np.int32] | None = None
+    """[S]: for each input the number, from 1 within the sample, of the latest image at or before it in its own
+    document; 0: there is none. It attends to this image alone. None: the sample has no images."""
+    images: tuple[NDArray[np.uint8], ...] = ()
+    """The sample's images in their order, each [frames, height, width, 3] of RGB bytes, already of the encoder's size.
+    A still image is one frame."""
 
 
 def num_samples(num_tokens: int, seq_length: int) -> int:

@@ -45,3 +45,34 @@ def test_positions_begin_anew_with_every_document() -> None:
 def test_a_micro_batch_has_documents_in_all_its_samples_or_in_none() -> None:
     with pytest.raises(ValueError, match="1 of 2 samples"):
         stack([sample(None), sample([0] * 6)], (0, 1))
+
+
+def pictured(media: list[int] | None, *frames: int, size: int = 4) -> TokenSample:
+    """A sample with one image for each number of frames; the bytes of image n are n."""
+    images = tuple(np.full((count, size, size, 3), n, dtype=np.uint8) for n, count in enumerate(frames))
+    numbers = None if media is None else np.array(media, dtype=np.int32)
+    return TokenSample(np.arange(7), np.ones(6, dtype=np.float32), media=numbers, images=images)
+
+
+def test_images_of_all_rows_stand_one_after_the_other_and_text_counts_them_within_its_row() -> None:
+    batch = stack([pictured([0, 1, 1, 2, 2, 2], 1, 3), pictured(None), pictured([1] * 6, 2)], (0, 1, 2))
+    assert batch.media is not None and batch.media.tolist() == [[0, 1, 1, 2, 2, 2], [0] * 6, [1] * 6]
+    assert batch.image_rows is not None and batch.image_rows.tolist() == [0, 0, 2]
+    assert batch.image_frames is not None and batch.image_frames.tolist() == [1, 3, 2]
+    assert batch.pixels is not None and batch.pixels.shape == (6, 3, 4, 4) and batch.pixels.dtype == torch.uint8
+    assert batch.pixels[:, 0, 0, 0].tolist() == [0, 1, 1, 1, 0, 0]
+    part = batch.context_slice(3, 0)  # chunks 0 and 5 of six
+    assert part.media is not None and part.media.tolist() == [[0, 2], [0, 0], [1, 1]]
+    assert part.pixels is batch.pixels
+
+
+def test_a_micro_batch_without_images_has_none_of_their_tensors() -> None:
+    batch = stack([pictured(None), pictured([0] * 6)], (0, 1))
+    assert (batch.media, batch.pixels, batch.image_frames, batch.image_rows) == (None,) * 4
+
+
+def test_images_must_be_those_that_the_text_counts_and_of_one_size() -> None:
+    with pytest.raises(ValueError, match="sample 1 of a micro-batch has media up to 2, 1 images"):
+        stack([pictured([1] * 6, 1), pictured([2] * 6, 1)], (0, 1))
+    with pytest.raises(ValueError, match="several sizes"):
+        stack([pictured([1] * 6, 1), pictured([1] * 6, 1, size=8)], (0, 1))
