@@ -13,6 +13,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     3  model         Megatron GPT chunks, assembled from specs
     3  objectives    what a step minimises: model output and batch in, loss out
     3  corpus        files of text to tokens, checked, on several processes; no torch
+    3  media         documents with images to tokens and images, checked
     4  checkpoint    logical tensors on disk, any layout
     4  resilience    limits on automatic restarts; what a signal does to a rank
     4  runlog        the facts of a run: metrics, events, alerts, console, wandb; no torch

@@ -19,7 +19,7 @@ from tests import where
 ROOT = Path(__file__).resolve().parents[1]
 STOREYS = {
     "errors": -1, "config": 0, "parallel": 1, "architecture": 2, "pipeline": 2, "moe": 2, "data": 2, "planner": 3,
-    "chat": 3, "objectives": 3, "model": 3, "corpus": 3, "checkpoint": 4, "resilience": 4, "runlog": 4,
+    "chat": 3, "objectives": 3, "model": 3, "corpus": 3, "media": 3, "checkpoint": 4, "resilience": 4, "runlog": 4,
     "pages": 5, "operations": 5, "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6,
     "rehearsal": 6, "gpu_rehearsal": 6, "evaluation": 6, "serving": 6, "train": 7, "refinement": 7,
 }  # fmt: skip
@@ -30,7 +30,7 @@ NARROW = {
     "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "parallel"},
     "resilience": {"parallel"},
     "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
-    "objectives": {"data"}, "corpus": {"data"},
+    "objectives": {"data"}, "corpus": {"data"}, "media": {"data"},
     "training": {
         "architecture", "model", "moe", "objectives", "data", "checkpoint", "resilience", "runlog", "parallel",
     },
@@ -53,6 +53,7 @@ THIRD_PARTY = {
     "zstandard": ["gpt4moe/corpus/records.py"],
     "gigatoken": ["gpt4moe/corpus/encoder.py"], "sentencepiece": ["gpt4moe/corpus/foreign.py"],
     "tiktoken": ["gpt4moe/corpus/foreign.py"],
+    "PIL": ["gpt4moe/data/pictures.py", "gpt4moe/demo/pictures/*.py"], "webdataset": ["gpt4moe/media/tars.py"],
     "lm_eval": ["gpt4moe/evaluation/harness.py"], "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip
 TORCH_FREE = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import read_words
+from gpt4moe.data.folder import named
 from gpt4moe.errors import ConfigError
 
 
@@ -44,9 +45,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tokenizer", type=Path, required=True)
     found.add_argument("--template", type=Path)
     found.add_argument("--out", type=Path, required=True)
-    found.add_argument("--source", action="append", required=True, type=_named)
-    found.add_argument("--valid", action="append", default=[], type=_named)
-    found.add_argument("--licence", action="append", default=[], type=_named)
+    found.add_argument("--source", action="append", required=True, type=named)
+    found.add_argument("--valid", action="append", default=[], type=named)
+    found.add_argument("--licence", action="append", default=[], type=named)
     found.add_argument("--held-out", type=float, default=0.01)
     found.add_argument("--bad-rows", choices=("refuse", "skip"), default="refuse")
     found.add_argument("--vocab-size", type=int)
@@ -55,10 +56,3 @@ def parser() -> argparse.ArgumentParser:
 
 def _paths(text: str) -> list[Path]:
     return [Path(path) for path in text.split(",") if path]
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value

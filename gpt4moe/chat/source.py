@@ -8,7 +8,7 @@ FOLDER/<source>/skipped.jsonl                     lines that were left out, with
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from gpt4moe.chat.rows import conversation_of
 from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
 from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_of
 from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
-from gpt4moe.data.lines import parsed
-from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
+from gpt4moe.data.lines import parsed, text_lines
+from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.errors import DataError, Gpt4MoeError
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -74,7 +74,7 @@ def write_chat_source(
     """
     if name == TOKENIZER_FOLDER:
         raise DataError(f"{name} cannot name a source: the chat template lies there.", "Choose another name.")
-    vocabulary = _vocabulary(folder, words, vocab_size)
+    vocabulary = vocabulary_of(folder, words.tokenizer, words.path, vocab_size)
     _require_template(folder, words)
     count, encoder = ChatCount(), Encoder(words)
     with new_source(folder / name) as new:
@@ -136,29 +136,12 @@ class _Split:
         self.pair = None
 
 
-def read_lines(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, with file and line number. Raises: DataError when a file is missing."""
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
-        with path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{path}:{number} is no UTF-8 ({error.reason}).", "Give a plain text file, unpacked, in UTF-8."
-                    ) from error
-                if line.strip():
-                    yield line, f"{path}:{number}"
-
-
 def _encoded(
     files: ChatFiles, encoder: Encoder, skipped: list[dict[str, Any]], progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Encoded]]:
     """Split and conversation of each good line."""
     for paths, given in ((files.train, None), (files.valid, "valid")):
-        for line, where in read_lines(paths):
+        for line, where in text_lines(paths):
             progress(1)
             try:
                 found = encoder.encode(conversation_of(parsed(where, line, _EXAMPLE), where), where)
@@ -185,23 +168,6 @@ def _bad_rows(skipped: list[dict[str, Any]]) -> DataError:
         f"{len(skipped)} lines cannot be learned from: {shown}{' | ...' if len(skipped) > _SHOWN else ''}",
         f"{skipped[0]['cure']} To leave such lines out, --bad-rows skip lists them in {SKIPPED_FILE}.",
     )
-
-
-def _vocabulary(folder: Path, words: ChatWords, vocab_size: int | None) -> DataManifest:
-    vocabulary = vocabulary_of(folder, words.tokenizer, words.path)
-    largest = words.tokenizer.vocab_size
-    if vocab_size is not None and vocab_size < largest:
-        raise DataError(
-            f"--vocab-size {vocab_size}, and the tokenizer has {largest:,} tokens.",
-            "Give the model's, or leave it out.",
-        )
-    if vocab_size is None or vocabulary.vocab_size == vocab_size:
-        return vocabulary
-    if (folder / "manifest.json").is_file():
-        raise DataError(
-            f"{folder} has a vocabulary of {vocabulary.vocab_size:,}, not {vocab_size:,}.", "Write to another folder."
-        )
-    return replace(vocabulary, vocab_size=vocab_size)
 
 
 def _require_template(folder: Path, words: ChatWords) -> None:

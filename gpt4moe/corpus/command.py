@@ -15,7 +15,7 @@ from gpt4moe.corpus.inputs import TREE_SUFFIXES, Inputs, find_inputs
 from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.quality import require_decodable
 from gpt4moe.corpus.sample import sample_of, texts_to_train_on
-from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, require_source_name, vocabulary_of
+from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, named, require_source_name, vocabulary_of
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
 from gpt4moe.data.tokenizer import load_tokenizer, require_vocabulary, train_tokenizer
@@ -28,12 +28,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the data folder to make, or to add sources to")
-    add("--source", action="append", required=True, metavar="NAME=PATH[,PATH...]", type=_named)
+    add("--source", action="append", required=True, metavar="NAME=PATH[,PATH...]", type=named)
     add("--tokenizer", type=Path, help="a tokenizer.json, sentencepiece .model or .tiktoken file (default: of --out)")
     add("--train-tokenizer", type=int, metavar="VOCAB_SIZE", help="train a byte-level BPE on a sample of the sources")
     add("--tokenizer-sample-mb", type=int, default=100, help="of text to train it on, from all sources alike (100)")
     add("--tiktoken-split", choices=SPLITS, help="of a .tiktoken file whose name does not say")
-    add("--licence", action="append", default=[], metavar="NAME=LICENCE", type=_named)
+    add("--licence", action="append", default=[], metavar="NAME=LICENCE", type=named)
     add("--held-out", type=float, default=0.01, help="share of documents for validation (0.01)")
     add("--field", default="text", help="key or column that has the text (text)")
     add("--suffixes", help="of files of a source tree: .py,.md (default: those of code and prose)")
@@ -41,7 +41,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--deduplicate", action="store_true", help="of documents that are equal the first stays")
     add("--decontaminate", action="append", default=[], metavar="FILE", help="evaluation file: jsonl or text")
     add("--decontaminate-words", type=int, default=13, help="in a row, that a document must not share with it (13)")
-    add("--fim", action="append", default=[], metavar="NAME=RATE", type=_named, help="fill-in-the-middle for a source")
+    add("--fim", action="append", default=[], metavar="NAME=RATE", type=named, help="fill-in-the-middle for a source")
     add("--fim-spm", type=float, default=0.5, help="share of those in SPM form, the others PSM (0.5)")
     add("--fim-tokens", metavar="PREFIX,MIDDLE,SUFFIX", help="special tokens (default: the known names)")
     add("--seed", type=int, default=1, help="of fill-in-the-middle (1)")
@@ -176,13 +176,6 @@ def _rates(given: argparse.Namespace) -> list[tuple[str, float]]:
         return [(f"--fim {name}", float(rate)) for name, rate in given.fim]
     except ValueError as error:
         raise ConfigError(f"--fim: {error}.", "Write --fim code=0.5") from error
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def summary(name: str, manifest: SourceManifest) -> list[str]:

@@ -20,6 +20,9 @@
     mixture.py      source and position of sample n
     indexed_writer.py  writer of such a pair
     conversations.py   conversations packed into rows, with their masks
+    pictures.py     encoded images: examined, and decoded to one size (Pillow)
+    image_tokens.py    text with image tags -> tokens; an image token for a tokenizer
+    image_files.py  images in shards, and at which tokens they stand
     samples.py      one sample: packed tokens, or synthetic
     batch.py        Batch: one micro-batch of a rank
     check.py        data of a run: present, fitting, identity

@@ -4,9 +4,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.image_files import FrameStream, ImageStore
 from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
@@ -29,6 +31,17 @@ class Source:
     def mask(self, split: str) -> ShardedTokens:
         """Of each token 1 where it is trained, for conversations. Raises: DataError as tokens."""
         return ShardedTokens(self.folder, self.manifest.masks[split])
+
+    def images(self, split: str) -> ImageStore:
+        """Of a source with images. Raises: DataError as tokens."""
+        assert self.manifest.images is not None
+        return ImageStore(self.folder, self.manifest.images.shards[split])
+
+    def frames(self, split: str) -> FrameStream:
+        """Which images stand at which tokens, of a source with images. Raises: DataError as tokens."""
+        assert self.manifest.images is not None
+        ends = list(accumulate(shard.tokens for shard in self.manifest.shards(split)))
+        return FrameStream(self.folder, self.manifest.images.frames[split], ends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +93,9 @@ class Catalogue:
                 source.tokens(split)
                 if source.manifest.is_chat:
                     source.mask(split)
+                if source.manifest.images is not None:
+                    source.images(split)
+                    source.frames(split)
 
     def train_tokens(self) -> dict[str, float]:
         """Training tokens of each source."""
@@ -108,8 +124,14 @@ class Catalogue:
             for name in names
             if self.sources[name].manifest.is_chat
         }
-        if masks:  # data of text alone keeps the hash that it had
-            content["masks"] = masks
+        images = {
+            name: [[found.image_id, [one.table_sha256 for one in found.shards[split]],
+                    [one.sha256 for one in found.frames[split]]] for split in SPLITS]
+            for name, found in ((name, self.sources[name].manifest.images) for name in names)
+            if found is not None
+        }  # fmt: skip
+        # Without masks and images, data of text alone keeps the hash that it had.
+        content |= {key: found for key, found in (("masks", masks), ("images", images)) if found}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.overview import overview
 from gpt4moe.data.progress import byte_bar
 from gpt4moe.data.register import register
@@ -75,21 +76,24 @@ def _step(words: list[str]) -> Answer:
 
 
 def _verify(words: list[str]) -> Answer:
-    from gpt4moe.data.lookup import all_shards, verify_shard
+    from gpt4moe.data.lookup import all_shards, verify_images_of, verify_shard
 
     if not words:
         raise ConfigError("verify wants data folders.", "Write: mixture.py verify data/demo")
     catalogue = Catalogue.open([Path(word) for word in words])
     shards = list(all_shards(catalogue))
-    total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards)
+    illustrated = [source.manifest.images for source in catalogue.sources.values()]
+    images = [one for found in illustrated if found is not None for split in SPLITS for one in found.shards[split]]
+    total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards) + sum(one.bytes for one in images)
     problems: list[str] = []
     with byte_bar("verify", total) as advance:
         for source, shard in shards:
             problems += verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)
-    facts = {"shards": len(shards), "bytes": total, "problems": problems}
-    return Answer(
-        facts, problems or [f"{len(shards)} shards, {total:,} bytes: as they were written."], int(bool(problems))
-    )
+        for source in catalogue.sources.values():
+            problems += verify_images_of(source, advance)
+    count = len(shards) + len(images)
+    facts = {"shards": count, "bytes": total, "problems": problems}
+    return Answer(facts, problems or [f"{count} shards, {total:,} bytes: as they were written."], int(bool(problems)))
 
 
 def _register(words: list[str]) -> Answer:

@@ -1,5 +1,6 @@
 """Writes into a data folder: a source is moved in place when it is whole, the folder's manifest comes last."""
 
+import argparse
 import hashlib
 import os
 import re
@@ -16,18 +17,35 @@ from gpt4moe.errors import DataError
 TOKENIZER_NAME = "tokenizer.json"
 
 
-def vocabulary_of(folder: Path, tokenizer: Tokenizer, tokenizer_path: Path) -> DataManifest:
-    """The manifest that the folder has, or that a new one will have. Raises: DataError for another tokenizer."""
+def vocabulary_of(
+    folder: Path, tokenizer: Tokenizer, tokenizer_path: Path, vocab_size: int | None = None
+) -> DataManifest:
+    """The manifest that the folder has, or that a new one will have.
+
+    Args:
+        vocab_size: of the model, where it is larger than the tokenizer's; None: as the folder has it, or the tokenizer.
+    Raises: DataError for another tokenizer or vocabulary than the folder's, and for one smaller than the tokenizer's.
+    """
+    if vocab_size is not None and vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            f"--vocab-size {vocab_size}, and the tokenizer has {tokenizer.vocab_size:,} tokens.",
+            "Give the model's, or leave it out.",
+        )
     digest = file_sha256(tokenizer_path)
     if not (folder / MANIFEST_NAME).is_file():
+        size = tokenizer.vocab_size if vocab_size is None else vocab_size
         return DataManifest(
-            vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id, tokenizer=TOKENIZER_NAME, tokenizer_sha256=digest
-        )
+            vocab_size=size, eos_id=tokenizer.eos_id, tokenizer=TOKENIZER_NAME, tokenizer_sha256=digest
+        )  # fmt: skip
     manifest = DataManifest.read(folder)
     if manifest.tokenizer_sha256 != digest:
         raise DataError(
             f"The sources of {folder} were made by another tokenizer than {tokenizer_path}.",
             f"Use {folder / manifest.tokenizer}, or write to another folder.",
+        )
+    if vocab_size is not None and manifest.vocab_size != vocab_size:
+        raise DataError(
+            f"{folder} has a vocabulary of {manifest.vocab_size:,}, not {vocab_size:,}.", "Write to another folder."
         )
     return manifest
 
@@ -74,6 +92,14 @@ def require_source_name(name: str) -> None:
             f"{name!r} cannot name a source: it names a folder within the data folder.",
             "Write a letter or digit, then at most 99 letters, digits, dots, - and _, for example web-2024.",
         )
+
+
+def named(text: str) -> tuple[str, str]:
+    """NAME=VALUE of a command line that makes sources, as an argument's type."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def held_out(document: str | bytes, share: float) -> bool:

@@ -1,7 +1,7 @@
 """jsonl as checked fields. No torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,23 @@ def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str)
     if not found:
         raise DataError(f"{path} is empty.", f"Give lines {example}.")
     return [{"id": fields["line"]} | fields for fields in found]
+
+
+def text_lines(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, with file and line number. Raises: DataError when a file is missing."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{path}:{number} is no UTF-8 ({error.reason}).", "Give a plain text file, unpacked, in UTF-8."
+                    ) from error
+                if line.strip():
+                    yield line, f"{path}:{number}"
 
 
 def require_own_ids(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
 from gpt4moe.data.conversations import ConversationSamples
+from gpt4moe.data.image_files import verify_images
 from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
 from gpt4moe.data.loader import MixedSamples, build_data
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
@@ -24,6 +25,9 @@ from gpt4moe.data.shards import (
     sums_path,
 )  # fmt: skip
 from gpt4moe.errors import DataError
+
+_STRETCH = 1 << 20
+"""Tokens that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +94,29 @@ def verify_shard(source: Source, shard: Shard, vocab_size: int, progress: Callab
     if index.num_documents != shard.documents:
         found.append(f"{index.prefix}.idx has {index.num_documents:,} documents, the manifest {shard.documents:,}.")
     return found + _verify_tokens(source.folder, shard, vocab_size, progress)
+
+
+def verify_images_of(source: Source, progress: Callable[[int], None]) -> list[str]:
+    """What is wrong with the images of a source and their tables: all are read."""
+    images = source.manifest.images
+    if images is None:
+        return []
+    found = []
+    for split in SPLITS:
+        for shard in images.shards[split]:
+            found += verify_images(source.folder, shard, progress)
+        try:
+            known, _ = source.frames(split).tokens_and_lengths()
+            stream = source.tokens(split)
+            there = [
+                np.flatnonzero(stream[first : first + _STRETCH] == images.image_id) + first
+                for first in range(0, len(stream), _STRETCH)
+            ]
+            if not np.array_equal(np.concatenate(there), known):
+                found.append(f"{source.folder}: the frames of {split} are not those of its image tokens.")
+        except DataError as error:
+            found.append(error.cause)
+    return found
 
 
 def _verify_tokens(folder: Path, shard: Shard, vocab_size: int, progress: Callable[[int], None]) -> list[str]:

@@ -4,6 +4,7 @@ FOLDER/manifest.json                  vocabulary, tokenizer
 FOLDER/tokenizer.json
 FOLDER/<source>/manifest.json         licence, the shards of its two splits; written last
 FOLDER/<source>/train-00000.{bin,idx,sums} ...
+FOLDER/<source>/train-00000.frames, train-images-00000.{img,table}      of a source with images (image_files.py)
 """
 
 import dataclasses
@@ -41,6 +42,52 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageShard:
+    """One pair of .img/.table files: encoded images one after the other, and where each lies."""
+
+    file: str
+    """Name without suffix, in the source's folder."""
+    images: int
+    bytes: int
+    """Of the .img."""
+    table_sha256: str
+    """Of the .table, which has the sha256 of each image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameTable:
+    """The .frames file of a shard of tokens: which images stand at its image tokens."""
+
+    file: str
+    images: int
+    """Image tokens; a clip is one."""
+    frames: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFiles:
+    """What a source with images has beside its tokens."""
+
+    token: str
+    """That stands for an image in the text."""
+    image_id: int
+    shards: dict[str, Sequence[ImageShard]]
+    """Split -> its images."""
+    frames: dict[str, Sequence[FrameTable]]
+    """Split -> a table for each shard of its tokens."""
+    counts: Mapping[str, Any]
+    """What was made and what was left out (gpt4moe/media/source.py)."""
+
+    @classmethod
+    def of(cls, raw: dict[str, Any]) -> "ImageFiles":
+        """Of a manifest's JSON. Raises: KeyError, TypeError."""
+        shards = {split: tuple(ImageShard(**one) for one in raw["shards"][split]) for split in SPLITS}
+        frames = {split: tuple(FrameTable(**one) for one in raw["frames"][split]) for split in SPLITS}
+        return cls(**{**raw, "shards": shards, "frames": frames})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceManifest:
     """Of one source."""
 
@@ -53,6 +100,8 @@ class SourceManifest:
     """Of conversations: split -> a shard for each one of its tokens, a byte a token; 1: it is trained. Else empty."""
     text: Mapping[str, Any] | None = None
     """What is known of the text (gpt4moe/corpus/result.py): documents, inputs and their hashes, what was removed."""
+    images: ImageFiles | None = None
+    """Of documents with images; None: it is text alone."""
 
     @classmethod
     def read(cls, folder: Path) -> "SourceManifest":
@@ -65,7 +114,10 @@ class SourceManifest:
             }
             if masks and set(masks) != set(SPLITS):
                 raise KeyError("masks")
-            return cls(train=train, valid=valid, masks=masks, **raw)
+            images = raw.pop("images", None)
+            return cls(
+                train=train, valid=valid, masks=masks, images=None if images is None else ImageFiles.of(images), **raw
+            )
         except (KeyError, TypeError) as error:
             raise _foreign(folder, error) from error
 
@@ -132,7 +184,7 @@ def _foreign(folder: Path, error: Exception) -> DataError:
 
 def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
     content = {"format": _FORMAT, **dataclasses.asdict(manifest)}
-    for key in ("masks", "text"):  # a source that has none has a manifest without the key
+    for key in ("masks", "text", "images"):  # a source that has none has a manifest without the key
         if not content.get(key):
             content.pop(key, None)
     write_json(folder / MANIFEST_NAME, content)

@@ -1,0 +1,133 @@
+"""Where documents with images come from, each as an item: where it stands, its parts, and a way to its images' bytes.
+
+FILE.jsonl   a line is a document or a pair; images lie beside the file, or in --images FOLDER
+FOLDER       pairs: NAME.jpg and NAME.txt; or clips: the frames of a folder NAME, and NAME.txt
+FILE.tar     samples of WebDataset (tars.py)
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gpt4moe.data.lines import parsed, text_lines
+from gpt4moe.data.pictures import is_image
+from gpt4moe.errors import DataError
+from gpt4moe.media.forms import EXAMPLE, Part, pair, parts_of
+
+Load = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A document that is read, its images not yet."""
+
+    where: str
+    """File and line, file and key in a tar, or file: for errors and lists."""
+    parts: list[Part]
+    load: Load
+    """Name of an image -> its bytes. Raises: DataError, without a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadItem:
+    """A document that is none."""
+
+    where: str
+    error: DataError
+
+
+def items(paths: Sequence[Path], images: Path | None = None) -> Iterator[Item | BadItem]:
+    """All documents, in order.
+
+    Args:
+        images: folder of the images that lines of jsonl name; None: the folder of the file.
+    Raises: DataError for a path that is missing, of another kind or has no document.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = _of_folder(path)
+        elif path.suffix in (".jsonl", ".ndjson") and path.is_file():
+            found = _of_lines(path, path.parent if images is None else images)
+        elif path.is_file() and (path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz"))):
+            from gpt4moe.media.tars import of_tar  # webdataset imports torch: seconds that others need not wait
+
+            found = of_tar(path)
+        else:
+            problem = "is of a kind that is not read" if path.exists() else "is missing"
+            raise DataError(f"{path} {problem}.", "Name a .jsonl file, a folder of pairs, or a .tar of WebDataset.")
+        is_empty = True
+        for item in found:
+            is_empty = False
+            yield item
+        if is_empty:
+            raise DataError(f"{path} has no document with images.", "Name another one, or leave it out.")
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by: 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def read_item(where: str, parts: Callable[[], list[Part]], load: Load) -> Item | BadItem:
+    """An item, or why it is none."""
+    try:
+        return Item(where, parts(), load)
+    except DataError as error:
+        return BadItem(where, error)
+
+
+def _of_lines(path: Path, images: Path) -> Iterator[Item | BadItem]:
+    if not images.is_dir():
+        raise DataError(f"--images {images} is no folder.", "Name the folder that the images' names begin in.")
+    load = partial(_file_within, images.resolve())
+    for line, where in text_lines([path]):
+        yield read_item(where, partial(_parts_of_line, line, where), load)
+
+
+def _parts_of_line(line: str, where: str) -> list[Part]:
+    return parts_of(parsed(where, line, EXAMPLE), where)
+
+
+def _of_folder(folder: Path) -> Iterator[Item | BadItem]:
+    """In the order of the names. A caption without an image, and the reverse, is a bad item."""
+    stems: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() or is_image(path) or path.suffix == ".txt":
+            stems.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
+    load = partial(_file_within, folder.resolve())
+    for paths in stems.values():
+        yield read_item(str(paths[0]), partial(_parts_of_stem, folder, paths), load)
+
+
+def _parts_of_stem(folder: Path, paths: Sequence[Path]) -> list[Part]:
+    captions = [path for path in paths if path.suffix == ".txt" and path.is_file()]
+    others = [path for path in paths if path not in captions]
+    if len(captions) != 1 or len(others) != 1:
+        names = " and ".join(path.name for path in paths)
+        problem = "an image without a caption" if not captions else (
+            "a caption without an image" if not others else "several images of one caption"
+        )  # fmt: skip
+        raise DataError(f"{folder}: {problem}: {names}.", "Give NAME.txt and NAME.jpg, or a folder NAME of frames.")
+    caption, image = captions[0], others[0]
+    try:
+        text = caption.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{caption} cannot be read ({error}).", "Give a text in UTF-8.") from error
+    if not image.is_dir():
+        return pair(image.name, text, str(caption))
+    frames = sorted((str(frame.relative_to(folder)) for frame in image.iterdir() if is_image(frame)), key=by_number)
+    if not frames:
+        raise DataError(f"{image} has no image, and {caption.name} is its caption.", "Give the frames of the clip.")
+    return pair(frames, text, str(caption))
+
+
+def _file_within(folder: Path, name: str) -> bytes:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise DataError("its name leads out of the images' folder", "Name files within it (--images FOLDER).")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", "Give the file.") from error
