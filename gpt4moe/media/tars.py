@@ -22,11 +22,14 @@ from gpt4moe.errors import DataError
 from gpt4moe.media.forms import INTERLEAVED, Part, pair, parts_of
 from gpt4moe.media.inputs import BadItem, Item, by_number, read_item
 
+_END = 1024
+"""Zeros at the end of a tar."""
 _FRAME = re.compile(r"\d+\.\w+")
 
 
 def of_tar(path: Path) -> Iterator[Item | BadItem]:
     """Raises: DataError for a tar that is damaged or has a name twice."""
+    _require_end(path)
     with path.open("rb") as stream:  # opened here: the library would take names such as "pipe:..." for commands
         files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
         samples = tariterators.group_by_keys(files)
@@ -37,6 +40,16 @@ def of_tar(path: Path) -> Iterator[Item | BadItem]:
                 yield read_item(where, partial(_parts, members, where), partial(_member, members))
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             raise DataError(f"{path} is no whole tar: {error.args[0]}.", "Copy or download it again.") from error
+
+
+def _require_end(path: Path) -> None:
+    """Raises: DataError when a plain tar lacks the zeros at its end: tarfile reads one that is cut as a shorter one."""
+    if path.suffix != ".tar":
+        return
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _END))
+        if stream.read() != bytes(_END):
+            raise DataError(f"{path} is no whole tar: its end mark is missing.", "Copy or download it again.")
 
 
 def _parts(members: dict[str, bytes], where: str) -> list[Part]:

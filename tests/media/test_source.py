@@ -198,21 +198,3 @@ def test_images_are_part_of_the_data_s_hash(tokenizer_path: Path, tmp_path: Path
         write_media_source(out, "a", files, tokenizer_path, token="<image>")
         hashes.append(Catalogue.open([out]).fingerprint())
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--max-pixels", "99999999999"], "--max-pixels is 99999999999"), (["--workers", "0"], "--workers is 0"),
-        (["--max-bad", "2"], "--max-bad is 2.0"), (["--valid", "b=x"], "--valid names b"),
-        (["--source", "a=b"], "--source names a twice"), (["--images", "nowhere"], "nowhere is no folder"),
-        (["--source", "b=nowhere.jsonl"], "nowhere.jsonl is missing"),
-        (["--vocab-size", "3"], "--vocab-size 3"), (["--image-token", "the"], "has no token the"),
-    ],
-)  # fmt: skip
-def test_options_that_mean_nothing_are_refused(
-    tokenizer_path: Path, tmp_path: Path, capsys: Any, more: list[str], told: str
-) -> None:
-    path = pairs(tmp_path / "a", 12)
-    assert main(words(tokenizer_path, tmp_path / "data", path, *more)) == 2
-    assert told in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""tools/prepare_media.py: options that mean nothing are refused before anything is read; what was made is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.media.command import prepare, summary
+from tests.media.conftest import pairs, words
+from tools.prepare_media import main
+
+
+def test_what_was_made_is_said_of_each_source(tokenizer_path: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    path = pairs(tmp_path / "a", 12)
+    facts = prepare(words(tokenizer_path, tmp_path / "data", path, "--valid", f"a={path}"), seen.append)
+    train, valid, left_out = summary("a", facts["a"])
+    assert sum(seen) == 24 and train.startswith("a train: 12 documents,") and valid.startswith("a valid: 12 documents,")
+    assert (
+        "12 images, 12 frames, 12 distinct (0.0 MB)" in train and left_out == "a: left out: 0 bad images, 0 documents"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--max-pixels", "99999999999"], "--max-pixels is 99999999999"), (["--workers", "0"], "--workers is 0"),
+        (["--max-bad", "2"], "--max-bad is 2.0"), (["--valid", "b=x"], "--valid names b"),
+        (["--source", "a=b"], "--source names a twice"), (["--images", "nowhere"], "nowhere is no folder"),
+        (["--source", "b=nowhere.jsonl"], "nowhere.jsonl is missing"),
+        (["--vocab-size", "3"], "--vocab-size 3"), (["--image-token", "the"], "has no token the"),
+    ],
+)  # fmt: skip
+def test_options_that_mean_nothing_are_refused(
+    tokenizer_path: Path, tmp_path: Path, capsys: Any, more: list[str], told: str
+) -> None:
+    path = pairs(tmp_path / "a", 12)
+    assert main(words(tokenizer_path, tmp_path / "data", path, *more)) == 2
+    assert told in capsys.readouterr().err
