@@ -27,9 +27,12 @@ TRITON := triton==3.9.0
 HARNESS := lm-eval==0.4.13 accelerate
 # A second opinion on exported adapters.
 PEFT := peft==0.21.2 accelerate==1.15.0
+# A second opinion on masks and losses of conversations; what it imports.
+TRL := trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill==0.4.1 pandas==3.1.1 \
+	python-dateutil==4.0.0 six==1.17.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sft plan refine test test-slurm test-engines test-triton test-harness test-peft test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train sft plan refine test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -86,6 +89,11 @@ test-peft: $(INSTALLED) ## exported adapters in PEFT (installs peft and accelera
 	@$(RUN) -c 'import peft' 2>/dev/null || test -d $(VENV)/peft/peft || \
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/peft $(PEFT)
 	@PYTHONPATH=$(VENV)/peft $(RUN) -m pytest tests/convert/test_adapters.py
+
+test-trl: $(INSTALLED) ## masks, losses, gradients of conversations in TRL (installs it beside .venv, 110 MB)
+	@$(RUN) -c 'import trl' 2>/dev/null || test -d $(VENV)/trl/trl || \
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/trl $(TRL)
+	@PYTHONPATH=$(VENV)/trl $(RUN) -m pytest tests/chat/test_fine_tuning.py tests/chat/test_template.py
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

@@ -20,6 +20,7 @@ EXPECTED_SKIPS = {
     "no GPU": "CI machines have none; tests/gpu is for one that has",
     "no lm_eval": "600 MB with what it needs, for one test: make test-harness",
     "no peft": "with accelerate, which nothing else here needs, for one test: make test-peft",
+    "no trl": "with datasets and pandas, which nothing else here needs, for a second opinion: make test-trl",
     "no triton": "the CPU build of torch comes without; 1 GB on disk for one test: make test-triton",
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import read_words
-from gpt4moe.data.folder import named
+from gpt4moe.data.folder import named, require_named_once
 from gpt4moe.errors import ConfigError
 
 
@@ -17,10 +17,7 @@ def prepare(arguments: Sequence[str], progress: Callable[[int], None]) -> dict[s
     given = parser().parse_args(list(arguments))
     words = read_words(given.tokenizer, given.template)
     for option in ("source", "valid", "licence"):
-        names = [name for name, _ in getattr(given, option)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ConfigError(f"--{option} names {twice} twice.", "Name it once, several files as NAME=ONE,TWO.")
+        require_named_once(f"--{option}", [name for name, _ in getattr(given, option)])
     valid, licences = dict(given.valid), dict(given.licence)
     unknown = (set(valid) | set(licences)) - {name for name, _ in given.source}
     if unknown:

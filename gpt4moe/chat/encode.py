@@ -33,7 +33,8 @@ class Encoder:
         self.backend.post_processor = processors.ByteLevel(trim_offsets=False)
         added = words.backend.get_added_tokens_decoder()
         special = {number: token.content for number, token in added.items() if token.special}
-        self.ends = frozenset({*special, words.eos_id})
+        special[words.eos_id] = str(words.backend.id_to_token(words.eos_id))  # also where its file says it is none
+        self.ends = frozenset(special)
         """Tokens that may end a turn."""
         self.special = list(special.values())
         self.learned_ends: set[int] = set()

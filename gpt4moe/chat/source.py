@@ -3,6 +3,7 @@
 FOLDER/tokenizer/                  tokenizer and chat template, as Hugging Face has them
 FOLDER/<source>/train-00000.bin .idx .sums        a document is a conversation
 FOLDER/<source>/train-mask-00000.bin .idx .sums   a byte a token; 1: it is learned
+FOLDER/<source>/train-origins.json                file and line of each conversation
 FOLDER/<source>/skipped.jsonl                     lines that were left out, with the reason
 """
 
@@ -21,6 +22,7 @@ from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_
 from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
 from gpt4moe.data.lines import parsed, text_lines
 from gpt4moe.data.manifest import Shard, SourceManifest
+from gpt4moe.data.origins import Origins
 from gpt4moe.errors import DataError, Gpt4MoeError
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -79,8 +81,8 @@ def write_chat_source(
     count, encoder = ChatCount(), Encoder(words)
     with new_source(folder / name) as new:
         splits = {split: _Split(new, split, vocabulary.vocab_size, shard_bytes) for split in count.splits}
-        for split, found in _encoded(files, encoder, count.skipped, progress):
-            splits[split].add(found)
+        for split, found, where in _encoded(files, encoder, count.skipped, progress):
+            splits[split].add(found, where)
             _add(count.splits[split], found)
         if count.skipped and not files.skips_bad_rows:
             raise _bad_rows(count.skipped)
@@ -106,8 +108,11 @@ class _Split:
         self.pair: tuple[PairWriter, PairWriter] | None = None
         self.shards: list[Shard] = []
         self.masks: list[Shard] = []
+        self.origins = Origins()
 
-    def add(self, found: Encoded) -> None:
+    def add(self, found: Encoded, where: str) -> None:
+        file, _, line = where.rpartition(":")
+        self.origins.add(file, int(line))
         if self.pair is None:
             number = f"{len(self.shards):05}"
             self.pair = (
@@ -127,6 +132,7 @@ class _Split:
             raise DataError(
                 f"There is no conversation for {self.split}.", "Give more lines, --valid FILE, or a larger --held-out."
             )
+        self.origins.write(self.folder, self.split)
         return self.shards, self.masks
 
     def _close(self) -> None:
@@ -138,8 +144,8 @@ class _Split:
 
 def _encoded(
     files: ChatFiles, encoder: Encoder, skipped: list[dict[str, Any]], progress: Callable[[int], None]
-) -> Iterator[tuple[str, Encoded]]:
-    """Split and conversation of each good line."""
+) -> Iterator[tuple[str, Encoded, str]]:
+    """Split and conversation of each good line, and its file and number."""
     for paths, given in ((files.train, None), (files.valid, "valid")):
         for line, where in text_lines(paths):
             progress(1)
@@ -150,7 +156,7 @@ def _encoded(
                 skipped.append({"where": where, "reason": cause, "cure": error.cure})
                 continue
             is_valid = not files.valid and held_out(line.strip(), files.held_out_share)
-            yield given or ("valid" if is_valid else "train"), found
+            yield given or ("valid" if is_valid else "train"), found, where
 
 
 def _add(count: SplitCount, found: Encoded) -> None:

@@ -87,11 +87,13 @@ class ChatTemplate:
 
     def _blocks(self, messages: Sequence[dict[str, Any]], tools: list[Any] | None) -> tuple[str, list[Span]]:
         before, *parts = self._marked(messages, tools, is_prompt=False).split(_START)
-        spans = []
+        spans: list[Span] = []
         for part in parts:
             said, end, rest = part.partition(_END)
             if end:
-                spans.append((len(before), len(before) + len(said)))
+                # Blocks that touch are of one turn: its text, and behind the loop the end of the whole (Phi-3).
+                first = spans.pop()[0] if spans and spans[-1][1] == len(before) else len(before)
+                spans.append((first, len(before) + len(said)))
             before += said + rest
         return before, spans
 

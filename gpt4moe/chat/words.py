@@ -15,7 +15,7 @@ import tokenizers
 
 from gpt4moe.chat.template import DEFAULT_TEMPLATE, ChatTemplate
 from gpt4moe.data.manifest import write_json
-from gpt4moe.data.tokenizer import EOS_TOKEN, Tokenizer, load_backend, vocabulary_size
+from gpt4moe.data.tokenizer import END_TOKENS, Tokenizer, eos_of, load_backend, vocabulary_size
 from gpt4moe.errors import DataError
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -73,7 +73,7 @@ class ChatWords:
 
 
 def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
-    """Of a Hugging Face folder, or of a tokenizer.json with <|endoftext|>, which gets DEFAULT_TEMPLATE.
+    """Of a Hugging Face folder, or of a tokenizer.json with an end-of-text token, which gets DEFAULT_TEMPLATE.
 
     Args:
         template_file: a template in place of the folder's.
@@ -85,12 +85,13 @@ def read_words(path: Path, template_file: Path | None = None) -> ChatWords:
     backend = load_backend(file)
     backend.encode_special_tokens = False
     is_whole = path.is_dir() and (folder / "tokenizer_config.json").is_file()
-    settings = read_json(folder / "tokenizer_config.json") if is_whole else _own_settings()
+    settings = read_json(folder / "tokenizer_config.json") if is_whole else _own_settings(backend)
     special = special_texts(settings)
-    end = dict(special).get("eos_token", EOS_TOKEN)
-    eos_id = backend.token_to_id(end)
+    end = dict(special).get("eos_token")
+    eos_id = eos_of(backend) if end is None else backend.token_to_id(end)
     if eos_id is None:
-        raise DataError(f"{file} has no token {end}, which would end a text.", "Name a tokenizer that has one.")
+        wanted = f"token {end}" if end else f"token of {', '.join(END_TOKENS)}"
+        raise DataError(f"{file} has no {wanted}, which would end a text.", "Name a tokenizer that has one.")
     source = template_of(folder, settings) if is_whole else DEFAULT_TEMPLATE
     if template_file is not None:
         if not template_file.is_file():
@@ -137,11 +138,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _own_settings() -> dict[str, Any]:
-    """tokenizer_config.json of a tokenizer of ours."""
+def _own_settings(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json of a tokenizer.json that stands alone."""
+    eos_id = eos_of(backend)
+    end = {} if eos_id is None else dict.fromkeys(("eos_token", "pad_token"), backend.id_to_token(eos_id))
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS_TOKEN, "pad_token": EOS_TOKEN,
-        "clean_up_tokenization_spaces": False, "add_prefix_space": False,
+        "tokenizer_class": "PreTrainedTokenizerFast", **end, "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
     }  # fmt: skip
 
 

@@ -30,8 +30,8 @@ def base_folder(manifest: Manifest, elsewhere: str | None = None) -> Path:
     if not (folder / NAME).exists():
         if elsewhere is None:
             raise CheckpointError(
-                f"The base of these adapters is gone: {folder}.", "Put it back, or say where it is: --base of merge "
-                "and to-peft, or checkpoint.load where the run goes on.",
+                f"The base of these adapters is gone: {folder}.", "Put it back, or say where it is: --base of "
+                "tools/convert_checkpoint.py, or checkpoint.load where the run goes on.",
             )  # fmt: skip
         folder = find_checkpoint(Path(elsewhere))
     if _hash(folder) != wanted:

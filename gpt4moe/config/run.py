@@ -55,7 +55,9 @@ class RunConfig:
         """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
-        check_all(*checks, self._validate_kernels, self._validate_optimizer, self._validate_lora)
+        check_all(
+            *checks, self._validate_kernels, self._validate_optimizer, self._validate_lora, self._validate_documents
+        )
 
     def at_step(self, step: int) -> Self:
         """The same run if all its steps had the size of step number `step`, from 1."""
@@ -71,6 +73,14 @@ class RunConfig:
                 f"checkpoint.load_only={self.checkpoint.load_only} with stage.lora.rank={self.stage.lora.rank}: what "
                 "is not loaded would be frozen at its initial values.",
                 "Set checkpoint.load_only=[].",
+            )
+
+    def _validate_documents(self) -> None:
+        if self.data.document_mask and self.stage.kind is StageKind.sft:
+            raise ConfigError(
+                "data.document_mask=true with stage=sft: it is for samples cut from a stream of text, and no row of "
+                "conversations is one.",
+                "Leave it false: packed conversations (data.pack=true) never see each other.",
             )
 
     def _validate_kernels(self) -> None:

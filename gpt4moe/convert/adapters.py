@@ -110,10 +110,16 @@ class MergedWeights(CheckpointWeights):
 def open_checkpoint(path: Path, base: Path | None = None) -> CheckpointWeights:
     """The weights of a checkpoint of ours; of one with adapters alone, merged with its base.
 
+    Args:
+        base: where the base of adapters is, if it was moved; of no meaning for a whole checkpoint.
     Raises: CheckpointError or ConversionError, as CheckpointWeights and MergedWeights.
     """
-    is_whole = Manifest.load(find_checkpoint(path)).base is None
-    return CheckpointWeights(path) if is_whole else MergedWeights(path, base)
+    return MergedWeights(path, base) if holds_adapters(path) else CheckpointWeights(path)
+
+
+def holds_adapters(path: Path) -> bool:
+    """Whether a step or run folder's checkpoint holds adapters alone. Raises: CheckpointError when there is none."""
+    return Manifest.load(find_checkpoint(path)).base is not None
 
 
 def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:

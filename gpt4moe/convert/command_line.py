@@ -59,8 +59,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts for each token (default 2)")
     of["from-hf"].add_argument("--upcycle-noise", type=float, help="noise on the copies, as a share of init_std (0)")
     of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="seed of new routers and noise (1234)")
-    of["merge"].add_argument("--base", type=Path, help="the base's checkpoint, if it was moved")
-    of["to-peft"].add_argument("--base", type=Path, help="the base's checkpoint, if it was moved")
+    for name in ("merge", "to-peft", "to-hf", "to-inference", "verify"):
+        of[name].add_argument("--base", type=Path, help="of adapters: the base's checkpoint, if it was moved")
     of["to-peft"].add_argument("--model", required=True, help="the base as PEFT finds it: a folder made by to-hf")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
@@ -92,7 +92,7 @@ def status(answer: Answer) -> int:
 def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = to_huggingface(
         given.checkpoint, given.out, dtype=given.dtype, max_shard_bytes=given.max_shard_size,
-        tokenizer=given.tokenizer, licence=given.licence, dry_run=given.dry_run,
+        tokenizer=given.tokenizer, licence=given.licence, base=given.base, dry_run=given.dry_run,
     )  # fmt: skip
     return answer | {"dry_run": given.dry_run}
 
@@ -122,7 +122,7 @@ def _to_peft(given: argparse.Namespace, logits: Logits) -> Answer:
 def _to_inference(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = to_inference_layout(
         given.checkpoint, given.out, tp=given.tp, pp=given.pp, layers_per_stage=given.layers_per_stage,
-        dtype=given.dtype, dry_run=given.dry_run,
+        dtype=given.dtype, base=given.base, dry_run=given.dry_run,
     )  # fmt: skip
     return answer | {"dry_run": given.dry_run}
 
@@ -132,7 +132,7 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
     if given.prompts is not None:
         require_runnable(given.a, given.b)
         prompts = read_prompts(given.prompts, [given.a, given.b])
-    answer = verify(given.a, given.b, tolerance=given.tolerance)
+    answer = verify(given.a, given.b, tolerance=given.tolerance, base=given.base)
     if prompts is not None:
         answer["logits"] = verify_logits(
             given.a, given.b, prompts, logits,

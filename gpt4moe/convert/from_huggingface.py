@@ -8,6 +8,7 @@ import dataclasses
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import inf, prod
@@ -39,6 +40,8 @@ from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import WEIGHT
 
 FILE_BYTES = 4 * 10**9
+ARGUMENTS = "model.args"
+"""File with the model's settings as arguments of a run that begins with it."""
 _NEW = "new routers"
 
 Answer = dict[str, Any]
@@ -86,6 +89,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             file = f"rank-{number:05d}.safetensors"
             entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": shapes}, advance=advance))
         _keep_tokenizer(source, draft.folder, generation)
+        draft.text(ARGUMENTS, " ".join(_arguments(config["model"], "model")) + "\n")
         Manifest(
             step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
             identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"},
@@ -95,14 +99,24 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     return {
         "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
         "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
-        "notes": [f"{name} was not read: it holds the same weights in Mistral's own format."
-                  for name in mistral_files(source)],
+        "notes": [*(f"{name} was not read: it holds the same weights in Mistral's own format."
+                    for name in mistral_files(source)),
+                  f"Train it with: checkpoint.load={out} $(cat {out / ARGUMENTS})"],
     }  # fmt: skip
 
 
 def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
     key = f"{WEIGHT}/{name}@{','.join(map(str, box[0]))}"
     return NewTensor(key, box[1], lambda take: weights.values(name, [box], take))
+
+
+def _arguments(settings: dict[str, Any], group: str) -> Iterator[str]:
+    """key=value of every setting, as a shell reads words without quotes."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _arguments(value, f"{group}.{key}")
+        elif key not in ("name", "lora", "planned"):
+            yield f"{group}.{key}={json.dumps(value, separators=(',', ':')).strip(chr(34))}"
 
 
 def _run_of(model: ModelConfig) -> RunConfig:

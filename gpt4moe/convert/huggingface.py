@@ -32,15 +32,17 @@ Answer = dict[str, Any]
 
 def to_huggingface(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
-    tokenizer: Path | None = None, licence: str = "apache-2.0", dry_run: bool = False,
+    tokenizer: Path | None = None, licence: str = "apache-2.0", base: Path | None = None, dry_run: bool = False,
 ) -> Answer:  # fmt: skip
     """Exports a checkpoint as the architecture that architecture_of chooses. `dry_run`: writes nothing, only answers.
 
+    Args:
+        base: where the base of adapters is, if it was moved.
     Raises: ConversionError when no architecture fits, or `out` exists or cannot be written; CheckpointError.
     """
     if not dry_run:
         refuse_existing(out)
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint, base)
     code, torch_name = DTYPES[dtype]
     all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)

@@ -15,7 +15,7 @@ from typing import Any
 from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.manifest import sealed, unsealed
 from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
-from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.load import config_from_dict, config_to_dict
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import DTYPES
@@ -30,17 +30,18 @@ Answer = dict[str, Any]
 
 def to_inference_layout(
     checkpoint: Path, out: Path, *, tp: int, pp: int, layers_per_stage: list[int] | None = None, dtype: str = "bf16",
-    dry_run: bool = False,
+    base: Path | None = None, dry_run: bool = False,
 ) -> Answer:  # fmt: skip
     """Writes the rank files.
 
     Args:
         layers_per_stage: pp numbers; None: as evenly as possible, larger stages first.
+        base: where the base of adapters is, if it was moved.
     Raises: ConversionError when the grid does not fit the model, or `out` exists or cannot be written; CheckpointError.
     """
     if not dry_run:
         refuse_existing(out)
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint, base)
     stages, ranks = rank_contents(source, tp, pp, layers_per_stage)
     code = DTYPES[dtype][0]
     sizes = {rank: sum(prod(box[1]) for _, box in held) * BYTES[code] for rank, held in ranks.items()}
@@ -79,7 +80,8 @@ def index_text(source: CheckpointWeights, answer: Answer, files: list[dict[str, 
     manifest = source.manifest
     content = {
         "format": FORMAT, **{key: answer[key] for key in ("tp", "pp", "layers_per_stage", "dtype")},
-        "step": manifest.step, "run_id": manifest.run_id, "config": manifest.config, "files": files,
+        "step": manifest.step, "run_id": manifest.run_id, "config": config_to_dict(source.run),
+        "files": files,
     }  # fmt: skip
     return sealed(json.dumps(content, indent=1))
 

@@ -11,7 +11,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import tokenizer_path
 from gpt4moe.data.manifest import file_sha256
-from gpt4moe.data.tokenizer import EOS_TOKEN, load_tokenizer
+from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.errors import ConversionError, DataError
 
 Files = dict[str, bytes]
@@ -60,8 +60,8 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
         )
     return {
         "tokenizer.json": path.read_bytes(),
-        "tokenizer_config.json": _json(_tokenizer_config(run.model)),
-        "special_tokens_map.json": _json({"eos_token": EOS_TOKEN, "pad_token": EOS_TOKEN}),
+        "tokenizer_config.json": _json(_tokenizer_config(run.model, tokenizer.eos_token)),
+        "special_tokens_map.json": _json({"eos_token": tokenizer.eos_token, "pad_token": tokenizer.eos_token}),
         GENERATION: _json(_generation(tokenizer.eos_id)),
     }, _ids(tokenizer.eos_id)
 
@@ -72,12 +72,12 @@ def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
     return files, {name: settings.get(name) for name in SPECIAL_IDS}
 
 
-def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+def _tokenizer_config(model: ModelConfig, eos_token: str) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.seq_length,
-        "eos_token": EOS_TOKEN,
-        "pad_token": EOS_TOKEN,  # no pad token: batches are padded with the end of text, and masked
+        "eos_token": eos_token,
+        "pad_token": eos_token,  # no pad token: batches are padded with the end of text, and masked
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }

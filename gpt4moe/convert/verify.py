@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from gpt4moe.checkpoint.base import refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import open_huggingface
@@ -32,13 +35,15 @@ Logits = Callable[[Path, list[list[int]], bool], list[np.ndarray]]
 """(folder, prompts, whether to round weights to bf16 first) -> logits of each prompt, [S, V], fp32."""
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, base: Path | None = None) -> Weights:
     """The weights of a step folder, a run folder (its latest checkpoint), a Hugging Face folder or an inference folder.
 
+    Args:
+        base: where the base of a checkpoint of adapters is, if it was moved.
     Raises: ConversionError or CheckpointError when it is none of these, or damaged.
     """
-    if (path / MANIFEST).exists() or (path / "checkpoints").is_dir():
-        return open_checkpoint(path)
+    if _is_ours(path):
+        return open_checkpoint(path, base)
     if (path / INDEX).exists():
         return open_inference_layout(path)
     if (path / "config.json").exists():
@@ -49,16 +54,21 @@ def open_weights(path: Path) -> Weights:
     )
 
 
-def verify(a: Path, b: Path, *, tolerance: float = 0.0) -> Answer:
+def _is_ours(path: Path) -> bool:
+    return (path / MANIFEST).exists() or (path / "checkpoints").is_dir()
+
+
+def verify(a: Path, b: Path, *, tolerance: float = 0.0, base: Path | None = None) -> Answer:
     """Compares every weight of `a` and `b`.
 
     Args:
         tolerance: largest absolute difference that passes.
+        base: where the base of a side with adapters is, if it was moved.
     Returns: lists under the keys of DIFFERENCES (`different` and `other_shape` tensors, names on one side only,
         `settings` that change no shape, unequal `copies` of one tensor), and how much was compared.
     Raises: ConversionError or CheckpointError when one is absent or damaged.
     """
-    left, right = open_weights(a), open_weights(b)
+    left, right = open_weights(a, base), open_weights(b, base)
     is_rounded = "BF16" in (left.dtype, right.dtype) and left.dtype != right.dtype
     common = [name for name in left.shapes if name in right.shapes]
     same_shape = [name for name in common if left.shapes[name] == right.shapes[name]]
@@ -101,8 +111,11 @@ def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advanc
 
 
 def require_runnable(*paths: Path) -> None:
-    """Raises: ConversionError for an inference folder, which no engine here can run."""
+    """Raises: ConversionError for an inference folder, which no engine here can run; CheckpointError for adapters."""
     for path in paths:
+        if _is_ours(path):
+            step = find_checkpoint(path)
+            refuse_adapters(step, Manifest.load(step))
         if (path / INDEX).exists():
             raise ConversionError(
                 f"{path} is cut for {len(list(path.glob('*.safetensors')))} ranks: nothing here computes its logits.",

@@ -15,7 +15,14 @@ from gpt4moe.corpus.inputs import TREE_SUFFIXES, Inputs, find_inputs
 from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.quality import require_decodable
 from gpt4moe.corpus.sample import sample_of, texts_to_train_on
-from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, named, require_source_name, vocabulary_of
+from gpt4moe.data.folder import (
+    TOKENIZER_NAME,
+    finish_folder,
+    named,
+    require_named_once,
+    require_source_name,
+    vocabulary_of,
+)
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
 from gpt4moe.data.tokenizer import load_tokenizer, require_vocabulary, train_tokenizer
@@ -142,13 +149,9 @@ def _check(given: argparse.Namespace) -> None:
     names = [name for name, _ in given.source]
     for name in names:
         require_source_name(name)
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"--source {twice[0]}= is given twice.",
-            f"Name all of its files at once: --source {twice[0]}=a.jsonl,b.jsonl",
-        )
+    require_named_once("--source", names)
     for option, pairs in (("--licence", given.licence), ("--fim", given.fim)):
+        require_named_once(option, [name for name, _ in pairs])
         for name, _ in pairs:
             if name not in names:
                 raise ConfigError(f"{option} {name}= is of no source.", f"The sources are: {', '.join(names)}.")

@@ -19,6 +19,7 @@
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n
     indexed_writer.py  writer of such a pair
+    origins.py         file and line of each conversation
     conversations.py   conversations packed into rows, with their masks
     pictures.py     encoded images: examined, and decoded to one size (Pillow)
     image_tokens.py    text with image tags -> tokens; an image token for a tokenizer

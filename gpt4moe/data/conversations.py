@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
 from gpt4moe.data.mixture import Draw, PhasedMixture
+from gpt4moe.data.origins import line_of
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.data.shards import ShardedTokens, bin_path
@@ -194,12 +195,17 @@ def _parts(long: Pieces, seq_length: int, long_rows: LongRows) -> Pieces:
 
 def _too_long(source: Source, split: str, tokens: ShardedTokens, whole: Pieces, seq_length: int) -> DataError:
     worst = int(np.argmax(whole.lengths))
-    shard, _ = tokens.place(int(whole.starts[worst]))
-    first = int(np.searchsorted(whole.starts, tokens.ends[tokens.shards.index(shard)] - shard.tokens))
+    where = line_of(source.folder, split, worst) or _place(source, tokens, whole, worst)
     count, longest = int((whole.lengths > seq_length + 1).sum()), int(whole.lengths[worst])
     return DataError(
         f"Source {source.name}: {count:,} of {len(whole.lengths):,} {split} conversations have more tokens than the "
-        f"context, model.seq_length={seq_length} + 1. The longest has {longest:,}: number {worst - first} of "
-        f"{bin_path(source.folder, shard)}.",
+        f"context, model.seq_length={seq_length} + 1. The longest has {longest:,}: {where}.",
         f"Set data.long_rows=cut or split, or model.seq_length={longest - 1} where the model can.",
     )
+
+
+def _place(source: Source, tokens: ShardedTokens, whole: Pieces, number: int) -> str:
+    """Where a conversation lies, of a source that has not noted its lines."""
+    shard, _ = tokens.place(int(whole.starts[number]))
+    first = int(np.searchsorted(whole.starts, tokens.ends[tokens.shards.index(shard)] - shard.tokens))
+    return f"number {number - first} of {bin_path(source.folder, shard)}"

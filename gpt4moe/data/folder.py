@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer
-from gpt4moe.errors import DataError
+from gpt4moe.errors import ConfigError, DataError
 
 TOKENIZER_NAME = "tokenizer.json"
 
@@ -100,6 +100,15 @@ def named(text: str) -> tuple[str, str]:
     if not name or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def require_named_once(option: str, names: Sequence[str]) -> None:
+    """Raises: ConfigError when an option NAME=VALUE gives a source twice."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"{option} {twice}= is given twice.", f"Give it once; several files as {option} {twice}=ONE,TWO."
+        )
 
 
 def held_out(document: str | bytes, share: float) -> bool:

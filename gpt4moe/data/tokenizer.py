@@ -25,6 +25,10 @@ class Tokenizer:
     vocab_size: int
     eos_id: int
 
+    @property
+    def eos_token(self) -> str:
+        return str(self.backend.id_to_token(self.eos_id))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without EOS."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
@@ -87,11 +91,26 @@ def load_backend(path: Path) -> tokenizers.Tokenizer:
         raise DataError(f"{path} is no tokenizer ({error}).", f"Delete its folder. {MAKE_DATA}") from error
     backend.no_truncation()  # settings of a file that would cut texts, or fill them up
     backend.no_padding()
+    # Declared as no special token, what ends a text would be read out of any text that spells it.
+    added = backend.get_added_tokens_decoder().values()
+    backend.add_special_tokens([_as_special(token) for token in added if token.content in END_TOKENS])
     return backend
 
 
+def _as_special(token: tokenizers.AddedToken) -> tokenizers.AddedToken:
+    return tokenizers.AddedToken(
+        token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
+        normalized=token.normalized, special=True,
+    )  # fmt: skip
+
+
+def eos_of(backend: tokenizers.Tokenizer) -> int | None:
+    """The token that ends a text, of a tokenizer whose settings name none; None: it has none of END_TOKENS."""
+    return next((found for name in END_TOKENS if (found := backend.token_to_id(name)) is not None), None)
+
+
 def _ready(backend: tokenizers.Tokenizer) -> Tokenizer:
-    eos_id = next((found for name in END_TOKENS if (found := backend.token_to_id(name)) is not None), None)
+    eos_id = eos_of(backend)
     if eos_id is None:
         raise DataError(
             f"The tokenizer has none of {', '.join(END_TOKENS)}.", f"Add {EOS_TOKEN} to it as a special token."

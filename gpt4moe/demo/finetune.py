@@ -1,8 +1,9 @@
 """What `make sft` runs: the tiny model learns to answer, and is examined on questions that it never learned.
 
     exercises -> data/tiny_sft (tools/prepare_chat.py)
-    the latest run of `make train`, or a short one of its own -> examined
-    +experiment=tiny_sft from its weights -> examined -> results.json, a table in report.html, an export that answers
+    a short run on the text of `make data`, or --base -> examined
+    +experiment=tiny_sft from its weights, whole and with LoRA, side by side
+        -> both examined -> results.json, a table in report.html, an export that answers
 
 What is there already is not made again.
 """
@@ -20,11 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
-from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.demo.exercises import write_exercises
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
@@ -32,10 +32,19 @@ from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
-BASES = ("tiny-8", "tiny-4", "tiny-2", "tiny-1")
-"""Runs that `make train` makes."""
 OWN_BASE = "tiny-base"
-VARIANTS: dict[str, list[str]] = {"full": [], "lora": ["stage.lora.rank=16", "optimizer.lr=5.0e-3"]}
+_STEPS_OF_BASE = 240
+BASE = (
+    "+experiment=tiny", f"training.steps={_STEPS_OF_BASE}", f"schedule.total_steps={_STEPS_OF_BASE}",
+    "schedule.warmup_steps=20", "training.global_batch_size=4", "training.micro_batch_size=4", "training.eval_every=0",
+    f"checkpoint.every={_STEPS_OF_BASE}", "model.init_std=0.08",
+)  # fmt: skip
+"""LoRA leaves the output layer as it is, so its rows must tell tokens apart. A short run teaches of rare tokens little
+more than that they are rare: begun at the usual 0.02, their rows stay almost alike (a norm of 0.4 of their own, of 0.7
+in common), and LoRA answers nothing."""
+VARIANTS: dict[str, list[str]] = {
+    "full": [], "lora": ["stage.lora.rank=16", "stage.lora.alpha=64", "optimizer.lr=5.0e-3"],
+}  # fmt: skip
 """Name -> overrides of +experiment=tiny_sft. The first is in results.json's own keys, the other under its name."""
 
 
@@ -47,14 +56,18 @@ class Places:
     text: Path = Path("data/demo")
     """What the tiny model is trained on; its tokenizer."""
     chat: Path = Path("data/tiny_sft")
+    base: Path | None = None
+    """A run or step folder to begin with, in place of a run of its own."""
     overrides: tuple[str, ...] = ()
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.finetune", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, help="a run to begin with, of the tokenizer of data/demo: runs/tiny-4")
     parser.add_argument("overrides", nargs="*", help="more Hydra overrides, e.g. training.steps=20")
+    given = parser.parse_args(arguments)
     try:
-        return tell(Places(overrides=tuple(parser.parse_args(arguments).overrides)))
+        return tell(Places(base=given.base, overrides=tuple(given.overrides)))
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
@@ -69,9 +82,7 @@ def tell(places: Places) -> int:
     _require_same_base(places, find_checkpoint(base))
     console.rule("Fine-tuning", style="dim")
     found: dict[str, dict[str, Any]] = {"before": examine(base, places, console)}
-    for name, overrides in VARIANTS.items():
-        run = _train(console, f"tiny_sft-{name}", "+experiment=tiny_sft", f"checkpoint.load={base}",
-                     f"data.path={places.chat}", *overrides, places=places)  # fmt: skip
+    for name, run in _tuned(base, places, console).items():
         found[name] = examine(_merged(run, console) if name == "lora" else run, places, console)
     first = next(iter(VARIANTS))
     folder = places.runs / f"tiny_sft-{first}"
@@ -117,20 +128,13 @@ def _make_data(places: Places, console: Console) -> None:
 
 
 def _base(places: Places, console: Console) -> Path:
-    """The run of `make train` with the newest checkpoint, of those with this tokenizer, else a short one made here."""
-    tokenizer = file_sha256(places.text / "tokenizer.json")
-    found = [
-        places.runs / name for name in BASES
-        if committed_steps(places.runs / name / "checkpoints")
-        and Manifest.load(find_checkpoint(places.runs / name)).identity.get("tokenizer") == tokenizer
-    ]  # fmt: skip
-    if found:
-        return max(found, key=lambda folder: find_checkpoint(folder).stat().st_mtime)
-    console.rule("No run of `make train`: a short one", style="dim")
-    return _train(
-        console, OWN_BASE, "+experiment=tiny", f"data.path={places.text}", "training.steps=60",
-        "schedule.total_steps=60", "training.eval_every=0", places=places,
-    )  # fmt: skip
+    """What the fine-tuning begins with; made here unless one is given."""
+    if places.base is not None:
+        return places.base
+    console.rule("A short training on text", style="dim")
+    words = _words(OWN_BASE, (*BASE, f"data.path={places.text}"), places)
+    _run(console, *words)
+    return places.runs / OWN_BASE
 
 
 def _require_same_base(places: Places, step: Path) -> None:
@@ -144,12 +148,41 @@ def _require_same_base(places: Places, step: Path) -> None:
     mark.write_text(str(step))
 
 
-def _train(console: Console, name: str, *overrides: str, places: Places) -> Path:
-    """A run in one process. Returns: its folder."""
+def _tuned(base: Path, places: Places, console: Console) -> dict[str, Path]:
+    """Runs of all variants, side by side: each takes one core. The first shows its progress, the others log theirs.
+
+    Raises: LaunchError when one fails.
+    """
+    begin = ("+experiment=tiny_sft", f"checkpoint.load={base}", f"data.path={places.chat}")
+    words = {name: _words(f"tiny_sft-{name}", (*begin, *more), places) for name, more in VARIANTS.items()}
+    first, *others = words
+    started = {}
+    try:
+        for name in others:
+            log = places.runs / f"tiny_sft-{name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            console.print(f"[dim]$ python {' '.join(words[name])} > {log} 2>&1 &[/dim]", soft_wrap=True)
+            with log.open("wb") as stream:
+                started[log] = subprocess.Popen(
+                    [sys.executable, *words[name]], cwd=ROOT, env=_environment(), stdout=stream, stderr=stream
+                )
+        _run(console, *words[first])
+        for log, process in started.items():
+            if process.wait():
+                raise LaunchError(f"The run of {log} ended with status {process.returncode}.", "Read its end.")
+    finally:
+        for process in started.values():
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    return {name: places.runs / f"tiny_sft-{name}" for name in words}
+
+
+def _words(name: str, overrides: tuple[str, ...], places: Places) -> list[str]:
+    """A run in one process, as words for Python. Raises: Gpt4MoeError for what the trainer would refuse."""
     words = [*overrides, f"run.root={places.runs}", f"run.name={name}", *places.overrides]
     check_data(load_run_config(words))
-    _run(console, "-m", "gpt4moe.train", *words)
-    return places.runs / name
+    return ["-m", "gpt4moe.train", *words]
 
 
 def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
@@ -197,11 +230,14 @@ def _run(console: Console, *command: object) -> None:
     """Runs Python, shows its command. Raises: LaunchError when it fails."""
     words = [str(word) for word in command]
     console.print(f"[dim]$ python {' '.join(words)}[/dim]", soft_wrap=True)
-    # Several threads cost more than they give with matrices as small as these, and much more on a busy machine.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=False)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=_environment(), check=False)
     if done.returncode:
         raise LaunchError(f"python {words[0]} ended with status {done.returncode}.", "Its messages are above.")
+
+
+def _environment() -> dict[str, str]:
+    """Several threads cost more than they give with matrices as small as these, and much more on a busy machine."""
+    return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 if __name__ == "__main__":

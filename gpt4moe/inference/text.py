@@ -16,7 +16,7 @@ from gpt4moe.chat.template import ChatTemplate
 from gpt4moe.chat.words import TOKENIZER_FOLDER, read_json, special_texts, template_of
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import tokenizer_path
-from gpt4moe.data.tokenizer import EOS_TOKEN, load_backend
+from gpt4moe.data.tokenizer import eos_of, load_backend
 from gpt4moe.errors import ConfigError, DataError
 
 _BYTES_OF_CHARACTER = 4
@@ -158,7 +158,7 @@ def words_of_data(run: RunConfig) -> Words | None:
     if chat.is_dir():  # data of conversations
         return words_of_files(chat, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
     backend = load_backend(path)
-    end = backend.token_to_id(EOS_TOKEN)
+    end = eos_of(backend)
     return Words(
         backend=backend,
         end_ids=frozenset() if end is None else frozenset({end}),

@@ -173,6 +173,8 @@ def rehearse(
 
 def _serving_grid(run: RunConfig, asked: tuple[int, int] | None) -> tuple[tuple[int, int] | None, list[str]]:
     """(tp and pp of the inference files, or None; why none)"""
+    if run.model.lora is not None:
+        return None, ["inference files: the checkpoint holds adapters alone (convert_checkpoint.py merges them)"]
     try:
         require_grid(run.model, *(asked or GPT4_SERVING))
     except ConversionError as error:

@@ -145,9 +145,10 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
     have none.
     """
     config = config_to_dict(run)
+    lora = config["stage"]["lora"] | {"targets": sorted(run.stage.lora.targets)}
     optional = {
         "batch_ramp": config["training"]["batch_ramp"], "stage": run.stage.kind.value, "train": sorted(run.stage.train),
-        "lora": config["stage"]["lora"] if run.stage.lora.rank else None, "document_mask": run.data.document_mask,
+        "lora": lora if run.stage.lora.rank else None, "document_mask": run.data.document_mask,
     }  # fmt: skip
     return {
         "model": {key: value for key, value in config["model"].items() if key not in ("name", "lora")},

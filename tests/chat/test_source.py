@@ -10,9 +10,12 @@ import pytest
 from gpt4moe.chat.command import prepare
 from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import ChatWords, read_words
+from gpt4moe.config.load import load_run_config
 from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.check import check_data
 from gpt4moe.data.command import answer
 from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.origins import line_of
 from gpt4moe.errors import DataError
 from gpt4moe.inference.text import words_of_files
 from tools.prepare_chat import main
@@ -154,7 +157,7 @@ def test_a_source_named_twice_and_a_template_that_is_no_jinja_are_refused(
     path = lines(tmp_path / "a.jsonl", 4)
     words = ["--tokenizer", str(own.path), "--out", str(tmp_path / "data"), "--source", f"chat={path}"]
     assert main([*words, "--source", f"chat={path}"]) == 2
-    assert "--source names chat twice" in capsys.readouterr().err
+    assert "--source chat= is given twice" in capsys.readouterr().err
     (tmp_path / "t.jinja").write_text("{% for %}")
     assert main([*words, "--template", str(tmp_path / "t.jinja")]) == 2
     assert "is no jinja" in capsys.readouterr().err
@@ -168,3 +171,47 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_largest_token(own: ChatWords
     path, words = lines(tmp_path / "a.jsonl", 2), read_words(tmp_path / "tokenizer.json")
     write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), words)
     assert Catalogue.open([tmp_path / "data"]).vocabulary.vocab_size == 350
+
+
+def test_a_conversation_that_is_too_long_is_named_by_file_and_line(own: ChatWords, tmp_path: Path) -> None:
+    bad = {3: {"text": "x"}, 9: {"text": "x"}}
+    train = [lines(tmp_path / "a.jsonl", 6, {3: bad[3]}), lines(tmp_path / "b.jsonl", 12, bad)]
+    files = ChatFiles(train=train, valid=[lines(tmp_path / "c.jsonl", 2)], skips_bad_rows=True)
+    write_chat_source(tmp_path / "data", "chat", files, own, shard_bytes=200)
+    folder = tmp_path / "data" / "chat"
+    where = [f"{train[0]}:{n}" for n in (1, 2, 4, 5, 6)] + [
+        f"{train[1]}:{n}" for n in (1, 2, 4, 5, 6, 7, 8, 10, 11, 12)
+    ]
+    assert [line_of(folder, "train", number) for number in range(15)] == where
+    assert len(json.loads((folder / "train-origins.json").read_text())) == 5
+    run = load_run_config(
+        ["+experiment=tiny", "run.name=t", "stage=sft", f"data.path={tmp_path / 'data'}", "model.seq_length=16",
+         f"model.vocab_size={own.tokenizer.vocab_size}"]
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"train conversations have more tokens .*/b\.jsonl:12\."):
+        check_data(run)
+    (folder / "train-origins.json").unlink()
+    with pytest.raises(DataError, match=r"number \d+ of .*train-\d+\.bin"):
+        check_data(run)
+
+
+def test_what_ends_a_text_is_never_read_out_of_one_whatever_its_file_says(own: ChatWords, tmp_path: Path) -> None:
+    stored = json.loads(own.path.read_text())
+    stored["added_tokens"][0]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    path = lines(tmp_path / "a.jsonl", 4, {2: {"messages": [
+        {"role": "user", "content": "<|endoftext|>"}, {"role": "assistant", "content": "x"}]}})  # fmt: skip
+    words = read_words(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match=r"a\.jsonl:2, message 0: its content has <\|endoftext\|>"):
+        write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), words)
+
+
+def test_a_tokenizer_of_another_end_token_ends_its_turns_with_that(own: ChatWords, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(own.path.read_text().replace("<|endoftext|>", "</s>"))
+    words, path = read_words(tmp_path / "tokenizer.json"), lines(tmp_path / "a.jsonl", 4)
+    write_chat_source(tmp_path / "data", "chat", ChatFiles(train=[path], valid=[path]), words)
+    kept = read_words(tmp_path / "data" / "tokenizer")
+    assert kept.eos_id == own.eos_id and dict(kept.template.special)["eos_token"] == "</s>"
+    (tmp_path / "tokenizer.json").write_text(own.path.read_text().replace("<|endoftext|>", "<|none|>"))
+    with pytest.raises(DataError, match=r"has no token of <\|endoftext\|>, </s>"):
+        read_words(tmp_path / "tokenizer.json")

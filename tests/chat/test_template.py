@@ -1,5 +1,7 @@
 """Tokens and masks are those of transformers; without {% generation %} they are found turn by turn, or refused."""
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +165,32 @@ def test_no_text_of_tools_or_calls_forges_a_token(own: ChatWords) -> None:
     ):
         with pytest.raises(DataError, match="which would be read as the token"):
             Encoder(own).encode(conversation, "f:1")
+
+
+NAMES = "start_of_turn|end_of_turn|end_of_utterance|bos|eos|s|/s"
+TRL_SPECIAL = re.compile(rf"<\|[^|<>]+\|>|<(?:{NAMES})>|<\|?turn\|?>|<\uff5c[^<>]+\uff5c>")
+OF_TRL = (
+    "cohere2", "deepseekv3", "diffusion_gemma", "gemma3", "glm4moe", "gptoss", "idefics3", "lfm2_v2", "llama3",
+    "nemotron_3_nano", "phi3", "qwen2_5", "qwen3", "qwen3_instruct_2507", "qwen3_6",
+)  # fmt: skip
+TURN_BY_TURN = ("cohere2", "gemma3", "lfm2_v2", "qwen2_5", "qwen3_instruct_2507")
+"""Templates without blocks that keep every earlier turn."""
+
+
+@pytest.mark.parametrize("name", OF_TRL)
+def test_masks_are_those_of_trl_s_training_templates(own: ChatWords, tmp_path: Path, name: str) -> None:
+    trl = pytest.importorskip("trl", reason="no trl here")
+    templates = Path(trl.__file__).parent / "chat_templates"
+    plain, training = (templates / f"{name}{part}.jinja" for part in ("", "_training"))
+    own.write(tmp_path / "hf")
+    backend = tokenizers.Tokenizer.from_file(str(own.path))
+    backend.add_special_tokens(sorted(set(TRL_SPECIAL.findall(plain.read_text()))))
+    backend.save(str(tmp_path / "hf" / "tokenizer.json"))
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<|endoftext|>"}))
+    tokens, mask = of_transformers(tmp_path / "hf", ROWS[0], training.read_text())
+    assert encoded(read_words(tmp_path / "hf", training), ROWS[0]) == (tokens, mask)
+    if name in TURN_BY_TURN:
+        ours = encoded(read_words(tmp_path / "hf", plain), ROWS[0])
+        more = {tokens[at] for at, (a, b) in enumerate(zip(ours[1], mask, strict=True)) if a != b}
+        assert ours[0] == tokens and more <= {backend.token_to_id("Ċ")}, "TRL learns line breaks around an answer too"

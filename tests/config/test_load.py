@@ -33,6 +33,10 @@ def test_every_experiment_composes_and_validates(experiment: str) -> None:
     assert run.training.steps > 0
 
 
+def test_a_document_mask_of_conversations_is_refused() -> None:
+    assert "data.pack" in refusal([*TINY, "stage=sft", "data.document_mask=true"]).cure
+
+
 @pytest.mark.parametrize("file", GROUP_FILES, ids=str)
 def test_every_group_file_is_reachable(file: Path) -> None:
     group, choice = file.parent.as_posix(), file.stem

@@ -13,8 +13,9 @@ from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.convert.adapters import MergedWeights, merge, open_checkpoint
 from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.peft_folder import to_peft
-from gpt4moe.convert.verify import verify
+from gpt4moe.convert.verify import require_runnable, verify
 from gpt4moe.errors import CheckpointError, ConversionError
 from gpt4moe.parallel.environment import Environment
 from tests.convert.conftest import SHAPE
@@ -99,6 +100,12 @@ def test_a_base_that_changed_or_is_gone_is_refused(folders: dict[str, Path], tmp
     with pytest.raises(CheckpointError, match="is not the base of these adapters"):
         merge(tmp_path / "adapted", tmp_path / "out", base=folders["twice"])
     merge(tmp_path / "adapted", tmp_path / "out", base=folders["base"])
+    to_huggingface(tmp_path / "adapted", tmp_path / "hf", dtype="fp32", base=folders["base"])
+    assert not verify(tmp_path / "adapted", tmp_path / "hf", base=folders["base"])["different"]
+    to_inference_layout(tmp_path / "adapted", tmp_path / "grid", tp=1, pp=1, dtype="fp32", base=folders["base"])
+    assert not verify(tmp_path / "grid", tmp_path / "hf")["different"]
+    with pytest.raises(CheckpointError, match="holds adapters alone"):
+        require_runnable(tmp_path / "adapted")
     with pytest.raises(ConversionError, match="not one of adapters"):
         merge(folders["base"], tmp_path / "other")
 

@@ -1,18 +1,14 @@
 """What `make sft` begins with, and the table it ends with."""
 
 import io
-import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.demo import finetune
 from gpt4moe.demo.finetune import Places, table_of
-from gpt4moe.errors import LaunchError
+from gpt4moe.errors import DataError, LaunchError
 
 
 def examined(arithmetic: float, facts: float) -> dict[str, object]:
@@ -33,27 +29,32 @@ def test_the_table_has_a_row_for_each_kind_and_one_for_all() -> None:
     ]
 
 
-def test_it_begins_with_the_newest_run_of_make_train_and_else_with_a_short_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
-    monkeypatch.setattr(finetune, "_train", lambda console, name, *words, places: ran.append(name) or tmp_path / name)
-    text, chat = tmp_path / "text", tmp_path / "chat"
-    for folder in (text, chat):
-        folder.mkdir()
-    (text / "tokenizer.json").write_text("{}")
-    ours = file_sha256(text / "tokenizer.json")
-    monkeypatch.setattr(
-        Manifest, "load", lambda folder: SimpleNamespace(identity={"tokenizer": (folder / "manifest.json").read_text()})
+def test_the_runs_go_side_by_side_and_a_failed_one_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places, console = Places(runs=tmp_path), Console(file=io.StringIO())
+    meet = (
+        "import time; from pathlib import Path; Path(r'{0}/{1}').touch()\n"
+        "while not Path(r'{0}/{2}').exists(): time.sleep(.01)"
     )
-    places, console = Places(runs=tmp_path, text=text, chat=chat), Console(file=io.StringIO())
-    assert finetune._base(places, console) == tmp_path / "tiny-base" and ran == ["tiny-base"]
-    for number, (name, tokenizer) in enumerate({"tiny-2": ours, "tiny-4": ours, "tiny-1": "of other text"}.items()):
-        step = tmp_path / name / "checkpoints" / "step-00000200"
-        step.mkdir(parents=True)
-        (step / "manifest.json").write_text(tokenizer)
-        os.utime(step, (number, number))
-    assert finetune._base(places, console) == tmp_path / "tiny-4" and len(ran) == 1
+
+    def words(name: str, overrides: tuple[str, ...], places: Places) -> list[str]:
+        mine, other = ("full", "lora") if name == "tiny_sft-full" else ("lora", "full")
+        return ["-c", meet.format(tmp_path, mine, other)]
+
+    monkeypatch.setattr(finetune, "_words", words)
+    assert finetune._tuned(tmp_path, places, console) == {
+        name: tmp_path / f"tiny_sft-{name}" for name in ("full", "lora")
+    }
+    monkeypatch.setattr(finetune, "_words", lambda name, *_: ["-c", f"print('bad'); exit({int('lora' in name)})"])
+    with pytest.raises(LaunchError, match=r"lora\.log ended with status 1"):
+        finetune._tuned(tmp_path, places, console)
+    assert (tmp_path / "tiny_sft-lora.log").read_text() == "bad\n"
+
+
+def test_what_it_begins_with_is_checked_before_it_is_made(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    assert finetune._base(Places(base=tmp_path), console) == tmp_path
+    with pytest.raises(DataError, match=str(tmp_path / "none")):
+        finetune._base(Places(runs=tmp_path, text=tmp_path / "none"), console)
 
 
 def test_runs_of_another_base_are_not_taken_for_those_of_this_one(tmp_path: Path) -> None:

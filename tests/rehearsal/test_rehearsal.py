@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.architecture.tensors import logical_shapes
+from gpt4moe.architecture.trained import adapter_shapes
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.saving import commit
@@ -26,8 +28,8 @@ from tests.spawn import run_ranks
 EIGHT_RANKS = (*BASE, "parallel.tp=2", "parallel.pp=2", "parallel.ep=4", "precision=bf16")
 
 
-def rehearsed(out: Path) -> rehearsal.Rehearsal:
-    run = load_run_config([*EIGHT_RANKS])
+def rehearsed(out: Path, *more: str) -> rehearsal.Rehearsal:
+    run = load_run_config([*EIGHT_RANKS, *more])
     return rehearsal.rehearse(run, 8, out, (2, 2), on_start=lambda total: None, on_rank=lambda: None)
 
 
@@ -45,6 +47,14 @@ def test_eight_ranks_fit_together_and_their_files_open(tmp_path: Path) -> None:
     whole = ((0, 0), weights.shapes["output_layer.weight"])
     assert all((values == 0).all() for values in weights.values("output_layer.weight", [whole]))
     assert json.loads(json.dumps(rehearsal_command.as_data(done, 1.0)))["fits_together"] is True
+
+
+def test_ranks_that_train_adapters_fit_together(tmp_path: Path) -> None:
+    done = rehearsed(tmp_path / "out", "stage=sft", "stage.lora.rank=8", "checkpoint.load=base")
+    assert done.problems == [] and "adapters alone" in done.not_rehearsed[0]
+    assert done.checkpoint is not None and done.inference is None
+    adapters = sum(prod(shape) for shape in adapter_shapes(done.run.model).values())
+    assert set(done.checkpoint.elements.values()) == {adapters}
 
 
 def test_wrong_bytes_a_lost_tensor_and_a_part_written_twice_are_named(

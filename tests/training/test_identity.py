@@ -68,6 +68,16 @@ def test_another_stage_is_another_run_and_pretraining_needs_no_name(
     assert f"another run.name for a new run, with checkpoint.load={folder.path}" in caught.value.cure
 
 
+def test_the_order_of_patterns_is_no_part_of_it() -> None:
+    base, data = ["+experiment=tiny", "run.name=x"], {"data": "mock", "tokenizer": "none"}
+    for key in ("stage.train", "stage.lora.rank=4 stage.lora.targets"):
+        one, two = (
+            identity_of(load_run_config([*base, *f"{key}={patterns}".split()]), data)
+            for patterns in ("['*qkv*','*experts*']", "['*experts*','*qkv*']")
+        )
+        assert one == two
+
+
 class Tuning(str, Enum):
     """A stage of this test alone."""
 
