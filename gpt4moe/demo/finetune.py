@@ -43,7 +43,7 @@ BASE = (
 more than that they are rare: begun at the usual 0.02, their rows stay almost alike (a norm of 0.4 of their own, of 0.7
 in common), and LoRA answers nothing."""
 VARIANTS: dict[str, list[str]] = {
-    "full": [], "lora": ["stage.lora.rank=16", "stage.lora.alpha=64", "optimizer.lr=5.0e-3"],
+    "full": [], "lora": ["stage.lora.rank=64", "stage.lora.alpha=256", "optimizer.lr=7.0e-4"],
 }  # fmt: skip
 """Name -> overrides of +experiment=tiny_sft. The first is in results.json's own keys, the other under its name."""
 
