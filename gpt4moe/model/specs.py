@@ -8,6 +8,7 @@ The configuration chooses kernels. Optional packages are imported where their ke
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from megatron.core import tensor_parallel
@@ -77,7 +78,9 @@ def _grouped_query(layer: ModuleSpec, built: BuiltWith) -> None:
 
 def _dense(layer: ModuleSpec, built: BuiltWith) -> None:
     """Megatron's own MLP, which is there already, of our linear layers."""
-    parts = layer.submodules.mlp.submodules
+    mlp = layer.submodules.mlp
+    # megatron-core 0.16.1 has a spec there, 0.19.2 a partial of the class.
+    parts = mlp.keywords["submodules"] if isinstance(mlp, partial) else mlp.submodules
     parts.linear_fc1, parts.linear_fc2 = ColumnLinear, RowLinear
 
 
