@@ -10,6 +10,8 @@ from gpt4moe.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+KEEP = "keep"
+"""A file of this name in a step folder: the checkpoint is never deleted. A run whose adapters need it leaves one."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -44,8 +46,27 @@ def find_checkpoint(path: Path) -> Path:
     return step_folder(path / "checkpoints", steps[-1])
 
 
+def keep_for(folder: Path, run: Path) -> None:
+    """Leaves a file in a checkpoint by which its own run does not delete it. Where that is not allowed: a warning.
+
+    Args:
+        run: folder of the run that needs it, for whoever reads the file.
+    """
+    try:
+        with (folder / KEEP).open("a+") as file:
+            file.seek(0)
+            if f"{run.resolve()}\n" not in file.readlines():
+                file.write(f"{run.resolve()}\n")
+    except OSError as error:
+        logger.warning(
+            "%s cannot be marked as needed (%s): let its own run not delete it (checkpoint.keep)",
+            folder,
+            error.strerror,
+        )
+
+
 def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
-    """Removes all checkpoints but the newest `keep` and those of steps divisible by `keep_every`.
+    """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every`, and those with KEEP.
 
     Also removes step folders without a manifest, which a killed save left; so no save may be under way. The manifest is
     removed first, so that a folder half removed is no checkpoint any more. A folder that cannot be removed is logged.
@@ -57,6 +78,7 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
     """
     committed = committed_steps(checkpoints)
     old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()
+    old -= {step for step in old if (step_folder(checkpoints, step) / KEEP).exists()}
     for step, folder in sorted(step_folders(checkpoints)):
         if step in old or step not in committed:
             try:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gpt4moe.architecture.tensors import logical_buffers, logical_shapes
-from gpt4moe.architecture.trained import adapter_shapes, nearest
+from gpt4moe.architecture.trained import adapter_shapes, require_matches
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError
@@ -55,7 +55,7 @@ def base_model(model: ModelConfig) -> ModelConfig:
 
 
 def selection_of(index: CheckpointIndex, model: ModelConfig, patterns: list[str]) -> Selection:
-    """What a run with `model` takes from a checkpoint; the same on every rank. Raises: CheckpointError (select)."""
+    """What a run with `model` takes from a checkpoint; the same on every rank. Raises: as select."""
     stored = [name for name in index.shapes if name.partition("/")[0] in (WEIGHT, BUFFER)]
     return select(index.folder, stored, stored_names(model), patterns)
 
@@ -67,17 +67,11 @@ def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns:
         folder: of the checkpoint, for errors.
         stored, needed: names with their kind, as weight/decoder.final_layernorm.weight.
         patterns: of checkpoint.load_only, shell-like, over names without their kind; empty: everything.
-    Raises: CheckpointError when a pattern matches nothing; when the checkpoint lacks a tensor that should be loaded;
-        without patterns, also when it has a tensor that the model does not have.
+    Raises: ConfigError when a pattern matches nothing; CheckpointError when the checkpoint lacks a tensor that should
+        be loaded and, without patterns, when it has a tensor that the model does not have.
     """
     has, wants = set(stored), set(needed)
-    for pattern in patterns:
-        if not any(fnmatchcase(_bare(name), pattern) for name in wants):
-            near = nearest(pattern, [_bare(name) for name in wants])
-            raise CheckpointError(
-                f"checkpoint.load_only: {pattern} matches none of the model's {len(wants)} tensors.",
-                f"Give a pattern over names such as {near}.",
-            )
+    require_matches("checkpoint.load_only", patterns, [_bare(name) for name in wants])
     loaded = {name for name in wants if not patterns or any(fnmatchcase(_bare(name), p) for p in patterns)}
     missing = sorted(loaded - has)
     if missing:

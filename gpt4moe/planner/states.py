@@ -2,7 +2,8 @@
 
     engine=megatron   flat buffers of parameters and gradients, padded (gradient_buffers); each rank's optimizer owns a
                       part of every buffer
-    engine=deepspeed  ZeRO-1: up to four flat groups, each padded and cut equally over the ranks that share it
+    engine=deepspeed  ZeRO-1: up to four flat groups, and more for entries of optimizer.by_pattern; each padded and cut
+                      equally over the ranks that share it
 
 Weights and fp32 gradients are on every rank that computes with them. fp32 masters and moments are on the rank that owns
 them, or in host memory. Tests hold these bytes equal to those of built buffers and optimizers.
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from gpt4moe.architecture.count import chunk_tensors
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.tensors import ModelTensor
-from gpt4moe.architecture.trained import trained_names
+from gpt4moe.architecture.trained import tensor_settings, trained_names
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
@@ -147,13 +148,15 @@ def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
 def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     """Under DeepSpeed all ranks of a stage hold equally much."""
     trained = trained_tensors(run)
-    groups: dict[str, tuple[int, int]] = {}  # name -> elements, ranks that share it
+    apart = tensor_settings(run.model, run.stage, run.optimizer)  # optimizer.by_pattern makes groups of their own
+    groups: dict[tuple[str, str], tuple[int, int]] = {}  # name, pattern -> elements, ranks that share it
     for chunk in chunk_tensors(run.model, run.parallel, stage):
         for tensor in (it for it in chunk if trained is None or it.name in trained):
             name = _zero_group(run, tensor)
-            size, _ = groups.get(name, (0, 0))
+            key = name, apart[tensor.name].tensors if tensor.name in apart else ""
+            size, _ = groups.get(key, (0, 0))
             ranks = layout.expert_dp if name == "experts" else layout.dp * layout.cp
-            groups[name] = size + tensor.local_size(run.parallel), ranks
+            groups[key] = size + tensor.local_size(run.parallel), ranks
     cuts = [(-(-size // (_ZERO_ALIGNMENT * ranks)) * _ZERO_ALIGNMENT, ranks) for size, ranks in groups.values()]
     whole = sum(cut * ranks for cut, ranks in cuts)
     owned = sum(cut * owned_bytes(run) + _STEP_BYTES for cut, _ in cuts)

@@ -15,8 +15,9 @@ WINDOW_STEPS = 50
 USAGE_METRICS: dict[str, Metric] = {
     "mfu": Metric(
         unit="share",
-        meaning="model FLOPs (architecture.flops: attention counted, recomputation not) over the cluster's dense peak "
-        "in the run's precision; only where cluster=... describes the devices the run is on; nominal on a CPU",
+        meaning="model FLOPs (architecture.flops: attention counted, recomputation and gradients of frozen weights "
+        "not) over the cluster's dense peak in the run's precision; only where cluster=... describes the devices the "
+        "run is on; nominal on a CPU",
         is_timing=True,
     ),
     "peak_memory_bytes": Metric(

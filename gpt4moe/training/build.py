@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt4moe.architecture.trained import describe
 from gpt4moe.checkpoint.base import reference
+from gpt4moe.checkpoint.retention import keep_for
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import build_data
@@ -82,6 +83,8 @@ def build_trainer(
         loaded = frozenset((*source.selection.loaded, *source.frozen) if source else ())
         engine = ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
         if source:
+            if source.base is not None and groups.is_first_rank:
+                keep_for(source.base.folder, folder.path)
             load_source(source, engine, groups)
         logger.info("%s", describe(run.model, run.stage))
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))

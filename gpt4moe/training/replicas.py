@@ -5,6 +5,7 @@
     experts                           on the ranks that hold the same experts      expert_dp
     their adapters, whole over etp    on the ranks that hold the same experts      etp, then expert_dp
     masters, states of whole ones     sharded over dp, copies over tp              tp
+    the same of such adapters         sharded over expert_dp, copies over etp      etp
     a tied embedding                  on the first and the last stage              Megatron's embedding group
 
 Each copy has a checksum of 64 bits. If the smallest and the largest checksum of the group differ, some copy differs.
@@ -64,7 +65,7 @@ def checksum(tensor: Tensor) -> Tensor:
 def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copies]:
     """Groups whose ranks hold copies -> names and tensors, in the same order on every member."""
     stage, cut, experts, sharded, tied = ("tp", "dp_cp"), ("dp_cp",), ("expert_dp",), ("tp",), ("embedding",)
-    adapters = ("etp", "expert_dp")
+    adapters, sharded_adapters = ("etp", "expert_dp"), ("etp",)
     table: dict[tuple[str, ...], Copies] = {
         stage: [],
         cut: [],
@@ -72,12 +73,15 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
         sharded: [],
         tied: [],
         adapters: [],
+        sharded_adapters: [],
     }
     of_spread = {Spread.whole: stage, Spread.tp: cut, Spread.experts: experts}
-    whole = {}
+    whole: dict[int, tuple[str, tuple[str, ...]]] = {}
     for parameter, shard, row in shards(engine.chunks, groups):
         if row.cut.spread is Spread.whole:
-            whole[id(parameter)] = shard.name
+            whole[id(parameter)] = shard.name, sharded
+        if row.cut is Cut.experts_whole:
+            whole[id(parameter)] = shard.name, sharded_adapters
         over = adapters if row.cut is Cut.experts_whole else of_spread[row.cut.spread]
         table[over].append((shard.name, parameter))
         if groups.layout.pp > 1 and getattr(parameter, "shared_embedding", False):
@@ -85,9 +89,10 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
     table[stage] += [(shard.name, buffer) for buffer, shard in buffers(engine.chunks, groups)]
     for owned in engine.owned():
         if id(owned.parameter) in whole:
-            place = f"of {whole[id(owned.parameter)]}[{owned.start}:{owned.end}]"
-            table[sharded] += [(f"fp32 master {place}", owned.master)]
-            table[sharded] += [(f"{name} {place}", state) for name, state in owned.states.items()]
+            tensor, over = whole[id(owned.parameter)]
+            place = f"of {tensor}[{owned.start}:{owned.end}]"
+            table[over] += [(f"fp32 master {place}", owned.master)]
+            table[over] += [(f"{name} {place}", state) for name, state in owned.states.items()]
     return table
 
 

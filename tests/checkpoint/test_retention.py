@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.checkpoint.manifest import NAME
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, prune, step_folder
+from gpt4moe.checkpoint.retention import KEEP, committed_steps, find_checkpoint, keep_for, prune, step_folder
 from gpt4moe.errors import CheckpointError
 
 
@@ -38,6 +38,16 @@ def test_the_newest_and_every_mth_stay(checkpoints: Path, keep: int, keep_every:
     assert committed_steps(checkpoints) == stay
     assert sorted([*removed, *stay]) == [10, 20, 30, 40, 50, 60]
     assert sorted(path.name for path in checkpoints.iterdir()) == [f"step-{step:08d}" for step in stay]
+
+
+def test_what_another_run_stands_on_stays(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for run in ("a", "b", "a"):
+        keep_for(step_folder(checkpoints, 20), Path(f"/runs/{run}"))
+    assert prune(checkpoints, keep=1, keep_every=0) == [10, 30, 40, 50]
+    assert committed_steps(checkpoints) == [20, 60]
+    assert (step_folder(checkpoints, 20) / KEEP).read_text() == "/runs/a\n/runs/b\n"
+    keep_for(checkpoints / "gone", Path("/runs/a"))
+    assert "cannot be marked as needed (No such file or directory)" in caplog.text
 
 
 def test_a_folder_half_removed_is_no_checkpoint_and_goes_the_next_time(

@@ -93,6 +93,11 @@ ZERO: dict[str, tuple[str, ...]] = {
     "dp2, bf16": ("precision=bf16",),
     "dp2, norms that do not divide": ("model.hidden_size=34", "model.head_dim=8", "model.qk_norm=true"),
     "tp2-ep2, bf16": ("parallel.tp=2", "parallel.ep=2", "precision=bf16"),
+    "dp2, bf16, rates by pattern": (
+        "precision=bf16",
+        "optimizer.by_pattern=[{tensors:'*experts.down',weight_decay:2},{tensors:'*[01].*norm*',lr_factor:2},"
+        "{tensors:'*linear*',lr_factor:3}]",
+    ),
     "pp2, tied, a dense stage": (
         "parallel.pp=2", "model.tied_embeddings=true", "model.moe.layer_pattern=[0,0,1,1]", "model.ffn_hidden_size=40",
     ),

@@ -104,6 +104,37 @@ def test_a_moment_that_is_not_its_copys_is_found() -> None:
     assert any(name.startswith("exp_avg of decoder.layers.0.mlp.router.weight[") for name in names)
 
 
+def _adapters(environment: Environment) -> tuple[list[Any], list[str]]:
+    """Adapters of experts over etp 2, on two ranks: what differs at first, and with one moment of rank 1 moved."""
+    from gpt4moe.config.load import load_run_config
+    from gpt4moe.model.gpt import build_model
+    from gpt4moe.parallel.groups import ProcessGroups, world
+    from gpt4moe.parallel.layout import Layout
+    from gpt4moe.training.engine_megatron import MegatronEngine
+    from gpt4moe.training.replicas import unequal_copies
+    from tests.distributed.case import BASE
+
+    run = load_run_config([*BASE, "model.num_layers=1", "parallel.tp=2", "parallel.etp=2", "stage.lora.rank=2"])
+    with world(environment) as device:
+        groups = ProcessGroups.create(Layout.from_config(run.parallel, 2), environment.rank, device, run.run.seed)
+        chunks = build_model(run, groups)
+        engine = MegatronEngine(chunks, run, groups)
+        clean = unequal_copies(engine, groups)
+        names = {id(p): name for chunk in engine.chunks for name, p in chunk.named_parameters()}
+        for owned in engine.owned():
+            name = names[id(owned.parameter)]
+            if groups.rank == 1 and "experts" in name and "lora_" in name:
+                owned.states["exp_avg"][0] += 1e-30
+        return clean, [it.name for it in unequal_copies(engine, groups)]
+
+
+def test_a_moment_of_an_adapter_that_is_whole_over_etp_is_compared() -> None:
+    """Of gate and up A is whole and B is cut, of down the other way round: the two that are cut are no copies."""
+    for clean, found in run_ranks(2, _adapters):
+        assert clean == [] and len(found) == 2
+        assert all(name.startswith("exp_avg of decoder.layers.0.mlp.experts.") for name in found)
+
+
 def test_every_rank_ends_with_the_same_error_and_only_on_the_steps_asked_for() -> None:
     assert {answer["errors"][0] for answer in ran()} == {None}
     ((text, exit_code),) = {answer["errors"][1] for answer in ran()}

@@ -1,6 +1,7 @@
 """What is measured beside the step itself and added to its record: held-out loss, device hours, money, time left."""
 
 from gpt4moe.architecture.flops import flops_per_token
+from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.cluster import Generation
 from gpt4moe.runlog.events_log import own_events
 from gpt4moe.runlog.metrics import Record
@@ -80,7 +81,7 @@ class Resources(Callback):
                 usd_per_hour=run.cluster.usd_per_hour,
             ),
             began=process_began("self"),
-            flops_per_token=flops_per_token(run.model).model,
+            flops_per_token=flops_per_token(run.model, trained=trained_names(run.model, run.stage)).model,
             total_steps=run.training.steps,
             earlier=earlier,
         )
