@@ -1,0 +1,143 @@
+"""Makes the drawn set: `python -m gpt4moe.demo.pictures.make --out data/drawn`
+
+FOLDER/<kind>-train.tar, <kind>-valid.tar   samples of WebDataset for tools/prepare_media.py, a source for each kind
+FOLDER/items.jsonl, images/                 held-out items to be asked
+FOLDER/captions.jsonl                       the texts to learn without pictures, for a language model
+FOLDER/sheet.png                            some of each kind, for people
+FOLDER/set.json                             seed and counts; written last
+"""
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.data.image_tokens import IMAGE_TOKEN
+from gpt4moe.data.manifest import SPLITS, write_json
+from gpt4moe.data.pictures import encode_png
+from gpt4moe.demo.pictures.items import KINDS, Item, items
+from gpt4moe.demo.pictures.sheet import write_sheet
+from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.media.command import prepare
+
+LEARNED = {"attributes": 6000, "relations": 8000, "words": 12000, "clips": 3000, "few_shot": 2500}
+ASKED = {"attributes": 400, "relations": 400, "words": 300, "clips": 200, "few_shot": 200}
+SET_NAME = "set.json"
+_SHOWN = 4
+
+
+def write_set(
+    folder: Path, *, seed: int = 0, learned: Mapping[str, int] = LEARNED, asked: Mapping[str, int] = ASKED
+) -> None:
+    """Writes all files, unless a set of the same seed and counts is there.
+
+    Args:
+        learned, asked: items of each kind to learn, and held-out ones.
+    """
+    said = {"seed": seed, "learned": dict(learned), "asked": dict(asked)}
+    done = folder / SET_NAME
+    if done.is_file() and json.loads(done.read_text()) == said:
+        return
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    tiles, captions = [], []
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as lines:
+        for kind in KINDS:
+            held = list(items(kind, seed, asked[kind], is_held_out=True))
+            for number, item in enumerate(held):
+                lines.write(json.dumps(_asked(folder, f"{kind}-{number:04}", item)) + "\n")
+            write_tar(folder / f"{kind}-valid.tar", held)
+            captions += write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], is_held_out=False))
+            tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in held[:_SHOWN]]
+    texts = [json.dumps({"text": text.replace(IMAGE_TOKEN, "")}) + "\n" for text in captions]
+    (folder / "captions.jsonl").write_text("".join(texts), encoding="utf-8")
+    write_sheet(folder / "sheet.png", tiles, columns=_SHOWN)
+    write_json(done, said)
+
+
+def write_tar(path: Path, found: Iterable[Item]) -> list[str]:
+    """Items as samples of WebDataset: a .png (or the frames' numbers) with a .txt, or a .json where there are several
+    images. Returns: their texts."""
+    texts = []
+    with tarfile.open(path, "w") as tar:
+        for number, item in enumerate(found):
+            for name, content in _members(item):
+                entry = tarfile.TarInfo(f"{number:06}.{name}")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+            texts.append(item.text)
+    return texts
+
+
+def prepare_set(folder: Path, out: Path, tokenizer: Path, *more: str) -> dict[str, Any]:
+    """The tars of a set as sources of a data folder, one for each kind: tools/prepare_media.py.
+
+    Args:
+        more: further options of it, --add-image-token replace say.
+    Returns: what each source has. Raises: ConfigError, DataError.
+    """
+    words = ["--tokenizer", str(tokenizer), "--out", str(out), *more]
+    for kind in KINDS:
+        train, valid = (folder / f"{kind}-{split}.tar" for split in SPLITS)
+        words += ["--source", f"{kind}={train}", "--valid", f"{kind}={valid}", "--licence", f"{kind}=CC0-1.0"]
+    return prepare(words, lambda documents: None)
+
+
+def _members(item: Item) -> Iterator[tuple[str, bytes]]:
+    if len(item.images) > 1:
+        names = [f"{number}.png" for number in range(len(item.images))]
+        yield from ((name, encode_png(frames[0])) for name, frames in zip(names, item.images, strict=True))
+        yield "json", json.dumps({"text": item.text, "images": names}).encode()
+        return
+    (frames,) = item.images
+    names = ["png"] if len(frames) == 1 else [f"{number}.png" for number in range(len(frames))]
+    yield from ((name, encode_png(frame)) for name, frame in zip(names, frames, strict=True))
+    yield "txt", item.text.removeprefix(IMAGE_TOKEN).encode()
+
+
+def _asked(folder: Path, name: str, item: Item) -> dict[str, Any]:
+    """A line of items.jsonl; its images are written."""
+    images = []
+    for number, frames in enumerate(item.images):
+        paths = [f"images/{name}-{number}-{frame}.png" for frame in range(len(frames))]
+        for path, frame in zip(paths, frames, strict=True):
+            (folder / path).write_bytes(encode_png(frame))
+        images.append(paths if len(paths) > 1 else paths[0])
+    return {
+        "id": name, "kind": item.kind, "key": item.key, "prompt": item.prompt, "images": images, "answer": item.answer,
+        "fields": item.fields, "choices": list(item.choices),
+    }  # fmt: skip
+
+
+def _shown(item: Item) -> str:
+    return " ".join(f"{item.prompt}|{item.answer}".replace(IMAGE_TOKEN, "* ").split())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 made or there already, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.pictures.make", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("data/drawn"), help="folder to make (data/drawn)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of items (1.0)")
+    parser.add_argument("--tokenizer", type=Path, help="make sources of it too, in OUT/data, with <image> added")
+    given = parser.parse_args(arguments)
+    try:
+        learned, asked = (
+            {kind: max(1, round(number * given.scale)) for kind, number in some.items()} for some in (LEARNED, ASKED)
+        )
+        write_set(given.out, seed=given.seed, learned=learned, asked=asked)
+        if given.tokenizer is not None:
+            prepare_set(given.out, given.out / "data", given.tokenizer, "--add-image-token", "replace")
+    except Gpt4MoeError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    sys.stdout.write(f"{given.out}: {sum(learned.values()):,} items to learn, {sum(asked.values()):,} held out.\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

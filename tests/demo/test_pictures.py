@@ -1,0 +1,164 @@
+"""The drawn set: captions are true of the pixels, no held-out key is learned, everything follows from the seed."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SIDE, Picture, draw_page
+from gpt4moe.demo.pictures.items import KINDS, Item, held_combinations, items, read_fields, without_examples
+from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_set, write_set
+from gpt4moe.errors import DataError
+
+FEW = dict.fromkeys(KINDS, 12)
+
+
+def some(kind: str, count: int, *, is_held_out: bool = False, seed: int = 0) -> list[Item]:
+    return list(items(kind, seed, count, is_held_out=is_held_out))
+
+
+def centre(picture: Picture, colour: str) -> tuple[float, float, int]:
+    """Where the pixels of a colour lie: x and y from the middle, and how many there are."""
+    away = np.abs(picture.astype(int) - np.array(COLOURS[colour])).max(axis=2)
+    y, x = np.nonzero(away <= 15)
+    assert x.size > 5, "nothing has the colour"
+    return float(x.mean() - (SIDE - 1) / 2), float(y.mean() - (SIDE - 1) / 2), x.size
+
+
+def towards(x: float, y: float, directions: dict[str, tuple[int, int]]) -> str:
+    """The direction that is nearest."""
+    return max(directions, key=lambda name: x * directions[name][0] + y * directions[name][1])
+
+
+def test_the_caption_of_a_shape_says_its_colour_place_and_size() -> None:
+    pixels: dict[tuple[str, str], list[int]] = {}
+    for is_held_out in (False, True):
+        for item in some("attributes", 200, is_held_out=is_held_out):
+            fields = item.fields
+            x, y, count = centre(item.images[0][0], fields["colour"])
+            assert towards(x, y, PLACES) == fields["place"]
+            pixels.setdefault((fields["size"], fields["shape"]), []).append(count)
+    for shape in ("circle", "square", "triangle", "cross", "ring"):
+        assert max(pixels["small", shape]) < min(pixels["large", shape])
+
+
+def test_the_caption_of_two_shapes_says_how_they_stand() -> None:
+    for item in some("relations", 200):
+        words = item.text.split()
+        first, second = words[2], item.fields["colour"]
+        if first != second:
+            (x, y, _), (to_x, to_y, _) = (centre(item.images[0][0], colour) for colour in (first, second))
+            assert towards(x - to_x, y - to_y, RELATIONS) == item.fields["relation"]
+
+
+def test_the_caption_of_a_clip_says_where_the_shape_moves() -> None:
+    for item in some("clips", 100):
+        (x, y, _), *_, (to_x, to_y, _) = (centre(frame, item.fields["colour"]) for frame in item.images[0])
+        assert towards(to_x - x, to_y - y, DIRECTIONS) == item.fields["direction"]
+
+
+def test_a_letter_of_a_page_is_drawn_in_its_own_place_and_differs_from_every_other() -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pages = {letter: draw_page(random.Random(3), letter + "ox").astype(int) for letter in letters}
+    for number, one in enumerate(letters):
+        for other in letters[number + 1 :]:
+            differs = np.nonzero(np.abs(pages[one] - pages[other]).max(axis=2))
+            assert differs[0].size >= 2 and differs[1].max() < 13
+
+
+def test_every_example_of_a_new_word_has_one_colour_and_the_question_one_of_the_two() -> None:
+    for item in some("few_shot", 60, is_held_out=True):
+        said = [line.split()[-1].strip(".") for line in item.text.split("\n")]
+        assert len(said) == len(item.images) == 5 and len(set(said)) == 2
+        colours: dict[str, set[str]] = {}
+        for word, (picture,) in zip(said, item.images, strict=True):
+            shown = [name for name in COLOURS if _has(picture, name)]
+            colours.setdefault(word, set()).update(shown)
+        (one,), (other,) = colours.values()
+        assert one != other and item.choices[0] == item.answer != item.choices[1]
+        question = without_examples(item)
+        assert question.prompt == "<image>this is" and question.images == item.images[-1:]
+
+
+def _has(picture: Picture, colour: str) -> bool:
+    return int((np.abs(picture.astype(int) - np.array(COLOURS[colour])).max(axis=2) <= 15).sum()) > 5
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_no_held_out_combination_word_or_clip_is_learned(kind: str) -> None:
+    learned = some(kind, 400) + some(kind, 100, seed=1)
+    held = some(kind, 150, is_held_out=True)
+    assert not {item.key for item in learned} & {item.key for item in held}
+    pictures = {frame.tobytes() for item in learned for frames in item.images for frame in frames}
+    clips = {b"".join(frame.tobytes() for frame in item.images[0]) for item in held}
+    assert kind == "few_shot" or not pictures & clips
+    if kind == "few_shot":
+        new = {word for item in held for word in item.key.split()}
+        assert not new & {word for item in learned for word in item.key.split()}
+        texts = " ".join(item.text for other in KINDS if other != kind for item in some(other, 50))
+        assert not new & set(texts.replace(".", " ").split())
+
+
+def test_every_single_value_of_what_is_held_out_is_learned() -> None:
+    assert len(held_combinations()) == 40
+    for kind in ("attributes", "relations", "clips", "words"):
+        learned, held = (
+            {(name, value) for item in found for name, value in item.fields.items()}
+            for found in (some(kind, 400), some(kind, 100, is_held_out=True))
+        )
+        assert held <= learned
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_item_is_a_function_of_its_kind_seed_and_number(kind: str) -> None:
+    def digest(found: list[Item]) -> list[str]:
+        pixels = [b"".join(frame.tobytes() for frames in item.images for frame in frames) for item in found]
+        return [hashlib.sha256(item.text.encode() + seen).hexdigest() for item, seen in zip(found, pixels, strict=True)]
+
+    assert digest(some(kind, 20)) == digest(some(kind, 30))[:20] != digest(some(kind, 20, seed=1))
+    assert len({frame.shape for item in some(kind, 20) for frames in item.images for frame in frames}) == 1
+
+
+def test_fields_are_compared_place_by_place() -> None:
+    item = some("relations", 1)[0]
+    assert all(read_fields(item, item.answer).values())
+    assert all(read_fields(item, item.answer + " A later sentence.").values())
+    assert not any(read_fields(item, " nothing of it").values()) and not any(read_fields(item, "").values())
+    word = some("words", 1)[0]
+    first, second, third = word.fields.values()
+    other = "a" if second != "a" else "b"
+    assert read_fields(word, f"{first} {other} {third}.") == {"first": True, "second": False, "third": True}
+
+
+def test_a_set_is_written_prepared_and_used_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "drawn"
+    write_set(folder, learned=FEW, asked=FEW)
+    lines = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    assert len(lines) == 60 and {line["kind"] for line in lines} == set(KINDS)
+    for line in lines:
+        names = [name for image in line["images"] for name in ([image] if isinstance(image, str) else image)]
+        assert line["prompt"].count("<image>") == len(line["images"])
+        assert all(Image.open(folder / name).size == (SIDE, SIDE) for name in names)
+    assert Image.open(folder / "sheet.png").size[0] > 4 * 180
+    before = (folder / "sheet.png").stat().st_mtime_ns
+    write_set(folder, learned=FEW, asked=FEW)
+    assert (folder / "sheet.png").stat().st_mtime_ns == before
+    assert json.loads((folder / SET_NAME).read_text())["seed"] == 0
+    texts = [json.loads(line)["text"] for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert len(texts) == 60 and not any("<image>" in text for text in texts)
+    tokenizer = tmp_path / "tokenizer.json"
+    train_tokenizer(texts * 5, vocab_size=400).backend.save(str(tokenizer))
+    with pytest.raises(DataError, match="no token <image>"):
+        prepare_set(folder, tmp_path / "data", tokenizer)
+    found = prepare_set(folder, tmp_path / "data", tokenizer, "--add-image-token", "replace")
+    assert {kind: one["train"]["documents"] for kind, one in found.items()} == FEW
+    assert found["clips"]["train"]["frames"] == 48 and found["few_shot"]["train"]["most_images"] == 5
+    assert sorted(Catalogue.open([tmp_path / "data"]).sources) == sorted(KINDS)
+    assert main(["--out", str(tmp_path / "other"), "--tokenizer", str(tmp_path / "none.json"), "--scale", "0.002"]) == 2
+    assert "none.json is missing" in capsys.readouterr().err
