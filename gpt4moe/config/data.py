@@ -80,9 +80,13 @@ class DataConfig:
     """Source name -> its share of the held-out samples, also of a source that is not trained on. Empty: the shares that
     training begins with."""
     pack: bool = True
-    """stage=sft. true: several conversations to a sequence, none of which sees another. false: one to a sequence."""
+    """stage=sft, stage=vision. true: several conversations, or documents with images, to a sequence, none of which sees
+    another. false: one to a sequence."""
     long_rows: LongRows = LongRows.refuse
-    """stage=sft: conversations that are longer than the context."""
+    """stage=sft: conversations that are longer than the context. stage=vision: documents that are, or have more than
+    max_images."""
+    max_images: int = 32
+    """stage=vision: images of a sequence; a clip is one. Packing puts no more together."""
     document_mask: bool = False
     """A sample has parts of several documents. true: a token attends to its own document alone, positions begin anew
     with each document, and the first token of a document is not predicted. false: as if a sample were one text."""
@@ -115,6 +119,8 @@ class DataConfig:
             _require_shares("data.sources", shares)
         if self.validation:
             _require_shares("data.validation", self.validation)
+        if self.max_images < 1:
+            raise ConfigError(f"data.max_images={self.max_images} is below 1.", "Set data.max_images=32.")
         self._validate_phases()
 
     def _validate_phases(self) -> None:

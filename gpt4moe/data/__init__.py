@@ -20,7 +20,9 @@
     mixture.py      source and position of sample n
     indexed_writer.py  writer of such a pair
     origins.py         file and line of each conversation
-    conversations.py   conversations packed into rows, with their masks
+    rows.py         documents packed into rows; the n-th row of a mixture
+    conversations.py   conversations in rows, with their masks
+    image_rows.py   documents with images in rows, with what may look at which
     pictures.py     encoded images: examined, and decoded to one size (Pillow)
     image_tokens.py    text with image tags -> tokens; an image token for a tokenizer
     image_files.py  images in shards, and at which tokens they stand

@@ -12,9 +12,10 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses, validation_of
 from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
-from gpt4moe.data.conversations import Conversations, lay_out
+from gpt4moe.data.conversations import lay_out
 from gpt4moe.data.manifest import SPLITS, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
+from gpt4moe.data.rows import Rows
 from gpt4moe.errors import DataError
 
 
@@ -33,8 +34,8 @@ class CheckedData:
     """Shares of the catalogue's sources."""
     validation: Phase | None = None
     """Shares of held-out samples; None for synthetic tokens."""
-    conversations: dict[str, dict[str, Conversations]] = field(default_factory=dict)
-    """For stage=sft: split -> source -> its conversations in rows."""
+    rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
+    """Where samples are rows of whole documents (stage=sft): split -> source -> its rows."""
 
     @property
     def source_names(self) -> list[str]:
@@ -70,18 +71,18 @@ def check_data(run: RunConfig) -> CheckedData:
     phases = phases_of(run, known)
     validation = validation_of(run, known, phases)
     read = dict(zip(SPLITS, (names_of(phases), names_of([validation])), strict=True))
-    conversations = conversations_of(run, catalogue, read) if run.stage.kind is StageKind.sft else {}
-    for split, names in ({} if conversations else read).items():
+    rows = rows_of(run, catalogue, read)
+    for split, names in ({} if rows else read).items():
         for name in names:
             tokens = len(catalogue.sources[name].tokens(split))
             _require_length(name, split, tokens=tokens, seq_length=run.model.seq_length)
-    rows = {name: found.num_rows for name, found in conversations.get("train", {}).items()}
-    if rows:  # a source's weight is what there is to draw of it
-        phases = phases_of(run, known | rows)
+    counts = {name: found.num_rows for name, found in rows.get("train", {}).items()}
+    if counts:  # a source's weight is what there is to draw of it
+        phases = phases_of(run, known | counts)
         validation = validation_of(run, known, phases)
-    require_epochs(run, uses(run, known, phases, rows))
+    require_epochs(run, uses(run, known, phases, counts))
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
-    if conversations:
+    if rows:
         identity["data"] += f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}"
     return CheckedData(
         identity=identity,
@@ -89,14 +90,18 @@ def check_data(run: RunConfig) -> CheckedData:
         catalogue=catalogue,
         phases=phases,
         validation=validation,
-        conversations=conversations,
+        rows=rows,
     )
 
 
-def conversations_of(
-    run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, Conversations]]:
-    """Split -> source -> its rows. read: split -> names of its sources."""
+def rows_of(run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Rows]]:
+    """Split -> source -> its rows; empty where samples are stretches of a stream.
+
+    Args:
+        read: split -> names of its sources.
+    """
+    if run.stage.kind is not StageKind.sft:
+        return {}
     for name in sorted({name for names in read.values() for name in names}):
         if not catalogue.sources[name].manifest.is_chat:
             raise DataError(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.conversations import ConversationSamples
 from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.permutation import Permutation
+from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
 from gpt4moe.data.shards import ShardedTokens
 
@@ -132,9 +132,9 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
         assert checked.validation is not None, "check_data finds it beside the catalogue"
         names, held_out = checked.source_names, [checked.validation]
         # Seed 0 always: runs of different seeds are compared on the same held-out samples. The same shares throughout.
-        if checked.conversations:
-            train = _conversations(checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
-            validation = _conversations(checked, "valid", held_out, seed=0, reshuffle=False)
+        if checked.rows:
+            train = _of_rows(checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
+            validation = _of_rows(checked, "valid", held_out, seed=0, reshuffle=False)
         else:
             train = _mixed(run, checked, "train", checked.phases, seed=run.run.seed)
             validation = _mixed(run, checked, "valid", held_out, seed=0)
@@ -156,12 +156,10 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     return SampleStream(samples)
 
 
-def _conversations(
-    checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int, reshuffle: bool
-) -> SampleStream:
-    sources = checked.conversations[split]
+def _of_rows(checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int, reshuffle: bool) -> SampleStream:
+    sources = checked.rows[split]
     mixture = PhasedMixture({name: rows.num_rows for name, rows in sources.items()}, phases, seed)
-    return SampleStream(ConversationSamples(sources, checked.source_names, mixture, seed, reshuffle))
+    return SampleStream(RowSamples(sources, checked.source_names, mixture, seed, reshuffle))
 
 
 def _mixed(run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int) -> SampleStream:

@@ -11,11 +11,11 @@ import numpy as np
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
-from gpt4moe.data.conversations import ConversationSamples
 from gpt4moe.data.image_files import verify_images
 from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
 from gpt4moe.data.loader import MixedSamples, build_data
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
+from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.shards import (
     BLOCK_BYTES,
     bin_path,
@@ -51,12 +51,11 @@ class Origin:
 def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, list[int]]:
     """Sample n of a run, counted from 0, and its tokens. Raises: DataError for synthetic tokens, and as build_data."""
     samples = build_data(run, checked).train.samples
-    if not isinstance(samples, MixedSamples | ConversationSamples):
+    if not isinstance(samples, MixedSamples | RowSamples):
         raise DataError("data=mock has no files.", "Choose data=demo, or data.path=FOLDER with data.kind=indexed.")
     draw, index = samples.place(n)
-    if isinstance(samples, ConversationSamples):
-        rows = samples.sources[draw.source]
-        stream, start = rows.tokens, int(rows.pieces.starts[rows.bounds[index]])
+    if isinstance(samples, RowSamples):
+        stream, start = samples.sources[draw.source].first_token(index)
     else:
         stream, start = samples.streams[draw.source], index * samples.seq_length
     shard, at = stream.place(start)

@@ -9,10 +9,9 @@ import numpy as np
 
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue
-from gpt4moe.data.check import conversations_of, open_catalogue
+from gpt4moe.data.check import open_catalogue, rows_of
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.mixture import Phase, names_of
@@ -59,11 +58,9 @@ def _catalogue(run: RunConfig) -> Catalogue | None:
 
 
 def _rows(run: RunConfig, catalogue: Catalogue | None, phases: Sequence[Phase]) -> dict[str, int]:
-    """Rows of an epoch of each source of conversations."""
-    if catalogue is None or run.stage.kind is not StageKind.sft:
-        return {}
-    found = conversations_of(run, catalogue, {"train": names_of(phases)})["train"]
-    return {name: rows.num_rows for name, rows in found.items()}
+    """Rows of an epoch of each source that has them."""
+    found = {} if catalogue is None else rows_of(run, catalogue, {"train": names_of(phases)})
+    return {name: rows.num_rows for name, rows in found.get("train", {}).items()}
 
 
 def _disk_bytes(run: RunConfig, catalogue: Catalogue | None, name: str, tokens: float) -> int:

@@ -64,7 +64,7 @@ def build_trainer(
     run, folder = launch.run, launch.folder
     with raise_together(groups):
         data = build_data(run, launch.data)
-    for name, rows in launch.data.conversations.get("train", {}).items():
+    for name, rows in launch.data.rows.get("train", {}).items():
         logger.info("%s: %s", name, rows.summary())
     _take_folder(launch, groups)
     with raise_together(groups):

@@ -8,7 +8,7 @@ import pytest
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import check_data
-from gpt4moe.data.conversations import OPEN_ROWS, Conversations, pack
+from gpt4moe.data.conversations import Conversations
 from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.indexed_writer import PairWriter, token_dtype
@@ -16,6 +16,7 @@ from gpt4moe.data.loader import SampleStream, build_data
 from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.overview import overview
+from gpt4moe.data.rows import OPEN_ROWS, pack
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
 from tests.data.conftest import SEQ_LENGTH, VOCAB_SIZE, small_run
@@ -60,7 +61,9 @@ def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def rows_of(run: RunConfig) -> Conversations:
-    return check_data(run).conversations["train"]["chat"]
+    found = check_data(run).rows["train"]["chat"]
+    assert isinstance(found, Conversations)
+    return found
 
 
 def learned(rows: Conversations) -> list[list[int]]:

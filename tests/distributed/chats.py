@@ -6,8 +6,9 @@ import numpy as np
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
-from gpt4moe.data.conversations import Conversations, Pieces, pack
+from gpt4moe.data.conversations import Conversations
 from gpt4moe.data.loader import micro_batch_samples
+from gpt4moe.data.rows import Pieces, pack
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.proof import ranks
