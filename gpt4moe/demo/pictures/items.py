@@ -196,8 +196,11 @@ def _of_colour(rng: random.Random, colour: str) -> Picture:
 
 
 def _new_word(rng: random.Random) -> str:
-    """Two syllables that no other text here has."""
-    return "".join(rng.choice(letters) for letters in (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS))
+    """Two syllables that no other text here has: all but "page"."""
+    while True:
+        word = "".join(rng.choice(letters) for letters in (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS))
+        if word != "page":
+            return word
 
 
 def _until(draw: Callable[[], Found], key: Callable[[Found], str], kind: str, share: float, is_held_out: bool) -> Found:
