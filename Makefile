@@ -88,7 +88,7 @@ test-harness: $(INSTALLED) ## lm-evaluation-harness on our layouts (installs it 
 test-peft: $(INSTALLED) ## exported adapters in PEFT (installs peft and accelerate beside .venv, 20 MB)
 	@$(RUN) -c 'import peft' 2>/dev/null || test -d $(VENV)/peft/peft || \
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/peft $(PEFT)
-	@PYTHONPATH=$(VENV)/peft $(RUN) -m pytest tests/convert/test_adapters.py
+	@PYTHONPATH=$(VENV)/peft $(RUN) -m pytest tests/convert/test_adapters.py tests/chat/test_fine_tuning.py
 
 test-trl: $(INSTALLED) ## masks, losses, gradients of conversations in TRL (installs it beside .venv, 110 MB)
 	@$(RUN) -c 'import trl' 2>/dev/null || test -d $(VENV)/trl/trl || \

@@ -1,5 +1,6 @@
 """Byte-level BPE: exact size, lossless, and no text can end a document."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_eos_spelled_in_a_text_is_text(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("a <|endoftext|> b")
     assert tokenizer.eos_id not in tokens
     assert tokenizer.decode(tokens) == "a <|endoftext|> b"
+
+
+def test_eos_spelled_in_a_text_is_text_whatever_the_file_says_of_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stored = json.loads(tokenizer.backend.to_str())
+    stored["added_tokens"][0]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.eos_token == "<|endoftext|>" and loaded.eos_id not in loaded.encode("a<|endoftext|>b")
 
 
 def test_a_saved_tokenizer_loads_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
