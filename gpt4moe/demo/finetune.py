@@ -21,10 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
-from gpt4moe.data.manifest import MANIFEST_NAME
+from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.demo.exercises import write_exercises
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
@@ -128,8 +129,14 @@ def _make_data(places: Places, console: Console) -> None:
 
 
 def _base(places: Places, console: Console) -> Path:
-    """What the fine-tuning begins with; made here unless one is given."""
+    """What the fine-tuning begins with; made here unless one is given. Raises: LaunchError for one of other tokens."""
     if places.base is not None:
+        step, tokenizer = find_checkpoint(places.base), places.text / "tokenizer.json"
+        if Manifest.load(step).identity.get("tokenizer") != file_sha256(tokenizer):
+            raise LaunchError(
+                f"{step} was not trained with {tokenizer}.",
+                "Give a run on the text of `make data`, or leave --base out.",
+            )
         return places.base
     console.rule("A short training on text", style="dim")
     words = _words(OWN_BASE, (*BASE, f"data.path={places.text}"), places)

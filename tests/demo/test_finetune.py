@@ -2,10 +2,13 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.data.manifest import file_sha256
 from gpt4moe.demo import finetune
 from gpt4moe.demo.finetune import Places, table_of
 from gpt4moe.errors import DataError, LaunchError
@@ -50,9 +53,18 @@ def test_the_runs_go_side_by_side_and_a_failed_one_is_an_error(tmp_path: Path, m
     assert (tmp_path / "tiny_sft-lora.log").read_text() == "bad\n"
 
 
-def test_what_it_begins_with_is_checked_before_it_is_made(tmp_path: Path) -> None:
+def test_what_it_begins_with_is_checked_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO())
-    assert finetune._base(Places(base=tmp_path), console) == tmp_path
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "manifest.json").touch()
+    places = Places(base=tmp_path, text=tmp_path)
+    for tokenizer in (file_sha256(tmp_path / "tokenizer.json"), "of other text"):
+        monkeypatch.setattr(Manifest, "load", lambda _, name=tokenizer: SimpleNamespace(identity={"tokenizer": name}))
+        if tokenizer == "of other text":
+            with pytest.raises(LaunchError, match="was not trained with"):
+                finetune._base(places, console)
+        else:
+            assert finetune._base(places, console) == tmp_path
     with pytest.raises(DataError, match=str(tmp_path / "none")):
         finetune._base(Places(runs=tmp_path, text=tmp_path / "none"), console)
 
