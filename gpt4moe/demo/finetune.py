@@ -135,7 +135,7 @@ def _base(places: Places, console: Console) -> Path:
         if Manifest.load(step).identity.get("tokenizer") != file_sha256(tokenizer):
             raise LaunchError(
                 f"{step} was not trained with {tokenizer}.",
-                "Give a run on the text of `make data`, or leave --base out.",
+                "Give a run on the text of `make data`, or no --base.",
             )
         return places.base
     console.rule("A short training on text", style="dim")
