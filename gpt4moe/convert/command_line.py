@@ -171,6 +171,8 @@ def conversion_lines(answer: Answer) -> Iterator[str]:
     if len(rows) > _SHOWN:
         yield f"... and {len(rows) - _SHOWN} more (--json lists all)"
     yield from answer.get("notes", [])
+    if "train_with" in answer:
+        yield f"a run begins with it by: {answer['train_with']}"
     verb, tempo = ("would write", "") if answer["dry_run"] else ("wrote", f", {_speed(answer)}")
     yield f"{verb} {answer['out']}: {len(rows)} files, {size(answer['size_bytes'])}{tempo}"
 

@@ -99,9 +99,9 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     return {
         "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
         "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
-        "notes": [*(f"{name} was not read: it holds the same weights in Mistral's own format."
-                    for name in mistral_files(source)),
-                  f"Train it with: checkpoint.load={out} $(cat {out / ARGUMENTS})"],
+        "notes": [f"{name} was not read: it holds the same weights in Mistral's own format."
+                  for name in mistral_files(source)],
+        "train_with": f"checkpoint.load={out} $(cat {out / ARGUMENTS})",
     }  # fmt: skip
 
 
