@@ -55,7 +55,7 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
     run = launch.run
     from gpt4moe.parallel.groups import ProcessGroups, world  # torch, which takes seconds: only here
 
-    with world(environment) as device:
+    with world(environment, deterministic=run.training.deterministic) as device:
         from gpt4moe.pages.run_report import write_run_report
         from gpt4moe.training.build import build_trainer
         from gpt4moe.training.resume import latest_step

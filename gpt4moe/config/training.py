@@ -41,6 +41,8 @@ class TrainingConfig:
     """Validation sequences of one evaluation; 0: no evaluation."""
     check_replicas_every: int = 100
     """Steps between checks that copies of one tensor on several ranks are bitwise equal; 0: never."""
+    deterministic: bool = False
+    """On GPUs, equal runs take the same kernels and sums, which are slower (docs/gpu.md). On CPUs they do anyway."""
     sample_every: int | None = None
     """Steps between texts that the model writes after each of `sample_prompts`; null: none."""
     sample_prompts: list[str] = field(default_factory=list)

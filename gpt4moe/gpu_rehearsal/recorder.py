@@ -133,6 +133,8 @@ class Recorder(TorchDispatchMode):
         name = f"{func.namespace}::{func._opname}"
         if not name.startswith("prim"):
             self.notes.operations[name] += 1
+        if torch.are_deterministic_algorithms_enabled() and _adds_in_any_order(func, args, kwargs):
+            self.notes.problem(places.here(), f"{func._opname} adds in any order, which training.deterministic refuses")
         if name in _COALESCED:  # torch has no fake rule for them
             return create_fakework([], return_first_arg=False)
         if func in _VALUES:
@@ -232,6 +234,22 @@ _VALUES: dict[Any, Callable[[Recorder, Any, Any], Any]] = {
     _aten.equal.default: _equal,
 }
 """Operations whose result depends on values: on a GPU the host waits for each."""
+
+
+def _adds_in_any_order(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether torch has no deterministic CUDA kernel for a call, and raises (its documentation, 2.13). What never is in
+    a step is left out: pooling, padding, interpolation."""
+    name = func._opname
+    if name not in _NO_ORDER or not any(tensor.device.type == "cuda" for tensor in costs.tensors(args)):
+        return False
+    if name in ("cumsum", "cumsum_"):
+        return bool((kwargs.get("dtype") or args[0].dtype).is_floating_point)
+    if name == "bincount":
+        return (args[1] if len(args) > 1 else kwargs.get("weights")) is not None
+    return True
+
+
+_NO_ORDER = ("cumsum", "cumsum_", "bincount", "histc", "median", "put_", "nll_loss_forward", "nll_loss2d_forward")
 
 
 def _copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:

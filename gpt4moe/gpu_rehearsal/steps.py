@@ -25,6 +25,7 @@ from gpt4moe.gpu_rehearsal.recorder import Answers, Notes, Recorder
 from gpt4moe.gpu_rehearsal.roofline import Roofline
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel import deepspeed_groups, megatron_state
+from gpt4moe.parallel.determinism import use_deterministic_kernels
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.training.build import ENGINES
@@ -101,6 +102,8 @@ def fake_rank(run: RunConfig, layout: Layout, rank: int, notes: Notes) -> Iterat
     Raises: Gpt4MoeError from inside.
     """
     fake_gpu.install(notes, run.cluster)
+    if run.training.deterministic:
+        use_deterministic_kernels()
     distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world_size)
     try:
         with FakeTensorMode(allow_non_fake_inputs=False):
@@ -113,6 +116,7 @@ def fake_rank(run: RunConfig, layout: Layout, rank: int, notes: Notes) -> Iterat
         words = (str(error).splitlines() or [""])[0][:300]
         notes.problem(places.of_error(error.__traceback__), f"{type(error).__name__}: {words}")
     finally:
+        torch.use_deterministic_algorithms(False)
         megatron_state.stop()
         distributed.destroy_process_group()
 

@@ -40,7 +40,10 @@ def build_model(
     """
     _require_kernels(run, groups.device)
     on_gpu = groups.device.type == "cuda"
-    config = transformer_config(run.model, run.parallel, run.precision.dtype, on_gpu=on_gpu and not meta)
+    config = transformer_config(
+        run.model, run.parallel, run.precision.dtype, on_gpu=on_gpu and not meta,
+        deterministic=run.training.deterministic,
+    )  # fmt: skip
     # TransformerLayer warns about every MLP class that is not its own.
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     stages = rank_chunks(run.model.num_layers, run.parallel, groups.coordinate["pp"])

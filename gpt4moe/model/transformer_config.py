@@ -12,9 +12,13 @@ TORCH_DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
 
 
 def transformer_config(
-    model: ModelConfig, parallel: ParallelConfig, dtype: Dtype, *, on_gpu: bool
+    model: ModelConfig, parallel: ParallelConfig, dtype: Dtype, *, on_gpu: bool, deterministic: bool = False
 ) -> TransformerConfig:
-    """Megatron's configuration of a run. Its MoE settings stay off, because the experts are ours (moe.layer)."""
+    """Megatron's configuration of a run. Its MoE settings stay off, because the experts are ours (moe.layer).
+
+    Args:
+        deterministic: Megatron's own choices of kernels, as training.deterministic; on GPUs alone.
+    """
     weights = TORCH_DTYPES[dtype]
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -48,9 +52,10 @@ def transformer_config(
         # The loss is a sum over the global batch divided by its tokens, known before the backward pass: Megatron
         # then scales nothing by data-parallel size or micro-batches (training.step).
         calculate_per_token_loss=True,
-        # Previous and next stage are the same rank in an interleaved pp=2: batched messages would cross on gloo.
-        batch_p2p_comm=False,
+        batch_p2p_comm=batches_messages(parallel, on_gpu=on_gpu),
+        batch_p2p_sync=False,  # a wait for the GPU after each exchange, for a mistake of torch below 2.0
         overlap_p2p_comm=parallel.vpp > 1,
+        deterministic_mode=deterministic and on_gpu,
         deallocate_pipeline_outputs=False,
         variable_seq_lengths=False,
         gradient_accumulation_fusion=False,
@@ -60,6 +65,17 @@ def transformer_config(
         apply_rope_fusion=False,
         persist_layer_norm=False,
     )
+
+
+def batches_messages(parallel: ParallelConfig, *, on_gpu: bool) -> bool:
+    """Whether the messages between stages of one exchange are posted as one batch, as Megatron-LM does by default.
+
+    NCCL then takes the communicator of the pipeline's group; single messages would make one for each pair of ranks, at
+    the first message. An interleaved schedule overlaps its messages with work instead: they are single ones. So are
+    all on gloo, which gains nothing, and where those of an interleaved pp=2 would cross: previous and next stage are
+    one rank.
+    """
+    return on_gpu and parallel.vpp == 1
 
 
 def _pipeline_layout(model: ModelConfig, parallel: ParallelConfig) -> list[list[str]] | None:

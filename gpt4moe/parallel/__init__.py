@@ -17,5 +17,6 @@ collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU
 meta_device.py     groups without processes, tensors without memory
 support_table.py   which degrees can be combined; makes the table of docs/layouts.md (no torch)
+determinism.py     training.deterministic: kernels and sums in one order on GPUs
 rng.py             counter-based random numbers: equal on every layout and device
 """

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.parallel.determinism import set_deterministic_variables, use_deterministic_kernels
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 
@@ -67,19 +68,29 @@ class ProcessGroups:
 
 @contextmanager
 def world(
-    environment: Environment, *, store: distributed.Store | None = None, timeout: timedelta = TIMEOUT
+    environment: Environment,
+    *,
+    store: distributed.Store | None = None,
+    timeout: timedelta = TIMEOUT,
+    deterministic: bool = False,
 ) -> Iterator[torch.device]:
     """Initialises torch.distributed, DeepSpeed's communication and, without a GPU, cpu_device. Yields the device.
 
     Args:
         store: the store by which the ranks find each other; by default one at the environment's address.
         timeout: of a collective.
+        deterministic: on GPUs, what parallel.determinism does; without meaning on CPUs.
+    Raises: ConfigError for an environment variable that is set against it; LaunchError for ranks without a GPU of
+        their own.
     """
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
     set_cuda_variables()  # before the first call of CUDA, which is the next line
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", _gpu_index(environment, torch.cuda.device_count())), "nccl"
+        if deterministic:
+            set_deterministic_variables()
+            use_deterministic_kernels()
         torch.cuda.set_device(device)
     else:
         device, backend = torch.device("cpu"), "gloo"

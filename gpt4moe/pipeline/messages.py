@@ -46,8 +46,8 @@ def programs(*, pp: int, vpp: int = 1, micro_batches: int, batched: bool = False
     """What each rank of a pipeline computes, sends and receives in one step.
 
     Args:
-        batched: True: Megatron's batch_p2p_comm without overlap. False: as this project runs it, single posts, with
-            overlap when vpp > 1.
+        batched: True: Megatron's batch_p2p_comm without overlap, as this project runs vpp=1 on GPUs. False: single
+            posts, with overlap when vpp > 1, as it runs everything else.
     """
     table = schedule(pp=pp, vpp=vpp, micro_batches=micro_batches)
     if pp == 1:

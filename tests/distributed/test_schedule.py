@@ -1,5 +1,6 @@
 """The order that Megatron really ran, with every message it posted, is what the tables say."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import distributed
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.gpt import build_model
+from gpt4moe.model.transformer_config import batches_messages
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -27,8 +29,12 @@ SHAPES = {
 }  # fmt: skip
 
 
-def recorded(environment: Environment, pp: int, vpp: int, counts: tuple[int, ...]) -> list[list[Any]]:
-    """For each number of micro-batches: slots and (is send, peer, channel) of this rank, as they happened."""
+def recorded(environment: Environment, pp: int, vpp: int, counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """For each number of micro-batches, and each way to post messages that the shape allows.
+
+    Returns: is batched, the number; log: slots and (is send, peer, channel) of this rank, as they happened; numbers:
+        loss and gradient norm.
+    """
     layout = (f"parallel.pp={pp}", f"parallel.vpp={vpp}", f"model.num_layers={pp * vpp}")
     run = load_run_config([*BASE, *layout, "training.micro_batch_size=1"])
     with world(environment) as device:
@@ -40,12 +46,18 @@ def recorded(environment: Environment, pp: int, vpp: int, counts: tuple[int, ...
         log: list[Any] = []
         _watch_chunks(engine.chunks, log)
         logs = []
-        with pytest.MonkeyPatch.context() as patch:
-            _watch_messages(patch, groups, log)
-            for count in counts:
-                log.clear()
-                runner.forward_backward([_numbered(run.model.seq_length, index) for index in range(count)])
-                logs.append(list(log))
+        for batched in (False, True) if vpp == 1 else (False,):
+            # What a GPU would choose, set on the config that all chunks share.
+            assert not batches_messages(run.parallel, on_gpu=False)
+            engine.chunks[0].config.batch_p2p_comm = batched and batches_messages(run.parallel, on_gpu=True)
+            with pytest.MonkeyPatch.context() as patch:
+                _watch_messages(patch, groups, log, batched=batched)
+                for count in counts:
+                    log.clear()
+                    result = runner.forward_backward([_numbered(run.model.seq_length, i) for i in range(count)])
+                    logs.append({"batched": batched, "count": count, "log": list(log)})
+                    engine.reduce()
+                    logs[-1]["numbers"] = (result.loss, engine.norm())
         return logs
 
 
@@ -70,8 +82,14 @@ def _watch_chunks(chunks: list[Any], log: list[Any]) -> None:
         )
 
 
-def _watch_messages(patch: pytest.MonkeyPatch, groups: ProcessGroups, log: list[Any]) -> None:
-    stages = distributed.get_process_group_ranks(groups.pp)
+def _watch_messages(patch: pytest.MonkeyPatch, groups: ProcessGroups, log: list[Any], *, batched: bool) -> None:
+    stages, post_all = distributed.get_process_group_ranks(groups.pp), distributed.batch_isend_irecv
+
+    def posted_together(messages: list[Any]) -> Any:
+        for each in messages:
+            is_send = each.op is distributed.isend
+            log.append((is_send, stages.index(each.peer), each.group is distributed.group.WORLD))
+        return post_all(messages)
 
     def watch(name: str, peer_name: str) -> None:
         original = getattr(distributed, name)
@@ -82,8 +100,11 @@ def _watch_messages(patch: pytest.MonkeyPatch, groups: ProcessGroups, log: list[
 
         patch.setattr(distributed, name, posted)
 
-    watch("isend", "dst")
-    watch("irecv", "src")
+    if batched:
+        patch.setattr(distributed, "batch_isend_irecv", posted_together)
+    else:
+        watch("isend", "dst")
+        watch("irecv", "src")
 
 
 def flat(program: Program) -> list[Any]:
@@ -96,9 +117,22 @@ def flat(program: Program) -> list[Any]:
     return items
 
 
+@pytest.fixture(scope="module")
+def ran() -> Any:
+    return cache(lambda pp, vpp: run_ranks(pp, recorded, pp, vpp, SHAPES[pp, vpp]))
+
+
 @pytest.mark.parametrize(("pp", "vpp"), SHAPES)
-def test_megatron_ran_the_slots_and_posted_the_messages_of_the_tables(pp: int, vpp: int) -> None:
-    counts = SHAPES[pp, vpp]
-    for rank, logs in enumerate(run_ranks(pp, recorded, pp, vpp, counts)):
-        for count, log in zip(counts, logs, strict=True):
-            assert log == flat(programs(pp=pp, vpp=vpp, micro_batches=count)[rank]), (rank, count)
+def test_megatron_ran_the_slots_and_posted_the_messages_of_the_tables(pp: int, vpp: int, ran: Any) -> None:
+    for rank, logs in enumerate(ran(pp, vpp)):
+        for one in logs:
+            count, batched = one["count"], one["batched"]
+            expected = programs(pp=pp, vpp=vpp, micro_batches=count, batched=batched)[rank]
+            assert one["log"] == flat(expected), (rank, count, batched)
+
+
+@pytest.mark.parametrize("pp", [pp for pp, vpp in SHAPES if vpp == 1])
+def test_batched_messages_give_the_same_losses_and_gradients(pp: int, ran: Any) -> None:
+    for logs in ran(pp, 1):
+        numbers = {one["batched"]: [o["numbers"] for o in logs if o["batched"] is one["batched"]] for one in logs}
+        assert numbers[True] == numbers[False]

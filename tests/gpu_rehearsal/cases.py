@@ -68,6 +68,10 @@ CASES = {
     ),
     "documents": (TWO_LAYERS, "data.document_mask=true"),
     "documents, cp2, selective": ("data.document_mask=true", "parallel.cp=2", "parallel.recompute=selective"),
+    "deterministic": (TWO_LAYERS, "parallel.tp=2", EP2, "training.deterministic=true"),
+    "deterministic, drops, deepspeed": (
+        EP2, f"{ROUTER}.capacity_factor=1.25", "engine=deepspeed", "training.deterministic=true",
+    ),
     "adapters": ("parallel.tp=2", EP2, "stage.lora.rank=8"),
     "padding": (EP2, "model.moe.shared_expert_ffn_hidden_size=48"),
     "padding, drops, experts recomputed": (
@@ -82,7 +86,7 @@ GENERATION = {
 }
 FAULTS = (
     "item in a layer", "tensor on the CPU", "offsets of a wrong dtype", "mask in attention", "large copy",
-    "norm on the CPU, generating",
+    "norm on the CPU, generating", "floats added up, deterministic",
 )  # fmt: skip
 """Planted one at a time by `tests.gpu_rehearsal.faults`."""
 
@@ -93,5 +97,6 @@ CUDA_BUILD = "a CUDA build of torch: the GPU rehearsal refuses it, and needs the
 
 def overrides(case: str) -> list[str]:
     """What the tool would be given for a case. Routers set their own capacity, so BASE's comes after them."""
-    extra = {**CASES, **GENERATION}.get(case, ("training.micro_batch_size=4",))
+    fault = ("training.deterministic=true",) if case.endswith("deterministic") else ("training.micro_batch_size=4",)
+    extra = {**CASES, **GENERATION}.get(case, fault)
     return [*(o for o in extra if o.startswith("router@")), *BASE, *(o for o in extra if not o.startswith("router@"))]

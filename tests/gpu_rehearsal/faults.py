@@ -38,6 +38,10 @@ def large_copy(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any
     return _attention(self, query + 0 * copies[: query.shape[0]].to(query.dtype), *args, **kwargs)
 
 
+def floats_added_up(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _attention(self, query + 0 * query.detach().cumsum(0), *args, **kwargs)
+
+
 def norm_on_the_cpu(kernel: Any) -> Any:
     class Norm(_norm_class(kernel)):  # type: ignore[misc]
         def __init__(self, **given: Any):
@@ -57,6 +61,7 @@ PATCHES: dict[str, Callable[[], Any]] = {
     ),
     "mask in attention": lambda: mock.patch.object(SdpaAttention, "_attend", mask_in_attention),
     "large copy": lambda: mock.patch.object(SdpaAttention, "forward", large_copy),
+    "floats added up, deterministic": lambda: mock.patch.object(SdpaAttention, "forward", floats_added_up),
     "norm on the CPU, generating": lambda: mock.patch.object(specs, "norm_class", norm_on_the_cpu),
 }
 

@@ -182,6 +182,16 @@ def test_a_large_copy_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:
     assert rehearsed["one process"]["allocations"]["largest_bytes"] < made["largest_bytes"]
 
 
+def test_an_operation_without_a_deterministic_kernel_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:
+    problems = rehearsed["floats added up, deterministic"]["problems"]
+    assert all("tests/gpu_rehearsal/faults.py:" in p and "cumsum adds in any order" in p for p in problems) and problems
+
+
+def test_a_deterministic_step_waits_no_more_for_the_gpu(rehearsed: dict[str, Any]) -> None:
+    ordered, usual = rehearsed["deterministic"]["counts"], rehearsed["tp2 ep2"]["counts"]
+    assert ordered["host_syncs"] == usual["host_syncs"] and ordered["collectives"] == usual["collectives"]
+
+
 def test_a_norm_that_is_made_on_the_cpu_is_found_where_no_engine_moves_it(rehearsed: dict[str, Any]) -> None:
     problems = rehearsed["norm on the CPU, generating"]["problems"]
     assert any("3 tensors are not made on the GPU" in problem for problem in problems)

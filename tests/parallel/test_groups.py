@@ -1,6 +1,7 @@
 """Which GPU a rank takes, and what is told CUDA and NCCL before they start. Needs no GPU."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import distributed
 
-from gpt4moe.errors import LaunchError
+from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.parallel.determinism import DETERMINISTIC_VARIABLES
 from gpt4moe.parallel.environment import CUDA_VARIABLES, Environment
 from gpt4moe.parallel.groups import _gpu_index, refuse_shared_gpus, world
 
@@ -89,8 +91,9 @@ def test_cuda_variables_are_set_before_the_first_call_of_cuda_and_keep_the_users
     assert os.environ.get("PYTORCH_ALLOC_CONF") == (None if given else "expandable_segments:True")
 
 
-def test_nccl_is_told_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, told = [], {}
+def _start_on_a_gpu(monkeypatch: pytest.MonkeyPatch, **asked: Any) -> dict[str, Any]:
+    """What init_process_group is told on rank 2 of a node with 4 GPUs, and `chosen`: the GPUs that were set."""
+    told: dict[str, Any] = {"chosen": []}
 
     def start(backend: str, **arguments: Any) -> None:
         told.update(arguments, backend=backend)
@@ -98,10 +101,59 @@ def test_nccl_is_told_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "set_device", told["chosen"].append)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
     monkeypatch.setattr(distributed, "init_process_group", start)
-    with pytest.raises(_Stopped), world(_place(2, "srun", world_size=1)):
+    with pytest.raises(_Stopped), world(_place(2, "srun", world_size=1), **asked):
         pass
+    return told
+
+
+def test_nccl_is_told_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = _start_on_a_gpu(monkeypatch)
     assert told["backend"] == "nccl"
-    assert chosen == [told["device_id"]] == [torch.device("cuda", 2)]
+    assert told["chosen"] == [told["device_id"]] == [torch.device("cuda", 2)]
+
+
+@pytest.fixture
+def no_deterministic_variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in DETERMINISTIC_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
+        del os.environ[name]
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_a_deterministic_run_sets_torch_cublas_and_nccl_before_the_gpu_is_used(
+    no_deterministic_variables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _start_on_a_gpu(monkeypatch)
+    assert not torch.are_deterministic_algorithms_enabled() and "NCCL_ALGO" not in os.environ
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"  # the user's, which serves too
+    _start_on_a_gpu(monkeypatch, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    expected = {name: serving[0] for name, serving in DETERMINISTIC_VARIABLES.items()}
+    expected["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    assert {name: os.environ[name] for name in expected} == expected
+
+
+def test_a_variable_that_is_set_against_a_deterministic_run_is_refused(
+    no_deterministic_variables: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with (
+        pytest.raises(ConfigError, match="NCCL_ALGO=Tree is set, but"),
+        world(_place(0, "srun", world_size=1), deterministic=True),
+    ):
+        pass
+
+
+def test_on_cpus_a_deterministic_run_sets_nothing(no_deterministic_variables: None) -> None:
+    here = Environment(rank=0, world_size=1, local_rank=0, source="test", master=None)
+    with world(here, deterministic=True) as device:
+        assert device.type == "cpu" and not torch.are_deterministic_algorithms_enabled()
+    assert not set(DETERMINISTIC_VARIABLES) & set(os.environ)

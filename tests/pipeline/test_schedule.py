@@ -104,6 +104,12 @@ def test_every_send_meets_its_receive(pp: int, vpp: int, micro_batches: int) -> 
     assert [[item for item in program if isinstance(item, Slot)] for program in ranks] == table
 
 
+@pytest.mark.parametrize(("pp", "micro_batches"), [(pp, count) for pp, vpp, count in SHAPES if vpp == 1])
+def test_every_batched_send_meets_its_receive_without_interleaving(pp: int, micro_batches: int) -> None:
+    """As GPUs run it."""
+    assert message_problems(programs(pp=pp, micro_batches=micro_batches, batched=True)) == []
+
+
 def test_batched_messages_between_two_interleaved_stages_cross() -> None:
     # What bit on gloo: a wrong loss without an error. Previous and next stage are one rank.
     ranks = programs(pp=2, vpp=2, micro_batches=4, batched=True)
