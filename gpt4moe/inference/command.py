@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.errors import ConfigError, LaunchError
-from gpt4moe.inference.files import Prompt, read_prompts
+from gpt4moe.inference.files import Prompt, read_prompts, refuse_other_settings
 from gpt4moe.inference.load import LoadedModel, Opened, OpenWeights, open_folder, placed, require_placeable
 from gpt4moe.inference.requests import Limits
 from gpt4moe.inference.sampling import Sampling
@@ -81,6 +81,8 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
     wish = _wish(options, words)
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
+    if options.output is not None:
+        refuse_other_settings(options.output, {**weights_of(opened), **wish.settings()})
     with placed(opened, parallel=parallel, environment=environment) as model:
         if options.output is not None:
             write_file(model, words, wish, options.output, weights=weights_of(opened))

@@ -100,7 +100,7 @@ class AnswerFile:
         return len(done)
 
     def _keep_settings(self, settings: Mapping[str, Any]) -> None:
-        beside = self.path.with_name(f"{self.path.name}.settings.json")
+        beside = _settings_of(self.path)
         if not self.num_done:
             try:
                 write_json(beside, settings)
@@ -139,6 +139,22 @@ class AnswerFile:
             f"{self.path} cannot be written: {error.strerror}.",
             "Give an --output in a folder that is there, with room; the same command then goes on.",
         )
+
+
+def refuse_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """The check of AnswerFile before a model is loaded, which takes minutes. Anything else that is wrong with the file,
+    AnswerFile says. Raises: DataError for answers of other settings."""
+    try:
+        has_answers = b"\n" in path.read_bytes()
+        before = json.loads(_settings_of(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if has_answers:
+        require_same_settings(path, before, settings)
+
+
+def _settings_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
 
 
 def require_same_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
