@@ -144,8 +144,11 @@ class AnswerFile:
 def refuse_other_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """The check of AnswerFile before a model is loaded, which takes minutes. Anything else that is wrong with the file,
     AnswerFile says. Raises: DataError for answers of other settings."""
+    if not path.is_file():  # a device could be read for ever
+        return
     try:
-        has_answers = b"\n" in path.read_bytes()
+        with path.open("rb") as file:
+            has_answers = file.readline().endswith(b"\n")
         before = json.loads(_settings_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return

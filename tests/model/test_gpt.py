@@ -25,7 +25,7 @@ def _built(environment: Environment) -> tuple[set[str], list[str]]:
     from tests.distributed.case import BASE
 
     made = gpt.transformer_config
-    gpt.transformer_config = lambda *arguments, on_gpu: made(*arguments, on_gpu=True)  # type: ignore[assignment]
+    gpt.transformer_config = lambda *arguments, **given: made(*arguments, **given | {"on_gpu": True})  # type: ignore
     run = load_run_config([*BASE, "model.qk_norm=true", "router@model.moe.router=sigmoid_bias"])
     with pretended_rank(Layout.from_config(run.parallel, 1), 0) as groups:
         (chunk,) = gpt.build_model(run, groups)
