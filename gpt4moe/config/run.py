@@ -10,6 +10,7 @@ from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, Preci
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.stage import StageConfig, StageKind
+from gpt4moe.config.step_sizes import StepSizes, validate_both, validate_lengths
 from gpt4moe.config.training import (
     CheckpointConfig,
     ExpertKernel,
@@ -55,14 +56,35 @@ class RunConfig:
         """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""
         groups = [getattr(self, group.name) for group in fields(self)]
         checks = [group.validate for group in groups if hasattr(group, "validate")]
-        check_all(
-            *checks, self._validate_kernels, self._validate_optimizer, self._validate_lora, self._validate_documents
-        )
+        own = (
+            self._validate_lengths, self._validate_kernels, self._validate_optimizer, self._validate_lora,
+            self._validate_documents,
+        )  # fmt: skip
+        check_all(*checks, *own)
+
+    @property
+    def step_sizes(self) -> StepSizes:
+        """The size of every step, the samples and tokens of so many steps."""
+        return self.training.step_sizes(self.model.seq_length)
 
     def at_step(self, step: int) -> Self:
         """The same run if all its steps had the size of step number `step`, from 1."""
-        size = self.training.step_sizes.at_step(step).global_batch_size
-        return replace(self, training=replace(self.training, global_batch_size=size, batch_ramp=[]))
+        span = self.step_sizes.at_step(step)
+        training = self.training.of_one_size(span.global_batch_size)
+        return replace(self, training=training, model=replace(self.model, seq_length=span.seq_length))
+
+    def _validate_lengths(self) -> None:
+        training = self.training
+        if not training.length_ramp:
+            return
+        validate_lengths(training.length_ramp, self.model.seq_length, training.micro_batch_size)
+        validate_both(training.batch_ramp, training.length_ramp, training.global_batch_size)
+        if self.stage.kind is not StageKind.pretrain:
+            raise ConfigError(
+                f"training.length_ramp with stage.kind={self.stage.kind.value}: only running text can be cut into "
+                "shorter samples.",
+                "Set training.length_ramp=[].",
+            )
 
     def _validate_optimizer(self) -> None:
         optimizer_for(self.optimizer.kind, self.engine.kind)

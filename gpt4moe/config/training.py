@@ -5,7 +5,7 @@ from enum import Enum
 
 from gpt4moe.config import MISSING
 from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.step_sizes import BatchLevelConfig, StepSizes, validate_ramp
+from gpt4moe.config.step_sizes import BatchLevelConfig, LengthLevelConfig, StepSizes, validate_ramp
 from gpt4moe.errors import ConfigError
 
 REPORT_SECONDS = 20.0
@@ -33,6 +33,8 @@ class TrainingConfig:
     """Sequences in one step, over all ranks."""
     batch_ramp: list[BatchLevelConfig] = field(default_factory=list)
     """Smaller batches at the beginning, level after level; training.global_batch_size follows the last one."""
+    length_ramp: list[LengthLevelConfig] = field(default_factory=list)
+    """Shorter samples at the beginning, level after level; model.seq_length follows the last one."""
     micro_batch_size: int = 1
     """Sequences in one forward pass of a rank."""
     eval_every: int = 0
@@ -57,19 +59,23 @@ class TrainingConfig:
     evaluate_limit: int | None = None
     """Questions of each of `evaluate_tasks` at most, from its beginning; null: all. Texts are always whole."""
 
-    @property
-    def step_sizes(self) -> StepSizes:
-        """The batch size of every step, and the samples of so many steps."""
-        return StepSizes(self.batch_ramp, self.global_batch_size)
+    def step_sizes(self, seq_length: int) -> StepSizes:
+        """The size of every step, the samples and tokens of so many steps. seq_length: model.seq_length."""
+        return StepSizes(self.batch_ramp, self.global_batch_size, seq_length, self.length_ramp)
 
     def after(self, steps: int) -> "TrainingConfig":
-        """As a layout that begins after so many steps must fit it: a level of the ramp that is over is as the end."""
-        ends = [span.first_step for span in self.step_sizes.spans[1:]]
+        """As a layout that begins after so many steps must fit it: a level of a ramp that is over is as the end."""
+        done = self.step_sizes(1).samples(steps)
         levels = [
-            one if end > steps else replace(one, global_batch_size=self.global_batch_size)
-            for one, end in zip(self.batch_ramp, ends, strict=True)
+            one if one.until_samples > done else replace(one, global_batch_size=self.global_batch_size)
+            for one in self.batch_ramp
         ]
-        return replace(self, batch_ramp=levels)
+        lengths = [one for one in self.length_ramp if one.until_step > steps]
+        return replace(self, batch_ramp=levels, length_ramp=lengths)
+
+    def of_one_size(self, global_batch_size: int) -> "TrainingConfig":
+        """Without ramps."""
+        return replace(self, global_batch_size=global_batch_size, batch_ramp=[], length_ramp=[])
 
     def validate(self) -> None:
         for name in ("steps", "global_batch_size", "micro_batch_size"):
@@ -81,7 +87,9 @@ class TrainingConfig:
                 f"training.micro_batch_size={self.micro_batch_size}.",
                 f"Set training.micro_batch_size to {self._nearest_micro_batch()}, which divides it.",
             )
-        validate_ramp(self.batch_ramp, self.global_batch_size, self.micro_batch_size)
+        first = self.length_ramp[0].global_batch_size if self.length_ramp else None
+        key = "training.global_batch_size" if first is None else "training.length_ramp[0].global_batch_size"
+        validate_ramp(self.batch_ramp, (key, first or self.global_batch_size), self.micro_batch_size)
         for name in ("eval_every", "eval_samples", "check_replicas_every"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")

@@ -106,11 +106,12 @@ def model_card(manifest: Manifest, run: RunConfig, *, dtype: str, licence: str, 
     model, moe = run.model, run.model.moe
     experts = f"{moe.num_experts} experts of {moe.ffn_hidden_size}, top {moe.top_k}" if moe else "dense"
     sources = ", ".join(f"{name} ({count} samples)" for name, count in manifest.consumed_per_source.items())
+    lengths = [str(length) for first, length in run.step_sizes.lengths() if first <= manifest.consumed_samples]
     facts = {
         "Model": model.name,
         "Run": f"{run.run.name} ({manifest.run_id})",
         "Step": manifest.step,
-        "Samples": f"{manifest.consumed_samples} of {model.seq_length} tokens",
+        "Samples": f"{manifest.consumed_samples} of {', then '.join(lengths)} tokens",
         "Data": sources or "not recorded",
         "Layers": f"{model.num_layers}, hidden {model.hidden_size}, {experts}",
         "Attention": f"{model.num_attention_heads} heads, {model.query_groups} groups of keys and values",

@@ -35,7 +35,8 @@ class Batch:
     """[B, S] float32: weight of each label in the loss."""
     token_ids: Tensor | None = None
     """[B, S] int64: the number of each token in the run (sample * S + position), from which router noise is drawn, so
-    that it is the same on every layout. Below 0: padding, which no router counts. None: no padding and no noise."""
+    that it is the same on every layout; none comes twice, as S only rises in a run. Below 0: padding, which no router
+    counts. None: no padding and no noise."""
     source_index: Tensor | None = None
     """[B] int64: which of the data's sources each sequence is of. None where losses by source are not needed."""
     documents: Tensor | None = None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from gpt4moe.config.data import SourceConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.mixture import Phase, PhasedMixture, names_of
+from gpt4moe.config.step_sizes import StepSizes
+from gpt4moe.data.mixture import Part, Phase, PhasedMixture, names_of
 from gpt4moe.data.samples import num_samples
 from gpt4moe.errors import DataError
 
@@ -22,7 +23,7 @@ class SourceUse:
     tokens: float
     """That it has."""
     share: float
-    """Of the run's samples, all phases together."""
+    """Of the run's tokens, all phases together."""
     samples: int
     """That the run reads."""
     tokens_read: int
@@ -44,10 +45,10 @@ def phases_of(run: RunConfig, tokens: dict[str, float]) -> list[Phase]:
     weights = {
         name: tokens[name] * source.epochs if source.share is None else source.share for name, source in chosen.items()
     }
-    phases = [Phase(0, _normalised(weights))]
+    phases, sizes = [Phase(0, _normalised(weights))], run.step_sizes
     for number, phase in enumerate(run.data.phases):
         _require_known(f"data.phases[{number}].shares", phase.shares, tokens)
-        phases.append(Phase(math.ceil(phase.from_tokens / run.model.seq_length), _normalised(phase.shares)))
+        phases.append(Phase(sizes.samples_until(phase.from_tokens), _normalised(phase.shares)))
     return phases
 
 
@@ -65,19 +66,35 @@ def uses(
     Args:
         rows: samples of an epoch where they are not stretches of S tokens, as rows of conversations.
     """
-    length = run.model.seq_length
-    sizes = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)} | (rows or {})
-    total = run.training.step_sizes.samples(run.training.steps)
-    chosen = run.data.chosen
+    length, sizes, chosen = run.model.seq_length, run.step_sizes, run.data.chosen
+    windows = {name: max(1, num_samples(int(tokens[name]), length)) for name in names_of(phases)} | (rows or {})
+    mixture = PhasedMixture(windows, phases, run.run.seed, parts_of(run))
+    total = sizes.samples(run.training.steps)
+    counts, epochs, read = mixture.consumed(total), mixture.epochs(total), _tokens_read(mixture, sizes, total)
     return [
         SourceUse(
-            source=name, tokens=tokens[name], share=count / total, samples=count, tokens_read=count * length,
-            epochs=count / sizes[name],
+            source=name, tokens=tokens[name], share=read[name] / sizes.tokens(run.training.steps), samples=count,
+            tokens_read=read[name], epochs=epochs[name],
             max_epochs=chosen[name].max_epochs if name in chosen else None,
             origin=chosen[name].origin if name in chosen else "",
         )
-        for name, count in PhasedMixture(sizes, phases, run.run.seed).consumed(total).items()
+        for name, count in counts.items()
     ]  # fmt: skip
+
+
+def parts_of(run: RunConfig) -> list[Part]:
+    """Where the length of samples changes (training.length_ramp)."""
+    return [Part(first, run.model.seq_length // length) for first, length in run.step_sizes.lengths()]
+
+
+def _tokens_read(mixture: PhasedMixture, sizes: StepSizes, total: int) -> dict[str, int]:
+    """Of each source, in the first `total` samples."""
+    lengths, read = sizes.lengths(), dict.fromkeys(mixture.names, 0)
+    ends = [first for first, _ in lengths[1:]] + [total]
+    for (first, length), end in zip(lengths, ends, strict=True):
+        before, after = (mixture.consumed(min(at, total)) for at in (first, end))
+        read = {name: tokens + (after[name] - before[name]) * length for name, tokens in read.items()}
+    return read
 
 
 def require_epochs(run: RunConfig, found: Sequence[SourceUse]) -> None:
@@ -85,8 +102,8 @@ def require_epochs(run: RunConfig, found: Sequence[SourceUse]) -> None:
     for use in found:
         if use.max_epochs is not None and use.epochs > use.max_epochs:
             fits = use.max_epochs / use.epochs
-            sizes = run.training.step_sizes
-            steps = sizes.steps(sizes.samples(run.training.steps) * fits)
+            sizes = run.step_sizes
+            steps = sizes.steps(sizes.tokens(run.training.steps) * fits)
             raise DataError(
                 f"Source {use.source} has {use.tokens:,.0f} tokens, and training.steps={run.training.steps} reads it "
                 f"{use.epochs:.2f} times; data.sources.{use.source}.max_epochs is {use.max_epochs:g}.",

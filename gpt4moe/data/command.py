@@ -67,11 +67,13 @@ def _step(words: list[str]) -> Answer:
     if not words or not words[0].isdecimal() or words[0] == "0":
         raise ConfigError("step wants a number from 1.", "Write: mixture.py step 20 +experiment=tiny")
     run, step = _run(words[1:]), int(words[0])
-    sizes = run.training.step_sizes
+    sizes = run.step_sizes
     first, after = sizes.samples(step - 1), sizes.samples(step)
     facts = {"step": step, "first_sample": first, "last_sample": after - 1, "samples": after - first}
-    return Answer(facts | {"tokens": (after - first) * run.model.seq_length}, [
-        f"step {step} reads the samples {first} to {after - 1}: {after - first} sequences; mixture.py sample shows one",
+    length = sizes.at_step(step).seq_length
+    return Answer(facts | {"seq_length": length, "tokens": (after - first) * length}, [
+        f"step {step} reads the samples {first} to {after - 1}: {after - first} sequences of {length} tokens; "
+        "mixture.py sample shows one",
     ])  # fmt: skip
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
+from gpt4moe.data.blend import parts_of
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.mixture import Draw, Draws, Phase, PhasedMixture, names_of
-from gpt4moe.data.permutation import Permutation
+from gpt4moe.data.mixture import WHOLE, Draw, Draws, Phase, PhasedMixture, names_of
+from gpt4moe.data.permutation import Permutation, PieceOrder
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
 from gpt4moe.data.shards import ShardedTokens
@@ -41,6 +42,7 @@ class MixedSamples:
     """Data.source_names."""
     mixture: PhasedMixture
     seq_length: int
+    """Of a window: the longest sample."""
     seed: int
     reshuffle: bool
     """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
@@ -49,30 +51,36 @@ class MixedSamples:
 
     def sample(self, n: int) -> TokenSample:
         draw, index = self.place(n)
-        stream, start = self.streams[draw.source], index * self.seq_length
-        sample = packed_sample(stream, index, self.seq_length)
+        stream, length = self.streams[draw.source], self.length_of(draw)
+        start = index * length
+        sample = packed_sample(stream, index, length)
         if self.by_document:
-            sample = in_documents(sample, stream.begins(slice(start, start + self.seq_length + 1)))
+            sample = in_documents(sample, stream.begins(slice(start, start + length + 1)))
         return replace(sample, source_index=self.names.index(draw.source))
 
+    def length_of(self, draw: Draw) -> int:
+        """S of a sample: its tokens."""
+        return self.seq_length // self.mixture.parts[draw.part].pieces
+
     def place(self, n: int) -> tuple[Draw, int]:
-        """Where sample n is drawn from, and which stretch of S tokens of its source's stream it is."""
+        """Where sample n is drawn from, and which stretch of S tokens (length_of) of its source's stream it is."""
         draw = self.mixture.draw(n)
-        return draw, self._order(draw.source, draw.epoch)(draw.position)
+        return draw, self._order(draw.source, draw.epoch, draw.part)(draw.position)
 
     def places(self, numbers: NDArray[np.int64]) -> tuple[Draws, NDArray[np.int64]]:
         """`place` of many samples in one go."""
         draws, index = self.mixture.draws(numbers), np.empty_like(numbers)
-        passes = draws.epoch * len(self.mixture.names) + draws.source
+        passes = (draws.epoch * len(self.mixture.parts) + draws.part) * len(self.mixture.names) + draws.source
         by_pass = np.argsort(passes, kind="stable")
         for inside in np.split(by_pass, np.flatnonzero(np.diff(passes[by_pass])) + 1) if numbers.size else []:
-            epoch, source = divmod(int(passes[inside[0]]), len(self.mixture.names))
-            index[inside] = self._order(self.mixture.names[source], epoch).indices(draws.position[inside])
+            rest, source = divmod(int(passes[inside[0]]), len(self.mixture.names))
+            order = self._order(self.mixture.names[source], *divmod(rest, len(self.mixture.parts)))
+            index[inside] = order.indices(draws.position[inside])
         return draws, index
 
-    def _order(self, source: str, epoch: int) -> Permutation:
+    def _order(self, source: str, epoch: int, part: int) -> Permutation | PieceOrder:
         """Of a pass over a source."""
-        return Permutation(self.mixture.sizes[source], self.seed, epoch if self.reshuffle else 0, source)
+        return self.mixture.order(source, epoch if self.reshuffle else 0, part, self.seed)
 
     def consumed(self, n: int) -> dict[str, int]:
         return self.mixture.consumed(n)
@@ -107,7 +115,8 @@ class Data:
 
     train: SampleStream
     validation: SampleStream
-    """Held-out text, mixed as the training text. Its order is the same for every seed; it repeats at its end."""
+    """Held-out text, mixed as the training text, in samples of model.seq_length at every step. Its order is the same
+    for every seed; it repeats at its end."""
     identity: dict[str, str]
     """CheckedData.identity: must be the same on a restart."""
     tokenizer: Path | None
@@ -151,7 +160,7 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     model = run.model
     samples = MockSamples(
         vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream,
-        by_document=run.data.document_mask,
+        by_document=run.data.document_mask, lengths=run.step_sizes.lengths() if stream == "train" else (),
     )  # fmt: skip
     return SampleStream(samples)
 
@@ -167,7 +176,8 @@ def _mixed(run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Ph
     sources, seq_length = checked.catalogue.sources, run.model.seq_length
     streams = {name: sources[name].tokens(split) for name in names_of(phases)}
     sizes = {name: num_samples(len(tokens), seq_length) for name, tokens in streams.items()}
-    mixture = PhasedMixture(sizes, phases, seed)
+    # Held-out samples have the longest length, so that one number is followed through the whole run.
+    mixture = PhasedMixture(sizes, phases, seed, parts_of(run) if split == "train" else WHOLE)
     samples = MixedSamples(
         streams, checked.source_names, mixture, seq_length, seed, reshuffle=split == "train",
         by_document=run.data.document_mask,

@@ -57,7 +57,7 @@ def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, lis
     if isinstance(samples, RowSamples):
         stream, start = samples.sources[draw.source].first_token(index)
     else:
-        stream, start = samples.streams[draw.source], index * samples.seq_length
+        stream, start = samples.streams[draw.source], index * samples.length_of(draw)
     shard, at = stream.place(start)
     document, within = DocumentIndex(stream.folder / shard.file).document_at(at)
     tokens = samples.sample(n).tokens

@@ -31,7 +31,7 @@ def overview(run: RunConfig) -> dict[str, Any]:
     phases = phases_of(run, tokens)
     rows = _rows(run, catalogue, phases)
     phases = phases_of(run, tokens | rows)
-    found, sizes = uses(run, tokens, phases, rows), run.training.step_sizes
+    found, sizes = uses(run, tokens, phases, rows), run.step_sizes
     require_epochs(run, found)
     sources = [
         dataclasses.asdict(use) | {"disk_bytes": _disk_bytes(run, catalogue, use.source, use.tokens)} for use in found

@@ -72,3 +72,26 @@ class Permutation:
         for key in self._keys:
             left, right = right, left ^ (mix64((right + key) & _MASK) & mask)
         return left << bits | right
+
+
+@dataclass(frozen=True, slots=True)
+class PieceOrder:
+    """An order of the pieces of some consecutive windows of another order, each cut into `pieces` equal ones."""
+
+    windows: Permutation
+    first: int
+    """The first of these windows, as a position in `windows`."""
+    pieces: int
+    inside: Permutation
+    """Of all pieces of these windows."""
+
+    def __call__(self, position: int) -> int:
+        """The piece at a position, counted in pieces from position 0 of `windows`; it is piece `index % pieces` of
+        window `index // pieces`. Raises: IndexError for a position before or after these windows."""
+        window, piece = divmod(self.inside(position - self.first * self.pieces), self.pieces)
+        return self.windows(self.first + window) * self.pieces + piece
+
+    def indices(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As for each position alone, in one go. Raises: IndexError."""
+        window, piece = np.divmod(self.inside.indices(positions - self.first * self.pieces), self.pieces)
+        return self.windows.indices(self.first + window) * self.pieces + piece

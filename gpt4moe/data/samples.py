@@ -8,6 +8,7 @@ A stream is documents one after the other, each ended by EOS, without padding:
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -102,9 +103,11 @@ class MockSamples:
     """For tests: above 0, each sample masks a share of its labels, drawn from [0, mask_fraction]."""
     by_document: bool = False
     """Samples have documents, of a quarter of a sample's length in the mean. The tokens stay the same."""
+    lengths: Sequence[tuple[int, int]] = ()
+    """(first sample, length) where not all samples have seq_length (StepSizes.lengths)."""
 
     def sample(self, n: int) -> TokenSample:
-        length = self.seq_length
+        length = next((length for first, length in reversed(self.lengths) if n >= first), self.seq_length)
         # Raw 64-bit draws: only the bit generators themselves are stable between NumPy versions.
         raw = np.random.Philox(key=derived_keys(2, "mock", self.seed, self.stream, n)).random_raw(2 * length + 2)
         choices, wild = (raw[: length + 1] >> 60).tolist(), (raw[: length + 1] & 0xFFFFFFFF).tolist()

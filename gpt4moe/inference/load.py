@@ -218,7 +218,7 @@ def require_placeable(run: RunConfig, world_size: int) -> None:
     """Raises: LayoutError when the model does not fit run.parallel on this many ranks."""
     # With a batch that fits the layout: the one of training has no meaning here.
     batch = world_size * run.parallel.pp
-    training = dataclasses.replace(run.training, micro_batch_size=1, global_batch_size=batch, batch_ramp=[])
+    training = dataclasses.replace(run.training.of_one_size(batch), micro_batch_size=1)
     require_legal(run.model, run.parallel, training, world_size)
 
 

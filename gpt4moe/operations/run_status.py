@@ -196,6 +196,8 @@ def _speed(records: list[Record]) -> float | None:
 def _eta(events: list[Event], records: list[Record], seen: float, total: int | None) -> float | None:
     if not records or total is None:
         return None
+    if {"seq_length", "eta_seconds"} <= records[-1].keys():  # steps differ in size: the run's own counts tokens
+        return float(records[-1]["eta_seconds"])
     step = int(records[-1]["step"])
     pace = float(records[-1].get("step_seconds", 0.0))
     first = next((event for event in reversed(events) if event["event"] in ("first_step", "start")), None)

@@ -35,7 +35,7 @@ def mixture_table(found: dict[str, Any]) -> Iterator[RenderableType]:
     for span in found["batches"] if len(found["batches"]) > 1 else []:
         yield (
             f"from step {span['first_step'] + 1:,}, sample {span['first_sample']:,}: "
-            f"{span['global_batch_size']:,} sequences a step, {span['steps']:,} steps"
+            f"{span['global_batch_size']:,} sequences of {span['seq_length']:,} tokens a step, {span['steps']:,} steps"
         )
 
 

@@ -189,13 +189,13 @@ def _parameters(result: Estimate) -> Table:
     table.add_row("total", f"{count.total / 1e9:,.3f}", "10^9 parameters")
     table.add_row("active, of a token, in the layers", f"{count.active / 1e9:,.3f}", "10^9 parameters")
     rows = {
-        "6N of a token": flops.layers, "... with head and attention": flops.model,
-        "... with what is recomputed": flops.hardware,
+        "6N of a token": "layers", "... with head and attention": "model", "... with what is recomputed": "hardware",
     }  # fmt: skip
-    for name, value in rows.items():
+    for name, kind in rows.items():
+        value = getattr(flops, kind)
         table.add_row(name, f"{value / 1e12:.4g}", "TFLOP")
         whole = f"{name.replace('of a token', '').strip()} of {tokens:.3g} tokens"
-        table.add_row(whole, f"{value * tokens:.4g}", "FLOP")
+        table.add_row(whole, f"{result.total_flops(kind):.4g}", "FLOP")
     return table
 
 

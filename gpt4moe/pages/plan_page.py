@@ -32,7 +32,9 @@ MOST_ROUNDS = 3
 """Micro-batches in the chart, as a multiple of pp. More micro-batches would only repeat the steady state."""
 
 
-PHASE_COLUMNS = ("steps", "batch [seq]", "shares", "tokens", "step [s]", "days", "cost [USD]")
+PHASE_COLUMNS = (
+    "steps", "batch [seq]", "length", "shares", "tokens", "memory [GB]", "step [s]", "days", "cost [USD]",
+)  # fmt: skip
 
 
 def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
@@ -40,8 +42,9 @@ def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
     return [
         (
             f"{phase.first_step:,} to {phase.first_step + phase.steps - 1:,}", f"{phase.global_batch_size:,}",
-            "data.sources" if phase.shares is None else _shares(phase.shares), f"{phase.tokens:.4g}",
-            f"{phase.step_seconds:.4g}", f"{phase.seconds / 86400:.4g}",
+            f"{phase.seq_length:,}", "data.sources" if phase.shares is None else _shares(phase.shares),
+            f"{phase.tokens:.4g}", f"{phase.peak_memory_bytes / 1e9:.1f}", f"{phase.step_seconds:.4g}",
+            f"{phase.seconds / 86400:.4g}",
             f"{result.cost.usd * phase.seconds / result.run.seconds:,.0f}",
         )
         for phase in result.phases

@@ -10,10 +10,11 @@ What depends on the kernel that a device gets (grouped_product_problems) is aske
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from math import gcd
+from math import gcd, lcm
 
 from gpt4moe.config.model import AttentionKind, MlpKind, ModelConfig, divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.step_sizes import LengthLevelConfig
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError, together
 from gpt4moe.parallel.placement import stage_sizes
@@ -60,6 +61,7 @@ def layout_problems(
         *_batch_problems(parallel, training, world_size),
         *_ramp_problems(parallel, training, world_size),
         *_tensor_problems(model, parallel),
+        *_length_problems(model, parallel, training),
         *_pipeline_problems(model, parallel, training, world_size),
         *_expert_problems(model, parallel, world_size),
     ]
@@ -152,17 +154,18 @@ def _ramp_problems(parallel: ParallelConfig, training: TrainingConfig, world_siz
     dp = world_size // (parallel.tp * parallel.pp * parallel.cp)
     unit = training.micro_batch_size * dp * (parallel.pp if parallel.vpp > 1 else 1)
     least = training.micro_batch_size * dp * parallel.pp
-    for number, level in enumerate(training.batch_ramp):
-        size = level.global_batch_size
+    ramp = {f"training.batch_ramp[{at}]": level.global_batch_size for at, level in enumerate(training.batch_ramp)}
+    levels = {_named(level): level.global_batch_size for level in training.length_ramp if level.global_batch_size}
+    for name, size in (ramp | levels).items():
         if size % unit or size < least:
             fits = max(least, -(-size // unit) * unit)
             what = f"a multiple of {unit}" + (f", and at least {least}" if least > unit else "")
             yield Problem(
-                f"training.batch_ramp[{number}].global_batch_size={size} with micro_batch_size "
+                f"{name}.global_batch_size={size} with micro_batch_size "
                 f"{training.micro_batch_size} x dp {dp} gives a rank {size / (training.micro_batch_size * dp):g} "
                 f"micro-batches, but parallel.pp={parallel.pp}, vpp={parallel.vpp} needs {what} sequences.",
-                f"Set training.batch_ramp[{number}].global_batch_size={fits}, or a smaller training.micro_batch_size."
-                if fits < training.global_batch_size
+                f"Set {name}.global_batch_size={fits}, or a smaller training.micro_batch_size."
+                if fits < training.global_batch_size or name in levels
                 else f"Leave the level out: {fits} would not be below training.global_batch_size="
                 f"{training.global_batch_size}.",
             )
@@ -192,6 +195,24 @@ def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[P
             f"parallel.cp={parallel.cp} needs model.seq_length={model.seq_length} to divide by {2 * parallel.cp}.",
             f"Set model.seq_length to a multiple of {2 * parallel.cp}.",
         )
+
+
+def _length_problems(model: ModelConfig, parallel: ParallelConfig, training: TrainingConfig) -> Iterator[Problem]:
+    """Samples of every length are cut over cp into two pieces a rank, and each rank's part over tp."""
+    unit = lcm(2 * parallel.cp if parallel.cp > 1 else 1, parallel.cp * parallel.tp)
+    fits = [size for size in divisors(model.seq_length) if size % unit == 0 and size < model.seq_length]
+    for level in training.length_ramp:
+        if level.seq_length % unit:
+            yield Problem(
+                f"{_named(level)}.seq_length={level.seq_length} does not divide by {unit}, which parallel.cp="
+                f"{parallel.cp} and tp={parallel.tp} need.",
+                f"Set it to one of {fits}, or choose less cp or tp." if fits else "Choose less cp or tp.",
+            )
+
+
+def _named(level: LengthLevelConfig) -> str:
+    """By its last step: levels that are over do not count any more (TrainingConfig.after)."""
+    return f"training.length_ramp[until_step={level.until_step}]"
 
 
 def _pipeline_problems(

@@ -41,15 +41,16 @@ class Compared:
 
 
 def calibrate(plan: PlanConfig, records: Sequence[Mapping[str, float]]) -> list[Compared]:
-    """The plan of a run on plan.gpus devices against its metrics; in a batch ramp, against those of its last size.
+    """The plan of a run on plan.gpus devices against its metrics; where the steps' size changes, against those of
+    the last size.
 
     Raises: DataError if the run has no timed step; the errors of estimate.
     """
     timed = [record for record in records if record.get("step_seconds", 0) > 0]
     if not timed:
         raise DataError("The run's metrics.jsonl has no step with step_seconds.", "Let the run take a few steps first.")
-    if plan.training.batch_ramp:
-        sizes, last = plan.training.step_sizes, int(timed[-1]["step"])
+    if plan.training.batch_ramp or plan.training.length_ramp:
+        sizes, last = plan.step_sizes, int(timed[-1]["step"])
         timed = [record for record in timed if sizes.at_step(int(record["step"])) == sizes.at_step(last)]
         plan = plan.at_step(last)
     steady = timed[int(WARM_UP * len(timed)) :]

@@ -6,7 +6,6 @@ a legal plan    -> binding: the bottleneck in one sentence; warnings: what does 
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from math import ceil
 
 from gpt4moe.config.cluster import ClusterConfig, Generation
@@ -130,7 +129,7 @@ def require_legal(plan: PlanConfig, world: int) -> None:
     problems = layout_problems(plan.model, plan.parallel, plan.training, world)
     if not problems:
         return
-    without_ramp = replace(plan.training, batch_ramp=[])
+    without_ramp = plan.training.of_one_size(plan.training.global_batch_size)
     is_of_ramp = not layout_problems(plan.model, plan.parallel, without_ramp, world)  # its own cure is the nearest
     changes = [] if is_of_ramp else legal_changes(plan, world)
     if not changes:

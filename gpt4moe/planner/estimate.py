@@ -33,11 +33,12 @@ class Estimate:
     parameters: ParameterCount
     flops: FlopsPerToken
     memory: list[StageMemory]
+    """Of the steps that need most."""
     step: StepTime
-    """Of training.global_batch_size, which a ramp ends with."""
+    """Of training.global_batch_size and model.seq_length, which ramps end with."""
     run: RunTime
     phases: list[RunPhase]
-    """One where neither the batch nor the shares of the data change."""
+    """One where neither the batch, the length of samples nor the shares of the data change."""
     cost: Cost
     bottleneck: str
     warnings: list[str]
@@ -53,7 +54,11 @@ class Estimate:
 
     @property
     def tokens(self) -> int:
-        return self.plan.training.step_sizes.samples(self.plan.training.steps) * self.plan.model.seq_length
+        return self.plan.step_sizes.tokens(self.plan.training.steps)
+
+    def total_flops(self, kind: str) -> float:
+        """Of the whole run. Args: kind: a field of FlopsPerToken."""
+        return float(sum(getattr(phase.flops, kind) * phase.tokens for phase in self.phases))
 
     @property
     def tokens_per_second(self) -> float:
@@ -71,7 +76,7 @@ class Estimate:
 
     @property
     def peak_memory_bytes(self) -> int:
-        return max(stage.total_bytes for stage in self.memory)
+        return _fullest(self.memory)
 
     @property
     def headroom_bytes(self) -> float:
@@ -136,12 +141,24 @@ def estimate(plan: PlanConfig) -> Estimate:
         written_seconds=save_seconds(saved, asynchronous=False) if is_async else 0.0,
     )
     hours_between = plan.cluster.hours_between_failures
+    memories: dict[tuple[int, int], list[StageMemory]] = {}
+
+    def memory_of(part: PlanConfig) -> list[StageMemory]:
+        size = (part.model.seq_length, part.training.global_batch_size)
+        if size not in memories:
+            memories[size] = memory_per_stage(part, layout, imbalance=plan.imbalance)
+        return memories[size]
+
+    def seconds_of(part: PlanConfig) -> float:
+        of_part = work if part.model.seq_length == plan.model.seq_length else timed_work(part)
+        return step_time(of_part, part.training, world).seconds
+
     whole, phases = timed_phases(
-        plan, lambda part: step_time(work, part.training, world).seconds, saving,
+        plan, seconds_of, lambda part: _fullest(memory_of(part)), saving,
         failures_per_hour=world / hours_between if hours_between else 0.0,
         restart_seconds=60 * plan.restart_minutes,
     )  # fmt: skip
-    memory = memory_per_stage(plan, layout, imbalance=plan.imbalance)
+    memory = max((memory_of(plan), *memories.values()), key=_fullest)
     refused = [
         *support_problems(plan.model, plan.parallel),
         *kernel_problems(plan, DeviceKind.of_cluster(plan.cluster)),
@@ -154,6 +171,10 @@ def estimate(plan: PlanConfig) -> Estimate:
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step_seconds=step.seconds),
     )  # fmt: skip
+
+
+def _fullest(memory: list[StageMemory]) -> int:
+    return max(stage.total_bytes for stage in memory)
 
 
 def saved_bytes(work: Work, world_size: int) -> float:
@@ -181,7 +202,7 @@ def to_json(result: Estimate) -> dict[str, object]:
         "flops": {
             "per_token": result.flops.layers,
             "total": result.flops.layers * result.tokens,
-            "total_with_attention": result.flops.model * result.tokens,
+            "total_with_attention": result.total_flops("model"),
         },
         "layout": {
             **{name: getattr(layout, name) for name in ("tp", "pp", "vpp", "ep", "etp", "cp", "dp")},
@@ -199,7 +220,6 @@ def to_json(result: Estimate) -> dict[str, object]:
         "phases": [
             {
                 **asdict(phase),
-                "seq_length": result.plan.model.seq_length,
                 "days": phase.seconds / 86400,
                 "usd": result.cost.usd * phase.seconds / run.seconds,
             }

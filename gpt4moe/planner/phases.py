@@ -1,18 +1,20 @@
-"""Time and money of a run whose steps change: a batch ramp, and phases of the data.
+"""Time and money of a run whose steps change: ramps of batch and length, and phases of the data.
 
-training.batch_ramp --> spans of steps of one size --run_time--> time of each span --> the run's time
-data.phases         --> the same spans, cut where the shares change --> RunPhase, whose sums are the run
+training.batch_ramp, length_ramp --> spans of steps of one size --run_time--> time of each span --> the run's time
+data.phases                      --> the same spans, cut where the shares change --> RunPhase, whose sums are the run
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 
+from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.run_time import RunTime, Saving, run_time
 
 Seconds = Callable[[PlanConfig], float]
 """Of a step of this plan."""
+Memory = Callable[[PlanConfig], int]
+"""Bytes of the fullest device in steps of this plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,9 +25,14 @@ class RunPhase:
     """From 1."""
     steps: int
     global_batch_size: int
+    seq_length: int
     shares: dict[str, float] | None
     """Of the sources, as data.phases gives them; None: data.sources."""
     tokens: int
+    flops: FlopsPerToken
+    """Of samples of this length."""
+    peak_memory_bytes: int
+    """Of the fullest device."""
     step_seconds: float
     """Of one step, without saving and restarts."""
     seconds: float
@@ -33,18 +40,25 @@ class RunPhase:
 
 
 def timed_phases(
-    plan: PlanConfig, seconds_of: Seconds, saving: Saving, *, failures_per_hour: float, restart_seconds: float
+    plan: PlanConfig,
+    seconds_of: Seconds,
+    memory_of: Memory,
+    saving: Saving,
+    *,
+    failures_per_hour: float,
+    restart_seconds: float,
 ) -> tuple[RunTime, list[RunPhase]]:
     """The run's time, and its phases.
 
     Raises: ConfigError as run_time does.
     """
-    total, spans = plan.training.steps, plan.training.step_sizes.within(plan.training.steps)
+    total, spans = plan.training.steps, plan.step_sizes.within(plan.training.steps)
     if len(spans) > 1 and not saving.every_steps:  # one save at the end of the run, not one for each span
         saving = replace(saving, every_steps=total)
     times, phases = [], []
     for span, steps in spans:
-        seconds = seconds_of(plan.at_step(span.first_step + 1))
+        part = plan.at_step(span.first_step + 1)
+        seconds, memory, flops = seconds_of(part), memory_of(part), flops_per_token(part.model, part.parallel)
         took = run_time(
             steps, seconds, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds
         )  # fmt: skip
@@ -52,8 +66,9 @@ def timed_phases(
         for first, count, shares in _cut_by_shares(plan, span.first_step, steps):
             phases.append(
                 RunPhase(
-                    first_step=first + 1, steps=count, global_batch_size=span.global_batch_size, shares=shares,
-                    tokens=count * span.global_batch_size * plan.model.seq_length, step_seconds=seconds,
+                    first_step=first + 1, steps=count, global_batch_size=span.global_batch_size,
+                    seq_length=span.seq_length, shares=shares, tokens=count * span.tokens_per_step,
+                    flops=flops, peak_memory_bytes=memory, step_seconds=seconds,
                     seconds=took.seconds * count / steps,
                 )
             )  # fmt: skip
@@ -65,12 +80,11 @@ def _cut_by_shares(plan: PlanConfig, first: int, steps: int) -> list[tuple[int, 
 
     The step in which the shares change counts to the phase that it begins with.
     """
-    sizes, parts = plan.training.step_sizes, []
+    sizes, parts = plan.step_sizes, []
     starts: list[tuple[int, dict[str, float] | None]] = [(0, None)]
     for phase in plan.data.phases:
-        sample = ceil(phase.from_tokens / plan.model.seq_length)
-        whole = sizes.steps(sample)
-        starts.append((whole + (sizes.samples(whole) < sample), phase.shares))
+        whole = sizes.steps(phase.from_tokens)
+        starts.append((whole + (sizes.tokens(whole) < phase.from_tokens), phase.shares))
     ends = [start for start, _ in starts[1:]] + [first + steps]
     for (start, shares), end in zip(starts, ends, strict=True):
         begins, stops = max(first, start), min(first + steps, end)

@@ -16,8 +16,8 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
         tokens: which set of them.
     """
     generator = torch.Generator().manual_seed(1000 * (1 + tokens) + step)
-    micro, seq, sizes = run.training.micro_batch_size, run.model.seq_length, run.training.step_sizes
-    count = sizes.at_step(step).global_batch_size // micro
+    micro, sizes = run.training.micro_batch_size, run.step_sizes
+    count, seq = sizes.at_step(step).global_batch_size // micro, sizes.at_step(step).seq_length
     drawn = torch.randint(0, run.model.vocab_size, (count, micro, seq + 1), generator=generator)
     # A share of each sequence from nothing to all of it.
     share = torch.rand(count, micro, 1, generator=generator) ** 2

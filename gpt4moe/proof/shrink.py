@@ -123,7 +123,8 @@ def _batch(run: RunConfig, proved: Layout) -> dict[str, Any]:
     """More micro-batches than stages, so that every pipeline reaches its steady state; at least three a rank."""
     count = _rounded(proved.pp + 1, proved.pp) if proved.vpp > 1 else max(3, proved.pp + 1)
     micro = min(2, run.training.micro_batch_size)
-    return {"micro_batch_size": micro, "global_batch_size": micro * count * proved.dp, "batch_ramp": []}
+    sizes = {"micro_batch_size": micro, "global_batch_size": micro * count * proved.dp}
+    return sizes | {"batch_ramp": [], "length_ramp": []}
 
 
 def _with_experts(raw: dict[str, Any], run: RunConfig, proved: Layout, depth: "Depth") -> RunConfig:

@@ -272,7 +272,7 @@ def _make(folder: Path) -> None:
 def _manifest(run: RunConfig, layout: Layout) -> Manifest:
     data = {"data": "none: a rehearsal", "tokenizer": "none: a rehearsal"}
     return Manifest(
-        step=1, consumed_samples=run.training.step_sizes.samples(1), consumed_per_source={}, optimizer_step=1,
+        step=1, consumed_samples=run.step_sizes.samples(1), consumed_per_source={}, optimizer_step=1,
         run_id="rehearsal", identity=identity_of(run, data), config=config_to_dict(run), layout=layout.describe(),
         versions={name: version(name) for name in ("torch", "megatron-core", "deepspeed")}, files=[],
         tensor_names=stored_names(run.model),

@@ -46,6 +46,7 @@ class Console:
         *,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tokens: Callable[[int], int] | None = None,
     ):
         """
         Args:
@@ -53,12 +54,13 @@ class Console:
             start_step: steps already done (the checkpoint's step); 0 at first.
             stream: stdout by default.
             clock: seconds, for the remaining time and the pace of lines.
+            tokens: Pace's.
         """
         stream = stream or sys.stdout
         self.total_steps = total_steps
         self.start_step = start_step
         self.run_name = run_name
-        self._pace = Pace(clock)
+        self._pace = Pace(clock, tokens)
         # Asked of the stream, not of rich: FORCE_COLOR and the like must not put a bar into a log file.
         live = stream.isatty()
         self._rich = RichConsole(file=stream, highlight=False, force_terminal=live)

@@ -19,6 +19,11 @@ STEP_METRICS: dict[str, Metric] = {
     "grad_norm": Metric(unit="", meaning="global L2 norm of the gradient, before clipping"),
     "learning_rate": Metric(unit="", meaning="learning rate this step was taken with"),
     "consumed_tokens": Metric(unit="tokens", meaning="tokens since the run's beginning, this step included"),
+    "seq_length": Metric(
+        unit="tokens",
+        meaning="of a sample of this step, where training.length_ramp changes it; held-out samples have "
+        "model.seq_length throughout",
+    ),
     "eval_loss": Metric(
         unit="nats/token",
         meaning="loss on held-out text, only on steps that evaluate; of a source: over its held-out tokens",

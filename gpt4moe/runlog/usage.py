@@ -5,9 +5,10 @@ records of earlier launches -> hours, money so far --+ this process's age x rank
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gpt4moe.config.step_sizes import StepSizes
 from gpt4moe.runlog.metrics import Metric, Record
 
 WINDOW_STEPS = 50
@@ -45,8 +46,8 @@ USAGE_METRICS: dict[str, Metric] = {
     ),
     "eta_seconds": Metric(
         unit="s",
-        meaning="time to training.steps at the pace of the last 50 steps, evaluations and checkpoints included; not on "
-        "a launch's first step",
+        meaning="time to training.steps at the pace of the last 50 steps, by tokens, evaluations and checkpoints "
+        "included; not on a launch's first step",
         is_timing=True,
     ),
 }
@@ -58,10 +59,11 @@ class Pace:
 
     Args:
         clock: seconds.
+        tokens: of the first N steps, where steps differ in size (StepSizes.tokens); None: all have one.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, tokens: Callable[[int], int] | None = None):
+        self._clock, self._work = clock, tokens or int
         self._marks: deque[tuple[float, int]] = deque(maxlen=WINDOW_STEPS)
 
     def mark(self, step: int) -> float:
@@ -71,11 +73,12 @@ class Pace:
         return now
 
     def eta_seconds(self, total_steps: int) -> float | None:
-        """Seconds to the end of step `total_steps` at the pace of the last steps; None before two are noted."""
+        """Seconds to the end of step `total_steps` at the last steps' pace by tokens; None before two are noted."""
         if len(self._marks) < 2:
             return None
         (first_time, first_step), (last_time, last_step) = self._marks[0], self._marks[-1]
-        return (last_time - first_time) / (last_step - first_step) * (total_steps - last_step)
+        first, last, end = self._work(first_step), self._work(last_step), self._work(total_steps)
+        return (last_time - first_time) / (last - first) * (end - last)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,21 +97,29 @@ class Usage:
 
     Args:
         began: when this process began, seconds since 1970.
-        flops_per_token: of the model, forward and backward.
+        sizes: of the run's steps.
+        flops_per_token: of the model, forward and backward, by the length of a sample.
         earlier: records of the launches before, those of redone steps included: they cost money too. In a run folder
             copied from another run only this run's own.
     """
 
     def __init__(
-        self, devices: Devices, *, began: float, flops_per_token: float, total_steps: int, earlier: Sequence[Record]
+        self,
+        devices: Devices,
+        *,
+        began: float,
+        sizes: StepSizes,
+        flops_per_token: Mapping[int, float],
+        total_steps: int,
+        earlier: Sequence[Record],
     ):
         self.devices = devices
         self.began = began
-        self.flops_per_token = flops_per_token
+        self.sizes, self.flops_per_token = sizes, flops_per_token
         self.total_steps = total_steps
         self.earlier_device_hours = max((record.get("device_hours", 0.0) for record in earlier), default=0.0)
         self.earlier_usd = max((record.get("cost_usd", 0.0) for record in earlier), default=0.0)
-        self._pace = Pace()
+        self._pace = Pace(tokens=sizes.tokens)
         self._last_time: float | None = None
 
     def add_to(self, record: Record) -> None:
@@ -124,6 +135,7 @@ class Usage:
         record["device_hours"] = self.earlier_device_hours + hours
         if self.devices.peak_flops is None:
             return
-        record["mfu"] = self.flops_per_token * record["tokens_per_second"] / self.devices.peak_flops
+        flops_per_token = self.flops_per_token[self.sizes.at_step(int(record["step"])).seq_length]
+        record["mfu"] = flops_per_token * record["tokens_per_second"] / self.devices.peak_flops
         if self.devices.usd_per_hour is not None:
             record["cost_usd"] = self.earlier_usd + hours * self.devices.usd_per_hour

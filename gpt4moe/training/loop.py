@@ -39,7 +39,7 @@ class Trainer:
     ):
         check_order(callbacks)
         self.context = context
-        self.sizes = context.run.training.step_sizes
+        self.sizes = context.run.step_sizes
         self.callbacks = callbacks
         self.history = history
         self.policy = policy
@@ -88,8 +88,8 @@ class Trainer:
         context, run = self.context, self.context.run
         start = time.perf_counter()
         state = context.state
-        size = self.sizes.at_sample(state.consumed_samples).global_batch_size
-        following = state.consumed_samples + size
+        span = self.sizes.at_sample(state.consumed_samples)
+        following = state.consumed_samples + span.global_batch_size
         has_next = state.step + 1 < run.training.steps
         batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
@@ -110,7 +110,9 @@ class Trainer:
             **routing_metrics(result.routing, run.model),
             "grad_norm": done.grad_norm,
             "learning_rate": done.learning_rate,
-            "consumed_tokens": state.consumed_samples * run.model.seq_length,
-            **time_metrics(times, size * run.model.seq_length),
+            "consumed_tokens": self.sizes.tokens(state.step),
+            **time_metrics(times, span.tokens_per_step),
         }
+        if run.training.length_ramp:
+            record["seq_length"] = span.seq_length
         return record, result

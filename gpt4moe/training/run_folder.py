@@ -131,23 +131,25 @@ class RunFolder:
 
 
 _OPTIONAL: dict[str, tuple[Any, str]] = {
-    "batch_ramp": ([], "training.batch_ramp"), "stage": (StageKind.pretrain.value, "stage.kind"),
+    "batch_ramp": ([], "training.batch_ramp"), "length_ramp": ([], "training.length_ramp"),
+    "stage": (StageKind.pretrain.value, "stage.kind"),
     "train": ([], "stage.train"), "lora": (None, "stage.lora"), "document_mask": (False, "data.document_mask"),
 }  # fmt: skip
 """Key of an identity -> its default, which is not written, and the configuration's key."""
 
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
-    """What must stay the same over all launches of a run: model, tokenizer, data, seed, batch sizes, stage, what is
-    trained, document mask.
+    """What must stay the same over all launches of a run: model, tokenizer, data, seed, batch sizes, lengths of
+    samples, stage, what is trained, document mask.
 
-    A ramp and the last three are written only if they are not the default: run folders and checkpoints made before
+    The ramps and the last three are written only if they are not the default: run folders and checkpoints made before
     have none.
     """
     config = config_to_dict(run)
     lora = config["stage"]["lora"] | {"targets": sorted(run.stage.lora.targets)}
     optional = {
-        "batch_ramp": config["training"]["batch_ramp"], "stage": run.stage.kind.value, "train": sorted(run.stage.train),
+        **{key: config["training"][key] for key in ("batch_ramp", "length_ramp")},
+        "stage": run.stage.kind.value, "train": sorted(run.stage.train),
         "lora": lora if run.stage.lora.rank else None, "document_mask": run.data.document_mask,
     }  # fmt: skip
     return {

@@ -112,6 +112,7 @@ class StepRunner:
         documents = [self._documents(batch) for batch in batches]
         batches = [batch.to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
+        seq_length = batches[0].tokens.shape[1]  # of this step: training.length_ramp
         num_tokens, has_padding = self._global_tokens(batches)
         numbered = has_padding or (self.draws_noise and not forward_only)
         batches = [batch.context_slice(self.groups.layout.cp, self.groups.coordinate["cp"]) for batch in batches]
@@ -132,7 +133,7 @@ class StepRunner:
             data_iterator=iterators if interleaved else iterators[0],
             model=self.engine.chunks if interleaved else self.engine.chunks[0],
             num_microbatches=len(batches),
-            seq_length=self.run.model.seq_length,
+            seq_length=seq_length,
             micro_batch_size=self.run.training.micro_batch_size,
             forward_only=forward_only,
         )

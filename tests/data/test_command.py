@@ -27,7 +27,7 @@ def test_a_ramp_is_shown_and_says_which_samples_a_step_reads(
     assert found["samples"] == 4 + 4 + 16
     assert [(span["first_sample"], span["steps"]) for span in found["batches"]] == [(0, 2), (8, 1)]
     assert main(["show", *ramp]) == 0
-    assert "from step 3, sample 8: 16 sequences a step, 1 steps" in capsys.readouterr().out
+    assert "from step 3, sample 8: 16 sequences of 16 tokens a step, 1 steps" in capsys.readouterr().out
     step = answer(capsys, "step", "3", *ramp)
     assert (step["first_sample"], step["last_sample"], step["samples"]) == (8, 23, 16)
 

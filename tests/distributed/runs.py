@@ -3,7 +3,8 @@
 descent  5 clipped steps of plain descent, fp32      gradients, norms, weights
 three    3 steps of AdamW, fp32                      weights; what bf16 is held to
 ramped   3 clipped steps of plain descent, fp32, the  as descent
-         first two of a smaller batch
+         first two of a smaller batch, the first of
+         half the length
 adamw    20 steps of AdamW, fp32                     losses and norms
 documents  2 clipped steps of descent, documents     as descent
 rounded  3 steps of AdamW in bf16; one process        everything, by proof.bf16
@@ -15,7 +16,7 @@ from functools import cache
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.step_sizes import BatchLevelConfig
+from gpt4moe.config.step_sizes import BatchLevelConfig, LengthLevelConfig
 from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import NumberDifference, TensorDifference
 from gpt4moe.proof.outcome import Outcome
@@ -62,7 +63,8 @@ def _runs(world_size: int, overrides: tuple[str, ...]) -> Runs:
 def _ramped(run: RunConfig) -> RunConfig:
     size = {12: 8, 16: 8, 18: 12}[run.training.global_batch_size]  # what every layout of that batch can have
     level = BatchLevelConfig(global_batch_size=size, until_samples=2 * size)
-    return replace(run, training=replace(run.training, batch_ramp=[level]))
+    shorter = LengthLevelConfig(seq_length=run.model.seq_length // 2, until_step=1)
+    return replace(run, training=replace(run.training, batch_ramp=[level], length_ramp=[shorter]))
 
 
 def rounded_phases(world_size: int, overrides: tuple[str, ...]) -> dict[str, Phase]:

@@ -46,7 +46,7 @@ def test_gradients_norms_and_clipped_sgd_equal_one_process(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_batch_ramp_equals_one_process_in_every_step(name: str) -> None:
+def test_a_ramp_of_batch_and_length_equals_one_process_in_every_step(name: str) -> None:
     assert_same(runs(LAYOUTS[name])["ramped"], one_process_runs(LAYOUTS[name])["ramped"])
 
 

@@ -12,7 +12,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.config.step_sizes import BatchLevelConfig
+from gpt4moe.config.step_sizes import BatchLevelConfig, LengthLevelConfig
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import Layout
@@ -32,6 +32,10 @@ def ramp(size: int) -> list[BatchLevelConfig]:
 
 
 # what is wrong: (model, parallel, training changes, world, numbers in the cause, cure in words, the cure applied)
+def shorter(seq_length: int, global_batch_size: int | None = None) -> list[LengthLevelConfig]:
+    return [LengthLevelConfig(seq_length=seq_length, until_step=5, global_batch_size=global_batch_size)]
+
+
 REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, Any], int, str, str, dict[str, Any]]] = {
     "grid does not divide the world": (
         MODEL, {"tp": 2, "pp": 2}, {}, 6, "tp=2 x pp=2 x cp=1 = 4 6", "[1, 2, 3, 6]", {"pp": 1}),
@@ -75,6 +79,16 @@ REFUSALS: dict[str, tuple[ModelConfig, dict[str, Any], dict[str, Any], int, str,
     "a ramp whose level the layout cannot have": (
         MODEL, {"pp": 4}, {"batch_ramp": ramp(2), "global_batch_size": 4}, 4, "=2 pp=4 at least 4",
         "Leave the level out: 4", {"batch_ramp": []}),
+    "a shorter length over tp and cp": (
+        replace(MODEL, seq_length=24), {"tp": 2, "cp": 2}, {"length_ramp": shorter(6)}, 4,
+        "length_ramp[until_step=5].seq_length=6 4 cp=2 tp=2", "[4, 8, 12]", {"length_ramp": shorter(12)}),
+    "a length that the layout cannot have at all": (
+        replace(MODEL, seq_length=16), {"tp": 2, "cp": 4}, {"length_ramp": shorter(4)}, 8,
+        "seq_length=4 8 cp=4 tp=2", "[8]", {"length_ramp": shorter(8)}),
+    "a length with a batch in broken rounds of an interleaved pipeline": (
+        replace(MODEL, seq_length=16), {"pp": 2, "vpp": 2}, {"length_ramp": shorter(8, 6)}, 4,
+        "length_ramp[until_step=5].global_batch_size=6 3 micro-batches vpp=2 multiple of 4", "=8",
+        {"length_ramp": shorter(8, 8)}),
     "interleaved micro-batches": (
         MODEL, {"pp": 2, "vpp": 2}, {"global_batch_size": 25}, 2, "vpp=2 pp=2 25", "multiple of 2",
         {"global_batch_size": 26}),
@@ -106,7 +120,7 @@ def test_a_refusal_has_the_numbers_and_a_cure_that_cures(name: str) -> None:
 
     changed = {key: cure[key] for key in cure if key in ("seq_length",)}
     degrees = degrees | {key: cure[key] for key in cure if hasattr(ParallelConfig(), key)}
-    batch = batch | {key: cure[key] for key in cure if key in ("micro_batch_size", "global_batch_size", "batch_ramp")}
+    batch = batch | {key: cure[key] for key in cure if hasattr(TRAINING, key)}
     cured = layout_problems(
         replace(model, **changed), ParallelConfig(**degrees), replace(TRAINING, **batch), cure.get("world", world)
     )

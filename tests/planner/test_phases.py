@@ -77,3 +77,38 @@ def test_a_calibration_compares_steps_of_one_size() -> None:
     whole = estimate(ramped).step.seconds
     records += [{"step": step, "step_seconds": whole} for step in range(899, 901)]
     assert calibrate(ramped, records)[0].predicted == calibrate(ramped, records)[0].measured == whole
+
+
+SHORTER = "training.length_ramp=[{seq_length: 4096, until_step: 1000, global_batch_size: 14560}]"
+
+
+def test_a_part_of_shorter_samples_takes_the_time_memory_and_operations_of_a_run_of_them() -> None:
+    result = estimate(plan(SHORTER, ANNEALING))
+    first, last = result.phases[0], result.phases[-1]
+    alone = estimate(plan("model.seq_length=4096", "training.global_batch_size=14560", "training.steps=1000"))
+    assert [(phase.steps, phase.seq_length) for phase in result.phases[:1]] == [(1000, 4096)]
+    assert first.step_seconds == alone.step.seconds != result.step.seconds == last.step_seconds
+    assert first.peak_memory_bytes == alone.peak_memory_bytes < last.peak_memory_bytes == result.peak_memory_bytes
+    assert first.flops == alone.flops != last.flops == result.flops
+    assert first.tokens == alone.tokens == 1000 * 14560 * 4096
+    assert result.tokens == sum(phase.tokens for phase in result.phases)
+    steady = estimate(plan())
+    assert result.tokens == steady.tokens, "a step has as many tokens throughout"
+    assert result.total_flops("layers") == pytest.approx(steady.total_flops("layers"))
+    assert alone.total_flops("model") < result.total_flops("model") < steady.total_flops("model")
+
+
+def test_memory_is_that_of_the_steps_that_need_most() -> None:
+    few = ("training.global_batch_size=208", "training.length_ramp=[{seq_length: 4096, until_step: 9, "
+           "global_batch_size: 7280}]")  # fmt: skip
+    result = estimate(plan(*few))
+    peaks = [phase.peak_memory_bytes for phase in result.phases]
+    assert peaks[0] > peaks[1], "one short micro-batch in flight needs less than many of half the length"
+    assert result.peak_memory_bytes == peaks[0]
+
+
+def test_a_calibration_compares_steps_of_one_length() -> None:
+    changing = replace(plan(SHORTER), gpus=24960)
+    first = estimate(changing.at_step(1)).step.seconds
+    records = [{"step": step, "step_seconds": first} for step in range(1, 101)]
+    assert calibrate(changing, records)[0].measured == pytest.approx(calibrate(changing, records)[0].predicted)

@@ -1,5 +1,7 @@
 """What is measured beside the step itself and added to its record: held-out loss, device hours, money, time left."""
 
+from dataclasses import replace
+
 from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.cluster import Generation
@@ -74,6 +76,7 @@ class Resources(Callback):
             copied = context.state.step if is_first else events[0]["resumed_step"]
             earlier = [record for record in history.metrics.records if record["step"] > copied]
         is_described = (run.cluster.generation is Generation.cpu) == (context.groups.device.type == "cpu")
+        trained = trained_names(run.model, run.stage)
         self.usage = Usage(
             Devices(
                 count=devices,
@@ -81,7 +84,11 @@ class Resources(Callback):
                 usd_per_hour=run.cluster.usd_per_hour,
             ),
             began=process_began("self"),
-            flops_per_token=flops_per_token(run.model, trained=trained_names(run.model, run.stage)).model,
+            sizes=run.step_sizes,
+            flops_per_token={
+                length: flops_per_token(replace(run.model, seq_length=length), trained=trained).model
+                for _, length in run.step_sizes.lengths()
+            },
             total_steps=run.training.steps,
             earlier=earlier,
         )

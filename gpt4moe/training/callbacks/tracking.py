@@ -49,7 +49,7 @@ class Tracking(Callback):
                 texts.setdefault(line["step"], []).append(line)
             for record in history.metrics.up_to(context.state.step).records:
                 self.wandb.log(record, texts.get(int(record["step"]), ()))
-        self.console = Console(run.training.steps, context.state.step, run.run.name)
+        self.console = Console(run.training.steps, context.state.step, run.run.name, tokens=run.step_sizes.tokens)
         self.console.message(f"{run.model.name} on {context.groups.layout.describe()}; run folder {folder.path}")
         self.console.start()
 
