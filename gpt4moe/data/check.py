@@ -15,7 +15,7 @@ from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
 from gpt4moe.data.conversations import lay_out
 from gpt4moe.data.manifest import SPLITS, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
-from gpt4moe.data.rows import Rows
+from gpt4moe.data.rows import RowLayout, Rows
 from gpt4moe.errors import DataError
 
 
@@ -113,15 +113,18 @@ def rows_of(run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[st
     return {
         # Held-out conversations are laid out as for seed 0, so that runs of several seeds have the same.
         split: {
-            name: lay_out(
-                catalogue.sources[name], split, seq_length=run.model.seq_length,
-                seed=run.run.seed if split == "train" else 0, is_packed=run.data.pack, long_rows=run.data.long_rows,
-                padding_id=catalogue.vocabulary.eos_id,
-            )
+            name: lay_out(catalogue.sources[name], split, _layout(run, catalogue, split))
             for name in names
         }
         for split, names in read.items()
     }  # fmt: skip
+
+
+def _layout(run: RunConfig, catalogue: Catalogue, split: str) -> RowLayout:
+    return RowLayout(
+        seq_length=run.model.seq_length, seed=run.run.seed if split == "train" else 0, is_packed=run.data.pack,
+        long_rows=run.data.long_rows, padding_id=catalogue.vocabulary.eos_id,
+    )  # fmt: skip
 
 
 def _check_mock(run: RunConfig) -> CheckedData:

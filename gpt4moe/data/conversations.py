@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
 from gpt4moe.data.origins import line_of
-from gpt4moe.data.rows import PackedRows, Pieces, bounds_of, documents_of, pack, shuffled
+from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, shuffled
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.data.shards import ShardedTokens, bin_path
 from gpt4moe.errors import DataError
@@ -25,15 +25,13 @@ class Conversations(PackedRows):
 
     def row(self, index: int) -> TokenSample:
         sample = self.laid_out(index)
-        learned: NDArray[np.float32] = np.zeros(self.seq_length + 1, dtype=np.float32)
+        learned: NDArray[np.float32] = np.zeros(self.layout.seq_length + 1, dtype=np.float32)
         for at, stretch in self.stretches(index):
             learned[at : at + stretch.stop - stretch.start] = self.mask[stretch]
         return replace(sample, loss_mask=sample.loss_mask * learned[1:])
 
 
-def lay_out(
-    source: Source, split: str, *, seq_length: int, seed: int, is_packed: bool, long_rows: LongRows, padding_id: int
-) -> Conversations:  # fmt: skip
+def lay_out(source: Source, split: str, layout: RowLayout) -> Conversations:
     """Raises: DataError for a missing file, a mask of other tokens, a conversation that is too long and must not be,
     and when none is left."""
     tokens, mask = source.tokens(split), source.mask(split)
@@ -43,15 +41,15 @@ def lay_out(
             "Make the source again (tools/prepare_chat.py).",
         )
     whole = documents_of(tokens)
-    most = seq_length + 1
+    most = layout.seq_length + 1
     is_long = whole.lengths > most
     num_long = int(is_long.sum())
-    if num_long and long_rows is LongRows.refuse:
-        raise _too_long(source, split, tokens, whole, seq_length)
+    if num_long and layout.long_rows is LongRows.refuse:
+        raise _too_long(source, split, tokens, whole, layout.seq_length)
     pieces = whole.of(np.flatnonzero(~is_long))
     num_left_out = 0
     if num_long:
-        parts = _parts(whole.of(np.flatnonzero(is_long)), seq_length, long_rows)
+        parts = _parts(whole.of(np.flatnonzero(is_long)), layout.seq_length, layout.long_rows)
         learned = np.array(
             [mask[start + 1 : start + length].any() for start, length in zip(parts.starts, parts.lengths, strict=True)]
         )
@@ -61,12 +59,11 @@ def lay_out(
         pieces = pieces.of(np.argsort(pieces.starts, kind="stable"))
     if not len(pieces.starts):
         raise DataError(f"Source {source.name} has no {split} conversation to learn from.", "Give more conversations.")
-    pieces = pieces.of(shuffled(pieces, seed, source.name))
-    rows = pack(pieces.lengths, most) if is_packed else np.arange(len(pieces.starts))
+    pieces = pieces.of(shuffled(pieces, layout.seed, source.name))
+    rows = pack(pieces.lengths, most) if layout.is_packed else np.arange(len(pieces.starts))
     return Conversations(
         tokens=tokens, mask=mask, pieces=pieces.of(np.argsort(rows, kind="stable")),
-        bounds=bounds_of(rows), seq_length=seq_length, is_packed=is_packed,
-        padding_id=padding_id, num_long=num_long, num_left_out=num_left_out,
+        bounds=bounds_of(rows), layout=layout, num_long=num_long, num_left_out=num_left_out,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ all are plain records that numpy maps.
 """
 
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -83,14 +84,14 @@ class ImageWriter:
         return self.prefix.with_name(f"{self.prefix.name}-{len(self.shards):05}{suffix}")
 
 
-def write_frames(path: Path, frames: Sequence[tuple[int, int]]) -> FrameTable:
+def write_frames(path: Path, frames: "array[int]") -> FrameTable:
     """The table of a shard of tokens.
 
     Args:
-        frames: token in the shard, and number of the image; tokens never fall.
+        frames: of each frame its token in the shard and the number of its image ("Q"); tokens never fall.
     Returns: the manifest's entry.
     """
-    records = np.array(frames, dtype=FRAME)
+    records = np.frombuffer(frames, dtype=np.uint64).astype("<u8").view(FRAME)
     path.write_bytes(records.tobytes())
     return FrameTable(
         file=path.name, images=len(np.unique(records["token"])), frames=len(records), sha256=file_sha256(path)

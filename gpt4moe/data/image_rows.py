@@ -18,7 +18,7 @@ from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
 from gpt4moe.data.image_files import FrameStream, ImageStore
 from gpt4moe.data.pictures import decode
-from gpt4moe.data.rows import PackedRows, Pieces, bounds_of, documents_of, pack, shuffled
+from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, shuffled
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError
@@ -54,7 +54,7 @@ class ImageRows(PackedRows):
     def row(self, index: int) -> TokenSample:
         """Raises: DataError for an image that is damaged, and for frames that are not those of the tokens."""
         sample = self.laid_out(index)
-        media: NDArray[np.int32] = np.zeros(self.seq_length, dtype=np.int32)
+        media: NDArray[np.int32] = np.zeros(self.layout.seq_length, dtype=np.int32)
         images: list[NDArray[np.uint8]] = []
         for at, stretch in self.stretches(index):
             records = self.frames.between(stretch.start, stretch.stop)
@@ -80,13 +80,11 @@ class ImageRows(PackedRows):
             )
 
 
-def lay_out_images(
-    source: Source, split: str, view: ImageView, *, seq_length: int, seed: int, is_packed: bool, long_rows: LongRows,
-    padding_id: int,
-) -> ImageRows:  # fmt: skip
+def lay_out_images(source: Source, split: str, view: ImageView, layout: RowLayout) -> ImageRows:
     """Raises: DataError for a missing file, a document that is too long or has too many images and must not, a clip
     with too many frames, and when none is left."""
     assert source.manifest.images is not None
+    seq_length, long_rows = layout.seq_length, layout.long_rows
     tokens, frames, image_id = source.tokens(split), source.frames(split), source.manifest.images.image_id
     tags, frame_counts = frames.tokens_and_lengths()
     _require_few_frames(source, split, frame_counts, view)
@@ -103,13 +101,13 @@ def lay_out_images(
         pieces = pieces.of(np.argsort(pieces.starts, kind="stable"))
     if not len(pieces.starts):
         raise DataError(f"Source {source.name} has no {split} document to learn from.", "Give more documents.")
-    pieces = pieces.of(shuffled(pieces, seed, source.name))
+    pieces = pieces.of(shuffled(pieces, layout.seed, source.name))
     images = _images_of(pieces, tags)
     most = seq_length + 1
-    rows = pack(pieces.lengths, most, images, view.max_images) if is_packed else np.arange(len(pieces.starts))
+    rows = pack(pieces.lengths, most, images, view.max_images) if layout.is_packed else np.arange(len(pieces.starts))
     return ImageRows(
-        tokens=tokens, pieces=pieces.of(np.argsort(rows, kind="stable")), bounds=bounds_of(rows), seq_length=seq_length,
-        is_packed=is_packed, padding_id=padding_id, num_long=num_long, num_left_out=num_left_out, frames=frames,
+        tokens=tokens, pieces=pieces.of(np.argsort(rows, kind="stable")), bounds=bounds_of(rows), layout=layout,
+        num_long=num_long, num_left_out=num_left_out, frames=frames,
         store=source.images(split), image_id=image_id, view=view, num_images=int(images.sum()),
     )  # fmt: skip
 

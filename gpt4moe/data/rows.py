@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.config.data import LongRows
 from gpt4moe.data.mixture import Draw, PhasedMixture
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import TokenSample, in_documents, num_samples, packed_sample
@@ -41,6 +42,19 @@ class Rows(Protocol):
         """For a person."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowLayout:
+    """How documents become rows."""
+
+    seq_length: int
+    seed: int
+    """Of the order in which they are packed."""
+    is_packed: bool
+    """Several to a row, none of which sees another."""
+    long_rows: LongRows
+    padding_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class Pieces:
     """Stretches of a stream, each learned by itself: documents, or parts of them."""
@@ -61,9 +75,7 @@ class PackedRows:
     """In the order of the rows."""
     bounds: NDArray[np.int64]
     """[rows + 1]: the first piece of each row."""
-    seq_length: int
-    is_packed: bool
-    padding_id: int
+    layout: RowLayout
     num_long: int
     """Documents that were longer than the context, and cut or split."""
     num_left_out: int
@@ -86,8 +98,8 @@ class PackedRows:
 
     def laid_out(self, index: int) -> TokenSample:
         """The tokens of a row. Every label counts but those of first tokens and of padding."""
-        length = self.seq_length
-        tokens: NDArray[np.int64] = np.full(length + 1, self.padding_id, dtype=np.int64)
+        length = self.layout.seq_length
+        tokens: NDArray[np.int64] = np.full(length + 1, self.layout.padding_id, dtype=np.int64)
         mask: NDArray[np.float32] = np.zeros(length + 1, dtype=np.float32)
         documents: NDArray[np.int32] = np.zeros(length, dtype=np.int32)
         end = 0
@@ -99,12 +111,12 @@ class PackedRows:
         if end <= length:
             documents[end:] += 1
         return TokenSample(
-            tokens, mask[1:].copy(), documents=documents if self.is_packed else None, num_tokens=min(end, length)
+            tokens, mask[1:].copy(), documents=documents if self.layout.is_packed else None, num_tokens=min(end, length)
         )
 
     def fullness(self, what: str) -> str:
         """For a person: rows, how full they are, what was too long."""
-        full = self.pieces.lengths.sum() / (self.num_rows * (self.seq_length + 1))
+        full = self.pieces.lengths.sum() / (self.num_rows * (self.layout.seq_length + 1))
         long = f", {self.num_long:,} longer than the context" if self.num_long else ""
         left_out = f", {self.num_left_out:,} parts without a learned token left out" if self.num_left_out else ""
         return f"{len(self.pieces.starts):,} {what} in {self.num_rows:,} rows, {full:.0%} full{long}{left_out}"

@@ -8,6 +8,7 @@ FOLDER/<source>.bad_images.jsonl                         the same list where the
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -141,7 +142,8 @@ class _Split:
         self.folder, self.split, self.dtype, self.shard_bytes = folder, split, dtype, shard_bytes
         self.images = ImageWriter(folder / f"{split}-images", shard_bytes)
         self.pair: PairWriter | None = None
-        self.frames: list[tuple[int, int]] = []
+        self.frames = array("Q")
+        """Place and image of each frame, one after the other."""
         self.shards: list[Shard] = []
         self.tables: list[FrameTable] = []
 
@@ -150,7 +152,8 @@ class _Split:
             self.pair = PairWriter(self.folder / f"{self.split}-{len(self.shards):05}", self.dtype)
         places = np.flatnonzero(tokens == image_id) + self.pair.num_tokens
         for place, pictures in zip(places.tolist(), found.images, strict=True):
-            self.frames += [(place, self.images.add(picture.data, picture.size)) for picture in pictures]
+            for picture in pictures:
+                self.frames.extend((place, self.images.add(picture.data, picture.size)))
         self.pair.add(tokens)
         if self.pair.num_bytes >= self.shard_bytes:
             self._close()
@@ -169,7 +172,7 @@ class _Split:
         assert self.pair is not None
         self.shards.append(self.pair.finish())
         self.tables.append(write_frames(self.pair.prefix.with_name(f"{self.pair.prefix.name}.frames"), self.frames))
-        self.pair, self.frames = None, []
+        self.pair, self.frames = None, array("Q")
 
 
 def _whole(found: Examined | BadItem, count: MediaCount) -> Examined | None:

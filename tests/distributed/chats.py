@@ -4,11 +4,12 @@ from unittest.mock import patch
 
 import numpy as np
 
+from gpt4moe.config.data import LongRows
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.conversations import Conversations
 from gpt4moe.data.loader import micro_batch_samples
-from gpt4moe.data.rows import Pieces, pack
+from gpt4moe.data.rows import Pieces, RowLayout, pack
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.proof import ranks
@@ -41,8 +42,8 @@ def samples(run: RunConfig) -> list[TokenSample]:
     found = Conversations(
         tokens=np.concatenate([ids for ids, _ in some]), mask=np.concatenate([learned for _, learned in some]),
         pieces=Pieces(np.cumsum(lengths) - lengths, lengths).of(np.argsort(rows, kind="stable")),
-        bounds=np.append(0, np.cumsum(np.bincount(rows))), seq_length=length, is_packed=run.data.pack, padding_id=0,
-        num_long=0, num_left_out=0,
+        bounds=np.append(0, np.cumsum(np.bincount(rows))), num_long=0, num_left_out=0,
+        layout=RowLayout(seq_length=length, seed=0, is_packed=run.data.pack, long_rows=LongRows.refuse, padding_id=0),
     )  # fmt: skip
     return [found.row(index) for index in range(found.num_rows)]
 

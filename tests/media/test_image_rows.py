@@ -12,7 +12,7 @@ import pytest
 from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.image_rows import ImageRows, ImageView, lay_out_images
-from gpt4moe.data.rows import documents_of, pack
+from gpt4moe.data.rows import RowLayout, documents_of, pack
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.errors import DataError
 from gpt4moe.media.source import MediaFiles, write_media_source
@@ -58,10 +58,9 @@ def source(tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> So
 
 
 def laid_out(source: Source, split: str = "train", *, seed: int = 1, **options: Any) -> ImageRows:
-    settings: dict[str, Any] = {"seq_length": SEQ_LENGTH, "is_packed": True, "long_rows": LongRows.refuse,
-                                "padding_id": 0}  # fmt: skip
     view = options.pop("view", VIEW)
-    return lay_out_images(source, split, view, seed=seed, **{**settings, **options})
+    settings: dict[str, Any] = {"seq_length": SEQ_LENGTH, "is_packed": True, "long_rows": LongRows.refuse}
+    return lay_out_images(source, split, view, RowLayout(seed=seed, padding_id=0, **{**settings, **options}))
 
 
 def rows_of(rows: ImageRows) -> Iterator[TokenSample]:
