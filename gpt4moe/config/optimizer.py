@@ -158,6 +158,9 @@ class EngineConfig:
     kind: EngineKind = EngineKind.megatron
     overlap_grad_reduce: bool = True
     """Reduce-scatter gradients during the backward pass. Megatron's engine only."""
+    overlap_param_gather: bool = False
+    """Gather the updated weights while what follows runs; a module waits for its own. Megatron's engine only, with
+    overlap_grad_reduce, which cuts the buckets."""
     bucket_size: int | None = None
     """Elements of a gradient bucket; null: Megatron's default. Megatron's engine only."""
     offload_optimizer: bool = False
@@ -169,6 +172,9 @@ class EngineConfig:
         kind = f"engine.kind={self.kind.value}"
         checks = {
             EngineKind.megatron: (
+                (self.overlap_param_gather and not self.overlap_grad_reduce, "engine.overlap_param_gather=true",
+                 "gathers bucket by bucket, and cuts buckets for engine.overlap_grad_reduce=true alone",
+                 "Set engine.overlap_grad_reduce=true too, or engine.overlap_param_gather=false."),
                 (self.offload_optimizer, "engine.offload_optimizer=true",
                  "would offload by Megatron-core 0.16.1's HybridDeviceOptimizer: its step fails for weights on a CPU, "
                  "so no layout of it has been compared with one process, and in bf16 it leaves the masters on the GPU",
@@ -177,6 +183,8 @@ class EngineConfig:
             EngineKind.deepspeed: (
                 (self.overlap_grad_reduce, "engine.overlap_grad_reduce=true", "reduces after the backward pass",
                  "Set engine.overlap_grad_reduce=false, as engine=deepspeed does."),
+                (self.overlap_param_gather, "engine.overlap_param_gather=true", "gathers weights in its own step",
+                 "Set engine.overlap_param_gather=false."),
                 (self.bucket_size is not None, f"engine.bucket_size={self.bucket_size}",
                  "reduces each parameter group at once", "Set engine.bucket_size=null."),
             ),

@@ -102,6 +102,7 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
         answer.drop_margins.append(float(np.min([inf, *watch.slot_margins])))
         answer.norms.append(done.grad_norm)
         say(f"step {step}")
+    engine.finish_update()
     answer.pieces |= _pieces(engine, groups, (WEIGHT, *OPTIMIZERS[run.optimizer.kind].states)) | {
         BUFFER: _buffers(engine, groups)
     }

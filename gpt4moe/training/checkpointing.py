@@ -111,6 +111,7 @@ class Saver:
             continue after this step.
         """
         self.wait(context.groups)
+        context.engine.finish_update()  # a run may end after a checkpoint
         run, state, groups = context.run, context.state, context.groups
         folder = step_folder(context.folder.checkpoints, state.step)
         with raise_together(groups):

@@ -49,6 +49,8 @@ class Engine(Protocol):
     """What every engine gives. The training step (training.update) calls, in this order:
 
     zero_gradients -> Megatron's schedule over `chunks` -> reduce -> norm -> clip -> update
+
+    The forward pass of `chunks` sees the updated weights. Who reads them otherwise calls finish_update first.
     """
 
     chunks: list[Any]
@@ -66,7 +68,11 @@ class Engine(Protocol):
         """Scales the gradients, whose global norm is `norm`, down to the configured norm."""
 
     def update(self, learning_rate: float) -> None:
-        """One optimizer step from the reduced gradients; afterwards every rank has the new weights. Collective."""
+        """One optimizer step from the reduced gradients; afterwards every rank has the new weights, or will have them
+        (finish_update). Collective."""
+
+    def finish_update(self) -> None:
+        """Waits until every rank's weights are here that an update still gathers."""
 
     def owned(self) -> Iterator[OwnedRange]:
         """What this rank's optimizer owns. The ranges of all data-parallel ranks are disjoint and cover everything."""

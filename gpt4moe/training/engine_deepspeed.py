@@ -79,6 +79,8 @@ class DeepSpeedEngine:
             partition.hand_over()
         self.runtime.step()
 
+    def finish_update(self) -> None: ...
+
     def owned(self) -> Iterator[OwnedRange]:
         for partition in self.weights:
             yield from partition.owned()

@@ -79,7 +79,14 @@ class MegatronEngine:
             # expert optimizer would each gather all of them, so twice the bytes (megatron-core 0.16.1).
             MixedPrecisionOptimizer.step_with_ready_grads(inner)
         for chunk in self.chunks:
-            chunk.start_param_sync()
+            chunk.start_param_sync(force_dispatch=True)
+
+    def finish_update(self) -> None:
+        for chunk in self.chunks:
+            for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+                if group.param_gather_handle is not None:
+                    group.param_gather_handle.wait()
+                    group.param_gather_handle = None
 
     def owned(self) -> Iterator[OwnedRange]:
         for inner in self._inner():
@@ -153,6 +160,7 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=True,
         overlap_grad_reduce=run.engine.overlap_grad_reduce,
+        overlap_param_gather=run.engine.overlap_param_gather,
         bucket_size=run.engine.bucket_size,
     )
     # disable_bucketing would join all-gathers of several dtypes into one, which gloo corrupts silently.
@@ -162,6 +170,9 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
     ]
     for chunk in wrapped:
         _skip_groups_of_one(chunk)
+        # With overlap_param_gather: update() begins all gathers at once. Else Megatron would begin one when the bucket
+        # before it is waited for, and expects modules to run in the order in which their buckets lie.
+        chunk.overlap_param_gather_with_optimizer_step = run.engine.overlap_param_gather
     return wrapped
 
 

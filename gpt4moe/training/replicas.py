@@ -41,6 +41,7 @@ class Unequal:
 
 def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
     """The tensors whose copies differ, of those that this rank holds a copy of. Collective."""
+    engine.finish_update()
     live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp", "etp")} | {
         "embedding": groups.megatron.embd
     }

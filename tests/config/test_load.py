@@ -148,6 +148,16 @@ def test_a_bad_value_is_named(overrides: list[str], cause: str, cure: str) -> No
         (["cluster.usd_per_hour=0"], "cluster.usd_per_hour=0", ["cluster=h100_80g", "cluster.usd_per_hour=2"]),
         (["engine.offload_optimizer=true"], "engine.kind=megatron", ["engine=deepspeed"]),
         (["engine.kind=deepspeed"], "overlap_grad_reduce=true", ["engine=deepspeed"]),
+        (
+            ["engine=deepspeed", "engine.overlap_param_gather=true"],
+            "in its own step",
+            ["engine.overlap_param_gather=false"],
+        ),
+        (
+            ["engine.overlap_param_gather=true", "engine.overlap_grad_reduce=false"],
+            "buckets for engine.overlap_grad",
+            ["engine.overlap_grad_reduce=true"],
+        ),
         (["engine=deepspeed", "engine.bucket_size=9"], "engine.bucket_size=9", ["engine.bucket_size=null"]),
     ],
 )

@@ -88,6 +88,7 @@ class Probes(Callback):
         """The lines of all questions; those of `wanted` are written. Collective."""
         step = context.state.step
         with context.pause(probe.pause):
+            context.engine.finish_update()
             answers = probe.ask(context.engine.chunks, context.groups, step)
         lines: list[StepLine] = [{"step": step, **answer} for answer in answers]
         log = self.logs.get(probe.file)
