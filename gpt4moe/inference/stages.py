@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, distributed, nn
 
 from gpt4moe.inference.attention import StepAttention, rotary_factors
 from gpt4moe.model.parameters import moe_layers
+from gpt4moe.model.specs import RecomputedLayer
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -66,25 +68,18 @@ class Stages:
         """The embedding, if this is the first stage, and the layers: [T/tp, 1, H]."""
         step = attention.step
         hidden = received
-        if received is None:
+        if hidden is None:
             hidden = chunk.embedding(input_ids=step.tokens[None], position_ids=step.positions[None])
-        else:
-            chunk.decoder.set_input_tensor(received)
         ids = step.token_ids
         if ids is not None and self.config.sequence_parallel:
             ids = ids.chunk(self.groups.tp.size())[self.groups.tp.rank()]
         if attention.rotary is None:
             inverse = chunk.rotary_pos_emb.inv_freq.to(step.positions.device)
             attention.rotary = rotary_factors(inverse, step.positions, self.config.params_dtype)
-        out: Tensor = chunk.decoder(
-            hidden_states=hidden,
-            attention_mask=None,
-            rotary_pos_emb=None,  # StepAttention's part
-            packed_seq_params=attention,
-            padding_mask=None if ids is None else ids[None],
-        )
-        chunk.decoder.set_input_tensor(None)
-        return out
+        for layer in chunk.decoder.layers:
+            hidden = through_layer(layer, hidden, attention, None if ids is None else ids[None])
+        norm = chunk.decoder.final_layernorm
+        return hidden if norm is None else norm(hidden)
 
     def _output(self, chunk: Any, hidden: Tensor) -> LogitsOf:
         """Logits of any of the step's tokens, whole on every rank of tp. Collective over tp, and so is each call."""
@@ -112,6 +107,24 @@ class Stages:
         self.sent.append((distributed.isend(hidden, self.following, group=self.groups.pp), hidden))
         while len(self.sent) > 2 * len(self.chunks):
             self.sent.popleft()[0].wait()
+
+
+def through_layer(
+    layer: TransformerLayer, hidden: Tensor, attention: StepAttention | None, token_ids: Tensor | None
+) -> Tensor:
+    """hidden [T/tp, 1, H] after a layer, to the last bit as layer.forward has it.
+
+    Megatron's forward pass and its loop over layers look around each part for what only training has: recompute,
+    offloading, dropout, profiler ranges. On a CPU that takes a tenth of a token's time.
+    A layer of another class is called.
+    """
+    if type(layer) not in (TransformerLayer, RecomputedLayer):
+        out: Tensor = layer(hidden, attention_mask=None, packed_seq_params=attention, padding_mask=token_ids)[0]
+        return out
+    out, _ = layer.self_attention(layer.input_layernorm(hidden), attention_mask=None, packed_seq_params=attention)
+    hidden = hidden + out
+    out, _ = layer.mlp(layer.pre_mlp_layernorm(hidden), padding_mask=token_ids)
+    return hidden + out
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from gpt4moe.inference.cache import BLOCK_TOKENS, block_bytes, blocks_of
 from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.stages import through_layer
 from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.parallel.groups import ProcessGroups
 from tests.inference.cases import LAYOUTS, MODELS, NEW_TOKENS, greedy, prompts, walk, without_cache, write
@@ -43,8 +44,18 @@ def _in_one_process(chunks: list[Any], run: RunConfig, groups: ProcessGroups) ->
     if run.model.moe is not None:
         run.model.moe.router.capacity_factor = None  # generation drops nothing
     (chunk,) = chunks
+    _assert_layers_are_megatron_s(chunk.eval())
     found = [without_cache(chunk.eval(), prompt) for prompt in prompts()]
     return [(tokens, logits.numpy()) for tokens, logits in found]
+
+
+@torch.no_grad()
+def _assert_layers_are_megatron_s(chunk: Any) -> None:
+    hidden = torch.randn(7, 1, chunk.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    for layer in chunk.decoder.layers:
+        whole = layer(hidden, attention_mask=None, packed_seq_params=None)[0]
+        assert torch.equal(through_layer(layer, hidden, None, None), whole), "a layer does more than this"
+        hidden = whole
 
 
 @cache
