@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.corpus.piece import piece_path
+from gpt4moe.corpus.piece import piece_path, write_in_steps
 from gpt4moe.corpus.records import Advance
 from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256, write_json
@@ -27,7 +27,7 @@ from gpt4moe.errors import DataError
 
 STAYS = "stays"
 """File of duplicates.mark_first, where duplicates are removed."""
-_CHUNK = 128 * BLOCK_BYTES
+_CHUNK = 32 * BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,4 +183,4 @@ class _Hashed:
         self.digest.update(data)
         view = memoryview(data)
         self.blocks += [zlib.crc32(view[start : start + BLOCK_BYTES]) for start in range(0, len(data), BLOCK_BYTES)]
-        self.stream.write(data)
+        write_in_steps(self.stream, data)

@@ -197,15 +197,18 @@ def _make_pieces(
             todo.append((work, number, parts, keys[number]))
     done = workers.map(_make_piece, todo, advance)
     facts: list[PieceFacts] = []
-    counts = np.zeros(0, dtype=np.int64)
+    counts, tokens, unknown = np.zeros(0, dtype=np.int64), 0, 0
     waiting = {number for _, number, *_ in todo}
     for number in range(len(pieces)):
         if number in waiting:
             next(done)
-        facts.append(PieceFacts.read(piece_path(work, number, "json")))
+        one = PieceFacts.read(piece_path(work, number, "json"))
+        facts.append(one)
+        tokens += sum(one.tokens.values()) - sum(one.documents.values())
+        unknown += one.unknown
         found = np.fromfile(piece_path(work, number, "counts"), dtype="<i8")
         counts = found if not len(counts) else counts + found
-        quality = _quality(facts, counts)
+        quality = Quality(tokens, unknown, counts)
         if not order.accept_nonsense and (quality.tokens >= _CHECK_TOKENS or number == len(pieces) - 1):
             require_language(order.name, quality)
     np.save(work / "counts.npy", counts)

@@ -88,9 +88,10 @@ def _make(
     made = {}
     for name, found in inputs.items():
         sample = samples[name]
+        ids = tokenizer.encode_batch(sample)
         if not given.accept_nonsense:
-            require_decodable(name, tokenizer, sample)
-        library, reason = choose_library(path, [text.encode() for text in sample])
+            require_decodable(name, tokenizer, sample, ids)
+        library, reason = choose_library(path, [text.encode() for text in sample], ids)
         say(f"{name}: {library}: {reason}")
         recipe = Recipe(
             tokenizer=str(path), tokenizer_sha256=vocabulary.tokenizer_sha256, library=library,

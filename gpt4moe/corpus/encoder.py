@@ -5,6 +5,7 @@ A special token's name in a text is text. gigatoken would take it for the token,
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -36,11 +37,7 @@ class Encoder:
     def __init__(self, path: Path, library: str):
         self.tokenizer = load_tokenizer(path)
         self.library = library
-        self._fast: Any = None
-        if library == "gigatoken":
-            import gigatoken
-
-            self._fast = gigatoken.Tokenizer.from_json(_without_special(path))
+        self._fast: Any = _gigatoken(path.read_text(encoding="utf-8")) if library == "gigatoken" else None
 
     def encode(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """
@@ -54,17 +51,26 @@ class Encoder:
         offsets = np.asarray(layout.offsets.data)
         return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], offsets[1:] - offsets[0]
 
-    def agrees(self, documents: Sequence[bytes]) -> bool:
-        """Whether `tokenizers` gives the same ids."""
+    def agrees(self, documents: Sequence[bytes], expected: Sequence[Sequence[int]] | None = None) -> bool:
+        """Whether `tokenizers` gives the same ids.
+
+        Args:
+            expected: what it gives, where that is known.
+        """
         ids, ends = self.encode(documents)
-        others, other_ends = _joined(self.tokenizer.encode_batch([document.decode() for document in documents]))
+        if expected is None:
+            expected = self.tokenizer.encode_batch([document.decode() for document in documents])
+        others, other_ends = _joined(expected)
         return np.array_equal(ids, others) and np.array_equal(ends, other_ends)
 
 
-def choose_library(path: Path, sample: Sequence[bytes]) -> tuple[str, str]:
+def choose_library(
+    path: Path, sample: Sequence[bytes], expected: Sequence[Sequence[int]] | None = None
+) -> tuple[str, str]:
     """
     Args:
         sample: documents of the corpus.
+        expected: the ids that `tokenizers` gives for them, where they are known.
     Returns: the library to use, and why.
     """
     if find_spec("gigatoken") is None:
@@ -72,7 +78,7 @@ def choose_library(path: Path, sample: Sequence[bytes]) -> tuple[str, str]:
     try:
         fast = Encoder(path, "gigatoken")
         special = [f"a{token.content}b {token.content}" for token in _special(fast.tokenizer)]
-        is_equal = fast.agrees([*sample, *(text.encode() for text in (*HARD, *special))])
+        is_equal = fast.agrees(sample, expected) and fast.agrees([text.encode() for text in (*HARD, *special)])
     except (ValueError, RuntimeError, NotImplementedError, KeyError, TypeError) as error:
         return "tokenizers", f"gigatoken does not take this tokenizer ({' '.join(str(error).split())[:200]})"
     size = sum(map(len, sample))
@@ -98,12 +104,18 @@ def _special(tokenizer: Tokenizer) -> list[Any]:
     return [token for token in tokenizer.backend.get_added_tokens_decoder().values() if token.special]
 
 
-def _without_special(path: Path) -> str:
-    """A tokenizer.json whose special tokens are entries of the vocabulary that no text becomes."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+@lru_cache(maxsize=1)
+def _gigatoken(text: str) -> Any:
+    """
+    Args:
+        text: a tokenizer.json. Its special tokens become entries of the vocabulary that no text becomes.
+    """
+    import gigatoken
+
+    content = json.loads(text)
     content["added_tokens"] = [token for token in content.get("added_tokens", ()) if not token["special"]]
     content["post_processor"] = None
-    return json.dumps(content)
+    return gigatoken.Tokenizer.from_json(json.dumps(content))
 
 
 def _joined(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

@@ -62,10 +62,14 @@ def require_language(name: str, quality: Quality) -> None:
         )
 
 
-def require_decodable(name: str, tokenizer: Tokenizer, sample: Sequence[str]) -> None:
-    """Raises: DataError for a tokenizer that silently drops characters: one without <unk> and without all bytes."""
+def require_decodable(name: str, tokenizer: Tokenizer, sample: Sequence[str], ids: Sequence[list[int]]) -> None:
+    """
+    Args:
+        ids: that the tokenizer gives for the sample.
+    Raises: DataError for a tokenizer that silently drops characters: one without <unk> and without all bytes.
+    """
     given = sum(len("".join(text.split())) for text in sample)
-    back = sum(len("".join(tokenizer.decode(tokens).split())) for tokens in tokenizer.encode_batch(list(sample)))
+    back = sum(len("".join(tokenizer.decode(tokens).split())) for tokens in ids)
     if given and 1 - back / given > MOST_LOST:
         raise DataError(
             f"Source {name}: of {given:,} characters of a sample, decoding its tokens gives back {back:,}: the "

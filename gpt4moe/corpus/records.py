@@ -85,18 +85,24 @@ def _jsonl(part: Part, field: str, advance: Advance) -> Iterator[Document]:
         try:
             if part.start:
                 raw.seek(part.start - 1)
-                position += len(_line(stream, part, 0)) - 1
+                line = stream.readline(LARGEST_DOCUMENT + 1)
+                if len(line) > LARGEST_DOCUMENT:
+                    raise _too_long(part, 0)
+                position += len(line) - 1
+            readline = stream.readline
             while stop is None or position < stop:
                 number += 1
-                line = _line(stream, part, number)
+                line = readline(LARGEST_DOCUMENT + 1)
                 if not line:
                     break
+                if len(line) > LARGEST_DOCUMENT:
+                    raise _too_long(part, number)
                 position += len(line)
                 if number == 1 and position == len(line):
                     line = _without_mark(line, part)
                 if not line.isspace():
-                    text = _text(line, field, part, number)
-                    yield *text, number
+                    text, data = _text(line, field, part, number)
+                    yield text, data, number
                 if number % _REPORT == 0:
                     now = position if stop is not None else raw.tell()
                     advance(now - reported)
@@ -150,14 +156,11 @@ class _Zstandard(io.RawIOBase):
         return count
 
 
-def _line(stream: BinaryIO, part: Part, number: int) -> bytes:
-    line = stream.readline(LARGEST_DOCUMENT + 1)
-    if len(line) > LARGEST_DOCUMENT:
-        raise DataError(
-            f"{place_of(part, number)} has more than {LARGEST_DOCUMENT:,} bytes.",
-            "Write one JSON object a line (jq -c '.[]' makes lines of an array), and cut documents that are larger.",
-        )
-    return line
+def _too_long(part: Part, number: int) -> DataError:
+    return DataError(
+        f"{place_of(part, number)} has more than {LARGEST_DOCUMENT:,} bytes.",
+        "Write one JSON object a line (jq -c '.[]' makes lines of an array), and cut documents that are larger.",
+    )
 
 
 _MARKS = {
