@@ -5,10 +5,11 @@ examples:
   python tools/tokenize_corpus.py --train-tokenizer 32768 --out data/two --processes 8 --deduplicate \\
       --source 'web=crawl/*.jsonl.gz' --licence web=CC-BY-4.0 --source code=checkouts/ --fim code=0.5 \\
       --decontaminate benchmarks.jsonl
+  python tools/tokenize_corpus.py --out data/mine --extend books=c.jsonl
 then train with data=demo data.path=data/mine model.vocab_size=<the tokenizer's>. docs/corpus.md has the rest.
 
 A line of a jsonl is one document: {"text": "..."}; so is a row of parquet, a text file, a file of a source tree.
-Killed, the same command goes on where it was. exit status: 0 made, 2 bad input.
+Killed, the same command goes on where it was. exit status: 0 made, 2 bad input, 130 stopped by Ctrl-C.
 """
 
 import sys
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 made, 2 bad input."""
+    """Exit status: 0 made, 2 bad input, 130 stopped by Ctrl-C."""
     from gpt4moe.corpus.command import make_parser, run, summary
     from gpt4moe.data.progress import byte_bar
     from gpt4moe.errors import Gpt4MoeError
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Stopped by Ctrl-C.", "The same command goes on where it was.")
+        return 130
     for name, manifest in made.items():
         sys.stdout.write("".join(f"{line}\n" for line in summary(name, manifest)))
     return 0

@@ -76,7 +76,7 @@ def write_chat_source(
     """
     if name == TOKENIZER_FOLDER:
         raise DataError(f"{name} cannot name a source: the chat template lies there.", "Choose another name.")
-    vocabulary = vocabulary_of(folder, words.tokenizer, words.path, vocab_size)
+    vocabulary = vocabulary_of(folder, words.tokenizer, words.path, vocab_size, replaced=[name])
     _require_template(folder, words)
     count, encoder = ChatCount(), Encoder(words)
     with new_source(folder / name) as new:

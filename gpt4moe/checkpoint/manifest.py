@@ -11,6 +11,7 @@ from typing import Any
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS, Optimizer
+from gpt4moe.durable import sync_folder
 from gpt4moe.errors import CheckpointError
 
 FORMAT = 1
@@ -98,15 +99,6 @@ class Manifest:
         if outside is not None:
             raise CheckpointError(f"{path} names a file outside its folder: {outside}.", "Do not use this checkpoint.")
         return manifest
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sealed(body: str) -> str:

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt4moe.checkpoint.manifest import sync_folder
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.convert.copy_pipeline import Advance
 from gpt4moe.convert.safetensors_file import NewTensor, write_stream
+from gpt4moe.durable import sync_folder
 from gpt4moe.errors import ConversionError, Gpt4MoeError
 
 _PLAN = ".plan"

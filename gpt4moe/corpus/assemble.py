@@ -9,16 +9,18 @@ A shard ends with the document that passes its size. Shards are written by sever
 import dataclasses
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.corpus.piece import piece_path, write_in_steps
+from gpt4moe.corpus.duplicates import KEY_BYTES
+from gpt4moe.corpus.piece import PieceFacts, piece_path, write_in_steps
 from gpt4moe.corpus.records import Advance
 from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256, write_json
@@ -69,12 +71,50 @@ class Documents:
             return None
         splits = np.fromfile(piece_path(self.work, piece, "splits"), dtype=np.uint8)
         stays = self.stays[self.starts[piece] : self.starts[piece + 1]]
-        chosen: NDArray[np.bool_] = stays[splits == SPLITS.index(split)] == 1
+        chosen: NDArray[np.bool_] = stays[splits & 1 == SPLITS.index(split)] == 1
         return chosen
 
+    def kept(self, facts: Sequence[PieceFacts]) -> tuple[dict[str, int], int]:
+        """Bytes of the documents that stay, split by split, and how many of those have their middle last."""
+        sums, filled = dict.fromkeys(SPLITS, 0), 0
+        for piece, one in enumerate(facts):
+            if self.stays is None:
+                sums = {split: sums[split] + one.bytes[split] for split in SPLITS}
+                filled += one.filled
+                continue
+            kinds = np.fromfile(piece_path(self.work, piece, "splits"), dtype=np.uint8)
+            sizes = np.fromfile(piece_path(self.work, piece, "sizes"), dtype="<u4")
+            stays = self.stays[self.starts[piece] : self.starts[piece + 1]] == 1
+            filled += int(np.count_nonzero(stays & (kinds >= 2)))
+            for number, split in enumerate(SPLITS):
+                sums[split] += int(sizes[stays & (kinds & 1 == number)].sum(dtype=np.int64))
+        return sums, filled
 
-def plan_shards(documents: Documents, split: str, *, itemsize: int, shard_bytes: int) -> list[ShardTask]:
-    """Where shards begin and end. Empty: the split has no document."""
+
+def write_keys(documents: Documents, path: Path) -> dict[str, Any]:
+    """Writes the keys of the documents that stay, with which a later command finds their duplicates.
+
+    Returns: the file's entry in the manifest.
+    """
+    assert documents.stays is not None
+    count = 0
+    with path.open("wb") as stream:
+        for piece in range(len(documents.starts) - 1):
+            keys = np.fromfile(piece_path(documents.work, piece, "keys"), dtype=f"V{KEY_BYTES}")
+            kept = keys[documents.stays[documents.starts[piece] : documents.starts[piece + 1]] == 1]
+            stream.write(kept.tobytes())
+            count += len(kept)
+    return {"file": path.name, "documents": count, "sha256": file_sha256(path)}
+
+
+def plan_shards(
+    documents: Documents, split: str, *, itemsize: int, shard_bytes: int, number: int = 0
+) -> list[ShardTask]:
+    """Where shards begin and end. Empty: the split has no document.
+
+    Args:
+        number: of the first shard.
+    """
     tasks: list[ShardTask] = []
     begin: tuple[int, int] | None = None
     size = piece = end = 0
@@ -92,10 +132,10 @@ def plan_shards(documents: Documents, split: str, *, itemsize: int, shard_bytes:
             if end > len(lengths):
                 size += int(sums[-1]) - before
                 break
-            tasks.append(ShardTask(split, len(tasks), *begin, piece, end))
+            tasks.append(ShardTask(split, number + len(tasks), *begin, piece, end))
             begin, size, start = None, 0, end
     if begin is not None and size:
-        tasks.append(ShardTask(split, len(tasks), *begin, piece, len(documents.lengths(piece, split))))
+        tasks.append(ShardTask(split, number + len(tasks), *begin, piece, len(documents.lengths(piece, split))))
     return tasks
 
 
@@ -109,6 +149,8 @@ def write_shard(folder: Path, task: ShardTask, documents: Documents, dtype: str,
         for piece in range(task.first_piece, task.last_piece + 1):
             lengths.append(_copy(task, piece, documents, itemsize, hashed, advance))
         hashed.close()
+        stream.flush()
+        os.fsync(stream.fileno())
     (folder / f"{task.name}.sums").write_bytes(np.array(hashed.blocks, dtype="<u4").tobytes())
     flat = np.concatenate(lengths)
     index = folder / f"{task.name}.idx"

@@ -2,42 +2,48 @@
 
     inputs --cut--> pieces --processes--> token files --duplicates out--> shards --manifest--> FOLDER/NAME
 
-FOLDER/.NAME.work holds what is finished: the same command goes on from there, another one begins anew. Every file of
-the result depends on the inputs and the recipe alone: not on processes, pieces or restarts.
+A source that is extended keeps its shards and gets new ones (extend.py). FOLDER/.NAME.work holds what is finished: the
+same command goes on from there, another one begins anew. Every file of the result depends on the inputs and the recipe
+alone: not on processes, pieces or restarts.
 """
 
-import dataclasses
-import fcntl
-import hashlib
-import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt4moe.corpus.assemble import STAYS, Documents, ShardTask, plan_shards, read_shard, shard_json, write_shard
+from gpt4moe.corpus.assemble import (
+    STAYS,
+    Documents,
+    ShardTask,
+    plan_shards,
+    read_shard,
+    shard_json,
+    write_keys,
+    write_shard,
+)
 from gpt4moe.corpus.duplicates import mark_first
-from gpt4moe.corpus.inputs import Inputs, cut
+from gpt4moe.corpus.extend import Older, extended_from, merged, open_older, require_older_files
+from gpt4moe.corpus.inputs import Inputs, cut, require_unchanged
 from gpt4moe.corpus.piece import Kitchen, PieceFacts, Recipe, make_piece, piece_path
 from gpt4moe.corpus.quality import Quality, require_language
 from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
+from gpt4moe.corpus.unfinished import begin, locked, made_already, make_plan
 from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
-from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, Shard, SourceManifest, file_sha256, write_json
-from gpt4moe.data.shards import bin_path, idx_path, require_files
+from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest, file_sha256
+from gpt4moe.durable import sync_files
 from gpt4moe.errors import DataError
 
 _CHECK_TOKENS = 1_000_000
 """From which on a source that makes no sense is refused before all of it is read."""
-_LOCK_SECONDS = 5.0
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]
 """Name and number of bytes -> progress."""
@@ -52,7 +58,10 @@ class Order:
     recipe: Recipe
     dtype: np.dtype[Any]
     """Of a token in .bin (data.indexed_writer.token_dtype)."""
-    licence: str
+    licence: str | None
+    """None: unknown, or that of the source which is extended."""
+    extends: bool = False
+    """New shards for a source that is there (extend.py)."""
     accept_nonsense: bool = False
     shard_bytes: int = SHARD_BYTES
     piece_bytes: int | None = None
@@ -60,40 +69,68 @@ class Order:
 
 
 def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: Callable[[str], None]) -> SourceManifest:
-    """Makes a source in place of an older one; one that this very order has made already stays.
+    """Makes a source in place of an older one, or extends it; what this very order has made already stays.
 
     Raises: DataError for documents that cannot be read, for nonsense, and for a split without a document.
     """
+    target, work = folder / order.name, folder / f".{order.name}.work"
     pieces = cut(order.inputs, order.piece_bytes)
-    plan = _plan(order, pieces)
-    require_replaceable(folder / order.name)
-    _require_elsewhere(order, folder / order.name)
-    made = _made_already(folder / order.name, plan)
+    require_replaceable(target)
+    _require_elsewhere(order, target)
+    base = extended_from(target) if order.extends else None
+    made = made_already(target, _plan(order, pieces, base)) if base is not None or not order.extends else None
     if made is not None:
-        shutil.rmtree(folder / f".{order.name}.work", ignore_errors=True)  # of a kill amid its removal
+        shutil.rmtree(work, ignore_errors=True)  # of a kill amid its removal
         say(f"{order.name}: made already by the same command, its files are whole")
         return made
-    work = folder / f".{order.name}.work"
-    with _locked(work):
-        _begin(work, plan, order.dtype.itemsize, say)
+    older = open_older(target, order.inputs, order.recipe, order.licence) if order.extends else None
+    if older is not None:
+        require_older_files(older)
+    plan = _plan(order, pieces, older.text["plan_sha256"] if older is not None else None)
+    with locked(work):
+        begin(work, plan, order.dtype.itemsize, say)
         with Workers(processes, order.recipe) as workers:
             with bar(order.name, order.inputs.num_bytes) as advance:
                 facts = _make_pieces(work, order, pieces, plan["pieces"], workers, advance)
                 hashed = ((work, number, path) for number, path in enumerate(_single(order.inputs)))
                 hashes = list(workers.map(_hash_input, hashed, advance))
+            require_unchanged(order.inputs)  # before shards, which take the tokens of good pieces with them
             counts = [sum(one.documents.values()) for one in facts]
             if order.recipe.deduplicate and not (work / STAYS).exists():
                 keys = (piece_path(work, number, "keys").read_bytes() for number in range(len(pieces)))
-                mark_first(keys, sum(counts), work / STAYS)
+                before = (older.keys(), older.num_keys) if older is not None else ((), 0)
+                mark_first(keys, sum(counts), work / STAYS, older=before[0], num_older=before[1])
             num_bytes = order.dtype.itemsize * sum(sum(one.tokens.values()) for one in facts)
             with bar(f"{order.name}: shards", num_bytes) as advance:
-                shards = _write_shards(work, order, counts, workers, advance)
-        quality = _quality(facts, np.load(work / "counts.npy"))
-        manifest = manifest_of(
-            order.inputs, order.recipe, order.licence, plan["sha256"], facts, hashes, quality, shards
-        )
-        commit(work, folder / order.name, facts, manifest)
+                shards = _write_shards(work, order, counts, workers, advance, older)
+        manifest = _manifest(work, order, plan, facts, hashes, shards, older)
+        commit(work, target, facts, manifest, older)
     return manifest
+
+
+def _plan(order: Order, pieces: Sequence[Sequence[Part]], base: str | None) -> dict[str, Any]:
+    """
+    Args:
+        base: plan_sha256 of the source that is extended.
+    """
+    others = [order.licence, order.shard_bytes, *([base] if base is not None else [])]
+    return make_plan(order.inputs, order.recipe, pieces, others)
+
+
+def _manifest(
+    work: Path, order: Order, plan: dict[str, Any], facts: list[PieceFacts], hashes: list[str],
+    shards: dict[str, list[Shard]], older: Older | None,
+) -> SourceManifest:  # fmt: skip
+    documents = Documents(work, [sum(one.documents.values()) for one in facts])
+    quality, keys = _quality(facts, np.load(work / "counts.npy")), None
+    if order.recipe.deduplicate:
+        generation = older.generation + 1 if older is not None else 0
+        keys = write_keys(documents, work / "new" / f"documents-{generation:05}.keys")
+    manifest = manifest_of(
+        order.inputs, order.recipe, order.licence or "unknown", plan["sha256"], facts, hashes, quality, shards,
+        documents.kept(facts), keys,
+    )  # fmt: skip
+    return manifest if older is None else merged(older, manifest)
 
 
 def _require_elsewhere(order: Order, folder: Path) -> None:
@@ -102,88 +139,6 @@ def _require_elsewhere(order: Order, folder: Path) -> None:
     within = next((path for path in paths if path.is_relative_to(folder.resolve())), None)
     if within is not None:
         raise DataError(f"{within} lies in {folder}, which is replaced.", "Move it away, or choose another --out.")
-
-
-def _plan(order: Order, pieces: Sequence[Sequence[Part]]) -> dict[str, Any]:
-    changed = {path: changed for path, _, _, changed in order.inputs.files}
-    recipe = dataclasses.asdict(order.recipe)
-    keys = [_sha256([recipe, [[*dataclasses.astuple(p), changed[p.path]] for p in piece]]) for piece in pieces]
-    return {"sha256": _sha256([keys, order.licence, order.shard_bytes]), "pieces": keys}
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _made_already(folder: Path, plan: dict[str, Any]) -> SourceManifest | None:
-    if not (folder / MANIFEST_NAME).is_file():
-        return None
-    manifest = SourceManifest.read(folder)
-    if manifest.text is None or manifest.text.get("plan_sha256") != plan["sha256"]:
-        return None
-    try:
-        for shard in (*manifest.train, *manifest.valid):
-            require_files(folder, shard)
-            for path, wanted in (
-                (bin_path(folder, shard), shard.bin_sha256), (idx_path(folder, shard), shard.idx_sha256),
-            ):  # fmt: skip
-                if file_sha256(path) != wanted:
-                    return None
-    except DataError:
-        return None
-    return manifest
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Raises: DataError while another command makes this source. A command that was killed has let go."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as stream:
-        until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise DataError(f"Another command is writing {work}.", "Wait for it, or end it.") from error
-                time.sleep(0.1)
-        yield
-
-
-def _begin(work: Path, plan: dict[str, Any], itemsize: int, say: Callable[[str], None]) -> None:
-    """Keeps what is finished of the same plan, and the pieces of another one whose files and recipe are the same."""
-    path = work / "plan.json"
-    try:
-        is_same = json.loads(path.read_text(encoding="utf-8"))["sha256"] == plan["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        is_same = False
-    if not is_same:
-        path.unlink(missing_ok=True)
-        for item in work.iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name != "lock" and not item.name.startswith("piece-"):
-                item.unlink()
-        for number, key in enumerate(plan["pieces"]):
-            _require_piece(work, number, key, itemsize)
-        write_json(path, plan)
-    done = sum(piece_path(work, number, "json").exists() for number in range(len(plan["pieces"])))
-    if done:
-        say(f"{work}: going on, {done} of {len(plan['pieces'])} pieces are finished")
-
-
-def _require_piece(work: Path, number: int, key: str, itemsize: int) -> None:
-    """A piece of other files or another recipe, or one whose tokens are in shards already, is not finished."""
-    path = piece_path(work, number, "json")
-    try:
-        facts = PieceFacts.read(path)
-        sizes = {split: piece_path(work, number, f"{split}.tokens").stat().st_size for split in SPLITS}
-        if facts.key == key and all(sizes[split] == itemsize * facts.tokens[split] for split in SPLITS):
-            return
-    except (OSError, ValueError, TypeError):
-        pass
-    path.unlink(missing_ok=True)
 
 
 def _make_pieces(
@@ -239,14 +194,18 @@ def _hash_input(kitchen: Kitchen, advance: Advance, work: Path, number: int, pat
 
 
 def _write_shards(
-    work: Path, order: Order, counts: Sequence[int], workers: Workers, advance: Advance
+    work: Path, order: Order, counts: Sequence[int], workers: Workers, advance: Advance, older: Older | None
 ) -> dict[str, list[Shard]]:
     documents = Documents(work, counts)
+    sync_files(work)
     (work / "new").mkdir(exist_ok=True)
     shards: dict[str, list[Shard]] = {}
     for split in SPLITS:
-        tasks = plan_shards(documents, split, itemsize=order.dtype.itemsize, shard_bytes=order.shard_bytes)
-        if not tasks:
+        tasks = plan_shards(
+            documents, split, itemsize=order.dtype.itemsize, shard_bytes=order.shard_bytes,
+            number=len(older.manifest.shards(split)) if older is not None else 0,
+        )  # fmt: skip
+        if not tasks and (older is None or split == "train"):
             raise DataError(
                 f"Source {order.name}: there is no document for {split}.",
                 "Give more text, or a larger --held-out."

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt4moe.corpus.build import Bar, Order, build_source
 from gpt4moe.corpus.decontamination import Decontamination
-from gpt4moe.corpus.encoder import choose_library
+from gpt4moe.corpus.encoder import choose_library, open_tokenizer
 from gpt4moe.corpus.fill_in_the_middle import KNOWN_TOKENS, token_ids
 from gpt4moe.corpus.foreign import SPLITS, convert, is_foreign
 from gpt4moe.corpus.inputs import TREE_SUFFIXES, Inputs, find_inputs
@@ -25,7 +25,7 @@ from gpt4moe.data.folder import (
 )
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
-from gpt4moe.data.tokenizer import load_tokenizer, require_vocabulary, train_tokenizer
+from gpt4moe.data.tokenizer import require_vocabulary, train_tokenizer
 from gpt4moe.errors import ConfigError, DataError
 
 Say = Callable[[str], None]
@@ -35,7 +35,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the data folder to make, or to add sources to")
-    add("--source", action="append", required=True, metavar="NAME=PATH[,PATH...]", type=named)
+    add("--source", action="append", default=[], metavar="NAME=PATH[,PATH...]", type=named, help="a source to make")
+    add("--extend", action="append", default=[], metavar="NAME=PATH[,PATH...]", type=named,
+        help="new files for a source that is there, by the options that it was made with")  # fmt: skip
     add("--tokenizer", type=Path, help="a tokenizer.json, sentencepiece .model or .tiktoken file (default: of --out)")
     add("--train-tokenizer", type=int, metavar="VOCAB_SIZE", help="train a byte-level BPE on a sample of the sources")
     add("--tokenizer-sample-mb", type=int, default=100, help="of text to train it on, from all sources alike (100)")
@@ -43,6 +45,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add("--licence", action="append", default=[], metavar="NAME=LICENCE", type=named)
     add("--held-out", type=float, default=0.01, help="share of documents for validation (0.01)")
     add("--field", default="text", help="key or column that has the text (text)")
+    add("--tree", action="append", default=[], metavar="NAME", help="a source tree though its folder has jsonl too")
     add("--suffixes", help="of files of a source tree: .py,.md (default: those of code and prose)")
     add("--processes", type=int, default=1, help="the result is the same for any number (1)")
     add("--deduplicate", action="store_true", help="of documents that are equal the first stays")
@@ -62,7 +65,10 @@ def run(given: argparse.Namespace, bar: Bar, say: Say) -> dict[str, SourceManife
     fim = {name: float(rate) for name, rate in given.fim}
     suffixes = frozenset(given.suffixes.split(",")) if given.suffixes else TREE_SUFFIXES
     try:
-        inputs = {name: find_inputs(name, paths.split(","), suffixes) for name, paths in given.source}
+        inputs = {
+            name: find_inputs(name, paths.split(","), suffixes, is_tree=name in given.tree, out=given.out)
+            for name, paths in (*given.source, *given.extend)
+        }
         given.out.mkdir(parents=True, exist_ok=True)
         return _make(given, inputs, fim, bar, say)
     except OSError as error:
@@ -77,8 +83,8 @@ def _make(
 ) -> dict[str, SourceManifest]:
     samples = {name: sample_of(found, given.field) for name, found in inputs.items()}
     path = _tokenizer(given, inputs, samples, bool(fim), say)
-    tokenizer = load_tokenizer(path)
-    vocabulary = vocabulary_of(given.out, tokenizer, path)
+    tokenizer = open_tokenizer(path)
+    vocabulary = vocabulary_of(given.out, tokenizer, path, replaced=[name for name, _ in given.source])
     evaluation = [Path(file) for file in given.decontaminate]
     if evaluation:
         Decontamination(evaluation, given.decontaminate_words)  # refused here, before there is work
@@ -102,7 +108,8 @@ def _make(
         )  # fmt: skip
         order = Order(
             name=name, inputs=found, recipe=recipe, dtype=token_dtype(tokenizer.vocab_size),
-            licence=dict(given.licence).get(name, "unknown"), accept_nonsense=given.accept_nonsense,
+            licence=dict(given.licence).get(name), extends=name in dict(given.extend),
+            accept_nonsense=given.accept_nonsense,
         )  # fmt: skip
         made[name] = build_source(given.out, order, processes=given.processes, bar=bar, say=say)
     finish_folder(given.out, vocabulary, path)
@@ -147,15 +154,21 @@ def _tokenizer(
 
 def _check(given: argparse.Namespace) -> None:
     """Raises: ConfigError for options that mean nothing."""
-    names = [name for name, _ in given.source]
+    names = [name for name, _ in (*given.source, *given.extend)]
+    if not names:
+        raise ConfigError("No source is named.", "Write --source NAME=FILE, or --extend NAME=FILE.")
     for name in names:
         require_source_name(name)
     require_named_once("--source", names)
-    for option, pairs in (("--licence", given.licence), ("--fim", given.fim)):
+    trees = [(name, "") for name in given.tree]
+    for option, pairs in (("--licence", given.licence), ("--fim", given.fim), ("--tree", trees)):
         require_named_once(option, [name for name, _ in pairs])
         for name, _ in pairs:
             if name not in names:
                 raise ConfigError(f"{option} {name}= is of no source.", f"The sources are: {', '.join(names)}.")
+    for name in (TOKENIZER_NAME, MANIFEST_NAME):
+        if (given.out / name).is_dir():
+            raise DataError(f"{given.out / name} is a folder, and a file is written there.", "Choose another --out.")
     for option, share in (("--held-out", given.held_out), ("--fim-spm", given.fim_spm), *_rates(given)):
         if not 0 <= share <= 1:
             raise ConfigError(f"{option} is {share}.", "It is a share, from 0 to 1.")
@@ -186,7 +199,7 @@ def summary(name: str, manifest: SourceManifest) -> list[str]:
     """What was made, for a person."""
     text: dict[str, Any] = dict(manifest.text or {})
     documents, tokens = sum(text["documents"].values()), sum(text["tokens"].values())
-    size = sum(text["bytes_read"].values())
+    size = sum(text.get("bytes", text["bytes_read"]).values())  # a source made before has bytes_read alone
     lines = [
         f"{name}: {documents:,} documents, {tokens:,} tokens, {size / max(1, tokens):.2f} bytes a token, "
         f"{text['unknown_share']:.2%} unknown, {text['unigram_entropy_bits']:.2f} bits of unigram entropy"

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import unicodedata
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,24 @@ def duplicate_key(text: str, data: bytes) -> bytes:
 
 
 def mark_first(
-    keys: Iterable[bytes], num_documents: int, result: Path, *, bucket_documents: int = _BUCKET_DOCUMENTS
-) -> None:
+    keys: Iterable[bytes], num_documents: int, result: Path, *, older: Iterable[bytes] = (), num_older: int = 0,
+    bucket_documents: int = _BUCKET_DOCUMENTS,
+) -> None:  # fmt: skip
     """Writes a byte for every document: 1 where it stays, 0 where an earlier one has its key.
 
     Args:
         keys: of each piece in input order, KEY_BYTES for each of its documents.
+        older: keys of num_older documents that come before these, and have no byte.
         result: written beside and renamed, so that it is whole once it is there.
         bucket_documents: that are sorted at once.
     """
     folder = result.with_name(f"{result.name}.buckets")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    num_documents += num_older
     bits = max(0, (max(1, num_documents) - 1).bit_length() - (bucket_documents.bit_length() - 1))
     number = 0
-    for data in keys:
+    for data in chain(older, keys):
         entries = np.empty(len(data) // KEY_BYTES, dtype=_ENTRY)
         pairs = np.frombuffer(data, dtype=">u8").reshape(-1, 2)
         entries["high"], entries["low"] = pairs[:, 0], pairs[:, 1]
@@ -58,7 +62,11 @@ def mark_first(
         same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
         stays[entries["number"][1:][same]] = 0
     stays.flush()  # type: ignore[attr-defined]
+    if num_older:
+        stays[num_older:].tofile(folder / "new")
+        temporary = folder / "new"
     temporary.replace(result)
+    result.with_name(f"{result.name}.part").unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 

@@ -57,11 +57,16 @@ class Inputs:
         return sum(size for _, _, size, _ in self.files)
 
 
-def find_inputs(name: str, paths: Sequence[str], suffixes: frozenset[str] = TREE_SUFFIXES) -> Inputs:
+def find_inputs(
+    name: str, paths: Sequence[str], suffixes: frozenset[str] = TREE_SUFFIXES, *, is_tree: bool = False,
+    out: Path | None = None,
+) -> Inputs:  # fmt: skip
     """
     Args:
         name: of the source.
         suffixes: of the files that are read of a tree.
+        is_tree: read folders as trees though they have records too, which are left out.
+        out: the data folder that is written: a tree that has it is read without it.
     Raises: DataError for a path that is missing, of an unknown kind, named twice or without a file to read, and for a
         kind whose package is not installed.
     """
@@ -73,7 +78,7 @@ def find_inputs(name: str, paths: Sequence[str], suffixes: frozenset[str] = TREE
     for path in (found for text in paths for found in _expanded(name, text)):
         before = len(files)
         if path.is_dir():
-            files += _folder(path, suffixes, skipped)
+            files += _folder(name, path, suffixes, skipped, is_tree, out)
         elif path.is_file():
             files.append(_entry(path, _kind_of(path)))
         else:
@@ -146,10 +151,12 @@ def _kind_of(path: Path) -> str:
     )
 
 
-def _folder(root: Path, suffixes: frozenset[str], skipped: Counter[str]) -> list[tuple[str, str, int, int]]:
+def _folder(
+    name: str, root: Path, suffixes: frozenset[str], skipped: Counter[str], is_tree: bool, out: Path | None
+) -> list[tuple[str, str, int, int]]:
     found: list[tuple[Path, str]] = []
     aside: Counter[str] = Counter()
-    for path in _walk(root, aside):
+    for path in _walk(root, aside, out):
         suffix = "".join(path.suffixes[-2:]).lower() if path.suffix in (".gz", ".zst") else path.suffix.lower()
         if suffix in _RECORDS:
             found.append((path, KINDS[suffix]))
@@ -157,17 +164,29 @@ def _folder(root: Path, suffixes: frozenset[str], skipped: Counter[str]) -> list
             found.append((path, "tree"))
         else:
             aside["other suffix"] += 1
-    kinds = {kind for _, kind in found}
-    if "tree" in kinds and len(kinds) > 1:
-        aside["records in a tree"] += sum(kind != "tree" for _, kind in found)
+    records = [path for path, kind in found if kind != "tree"]
+    if records and (is_tree or len(records) < len(found)):
+        if not is_tree:
+            raise DataError(
+                f"Source {name}: the folder {root} has {len(records)} files of records ({records[0]}) beside "
+                f"{len(found) - len(records)} others: what it is does not follow.",
+                f"For its records name a pattern, '{root}/**/*.jsonl'; to read it as a source tree without them: "
+                f"--tree {name}",
+            )
+        aside["records in a tree"] += len(records)
         found = [entry for entry in found if entry[1] == "tree"]
     skipped.update(aside)
     return [_entry(path, kind) for path, kind in found]
 
 
-def _walk(root: Path, aside: Counter[str]) -> Iterator[Path]:
-    """Files below a folder, sorted, without hidden ones and links."""
+def _walk(root: Path, aside: Counter[str], out: Path | None) -> Iterator[Path]:
+    """Files below a folder, sorted, without hidden ones, links and what lies in `out`."""
+    written = os.path.realpath(out) if out is not None else None
     for folder, folders, names in os.walk(root):
+        if os.path.realpath(folder) == written:
+            aside["the data folder itself"] += 1
+            folders.clear()
+            continue
         aside["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
         aside["link"] += sum(Path(folder, name).is_symlink() for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -193,6 +212,20 @@ def _is_utf8(name: str) -> bool:
 def _entry(path: Path, kind: str) -> tuple[str, str, int, int]:
     found = path.stat()
     return str(path), kind, found.st_size, found.st_mtime_ns
+
+
+def require_unchanged(inputs: Inputs) -> None:
+    """Raises: DataError for a file whose size or time is not the one that it had when it was found."""
+    for path, kind, *known in inputs.files:
+        try:
+            now = _entry(Path(path), kind)
+        except OSError as error:
+            raise DataError(f"{path} is gone since this command began.", _CHANGED) from error
+        if list(now[2:]) != known:
+            raise DataError(f"{path} was changed while this command read it.", _CHANGED)
+
+
+_CHANGED = "Run the same command again when its files are at rest: what was made of the others is kept."
 
 
 def _require_once(name: str, files: Sequence[tuple[str, str, int, int]]) -> None:

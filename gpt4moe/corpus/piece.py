@@ -4,12 +4,12 @@ read --empty, contaminated: out--> held out by hash --fill in the middle--> toke
 
 .train.tokens .valid.tokens      as a shard's .bin
 .train.lengths .valid.lengths    uint32 of each document, with EOS
-.keys .splits                    of all documents in input order, to find duplicates: 16 bytes; 1 byte, 1 = valid
+.keys .splits .sizes             of all documents in input order, to find duplicates: 16 bytes; 1 byte, 1 = valid,
+                                 2 = its middle comes last; uint32, bytes of its text
 .counts                          int64 [V], every 16th token
 """
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from gpt4moe.corpus.duplicates import duplicate_key
 from gpt4moe.corpus.encoder import Encoder, unknown_id
 from gpt4moe.corpus.fill_in_the_middle import FillInTheMiddle, token_ids
 from gpt4moe.corpus.quality import STRIDE
-from gpt4moe.corpus.records import Advance, Part, place_of, read_part
+from gpt4moe.corpus.records import Advance, Notes, Part, place_of, read_part
 from gpt4moe.data.folder import held_out
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import SPLITS, write_json
@@ -98,7 +98,11 @@ class PieceFacts:
     """Documents whose middle comes last."""
     removed: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
-    contaminated: list[dict[str, str]] = field(default_factory=list)
+    contaminated: list[dict[str, Any]] = field(default_factory=list)
+    """Place and match of each; of a jsonl the part and the line within it, which result.py counts on from the file's
+    first part."""
+    lines: list[tuple[str, int]] = field(default_factory=list)
+    """Of each part: path and lines."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Path and sha256 of each file that is a document."""
 
@@ -145,19 +149,19 @@ class _Batch:
 
 def _batches(parts: Sequence[Part], kitchen: Kitchen, facts: PieceFacts, advance: Advance) -> Iterator[_Batch]:
     removed: Counter[str] = Counter()
-    skipped: Counter[str] = Counter()
+    notes = Notes()
     batch = _Batch()
     find = kitchen.decontamination.find if kitchen.decontamination is not None else None
-    for part in parts:
-        for text, data, place in read_part(part, kitchen.recipe.field, advance, skipped):
-            if part.kind in ("text", "tree"):
-                facts.files.append((part.path, hashlib.sha256(data).hexdigest()))
+    for number, part in enumerate(parts):
+        is_lines = part.kind.startswith("jsonl")
+        for text, data, place in read_part(part, kitchen.recipe.field, advance, notes):
             if not data:
                 removed["empty"] += 1
                 continue
             if find is not None and (match := find(text)) is not None:
                 removed["contaminated"] += 1
-                facts.contaminated.append({"document": place_of(part, place), **dataclasses.asdict(match)})
+                where = {"part": number, "line": place} if is_lines else {"document": place_of(part, place)}
+                facts.contaminated.append({**where, **dataclasses.asdict(match)})
                 continue
             batch.texts.append(text)
             batch.data.append(data)
@@ -165,9 +169,12 @@ def _batches(parts: Sequence[Part], kitchen: Kitchen, facts: PieceFacts, advance
             if batch.size >= _BATCH_BYTES:
                 yield batch
                 batch = _Batch()
+        if not is_lines:
+            notes.lines.append((part.path, 0))
     if batch.data:
         yield batch
-    facts.removed, facts.skipped = dict(removed), dict(skipped)
+    facts.removed, facts.skipped = dict(removed), dict(notes.skipped)
+    facts.files, facts.lines = notes.files, notes.lines
 
 
 class _Writer:
@@ -187,21 +194,25 @@ class _Writer:
         self.lengths = {split: opened(f"{split}.lengths") for split in SPLITS}
         self.keys: BinaryIO | None = None
         self.splits: BinaryIO | None = None
+        self.sizes: BinaryIO | None = None
         if kitchen.recipe.deduplicate:
-            self.keys, self.splits = opened("keys"), opened("splits")
+            self.keys, self.splits, self.sizes = opened("keys"), opened("splits"), opened("sizes")
 
     def add(self, batch: _Batch) -> None:
         share = self.kitchen.recipe.held_out
         is_valid = [share > 0 and held_out(data, share) for data in batch.data]
-        if self.keys is not None and self.splits is not None:
-            self.keys.write(b"".join(map(duplicate_key, batch.texts, batch.data)))
-            self.splits.write(bytes(is_valid))
+        is_filled = [False] * len(is_valid)
         if self.kitchen.fim is None:
             ids, ends = self._encode(batch.data)
             self._count(ids)
         else:
-            ids, ends = self._filled(self.kitchen.fim, batch, is_valid)
+            ids, ends, is_filled = self._filled(self.kitchen.fim, batch, is_valid)
+            self.facts.filled += sum(is_filled)
         sizes = np.array([len(data) for data in batch.data])
+        if self.keys is not None and self.splits is not None and self.sizes is not None:
+            self.keys.write(b"".join(map(duplicate_key, batch.texts, batch.data)))
+            self.splits.write(bytes(valid + 2 * filled for valid, filled in zip(is_valid, is_filled, strict=True)))
+            self.sizes.write(sizes.astype("<u4").tobytes())
         for split, tokens, lengths in self._split(ids, ends, is_valid):
             write_in_steps(self.tokens[split], tokens.data)
             self.lengths[split].write(lengths.astype("<u4").tobytes())
@@ -247,15 +258,15 @@ class _Writer:
 
     def _filled(
         self, fim: FillInTheMiddle, batch: _Batch, is_valid: Sequence[bool]
-    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """As Encoder.encode, of training documents some of which are made of several texts and special tokens."""
-        whole: list[int | bytes]
-        plans: list[list[int | bytes]] = []
-        for text, data, valid in zip(batch.texts, batch.data, is_valid, strict=True):
-            plan = None if valid else fim.parts(text, data)
-            self.facts.filled += plan is not None
-            whole = [data]
-            plans.append(whole if plan is None else plan)
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64], list[bool]]:
+        """As Encoder.encode, of documents some of which are made of several texts and special tokens: which ones."""
+        found = [
+            None if valid else fim.parts(text, data)
+            for text, data, valid in zip(batch.texts, batch.data, is_valid, strict=True)
+        ]
+        plans: list[list[int | bytes]] = [
+            [data] if plan is None else plan for plan, data in zip(found, batch.data, strict=True)
+        ]
         ids, ends = self._encode([part for plan in plans for part in plan if isinstance(part, bytes)])
         self._count(ids)
         texts = iter(np.split(ids, ends[:-1]))
@@ -264,7 +275,8 @@ class _Writer:
             for plan in plans
         ]
         lengths = [sum(map(len, document)) for document in parts]
-        return np.concatenate([part for document in parts for part in document]), np.cumsum(lengths, dtype=np.int64)
+        joined = np.concatenate([part for document in parts for part in document])
+        return joined, np.cumsum(lengths, dtype=np.int64), [plan is not None for plan in found]
 
     def close(self) -> None:
         self.counts_path.write_bytes(self.counts.astype("<i8").tobytes())

@@ -3,18 +3,20 @@
 Every error names the file, the line or row, and the cure. Memory: one document, or one batch of parquet rows.
 """
 
+import dataclasses
 import gzip
-import io
+import hashlib
 import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
+from gpt4moe.corpus.compressed import unpacked
 from gpt4moe.errors import DataError
 
 LARGEST_DOCUMENT = 1 << 28
@@ -35,26 +37,38 @@ class Part:
     stop: int
 
 
+@dataclass(slots=True)
+class Notes:
+    """What is known of parts beside their documents."""
+
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Files of a tree that are no text, by reason."""
+    files: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Path and sha256 of each file that is a document."""
+    lines: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    """Of each part of a jsonl that was read to its end: path, and its lines."""
+
+
 Advance = Callable[[int], None]
 """Called with the number of bytes of a file that were just read."""
 Document = tuple[str, bytes, int]
 """Text, the same as UTF-8, and its line or row (place_of)."""
 
 
-def read_part(part: Part, field: str, advance: Advance, skipped: Counter[str]) -> Iterator[Document]:
+def read_part(part: Part, field: str, advance: Advance, notes: Notes) -> Iterator[Document]:
     """
     Args:
         field: of a JSON object, or column of a parquet file, that has the text.
-        skipped: counts files of a tree that are no text.
+        notes: gets what is known of the part.
     Raises: DataError.
     """
     try:
         if part.kind == "parquet":
             yield from _parquet(part, field, advance)
         elif part.kind in ("text", "tree"):
-            yield from _file(part, advance, skipped)
+            yield from _file(part, advance, notes)
         else:
-            yield from _jsonl(part, field, advance)
+            yield from _jsonl(part, field, advance, notes)
     except OSError as error:
         raise DataError(
             f"{part.path} cannot be read: {error}.", "Restore the file, and run the command again."
@@ -78,9 +92,11 @@ def place_of(part: Part, number: int) -> str:
     return f"{part.path}:{before + number}"
 
 
-def _jsonl(part: Part, field: str, advance: Advance) -> Iterator[Document]:
+def _jsonl(part: Part, field: str, advance: Advance, notes: Notes) -> Iterator[Document]:
+    if part.kind != "jsonl" and not part.stop:
+        raise DataError(f"{part.path} is empty: not even an empty {part.kind} file is.", "Fetch it again.")
     with open(part.path, "rb", buffering=1 << 20) as raw:
-        stream, stop = _unpacked(raw, part), part.stop if part.kind == "jsonl" else None
+        stream, stop = unpacked(raw, part.kind), part.stop if part.kind == "jsonl" else None
         number, reported, position = 0, part.start, part.start
         try:
             if part.start:
@@ -89,19 +105,26 @@ def _jsonl(part: Part, field: str, advance: Advance) -> Iterator[Document]:
                 if len(line) > LARGEST_DOCUMENT:
                     raise _too_long(part, 0)
                 position += len(line) - 1
-            readline = stream.readline
+            readline, loads = stream.readline, orjson.loads
             while stop is None or position < stop:
                 number += 1
                 line = readline(LARGEST_DOCUMENT + 1)
                 if not line:
+                    number -= 1
                     break
-                if len(line) > LARGEST_DOCUMENT:
+                size = len(line)
+                if size > LARGEST_DOCUMENT:
                     raise _too_long(part, number)
-                position += len(line)
-                if number == 1 and position == len(line):
+                position += size
+                if position == size:
                     line = _without_mark(line, part)
-                if not line.isspace():
-                    text, data = _text(line, field, part, number)
+                try:
+                    text = loads(line)[field]
+                    data = text.encode()
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    if not line.isspace():
+                        yield *_text(line, field, part, number), number
+                else:
                     yield text, data, number
                 if number % _REPORT == 0:
                     now = position if stop is not None else raw.tell()
@@ -112,48 +135,8 @@ def _jsonl(part: Part, field: str, advance: Advance) -> Iterator[Document]:
                 f"{place_of(part, number)}: the compressed file is damaged or cut short ({error}).",
                 "Fetch it again (gzip -t or zstd -t FILE tests it); nothing of it was kept.",
             ) from error
+        notes.lines.append((part.path, number))
         advance(part.stop - reported)
-
-
-def _unpacked(raw: BinaryIO, part: Part) -> BinaryIO:
-    if part.kind == "jsonl.gz":
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if part.kind == "jsonl.zst":
-        return io.BufferedReader(_Zstandard(raw), 1 << 20)
-    return raw
-
-
-class _Zstandard(io.RawIOBase):
-    """Frame after frame. The package's own reader takes a file that was cut short for a whole one."""
-
-    def __init__(self, raw: BinaryIO):
-        import zstandard
-
-        self.raw, self.package = raw, zstandard
-        self.frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        self.ready, self.has_begun = memoryview(b""), False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.ready:
-            block = (self.frame.unused_data if self.frame.eof else b"") or self.raw.read(1 << 17)
-            if not block:
-                if self.has_begun and not self.frame.eof:
-                    raise EOFError("its last frame has no end")
-                return 0
-            if self.frame.eof:
-                self.frame = self.package.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self.has_begun = True
-            try:
-                self.ready = memoryview(self.frame.decompress(block))
-            except self.package.ZstdError as error:
-                raise EOFError(str(error)) from error
-        count = min(len(buffer), len(self.ready))
-        buffer[:count] = self.ready[:count]
-        self.ready = self.ready[count:]
-        return count
 
 
 def _too_long(part: Part, number: int) -> DataError:
@@ -179,13 +162,9 @@ def _without_mark(line: bytes, part: Part) -> bytes:
 
 
 def _text(line: bytes, field: str, part: Part, number: int) -> tuple[str, bytes]:
+    """Of a line that orjson takes for none: the standard library, which takes NaN and great numbers, has the last
+    word."""
     cure = f'Write one JSON object a line with a text: {{"{field}": "..."}}. --field names another key.'
-    try:
-        fast = orjson.loads(line)[field]
-        if isinstance(fast, str):
-            return fast, fast.encode()
-    except (ValueError, KeyError, TypeError):
-        pass  # orjson takes less than JSON's readers do (NaN, great numbers); the standard library has the last word
     try:
         text = json.loads(line.decode())[field]
     except UnicodeDecodeError as error:
@@ -216,7 +195,7 @@ def _no_utf8(place: str, error: UnicodeDecodeError) -> DataError:
     )
 
 
-def _file(part: Part, advance: Advance, skipped: Counter[str]) -> Iterator[Document]:
+def _file(part: Part, advance: Advance, notes: Notes) -> Iterator[Document]:
     is_tree = part.kind == "tree"
     advance(part.stop)
     if part.stop > LARGEST_DOCUMENT:
@@ -225,21 +204,21 @@ def _file(part: Part, advance: Advance, skipped: Counter[str]) -> Iterator[Docum
                 f"{part.path} has {part.stop:,} bytes, a document may have {LARGEST_DOCUMENT:,}.",
                 "A plain text file is one document. Cut it, or write a jsonl of a document a line.",
             )
-        skipped["too large"] += 1
+        notes.skipped["too large"] += 1
         return
     data = Path(part.path).read_bytes()
     if b"\0" in data and is_tree:
-        skipped["binary"] += 1
+        notes.skipped["binary"] += 1
         return
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         if not is_tree:
             raise _no_utf8(part.path, error) from error
-        skipped["not UTF-8"] += 1
+        notes.skipped["not UTF-8"] += 1
         return
-    text = text.removeprefix("\ufeff")
-    yield text, text.encode(), 1
+    notes.files.append((part.path, hashlib.sha256(data).hexdigest()))  # with its byte order mark, as sha256sum does
+    yield text.removeprefix("\ufeff"), data.removeprefix(b"\xef\xbb\xbf"), 1
 
 
 def _parquet(part: Part, field: str, advance: Advance) -> Iterator[Document]:
@@ -249,6 +228,8 @@ def _parquet(part: Part, field: str, advance: Advance) -> Iterator[Document]:
     names = file.schema_arrow.names
     if field not in names:
         raise DataError(f"{part.path} has no column {field!r}.", f"Name one with --field: {', '.join(names)}.")
+    if names.count(field) > 1:
+        raise DataError(f"{part.path} has {names.count(field)} columns {field!r}.", "Rename all but one of them.")
     kind = file.schema_arrow.field(field).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise DataError(f"{part.path}: column {field!r} is of type {kind}, no string.", "Name one with --field.")

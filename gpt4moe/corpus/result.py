@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.corpus.extend import Older, move_beside
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe
 from gpt4moe.corpus.quality import STRIDE, Quality
@@ -19,11 +20,14 @@ from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest
 
 def manifest_of(
     inputs: Inputs, recipe: Recipe, licence: str, plan_sha256: str, facts: Sequence[PieceFacts],
-    hashes: Sequence[str], quality: Quality, shards: dict[str, list[Shard]],
+    hashes: Sequence[str], quality: Quality, shards: dict[str, list[Shard]], kept_text: tuple[dict[str, int], int],
+    keys: dict[str, Any] | None,
 ) -> SourceManifest:  # fmt: skip
     """
     Args:
         hashes: of the inputs that are not hashed as documents.
+        kept_text: Documents.kept.
+        keys: entry of the file that assemble.write_keys wrote.
     """
     removed, skipped = Counter[str](), Counter[str](inputs.skipped)
     for one in facts:
@@ -35,15 +39,17 @@ def manifest_of(
     said = {key: value for key, value in dataclasses.asdict(recipe).items() if not key.startswith("tokenizer")}
     text = {
         "documents": kept, "tokens": {split: sum(shard.tokens for shard in shards[split]) for split in SPLITS},
-        "bytes_read": {split: sum(one.bytes[split] for one in facts) for split in SPLITS},
+        "bytes": kept_text[0], "bytes_read": {split: sum(one.bytes[split] for one in facts) for split in SPLITS},
         "removed": {key: count for key, count in sorted(removed.items()) if count},
         "files_skipped": {key: count for key, count in sorted(skipped.items()) if count},
-        "middle_last": sum(one.filled for one in facts),
+        "middle_last": kept_text[1],
         "unknown_share": quality.unknown_share, "unigram_entropy_bits": round(quality.entropy_bits, 4),
         "entropy_of_every": STRIDE, "inputs": _inputs(inputs, facts, hashes),
         "recipe": said,
         "libraries": sorted({one.library for one in facts}), "plan_sha256": plan_sha256,
     }  # fmt: skip
+    if keys is not None:
+        text["keys"] = [keys]
     return SourceManifest(
         tokenizer_sha256=recipe.tokenizer_sha256, licence=licence,
         description=", ".join(Path(path).name for path, _ in inputs.roots),
@@ -74,12 +80,38 @@ def _inputs(inputs: Inputs, facts: Sequence[PieceFacts], hashes: Sequence[str]) 
     return found
 
 
-def commit(work: Path, folder: Path, facts: Sequence[PieceFacts], manifest: SourceManifest) -> None:
-    """Gives a source its manifest and its place. Nothing stays of the work."""
-    contaminated = [row for one in facts for row in one.contaminated]
+def _contaminated(facts: Sequence[PieceFacts]) -> list[dict[str, Any]]:
+    """Place, evaluation file and words of each document that was removed for them."""
+    rows: list[dict[str, Any]] = []
+    lines: Counter[str] = Counter()
+    for one in facts:
+        before = []
+        for path, count in one.lines:
+            before.append((path, lines[path]))
+            lines[path] += count
+        for row in one.contaminated:
+            if "part" not in row:
+                rows.append(row)
+                continue
+            path, count = before[row["part"]]
+            others = {key: value for key, value in row.items() if key not in ("part", "line")}
+            rows.append({"document": f"{path}:{count + row['line']}", **others})
+    return rows
+
+
+def commit(
+    work: Path, folder: Path, facts: Sequence[PieceFacts], manifest: SourceManifest, older: Older | None
+) -> None:
+    """Gives a source its manifest and its place, or its files to an older one. Nothing stays of the work."""
+    contaminated = _contaminated(facts)
     if contaminated:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in contaminated)
-        (work / "new" / "contaminated.jsonl").write_text(lines, encoding="utf-8")
+        name = f"contaminated-{older.generation + 1:05}.jsonl" if older is not None else "contaminated.jsonl"
+        (work / "new" / name).write_text(lines, encoding="utf-8")
+    if older is not None:
+        move_beside(work / "new", folder, manifest)
+        shutil.rmtree(work)
+        return
     manifest.write(work / "new")
     (work / "plan.json").unlink(
         missing_ok=True

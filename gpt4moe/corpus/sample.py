@@ -1,10 +1,9 @@
 """A sample of a source before it is read: its first documents here and there, the same at every start."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from gpt4moe.corpus.inputs import Inputs, cut
-from gpt4moe.corpus.records import Part, read_part
+from gpt4moe.corpus.records import Notes, Part, read_part
 from gpt4moe.errors import DataError
 
 _PLACES, _PLACE_BYTES = 16, 1 << 14
@@ -40,9 +39,9 @@ def _spread(inputs: Inputs, field: str, places: int, place_bytes: int) -> Iterat
 
 
 def _first(piece: Sequence[Part], field: str, num_bytes: int) -> Iterator[str]:
-    skipped: Counter[str] = Counter()
+    notes = Notes()
     for part in piece:
-        for text, data, _ in read_part(part, field, lambda amount: None, skipped):
+        for text, data, _ in read_part(part, field, lambda amount: None, notes):
             if not text:
                 continue
             yield text if len(data) <= num_bytes else text[:num_bytes]

@@ -6,6 +6,7 @@ in this one.
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -37,17 +38,18 @@ class Workers:
     def __enter__(self) -> "Workers":
         if self.processes > 1:
             context = multiprocessing.get_context("spawn")
-            self.done = context.Value("q", 0)
+            self.done, self.is_over = context.Value("q", 0), context.Value("b", 0)
             self.reported = 0
-            self.pool = ProcessPoolExecutor(
-                self.processes, context, initializer=_open, initargs=(self.recipe, self.done, os.getpid())
-            )
+            given = (self.recipe, self.done, self.is_over, os.getpid())
+            self.pool = ProcessPoolExecutor(self.processes, context, initializer=_open, initargs=given)
         else:
             self.kitchen = Kitchen(self.recipe)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.pool is not None:
+            if kind is KeyboardInterrupt:
+                self.is_over.value = 1  # else a person would wait for the pieces that are under way
             self.pool.shutdown(cancel_futures=True)
 
     def map(self, task: Task, arguments: Iterable[tuple[Any, ...]], advance: Advance) -> Iterator[Any]:
@@ -62,7 +64,10 @@ class Workers:
             return
         waiting: deque[Future[Any]] = deque()
         for given in arguments:
-            waiting.append(self.pool.submit(_run, task, given))
+            try:
+                waiting.append(self.pool.submit(_run, task, given))
+            except BrokenProcessPool as error:
+                raise _killed() from error
             if len(waiting) >= 3 * self.processes:
                 yield self._result(waiting.popleft(), advance)
         while waiting:
@@ -76,10 +81,7 @@ class Workers:
                 self._report(advance)
                 continue
             except BrokenProcessPool as error:
-                raise DataError(
-                    "A worker process was killed, perhaps because memory ran out.",
-                    "Run the same command again, with fewer --processes: what is finished is kept.",
-                ) from error
+                raise _killed() from error
             self._report(advance)
             if refusal is not None:
                 raise DataError(*refusal)
@@ -91,16 +93,24 @@ class Workers:
         self.reported = done
 
 
-def _open(recipe: Recipe, done: Any, parent: int) -> None:
+def _killed() -> DataError:
+    return DataError(
+        "A worker process was killed, perhaps because memory ran out.",
+        "Run the same command again, with fewer --processes: what is finished is kept.",
+    )
+
+
+def _open(recipe: Recipe, done: Any, is_over: Any, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     # The library's own threads would only take each other's cores: there is a process for each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent, is_over), daemon=True).start()
     _HERE.update(kitchen=Kitchen(recipe), done=done)
 
 
-def _leave_with(parent: int) -> None:
+def _leave_with(parent: int, is_over: Any) -> None:
     """Ends this process when its parent was killed, so that none goes on writing beside the next command."""
-    while os.getppid() == parent:
+    while os.getppid() == parent and not is_over.value:
         time.sleep(_WAIT_SECONDS)
     os._exit(1)
 

@@ -12,19 +12,23 @@ from pathlib import Path
 
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer
+from gpt4moe.durable import sync_files, sync_folder
 from gpt4moe.errors import ConfigError, DataError
 
 TOKENIZER_NAME = "tokenizer.json"
 
 
 def vocabulary_of(
-    folder: Path, tokenizer: Tokenizer, tokenizer_path: Path, vocab_size: int | None = None
-) -> DataManifest:
+    folder: Path, tokenizer: Tokenizer, tokenizer_path: Path, vocab_size: int | None = None, *,
+    replaced: Sequence[str] = (),
+) -> DataManifest:  # fmt: skip
     """The manifest that the folder has, or that a new one will have.
 
     Args:
         vocab_size: of the model, where it is larger than the tokenizer's; None: as the folder has it, or the tokenizer.
-    Raises: DataError for another tokenizer or vocabulary than the folder's, and for one smaller than the tokenizer's.
+        replaced: sources that will be made anew.
+    Raises: DataError for another tokenizer or vocabulary than the folder's, for one smaller than the tokenizer's, and
+        for another tokenizer than that of a source in a folder without a manifest, which a command that was ended left.
     """
     if vocab_size is not None and vocab_size < tokenizer.vocab_size:
         raise DataError(
@@ -34,6 +38,14 @@ def vocabulary_of(
     digest = file_sha256(tokenizer_path)
     if not (folder / MANIFEST_NAME).is_file():
         size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        for path in sorted(folder.glob(f"[!.]*/{MANIFEST_NAME}")):
+            name = path.parent.name
+            if name not in replaced and SourceManifest.read(path.parent).tokenizer_sha256 != digest:
+                raise DataError(
+                    f"{path.parent}, of a folder that is not finished, was made by another tokenizer than "
+                    f"{tokenizer_path}.",
+                    "Use its tokenizer, remove it, or write to another folder.",
+                )
         return DataManifest(
             vocab_size=size, eos_id=tokenizer.eos_id, tokenizer=TOKENIZER_NAME, tokenizer_sha256=digest
         )  # fmt: skip
@@ -65,11 +77,13 @@ def new_source(folder: Path) -> Iterator[Path]:
 
 
 def move_in_place(new: Path, folder: Path, old: Path) -> None:
-    """A source that is whole takes the place of an older one, which becomes `old`."""
+    """A source that is whole takes the place of an older one, which becomes `old`. All of it is on the disk then."""
     require_replaceable(folder)
+    sync_files(new)
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)
+    sync_folder(folder.parent)
 
 
 def require_replaceable(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.data.indexed import MAKE_DATA
+from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -191,10 +192,14 @@ def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a temporary file and renames it, so that no reader sees half of it."""
+    """Writes a temporary file and renames it, so that no reader sees half of it, also after a power failure."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
 
 
 def file_sha256(path: Path) -> str:

@@ -53,7 +53,7 @@ def write_data_folder(
     for name in sources:
         require_source_name(name)
     tokenizer = load_tokenizer(tokenizer_path)
-    vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path)
+    vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, replaced=list(sources))
     for name, text in sources.items():
         write_source(folder / name, text, tokenizer, vocabulary.tokenizer_sha256, progress, shard_bytes=shard_bytes)
     finish_folder(folder, vocabulary, tokenizer_path)

@@ -28,7 +28,7 @@ def register(
     """
     require_source_name(name)
     tokenizer = load_tokenizer(tokenizer_path)
-    vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path)
+    vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, replaced=[name])
     with new_source(folder / name) as new:
         shards = {
             split: [_shard(path, folder / name, new, f"{split}-{number:05}", vocabulary.vocab_size, progress)

@@ -12,6 +12,7 @@ import pytest
 
 from gpt4moe.corpus import build, command, inputs, sample
 from gpt4moe.data.manifest import SourceManifest
+from gpt4moe.errors import DataError
 from tests.corpus.conftest import TEXTS, files_of, write_lines
 
 Make = Callable[..., int]
@@ -58,6 +59,10 @@ def test_several_shards_hold_the_documents_once_and_say_what_was_removed(
     assert text is not None
     assert text["removed"] == {"contaminated": 3, "duplicates": 798}
     assert sum(text["documents"].values()) == len(TEXTS) - 1
+    # Of the documents that stay alone: the first 400 without number 7.
+    assert sum(text["bytes"].values()) == sum(len(f"{t} {'many words ' * 40}".encode()) for t in TEXTS if t != TEXTS[7])
+    assert sum(text["bytes_read"].values()) > 2.9 * sum(text["bytes"].values())
+    assert 140 < text["middle_last"] < 220
     assert expected["contaminated.jsonl"].count(b"evaluation.txt:1") == 3
 
 
@@ -158,3 +163,57 @@ def test_a_mended_file_costs_its_own_pieces_alone(
     assert set(made).isdisjoint(sorted(before)[:2])
     manifest = SourceManifest.read(tmp_path / "out" / "a")
     assert manifest.num_documents("train") + manifest.num_documents("valid") == len(TEXTS)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_its_pieces_alone_are_made_anew(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(monkeypatch, 5000)
+    files = [write_lines(tmp_path / f"{number}.jsonl", TEXTS[number::2]) for number in range(2)]
+    make_piece, made = build.make_piece, []
+
+    def changed(path: Path, *rest: object) -> None:
+        make_piece(path, *rest)  # type: ignore[arg-type]
+        if not made:
+            files[1].write_text(files[1].read_text().replace("document 1 ", "document 9 "))
+        made.append(path.name)
+
+    monkeypatch.setattr(build, "make_piece", changed)
+    given = ["--source=a=" + ",".join(map(str, files)), "--held-out=0.1"]
+    assert make(*given) == 2
+    assert f"{files[1]} was changed while this command read it" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a").exists()
+    first = len(made)
+    assert make(*given) == 0
+    assert 0 < len(made) - first < first
+
+
+def test_work_goes_on_where_the_tokenizer_was_moved(
+    make: Make, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    small(monkeypatch, 5000)
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    moved = tmp_path / "moved.json"
+    moved.write_bytes(tokenizer_path.read_bytes())
+    with monkeypatch.context() as broken:
+        broken.setattr(build, "require_language", lambda *_: (_ for _ in ()).throw(DataError("ended", "go on")))
+        assert make(f"--source=a={path}") == 2
+    assert make(f"--source=a={path}", f"--tokenizer={moved}") == 0
+    assert "pieces are finished" in capsys.readouterr().err
+
+
+def test_pieces_without_their_tokens_are_made_anew_as_after_a_power_failure(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, 5000)
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(f"--source=a={path}", f"--out={tmp_path / 'whole'}") == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(build, "plan_shards", lambda *_, **__: (_ for _ in ()).throw(DataError("ended", "go on")))
+        assert make(f"--source=a={path}") == 2
+    work = tmp_path / "out" / ".a.work"
+    (work / "piece-000001.train.tokens").write_bytes(b"")
+    (work / "piece-000002.json").write_bytes(b"")
+    assert make(f"--source=a={path}") == 0
+    assert files_of(tmp_path / "out" / "a") == files_of(tmp_path / "whole" / "a")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from gpt4moe.corpus import inputs
+from gpt4moe.corpus import build, inputs
 from gpt4moe.data.check import check_data
 from gpt4moe.data.folder import held_out
 from gpt4moe.data.manifest import SourceManifest
-from gpt4moe.data.tokenizer import load_tokenizer
+from gpt4moe.data.tokenizer import load_tokenizer, train_tokenizer
 from tests.corpus.conftest import FIM, TEXTS, tokens_of, write_lines
 from tests.data.conftest import shard, small_run
 
@@ -71,6 +71,8 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "cut gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "fine and long enough"}\n' * 9)[:-9], "damaged or cut short"),
     "no gzip": ("a.jsonl.gz", b'{"text": "fine"}\n', "damaged or cut short"),
     "cut zstd": ("a.jsonl.zst", b"\x28\xb5\x2f\xfd\x04\x00\x41", "damaged or cut short"),
+    "an empty gzip": ("a.jsonl.gz", b"", "a.jsonl.gz is empty"),
+    "an empty zstd": ("a.jsonl.zst", b"", "a.jsonl.zst is empty"),
     "no parquet": ("a.parquet", b"PAR1", "is no parquet file"),
     "Latin-1 text": ("a.txt", b"\xe4h", "a.txt is not UTF-8"),
     "empty": ("a.jsonl", b"", "there is no document"),
@@ -102,6 +104,8 @@ def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
         (["--source=a={0}.missing"], "is missing"),
         (["--source=a={0}.*.jsonl"], "nothing matches"),
         (["--source=a={0}", "--licence=zzz=MIT"], "of no source"),
+        (["--source=a={0}", "--fim=a=0.5", "--fim=a=0.2"], "--fim a= is given twice"),
+        (["--source=a={0}", "--tree=b"], "of no source"),
         (["--source=a={0}", "--held-out=2"], "held-out is 2"),
         (["--source=a={0}", "--held-out=0"], "no document for valid"),
         (["--source=a={0}", "--fim=a=much"], "--fim"),
@@ -192,3 +196,68 @@ def test_a_name_that_is_no_utf_8_is_counted(make: Make, tmp_path: Path) -> None:
     (tmp_path / "tree" / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
     assert make("--source", f"code={tmp_path / 'tree'}") == 0
     assert '"name is no UTF-8": 1' in (tmp_path / "out" / "code" / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("tokenizer", ["--tokenizer={0}", "--train-tokenizer=300"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_there_is_work(
+    make: Make, tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, tokenizer: str
+) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(f"--source=a={path}", tokenizer.format(tokenizer_path)) == 2
+    assert f"{name} is a folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_finished_takes_no_source_of_another_tokenizer(
+    make: Make, tokenizer_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write_lines(tmp_path / "a.jsonl", TEXTS), tmp_path / "out"
+    assert make(f"--source=a={path}", "--held-out=0.1") == 0
+    (out / "manifest.json").unlink()
+    train_tokenizer(TEXTS, vocab_size=300).backend.save(str(tmp_path / "other.json"))
+    given = (f"--tokenizer={tmp_path / 'other.json'}", "--held-out=0.1")
+    assert make(f"--source=b={path}", *given) == 2
+    assert "was made by another tokenizer" in capsys.readouterr().err and not (out / "b").exists()
+    assert make(f"--source=b={path}", "--held-out=0.1") == 0  # by the same one
+    (out / "manifest.json").unlink()
+    assert make(f"--source=a={path}", f"--source=b={path}", *given) == 0  # all are made anew
+
+
+def test_ctrl_c_ends_the_command_in_two_lines(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "make_piece", interrupted)
+    path = write_lines(tmp_path / "a.jsonl", TEXTS)
+    assert make(f"--source=a={path}") == 130
+    assert "Stopped by Ctrl-C" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert make(f"--source=a={path}") == 0
+
+
+def test_a_tree_is_read_without_the_data_folder_that_lies_in_it(make: Make, tmp_path: Path) -> None:
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.py").write_text(text)
+    for name in ("a", "b"):  # when b is made, the manifests and the tokenizer are there
+        assert make(f"--source={name}={tmp_path}", f"--out={tmp_path / 'out'}", "--suffixes=.py,.json") == 0
+        text = SourceManifest.read(tmp_path / "out" / name).text
+        assert text is not None and sum(text["documents"].values()) == len(TEXTS)
+        assert text["files_skipped"] == ({} if name == "a" else {"the data folder itself": 1})
+
+
+def test_the_place_of_a_contaminated_document_is_counted_without_reading_the_file_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_PIECE_BYTES", (4096, 4096))
+    path = write_lines(tmp_path / "a.jsonl", [f"{text} {i}" for i, text in enumerate(TEXTS)])
+    again = write_lines(tmp_path / "b.jsonl", ["nothing here", f"{TEXTS[390]} 390"])
+    (tmp_path / "tasks.txt").write_text("".join(f"document {i} of other things\n" for i in (3, 250, 390)))
+    monkeypatch.setattr("gpt4moe.corpus.piece.place_of", lambda *_: pytest.fail("read from its beginning"))
+    given = (f"--decontaminate={tmp_path / 'tasks.txt'}", "--decontaminate-words=5")
+    assert make(f"--source=a={path},{again}", *given) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "a" / "contaminated.jsonl").read_text().splitlines()]
+    assert [row["document"] for row in rows] == [f"{path}:4", f"{path}:251", f"{path}:391", f"{again}:2"]
+    assert set(rows[0]) == {"document", "evaluation", "words"}

@@ -26,7 +26,7 @@ def test_gigatoken_is_chosen_where_a_sample_proves_it_and_not_without_it(
 ) -> None:
     pytest.importorskip("gigatoken")
     assert choose_library(tokenizer_path, DOCUMENTS)[0] == "gigatoken"
-    monkeypatch.setattr(Encoder, "agrees", lambda self, documents: False)
+    monkeypatch.setattr(Encoder, "agrees", lambda self, *_: False)
     library, reason = choose_library(tokenizer_path, DOCUMENTS)
     assert library == "tokenizers" and "other ids" in reason
     monkeypatch.setattr(seam, "find_spec", lambda name: None)

@@ -1,15 +1,15 @@
 """Every form of the same documents gives the same tokens; trees skip what is no text, and say so."""
 
 import gzip
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpt4moe.corpus.inputs import cut, find_inputs
-from gpt4moe.corpus.records import place_of, read_part
+from gpt4moe.corpus.records import Notes, place_of, read_part
 from gpt4moe.data.manifest import SourceManifest
 from tests.corpus.conftest import TEXTS, tokens_of, write_lines
 
@@ -52,12 +52,14 @@ def test_a_file_cut_anywhere_gives_each_line_once(tmp_path: Path, piece_bytes: i
         (text, place_of(part, place))
         for piece in cut(find_inputs("a", [str(path)]), piece_bytes)
         for part in piece
-        for text, _, place in read_part(part, "text", lambda amount: None, Counter())
+        for text, _, place in read_part(part, "text", lambda amount: None, Notes())
     ]
     assert read == [(text, f"{path}:{number}") for text, number in zip(texts, (1, 3, 4, 5, 6), strict=True)]
 
 
-def test_a_tree_s_text_files_are_documents_and_the_others_are_counted(make: Make, tmp_path: Path) -> None:
+def test_a_tree_s_text_files_are_documents_and_the_others_are_counted(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = tmp_path / "tree"
     (tree / "b" / ".git").mkdir(parents=True)
     (tree / "b" / ".git" / "config.py").write_text("no")
@@ -70,7 +72,9 @@ def test_a_tree_s_text_files_are_documents_and_the_others_are_counted(make: Make
     (tree / "rows.jsonl").write_text("{}\n")
     (tree / ".hidden.py").write_text("no")
     (tree / "link.py").symlink_to(tree / "a.c")
-    assert make(f"--source=code={tree}", "--held-out=0.3") == 0
+    assert make(f"--source=code={tree}", "--held-out=0.3") == 2
+    assert "1 files of records" in capsys.readouterr().err
+    assert make(f"--source=code={tree}", "--held-out=0.3", "--tree=code") == 0
     text = SourceManifest.read(tmp_path / "out" / "code").text
     assert text is not None and sum(text["documents"].values()) == 41
     assert text["files_skipped"] == {
@@ -89,3 +93,24 @@ def test_a_folder_of_records_alone_is_read_as_records(make: Make, tmp_path: Path
     assert make(f"--source=web={tmp_path}/data", "--held-out=0.1") == 0
     text = SourceManifest.read(tmp_path / "out" / "web").text
     assert text is not None and sum(text["documents"].values()) == len(TEXTS) and len(text["inputs"]) == 3
+
+
+def test_a_byte_order_mark_is_no_text_but_counts_in_the_sum_of_the_file(make: Make, tmp_path: Path) -> None:
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt").write_bytes((b"\xef\xbb\xbf" if number == 5 else b"") + text.encode())
+    assert make(f"--source=a={tmp_path}/*.txt", "--held-out=0.1") == 0
+    manifest = SourceManifest.read(tmp_path / "out" / "a").text
+    assert manifest is not None and sum(manifest["bytes_read"].values()) == sum(len(text.encode()) for text in TEXTS)
+    for one in manifest["inputs"]:
+        assert one["sha256"] == hashlib.sha256(Path(one["path"]).read_bytes()).hexdigest()
+
+
+def test_a_parquet_file_with_two_columns_of_the_name_is_refused(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    assert make(f"--source=a={tmp_path}/a.parquet") == 2
+    assert "has 2 columns 'text'" in capsys.readouterr().err
