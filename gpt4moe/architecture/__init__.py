@@ -3,6 +3,8 @@
 names.py      what tensors are called
 rows.py       a row of the table
 table.py      the table: every tensor
+encoder_folder.py  an image encoder's folder, checked
+vision.py     rows of the resampler and of gated blocks
 adapters.py   rows of LoRA adapters
 tensors.py    the tensors of one model
 count.py      parameters: whole, active, of a rank

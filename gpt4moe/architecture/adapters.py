@@ -45,7 +45,7 @@ def adapter_rows(row: TensorRow) -> tuple[TensorRow, TensorRow]:
     a, b = names.adapter_names(row.name)
     cut_a, cut_b = CUTS[row.cut]
     return (
-        made(a, lambda whole, rank: (*whole[:is_expert], rank, whole[-1]), cut_a, Initial.adapter),
+        made(a, lambda whole, rank: (*whole[:is_expert], rank, whole[-1]), cut_a, Initial.by_input),
         made(b, lambda whole, rank: (*whole[:-1], rank), cut_b, Initial.zeros),
     )
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from gpt4moe.architecture.rows import Component, Spread
-from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, layer_tensors, model_tensors, output_tensors
+from gpt4moe.architecture.tensors import (
+    ModelTensor,
+    embedding_tensors,
+    layer_tensors,
+    model_tensors,
+    output_tensors,
+    resampler_tensors,
+)
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import rank_chunks
@@ -47,7 +54,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
         per_component[kind.value] = per_component.get(kind.value, 0) + tensor.size
         if kind in (Component.embedding, Component.output_layer):
             outside += tensor.size
-        else:
+        elif kind is not Component.resampler:  # images pass it, not tokens
             of_layers += active(tensor)
     head = model.vocab_size * model.hidden_size
     return ParameterCount(
@@ -68,7 +75,8 @@ def active_size(model: ModelConfig, tensor: ModelTensor) -> int:
 
 
 def chunk_tensors(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> list[list[ModelTensor]]:
-    """The tensors of each virtual stage of one pipeline rank, in the order in which Megatron registers them.
+    """The tensors of each virtual stage of one pipeline rank, in the order in which Megatron registers them; of a
+    vision model the resampler is one more chunk, the last.
 
     Their shapes are those of the whole tensors; ModelTensor.local_size has a rank's part. With tied embeddings and
     pp > 1, the last stage has a copy of the embedding in place of the output layer.
@@ -84,7 +92,7 @@ def chunk_tensors(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -
             if model.tied_embeddings and parallel.pp > 1:
                 tensors += embedding_tensors(model)
         chunks.append(tensors)
-    return chunks
+    return [*chunks, resampler_tensors(model)] if model.vision is not None else chunks
 
 
 def rank_parameters(model: ModelConfig, parallel: ParallelConfig, pp_index: int) -> RankParameters:

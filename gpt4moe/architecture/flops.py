@@ -56,9 +56,9 @@ def flops_per_token(
     """
     passes = _Passes() if trained is None else _passes(model, trained)
     again = recomputed_layers(model, parallel) if parallel else set()
-    of_kind: dict[LayerKind, dict[Component, float]] = {}
+    of_kind: dict[tuple[LayerKind, bool], dict[Component, float]] = {}
     layers = attention = recompute = 0.0
-    for layer, kind in enumerate(model.layer_kinds):
+    for layer, kind in enumerate((it, model.has_gated_block(at)) for at, it in enumerate(model.layer_kinds)):
         if kind not in of_kind:
             of_kind[kind] = _layer_rows(model, layer, _Passes())
         rows, scores = of_kind[kind], 3.0 * layer_attention_flops(model, layer)

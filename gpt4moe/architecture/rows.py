@@ -28,12 +28,19 @@ class Component(str, Enum):
     shared_experts = "shared_experts"
     norms = "norms"
     output_layer = "output_layer"
+    gated_cross_attention = "gated_cross_attention"
+    resampler = "resampler"
 
 
 class Family(Enum):
     """Tensors that are compared together, in the order of the forward pass: (name for people, component)."""
 
     embedding = "embedding", Component.embedding
+    resampler = "resampler", Component.resampler
+    gates = "gates of cross-attention", Component.gated_cross_attention
+    gated_norm = "norms of gated blocks", Component.gated_cross_attention
+    gated_attention = "gated cross-attention", Component.gated_cross_attention
+    gated_mlp = "mlp of gated blocks", Component.gated_cross_attention
     input_norm = "norm before attention", Component.norms
     qkv = "attention qkv", Component.attention
     head_norms = "query and key norms", Component.norms
@@ -68,7 +75,8 @@ class Spread(Enum):
 class Cut(Enum):
     """How ranks divide a tensor: (in words, dimension of the logical tensor -> axis of ranks)."""
 
-    whole = "every rank holds all of it", ()
+    whole = "every rank of a stage holds all of it", ()
+    everywhere = "every rank of every stage holds all of it, and the whole gradient", ()
     rows = "dim 0 over tp", ((0, "tp"),)
     columns = "dim 1 over tp", ((1, "tp"),)
     gated_rows = "[2F, H]: the same rows of gate and up over tp", ((1, "tp"),)
@@ -104,7 +112,8 @@ class Initial(Enum):
     ones = "1"
     normal = "normal, init_std"
     residual = "normal, init_std / sqrt(2 * num_layers): it adds to the residual stream"
-    adapter = "normal, 1 / sqrt(3 * in): the deviation that PEFT's own have"
+    by_input = "normal, 1 / sqrt(3 * in): the deviation of torch's own linear layers and of PEFT's adapters"
+    unit = "normal, 1"
     zeros = "0"
 
 

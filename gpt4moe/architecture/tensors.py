@@ -21,6 +21,7 @@ from gpt4moe.architecture.table import (
     OUTPUT,
     layer_parts,
 )
+from gpt4moe.architecture.vision import GATED_ROWS, find_resampler_row, resampler_rows
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 
@@ -67,7 +68,9 @@ def layer_tensors(model: ModelConfig, layer: int) -> list[ModelTensor]:
     Args:
         layer: its global index, from 0.
     """
-    return [t for part in layer_parts(model.layer_kinds[layer]) for t in _tensors(model, part, layer)]
+    parts = layer_parts(model.layer_kinds[layer])
+    gated = _tensors(model, GATED_ROWS, layer) if model.has_gated_block(layer) else []
+    return [t for part in parts for t in _tensors(model, part, layer)] + gated
 
 
 def output_tensors(model: ModelConfig) -> list[ModelTensor]:
@@ -75,12 +78,18 @@ def output_tensors(model: ModelConfig) -> list[ModelTensor]:
     return _tensors(model, OUTPUT)
 
 
+def resampler_tensors(model: ModelConfig) -> list[ModelTensor]:
+    """Of a vision model: what turns the features of images into latents. Every rank of every stage has all of it."""
+    return _tensors(model, resampler_rows(model))
+
+
 def model_tensors(model: ModelConfig) -> Iterator[ModelTensor]:
-    """All of them, in the order in which Megatron registers them."""
+    """All of them, in the order in which Megatron registers them; the resampler, a chunk of its own, last."""
     yield from embedding_tensors(model)
     for layer in range(model.num_layers):
         yield from layer_tensors(model, layer)
     yield from output_tensors(model)
+    yield from resampler_tensors(model)
 
 
 def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
@@ -90,7 +99,8 @@ def logical_shapes(model: ModelConfig) -> dict[str, Shape]:
         for part in layer_parts(kind):
             listed = sorted(part, key=lambda row: not row.is_stored_first)
             found += _tensors(model, listed, layer)
-    found += output_tensors(model)
+        found += _tensors(model, GATED_ROWS, layer) if model.has_gated_block(layer) else []
+    found += output_tensors(model) + resampler_tensors(model)
     return {tensor.name: tensor.shape for tensor in found}
 
 
@@ -149,7 +159,7 @@ def find_row(name: str) -> TensorRow | None:
     """The row of a tensor's logical name; None: the table does not know it."""
     layer, rest = split_name(name)
     rows = _outside_rows() if layer is None else _layer_rows()
-    return next((row for row in rows if row.name == rest), None)
+    return next((row for row in rows if row.name == rest), None) or find_resampler_row(name)
 
 
 def has_spread(name: str, spread: Spread) -> bool:
@@ -181,6 +191,7 @@ def _layer_rows() -> Iterator[TensorRow]:
         yield from rows
     for adapters in ADAPTERS.values():
         yield from adapters
+    yield from GATED_ROWS
 
 
 def _tensors(

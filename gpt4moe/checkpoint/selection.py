@@ -2,7 +2,8 @@
 
     needed by the model, stored, patterns of checkpoint.load_only  ->  loaded | initial values | left in the checkpoint
 
-Every tensor is accounted for: without patterns both sides must have the same tensors, and each pattern must match.
+Every tensor is accounted for: without patterns both sides must have the same tensors, and each pattern must match. The
+vision parts alone may be on one side only: a text model becomes a vision model, and a vision model gives its text back.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from gpt4moe.architecture.tensors import logical_buffers, logical_shapes
 from gpt4moe.architecture.trained import adapter_shapes, require_matches
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.errors import CheckpointError
@@ -57,7 +59,21 @@ def base_model(model: ModelConfig) -> ModelConfig:
 def selection_of(index: CheckpointIndex, model: ModelConfig, patterns: list[str]) -> Selection:
     """What a run with `model` takes from a checkpoint; the same on every rank. Raises: as select."""
     stored = [name for name in index.shapes if name.partition("/")[0] in (WEIGHT, BUFFER)]
-    return select(index.folder, stored, stored_names(model), patterns)
+    selection = select(index.folder, stored, stored_names(model), patterns)
+    if model.vision is not None:
+        _require_shapes(index, selection, model)
+    return selection
+
+
+def _require_shapes(index: CheckpointIndex, selection: Selection, model: ModelConfig) -> None:
+    """Raises: CheckpointError when a tensor to load is of another size, before anything is built."""
+    needed = {f"{WEIGHT}/{name}": shape for name, shape in logical_shapes(model).items()}
+    for name in selection.loaded:
+        if name in needed and tuple(index.shapes[name]) != needed[name]:
+            raise CheckpointError(
+                f"{_bare(name)} of {index.folder} is {tuple(index.shapes[name])}; the model's is {needed[name]}.",
+                "Set model.* as in its manifest.json, or load another checkpoint.",
+            )
 
 
 def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns: list[str]) -> Selection:
@@ -73,6 +89,8 @@ def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns:
     has, wants = set(stored), set(needed)
     require_matches("checkpoint.load_only", patterns, [_bare(name) for name in wants])
     loaded = {name for name in wants if not patterns or any(fnmatchcase(_bare(name), p) for p in patterns)}
+    if not any(is_vision(_bare(name)) for name in has):  # a text checkpoint: its vision parts begin here
+        loaded -= {name for name in wants - has if is_vision(_bare(name))}
     missing = sorted(loaded - has)
     if missing:
         raise CheckpointError(
@@ -80,9 +98,12 @@ def select(folder: Path, stored: Iterable[str], needed: Iterable[str], patterns:
             "Load another checkpoint, or give checkpoint.load_only patterns that leave them out.",
         )
     unused = sorted(has - loaded)
-    if unused and not patterns:
+    foreign = unused
+    if not any(is_vision(_bare(name)) for name in wants):
+        foreign = [name for name in unused if not is_vision(_bare(name))]
+    if foreign and not patterns:
         raise CheckpointError(
-            f"{folder} has {len(unused)} tensors that the model has not, e.g. {unused[0]}: it is of another model.",
+            f"{folder} has {len(foreign)} tensors that the model has not, e.g. {foreign[0]}: it is of another model.",
             "Check model.* against its manifest.json, or name what to load by checkpoint.load_only.",
         )
     return Selection(sorted(loaded), sorted(wants - loaded), unused)

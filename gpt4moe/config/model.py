@@ -7,6 +7,7 @@ from math import isqrt
 from gpt4moe.config import MISSING
 from gpt4moe.config.lora import LoraConfig
 from gpt4moe.config.moe import MoEConfig
+from gpt4moe.config.vision import VisionConfig
 from gpt4moe.errors import ConfigError
 
 
@@ -138,6 +139,8 @@ class ModelConfig:
     """Multi-head latent attention, which only the planner knows; null: grouped-query attention."""
     planned: PlannedConfig | None = None
     """Parts that only the planner knows; null: none."""
+    vision: VisionConfig | None = None
+    """Resampler and gated cross-attention of a model that reads images; null: a text model."""
     lora: LoraConfig | None = None
     """The adapters of stage.lora, because they are tensors of the model. RunConfig copies them: set stage.lora."""
 
@@ -158,6 +161,9 @@ class ModelConfig:
             "moe.router.scaling_factor": float(self.moe.router.scaling_factor),
             "moe.router.num_groups": self.moe.router.num_groups, "moe.router.group_topk": self.moe.router.group_topk,
         }  # fmt: skip
+        if self.vision is not None:
+            resampler = self.vision.resampler
+            chosen = chosen | {"vision.resampler.num_attention_heads": resampler.num_attention_heads}
         return {
             "num_attention_heads": self.num_attention_heads,
             "num_query_groups": self.query_groups,
@@ -174,6 +180,10 @@ class ModelConfig:
         if self.moe is None:
             return [dense] * self.num_layers
         return [moe if has_experts else dense for has_experts in self.moe.layers(self.num_layers)]
+
+    def has_gated_block(self, layer: int) -> bool:
+        """Whether gated cross-attention to images stands before a layer, by its index in the whole model."""
+        return self.vision is not None and layer % self.vision.cross_attention_every == 0
 
     @property
     def moe_layers(self) -> list[bool]:
@@ -203,7 +213,7 @@ class ModelConfig:
                 f"model.num_attention_heads={self.num_attention_heads}.",
                 f"Set model.num_query_groups to one of {divisors(self.num_attention_heads)}.",
             )
-        for part in (self.mla, self.planned):
+        for part in (self.mla, self.planned, self.vision):
             if part is not None:
                 part.validate()
         if self.moe is not None:

@@ -58,7 +58,7 @@ class RunConfig:
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         own = (
             self._validate_lengths, self._validate_kernels, self._validate_optimizer, self._validate_lora,
-            self._validate_documents,
+            self._validate_documents, self._validate_vision,
         )  # fmt: skip
         check_all(*checks, *own)
 
@@ -103,6 +103,24 @@ class RunConfig:
                 "data.document_mask=true with stage=sft: it is for samples cut from a stream of text, and no row of "
                 "conversations is one.",
                 "Leave it false: packed conversations (data.pack=true) never see each other.",
+            )
+
+    def _validate_vision(self) -> None:
+        if self.stage.kind is StageKind.vision and self.model.vision is None:
+            raise ConfigError(
+                "stage=vision with model.vision=null: a text model has no parts that read images.",
+                "Add vision parts, +vision@model.vision=tiny say, or choose another stage.",
+            )
+        if self.engine.overlap_param_gather and self.model.vision is not None:
+            raise ConfigError(
+                "engine.overlap_param_gather=true with model.vision: a rank that reads no image in a step would not wait "
+                "for the resampler's weights.",
+                "Set engine.overlap_param_gather=false.",
+            )
+        if self.stage.lora.rank and self.model.vision is not None:
+            raise ConfigError(
+                f"stage.lora.rank={self.stage.lora.rank} with model.vision: no run trains adapters of a vision model.",
+                "Set stage.lora.rank=0; stage.train says which parts are trained.",
             )
 
     def _validate_kernels(self) -> None:

@@ -9,10 +9,12 @@ from gpt4moe.errors import ConfigError
 
 class StageKind(str, Enum):
     """pretrain: next-token prediction on the text of data.path. sft: the same on its conversations, of whose tokens
-    those of the assistant alone are learned."""
+    those of the assistant alone are learned. vision: the same on text with images, of whose model (model.vision) the
+    resampler and the gated blocks alone are trained."""
 
     pretrain = "pretrain"
     sft = "sft"
+    vision = "vision"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,7 +6,7 @@ inference folder     FolderWeights       pieces by inference_layout.py
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import Box, logical_buffers, logical_shapes, routing_buffers
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces, runs
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
@@ -86,7 +87,8 @@ class Weights:
 
 
 class CheckpointWeights(Weights):
-    """The fp32 master weights of a checkpoint of ours; every block that is read is checked against its hash.
+    """The fp32 master weights of a checkpoint of ours; every block that is read is checked against its hash. Those of a
+    vision model are its text model's.
 
     Args:
         path: a step folder, or a run folder (its latest).
@@ -96,7 +98,8 @@ class CheckpointWeights(Weights):
 
     def __init__(self, path: Path):
         self.index = CheckpointIndex(find_checkpoint(path))
-        self.run = config_from_dict(self.index.manifest.config)
+        run = config_from_dict(self.index.manifest.config)
+        self.run = replace(run, model=replace(run.model, vision=None))
         super().__init__(self.index.folder, self.run.model, "F32")
         buffers = routing_buffers(self.model)
         key = {name: f"{BUFFER if name in buffers else WEIGHT}/{name}" for name in self.shapes}
@@ -106,6 +109,7 @@ class CheckpointWeights(Weights):
         stored = {
             name.partition("/")[2] for name in self.index.shapes if name.startswith(kinds) and name not in useless
         }
+        stored = {name for name in stored if not is_vision(name)}
         for name in sorted(stored ^ self.shapes.keys()):
             what = "has a tensor that its model does not have" if name in stored else "lacks a tensor of its model"
             raise ConversionError(

@@ -225,16 +225,16 @@ def require_placeable(run: RunConfig, world_size: int) -> None:
 @torch.no_grad()
 def load_chunks(opened: Opened, run: RunConfig, groups: ProcessGroups) -> list[nn.Module]:
     """The chunks of this rank with the folder's weights, in eval mode. Each rank reads what it holds. Collective.
-
     Raises: CheckpointError or ConversionError on every rank when any finds it damaged.
     """
     # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
     from gpt4moe.model.gpt import build_model
+    from gpt4moe.model.parameters import language_chunks
 
     loaded = frozenset(stored_names(run.model)) if opened.names is None else opened.names
     chunks = build_model(run, groups, loaded=loaded)
     read_chunks(opened, chunks, groups)
-    return [chunk.eval() for chunk in chunks]
+    return [chunk.eval() for chunk in language_chunks(chunks)]  # text alone: a vision model sees no images
 
 
 def read_chunks(opened: Opened, chunks: list[Any], groups: ProcessGroups) -> None:

@@ -2,6 +2,9 @@
 
 gpt.py                 build_model: one GPTModel per virtual stage
 specs.py               which module plays each part of a layer
+gated_attention.py     gated cross-attention to images, the layer behind it
+resampler.py           latents of images
+vision_encoder.py      the frozen encoder
 linear.py              Megatron's linear layers, as specs use them
 adapters.py            LoRA: their matrices, what they add
 attention.py           core attention over scaled_dot_product_attention

@@ -6,6 +6,7 @@ placement.rank_chunks -> specs.block_spec -> GPTModel -> parameters.mark -> para
 import logging
 from collections.abc import Collection
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -15,6 +16,7 @@ from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.adapters import attach
 from gpt4moe.model.parameters import decoder_layers, freeze, initialize, mark
+from gpt4moe.model.resampler import VisionChunk
 from gpt4moe.model.specs import block_spec
 from gpt4moe.model.transformer_config import TORCH_DTYPES, transformer_config
 from gpt4moe.moe.experts import kernel_for
@@ -27,8 +29,9 @@ from gpt4moe.parallel.placement import rank_chunks
 
 def build_model(
     run: RunConfig, groups: ProcessGroups, *, meta: bool = False, loaded: Collection[str] = ()
-) -> list[GPTModel]:
-    """This rank's chunks with initial weights, in the order of its virtual stages.
+) -> list[Any]:
+    """This rank's chunks with initial weights, in the order of its virtual stages; of a vision model the resampler's
+    chunk is the last (model.parameters.language_chunks gives the others).
 
     Every parameter and buffer lies on `groups.device`, or on the meta device.
 
@@ -47,11 +50,13 @@ def build_model(
     # TransformerLayer warns about every MLP class that is not its own.
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     stages = rank_chunks(run.model.num_layers, run.parallel, groups.coordinate["pp"])
-    chunks = []
+    chunks: list[Any] = []
     # Tensors that a module makes without naming a device (RMSNorm's weight) must lie beside the others.
     with torch.device("meta") if meta else groups.device, nullcontext() if on_gpu else BuildOnCpu():
         for vp_stage, layers in enumerate(stages):
             chunks.append(_build_chunk(run, groups, config, vp_stage, layers))
+        if run.model.vision is not None:
+            chunks.append(VisionChunk(config, run.model.vision))
     freeze(chunks, groups, trained_names(run.model, run.stage))
     mark(chunks, sequence_parallel=groups.layout.sequence_parallel)
     if not meta:

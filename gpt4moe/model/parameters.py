@@ -21,6 +21,7 @@ from gpt4moe.architecture.names import OUTPUT_LAYER, WORD_EMBEDDINGS, layer_name
 from gpt4moe.architecture.rows import Cut, Initial, Spread, TensorRow
 from gpt4moe.architecture.tensors import row_of
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.model.resampler import VisionChunk
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import normal_box
@@ -32,7 +33,20 @@ CONSTANTS = {Initial.ones: 1.0, Initial.zeros: 0.0}
 def decoder_layers(chunk: nn.Module) -> dict[int, Any]:
     """Index in the whole model -> layer, of the decoder of one chunk (a GPTModel, wrapped or not)."""
     model: Any = getattr(chunk, "module", chunk)
+    if isinstance(model, VisionChunk):
+        return {}
     return {layer.layer_number - 1: layer for layer in model.decoder.layers}
+
+
+def language_chunks(chunks: list[Any]) -> list[Any]:
+    """The GPTModels among the chunks of a rank, wrapped or not: what the pipeline schedule runs."""
+    return [chunk for chunk in chunks if not isinstance(getattr(chunk, "module", chunk), VisionChunk)]
+
+
+def vision_chunk(chunks: list[Any]) -> Any:
+    """The resampler's chunk of a vision model, wrapped or not: the last one."""
+    assert isinstance(getattr(chunks[-1], "module", chunks[-1]), VisionChunk)
+    return chunks[-1]
 
 
 def moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
@@ -48,8 +62,8 @@ def moe_layers(chunks: list[Any]) -> dict[int, ExpertParallelMLP]:
 def shards(chunks: list[nn.Module], groups: ProcessGroups) -> Iterator[tuple[nn.Parameter, Shard, TensorRow]]:
     """Every parameter of this rank's chunks, its rectangle of the logical tensor, and its row of the table.
 
-    Chunks are GPTModels, wrapped or not. A shard's `shape` is the parameter's elements in C order, viewed as the
-    logical tensor is (gate_up as [L, 2, F, H]).
+    Chunks are GPTModels and the resampler's chunk, wrapped or not. A shard's `shape` is the parameter's elements in C
+    order, viewed as the logical tensor is (gate_up as [L, 2, F, H]).
     """
     for chunk in chunks:
         for name, parameter in _named(chunk, lambda module: module.named_parameters()):
@@ -94,6 +108,8 @@ def _shard(name: str, local: tuple[int, ...], cut: Cut, groups: ProcessGroups, i
     global_shape = tuple(n * size for n, size in zip(local, sizes, strict=True))
     offset = tuple(n * at[axes[dim]] if dim in axes else 0 for dim, n in enumerate(local))
     copies = {Cut.whole: "tp", Cut.experts_whole: "etp"}.get(cut)
+    if cut is Cut.everywhere:
+        is_writer, copies = is_writer and at["pp"] == 0, "tp"
     writes = is_writer and (copies is None or at[copies] == 0)
     return Shard(name, global_shape, offset, local, writes)
 
@@ -111,7 +127,11 @@ def initialize(
         loaded: KIND/NAME of tensors that the caller loads next. They are not drawn, which takes minutes for a large
             model, but are NaN: if nothing loaded one, the first loss would show it.
     """
-    deviation = {Initial.normal: model.init_std, Initial.residual: model.init_std / sqrt(2 * model.num_layers)}
+    deviation = {
+        Initial.unit: 1.0,
+        Initial.normal: model.init_std,
+        Initial.residual: model.init_std / sqrt(2 * model.num_layers),
+    }
     for parameter, shard, row in shards(chunks, groups):
         if f"{WEIGHT}/{shard.name}" in loaded:
             parameter.fill_(torch.nan)
@@ -121,7 +141,7 @@ def initialize(
             continue
         assert row.initial is not None, f"{shard.name}: the table says that the trainer cannot build it"
         box = normal_box(seed, shard.name, shard.global_shape, shard.offset, shard.shape)
-        scale = deviation.get(row.initial, 1 / sqrt(3 * shard.global_shape[-1]))  # an adapter's A, by its input
+        scale = deviation.get(row.initial, 1 / sqrt(3 * shard.global_shape[-1]))  # by_input
         parameter.copy_((box * scale).view(parameter.shape))
 
 
@@ -138,8 +158,11 @@ def mark(chunks: Iterable[nn.Module], *, sequence_parallel: bool) -> None:
     """
     for chunk in chunks:
         for name, parameter in _named(chunk, lambda module: module.named_parameters()):
-            spread = row_of(name).cut.spread
-            if spread is Spread.whole:
+            row = row_of(name)
+            spread = row.cut.spread
+            if row.cut is Cut.everywhere:
+                parameter.on_every_stage = True  # training.images sums its gradient over tp x pp
+            elif spread is Spread.whole:
                 # Every tp rank saw other tokens (norms, the router) or other heads (norms of queries and keys): the
                 # gradient is summed over tp.
                 parameter.sequence_parallel = sequence_parallel

@@ -24,6 +24,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.model.documents import by_transformer_engine
+from gpt4moe.model.gated_attention import GatedCrossAttention, VisionLayer
 from gpt4moe.model.linear import ColumnLinear, RowLinear
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
@@ -111,9 +112,12 @@ def block_spec(run: RunConfig, groups: ProcessGroups, layers: list[int]) -> Tran
     """
     built, kinds = BuiltWith(run=run, groups=groups, norm=norm_class(run.kernels.norm)), run.model.layer_kinds
     specs = [_layer_spec(kinds[layer], built) for layer in layers]
+    if run.model.vision is not None:
+        for layer, spec in zip(layers, specs, strict=True):
+            spec.module, spec.params = VisionLayer, {"block": _gated_block(layer, built)}
     if run.parallel.recompute is Recompute.full:
         for spec in specs[: run.parallel.recompute_layers]:
-            spec.module = RecomputedLayer
+            spec.module = RecomputedLayer if run.model.vision is None else RecomputedVisionLayer
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=built.norm)
 
 
@@ -123,6 +127,14 @@ def _layer_spec(kind: LayerKind, built: BuiltWith) -> ModuleSpec:
     ATTENTION_SPECS[kind.attention](spec, built)
     MLP_SPECS[kind.mlp](spec, built)
     return spec
+
+
+def _gated_block(layer: int, built: BuiltWith) -> Callable[[Any], nn.Module] | None:
+    """What makes the gated block before a layer, from Megatron's config; None: it has none."""
+    model = built.run.model
+    if not model.has_gated_block(layer):
+        return None
+    return partial(GatedCrossAttention, model=model, groups=built.groups, norm=built.norm)
 
 
 class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
@@ -135,22 +147,30 @@ class RecomputedLayer(TransformerLayer):  # type: ignore[misc]
     layer, and with recompute_method="block" tests/distributed/test_padding.py and test_recompute.py pass there.
     """
 
-    def forward(self, hidden_states: Tensor, *, padding_mask: Tensor | None = None, **rest: Any) -> Any:
-        """As TransformerBlock calls a layer: (hidden [S/tp, B, H], None).
+    def forward(
+        self, hidden_states: Tensor, *, padding_mask: Tensor | None = None, context: Tensor | None = None, **rest: Any
+    ) -> Any:
+        """As TransformerBlock calls a layer: (hidden [S/tp, B, H], context).
 
         Args:
+            context: latents of images, of a vision model.
             rest: nothing that a gradient flows to.
         """
         forward = super().forward
 
-        def plain(hidden_states: Tensor, padding_mask: Tensor | None) -> Any:
-            return forward(hidden_states=hidden_states, padding_mask=padding_mask, **rest)
+        def plain(hidden_states: Tensor, padding_mask: Tensor | None, context: Tensor | None) -> Any:
+            return forward(hidden_states=hidden_states, padding_mask=padding_mask, context=context, **rest)[0]
 
         if not self.training:
-            return plain(hidden_states, padding_mask)
+            return plain(hidden_states, padding_mask, context), context
+        needed = [*self.parameters(), *([] if context is None else [context])]
         if not hidden_states.requires_grad:  # everything before is frozen
-            if not any(parameter.requires_grad for parameter in self.parameters()):
-                return plain(hidden_states, padding_mask)
+            if not any(tensor.requires_grad for tensor in needed):
+                return plain(hidden_states, padding_mask, context), context
             # Megatron's checkpoint makes no gradients where none of its inputs needs one.
             hidden_states = hidden_states.detach().requires_grad_()
-        return tensor_parallel.checkpoint(plain, False, hidden_states, padding_mask)
+        return tensor_parallel.checkpoint(plain, False, hidden_states, padding_mask, context), context
+
+
+class RecomputedVisionLayer(RecomputedLayer, VisionLayer):
+    """RecomputedLayer of a vision model: the gated block is computed again too."""

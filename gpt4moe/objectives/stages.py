@@ -9,6 +9,7 @@ from gpt4moe.objectives.objective import Objective
 OBJECTIVES: dict[StageKind, Callable[[], Objective]] = {
     StageKind.pretrain: NextToken,
     StageKind.sft: NextToken,  # the data's loss_mask says which tokens are learned
+    StageKind.vision: NextToken,
 }
 
 

@@ -184,6 +184,8 @@ def _tensor_problems(model: ModelConfig, parallel: ParallelConfig) -> Iterator[P
     }
     for kind in sorted(kinds, key=lambda kind: kind.has_experts):
         cut |= CUT_BY_MLP[kind.mlp](model)
+    if model.vision is not None:
+        cut["model.vision.ffn_hidden_size"] = model.vision.ffn_hidden_size
     uncut = [f"{name}={size}" for name, size in cut.items() if size % parallel.tp]
     if uncut:
         yield Problem(

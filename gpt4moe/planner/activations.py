@@ -43,7 +43,7 @@ class MicroBatch:
     """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
     kinds: tuple[LayerKind, ...]
     """Tensors of each layer."""
-    sums: dict[tuple[LayerKind, Recompute], int] = field(default_factory=dict, compare=False)
+    sums: dict[tuple[LayerKind, bool, Recompute], int] = field(default_factory=dict, compare=False)
     """Cache of layer_bytes, so that each kind of layer is computed once."""
 
     @classmethod
@@ -101,12 +101,33 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
     norm = norm_activations(micro, micro.split_tokens, micro.model.hidden_size)
     attention = ATTENTION_ACTIVATIONS[micro.kinds[layer].attention](micro, recompute is Recompute.selective)
     mlp = MLP_ACTIVATIONS[micro.kinds[layer].mlp](micro, recompute is Recompute.moe)
-    return {"norms": 2 * norm, **attention, **mlp}
+    gated = gated_activations(micro, norm) if micro.model.has_gated_block(layer) else {}
+    return {"norms": 2 * norm, **attention, **mlp, **gated}
+
+
+def gated_activations(micro: MicroBatch, norm: int) -> Bytes:
+    """Of a gated block (model.gated_attention), with one image a sequence. Its two outputs are kept for the gates.
+
+    Args:
+        norm: bytes of one norm.
+    """
+    model, layout = micro.model, micro.layout
+    assert model.vision is not None
+    latents = micro.batch * model.vision.resampler.num_latents
+    heads = model.num_attention_heads // layout.tp * model.head_size * micro.item
+    ffn = model.vision.ffn_hidden_size // layout.tp * micro.item
+    return {
+        "gated_norms": 2 * norm,
+        "gated_inputs": 2 * micro.hidden_bytes,
+        "gated_outputs": 2 * micro.hidden_bytes,
+        "gated_attention": (3 * micro.tokens + 2 * latents) * heads,  # queries, what is attended, with and without gaps
+        "gated_mlp": 4 * micro.tokens * ffn,  # gate and up, SiLU of the gate, the product
+    }
 
 
 def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:
     """The sum of layer_activations."""
-    key = (micro.kinds[layer], recompute)
+    key = (micro.kinds[layer], micro.model.has_gated_block(layer), recompute)
     if key not in micro.sums:
         micro.sums[key] = sum(layer_activations(micro, layer, recompute).values())
     return micro.sums[key]

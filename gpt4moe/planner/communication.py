@@ -17,7 +17,7 @@ what an engine sends besides: counts, statistics, norms, padding.
 from dataclasses import dataclass
 
 from gpt4moe.architecture.count import chunk_tensors, rank_parameters
-from gpt4moe.architecture.rows import Spread
+from gpt4moe.architecture.rows import Cut
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
@@ -97,6 +97,7 @@ def _tensor_parallel(
     shared = model.moe is not None and model.moe.shared_expert_ffn_hidden_size is not None
     kinds = model.layer_kinds
     blocks = sum(1 if kinds[layer].has_experts and not shared else 2 for layer in layers)
+    blocks += 2 * sum(model.has_gated_block(layer) for layer in layers)
     first, last = stage == 0, stage == parallel.pp - 1
     # The embedding does a reduce-scatter forward. The output layer does an all-gather forward, and one more backward.
     gathers = 3 * blocks + first + 2 * last
@@ -115,7 +116,7 @@ def _tensor_parallel_sums(model: ModelConfig, parallel: ParallelConfig, *, stage
         tensor.size
         for chunk in chunk_tensors(model, parallel, stage)
         for tensor in chunk
-        if tensor.spread is Spread.whole
+        if tensor.row.cut is Cut.whole  # not the resampler, whose gradient is whole on every rank
     )
     cross_entropy = 3 * 4 * tokens if stage == parallel.pp - 1 else 0
     return _all_reduced(cross_entropy + GRADIENT_BYTES * whole, parallel.tp)

@@ -41,12 +41,12 @@ class TimedKind:
 
 def timed_kinds(model: ModelConfig) -> list[TimedKind]:
     """The kind of each layer. The result does not depend on the layout, so a search computes it once."""
-    kinds: dict[tuple[LayerKind, float], TimedKind] = {}
+    kinds: dict[tuple[LayerKind, float, bool], TimedKind] = {}
     of_layers = []
     for layer, kind in enumerate(model.layer_kinds):
-        key = (kind, tokens_seen(model, layer))
+        key = (kind, tokens_seen(model, layer), model.has_gated_block(layer))
         if key not in kinds:
-            kinds[key] = TimedKind(*key, tuple(layer_tensors(model, layer)))
+            kinds[key] = TimedKind(*key[:2], tuple(layer_tensors(model, layer)))
         of_layers.append(kinds[key])
     return of_layers
 

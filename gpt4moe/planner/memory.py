@@ -113,10 +113,11 @@ def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
     chunks, kinds = stage_layers(run.model.num_layers, run.parallel), run.model.layer_kinds
     first: dict[tuple[object, ...], int] = {}
     has_patterns = bool(run.stage.train or run.stage.lora.targets)  # which may be of some layers alone
+    gated = run.model.has_gated_block
     return [
         first.setdefault(
             (stage == 0, stage == layout.pp - 1, stage if has_patterns else None, *(
-                tuple(kinds[layer] for layer in layers) for layers in chunks[stage :: layout.pp]
+                tuple((kinds[layer], gated(layer)) for layer in layers) for layers in chunks[stage :: layout.pp]
             )),
             stage,
         )

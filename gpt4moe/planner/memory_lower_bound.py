@@ -125,8 +125,9 @@ class MemoryLowerBound:
         if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
             micro = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
-            kinds = set(micro.kinds)
-            self.layers[key] = min(layer_bytes(micro, micro.kinds.index(kind), recompute) for kind in kinds)
+            gated = micro.model.has_gated_block
+            first = {(kind, gated(layer)): layer for layer, kind in reversed([*enumerate(micro.kinds)])}
+            self.layers[key] = min(layer_bytes(micro, layer, recompute) for layer in first.values())
         return self.layers[key]
 
 

@@ -82,7 +82,7 @@ def relative_durations(model: ModelConfig, parallel: ParallelConfig) -> list[flo
     flops = [0.0] * (parallel.pp * parallel.vpp)
     per_layer = attention_flops(model) / model.num_layers
     for rank in range(parallel.pp):
-        for chunk, tensors in enumerate(chunk_tensors(model, parallel, rank)):
+        for chunk, tensors in enumerate(chunk_tensors(model, parallel, rank)[: parallel.vpp]):
             flops[chunk * parallel.pp + rank] = sum(
                 2.0 * active_size(model, tensor)
                 for tensor in tensors

@@ -12,7 +12,7 @@ them, or in host memory. Tests hold these bytes equal to those of built buffers 
 from dataclasses import dataclass
 
 from gpt4moe.architecture.count import chunk_tensors
-from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.rows import Component, Cut, Spread
 from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.architecture.trained import tensor_settings, trained_names
 from gpt4moe.config.optimizer import Dtype, EngineKind
@@ -102,7 +102,7 @@ def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffe
     buckets = stage == 0 and run.engine.overlap_grad_reduce
     size = (run.engine.bucket_size or default_bucket_size(layout.dp)) if buckets else None
 
-    def packed(tensors: list[ModelTensor], is_expert: bool, ranks: int) -> GradientBuffer:
+    def packed(tensors: list[ModelTensor], is_expert: bool, ranks: int, size: int | None) -> GradientBuffer:
         return pack(
             (
                 PackedTensor(t.local_size(run.parallel), _is_shared_embedding(run, t))
@@ -113,9 +113,10 @@ def stage_buffers(run: RunConfig, layout: Layout, stage: int) -> list[ChunkBuffe
             size,
         )
 
+    sizes = [size] * layout.vpp + [None]  # the resampler has no buckets
     return [
-        ChunkBuffers(packed(chunk, False, layout.dp * layout.cp), packed(chunk, True, layout.expert_dp))
-        for chunk in chunks
+        ChunkBuffers(packed(chunk, False, layout.dp * layout.cp, own), packed(chunk, True, layout.expert_dp, own))
+        for chunk, own in zip(chunks, sizes, strict=False)
     ]
 
 
@@ -172,6 +173,8 @@ def _zero_group(run: RunConfig, tensor: ModelTensor) -> str:
     """Name of the parameter group that training's DeepSpeed engine puts a tensor into."""
     if tensor.spread is Spread.experts:
         return "experts"
+    if tensor.row.cut is Cut.everywhere:
+        return "copied matrices" if len(tensor.shape) > 1 else "copied norms"
     if _is_shared_embedding(run, tensor):
         return "tied"
     return "matrices" if len(tensor.shape) > 1 else "norms"

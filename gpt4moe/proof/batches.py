@@ -1,4 +1,5 @@
-"""Micro-batches of synthetic tokens: the same set on every layout, with very uneven loss masks and some padding."""
+"""Micro-batches of synthetic tokens: the same set on every layout, with very uneven loss masks and some padding; of a
+vision model some rows have images and clips, and some micro-batches and ranks have none."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.vision import VisionConfig
 from gpt4moe.data.batch import Batch, places_in_documents
 
 
@@ -28,12 +30,45 @@ def synthetic_batches(run: RunConfig, step: int, dp: int, dp_index: int, tokens:
         documents, mask = begins[..., :-1].cumsum(dim=2) - begins[..., :1].long(), mask * ~begins[..., 1:]
     positions = torch.arange(seq).expand(micro, seq)
     first, rows = sizes.samples(step - 1), torch.arange(micro).unsqueeze(1)
-    return [
+    made = [
         Batch(tokens=drawn[i][:, :-1].contiguous(), labels=drawn[i][:, 1:].contiguous(), loss_mask=mask[i],
               position_ids=positions if documents[i] is None else places_in_documents(documents[i]),
               documents=documents[i], token_ids=(first + i * micro + rows) * seq + positions)
         for i in range(dp_index, count, dp)
     ]  # fmt: skip
+    if run.model.vision is None:
+        return made
+    numbers = range(dp_index, count, dp)
+    return [_pictured(batch, run.model.vision, step, i) for batch, i in zip(made, numbers, strict=True)]
+
+
+def _pictured(batch: Batch, vision: VisionConfig, step: int, number: int) -> Batch:
+    """Micro-batch `number` of the global batch with its images: up to two a row, the second may be a clip. Text stands
+    before many a first image. A third of the micro-batches have no image; in every second step only the first has."""
+    if number % 3 == 1 or (step % 2 == 0 and number > 0):
+        return batch
+    generator = torch.Generator().manual_seed(100_000 * step + number)
+    rows, length = batch.tokens.shape
+    counts = (torch.arange(rows) + number + 1) % 3  # a row has none, one or two
+    if not counts.any():
+        return batch
+    places = torch.rand(rows, length, generator=generator).argsort(dim=1)[:, :2].sort(dim=1).values
+    media, frames = torch.zeros_like(batch.tokens), []
+    for row, count in enumerate(counts.tolist()):
+        for image, place in enumerate(places[row, :count].tolist(), start=1):
+            sees = torch.arange(length) >= place
+            if batch.documents is not None:
+                sees &= batch.documents[row] == batch.documents[row, place]
+            media[row, place:] = torch.where(sees[place:], image, 0)
+            frames.append(min(image, vision.resampler.max_frames))
+    side = vision.encoder.image_size
+    return dataclasses.replace(
+        batch,
+        media=media,
+        pixels=torch.randint(0, 256, (sum(frames), 3, side, side), generator=generator, dtype=torch.uint8),
+        image_frames=torch.tensor(frames),
+        image_rows=torch.arange(rows).repeat_interleave(counts),
+    )
 
 
 # Step -> micro-batch of the global batch -> share of its sequences that is not padding. Step 1 has no padding. In

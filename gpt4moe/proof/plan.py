@@ -47,6 +47,8 @@ class Phase:
     """Seed of the nudge."""
     tokens: int = 0
     """Which set of synthetic tokens."""
+    gates: float = 0.5
+    """Initial value of a vision model's gates. At 0, where training begins, nothing behind them has a gradient."""
     ends_early: bool = False
     """Some micro-batches end in padding (batches.ended_early)."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt4moe.architecture.rows import Cut
+from gpt4moe.architecture.rows import Cut, Family
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model
 from gpt4moe.model.parameters import buffers, reduced_over, shards
@@ -69,6 +69,7 @@ def run_phases(
 def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say: Callable[[str], Any]) -> RankAnswer:
     run, answer = phase.run, RankAnswer(extras=EXTRAS)
     chunks = build_model(run, groups)
+    _open_gates(chunks, groups, phase.gates)
     if prepare is not None:
         prepare(chunks, groups)
     if phase.nudge:
@@ -110,6 +111,13 @@ def _run_phase(phase: Phase, groups: ProcessGroups, prepare: Prepare | None, say
     answer.copies = _copies(engine, groups)
     answer.stale = _stale(engine, groups)
     return answer
+
+
+@torch.no_grad()
+def _open_gates(chunks: list[Any], groups: ProcessGroups, value: float) -> None:
+    for parameter, _, row in shards(chunks, groups):
+        if row.family is Family.gates:
+            parameter.fill_(value)
 
 
 @torch.no_grad()

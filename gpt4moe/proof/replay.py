@@ -10,12 +10,13 @@ algorithm 2, with the decay that torch.optim.AdamW multiplies by the learning ra
 
 from collections.abc import Collection, Iterator, Sequence
 from enum import Enum
+from fnmatch import fnmatchcase
 from itertools import combinations
 
 import numpy as np
 
 from gpt4moe.architecture.names import split_name
-from gpt4moe.config.optimizer import OptimizerKind
+from gpt4moe.config.optimizer import OptimizerKind, TensorSettings
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.proof.compare import by_family, distance, model_order, total_norm
@@ -123,7 +124,13 @@ def _adamw(
     weight, mean, squares = made[WEIGHT][name], made[MEAN][name], made[MEAN_OF_SQUARES][name]
     mean += (1 - settings.beta1) * (gradient - mean)
     squares += (1 - settings.beta2) * (gradient**2 - squares)
-    if decay is Decay.everything or (decay is Decay.matrices and decays(weight)):
+    own = next(
+        (entry for entry in settings.by_pattern if fnmatchcase(name, entry.tensors)), TensorSettings(tensors=name)
+    )
+    rate *= own.lr_factor
+    if own.weight_decay is not None:
+        weight *= 1 - rate * own.weight_decay * (decay is not Decay.nothing)
+    elif decay is Decay.everything or (decay is Decay.matrices and decays(weight)):
         weight *= 1 - rate * settings.weight_decay
     size = np.sqrt(squares / (1 - settings.beta2**taken)) + settings.epsilon
     weight -= rate * mean / (1 - settings.beta1**taken) / size

@@ -111,6 +111,16 @@ def _model(run: RunConfig, proved: Layout, depth: "Depth") -> dict[str, Any]:
         sizes["head_dim"] = head + 2  # heads together wider than the hidden size
     if model.ffn_hidden_size:
         sizes["ffn_hidden_size"] = 2 * _rounded(_FFN, lcm(tp, 2))
+    if model.vision is not None:
+        every = max(1, round(model.vision.cross_attention_every * depth.num_layers / model.num_layers))
+        sizes["vision"] = {
+            "encoder": {"kind": "fresh", "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_layers": 1,
+                        "num_attention_heads": 2, "ffn_hidden_size": 16},
+            "resampler": {"num_layers": min(2, model.vision.resampler.num_layers), "num_latents": 4,
+                          "num_attention_heads": 2, "max_frames": min(2, model.vision.resampler.max_frames)},
+            "cross_attention_every": every,
+            "ffn_hidden_size": 2 * _rounded(_FFN, lcm(tp, 2)),
+        }  # fmt: skip
     return sizes
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from gpt4moe.architecture.names import ROUTER, layer_name
 from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.model.parameters import decoder_layers
+from gpt4moe.model.parameters import decoder_layers, language_chunks
 from gpt4moe.moe.layer import ExpertParallelMLP, is_second_forward
 from gpt4moe.moe.losses import auxiliary_losses
 from gpt4moe.moe.pool import capacity
@@ -47,7 +47,7 @@ class Watch:
         """Name of a router's matrix -> LOSS_PARTS -> gradient of that loss alone."""
         self.is_noting = False
         self._calls: dict[tuple[int, str], int] = {}
-        for wrapped in chunks:
+        for wrapped in language_chunks(chunks):
             self._watch_chunk(getattr(wrapped, "module", wrapped))
 
     def begin_step(self, *, note_outputs: bool) -> None:

@@ -54,12 +54,17 @@ class Engine(Protocol):
     """
 
     chunks: list[Any]
-    """Wrapped GPTModels, one per virtual stage, with Megatron's config as .config."""
+    """Wrapped GPTModels, one per virtual stage, with Megatron's config as .config; then the resampler's chunk of a
+    vision model, which the schedule does not run."""
 
     def zero_gradients(self) -> None: ...
 
     def reduce(self) -> None:
         """Makes the global batch's gradients ready in `owned`. Collective, unless the schedule has reduced already."""
+
+    def sum_copies(self, chunk: Any) -> None:
+        """Sums the gradients of a chunk that every rank of tp x pp has a copy of (the resampler's) over these ranks,
+        and makes them ready for `reduce`. Called after the schedule, with the wrapped chunk. Collective."""
 
     def norm(self) -> float:
         """The global norm of the reduced gradients, the same on every rank. Collective."""

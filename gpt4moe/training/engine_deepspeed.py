@@ -20,7 +20,7 @@ from deepspeed import DeepSpeedConfig
 from deepspeed import DeepSpeedEngine as DeepSpeedRuntime
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.transformer import MegatronModule
-from torch import nn
+from torch import distributed, nn
 
 from gpt4moe.config.optimizer import Dtype, EngineKind, TensorSettings
 from gpt4moe.config.optimizer_table import Optimizer, optimizer_for
@@ -65,6 +65,12 @@ class DeepSpeedEngine:
     def reduce(self) -> None:
         for partition in self.partitions:
             partition.reduce()
+
+    def sum_copies(self, chunk: Any) -> None:
+        if self.groups.model.size() > 1:
+            for parameter in chunk.parameters():
+                if parameter.requires_grad:
+                    distributed.all_reduce(parameter.grad, group=self.groups.model)
 
     def norm(self) -> float:
         return gradient_norm(self.owned(), self.counted, self.groups.device)
@@ -185,23 +191,27 @@ def _settings(run: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float, expert_group: str) -> list[dict[str, Any]]:
-    """Dense weights, norms, experts, and a tied embedding, each a group of its own.
+    """Dense weights, norms, experts, a tied embedding, and copies on every stage (the resampler's), each a group of its
+    own.
 
     Experts are summed over other ranks. Norms do not decay. A tied embedding is on the first and the last stage: in a
     group of its own it is cut over dp in the same places on both, so that three and more ranks add up its gradients in
-    one order. Otherwise the two copies would move apart by a rounding in every step.
+    one order. Otherwise the two copies would move apart by a rounding in every step. So it is with the resampler.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     experts = [parameter for parameter in parameters if _is_expert(parameter)]
     for parameter in experts:
         parameter.group_name = expert_group  # type: ignore[attr-defined]
     tied = [parameter for parameter in parameters if getattr(parameter, "shared_embedding", False)]
-    apart = {id(parameter) for parameter in (*experts, *tied)}
+    copied = [parameter for parameter in parameters if getattr(parameter, "on_every_stage", False)]
+    apart = {id(parameter) for parameter in (*experts, *tied, *copied)}
     dense = [parameter for parameter in parameters if id(parameter) not in apart]
     made = [
         {"params": tied, "weight_decay": weight_decay, "name": "tied"},
         {"params": [p for p in dense if p.ndim > 1], "weight_decay": weight_decay, "name": "dense"},
         {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0, "name": "norms"},
+        {"params": [p for p in copied if p.ndim > 1], "weight_decay": weight_decay, "name": "copied"},
+        {"params": [p for p in copied if p.ndim <= 1], "weight_decay": 0.0, "name": "copied norms"},
         {"params": experts, "weight_decay": weight_decay, "name": expert_group, "moe": True},
     ]
     return [group for group in made if group["params"]]

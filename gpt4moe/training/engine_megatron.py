@@ -14,11 +14,13 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MixedPrecisionOptimizer
-from torch import nn
+from torch import distributed, nn
 
 from gpt4moe.config.optimizer import Dtype, EngineKind, TensorSettings
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
+from gpt4moe.model.parameters import language_chunks
+from gpt4moe.model.resampler import VisionChunk
 from gpt4moe.model.transformer_config import TORCH_DTYPES
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import (
@@ -64,6 +66,12 @@ class MegatronEngine:
 
     def reduce(self) -> None:
         self.optimizer.prepare_grads()
+
+    def sum_copies(self, chunk: Any) -> None:
+        if self.groups.model.size() > 1:
+            for buffer in chunk.buffers:
+                distributed.all_reduce(buffer.grad_data, group=self.groups.model)
+        chunk.finish_grad_sync()
 
     def norm(self) -> float:
         return gradient_norm(self.owned(), self.counted, self.groups.device)
@@ -149,7 +157,7 @@ class MegatronEngine:
         """Makes Megatron's schedule reduce gradients only in the last micro-batch, and call `finalize` at its end."""
         config = self.chunks[0].config
         config.finalize_model_grads_func = finalize
-        no_sync = [chunk.no_sync for chunk in self.chunks]
+        no_sync = [chunk.no_sync for chunk in language_chunks(self.chunks)]
         config.no_sync_func = no_sync if run.parallel.vpp > 1 else no_sync[0]
 
 
@@ -163,11 +171,15 @@ def _wrap(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups) -> lis
         overlap_param_gather=run.engine.overlap_param_gather,
         bucket_size=run.engine.bucket_size,
     )
-    # disable_bucketing would join all-gathers of several dtypes into one, which gloo corrupts silently.
+    # disable_bucketing would join all-gathers of several dtypes into one, which gloo corrupts silently. The resampler
+    # has one dtype. Its copies must lie alike on every stage, and Megatron makes buckets on the first stage alone.
     wrapped = [
-        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=False, pg_collection=groups.megatron)
+        DistributedDataParallel(
+            chunk.config, config, chunk, disable_bucketing=isinstance(chunk, VisionChunk),
+            pg_collection=groups.megatron,
+        )
         for chunk in chunks
-    ]
+    ]  # fmt: skip
     for chunk in wrapped:
         _skip_groups_of_one(chunk)
         # With overlap_param_gather: update() begins all gathers at once. Else Megatron would begin one when the bucket

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.architecture.encoder_folder import require_encoder
 from gpt4moe.architecture.trained import tensor_settings, trained_names
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import config_from_dict, load_run_config
@@ -74,6 +75,8 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     saved = max(committed_steps(folder.checkpoints), default=0)
     require_legal(run.model, run.parallel, run.training.after(saved), environment.world_size)
     refuse([*kernel_problems(run, None), *missing_packages(run, None)])
+    if run.model.vision is not None:
+        require_encoder(run.model.vision.encoder)
     trained_names(run.model, run.stage)
     tensor_settings(run.model, run.stage, run.optimizer)
     data = check_data(run)

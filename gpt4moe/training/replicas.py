@@ -3,6 +3,7 @@
     whole weights, buffers            copies on every rank of a pipeline stage     tp, then dp x cp
     weights cut over tp               on the ranks that hold the same cut          dp x cp
     experts                           on the ranks that hold the same experts      expert_dp
+    the resampler                     copies on every rank of every stage          tp x pp, then dp x cp
     their adapters, whole over etp    on the ranks that hold the same experts      etp, then expert_dp
     masters, states of whole ones     sharded over dp, copies over tp              tp
     the same of such adapters         sharded over expert_dp, copies over etp      etp
@@ -42,7 +43,7 @@ class Unequal:
 def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
     """The tensors whose copies differ, of those that this rank holds a copy of. Collective."""
     engine.finish_update()
-    live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp", "etp")} | {
+    live = {name: getattr(groups, name) for name in ("tp", "dp_cp", "expert_dp", "etp", "model")} | {
         "embedding": groups.megatron.embd
     }
     return [
@@ -67,6 +68,7 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
     """Groups whose ranks hold copies -> names and tensors, in the same order on every member."""
     stage, cut, experts, sharded, tied = ("tp", "dp_cp"), ("dp_cp",), ("expert_dp",), ("tp",), ("embedding",)
     adapters, sharded_adapters = ("etp", "expert_dp"), ("etp",)
+    everywhere, sharded_everywhere = ("model", "dp_cp"), ("model",)
     table: dict[tuple[str, ...], Copies] = {
         stage: [],
         cut: [],
@@ -75,15 +77,18 @@ def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copi
         tied: [],
         adapters: [],
         sharded_adapters: [],
+        everywhere: [],
+        sharded_everywhere: [],
     }
     of_spread = {Spread.whole: stage, Spread.tp: cut, Spread.experts: experts}
+    own_rules = {
+        Cut.experts_whole: (adapters, sharded_adapters), Cut.everywhere: (everywhere, sharded_everywhere),
+    }  # fmt: skip
     whole: dict[int, tuple[str, tuple[str, ...]]] = {}
     for parameter, shard, row in shards(engine.chunks, groups):
-        if row.cut.spread is Spread.whole:
-            whole[id(parameter)] = shard.name, sharded
-        if row.cut is Cut.experts_whole:
-            whole[id(parameter)] = shard.name, sharded_adapters
-        over = adapters if row.cut is Cut.experts_whole else of_spread[row.cut.spread]
+        over, its_states = own_rules.get(row.cut, (of_spread[row.cut.spread], sharded))
+        if row.cut in own_rules or row.cut.spread is Spread.whole:
+            whole[id(parameter)] = shard.name, its_states
         table[over].append((shard.name, parameter))
         if groups.layout.pp > 1 and getattr(parameter, "shared_embedding", False):
             table[tied].append((shard.name, parameter))

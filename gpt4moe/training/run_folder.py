@@ -152,8 +152,10 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
         "stage": run.stage.kind.value, "train": sorted(run.stage.train),
         "lora": lora if run.stage.lora.rank else None, "document_mask": run.data.document_mask,
     }  # fmt: skip
+    # A text model says nothing of vision: its checkpoints were written before there was the key.
+    without = {"name", "lora"} | ({"vision"} if run.model.vision is None else set())
     return {
-        "model": {key: value for key, value in config["model"].items() if key not in ("name", "lora")},
+        "model": {key: value for key, value in config["model"].items() if key not in without},
         "data": data_identity["data"],
         "tokenizer": data_identity["tokenizer"],
         "seed": run.run.seed,

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.documents import PackedDocuments
-from gpt4moe.model.parameters import moe_layers
+from gpt4moe.model.parameters import language_chunks, moe_layers
 from gpt4moe.moe.statistics import row_width, to_means, tokens_of_experts
 from gpt4moe.objectives.objective import Objective
 from gpt4moe.objectives.stages import objective_of
@@ -28,6 +28,7 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.rng import tensor_key
 from gpt4moe.runlog.metrics_table import refuse_undeclared
 from gpt4moe.training.engine import Engine
+from gpt4moe.training.images import ImageLatents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,8 @@ class StepRunner:
         self.objective = objective or objective_of(run.stage)
         refuse_undeclared(self.objective.logged_names)
         self.engine = engine
+        self.chunks = language_chunks(engine.chunks)
+        self.images = None if run.model.vision is None else ImageLatents(run, engine, groups)
         self.groups = groups
         self.num_sources = num_sources if num_sources > 1 else 0
         self.schedule = get_forward_backward_func(
@@ -110,33 +113,40 @@ class StepRunner:
     def _run_schedule(self, batches: list[Batch], *, forward_only: bool) -> StepResult:
         batches = [self.objective.prepare(batch, self.run.run.seed) for batch in batches]
         documents = [self._documents(batch) for batch in batches]
-        batches = [batch.to(self.groups.device) for batch in batches]
+        on_host, batches = batches, [batch.to(self.groups.device) for batch in batches]
         num_micro_batches = len(batches) * self.groups.layout.dp
         seq_length = batches[0].tokens.shape[1]  # of this step: training.length_ramp
         num_tokens, has_padding = self._global_tokens(batches)
         numbered = has_padding or (self.draws_noise and not forward_only)
+        latents: list[dict[str, Any]] = [{}] * len(batches)
+        if self.images is not None:
+            latents = self.images.make(on_host, batches, with_gradient=not forward_only)
         batches = [batch.context_slice(self.groups.layout.cp, self.groups.coordinate["cp"]) for batch in batches]
         for layer in self.moe_layers.values():
             layer.auxiliary_scale = 1 / num_micro_batches
             layer.statistics.reset()
 
-        def forward(iterator: Iterator[tuple[Batch, dict[str, Any]]], chunk: Any) -> tuple[Tensor, Any]:
-            batch, attention = next(iterator)
+        def forward(iterator: Iterator[tuple[Batch, dict[str, Any], dict[str, Any]]], chunk: Any) -> tuple[Tensor, Any]:
+            batch, attention, seen = next(iterator)
             token_ids = self._token_ids(batch, chunk) if numbered else None
-            output = chunk(**self.objective.arguments(batch), padding_mask=token_ids, **attention)
+            output = chunk(
+                **self.objective.arguments(batch), padding_mask=token_ids, **attention, **_of_images(batch, seen)
+            )
             return output, lambda output: self._scaled_loss(output, batch, num_tokens)
 
-        iterators = [zip(batches, documents, strict=True) for _ in self.engine.chunks]
+        iterators = [zip(batches, documents, latents, strict=True) for _ in self.chunks]
         interleaved = self.groups.layout.vpp > 1
         losses = self.schedule(
             forward_step_func=forward,
             data_iterator=iterators if interleaved else iterators[0],
-            model=self.engine.chunks if interleaved else self.engine.chunks[0],
+            model=self.chunks if interleaved else self.chunks[0],
             num_microbatches=len(batches),
             seq_length=seq_length,
             micro_batch_size=self.run.training.micro_batch_size,
             forward_only=forward_only,
         )
+        if self.images is not None and not forward_only:
+            self.images.finish()
         return self._gathered(losses, num_tokens, num_micro_batches)
 
     def _documents(self, batch: Batch) -> dict[str, Any]:
@@ -218,3 +228,16 @@ class StepRunner:
             sums = torch.zeros(2, self.num_sources, dtype=torch.float64, device=loss.device)
             numbers["sources"] = sums.index_add(1, batch.source_index, of_sequences)
         return loss, torch.zeros((), dtype=torch.int, device=loss.device), numbers
+
+
+def _of_images(batch: Batch, latents: dict[str, Any]) -> dict[str, Any]:
+    """What a chunk's layers are told of a micro-batch's images; nothing in a text model.
+
+    Args:
+        batch: this rank's part under context parallelism.
+        latents: of ImageLatents.make.
+    """
+    if not latents:
+        return {}
+    media = torch.zeros_like(batch.tokens) if batch.media is None else batch.media
+    return {"extra_block_kwargs": latents | {"context_mask": media}}

@@ -35,6 +35,8 @@ CASES: dict[str, tuple[tuple[str, ...], int]] = {
     "uneven": ((*SMALL, "model.num_layers=5", "parallel.pp=2", "parallel.layers_per_stage=[3,2]"), 2),
     "vpp, tied": ((*SMALL, "parallel.pp=2", "parallel.vpp=2", "model.tied_embeddings=true"), 2),
     "shared experts": ((*SMALL, "model.moe.shared_expert_ffn_hidden_size=24", "parallel.tp=2"), 2),
+    "vision": ((*SMALL, "+vision@model.vision=tiny", "stage=vision", "model.vision.cross_attention_every=3",
+                "parallel.tp=2", "parallel.pp=2", "parallel.vpp=2"), 4),
     "tied": ((*SMALL, "model.tied_embeddings=true", "parallel.tp=2", "parallel.ep=4", "model.moe.num_experts=8"), 4),
 }  # fmt: skip
 

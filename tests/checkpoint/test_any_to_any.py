@@ -11,6 +11,7 @@ import pytest
 
 from tests.checkpoint.hop import Hop, State, hop
 from tests.distributed.layouts import LAYOUTS, LayoutCase
+from tests.distributed.vision import PARTS
 
 pytestmark = pytest.mark.layouts
 
@@ -114,6 +115,19 @@ def test_router_biases_and_shared_experts_reach_every_replica(tmp_path: Path) ->
     assert_losses_follow(hops, want)
     for router in routers:
         np.testing.assert_array_equal(hops[-1].final[f"{router}.bias"], want.final[f"{router}.bias"])
+
+
+def test_vision_parts_are_stored_once_and_reach_every_stage(tmp_path: Path) -> None:
+    """A resampler has a copy on every rank (hop asserts that each is loaded). Epsilon: as for router biases above."""
+    vision = (*PARTS, "optimizer.epsilon=1e-5")
+    layouts = [(LAYOUTS["tp2-pp2-ep2"], ()), (FOUR_LAYERS["one"], ()), (LAYOUTS["pp2-dp2-ep2"], ("engine=deepspeed",))]
+    hops = walk(layouts, vision, tmp_path)
+    assert_equal(hops[1].loaded, hops[0].final)
+    assert_equal(hops[2].loaded, hops[1].final)
+    gates = [np.abs(hops[0].final[f"weight/decoder.layers.{layer}.gated_cross_attention.mlp_gate"]) for layer in (0, 2)]
+    assert min(gates) > 0
+    assert "exp_avg/resampler.latents" in hops[0].final and "exp_avg/output_layer.weight" not in hops[0].final
+    assert_losses_follow(hops, uninterrupted(3 * STEPS, vision))
 
 
 def test_tied_embeddings_are_stored_once_and_reach_both_ends(tmp_path: Path) -> None:

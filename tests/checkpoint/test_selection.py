@@ -23,6 +23,18 @@ def test_without_patterns_both_sides_must_be_the_same() -> None:
         select(FOLDER, [*MODEL, "weight/vision.patch.weight"], MODEL, [])
 
 
+def test_vision_parts_may_be_on_one_side_alone_but_not_in_pieces() -> None:
+    parts = ["weight/decoder.layers.0.gated_cross_attention.mlp_gate", "weight/resampler.latents"]
+    begins = select(FOLDER, MODEL, [*MODEL, *parts], [])
+    assert (begins.loaded, begins.initial) == (sorted(MODEL), parts)
+    back = select(FOLDER, [*MODEL, *parts], MODEL, [])
+    assert (back.loaded, back.unused) == (sorted(MODEL), parts)
+    with pytest.raises(CheckpointError, match="lacks 1 tensors that the model needs"):
+        select(FOLDER, [*MODEL, parts[0]], [*MODEL, *parts], [])
+    with pytest.raises(CheckpointError, match="has 1 tensors that the model has not"):
+        select(FOLDER, [*MODEL, *parts, "weight/output_layer.weight"], MODEL, [])
+
+
 def test_every_tensor_is_loaded_initial_or_unused() -> None:
     wanted = [*MODEL, "weight/vision.patch.weight"]
     stored = [*MODEL, "weight/output_layer.weight"]

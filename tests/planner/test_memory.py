@@ -42,6 +42,10 @@ STATES: dict[str, tuple[int, tuple[str, ...]]] = {
         "model.num_layers=8", "parallel.pp=4", "parallel.vpp=2", "model.tied_embeddings=true", "precision=bf16",
         "engine.bucket_size=2000", "training.global_batch_size=32",
     )),
+    "vision, pp2-vpp2-tp2": (4, (
+        "+vision@model.vision=tiny", "model.vision.cross_attention_every=3", "parallel.tp=2", "parallel.pp=2",
+        "parallel.vpp=2", "engine.bucket_size=3000",
+    )),
     "etp2-ep2, query and key norms": (8, (
         "parallel.tp=2", "parallel.etp=2", "parallel.ep=2", "model.head_dim=6", "model.qk_norm=true",
     )),
@@ -98,6 +102,7 @@ ZERO: dict[str, tuple[str, ...]] = {
         "optimizer.by_pattern=[{tensors:'*experts.down',weight_decay:2},{tensors:'*[01].*norm*',lr_factor:2},"
         "{tensors:'*linear*',lr_factor:3}]",
     ),
+    "vision": ("+vision@model.vision=tiny", "model.vision.encoder.hidden_size=20", "parallel.pp=2"),
     "pp2, tied, a dense stage": (
         "parallel.pp=2", "model.tied_embeddings=true", "model.moe.layer_pattern=[0,0,1,1]", "model.ffn_hidden_size=40",
     ),

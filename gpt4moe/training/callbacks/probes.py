@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import nn
 
+from gpt4moe.model.parameters import language_chunks
 from gpt4moe.parallel.agreement import broadcast_int
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.runlog.metrics import Record
@@ -89,7 +90,7 @@ class Probes(Callback):
         step = context.state.step
         with context.pause(probe.pause):
             context.engine.finish_update()
-            answers = probe.ask(context.engine.chunks, context.groups, step)
+            answers = probe.ask(language_chunks(context.engine.chunks), context.groups, step)
         lines: list[StepLine] = [{"step": step, **answer} for answer in answers]
         log = self.logs.get(probe.file)
         if log is not None:

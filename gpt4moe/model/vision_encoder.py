@@ -1,0 +1,78 @@
+"""The encoder of a vision model: a frozen SigLIP or CLIP vision transformer of transformers.
+
+    pixels [P, 3, side, side] uint8 -> normalised -> [P, patches, D]
+
+It is no part of the model's tensors: it has no gradients and no place in checkpoints. Fresh weights are a function of
+the seed, so every rank and every launch has the same. Its folder is checked by architecture.encoder_folder, before.
+"""
+
+import json
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt4moe.architecture.encoder_folder import model_type
+from gpt4moe.config.vision import EncoderConfig, EncoderKind
+from gpt4moe.parallel.rng import normal_box
+
+_HALF = (0.5, 0.5, 0.5)
+"""Mean and deviation of SigLIP's pixels."""
+
+
+class FrozenEncoder:
+    """Owns the encoder's weights on one device."""
+
+    def __init__(self, config: EncoderConfig, seed: int, device: torch.device, dtype: torch.dtype):
+        model = _from_folder(Path(config.folder or "")) if config.kind is EncoderKind.folder else _fresh(config, seed)
+        self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        mean, deviation = _pixels(config)
+        self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self.deviation = torch.tensor(deviation, device=device).view(3, 1, 1)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """pixels [P, 3, side, side] uint8 -> [P, patches, D]"""
+        normalised = (pixels.float() / 255 - self.mean) / self.deviation
+        return self.model(pixel_values=normalised.to(self.dtype)).last_hidden_state
+
+
+def _from_folder(folder: Path) -> Any:
+    from transformers import CLIPVisionModel, SiglipVisionModel
+
+    made = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}[model_type(folder)]
+    return made.from_pretrained(folder, local_files_only=True)
+
+
+def _fresh(config: EncoderConfig, seed: int) -> Any:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    with torch.device("cpu"):
+        model: nn.Module = SiglipVisionModel(
+            SiglipVisionConfig(
+                hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
+                num_hidden_layers=config.num_layers, num_attention_heads=config.num_attention_heads,
+                image_size=config.image_size, patch_size=config.patch_size, vision_use_head=False,
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(float(name.endswith("weight")))  # norms; biases are 0
+                continue
+            shape = (parameter.shape[0], parameter[0].numel())
+            box = normal_box(seed, f"encoder {name}", shape, (0, 0), shape)
+            parameter.copy_((box / sqrt(shape[1])).view(parameter.shape))
+    return model
+
+
+def _pixels(config: EncoderConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that pixels are normalised by."""
+    file = Path(config.folder or "") / "preprocessor_config.json"
+    if config.kind is EncoderKind.fresh or not file.exists():
+        return _HALF, _HALF
+    settings = json.loads(file.read_text())
+    return tuple(settings.get("image_mean", _HALF)), tuple(settings.get("image_std", _HALF))

@@ -1,0 +1,44 @@
+"""The frozen encoder: fresh weights follow from the seed; a folder of transformers gives transformers' features."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from gpt4moe.config.vision import EncoderConfig, EncoderKind
+from gpt4moe.model.vision_encoder import FrozenEncoder
+
+SIZES = {
+    "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2,
+    "ffn_hidden_size": 24,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def test_fresh_weights_follow_from_the_seed() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    made = [FrozenEncoder(EncoderConfig(**SIZES), seed, CPU, torch.float32).features(pixels) for seed in (1, 1, 2)]
+    assert made[0].shape == (3, 4, 16)
+    assert torch.equal(made[0], made[1])
+    assert (made[0] - made[2]).abs().mean() > 0.1
+    assert (made[0][0] - made[0][1]).abs().mean() > 0.05, "other pixels, other features"
+
+
+def test_a_folder_gives_the_features_that_transformers_gives(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clip = CLIPVisionModel(
+        CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                         image_size=16, patch_size=8)
+    ).eval()  # fmt: skip
+    clip.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}')
+    encoder = FrozenEncoder(
+        EncoderConfig(kind=EncoderKind.folder, folder=str(tmp_path), **SIZES), 0, CPU, torch.float32
+    )
+    pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    mean, deviation = (torch.tensor(x).view(3, 1, 1) for x in ([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]))
+    with torch.no_grad():
+        want = clip(pixel_values=(pixels.float() / 255 - mean) / deviation).last_hidden_state
+    assert encoder.features(pixels).detach().numpy() == pytest.approx(want.numpy(), abs=1e-6)
+    assert not any(parameter.requires_grad for parameter in encoder.model.parameters())

@@ -1,0 +1,80 @@
+"""stage=vision by the train command: it begins from a text checkpoint, and its checkpoint gives the text model back."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.architecture.vision import is_vision
+from gpt4moe.checkpoint.inspection import difference
+from gpt4moe.checkpoint.reader import CheckpointReader
+from tests.training.command import metrics, train
+
+VISION = (
+    "stage=vision", "+vision@model.vision=tiny", "model.vision.encoder.hidden_size=16",
+    "model.vision.encoder.ffn_hidden_size=16", "model.vision.encoder.num_layers=1", "model.vision.ffn_hidden_size=24",
+)  # fmt: skip
+STILL = ("training.steps=1", "optimizer.lr=1e-30", "run.seed=7")
+
+
+def last(folder: Path) -> CheckpointReader:
+    return CheckpointReader(max((folder / "checkpoints").iterdir()))
+
+
+def texts(reader: CheckpointReader) -> list[str]:
+    return [name for name in reader.shapes if name.startswith(("weight/", "buffer/")) and not is_vision(name[7:])]
+
+
+@pytest.fixture(scope="module")
+def vision_run(tmp_path_factory: pytest.TempPathFactory, whole_run: Path) -> Path:
+    """Two steps of the vision stage on two pipeline stages, from a text run, and two more in one process."""
+    folder = tmp_path_factory.mktemp("vision") / "vision"
+    begun = train(folder, *VISION, "training.steps=2", "parallel.pp=2", f"checkpoint.load={whole_run}", ranks=2)
+    assert [rank.status for rank in begun] == [0, 0], begun[0].err
+    assert "tensors; 44 from their initial values (weight/decoder.layers.0.gated_cross_attention." in begun[0].out
+    (ended,) = train(folder, *VISION, "training.steps=4")
+    assert ended.status == 0, ended.err
+    assert "resume after step 2" in ended.out
+    return folder
+
+
+def test_a_text_checkpoint_begins_a_vision_run_and_text_weights_stay_as_they_are(
+    vision_run: Path, whole_run: Path
+) -> None:
+    assert [record["step"] for record in metrics(vision_run)] == [1, 2, 3, 4]
+    text, vision = last(whole_run), last(vision_run)
+    assert set(texts(text)) == set(texts(vision)) and len(texts(text)) > 10
+    for name in texts(text):
+        assert vision.tensor(name).equal(text.tensor(name)), name
+    gates = [vision.tensor(name) for name in vision.shapes if name.startswith("weight/") and name.endswith("mlp_gate")]
+    assert len(gates) == 2 and all(gate.abs() > 0 for gate in gates)
+    moments = [name for name in vision.shapes if name.startswith("exp_avg/")]
+    assert moments and all(is_vision(name.removeprefix("exp_avg/")) for name in moments)
+
+
+def test_a_vision_checkpoint_gives_its_text_model_back(vision_run: Path, whole_run: Path, tmp_path: Path) -> None:
+    (ended,) = train(tmp_path / "text", *STILL, f"checkpoint.load={vision_run}")
+    assert ended.status == 0, ended.err
+    assert "44 of the checkpoint not used (weight/decoder.layers.0.gated_cross_attention." in ended.out
+    text, again = last(whole_run), last(tmp_path / "text")
+    assert set(texts(again)) == {name for name in again.shapes if name.startswith(("weight/", "buffer/"))}
+    for name in texts(text):
+        assert again.tensor(name).equal(text.tensor(name)), name
+
+
+def test_a_text_checkpoint_of_another_width_is_refused_before_anything_is_built(
+    whole_run: Path, tmp_path: Path
+) -> None:
+    wide = ("model.hidden_size=64", "parallel.tp=2", f"checkpoint.load={whole_run}")
+    ended = train(tmp_path / "x", *VISION, *wide, ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert "is (32,); the model's is (64,)" in cause and "manifest.json" in cure
+
+
+def test_the_difference_to_the_text_checkpoint_is_the_vision_parts(vision_run: Path, whole_run: Path) -> None:
+    found = difference(whole_run, vision_run, tolerance=0.0)
+    assert found["compared"] > 10
+    weights = [name for name in found["only_in_b"] if name.startswith("weight/")]
+    assert len(weights) == 44 and all(is_vision(name.removeprefix("weight/")) for name in weights)
+    assert [row for row in found["different"] if row["tensor"].startswith(("weight/", "buffer/"))] == []
+    assert found["other_shape"] == []
