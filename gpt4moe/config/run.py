@@ -113,8 +113,8 @@ class RunConfig:
             )
         if self.engine.overlap_param_gather and self.model.vision is not None:
             raise ConfigError(
-                "engine.overlap_param_gather=true with model.vision: a rank that reads no image in a step would not wait "
-                "for the resampler's weights.",
+                "engine.overlap_param_gather=true with model.vision: a rank that reads no image in a step would not "
+                "wait for the resampler's weights.",
                 "Set engine.overlap_param_gather=false.",
             )
         if self.stage.lora.rank and self.model.vision is not None:
