@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.data import DataConfig
+from gpt4moe.config.data import DataConfig, DataKind
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
@@ -50,7 +50,13 @@ class RunConfig:
     @property
     def attends_by_document(self) -> bool:
         """Whether samples have documents, in which attention stays."""
-        return self.data.pack if self.stage.kind is StageKind.sft else self.data.document_mask
+        return self.data.pack if self.has_rows else self.data.document_mask
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether samples are rows of whole documents: conversations, or documents with images."""
+        is_vision = self.stage.kind is StageKind.vision and self.data.kind is DataKind.indexed
+        return is_vision or self.stage.kind is StageKind.sft
 
     def validate(self) -> None:
         """Checks that do not depend on the number of ranks; parallel.legality has the others. Raises: ConfigError."""
@@ -98,11 +104,11 @@ class RunConfig:
             )
 
     def _validate_documents(self) -> None:
-        if self.data.document_mask and self.stage.kind is StageKind.sft:
+        if self.data.document_mask and self.has_rows:
             raise ConfigError(
-                "data.document_mask=true with stage=sft: it is for samples cut from a stream of text, and no row of "
-                "conversations is one.",
-                "Leave it false: packed conversations (data.pack=true) never see each other.",
+                f"data.document_mask=true with stage={self.stage.kind.value}: it is for samples cut from a stream of "
+                "text, and no row of whole documents is one.",
+                "Leave it false: packed documents (data.pack=true) never see each other.",
             )
 
     def _validate_vision(self) -> None:

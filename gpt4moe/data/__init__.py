@@ -26,6 +26,7 @@
     pictures.py     encoded images: examined, and decoded to one size (Pillow)
     image_tokens.py    text with image tags -> tokens; an image token for a tokenizer
     image_files.py  images in shards, and at which tokens they stand
+    mock_images.py  synthetic samples with images
     samples.py      one sample: packed tokens, or synthetic
     batch.py        Batch: one micro-batch of a rank
     check.py        data of a run: present, fitting, identity

@@ -15,7 +15,7 @@ from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
 from gpt4moe.data.conversations import lay_out
 from gpt4moe.data.manifest import SPLITS, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
-from gpt4moe.data.rows import RowLayout, Rows
+from gpt4moe.data.rows import RowLayout, Rows, TextRows
 from gpt4moe.errors import DataError
 
 
@@ -35,7 +35,7 @@ class CheckedData:
     validation: Phase | None = None
     """Shares of held-out samples; None for synthetic tokens."""
     rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
-    """Where samples are rows of whole documents (stage=sft): split -> source -> its rows."""
+    """Where samples are rows of whole documents (stage=sft, stage=vision): split -> source -> its rows."""
 
     @property
     def source_names(self) -> list[str]:
@@ -84,6 +84,8 @@ def check_data(run: RunConfig) -> CheckedData:
     identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
     if rows:
         identity["data"] += f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}"
+    if run.stage.kind is StageKind.vision:
+        identity["data"] += f"/{run.data.max_images} images"
     return CheckedData(
         identity=identity,
         tokenizer=path,
@@ -100,31 +102,72 @@ def rows_of(run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[st
     Args:
         read: split -> names of its sources.
     """
-    if run.stage.kind is not StageKind.sft:
+    names = sorted({name for some in read.values() for name in some})
+    _require_kinds(run, catalogue, names)
+    if not run.has_rows:
         return {}
-    for name in sorted({name for names in read.values() for name in names}):
-        if not catalogue.sources[name].manifest.is_chat:
+    # Held-out documents are laid out as for seed 0, so that runs of several seeds have the same.
+    return {
+        split: {name: _rows(run, catalogue, name, split, seed=run.run.seed if split == "train" else 0) for name in some}
+        for split, some in read.items()
+    }
+
+
+def _rows(run: RunConfig, catalogue: Catalogue, name: str, split: str, *, seed: int) -> Rows:
+    source, layout = catalogue.sources[name], RowLayout(
+        seq_length=run.model.seq_length, seed=seed, is_packed=run.data.pack, long_rows=run.data.long_rows,
+        padding_id=catalogue.vocabulary.eos_id,
+    )  # fmt: skip
+    if source.manifest.images is not None:
+        from gpt4moe.data.image_rows import (  # Pillow: a tenth of a second that others need not
+            ImageView,
+            lay_out_images,
+        )
+
+        vision = run.model.vision
+        assert vision is not None, "RunConfig.validate refuses stage=vision without model.vision"
+        view = ImageView(
+            size=vision.encoder.image_size, max_frames=vision.resampler.max_frames, max_images=run.data.max_images
+        )  # fmt: skip
+        return lay_out_images(source, split, view, layout)
+    if run.stage.kind is StageKind.sft:
+        return lay_out(source, split, layout)
+    tokens = source.tokens(split)
+    _require_length(name, split, tokens=len(tokens), seq_length=layout.seq_length)
+    return TextRows(tokens, layout.seq_length, by_document=layout.is_packed)
+
+
+def _require_kinds(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -> None:
+    """Raises: DataError for sources that the stage does not read."""
+    manifests = {name: catalogue.sources[name].manifest for name in names}
+    where, stage = catalogue.folders[0], f"stage={run.stage.kind.value}"
+    pictured = [name for name, manifest in manifests.items() if manifest.images is not None]
+    if run.stage.kind is StageKind.sft:
+        plain = next((name for name in names if not manifests[name].is_chat), None)
+        if plain is not None:
             raise DataError(
-                f"stage=sft, and source {name} of {catalogue.sources[name].folder.parent} is plain text: nothing says "
+                f"{stage}, and source {plain} of {catalogue.sources[plain].folder.parent} is plain text: nothing says "
                 "which of its tokens are the assistant's.",
                 "Make conversations with tools/prepare_chat.py, name the sources that are (++data.sources.NAME=1), or "
                 "set stage=pretrain.",
             )
-    return {
-        # Held-out conversations are laid out as for seed 0, so that runs of several seeds have the same.
-        split: {
-            name: lay_out(catalogue.sources[name], split, _layout(run, catalogue, split))
-            for name in names
-        }
-        for split, names in read.items()
-    }  # fmt: skip
-
-
-def _layout(run: RunConfig, catalogue: Catalogue, split: str) -> RowLayout:
-    return RowLayout(
-        seq_length=run.model.seq_length, seed=run.run.seed if split == "train" else 0, is_packed=run.data.pack,
-        long_rows=run.data.long_rows, padding_id=catalogue.vocabulary.eos_id,
-    )  # fmt: skip
+    elif run.stage.kind is StageKind.vision:
+        chat = next((name for name in names if manifests[name].is_chat), None)
+        if chat is not None:
+            raise DataError(
+                f"{stage}, and source {chat} has conversations, which this stage does not read.",
+                "Name the other sources (++data.sources.NAME=1).",
+            )
+        if not pictured:
+            raise DataError(
+                f"{stage}, and no source of {where} that is read has images: {', '.join(names)}.",
+                "Make one with tools/prepare_media.py, or name one (++data.sources.NAME=1).",
+            )
+    elif pictured:
+        raise DataError(
+            f"{stage}, and source {pictured[0]} has images: its image tokens would be learned as text.",
+            "Set stage=vision, or name the other sources (++data.sources.NAME=1).",
+        )
 
 
 def _check_mock(run: RunConfig) -> CheckedData:

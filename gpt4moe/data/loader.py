@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.stage import StageKind
 from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.blend import parts_of
 from gpt4moe.data.check import CheckedData, check_data
 from gpt4moe.data.mixture import WHOLE, Draw, Draws, Phase, PhasedMixture, names_of
+from gpt4moe.data.mock_images import MockImages
 from gpt4moe.data.permutation import Permutation, PieceOrder
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
@@ -162,6 +164,9 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
         vocab_size=model.vocab_size, seq_length=model.seq_length, seed=run.run.seed, stream=stream,
         by_document=run.data.document_mask, lengths=run.step_sizes.lengths() if stream == "train" else (),
     )  # fmt: skip
+    if run.stage.kind is StageKind.vision and model.vision is not None:
+        size, most = model.vision.encoder.image_size, model.vision.resampler.max_frames
+        return SampleStream(MockImages(text=samples, image_size=size, max_frames=most))
     return SampleStream(samples)
 
 
