@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,11 @@ GROUP_FILES = sorted(
 )
 SIGMOID, GROUPS = "router@model.moe.router=sigmoid_bias", "router@model.moe.router=group_limited"
 # A group file that needs company: what else the run must say.
-COMPANY = {"router/switch": ["model.moe.top_k=1"], "kernels/nvidia": ["precision=bf16"]}
+COMPANY = {
+    "router/switch": ["model.moe.top_k=1"],
+    "kernels/nvidia": ["precision=bf16"],
+    "stage/vision": ["+vision@model.vision=tiny"],
+}
 
 
 def refusal(overrides: list[str]) -> ConfigError:
@@ -40,10 +45,15 @@ def test_a_document_mask_of_conversations_is_refused() -> None:
 @pytest.mark.parametrize("file", GROUP_FILES, ids=str)
 def test_every_group_file_is_reachable(file: Path) -> None:
     group, choice = file.parent.as_posix(), file.stem
-    key = "router@model.moe.router" if group == "router" else group
+    key = {"router": "router@model.moe.router", "vision": "+vision@model.vision"}.get(group, group)
     run = load_run_config(["run.name=x", "training.steps=1", f"{key}={choice}", *COMPANY.get(f"{group}/{choice}", [])])
-    chosen = run.model.moe.router if group == "router" and run.model.moe else getattr(run, group)
+    chosen: Any = run.model.moe.router if group == "router" and run.model.moe else getattr(run, group, run.model.vision)
     written = yaml.safe_load((CONFIG_FOLDER / file).read_text()) or {}
+    if group == "stage" and "stage" in written:  # a stage that sets keys of other groups too
+        assert [one.tensors for one in run.optimizer.by_pattern] == [
+            one["tensors"] for one in written["optimizer"]["by_pattern"]
+        ]
+        written = written["stage"]
     for name, value in written.items():
         if name not in ("defaults", "moe", "top_k"):
             loaded = getattr(chosen, name)
