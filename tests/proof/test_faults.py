@@ -104,5 +104,5 @@ def test_a_missing_sum_names_the_first_tensor_its_cut_and_its_groups() -> None:
     proof = proof_of(TP2, "a norm weight without its tp sum")
     assert proof.first is not None
     assert proof.first.name == "decoder.layers.2.pre_mlp_layernorm.weight"
-    assert "cut: every rank holds all of it" in proof.where
+    assert "cut: every rank of a stage holds all of it" in proof.where
     assert "gradient summed over dp_cp: [0] [1]" in proof.where
