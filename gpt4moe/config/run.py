@@ -67,6 +67,8 @@ class RunConfig:
             self._validate_documents, self._validate_vision,
         )  # fmt: skip
         check_all(*checks, *own)
+        # It counts the steps of both ramps, which only good ones have.
+        validate_both(self.training.batch_ramp, self.training.length_ramp, self.training.global_batch_size)
 
     @property
     def step_sizes(self) -> StepSizes:
@@ -84,7 +86,6 @@ class RunConfig:
         if not training.length_ramp:
             return
         validate_lengths(training.length_ramp, self.model.seq_length, training.micro_batch_size)
-        validate_both(training.batch_ramp, training.length_ramp, training.global_batch_size)
         if self.stage.kind is not StageKind.pretrain:
             raise ConfigError(
                 f"training.length_ramp with stage.kind={self.stage.kind.value}: only running text can be cut into "

@@ -28,7 +28,7 @@ def set_deterministic_variables(variables: MutableMapping[str, str] = os.environ
     Raises: ConfigError when the user has set one to a value that does not serve.
     """
     for name, serving in DETERMINISTIC_VARIABLES.items():
-        if variables.setdefault(name, serving[0]) not in serving:
+        if variables.setdefault(name, serving[0]).lower() not in map(str.lower, serving):  # NCCL reads either case
             raise ConfigError(
                 f"{name}={variables[name]} is set, but training.deterministic=true needs {' or '.join(serving)}.",
                 f"Unset {name}, or set training.deterministic=false.",

@@ -175,3 +175,17 @@ def test_the_cure_of_a_length_that_does_not_divide_is_the_nearest_that_does() ->
     with pytest.raises(ConfigError) as refused:
         load_run_config(["+experiment=tiny", "run.name=t", "training.length_ramp=[{seq_length: 100, until_step: 9}]"])
     assert "Set it to 128" in refused.value.cure
+
+
+@pytest.mark.parametrize(
+    "level",
+    ["{global_batch_size: -4, until_samples: 12}", "{global_batch_size: 0, until_samples: 12}",
+     "{global_batch_size: 4, until_samples: 0}", "{global_batch_size: 4, until_samples: -3}"],
+)  # fmt: skip
+def test_a_bad_batch_ramp_is_refused_beside_lengths_that_say_their_batches(level: str) -> None:
+    """Steps of both are counted only after each was found good: counting these would never end."""
+    with pytest.raises(ConfigError, match=r"training.batch_ramp\[0\]"):
+        load_run_config([
+            "+experiment=tiny", "run.name=t", f"training.batch_ramp=[{level}]",
+            "training.length_ramp=[{seq_length: 64, until_step: 9, global_batch_size: 8}]",
+        ])  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from gpt4moe.errors import ConfigError, LaunchError
-from gpt4moe.parallel.determinism import DETERMINISTIC_VARIABLES
+from gpt4moe.parallel.determinism import DETERMINISTIC_VARIABLES, set_deterministic_variables
 from gpt4moe.parallel.environment import CUDA_VARIABLES, Environment
 from gpt4moe.parallel.groups import _gpu_index, refuse_shared_gpus, world
 
@@ -137,6 +137,10 @@ def test_a_deterministic_run_sets_torch_cublas_and_nccl_before_the_gpu_is_used(
     expected = {name: serving[0] for name, serving in DETERMINISTIC_VARIABLES.items()}
     expected["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
     assert {name: os.environ[name] for name in expected} == expected
+
+
+def test_nccl_s_names_may_be_written_small() -> None:
+    set_deterministic_variables({"NCCL_ALGO": "ring", "NCCL_PROTO": "SIMPLE"})
 
 
 def test_a_variable_that_is_set_against_a_deterministic_run_is_refused(
