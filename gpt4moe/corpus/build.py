@@ -8,7 +8,6 @@ alone: not on processes, pieces or restarts.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from gpt4moe.corpus.piece import Kitchen, PieceFacts, Recipe, make_piece, piece_
 from gpt4moe.corpus.quality import Quality, require_language
 from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
-from gpt4moe.corpus.unfinished import begin, locked, made_already, make_plan
+from gpt4moe.corpus.unfinished import begin, clear, locked, made_already, make_plan
 from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
@@ -74,38 +73,46 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
     Raises: DataError for documents that cannot be read, for nonsense, and for a split without a document.
     """
     target, work = folder / order.name, folder / f".{order.name}.work"
-    pieces = cut(order.inputs, order.piece_bytes)
-    require_replaceable(target)
-    _require_elsewhere(order, target)
-    base = extended_from(target) if order.extends else None
-    made = made_already(target, _plan(order, pieces, base)) if base is not None or not order.extends else None
-    if made is not None:
-        shutil.rmtree(work, ignore_errors=True)  # of a kill amid its removal
-        say(f"{order.name}: made already by the same command, its files are whole")
-        return made
-    older = open_older(target, order.inputs, order.recipe, order.licence) if order.extends else None
-    if older is not None:
-        require_older_files(older)
-    plan = _plan(order, pieces, older.text["plan_sha256"] if older is not None else None)
-    with locked(work):
+    with locked(work):  # also while the older source is read, which another command may be extending
+        pieces = cut(order.inputs, order.piece_bytes)
+        require_replaceable(target)
+        _require_elsewhere(order, target)
+        base = extended_from(target) if order.extends else None
+        made = made_already(target, _plan(order, pieces, base)) if base is not None or not order.extends else None
+        if made is not None:
+            clear(work)  # of a kill amid its removal
+            say(f"{order.name}: made already by the same command, its files are whole")
+            return made
+        older = open_older(target, order.inputs, order.recipe, order.licence) if order.extends else None
+        if older is not None:
+            require_older_files(older)
+        plan = _plan(order, pieces, older.text["plan_sha256"] if older is not None else None)
         begin(work, plan, order.dtype.itemsize, say)
         with Workers(processes, order.recipe) as workers:
-            with bar(order.name, order.inputs.num_bytes) as advance:
-                facts = _make_pieces(work, order, pieces, plan["pieces"], workers, advance)
-                hashed = ((work, number, path) for number, path in enumerate(_single(order.inputs)))
-                hashes = list(workers.map(_hash_input, hashed, advance))
-            require_unchanged(order.inputs)  # before shards, which take the tokens of good pieces with them
-            counts = [sum(one.documents.values()) for one in facts]
-            if order.recipe.deduplicate and not (work / STAYS).exists():
-                keys = (piece_path(work, number, "keys").read_bytes() for number in range(len(pieces)))
-                before = (older.keys(), older.num_keys) if older is not None else ((), 0)
-                mark_first(keys, sum(counts), work / STAYS, older=before[0], num_older=before[1])
-            num_bytes = order.dtype.itemsize * sum(sum(one.tokens.values()) for one in facts)
-            with bar(f"{order.name}: shards", num_bytes) as advance:
-                shards = _write_shards(work, order, counts, workers, advance, older)
-        manifest = _manifest(work, order, plan, facts, hashes, shards, older)
+            manifest, facts = _make(work, order, pieces, plan, workers, bar, older)
         commit(work, target, facts, manifest, older)
     return manifest
+
+
+def _make(
+    work: Path, order: Order, pieces: Sequence[Sequence[Part]], plan: dict[str, Any], workers: Workers, bar: Bar,
+    older: Older | None,
+) -> tuple[SourceManifest, list[PieceFacts]]:  # fmt: skip
+    """Makes what is not finished."""
+    with bar(order.name, order.inputs.num_bytes) as advance:
+        facts = _make_pieces(work, order, pieces, plan["pieces"], workers, advance)
+        hashed = ((work, number, path) for number, path in enumerate(_single(order.inputs)))
+        hashes = list(workers.map(_hash_input, hashed, advance))
+    require_unchanged(order.inputs)  # before shards, which take the tokens of good pieces with them
+    counts = [sum(one.documents.values()) for one in facts]
+    if order.recipe.deduplicate and not (work / STAYS).exists():
+        keys = (piece_path(work, number, "keys").read_bytes() for number in range(len(pieces)))
+        before = (older.keys(), older.num_keys) if older is not None else ((), 0)
+        mark_first(keys, sum(counts), work / STAYS, older=before[0], num_older=before[1])
+    num_bytes = order.dtype.itemsize * sum(sum(one.tokens.values()) for one in facts)
+    with bar(f"{order.name}: shards", num_bytes) as advance:
+        shards = _write_shards(work, order, counts, workers, advance, older)
+    return _manifest(work, order, plan, facts, hashes, shards, older), facts
 
 
 def _plan(order: Order, pieces: Sequence[Sequence[Part]], base: str | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from gpt4moe.corpus.extend import Older, move_beside
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe
 from gpt4moe.corpus.quality import STRIDE, Quality
+from gpt4moe.corpus.unfinished import clear
 from gpt4moe.data.folder import move_in_place
 from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest
 
@@ -110,11 +110,11 @@ def commit(
         (work / "new" / name).write_text(lines, encoding="utf-8")
     if older is not None:
         move_beside(work / "new", folder, manifest)
-        shutil.rmtree(work)
+        clear(work)
         return
     manifest.write(work / "new")
     (work / "plan.json").unlink(
         missing_ok=True
     )  # else a kill amid the removal below would leave a plan without its work
     move_in_place(work / "new", folder, work / "old")
-    shutil.rmtree(work)
+    clear(work)

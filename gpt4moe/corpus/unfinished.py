@@ -4,12 +4,13 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe, piece_path
@@ -60,19 +61,50 @@ def are_whole(folder: Path, manifest: SourceManifest) -> bool:
 
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Raises: DataError while another command makes this source. A command that was killed has let go."""
+    """Makes `work`, and removes it at the end where nothing but the lock is in it.
+
+    Raises: DataError while another command makes this source. A command that was killed has let go.
+    """
+    until = time.monotonic() + _LOCK_SECONDS
+    while (stream := _lock(work)) is None:
+        if time.monotonic() > until:
+            raise DataError(f"Another command is writing {work}.", "Wait for it, or end it.")
+        time.sleep(0.1)
+    with stream:
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a command that waits may make its own lock between the two removals
+                if os.listdir(work) == ["lock"]:
+                    (work / "lock").unlink()
+                    work.rmdir()
+
+
+def _lock(work: Path) -> TextIO | None:
+    """The lock's file, or None: another command has it, or has just removed it."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as stream:
-        until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > until:
-                    raise DataError(f"Another command is writing {work}.", "Wait for it, or end it.") from error
-                time.sleep(0.1)
-        yield
+    path = work / "lock"
+    try:
+        stream = path.open("w")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            return stream
+    except OSError:
+        pass
+    stream.close()
+    return None
+
+
+def clear(work: Path) -> None:
+    """Removes everything but the lock, which its holder removes last."""
+    for item in work.iterdir():
+        if item.is_dir():
+            shutil.rmtree(item)
+        elif item.name != "lock":
+            item.unlink()
 
 
 def begin(work: Path, plan: dict[str, Any], itemsize: int, say: Callable[[str], None]) -> None:
