@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 
+def sync_file(path: Path) -> None:
+    """Makes a file's contents durable, not its name."""
+    _sync(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder durable."""
     _sync(folder)

@@ -1,13 +1,16 @@
 """Contents and names are on the disk before what relies on them: files first, then their folder, then the manifest."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from gpt4moe.data.folder import new_source
-from gpt4moe.data.manifest import SourceManifest, write_json
+from gpt4moe.data.manifest import SPLITS, SourceManifest, write_json
+from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.durable import sync_files, sync_folder
+from tools.tokenize_corpus import main as tokenize
 
 
 @pytest.fixture
@@ -44,3 +47,24 @@ def test_a_source_is_on_the_disk_before_it_is_moved_in_place(tmp_path: Path, eve
     moved = events.index(f"rename {tmp_path}/a")
     assert f"sync {new}/train-00000.bin" in events[:moved] and f"sync {new}/manifest.json" in events[:moved]
     assert events[moved + 1 :] == [f"sync {tmp_path}"]
+
+
+def test_a_source_of_text_is_on_the_disk_before_what_says_that_it_is_finished(
+    tmp_path: Path, events: list[str]
+) -> None:
+    texts = [f"document {i} of other things" for i in range(100)]
+    train_tokenizer(texts, vocab_size=300).backend.save(str(tmp_path / "t.json"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out, work = tmp_path / "out", tmp_path / "out" / ".a.work"
+    given = [f"--out={out}", f"--tokenizer={tmp_path}/t.json", f"--source=a={tmp_path}/a.jsonl", "--deduplicate"]
+    assert tokenize([*given, "--held-out=0.2"]) == 0
+    piece, shard = events.index(f"rename {work}/piece-000000.json"), f"rename {work}/shard-train-00000.json"
+    for suffix in (*(f"{s}.{kind}" for s in SPLITS for kind in ("tokens", "lengths")), "keys", "splits", "sizes"):
+        assert f"sync {work}/piece-000000.{suffix}" in events[:piece]
+    assert f"sync {work}/piece-000000.counts" in events[:piece]
+    assert f"sync {work}" in events[:piece]
+    for suffix in ("bin", "sums", "idx"):
+        assert f"sync {work}/new/train-00000.{suffix}" in events[: events.index(shard)]
+    assert events[: events.index(shard)].index(f"sync {work}/new")
+    for name, part in (("input-000000.sha256", "input-000000.part"), ("stays", "stays.part")):
+        assert events[events.index(f"rename {work}/{name}") - 1] == f"sync {work}/{part}"

@@ -25,6 +25,7 @@ from gpt4moe.corpus.records import Advance
 from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256, write_json
 from gpt4moe.data.shards import BLOCK_BYTES
+from gpt4moe.durable import sync_file, sync_folder
 from gpt4moe.errors import DataError
 
 STAYS = "stays"
@@ -60,6 +61,12 @@ class Documents:
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         path = work / STAYS
         self.stays: NDArray[np.uint8] | None = np.memmap(path, mode="r", dtype=np.uint8) if path.exists() else None
+
+    @property
+    def num_duplicates(self) -> int:
+        """Documents that do not stay."""
+        stays = self.stays[: self.starts[-1]] if self.stays is not None else np.ones(0)
+        return int(np.count_nonzero(stays == 0))
 
     def lengths(self, piece: int, split: str) -> NDArray[np.int64]:
         """Tokens of each document of a piece, also of those that do not stay."""
@@ -155,6 +162,9 @@ def write_shard(folder: Path, task: ShardTask, documents: Documents, dtype: str,
     flat = np.concatenate(lengths)
     index = folder / f"{task.name}.idx"
     write_index(index, flat, np.dtype(dtype))
+    for written in (folder / f"{task.name}.sums", index):
+        sync_file(written)
+    sync_folder(folder)  # before its .json: the tokens that a shard is made of are removed after that
     shard = Shard(
         file=task.name, sums=f"{task.name}.sums", documents=len(flat), tokens=int(flat.sum()), dtype=dtype,
         bin_sha256=hashed.digest.hexdigest(), idx_bytes=index.stat().st_size, idx_sha256=file_sha256(index),

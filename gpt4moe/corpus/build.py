@@ -38,7 +38,7 @@ from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
 from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest, file_sha256
-from gpt4moe.durable import sync_files
+from gpt4moe.durable import sync_file, sync_files
 from gpt4moe.errors import DataError
 
 _CHECK_TOKENS = 1_000_000
@@ -87,7 +87,7 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
         if older is not None:
             require_older_files(older)
         plan = _plan(order, pieces, older.text["plan_sha256"] if older is not None else None)
-        begin(work, plan, order.dtype.itemsize, say)
+        begin(work, plan, say)
         with Workers(processes, order.recipe) as workers:
             manifest, facts = _make(work, order, pieces, plan, workers, bar, older)
         commit(work, target, facts, manifest, older)
@@ -129,6 +129,13 @@ def _manifest(
     shards: dict[str, list[Shard]], older: Older | None,
 ) -> SourceManifest:  # fmt: skip
     documents = Documents(work, [sum(one.documents.values()) for one in facts])
+    written = sum(shard.documents for split in SPLITS for shard in shards[split])
+    if written + documents.num_duplicates != documents.starts[-1]:
+        raise DataError(
+            f"Source {order.name}: {documents.starts[-1]:,} documents were read and {documents.num_duplicates:,} are "
+            f"duplicates, but its shards have {written:,}: a file in {work} is damaged.",
+            f"Remove {work}, and run the same command again.",
+        )
     quality, keys = _quality(facts, np.load(work / "counts.npy")), None
     if order.recipe.deduplicate:
         generation = older.generation + 1 if older is not None else 0
@@ -196,6 +203,7 @@ def _hash_input(kitchen: Kitchen, advance: Advance, work: Path, number: int, pat
     if not kept.exists():
         temporary = kept.with_suffix(".part")
         temporary.write_text(file_sha256(Path(path)))
+        sync_file(temporary)
         os.replace(temporary, kept)
     return kept.read_text()
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.durable import sync_file
+
 KEY_BYTES = 16
 _BUCKET_DOCUMENTS = 1 << 21
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("number", "<u8")])
@@ -65,6 +67,7 @@ def mark_first(
     if num_older:
         stays[num_older:].tofile(folder / "new")
         temporary = folder / "new"
+    sync_file(temporary)
     temporary.replace(result)
     result.with_name(f"{result.name}.part").unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -31,6 +31,7 @@ from gpt4moe.corpus.records import Advance, Notes, Part, place_of, read_part
 from gpt4moe.data.folder import held_out
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import SPLITS, write_json
+from gpt4moe.durable import sync_file, sync_folder
 
 _BATCH_BYTES = 1 << 22
 _WRITE_BYTES = 1 << 19
@@ -105,6 +106,8 @@ class PieceFacts:
     """Of each part: path and lines."""
     files: list[tuple[str, str]] = field(default_factory=list)
     """Path and sha256 of each file that is a document."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Suffix and bytes of each of the piece's files."""
 
     @classmethod
     def read(cls, path: Path) -> "PieceFacts":
@@ -137,6 +140,11 @@ def make_piece(path: Path, parts: Sequence[Part], key: str, kitchen: Kitchen, ad
         for batch in _batches(parts, kitchen, facts, advance):
             writer.add(batch)
         writer.close()
+    for suffix in writer.suffixes:
+        written = path.with_suffix(f".{suffix}")
+        sync_file(written)
+        facts.sizes[suffix] = written.stat().st_size
+    sync_folder(path.parent)
     write_json(path, dataclasses.asdict(facts))
 
 
@@ -186,8 +194,10 @@ class _Writer:
         self.proof_bytes = _PROOF[1]
         self.counts: NDArray[np.int64] = np.zeros(kitchen.vocab_size, dtype=np.int64)
         self.counts_path = path.with_suffix(".counts")
+        self.suffixes = ["counts"]
 
         def opened(suffix: str) -> BinaryIO:
+            self.suffixes.append(suffix)
             return stack.enter_context(path.with_suffix(f".{suffix}").open("wb"))
 
         self.tokens = {split: opened(f"{split}.tokens") for split in SPLITS}

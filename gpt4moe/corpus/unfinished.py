@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe, piece_path
 from gpt4moe.corpus.records import Part
-from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, SourceManifest, file_sha256, write_json
+from gpt4moe.data.manifest import MANIFEST_NAME, SourceManifest, file_sha256, write_json
 from gpt4moe.data.shards import bin_path, idx_path, require_files
 from gpt4moe.errors import DataError
 
@@ -107,7 +107,7 @@ def clear(work: Path) -> None:
             item.unlink()
 
 
-def begin(work: Path, plan: dict[str, Any], itemsize: int, say: Callable[[str], None]) -> None:
+def begin(work: Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
     """Keeps what is finished of the same plan, and the pieces of another one whose files and recipe are the same."""
     path = work / "plan.json"
     try:
@@ -123,7 +123,7 @@ def begin(work: Path, plan: dict[str, Any], itemsize: int, say: Callable[[str], 
                 item.unlink()
     if not any(work.glob("shard-*.json")):  # then the tokens of pieces are all there still
         for number, key in enumerate(plan["pieces"]):
-            _require_piece(work, number, key, itemsize)
+            _require_piece(work, number, key)
     if not is_same:
         write_json(path, plan)
     done = sum(piece_path(work, number, "json").exists() for number in range(len(plan["pieces"])))
@@ -131,14 +131,13 @@ def begin(work: Path, plan: dict[str, Any], itemsize: int, say: Callable[[str], 
         say(f"{work}: going on, {done} of {len(plan['pieces'])} pieces are finished")
 
 
-def _require_piece(work: Path, number: int, key: str, itemsize: int) -> None:
-    """A piece of other files or another recipe, or one without its tokens, as a power failure leaves it, is not
-    finished."""
+def _require_piece(work: Path, number: int, key: str) -> None:
+    """A piece of other files or another recipe, or one whose files are not whole, is not finished."""
     path = piece_path(work, number, "json")
     try:
         facts = PieceFacts.read(path)
-        sizes = {split: piece_path(work, number, f"{split}.tokens").stat().st_size for split in SPLITS}
-        if facts.key == key and all(sizes[split] == itemsize * facts.tokens[split] for split in SPLITS):
+        sizes = {suffix: piece_path(work, number, suffix).stat().st_size for suffix in facts.sizes}
+        if facts.key == key and sizes and sizes == facts.sizes:
             return
     except (OSError, ValueError, TypeError):
         pass

@@ -1,5 +1,6 @@
 """Bit-equal whatever the processes, pieces and restarts; kill -9 loses nothing; the same order is not made twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -203,7 +204,7 @@ def test_work_goes_on_where_the_tokenizer_was_moved(
     assert "pieces are finished" in capsys.readouterr().err
 
 
-def test_pieces_without_their_tokens_are_made_anew_as_after_a_power_failure(
+def test_pieces_without_one_of_their_files_are_made_anew_as_after_a_power_failure(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small(monkeypatch, 5000)
@@ -215,5 +216,24 @@ def test_pieces_without_their_tokens_are_made_anew_as_after_a_power_failure(
     work = tmp_path / "out" / ".a.work"
     (work / "piece-000001.train.tokens").write_bytes(b"")
     (work / "piece-000002.json").write_bytes(b"")
+    (work / "piece-000003.train.lengths").write_bytes(b"")  # whose documents would be lost in silence
+    (work / "piece-000004.counts").unlink()
     assert make(f"--source=a={path}") == 0
     assert files_of(tmp_path / "out" / "a") == files_of(tmp_path / "whole" / "a")
+
+
+@pytest.mark.parametrize("option", ["", "--deduplicate"])
+def test_shards_that_lost_documents_are_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [*TEXTS, TEXTS[0]])
+    given = [f"--source=a={path}", "--held-out=0.1", *option.split()]
+    with monkeypatch.context() as broken:
+        broken.setattr(build, "commit", lambda *_: (_ for _ in ()).throw(DataError("ended", "go on")))
+        assert make(*given) == 2
+    shard = tmp_path / "out" / ".a.work" / "shard-train-00000.json"
+    found = json.loads(shard.read_text())
+    shard.write_text(json.dumps({**found, "documents": found["documents"] - 1}))
+    assert make(*given) == 2
+    assert "401 documents were read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "a").exists()
