@@ -27,7 +27,14 @@ from gpt4moe.corpus.assemble import (
     write_shard,
 )
 from gpt4moe.corpus.duplicates import mark_first
-from gpt4moe.corpus.extend import Older, extended_from, merged, open_older, require_older_files
+from gpt4moe.corpus.extend import (
+    Older,
+    extended_from,
+    merged,
+    open_older,
+    require_extensions_kept,
+    require_older_files,
+)
 from gpt4moe.corpus.inputs import Inputs, cut, require_unchanged
 from gpt4moe.corpus.piece import Kitchen, PieceFacts, Recipe, make_piece, piece_path
 from gpt4moe.corpus.quality import Quality, require_language
@@ -77,8 +84,8 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
         pieces = cut(order.inputs, order.piece_bytes)
         require_replaceable(target)
         _require_elsewhere(order, target)
-        base = extended_from(target) if order.extends else None
-        made = made_already(target, _plan(order, pieces, base)) if base is not None or not order.extends else None
+        plans = (_plan(order, pieces, base) for base in (extended_from(target) if order.extends else [None]))
+        made = next((found for plan in plans if (found := made_already(target, plan)) is not None), None)
         if made is not None:
             clear(work)  # of a kill amid its removal
             say(f"{order.name}: made already by the same command, its files are whole")
@@ -86,6 +93,8 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
         older = open_older(target, order.inputs, order.recipe, order.licence) if order.extends else None
         if older is not None:
             require_older_files(older)
+        else:
+            require_extensions_kept(target, order.inputs)
         plan = _plan(order, pieces, older.text["plan_sha256"] if older is not None else None)
         begin(work, plan, say)
         with Workers(processes, order.recipe) as workers:

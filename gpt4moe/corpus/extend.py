@@ -8,8 +8,9 @@ Until that rename the source is the older one, and its files are those of the ol
 import dataclasses
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ from gpt4moe.corpus.duplicates import KEY_BYTES
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.unfinished import are_whole
-from gpt4moe.data.manifest import SPLITS, SourceManifest, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, SourceManifest, file_sha256
 from gpt4moe.durable import sync_files, sync_folder
 from gpt4moe.errors import DataError
 
 _ANEW = "Give these files to a source of their own, or make the whole source anew with --source and all of its files."
 _KEYS_AT_ONCE = 1 << 20
+_NEEDED = (
+    "documents", "tokens", "bytes", "bytes_read", "removed", "files_skipped", "middle_last", "unknown_share",
+    "unigram_entropy_bits", "inputs", "recipe", "libraries", "plan_sha256",
+)  # fmt: skip
+"""What merged and open_older read of an older manifest."""
+_NOT_OF_TREES = (".jsonl", ".gz", ".zst", ".parquet")
+"""A folder that is read as a tree leaves these out, so they may be added later."""
 _FREE = {"library", "evaluation"}
 """Keys of a recipe that change no token: both libraries give the same ids, and files of an evaluation have a hash."""
 
@@ -56,10 +64,46 @@ class Older:
         return sum(one["documents"] for one in self.text.get("keys", ()))
 
 
-def extended_from(folder: Path) -> str | None:
-    """The plan of the source before its last extension; None where it has none."""
-    text = SourceManifest.read(folder).text if folder.exists() else None
-    found: str | None = (text or {}).get("extends")
+def extended_from(folder: Path) -> list[str]:
+    """Plans of the source before each of its extensions."""
+    text = _text(folder)
+    extensions = text.get("extensions", [])
+    found = [text.get("extends"), *(one.get("extends") for one in extensions)]
+    # Manifests of before `extends` was said of each: an extension's base is the one before it.
+    found += [one["plan_sha256"] for one in extensions[:-1]]
+    return list(dict.fromkeys(base for base in found if base is not None))
+
+
+def require_extensions_kept(folder: Path, inputs: Inputs) -> None:
+    """Raises: DataError where a source was extended, and one made anew of these inputs would lack some of its files."""
+    text = _text(folder)
+    if not text.get("extensions"):
+        return
+    named = {known for _, known in _given_again(inputs, text["inputs"])}
+    dropped = [one["path"] for one in text["inputs"] if one["path"] not in named]
+    if dropped:
+        raise DataError(
+            f"{folder} was extended: its documents of {', '.join(dropped)} would be dropped.",
+            f"Name these files too. Add new files with --extend. To make it without these, remove {folder} first.",
+        )
+
+
+def _text(folder: Path) -> dict[str, Any]:
+    """A manifest's text; empty where there is no source, or not one of this command."""
+    return dict((SourceManifest.read(folder).text if (folder / MANIFEST_NAME).is_file() else None) or {})
+
+
+def _given_again(inputs: Inputs, known: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Files that are one of the known inputs of a manifest or lie in its tree, each with the path of that input."""
+    files = {os.path.realpath(one["path"]): one["path"] for one in known if "sha256_of_sums" not in one}
+    trees = {os.path.realpath(one["path"]): one["path"] for one in known if "sha256_of_sums" in one}
+    found = []
+    for path, *_ in inputs.files:
+        real = os.path.realpath(path)
+        if real in files:
+            found.append((path, files[real]))
+        elif not real.lower().endswith(_NOT_OF_TREES):
+            found += [(path, tree) for root, tree in trees.items() if real.startswith(f"{root}{os.sep}")]
     return found
 
 
@@ -72,13 +116,17 @@ def open_older(folder: Path, inputs: Inputs, recipe: Recipe, licence: str | None
     older = Older(folder, SourceManifest.read(folder))
     if older.manifest.text is None:
         raise DataError(f"{folder} was not made by this command.", "Give these files to a source of their own.")
+    missing = [key for key in _NEEDED if key not in older.text]
+    if missing:
+        raise DataError(f"{folder} is of an older version: its manifest lacks {', '.join(missing)}.", _ANEW)
     _require_same(older, recipe, licence)
-    known = {os.path.realpath(one["path"]) for one in older.text["inputs"]}
-    again = next((path for path, _ in inputs.roots if os.path.realpath(path) in known), None)
-    if again is not None:
+    again = _given_again(inputs, older.text["inputs"])
+    if again:
+        path, known = again[0]
+        where = f", in which {path} lies," if os.path.isdir(known) else ""
         raise DataError(
-            f"{folder} was made of {again} already: its documents would be there twice.",
-            "Name new files alone. New documents go into files of their own.",
+            f"{folder} was made of {known}{where} already: its documents would be there twice.",
+            "Name new files alone. New documents go into files of their own, outside of a tree that was read.",
         )
     return older
 
@@ -136,7 +184,8 @@ def merged(older: Older, added: SourceManifest) -> SourceManifest:
         text["keys"] = [*before["keys"], *new["keys"]]
     text["extensions"] = [
         *before.get("extensions", ()),
-        {key: new[key] for key in ("documents", "tokens", "unknown_share", "unigram_entropy_bits", "plan_sha256")},
+        {key: new[key] for key in ("documents", "tokens", "unknown_share", "unigram_entropy_bits", "plan_sha256")}
+        | {"extends": before["plan_sha256"]},
     ]
     return dataclasses.replace(
         older.manifest, train=[*older.manifest.train, *added.train], valid=[*older.manifest.valid, *added.valid],
@@ -151,7 +200,23 @@ def _digest(one: dict[str, Any]) -> str:
 def move_beside(new: Path, folder: Path, manifest: SourceManifest) -> None:
     """The new files join the older ones, whose manifest is replaced last. After a kill it may be called again."""
     sync_files(new)
+    _remove_orphans(folder, manifest)
     for path in sorted(new.iterdir()):
         os.replace(path, folder / path.name)
     sync_folder(folder)
     manifest.write(folder)
+
+
+def _remove_orphans(folder: Path, manifest: SourceManifest) -> None:
+    """Removes files of an extension that was killed amid its move, and whose place another one takes."""
+    text = dict(manifest.text or {})
+    named = {f"{one.file}.{kind}" for one in (*manifest.train, *manifest.valid) for kind in ("bin", "idx", "sums")}
+    named |= {one["file"] for one in text.get("keys", ())}
+    named |= {f"contaminated-{number:05}.jsonl" for number in range(1, len(text["extensions"]))}
+    for path in folder.iterdir():
+        if _MOVED.fullmatch(path.name) and path.name not in named:
+            path.unlink()
+
+
+_MOVED = re.compile(r"(train|valid)-\d{5}\.(bin|idx|sums)|documents-\d{5}\.keys|contaminated-\d{5}\.jsonl")
+"""Files of an extension; contaminated-* is of the number of the extension, and the new one moves its own."""

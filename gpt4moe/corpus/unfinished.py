@@ -38,10 +38,13 @@ def _sha256(content: Any) -> str:
 
 
 def made_already(folder: Path, plan: dict[str, Any]) -> SourceManifest | None:
+    """A source that was made, or extended, by this plan, and is whole."""
     if not (folder / MANIFEST_NAME).is_file():
         return None
     manifest = SourceManifest.read(folder)
-    if manifest.text is None or manifest.text.get("plan_sha256") != plan["sha256"]:
+    text = dict(manifest.text or {})
+    known = (text, *text.get("extensions", ()))
+    if all(one.get("plan_sha256") != plan["sha256"] for one in known):
         return None
     return manifest if are_whole(folder, manifest) else None
 

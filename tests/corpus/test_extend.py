@@ -1,12 +1,13 @@
 """A source that grows gets new shards; the old ones, and the other sources, are not touched."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from gpt4moe.corpus import extend
+from gpt4moe.corpus import build, extend
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.lookup import all_shards, verify_shard
 from gpt4moe.data.manifest import SourceManifest
@@ -124,3 +125,87 @@ def test_what_cannot_be_extended_is_refused_and_nothing_is_touched(
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert make(f"--extend=a={tmp_path}/b.jsonl", *MADE) == 2
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_making_an_extended_source_anew_without_its_new_files_is_refused(
+    make: Make, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(f"--extend=a={tmp_path}/b.jsonl", *MADE) == 0
+    before = stamps(grown / "a")
+    assert make(f"--source=a={tmp_path}/a.jsonl", *MADE) == 2
+    assert f"its documents of {tmp_path}/b.jsonl would be dropped" in capsys.readouterr().err
+    assert stamps(grown / "a") == before
+    assert make(f"--source=a={tmp_path}/a.jsonl,{tmp_path}/b.jsonl", *MADE) == 0
+
+
+def test_every_extension_of_a_source_is_made_already(
+    make: Make, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lines(tmp_path / "c.jsonl", ["a document of the third file", *(f"{text}!" for text in TEXTS[:20])])
+    for name in "bc":
+        assert make(f"--extend=a={tmp_path}/{name}.jsonl", *MADE) == 0
+    before = stamps(grown / "a")
+    for name in "bc":
+        capsys.readouterr()
+        assert make(f"--extend=a={tmp_path}/{name}.jsonl", *MADE) == 0
+        assert "made already" in capsys.readouterr().err
+    assert stamps(grown / "a") == before
+
+
+def test_files_that_were_read_in_a_folder_are_not_read_again(
+    make: Make, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, text in enumerate(TEXTS[:40]):
+        path = tmp_path / "code" / f"part{number % 2}" / f"{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert make(f"--source=code={tmp_path}/code", f"--source=lines={records}", "--held-out=0.2") == 0
+    monkeypatch.setattr(build, "make_piece", None)  # refused before there is work
+    assert make(f"--extend=code={tmp_path}/code/part1", "--held-out=0.2") == 2
+    assert f"{tmp_path}/code, in which {tmp_path}/code/part1/1.py lies, already" in capsys.readouterr().err
+    write_lines(records / "b.jsonl", TEXTS[300:])
+    assert make(f"--extend=lines={records}", "--held-out=0.2") == 2
+    assert f"was made of {records}/a.jsonl already" in capsys.readouterr().err
+
+
+def test_records_that_a_tree_left_out_may_be_added(make: Make, grown: Path, tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    for number, text in enumerate(TEXTS[:40]):
+        (tmp_path / "code" / f"{number}.py").write_text(text)
+    write_lines(tmp_path / "code" / "a.jsonl", TEXTS[40:])
+    assert make(f"--source=code={tmp_path}/code", "--tree=code", "--held-out=0.2") == 0
+    assert make(f"--extend=code={tmp_path}/code/*.jsonl", "--held-out=0.2") == 0
+
+
+def test_a_manifest_of_an_older_version_is_refused_before_there_is_work(
+    make: Make, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = grown / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["text"]["bytes"]
+    path.write_text(json.dumps(manifest))
+    monkeypatch.setattr(build, "make_piece", None)
+    assert make(f"--extend=a={tmp_path}/b.jsonl", *MADE) == 2
+    assert "is of an older version: its manifest lacks bytes" in capsys.readouterr().err
+
+
+def test_what_a_killed_extension_left_is_removed_by_another_one(make: Make, grown: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.txt").write_text("document 3 of other things\n")
+    given = (*MADE, f"--decontaminate={tmp_path}/evaluation.txt", "--decontaminate-words=5")
+    assert make(f"--source=e={tmp_path}/a.jsonl", *given) == 0
+    write_lines(tmp_path / "c.jsonl", ["document 3 of other things", *(f"{text}!" for text in TEXTS[:20])])
+    assert make(f"--extend=e={tmp_path}/c.jsonl", *given) == 0
+    kept = {"contaminated.jsonl", "contaminated-00001.jsonl", "documents-00001.keys", "train-00000.bin"}
+    assert kept <= {path.name for path in (grown / "e").iterdir()}
+    orphans = {"train-00099.bin", "valid-00099.sums", "documents-00002.keys", "contaminated-00002.jsonl"}
+    for name in orphans | {"notes.txt"}:
+        (grown / "e" / name).write_text("left")
+    write_lines(tmp_path / "b.jsonl", TEXTS[300:])
+    assert make(f"--extend=e={tmp_path}/b.jsonl", *given) == 0
+    found = {path.name for path in (grown / "e").iterdir()}
+    assert kept | {"notes.txt"} <= found
+    assert found & orphans == {"documents-00002.keys"}
+    assert (grown / "e" / "documents-00002.keys").read_bytes() != b"left"
