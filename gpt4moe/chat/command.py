@@ -24,6 +24,8 @@ def prepare(arguments: Sequence[str], progress: Callable[[int], None]) -> dict[s
         raise ConfigError(
             f"--valid or --licence names {min(unknown)}, and --source does not.", "Name the same sources."
         )
+    if not 0 <= given.held_out <= 1:
+        raise ConfigError(f"--held-out is {given.held_out}.", "It is a share, from 0 to 1.")
     answer = {}
     for name, paths in given.source:
         files = ChatFiles(

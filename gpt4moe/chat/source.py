@@ -18,7 +18,7 @@ import numpy as np
 from gpt4moe.chat.encode import Encoded, Encoder
 from gpt4moe.chat.rows import conversation_of
 from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
-from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_of
+from gpt4moe.data.folder import finish_folder, held_out, new_source, require_source_name, vocabulary_of
 from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
 from gpt4moe.data.lines import parsed, text_lines
 from gpt4moe.data.manifest import Shard, SourceManifest
@@ -74,6 +74,7 @@ def write_chat_source(
     Raises: DataError for a bad line unless they are skipped, a split without a conversation, another tokenizer or chat
         template than the folder's. The older source stays then.
     """
+    require_source_name(name)
     if name == TOKENIZER_FOLDER:
         raise DataError(f"{name} cannot name a source: the chat template lies there.", "Choose another name.")
     vocabulary = vocabulary_of(folder, words.tokenizer, words.path, vocab_size, replaced=[name])
@@ -129,9 +130,12 @@ class _Split:
         if self.pair is not None:
             self._close()
         if not self.shards:
-            raise DataError(
-                f"There is no conversation for {self.split}.", "Give more lines, --valid FILE, or a larger --held-out."
+            cure = (
+                "--valid FILE, a larger --held-out, or more"
+                if self.split == "valid"
+                else "more, or a smaller --held-out"
             )
+            raise DataError(f"There is no conversation for {self.split}.", f"Give {cure}.")
         self.origins.write(self.folder, self.split)
         return self.shards, self.masks
 

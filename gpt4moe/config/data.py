@@ -50,6 +50,11 @@ class SourceConfig:
                 raise ConfigError(f"data.sources.{name}.{key}={value} is no number.", f"Give a number, {least}.")
             if value == 0 and key != "share":
                 raise ConfigError(f"data.sources.{name}.{key}=0 reads nothing.", f"Set data.sources.{name}.share=0.")
+        if self.share is not None and self.epochs != 1.0:
+            raise ConfigError(
+                f"data.sources.{name} has share={self.share} and epochs={self.epochs}: a share does not follow epochs.",
+                "Give one of the two; max_epochs refuses a run that reads it too often.",
+            )
         if not isinstance(self.origin, str):
             raise ConfigError(f"data.sources.{name}.origin={self.origin} is no text.", "Quote it.")
 

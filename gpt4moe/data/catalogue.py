@@ -63,6 +63,7 @@ class Catalogue:
             _require_tokenizer(folder, other.tokenizer_sha256, folders[0], vocabulary)
         sources: dict[str, Source] = {}
         for folder in folders:
+            _require_manifests(folder)
             for path in sorted(folder.glob(f"[!.]*/{MANIFEST_NAME}")):
                 source = Source(path.parent.name, path.parent, SourceManifest.read(path.parent))
                 _require_tokenizer(source.folder, source.manifest.tokenizer_sha256, folders[0], vocabulary)
@@ -139,6 +140,17 @@ def require_tokenizer_file(tokenizer: Path) -> None:
     """Raises: DataError when it is missing."""
     if not tokenizer.is_file():
         raise DataError(f"The tokenizer {tokenizer} is missing.", MAKE_DATA)
+
+
+def _require_manifests(folder: Path) -> None:
+    """Raises: DataError for shards of a source without its manifest, which is written and copied last: a run would read
+    the other sources and say nothing."""
+    for path in sorted(folder.glob("[!.]*/train-*.bin")):
+        if not (path.parent / MANIFEST_NAME).is_file():
+            raise DataError(
+                f"{path.parent} has shards of a source, and no {MANIFEST_NAME}.",
+                "Copy the rest of it, or make the source again. To leave it out, move it out of the data folder.",
+            )
 
 
 def _require_tokenizer(folder: Path, found: str, first: Path, vocabulary: DataManifest) -> None:

@@ -118,7 +118,9 @@ class IndexedTokens:
 
 
 def _damaged(prefix: Path, suffix: str, what: str) -> DataError:
-    return DataError(f"{_with(prefix, suffix)} is damaged: it {what}.", f"Delete its folder. {MAKE_DATA}")
+    return DataError(
+        f"{_with(prefix, suffix)} is damaged: it {what}.", "Restore the file from its original, or make it again."
+    )
 
 
 def _with(prefix: Path, suffix: str) -> Path:

@@ -179,7 +179,7 @@ def _read(folder: Path, what: str) -> dict[str, Any]:
 def _foreign(folder: Path, error: Exception) -> DataError:
     return DataError(
         f"{folder / MANIFEST_NAME} is no data manifest of format {_FORMAT} ({type(error).__name__}: {error}).",
-        f"Delete the folder. {MAKE_DATA}",
+        f"Name a folder that was made by a tool of this version, or make it again in another place. {MAKE_DATA}",
     )
 
 

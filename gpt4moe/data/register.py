@@ -27,6 +27,10 @@ def register(
     Raises: DataError for a damaged file, and one with tokens beyond the tokenizer's vocabulary.
     """
     require_source_name(name)
+    paths = [path.resolve() for path in train]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name} names {twice} twice: its tokens would be counted twice.", "Name each file once.")
     tokenizer = load_tokenizer(tokenizer_path)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, replaced=[name])
     with new_source(folder / name) as new:

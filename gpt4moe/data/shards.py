@@ -177,7 +177,8 @@ def require_files(folder: Path, shard: Shard) -> None:
             raise DataError(f"{path} is missing.", MAKE_DATA) from error
         if found != size:
             raise DataError(
-                f"{path} has {found:,} bytes, the manifest says {size:,}.", f"Delete its source's folder. {MAKE_DATA}"
+                f"{path} has {found:,} bytes, the manifest says {size:,}.",
+                "Restore the file from its original, or make the source again.",
             )
 
 

@@ -88,7 +88,10 @@ def load_backend(path: Path) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every bad file
-        raise DataError(f"{path} is no tokenizer ({error}).", f"Delete its folder. {MAKE_DATA}") from error
+        raise DataError(
+            f"{path} is no tokenizer ({error}).",
+            "Name a tokenizer.json. In a data folder: restore it from its original, or make the folder again.",
+        ) from error
     backend.no_truncation()  # settings of a file that would cut texts, or fill them up
     backend.no_padding()
     # Declared as no special token, what ends a text would be read out of any text that spells it.

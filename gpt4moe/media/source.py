@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt4moe.data.folder import finish_folder, held_out, new_source, vocabulary_of
+from gpt4moe.data.folder import finish_folder, held_out, new_source, require_source_name, vocabulary_of
 from gpt4moe.data.image_files import ImageWriter, write_frames
 from gpt4moe.data.image_tokens import encode_parts, image_id_of
 from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
@@ -99,6 +99,7 @@ def write_media_source(
     Raises: DataError for a bad line unless they are skipped, too many bad images, a split without a document, another
         tokenizer than the folder's, or one without the token. The older source stays then.
     """
+    require_source_name(name)
     tokenizer = load_tokenizer(tokenizer_path)
     image_id = image_id_of(tokenizer, tokenizer_path, token)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, vocab_size)
@@ -163,9 +164,12 @@ class _Split:
         if self.pair is not None:
             self._close()
         if not self.shards:
-            raise DataError(
-                f"There is no document for {self.split}.", "Give more, --valid FILE, or a larger --held-out."
+            cure = (
+                "--valid FILE, a larger --held-out, or more"
+                if self.split == "valid"
+                else "more, or a smaller --held-out"
             )
+            raise DataError(f"There is no document for {self.split}.", f"Give {cure}.")
         self.images.finish()
 
     def _close(self) -> None:

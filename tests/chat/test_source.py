@@ -163,6 +163,22 @@ def test_a_source_named_twice_and_a_template_that_is_no_jinja_are_refused(
     assert "is no jinja" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["../chat", "a/b", "a b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(own: ChatWords, tmp_path: Path, name: str, capsys: Any) -> None:
+    path = lines(tmp_path / "a.jsonl", 4)
+    words = ["--tokenizer", str(own.path), "--out", str(tmp_path / "data"), "--source", f"{name}={path}"]
+    assert main([*words, "--held-out", "0.5"]) == 2
+    assert f"{name!r} cannot name a source" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_share_above_1_is_refused(own: ChatWords, tmp_path: Path, capsys: Any) -> None:
+    path = lines(tmp_path / "a.jsonl", 4)
+    words = ["--tokenizer", str(own.path), "--out", str(tmp_path / "data"), "--source", f"chat={path}"]
+    assert main([*words, "--held-out", "2"]) == 2
+    assert "--held-out is 2.0" in capsys.readouterr().err
+
+
 def test_a_vocabulary_with_holes_is_as_large_as_its_largest_token(own: ChatWords, tmp_path: Path) -> None:
     found = json.loads(own.path.read_text())
     vocabulary = found["model"]["vocab"]

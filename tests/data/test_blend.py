@@ -49,6 +49,7 @@ def test_shares_are_what_they_are() -> None:
         ("{alpha: true}", "is no number"),
         ("{alpha: .nan}", "is no number"),
         ("{alpha: {share: 1, origin: 3}}", "is no text"),
+        ("{alpha: {share: 1, epochs: 2}}", "share=1 and epochs=2"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused(sources: str, words: str) -> None:

@@ -62,6 +62,12 @@ def test_a_source_that_is_being_written_is_no_source(folder: Path) -> None:
     assert list(Catalogue.open([folder]).sources) == ["alpha", "beta"]
 
 
+def test_shards_without_their_manifest_are_refused(folder: Path) -> None:
+    (folder / "beta" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"beta has shards of a source, and no manifest\.json"):
+        check_data(small_run(folder))
+
+
 def test_another_tokenizer_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     train_tokenizer([f"other {i} words\n" for i in range(99)], vocab_size=280).backend.save(str(other))

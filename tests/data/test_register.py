@@ -53,3 +53,13 @@ def test_a_token_beyond_the_vocabulary_is_found_at_the_door(
     assert main(["register", str(out), *arguments]) == 2
     assert f"has the token {VOCAB_SIZE}" in capsys.readouterr().err
     assert not list(out.glob("*"))
+
+
+def test_a_file_named_twice_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.backend.save(str(tmp_path / "t.json"))
+    one = megatrons(tmp_path / "one", [[1, 2, 3]])
+    arguments = [f"--source=web={one},{tmp_path}/../{tmp_path.name}/one", f"--tokenizer={tmp_path / 't.json'}"]
+    assert main(["register", str(tmp_path / "out"), *arguments, f"--valid=web={megatrons(tmp_path / 'v', [[1]])}"]) == 2
+    assert "one twice" in capsys.readouterr().err

@@ -155,6 +155,14 @@ def test_a_tokenizer_without_an_image_token_is_refused_and_given_one_when_asked(
     assert tokenizers.Tokenizer.from_file(str(tmp_path / "replace/tokenizer.json")).get_vocab_size() == 300
 
 
+@pytest.mark.parametrize("name", ["../a", "b/a", "a b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tokenizer_path: Path, tmp_path: Path, name: str) -> None:
+    files = MediaFiles(train=[pairs(tmp_path / "a", 12)])
+    with pytest.raises(DataError, match="cannot name a source"):
+        write_media_source(tmp_path / "data", name, files, tokenizer_path, token="<image>")
+    assert not (tmp_path / "data").exists()
+
+
 def test_held_out_documents_share_no_first_image_with_the_others(tokenizer_path: Path, tmp_path: Path) -> None:
     path = pairs(tmp_path / "a", 60, lambda number: image(number // 3))
     assert main(words(tokenizer_path, tmp_path / "data", path)) == 0
