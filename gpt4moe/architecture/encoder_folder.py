@@ -1,14 +1,32 @@
-"""A folder with an image encoder of transformers, checked by its config.json before anything is loaded. No torch."""
+"""A folder with an image encoder of transformers, checked before anything is loaded. No torch.
+
+config.json               kind and sizes
+model.safetensors         weights, or several files with model.safetensors.index.json; their headers are read
+preprocessor_config.json  what pixels are normalised by; without it what the kind was published with
+"""
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
 from gpt4moe.errors import ConfigError
 
-KINDS = ("siglip_vision_model", "clip_vision_model")
-"""model_type of config.json."""
+Channels = tuple[float, float, float]
+"""Red, green, blue; 1 is the brightest."""
+KINDS: dict[str, tuple[Channels, Channels]] = {
+    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip_vision_model": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+"""model_type of config.json -> mean and deviation of pixels that it was published with."""
+SAVE_AGAIN = (
+    "Save it with transformers: SiglipVisionModel (or CLIPVisionModel).from_pretrained(NAME).save_pretrained(FOLDER), "
+    "and AutoImageProcessor.from_pretrained(NAME).save_pretrained(FOLDER)."
+)
+_WEIGHTS, _INDEX, _PROCESSOR = "model.safetensors", "model.safetensors.index.json", "preprocessor_config.json"
 _SIZES = {
     "image_size": "image_size", "patch_size": "patch_size", "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads",
@@ -20,37 +38,87 @@ _SIZES = {
 def model_type(folder: Path) -> str:
     """Raises: ConfigError, as require_encoder."""
     found = _config(folder).get("model_type")
-    if found not in KINDS:
+    if found not in list(KINDS):
         raise ConfigError(
             f"model.vision.encoder.folder={folder} has a model of type {found}, not one of {', '.join(KINDS)}.",
-            "Save the vision part alone: SiglipVisionModel.from_pretrained(NAME).save_pretrained(FOLDER).",
+            f"Take the vision part alone. {SAVE_AGAIN}",
         )
     return str(found)
 
 
+def pixel_statistics(folder: Path) -> tuple[Channels, Channels]:
+    """Mean and deviation that the encoder's pixels are normalised by. Raises: ConfigError, as require_encoder."""
+    mean, deviation = KINDS[model_type(folder)]
+    path = folder / _PROCESSOR
+    if not path.exists():
+        return mean, deviation
+    settings = _json(path)
+    found = _channels(settings.get("image_mean", mean)), _channels(settings.get("image_std", deviation))
+    if found[0] is None or found[1] is None or min(found[1]) <= 0:
+        raise ConfigError(
+            f"image_mean or image_std of {path} is not three numbers, or a deviation is not above 0.", SAVE_AGAIN
+        )
+    return found[0], found[1]
+
+
 def require_encoder(config: EncoderConfig) -> None:
-    """Raises: ConfigError when the folder is gone, or of another kind or size than model.vision.encoder."""
+    """Raises: ConfigError when the folder is gone, of another kind or size than model.vision.encoder, without weights,
+    or has a damaged file."""
     if config.kind is not EncoderKind.folder:
         return
     folder = Path(config.folder or "")
     model_type(folder)
     stored = _config(folder)
     for ours, theirs in _SIZES.items():
-        if theirs in stored and stored[theirs] != getattr(config, ours):
+        if theirs not in stored:
+            raise ConfigError(f"{folder / 'config.json'} has no {theirs}.", SAVE_AGAIN)
+        if stored[theirs] != getattr(config, ours):
             raise ConfigError(
                 f"model.vision.encoder.{ours}={getattr(config, ours)}, but {theirs} of {folder} is {stored[theirs]}.",
                 f"Set model.vision.encoder.{ours}={stored[theirs]}, or give another folder.",
             )
+    pixel_statistics(folder)
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path} is missing, truncated or no safetensors file ({error}).", SAVE_AGAIN) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).exists():
+        return [folder / _WEIGHTS]
+    if not (folder / _INDEX).exists():
+        others = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
+        raise ConfigError(
+            f"model.vision.encoder.folder={folder} has no {_WEIGHTS}"
+            + (f", only {others}: such files can run code, so they are not read." if others else "."),
+            SAVE_AGAIN,
+        )
+    files = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise ConfigError(f"{folder / _INDEX} names no files (weight_map).", SAVE_AGAIN)
+    return [folder / name for name in sorted(set(files.values()))]
+
+
+def _channels(given: Any) -> Channels | None:
+    if not isinstance(given, (list, tuple)) or len(given) != 3:
+        return None
+    if not all(isinstance(one, (int, float)) and isfinite(one) for one in given):
+        return None
+    return float(given[0]), float(given[1]), float(given[2])
 
 
 def _config(folder: Path) -> dict[str, Any]:
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         loaded = None
     if not isinstance(loaded, dict):
-        raise ConfigError(
-            f"model.vision.encoder.folder={folder} has no config.json that can be read.",
-            "Give a folder that transformers wrote (save_pretrained).",
-        )
+        raise ConfigError(f"model.vision.encoder.folder={path.parent} has no {path.name} that can be read.", SAVE_AGAIN)
     return loaded

@@ -11,9 +11,10 @@ from math import prod
 from gpt4moe.architecture.adapters import ADAPTABLE, is_adapted
 from gpt4moe.architecture.names import split_name
 from gpt4moe.architecture.tensors import ModelTensor, logical_shapes, model_tensors
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import OptimizerConfig, TensorSettings
-from gpt4moe.config.stage import StageConfig
+from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.errors import ConfigError
 
 
@@ -28,6 +29,20 @@ def trained_names(model: ModelConfig, stage: StageConfig) -> frozenset[str]:
     shapes = logical_shapes(model)
     require_matches("stage.train", stage.train, shapes)
     return frozenset(name for name in shapes if is_trained(stage, name))
+
+
+def require_images(model: ModelConfig, stage: StageConfig) -> None:
+    """Raises: ConfigError when vision parts are trained by a stage that reads no images."""
+    if stage.kind is StageKind.vision or model.vision is None:
+        return
+    names = sorted(name for name in trained_names(model, stage) if is_vision(name))
+    if names:
+        raise ConfigError(
+            f"stage={stage.kind.value} reads no images, but stage.train={stage.train} trains {len(names)} tensors of "
+            f"model.vision, {names[0]} among them.",
+            "Set stage=vision, give patterns to stage.train that match no vision parts (resampler.*, "
+            "*.gated_cross_attention.*), or model.vision=null: a vision checkpoint gives its text model.",
+        )
 
 
 def is_trained(stage: StageConfig, name: str) -> bool:

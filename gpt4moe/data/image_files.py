@@ -117,6 +117,12 @@ class ImageStore:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
+    def where(self, number: int) -> str:
+        """The shard of an image and its number there, for errors."""
+        at = bisect_right(self.ends, number)
+        within = number - self.ends[at] + self.shards[at].images
+        return f"{self.folder / f'{self.shards[at].file}.img'}: image {within}"
+
     def read(self, number: int) -> bytes:
         """The bytes of an image, as its file was. Raises: DataError when they are not those that were written."""
         at = bisect_right(self.ends, number)

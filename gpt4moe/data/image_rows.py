@@ -63,13 +63,23 @@ class ImageRows(PackedRows):
             self._require_same(sample.tokens[at : at + length], places, stretch)
             media[at : at + length] = 0
             for place, numbers in zip(places, np.split(records["image"], first)[1:], strict=True):
-                images.append(np.stack([decode(self.store.read(int(number)), self.view.size) for number in numbers]))
+                images.append(np.stack([self._decoded(int(number)) for number in numbers]))
                 media[at + place :] = len(images)
             media[at + length :] = 0
         is_tag = sample.tokens[1:] == self.image_id
         return replace(
             sample, loss_mask=np.where(is_tag, np.float32(0), sample.loss_mask), media=media, images=tuple(images)
         )
+
+    def _decoded(self, number: int) -> NDArray[np.uint8]:
+        data = self.store.read(number)
+        try:
+            return decode(data, self.view.size)
+        except DataError as error:
+            raise DataError(
+                f"{self.store.where(number)} cannot be decoded: {error.cause}.",
+                "Make the source again without it (tools/prepare_media.py).",
+            ) from error
 
     def _require_same(self, tokens: NDArray[np.int64], places: NDArray[np.int64], stretch: slice) -> None:
         if not np.array_equal(np.flatnonzero(tokens == self.image_id), places):

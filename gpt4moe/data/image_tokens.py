@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.tokenizer import Tokenizer, load_backend
+from gpt4moe.data.tokenizer import END_TOKENS, Tokenizer, load_backend
 from gpt4moe.errors import DataError
 
 IMAGE_TOKEN = "<image>"
@@ -46,7 +46,12 @@ def encode_parts(tokenizer: Tokenizer, parts: Sequence[str | None], image_id: in
 
 
 def image_id_of(tokenizer: Tokenizer, path: Path, token: str = IMAGE_TOKEN) -> int:
-    """Raises: DataError when the tokenizer has no such special token."""
+    """Raises: DataError when the tokenizer has no such special token, or it is one that ends texts."""
+    if token in END_TOKENS or tokenizer.backend.token_to_id(token) == tokenizer.eos_id:
+        raise DataError(
+            f"--image-token {token}: {token} ends texts, so it cannot stand for an image.",
+            f"Name another special token, or leave the option out for {IMAGE_TOKEN}.",
+        )
     added = tokenizer.backend.get_added_tokens_decoder()
     for number, one in added.items():
         if one.content == token and one.special:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError, WebPImagePlugin
+from PIL import ExifTags, Image, UnidentifiedImageError, WebPImagePlugin
 
 from gpt4moe.errors import ConfigError, DataError
 
@@ -31,6 +31,16 @@ _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGB
 """Of 8 bits a channel or fewer."""
 MOST_PIXELS = 89_478_485
 """Pillow's own limit, above which it warns of a bomb."""
+_MOST_SIDE = 65_535
+"""A JPEG's limit. To resize a line of 5,000,000 pixels takes 30 times the memory of its pixels."""
+_EXAMINED_SIZE = 224
+"""Of a side that an image is decoded to where it is only examined; any other fails or succeeds alike."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF's orientation -> what makes it upright."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,37 +60,50 @@ class ImageLimits:
 
 
 def examine(data: bytes, limits: ImageLimits) -> tuple[int, int]:
-    """Decodes an image in full. Returns: width, height.
+    """Decodes an image in full, as training will. Returns: width, height.
 
     Raises: DataError for one that is empty, no image, of another format or depth, animated, too large, or not whole.
         Its cause says why, without a name.
     """
     image = _opened(data, limits)
-    try:
-        image.load()
-    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, IndexError and more
-        raise _broken(error) from error
     width, height = image.size
+    _pixels(image, _EXAMINED_SIZE)
     return width, height
 
 
 def decode(data: bytes, size: int) -> NDArray[np.uint8]:
     """[size, size, 3] RGB: turned as its EXIF says, on white where it is transparent, resized whole, without cropping.
 
+    An EXIF that cannot be read turns nothing.
+
     Raises: DataError as examine.
     """
-    image = _opened(data, ImageLimits(max_pixels=MOST_PIXELS, max_bytes=len(data) + 1))
+    return _pixels(_opened(data, ImageLimits(max_pixels=MOST_PIXELS, max_bytes=len(data) + 1)), size)
+
+
+def _pixels(image: Any, size: int) -> NDArray[np.uint8]:
+    """What examine and decode share, so that an image that is stored can be trained on. Raises: DataError."""
     try:
         if image.format in ("JPEG", "MPO"):  # MPO: a JPEG of many a phone, with further pictures behind it
             # libjpeg decodes at 1/2, 1/4 or 1/8 of the size, never below what is asked for here: up to 8 times faster.
             image.draft("RGB", (2 * size, 2 * size))
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        upright = _upright(image)
         if upright.has_transparency_data:
             whole = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", whole.size, (255, 255, 255, 255)), whole)
         return np.asarray(upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-    except Exception as error:  # as in examine
+    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, ValueError, IndexError and more
         raise _broken(error) from error
+
+
+def _upright(image: Any) -> Any:
+    """`image` is loaded: a PNG may have its EXIF behind its pixels."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # parsers of broken EXIF raise as many kinds as decoders; the pixels are whole
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -107,11 +130,13 @@ def _opened(data: bytes, limits: ImageLimits) -> Any:
         raise DataError(f"it is a decompression bomb: {error}", "Leave it out.") from error
     except UnidentifiedImageError as error:
         raise DataError(f"it is no image of {', '.join(_FORMATS)}", "Convert it, or leave it out.") from error
-    except Exception as error:  # as in examine
+    except Exception as error:  # as in _pixels
         raise _broken(error) from error
     width, height = image.size
     if not width or not height:
         raise DataError(f"it has {width} x {height} pixels", "Leave it out.")
+    if max(width, height) > _MOST_SIDE:
+        raise DataError(f"it has {width:,} x {height:,} pixels, a side of more than {_MOST_SIDE:,}", "Shrink it.")
     if width * height > limits.max_pixels:
         raise DataError(
             f"it has {width:,} x {height:,} pixels, more than {limits.max_pixels:,}",

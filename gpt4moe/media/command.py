@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.data.folder import TOKENIZER_NAME, named
+from gpt4moe.data.folder import TOKENIZER_NAME, named, require_named_once
 from gpt4moe.data.image_tokens import IMAGE_TOKEN, AddedToken, add_image_token
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS
 from gpt4moe.data.pictures import ImageLimits
@@ -74,9 +74,8 @@ def _check(given: argparse.Namespace) -> None:
     """Raises: ConfigError for options that mean nothing."""
     names = [name for name, _ in given.source]
     for option in ("source", "valid", "licence"):
-        for number, (name, _) in enumerate(getattr(given, option)):
-            if name in [other for other, _ in getattr(given, option)[:number]]:
-                raise ConfigError(f"--{option} names {name} twice.", "Name it once, several files as NAME=ONE,TWO.")
+        require_named_once(f"--{option}", [name for name, _ in getattr(given, option)])
+        for name, _ in getattr(given, option):
             if name not in names:
                 raise ConfigError(f"--{option} names {name}, and --source does not.", "Name the same sources.")
     for option, share in (("--held-out", given.held_out), ("--max-bad", given.max_bad)):

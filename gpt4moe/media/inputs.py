@@ -6,6 +6,7 @@ FILE.tar     samples of WebDataset (tars.py)
 """
 
 import re
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,18 +39,19 @@ class BadItem:
     error: DataError
 
 
-def items(paths: Sequence[Path], images: Path | None = None) -> Iterator[Item | BadItem]:
+def items(paths: Sequence[Path], images: Path | None, max_bytes: int) -> Iterator[Item | BadItem]:
     """All documents, in order.
 
     Args:
         images: folder of the images that lines of jsonl name; None: the folder of the file.
+        max_bytes: of an image's file; a larger one is not read. A tar's members are.
     Raises: DataError for a path that is missing, of another kind or has no document.
     """
     for path in paths:
         if path.is_dir():
-            found = _of_folder(path)
+            found = _of_folder(path, max_bytes)
         elif path.suffix in (".jsonl", ".ndjson") and path.is_file():
-            found = _of_lines(path, path.parent if images is None else images)
+            found = _of_lines(path, path.parent if images is None else images, max_bytes)
         elif path.is_file() and (path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz"))):
             from gpt4moe.media.tars import of_tar  # webdataset imports torch: seconds that others need not wait
 
@@ -78,10 +80,10 @@ def read_item(where: str, parts: Callable[[], list[Part]], load: Load) -> Item |
         return BadItem(where, error)
 
 
-def _of_lines(path: Path, images: Path) -> Iterator[Item | BadItem]:
+def _of_lines(path: Path, images: Path, max_bytes: int) -> Iterator[Item | BadItem]:
     if not images.is_dir():
         raise DataError(f"--images {images} is no folder.", "Name the folder that the images' names begin in.")
-    load = partial(_file_within, images.resolve())
+    load = partial(_file_within, images.resolve(), max_bytes)
     for line, where in text_lines([path]):
         yield read_item(where, partial(_parts_of_line, line, where), load)
 
@@ -90,13 +92,13 @@ def _parts_of_line(line: str, where: str) -> list[Part]:
     return parts_of(parsed(where, line, EXAMPLE), where)
 
 
-def _of_folder(folder: Path) -> Iterator[Item | BadItem]:
+def _of_folder(folder: Path, max_bytes: int) -> Iterator[Item | BadItem]:
     """In the order of the names. A caption without an image, and the reverse, is a bad item."""
     stems: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir() or is_image(path) or path.suffix == ".txt":
             stems.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
-    load = partial(_file_within, folder.resolve())
+    load = partial(_file_within, folder.resolve(), max_bytes)
     for paths in stems.values():
         yield read_item(str(paths[0]), partial(_parts_of_stem, folder, paths), load)
 
@@ -123,11 +125,19 @@ def _parts_of_stem(folder: Path, paths: Sequence[Path]) -> list[Part]:
     return pair(frames, text, str(caption))
 
 
-def _file_within(folder: Path, name: str) -> bytes:
-    path = (folder / name).resolve()
+def _file_within(folder: Path, max_bytes: int, name: str) -> bytes:
+    try:
+        path = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links; a zero byte in the name
+        raise DataError(f"its name leads to no file ({error})", "Name a file.") from error
     if not path.is_relative_to(folder):
         raise DataError("its name leads out of the images' folder", "Name files within it (--images FOLDER).")
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # to read a pipe would wait for ever
+            raise DataError("it is no regular file", "Give the image's file.")
+        if status.st_size > max_bytes:
+            raise DataError(f"it has {status.st_size:,} bytes, more than {max_bytes:,}", "Raise --max-bytes.")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", "Give the file.") from error

@@ -108,7 +108,7 @@ def write_media_source(
         dtype = token_dtype(vocabulary.vocab_size)
         splits = {split: _Split(new, split, dtype, shard_bytes) for split in count.splits}
         for paths, given in ((files.train, None), (files.valid, "valid")):
-            for found in examined(items(paths, files.images), files.limits, files.workers):
+            for found in examined(items(paths, files.images, files.limits.max_bytes), files.limits, files.workers):
                 progress(1)
                 document = _whole(found, count)
                 if document is not None:

@@ -6,7 +6,6 @@ It is no part of the model's tensors: it has no gradients and no place in checkp
 the seed, so every rank and every launch has the same. Its folder is checked by architecture.encoder_folder, before.
 """
 
-import json
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt4moe.architecture.encoder_folder import model_type
+from gpt4moe.architecture.encoder_folder import KINDS, SAVE_AGAIN, Channels, model_type, pixel_statistics
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
+from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.rng import normal_box
 
-_HALF = (0.5, 0.5, 0.5)
-"""Mean and deviation of SigLIP's pixels."""
+_SHOWN = 3
 
 
 class FrozenEncoder:
-    """Owns the encoder's weights on one device."""
+    """Owns the encoder's weights on one device. Raises: ConfigError for a folder that lacks weights."""
 
     def __init__(self, config: EncoderConfig, seed: int, device: torch.device, dtype: torch.dtype):
         model = _from_folder(Path(config.folder or "")) if config.kind is EncoderKind.folder else _fresh(config, seed)
@@ -44,7 +43,18 @@ def _from_folder(folder: Path) -> Any:
     from transformers import CLIPVisionModel, SiglipVisionModel
 
     made = {"siglip_vision_model": SiglipVisionModel, "clip_vision_model": CLIPVisionModel}[model_type(folder)]
-    return made.from_pretrained(folder, local_files_only=True)
+    model, report = made.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    # transformers gives both random values, and says so in a warning alone.
+    lost = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lost:
+        raise ConfigError(
+            f"model.vision.encoder.folder={folder} has no weights, or some of another shape, for {len(lost)} tensors: "
+            f"{', '.join(lost[:_SHOWN])}{', ...' * (len(lost) > _SHOWN)}.",
+            SAVE_AGAIN,
+        )
+    return model
 
 
 def _fresh(config: EncoderConfig, seed: int) -> Any:
@@ -69,10 +79,8 @@ def _fresh(config: EncoderConfig, seed: int) -> Any:
     return model
 
 
-def _pixels(config: EncoderConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _pixels(config: EncoderConfig) -> tuple[Channels, Channels]:
     """Mean and deviation that pixels are normalised by."""
-    file = Path(config.folder or "") / "preprocessor_config.json"
-    if config.kind is EncoderKind.fresh or not file.exists():
-        return _HALF, _HALF
-    settings = json.loads(file.read_text())
-    return tuple(settings.get("image_mean", _HALF)), tuple(settings.get("image_std", _HALF))
+    if config.kind is EncoderKind.fresh:
+        return KINDS["siglip_vision_model"]
+    return pixel_statistics(Path(config.folder or ""))

@@ -6,8 +6,9 @@
     after    sum over pp -> the rank that made them: backward through the resampler
              sum of the resampler's gradients over tp x pp, then over dp x cp as those of any weight
 
-So each image passes encoder and resampler once, and the work is spread over the ranks that hold copies. Every tp rank
-has the whole gradient of the latents (model.gated_attention); under cp each has that of its tokens, and the last sum
+So each image passes encoder and resampler once. The ranks take turns, but one after another: while a rank makes the
+latents of its micro-batch, the others wait for the broadcast. So more ranks make this no faster. Every tp rank has the
+whole gradient of the latents (model.gated_attention); under cp each has that of its tokens, and the last sum
 adds them up.
 """
 

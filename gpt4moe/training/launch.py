@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.architecture.encoder_folder import require_encoder
-from gpt4moe.architecture.trained import tensor_settings, trained_names
+from gpt4moe.architecture.trained import require_images, tensor_settings, trained_names
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
@@ -78,6 +78,7 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     if run.model.vision is not None:
         require_encoder(run.model.vision.encoder)
     trained_names(run.model, run.stage)
+    require_images(run.model, run.stage)
     tensor_settings(run.model, run.stage, run.optimizer)
     data = check_data(run)
     read_dashboard(run.tracking.dashboard)

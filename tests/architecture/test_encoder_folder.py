@@ -1,11 +1,14 @@
-"""An encoder's folder is refused by its config.json, before anything is loaded."""
+"""An encoder's folder is refused by its files, before anything is loaded."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from gpt4moe.architecture.encoder_folder import require_encoder
+from gpt4moe.architecture.encoder_folder import KINDS, pixel_statistics, require_encoder
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
 from gpt4moe.errors import ConfigError
 
@@ -23,12 +26,19 @@ def config(folder: Path, **changed: int) -> EncoderConfig:
     return EncoderConfig(kind=EncoderKind.folder, folder=str(folder), **(sizes | changed))
 
 
+def saved(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps(STORED))
+    save_file({"weight": np.zeros((2, 3), dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("stored", "changed", "cause"),
     [
         (STORED | {"model_type": "llama"}, {}, "type llama"),
         (STORED, {"hidden_size": 32}, "hidden_size=32, but hidden_size of .* is 16"),
         (STORED, {"num_layers": 2}, "num_layers=2, but num_hidden_layers of .* is 1"),
+        ({key: value for key, value in STORED.items() if key != "patch_size"}, {}, "config.json has no patch_size"),
         (None, {}, "no config.json"),
     ],
 )
@@ -42,5 +52,58 @@ def test_a_folder_of_another_kind_or_size_is_refused(
 
 
 def test_a_fitting_folder_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(STORED))
-    require_encoder(config(tmp_path))
+    require_encoder(config(saved(tmp_path)))
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _lost_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"weight": "model-00001-of-00002.safetensors", "more": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _processor(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "preprocessor_config.json").write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("harm", "cause"),
+    [
+        (_cut, "model.safetensors is missing, truncated or no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"garbage, no header"), "no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (_pickle, "has no model.safetensors, only pytorch_model.bin: such files can run code"),
+        (_lost_shard, "model-00002-of-00002.safetensors is missing"),
+        (_processor("{"), "has no preprocessor_config.json that can be read"),
+        (_processor('{"image_mean": [0.5, 0.5]}'), "image_mean or image_std .* is not three numbers"),
+        (_processor('{"image_std": [0.5, 0.5, 0]}'), "a deviation is not above 0"),
+    ],
+)
+def test_a_folder_with_a_damaged_file_or_no_weights_is_refused_with_a_cure(
+    harm: Callable[[Path], None], cause: str, tmp_path: Path
+) -> None:
+    harm(saved(tmp_path))
+    with pytest.raises(ConfigError, match=cause) as refused:
+        require_encoder(config(tmp_path))
+    assert "save_pretrained(FOLDER), and AutoImageProcessor" in refused.value.cure
+
+
+def test_pixels_are_normalised_as_the_kind_s_own_processor_does_where_the_folder_has_none(tmp_path: Path) -> None:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    published = {"clip_vision_model": CLIPImageProcessorPil(), "siglip_vision_model": SiglipImageProcessorPil()}
+    for kind in KINDS:
+        (tmp_path / "config.json").write_text(json.dumps(STORED | {"model_type": kind}))
+        assert pixel_statistics(tmp_path) == (tuple(published[kind].image_mean), tuple(published[kind].image_std))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt4moe.architecture.trained import adapter_shapes, describe, tensor_settings, trained_names
+from gpt4moe.architecture.trained import adapter_shapes, describe, require_images, tensor_settings, trained_names
 from gpt4moe.config.load import config_from_dict, config_to_dict, load_run_config
 from gpt4moe.errors import ConfigError
 
@@ -72,3 +72,15 @@ def test_what_cannot_be_trained_is_refused(overrides: list[str], cause: str, cur
         tensor_settings(run.model, run.stage, run.optimizer)
     assert cause in error.value.cause
     assert cure in f"{error.value.cause} {error.value.cure}"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("patterns", ["[]", "['decoder.layers.*']"])
+def test_a_stage_without_images_trains_no_vision_parts(stage: str, patterns: str) -> None:
+    vision = (*TINY, "+vision@model.vision=tiny", f"stage.kind={stage}", "data.path=[x]", "data.kind=indexed")
+    run = load_run_config([*vision, f"stage.train={patterns}"])
+    with pytest.raises(ConfigError, match=rf"stage={stage} reads no images, .*gated_cross_attention") as refused:
+        require_images(run.model, run.stage)
+    assert "Set stage=vision" in refused.value.cure
+    run = load_run_config([*vision, "stage.train=['*experts*']"])
+    require_images(run.model, run.stage)

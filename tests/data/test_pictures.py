@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gpt4moe.data.pictures import ImageLimits, decode, encode_png, examine
 from gpt4moe.errors import ConfigError, DataError
@@ -40,6 +40,7 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(50, 50), "not whole"), (file_of(Image.new("I;16", (4, 4))), "not 8 bits"),
         (file_of(Image.new("RGB", (4, 4)), "JPEG")[:-100], "not whole"), 
         (file_of(Image.new("L", (4, 4)), "TIFF"), "no image"),
+        (file_of(Image.new("L", (70_000, 1))), "70,000 x 1 pixels, a side of more than 65,535"),
     ],
 )  # fmt: skip
 def test_what_is_no_whole_image_within_limits_is_refused(data: bytes, told: str) -> None:
@@ -88,3 +89,21 @@ def test_a_large_photo_decodes_to_what_the_whole_one_would_look_like() -> None:
 def test_pixels_that_are_encoded_here_come_back() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(decode(encode_png(pixels), 8), pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_exif_that_cannot_be_read_turns_nothing(kind: str) -> None:
+    picture = Image.new("RGB", (20, 10), (255, 255, 255))
+    data = file_of(picture, kind, exif=b"Exif\0\0NO TIFF HEADER HERE")
+    assert examine(data, LIMITS) == (20, 10)
+    assert (decode(data, 8) >= 250).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(Image.fromarray(pixels), "PNG", exif=exif)
+    want = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode(data, 8), np.asarray(want))

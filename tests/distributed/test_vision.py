@@ -115,5 +115,7 @@ def test_in_bf16_a_layout_is_as_near_to_fp32_as_one_process() -> None:
 
 
 def test_images_matter() -> None:
-    (seen,), (_, closed, *_) = runs(1)[" ()"], runs(1)["!()"]
-    assert abs(seen.losses[0] - closed.losses[0]) > 1e-3
+    (answers,) = run_ranks(1, vision_phases, {"?": ()}, timeout_seconds=300)
+    seen, again, negative = (assemble([answer]) for answer in answers["?"])
+    assert seen.losses == again.losses
+    assert abs(seen.losses[0] - negative.losses[0]) > 1e-3

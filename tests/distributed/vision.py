@@ -40,14 +40,14 @@ RATE = 0.5
 
 def vision_phases(environment: Environment, layouts: dict[str, tuple[str, ...]]) -> dict[str, list[RankAnswer]]:
     """Layout -> the answers of `trained`; of one whose name begins with "!", those of `closed` and `changed`; with "~",
-    those of `rounded`."""
+    those of `rounded`; with "?", those of `negative`."""
     found = {}
     with world(environment) as device:
         for name, overrides in layouts.items():
             run = load_run_config([*VISION, *overrides])
             layout = Layout.from_config(run.parallel, environment.world_size)
             groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-            of = {"!": [_closed, _changed], "~": [_rounded]}.get(name[0], [_trained])
+            of = {"!": [_closed, _changed], "~": [_rounded], "?": [_negative]}.get(name[0], [_trained])
             found[name] = [answer for phases in of for answer in phases(overrides, groups)]
     return found
 
@@ -86,6 +86,25 @@ def _changed(overrides: tuple[str, ...], groups: ProcessGroups) -> list[RankAnsw
 
         with patch.object(ranks, "synthetic_batches", batches):
             answers.append(_run(Phase(run=run, steps=1, descent=RATE), groups))
+    return answers
+
+
+def _negative(overrides: tuple[str, ...], groups: ProcessGroups) -> list[RankAnswer]:
+    """One step, the same again, and the same with the negative of every image: nothing but pixels differs."""
+    run, answers = load_run_config([*VISION, *overrides]), []
+    for is_negative in (False, False, True):
+
+        def batches(*given: Any, is_negative: bool = is_negative) -> list[Batch]:
+            made = synthetic_batches(*given)
+            if not is_negative:
+                return made
+            return [
+                batch if batch.pixels is None else dataclasses.replace(batch, pixels=255 - batch.pixels)
+                for batch in made
+            ]
+
+        with patch.object(ranks, "synthetic_batches", batches):
+            answers.append(_run(Phase(run=run, steps=1, descent=0.0), groups))
     return answers
 
 

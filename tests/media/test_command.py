@@ -26,9 +26,10 @@ def test_what_was_made_is_said_of_each_source(tokenizer_path: Path, tmp_path: Pa
     [
         (["--max-pixels", "99999999999"], "--max-pixels is 99999999999"), (["--workers", "0"], "--workers is 0"),
         (["--max-bad", "2"], "--max-bad is 2.0"), (["--valid", "b=x"], "--valid names b"),
-        (["--source", "a=b"], "--source names a twice"), (["--images", "nowhere"], "nowhere is no folder"),
+        (["--source", "a=b"], "--source a= is given twice"), (["--images", "nowhere"], "nowhere is no folder"),
         (["--source", "b=nowhere.jsonl"], "nowhere.jsonl is missing"),
         (["--vocab-size", "3"], "--vocab-size 3"), (["--image-token", "the"], "has no token the"),
+        (["--image-token", "<|endoftext|>"], "<|endoftext|> ends texts"),
     ],
 )  # fmt: skip
 def test_options_that_mean_nothing_are_refused(

@@ -188,3 +188,18 @@ def test_frames_of_other_tokens_are_found(tokenizer_path: Path, tmp_path: Path) 
     other = Source(made.name, made.folder, dataclasses.replace(made.manifest, images=swapped))
     with pytest.raises(DataError, match="have other image tokens than the frames"):
         next(rows_of(laid_out(other)))
+
+
+def test_an_image_that_cannot_be_decoded_is_named_by_source_shard_and_number(
+    tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt4moe.media.examine.examine", lambda data, limits: (8, 6))  # as another Pillow might
+    (tmp_path / "a.png").write_bytes(image(1))
+    (tmp_path / "b.png").write_bytes(image(2)[:-30])
+    path = write_lines(tmp_path / "a.jsonl", [{"text": "x<image>y<image>z", "images": ["a.png", "b.png"]}])
+    write_media_source(
+        tmp_path / "data", "web", MediaFiles(train=[path], valid=[path]), tokenizer_path, token="<image>"
+    )
+    rows = laid_out(Catalogue.open([tmp_path / "data"]).sources["web"])
+    with pytest.raises(DataError, match=r"web/train-images-00000\.img: image 1 cannot be decoded: it is not whole"):
+        rows.row(0)

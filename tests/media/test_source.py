@@ -1,6 +1,7 @@
 """Documents with images become a source: tokens, each distinct image once, what was bad listed or refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.command import answer
+from gpt4moe.data.pictures import ImageLimits
 from gpt4moe.data.tokenizer import load_tokenizer, train_tokenizer
 from gpt4moe.errors import DataError
 from gpt4moe.media.source import MediaFiles, write_media_source
@@ -206,3 +208,21 @@ def test_images_are_part_of_the_data_s_hash(tokenizer_path: Path, tmp_path: Path
         write_media_source(out, "a", files, tokenizer_path, token="<image>")
         hashes.append(Catalogue.open([out]).fingerprint())
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.timeout(60)
+def test_a_name_that_leads_to_no_plain_file_is_a_bad_image(tokenizer_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(image(1))
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "large.png").write_bytes(bytes(2000))
+    (tmp_path / "folder.png").mkdir()
+    names = ["good.png", "a\0b.png", "loop.png", "pipe.png", "large.png", "folder.png", f"{300 * 'x'}.png"]
+    path = write_lines(tmp_path / "a.jsonl", [{"image": name, "caption": "a"} for name in names])
+    files = MediaFiles(train=[path], valid=[path], max_bad_share=0.9, limits=ImageLimits(max_bytes=1000))
+    count = write_media_source(tmp_path / "data", "web", files, tokenizer_path, token="<image>")
+    told = ("leads to no file", "", "no regular file", "2,000 bytes, more than 1,000", "no regular file", "too long")
+    reasons = [one.reason for one in count.bad[:6]]
+    assert [part for part, reason in zip(told, reasons, strict=True) if part not in reason] == []
+    listed = [json.loads(line)["image"] for line in (tmp_path / "data/web/bad_images.jsonl").read_text().splitlines()]
+    assert listed == names[1:] * 2

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
+from gpt4moe.errors import ConfigError
 from gpt4moe.model.vision_encoder import FrozenEncoder
 
 SIZES = {
@@ -42,3 +44,19 @@ def test_a_folder_gives_the_features_that_transformers_gives(tmp_path: Path) -> 
         want = clip(pixel_values=(pixels.float() / 255 - mean) / deviation).last_hidden_state
     assert encoder.features(pixels).detach().numpy() == pytest.approx(want.numpy(), abs=1e-6)
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+
+
+@pytest.mark.parametrize("harm", ["missing", "of another shape"])
+def test_a_folder_that_lacks_weights_is_refused_by_their_names(harm: str, tmp_path: Path) -> None:
+    CLIPVisionModel(
+        CLIPVisionConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+                         image_size=16, patch_size=8)
+    ).save_pretrained(tmp_path)  # fmt: skip
+    path = tmp_path / "model.safetensors"
+    stored = load_file(path)
+    name = next(name for name in stored if name.endswith("q_proj.bias"))
+    stored.pop(name)
+    save_file(stored if harm == "missing" else stored | {name: torch.zeros(3)}, path, metadata={"format": "pt"})
+    config = EncoderConfig(kind=EncoderKind.folder, folder=str(tmp_path), **SIZES)
+    with pytest.raises(ConfigError, match=r"for 1 tensors: .*q_proj\.bias"):
+        FrozenEncoder(config, 0, CPU, torch.float32)

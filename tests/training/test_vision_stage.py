@@ -78,3 +78,8 @@ def test_the_difference_to_the_text_checkpoint_is_the_vision_parts(vision_run: P
     assert len(weights) == 44 and all(is_vision(name.removeprefix("weight/")) for name in weights)
     assert [row for row in found["different"] if row["tensor"].startswith(("weight/", "buffer/"))] == []
     assert found["other_shape"] == []
+
+
+def test_vision_parts_without_images_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    (ended,) = train(tmp_path / "x", "+vision@model.vision=tiny")
+    assert ended.status == 2 and "stage=pretrain reads no images" in ended.err
