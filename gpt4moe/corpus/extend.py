@@ -82,8 +82,9 @@ def require_extensions_kept(folder: Path, inputs: Inputs) -> None:
     named = {known for _, known in _given_again(inputs, text["inputs"])}
     dropped = [one["path"] for one in text["inputs"] if one["path"] not in named]
     if dropped:
+        more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
         raise DataError(
-            f"{folder} was extended: its documents of {', '.join(dropped)} would be dropped.",
+            f"{folder} was extended: its documents of {', '.join(dropped[:10])}{more} would be dropped.",
             f"Name these files too. Add new files with --extend. To make it without these, remove {folder} first.",
         )
 
