@@ -146,6 +146,9 @@ def _engine(rng: random.Random) -> list[str]:
     kind = rng.choice(("megatron", "megatron", "deepspeed"))
     if kind == "deepspeed":
         return ["engine=deepspeed", f"engine.offload_optimizer={rng.choice(('true', 'false'))}"]
-    # A small bucket: several of them in each of the tiny model's buffers.
-    return ["engine=megatron", f"engine.overlap_grad_reduce={rng.choice(('true', 'false'))}",
-            f"engine.bucket_size={rng.choice(('null', '5000'))}"]  # fmt: skip
+    # A small bucket: several of them in each of the tiny model's buffers. Gathers that overlap follow from both and
+    # draw nothing, so that a seed's other keys stay as they were when it was run.
+    overlap, bucket = rng.choice(("true", "false")), rng.choice(("null", "5000"))
+    gathers = "true" if (overlap, bucket) == ("true", "5000") else "false"
+    return ["engine=megatron", f"engine.overlap_grad_reduce={overlap}", f"engine.bucket_size={bucket}",
+            f"engine.overlap_param_gather={gathers}"]  # fmt: skip
