@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch import distributed
 
+from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.determinism import DETERMINISTIC_VARIABLES, set_deterministic_variables
 from gpt4moe.parallel.environment import CUDA_VARIABLES, Environment
-from gpt4moe.parallel.groups import _gpu_index, refuse_shared_gpus, world
+from gpt4moe.parallel.groups import ProcessGroups, _gpu_index, refuse_shared_gpus, world
+from gpt4moe.parallel.layout import Layout
+from tests.spawn import run_ranks
 
 
 def _place(local_rank: int, source: str, ranks_on_node: int | None = None, world_size: int = 8) -> Environment:
@@ -161,3 +164,21 @@ def test_on_cpus_a_deterministic_run_sets_nothing(no_deterministic_variables: No
     with world(here, deterministic=True) as device:
         assert device.type == "cpu" and not torch.are_deterministic_algorithms_enabled()
     assert not set(DETERMINISTIC_VARIABLES) & set(os.environ)
+
+
+def _threads_of_layouts(environment: Environment) -> list[int]:
+    """Threads of this rank after each of three layouts in one world."""
+    found = []
+    with world(environment) as device:
+        for degrees in ({"tp": 2}, {"pp": 2}, {"tp": 2}):
+            groups = ProcessGroups.create(
+                Layout.from_config(ParallelConfig(**degrees), 2), environment.rank, device, seed=1
+            )
+            distributed.barrier(groups.model)
+            found.append(len(os.listdir("/proc/self/task")))
+    return found
+
+
+def test_another_layout_in_the_same_world_leaves_no_groups_of_the_one_before() -> None:
+    for first, _, again in run_ranks(2, _threads_of_layouts):
+        assert again <= first
