@@ -29,7 +29,7 @@ from gpt4moe.runlog.command_line import print_error
 
 def logits(folder: Path, prompts: list[list[int]], is_rounded: bool) -> list[Any]:
     """Logits of each prompt, [S, V], fp32. Imports torch here, because only verify --prompts needs it."""
-    from gpt4moe.inference.load import folder_logits
+    from gpt4moe.inference.logits import folder_logits
 
     return folder_logits(folder, prompts, is_rounded=is_rounded)
 

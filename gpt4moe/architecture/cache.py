@@ -29,3 +29,13 @@ def rank_cache_bytes(model: ModelConfig, layers: Iterable[int], *, num_tokens: i
         parts = min(tp, ATTENTION[model.layer_kinds[layer].attention].cache_parts(model))
         total += value_bytes * cached_elements(model, layer, num_tokens) // parts
     return total
+
+
+def rank_image_bytes(model: ModelConfig, layers: Iterable[int], *, tp: int, value_bytes: int) -> int:
+    """Bytes that a rank with these layers keeps of one image, or clip, of a vision model: keys and values of its
+    latents for each gated block. Of a text model 0."""
+    if model.vision is None:
+        return 0
+    latents = model.vision.resampler.num_latents
+    width = 2 * model.num_attention_heads * model.head_size
+    return sum(value_bytes * latents * width // tp for layer in layers if model.has_gated_block(layer))

@@ -7,6 +7,7 @@ anything is decoded.
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,14 +72,16 @@ def examine(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     return width, height
 
 
-def decode(data: bytes, size: int) -> NDArray[np.uint8]:
+def decode(data: bytes, size: int, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """[size, size, 3] RGB: turned as its EXIF says, on white where it is transparent, resized whole, without cropping.
 
     An EXIF that cannot be read turns nothing.
 
+    Args:
+        limits: None: it was examined before.
     Raises: DataError as examine.
     """
-    return _pixels(_opened(data, ImageLimits(max_pixels=MOST_PIXELS, max_bytes=len(data) + 1)), size)
+    return _pixels(_opened(data, limits or ImageLimits(max_pixels=MOST_PIXELS, max_bytes=len(data) + 1)), size)
 
 
 def _pixels(image: Any, size: int) -> NDArray[np.uint8]:
@@ -116,6 +119,11 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 def is_image(path: str | Path) -> bool:
     """By its name."""
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def by_number(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by: 2.jpg before 10.jpg."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _opened(data: bytes, limits: ImageLimits) -> Any:

@@ -1,12 +1,16 @@
 """Room `inference`, storey 5: tokens out. May import config, model, chat, checkpoint, parallel, data; never training.
 
 load.py        a folder's model on any layout
+logits.py      a folder's logits in this process; transformers' too
 requests.py    what is asked for, what is answered
+pictures.py    an image of a prompt
+sight.py       prompts with images, read and checked
 generation.py  requests in, texts out, on any layout
 drawing.py     drawn on one rank, known to all of the copy
 sampling.py    the next token from logits
 batch.py       the new tokens of all rows, packed
 cache.py       keys and values in blocks
+image_cache.py keys and values of images, made once
 attention.py   a step's tokens attend to their rows
 stages.py      a step through all pipeline stages
 text.py        a folder's tokenizer, end tokens, chat template

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpt4moe.inference.batch import Part, Step
 from gpt4moe.inference.cache import KeyValueCache
+from gpt4moe.inference.image_cache import StepImages
 from gpt4moe.model.attention import CausalAttention
 
 
@@ -26,6 +27,8 @@ class StepAttention:
 
     step: Step
     cache: KeyValueCache
+    images: StepImages | None = None
+    """What gated blocks of a vision model attend to; None: no token of the step has an image."""
     qkv_format: str = "rows"
     rotary: tuple[Tensor, Tensor] | None = field(default=None, init=False)
     """The step's cosines and sines, [T, 1, D]: equal for all layers, so Stages makes them once (rotary_factors)."""

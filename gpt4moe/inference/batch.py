@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt4moe.inference.cache import BLOCK_TOKENS, BlockPool, blocks_of
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.parallel.layout import Layout
 
 
@@ -38,6 +39,10 @@ class Row:
     blocks: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     """Of each generated token, under the model's own distribution."""
+    images: Sequence[Picture] = ()
+    """Of the prompt, in the order of their places."""
+    image_slots: list[int] = field(default_factory=list)
+    """Of each image, where its keys and values are (image_cache.ImageCache)."""
 
     @property
     def generated(self) -> list[int]:

@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from gpt4moe.architecture.cache import rank_cache_bytes
+from gpt4moe.architecture.cache import rank_cache_bytes, rank_image_bytes
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.groups import ProcessGroups
@@ -26,12 +26,24 @@ BLOCK_TOKENS = 16
 def block_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> int:
     """Bytes of one block on the rank with the largest cache, all of its layers together."""
     return max(
-        rank_cache_bytes(
-            model, [layer for chunk in rank_chunks(model.num_layers, parallel, index) for layer in chunk],
-            num_tokens=BLOCK_TOKENS, tp=parallel.tp, value_bytes=value_bytes,
-        )
+        rank_cache_bytes(model, layers, num_tokens=BLOCK_TOKENS, tp=parallel.tp, value_bytes=value_bytes)
+        for layers in _layers_of_stages(model, parallel)
+    )
+
+
+def image_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> int:
+    """Bytes that an image of a vision model takes on the rank with most gated blocks; of a text model 0."""
+    return max(
+        rank_image_bytes(model, layers, tp=parallel.tp, value_bytes=value_bytes)
+        for layers in _layers_of_stages(model, parallel)
+    )
+
+
+def _layers_of_stages(model: ModelConfig, parallel: ParallelConfig) -> list[list[int]]:
+    return [
+        [layer for chunk in rank_chunks(model.num_layers, parallel, index) for layer in chunk]
         for index in range(parallel.pp)
-    )  # fmt: skip
+    ]
 
 
 def free_bytes(groups: ProcessGroups) -> int:

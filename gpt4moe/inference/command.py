@@ -5,7 +5,9 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +17,7 @@ from gpt4moe.inference.files import Prompt, read_prompts, refuse_other_settings
 from gpt4moe.inference.load import LoadedModel, Opened, OpenWeights, open_folder, placed, require_placeable
 from gpt4moe.inference.requests import Limits
 from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.sight import Clip, Sight, clip_of, sight_of, with_encoder
 from gpt4moe.inference.text import Words
 from gpt4moe.inference.writing import Wish, answers, write_file
 from gpt4moe.parallel.agreement import raise_together
@@ -36,10 +39,13 @@ def parser(description: str) -> argparse.ArgumentParser:
                      "folder, or one made by to-inference")  # fmt: skip
     what = out.add_argument_group("prompts and answers")
     what.add_argument("--prompt", action="extend", nargs="+", help='texts to continue (default "The ")')
-    what.add_argument("--input", type=Path, help='jsonl of {"id", "prompt"} or {"id", "messages"}')
+    what.add_argument("--image", action="extend", nargs="+", help="of the next <image> in the prompts: a file, or a "
+                      "clip: a folder of frames or a.png,b.png")  # fmt: skip
+    what.add_argument("--input", type=Path, help='jsonl of {"id", "prompt"} or {"id", "messages"}, with "images"')
     what.add_argument("--output", type=Path, help="jsonl of answers in the order of prompts; it is resumed if there")
     what.add_argument("--chat", action="store_true", help="a prompt is what a user says, put into the chat template")
     what.add_argument("--json", action="store_true", help="answers as one JSON list on stdout")
+    add_sight(what)
     add_sampling(out).add_argument("--num-samples", type=int, default=1, help="texts for each prompt (default 1)")
     layout = add_layout(out)
     add_limits(layout)
@@ -60,6 +66,12 @@ def add_sampling(to: argparse.ArgumentParser) -> Any:
     return drawn
 
 
+def add_sight(to: Any) -> None:
+    """The arguments of a vision model's images, which seen reads."""
+    to.add_argument("--image-token", help="the special token that stands for an image (default <image>)")
+    to.add_argument("--encoder", type=Path, help="folder of the image encoder, where it has moved (default: the run's)")
+
+
 def add_limits(layout: Any) -> None:
     """The arguments that wanted_limits reads."""
     layout.add_argument("--max-rows", type=int, default=32, help="texts that grow together (default 32)")
@@ -78,7 +90,8 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
     """This rank's part. Raises: Gpt4MoeError, the same on every rank."""
     opened = open_folder(options.folder, open_weights)
     words = opened.words()
-    wish = _wish(options, words)
+    wish = _wish(options, words, sight_of(opened.run, words, options.image_token))
+    opened = seen(options, opened, has_images=bool(wish.images))
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     if options.output is not None:
@@ -90,16 +103,27 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
             _to_terminal(model, words, wish, is_json=options.json)
 
 
+def seen(options: argparse.Namespace, opened: Opened, *, has_images: bool) -> Opened:
+    """With its encoder where --encoder says, checked where there are images. Raises: ConfigError."""
+    if not has_images and options.encoder is None:
+        return opened
+    if opened.run.model.vision is None:
+        raise ConfigError(f"--encoder {options.encoder}: the folder has a text model.", "Leave --encoder out.")
+    return replace(opened, run=with_encoder(opened.run, options.encoder))
+
+
 def weights_of(opened: Opened) -> dict[str, Any]:
     """Settings of a file of answers that tell one model from another."""
     return {"step": opened.step, "weights": opened.fingerprint()}
 
 
-def _wish(options: argparse.Namespace, words: Words) -> Wish:
+def _wish(options: argparse.Namespace, words: Words, sight: Sight) -> Wish:
     require_positive(options, "tokens", "num_samples", "max_rows")
     sampling = wanted_sampling(options)
     if options.input is not None and options.prompt:
         raise ConfigError("Both --input and --prompt give prompts.", "Leave one out.")
+    if options.input is not None and options.image:
+        raise ConfigError("--image gives images of --prompt.", 'Name those of --input in its lines: "images": [...].')
     if options.json and options.output is not None:
         raise ConfigError("--json prints answers, --output writes them to a file.", "Leave one out.")
     if options.input is not None and options.output is not None and options.output.resolve() == options.input.resolve():
@@ -107,17 +131,23 @@ def _wish(options: argparse.Namespace, words: Words) -> Wish:
     if options.input is not None:
         prompts = read_prompts(options.input)
     else:
-        prompts = [_asked(number, text, options.chat) for number, text in enumerate(options.prompt or ["The "])]
+        asked = options.prompt or ["The "]
+        dealt = _dealt(options.image or [], asked, sight)
+        prompts = [_asked(number, text, clips, options.chat) for number, (text, clips) in enumerate(dealt)]
     empty = next((prompt.id for prompt in prompts if prompt.text == ""), None)
     if empty is not None:
         raise ConfigError(f"Prompt {empty!r} is empty.", "Give a text, at least a space, or leave the prompt out.")
     texts = [words.render(prompt.messages) if prompt.messages else prompt.text or "" for prompt in prompts]
     tokens = [
-        words.encode(text, is_chat=prompt.messages is not None) for text, prompt in zip(texts, prompts, strict=True)
-    ]
+        sight.encode(
+            text, len(prompt.images), is_chat=prompt.messages is not None, what=f"Prompt {prompt.id!r}"
+        ) for text, prompt in zip(texts, prompts, strict=True)
+    ]  # fmt: skip
+    images = [sight.pictures(some, prompt.images) for some, prompt in zip(tokens, prompts, strict=True)]
     return Wish(
         prompts=prompts, texts=texts, tokens=tokens, num_tokens=options.tokens, num_samples=options.num_samples,
-        sampling=sampling, stops=options.stop, limits=wanted_limits(options),
+        sampling=sampling, stops=options.stop, limits=wanted_limits(options), images=images if any(images) else (),
+        banned=sight.banned,
     )  # fmt: skip
 
 
@@ -148,15 +178,32 @@ def wanted_limits(options: argparse.Namespace) -> Limits:
     return Limits(max_rows=options.max_rows, cache_bytes=int(options.cache_gb * 10**9))
 
 
-def _asked(number: int, text: str, is_chat: bool) -> Prompt:
+def _dealt(images: Sequence[str], texts: Sequence[str], sight: Sight) -> list[tuple[str, list[Clip]]]:
+    """Each text with the images of its tags. Raises: ConfigError for another number of them, of several texts."""
+    clips = [clip_of(image) for image in images]
+    if clips:
+        sight.require("--image")
+    if len(texts) == 1:
+        return [(texts[0], clips)]
+    counts = [sight.num_tags(text) for text in texts]
+    if sum(counts) != len(clips):
+        raise ConfigError(
+            f"{len(clips)} --image for {sum(counts)} {sight.token} in {len(texts)} prompts.",
+            f"Give one for each {sight.token}, in their order.",
+        )
+    ends = list(accumulate(counts))
+    return [(text, clips[end - count : end]) for text, count, end in zip(texts, counts, ends, strict=True)]
+
+
+def _asked(number: int, text: str, images: Sequence[Clip], is_chat: bool) -> Prompt:
     """Raises: ConfigError for an argument that is no text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"--prompt {text!r} is no UTF-8.", "Give UTF-8, or the prompts as --input.") from error
     if is_chat:
-        return Prompt(id=number, messages=[{"role": "user", "content": text}])
-    return Prompt(id=number, text=text)
+        return Prompt(id=number, messages=[{"role": "user", "content": text}], images=images)
+    return Prompt(id=number, text=text, images=images)
 
 
 def wanted_parallel(options: argparse.Namespace, opened: Opened, environment: Environment) -> ParallelConfig:

@@ -57,6 +57,7 @@ class Drawing:
             [request.sampling for request in wanted],
             [uniform(row.random_key, len(row.tokens)) for row in rows],
             [row.tokens for row in rows],
+            [request.banned for request in wanted],
         )
         self.drawn.append(drawn)
         # Not over pp, whose messages between stages have an order of their own.

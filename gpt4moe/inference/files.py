@@ -1,6 +1,7 @@
 """Prompts and answers as files: jsonl in, jsonl out, one line each, in order, resumed after a kill. No torch.
 
     prompts  {"id": ..., "prompt": "text"}   or   {"id": ..., "messages": [{"role": ..., "content": ...}]}
+             with "images": a file for each tag <image> of the text, or a list of files: the frames of a clip
     answers  {"id", "text", "tokens", "logprobs", "finish_reason"}, and "sample" where a prompt has several
     answers.jsonl.settings.json     what answers follow from: weights, prompts, sampling; not the layout
 
@@ -21,6 +22,7 @@ from typing import Any
 from gpt4moe.data.lines import read_lines, require_own_ids
 from gpt4moe.data.manifest import write_json
 from gpt4moe.errors import DataError, LaunchError
+from gpt4moe.inference.sight import Clip, clip_of_row
 
 _EXAMPLE = '{"id": 1, "prompt": "text"} or {"id": 1, "messages": [{"role": "user", "content": "text"}]}'
 
@@ -32,6 +34,8 @@ class Prompt:
     id: str | int
     text: str | None = None
     messages: list[dict[str, Any]] | None = None
+    images: Sequence[Clip] = ()
+    """Of the tags, in order."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -46,7 +50,11 @@ def _prompt(path: Path, line: Mapping[str, Any]) -> Prompt:
     is_chat = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
     if (text is None) == (messages is None) or not (messages is None or is_chat):
         raise DataError(f"{path}, line {line['line']} has no prompt, no messages, or both.", f"Write {_EXAMPLE}.")
-    return Prompt(id=line["id"], text=text, messages=messages)
+    where, images = f"{path}, line {line['line']}", line["whole"].get("images") or []
+    if not isinstance(images, list):
+        raise DataError(f"{where} has images {images!r}.", 'Give a list: {"prompt": "<image>", "images": ["a.png"]}.')
+    clips = [clip_of_row(where, image, path.parent) for image in images]
+    return Prompt(id=line["id"], text=text, messages=messages, images=clips)
 
 
 class AnswerFile:

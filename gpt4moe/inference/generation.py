@@ -24,8 +24,9 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
-from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes
+from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes, image_bytes
 from gpt4moe.inference.drawing import Drawing, Watcher
+from gpt4moe.inference.image_cache import ImageCache, LatentMaker, images_of
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
@@ -46,22 +47,27 @@ class Generator:
         chunks: GPTModels, wrapped or not; trained ones too.
         watch: sees every logit that a token is drawn from.
         read: sees every token, to show a text while it grows.
+        maker: makes latents of requests' images; None: no request has any.
     """
 
     def __init__(
         self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, *, limits: Limits | None = None,
-        watch: Watcher | None = None, read: Reader | None = None,
+        watch: Watcher | None = None, read: Reader | None = None, maker: LatentMaker | None = None,
     ):  # fmt: skip
         self.chunks, self.groups, self.layout = chunks, groups, groups.layout
         self.limits = limits or Limits()
         self.watch, self.read = watch, read
         self.model = run.model
-        layers = [index + 1 for chunk in chunks for index in decoder_layers(chunk)]
+        layers = {index + 1: layer for chunk in chunks for index, layer in decoder_layers(chunk).items()}
         self.dtype = next(chunks[0].parameters()).dtype
         self.cache = KeyValueCache(
-            layers, num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
+            list(layers), num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
             dtype=self.dtype, device=groups.device,
         )  # fmt: skip
+        gated = {number: getattr(layer, "gated_cross_attention", None) for number, layer in layers.items()}
+        self.images = ImageCache(
+            {number: block for number, block in gated.items() if block is not None}, maker, dtype=self.dtype
+        )
         copy = self.layout.members("model", groups.rank)
         self.source = next(
             rank for rank in copy if self.layout.coordinate(rank)["tp"] == 0
@@ -69,6 +75,9 @@ class Generator:
         )  # fmt: skip
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
         self.block_bytes = block_bytes(run.model, run.parallel, self.dtype.itemsize)
+        self.image_bytes = image_bytes(run.model, run.parallel, self.dtype.itemsize)
+        self.most_images = 0 if maker is None else run.data.max_images
+        """Of a text that arrives while others run."""
         self.cache_limit_bytes = self._cache_limit()
         self.steps_together = copies_step_together(self.layout)
 
@@ -80,14 +89,26 @@ class Generator:
         distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
         return int(least.item())
 
-    def check(self, requests: Sequence[Request]) -> None:
-        """Raises: ConfigError when the longest text alone does not fit the cache."""
-        longest = max((len(request.prompt) + request.max_tokens for request in requests), default=0)
-        needed = self.block_bytes * blocks_of(longest - 1)
-        if needed > self.cache_limit_bytes:
+    def check(self, requests: Sequence[Request], *, is_open: bool = False) -> None:
+        """
+        Args:
+            is_open: they arrive while others run.
+        Raises: ConfigError when the longest text and the most images of a text do not fit the cache, and for images
+            without a maker.
+        """
+        longest = max((len(request.prompt) + request.max_tokens for request in requests), default=1)
+        most = max((_num_distinct(request) for request in requests), default=0)
+        if most and self.images.maker is None:
             raise ConfigError(
-                f"A text of {longest} tokens needs {needed:,} bytes of cache on a rank, but {self.cache_limit_bytes:,} "
-                "are allowed or free.",
+                "A request has images, but nothing here makes latents of them.",
+                "Give a vision model, and Generator(maker=model.latent_maker()).",
+            )
+        num_blocks, num_slots = self._room([(blocks_of(longest - 1), most)], is_open=is_open)
+        if blocks_of(longest - 1) > num_blocks or most > num_slots:
+            needed = self.block_bytes * blocks_of(longest - 1) + self.image_bytes * most
+            raise ConfigError(
+                f"A text of {longest} tokens{f' and {most} images' * bool(most)} needs {needed:,} bytes of cache on a "
+                f"rank, but {self.cache_limit_bytes:,} are allowed or free{' for all texts' * is_open}.",
                 "Generate fewer tokens, allow more memory (--cache-gb), or choose a larger tp or pp.",
             )
 
@@ -118,7 +139,10 @@ class Generator:
         asked = dict(enumerate(requests))
         waiting = deque(_row(number, request) for number, request in asked.items())
         num_asked, num_idle = len(asked), 0
-        pool = BlockPool(self._most_blocks(waiting, is_open=arrivals is not None))
+        sizes = [(row.most_blocks, _num_distinct(request)) for row, request in zip(waiting, requests, strict=True)]
+        num_blocks, num_slots = self._room(sizes, is_open=arrivals is not None)
+        pool = BlockPool(num_blocks)
+        self.images.open(num_slots)
         drawing = Drawing(self.groups, self.source, self.watch)
         # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
         flights = [Flight() for _ in range(1 if self.layout.vpp > 1 or arrivals is not None else self.layout.pp)]
@@ -143,7 +167,7 @@ class Generator:
                     num_idle = num_idle + 1 if step is None else 0
                     if step is None:
                         continue
-                    logits = stages.run(StepAttention(step, self.cache))
+                    logits = stages.run(StepAttention(step, self.cache, images_of(step, self.images)))
                     for row, count in zip(step.rows, step.counts, strict=True):
                         row.num_cached += count
                     flight.drawn = step.whole
@@ -156,25 +180,40 @@ class Generator:
                 stages.finish()
                 drawing.finish()
 
-    def _most_blocks(self, waiting: Sequence[Row], *, is_open: bool) -> int:
-        """Blocks that the rows in flight may need at once, or that are allowed: further rows then wait.
+    def _room(self, sizes: Sequence[tuple[int, int]], *, is_open: bool) -> tuple[int, int]:
+        """(blocks, slots of images) that the rows in flight may need at once, or that are allowed: further rows then
+        wait. Where memory is short, both get their share, but never less than one row needs if that fits.
 
         Args:
+            sizes: blocks and images of each row.
             is_open: rows of any length may arrive.
         """
-        sizes = [row.most_blocks for row in waiting]
         if is_open:
-            sizes = [blocks_of(self.model.seq_length)] * self.limits.max_rows
-        wanted = sum(sorted(sizes, reverse=True)[: self.limits.max_rows])
-        return min(wanted, self.cache_limit_bytes // self.block_bytes)
+            sizes = [(blocks_of(self.model.seq_length), self.most_images)] * self.limits.max_rows
+        blocks, images = ([one[which] for one in sizes] for which in (0, 1))
+        most = self.limits.max_rows
+        wanted, slots = (sum(sorted(some, reverse=True)[:most]) for some in (blocks, images))
+        needed = wanted * self.block_bytes + slots * self.image_bytes
+        if slots and needed > self.cache_limit_bytes:
+            share = slots * self.cache_limit_bytes // needed
+            beside = (self.cache_limit_bytes - max(blocks) * self.block_bytes) // self.image_bytes
+            slots = max(0, min(max(share, max(images)), beside))
+        left = self.cache_limit_bytes - slots * self.image_bytes
+        return min(wanted, left // self.block_bytes), slots
 
     def _join(self, waiting: deque[Row], flight: "Flight", flights: Sequence["Flight"], pool: BlockPool) -> None:
         """Waiting rows join in order, as long as their blocks are free, and flights stay about equal."""
         in_flight = sum(len(one.rows) for one in flights)
         most = ceil(min(self.limits.max_rows, in_flight + len(waiting)) / len(flights))
         while waiting and len(flight.rows) < most and in_flight < self.limits.max_rows:
-            if not pool.reserve(waiting[0].most_blocks):
+            row = waiting[0]
+            if not pool.reserve(row.most_blocks):
                 return
+            slots = self.images.join(row.images) if row.images else []
+            if slots is None:
+                pool.give_back([], row.most_blocks)
+                return
+            row.image_slots = slots
             flight.rows.append(waiting.popleft())
             in_flight += 1
 
@@ -228,6 +267,7 @@ class Generator:
             if is_stop or len(row.generated) >= request.max_tokens:
                 flight.rows.remove(row)
                 pool.give_back(row.blocks, row.most_blocks)
+                self.images.leave(row.images)
                 reason = "stop" if is_stop else "length"
                 yield Completion(number=row.number, tokens=row.generated, logprobs=row.logprobs, finish_reason=reason)
 
@@ -242,5 +282,12 @@ class Flight:
 
 
 def _row(number: int, request: Request) -> Row:
-    key = text_key(request.sampling, request.prompt, request.sample)
-    return Row(number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key)
+    key = text_key(request.sampling, request.prompt, request.sample, [image.digest for image in request.images])
+    return Row(
+        number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key,
+        images=request.images,
+    )  # fmt: skip
+
+
+def _num_distinct(request: Request) -> int:
+    return len({image.digest for image in request.images})

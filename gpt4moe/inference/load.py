@@ -3,7 +3,7 @@
     step or run folder           open_checkpoint  --+
     Hugging Face, to-inference   open_other       --+--> Opened --placed, on the ranks of a layout--> LoadedModel
 
-transformers' own model of a Hugging Face folder (load_strictly) is the second opinion on an export.
+An image encoder is no part of checkpoints: LoadedModel.latent_maker reads it, where prompts have images.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -31,13 +31,15 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import KernelsConfig
 from gpt4moe.data.manifest import file_sha256
-from gpt4moe.errors import ConversionError
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.shard import Shard
+
+if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (load_chunks)
+    from gpt4moe.inference.image_cache import LatentMaker
 
 
 class StoredWeights(Protocol):
@@ -147,28 +149,26 @@ class LoadedModel:
     """With the `parallel` it is loaded for, and the dtype it computes in."""
     step: int
     groups: ProcessGroups
+    resampler: nn.Module | None = None
+    """The VisionChunk of a vision model."""
+
+    def latent_maker(self) -> "LatentMaker":
+        """For Generator, of a vision model: its encoder is read now, on every rank. Raises: ConfigError for a folder
+        that lacks weights."""
+        from gpt4moe.inference.image_cache import LatentMaker
+        from gpt4moe.model.transformer_config import TORCH_DTYPES
+        from gpt4moe.model.vision_encoder import FrozenEncoder
+
+        vision, dtype = self.run.model.vision, TORCH_DTYPES[self.run.precision.dtype]
+        assert vision is not None and self.resampler is not None, "prompts.Sight refuses images for a text model"
+        encoder = FrozenEncoder(vision.encoder, self.run.run.seed, self.groups.device, dtype)
+        return LatentMaker(encoder, self.resampler)
 
     @property
     def chunk(self) -> nn.Module:
         """The whole model of a rank without stages: (tokens [B, S], positions [B, S], None) -> logits [B, S, V]."""
         (chunk,) = self.chunks
         return chunk
-
-
-@contextmanager
-def open_model(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
-    """A folder's model in this process, (tokens, positions, None) -> logits [B, S, V]: transformers', in fp32, where
-    there is a config.json, else ours.
-
-    Args:
-        dtype: that our model computes in; None: the one it was trained in.
-    Raises: CheckpointError or ConversionError when it is damaged.
-    """
-    if (folder / "config.json").exists():
-        yield load_strictly(folder)
-        return
-    with loaded_model(folder, dtype) as ours:
-        yield ours.chunk
 
 
 @contextmanager
@@ -202,7 +202,9 @@ def placed(
     with world(here) as device:
         layout = Layout.from_config(run.parallel, here.world_size)
         groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
-        yield LoadedModel(load_chunks(opened, run, groups), run, opened.step, groups)
+        chunks = load_chunks(opened, run, groups)
+        resampler = chunks.pop() if run.model.vision is not None else None
+        yield LoadedModel(chunks, run, opened.step, groups, resampler)
 
 
 def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelConfig | None = None) -> RunConfig:
@@ -224,17 +226,17 @@ def require_placeable(run: RunConfig, world_size: int) -> None:
 
 @torch.no_grad()
 def load_chunks(opened: Opened, run: RunConfig, groups: ProcessGroups) -> list[nn.Module]:
-    """The chunks of this rank with the folder's weights, in eval mode. Each rank reads what it holds. Collective.
+    """The chunks of this rank with the folder's weights, in eval mode; of a vision model the resampler's is the last.
+    Each rank reads what it holds. Collective.
     Raises: CheckpointError or ConversionError on every rank when any finds it damaged.
     """
     # Imported here: DeepSpeed looks for an accelerator when it is imported, and `world` has told it which.
     from gpt4moe.model.gpt import build_model
-    from gpt4moe.model.parameters import language_chunks
 
     loaded = frozenset(stored_names(run.model)) if opened.names is None else opened.names
     chunks = build_model(run, groups, loaded=loaded)
     read_chunks(opened, chunks, groups)
-    return [chunk.eval() for chunk in language_chunks(chunks)]  # text alone: a vision model sees no images
+    return [chunk.eval() for chunk in chunks]
 
 
 def read_chunks(opened: Opened, chunks: list[Any], groups: ProcessGroups) -> None:
@@ -245,56 +247,3 @@ def read_chunks(opened: Opened, chunks: list[Any], groups: ProcessGroups) -> Non
     if isinstance(opened.reader, BoxReader):
         opened.reader.weights.prefer_rank(groups.coordinate["tp"], groups.coordinate["pp"])
     load_weights(opened.reader, chunks, groups, names=opened.names)
-
-
-class TheirModel(nn.Module):
-    """A model of transformers with the signature of our chunks: (tokens, positions, None) -> logits [B, S, V]."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor, positions: Tensor, mask: None) -> Tensor:
-        logits: Tensor = self.model(tokens, position_ids=positions, use_cache=False).logits
-        return logits
-
-
-def load_strictly(folder: Path) -> TheirModel:
-    """transformers' model of a folder with a config.json, fp32: an independent reading of an export.
-
-    transformers alone would fill a missing tensor with random numbers and go on.
-    Raises: ConversionError when a tensor is missing, left over or of another shape, or transformers refuses.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        why = str(error).partition("\n")[0]
-        raise ConversionError(f"transformers cannot load {folder}: {why}.", "Export it again with to-hf.") from error
-    for what, names in info.items():
-        if names:
-            raise ConversionError(
-                f"{folder} does not fit its config.json: {what.replace('_', ' ')} {sorted(map(str, names))[0]}.",
-                "Export it again with to-hf.",
-            )
-    return TheirModel(model.eval())
-
-
-@torch.no_grad()
-def folder_logits(folder: Path, prompts: list[list[int]], *, is_rounded: bool = False) -> list[Any]:
-    """Logits [S, V] of each prompt, numpy, computed in fp32 whatever the run was trained in.
-
-    Args:
-        folder: a step folder, a run folder (its latest checkpoint), or a folder with a config.json.
-        is_rounded: the weights are rounded to bf16 first, as an export in bf16 has them.
-    Raises: CheckpointError or ConversionError when it is damaged.
-    """
-    with open_model(folder, Dtype.fp32) as chunk:
-        for parameter in chunk.parameters() if is_rounded else ():
-            parameter.copy_(parameter.bfloat16())
-        batches = [torch.tensor([prompt], device=next(chunk.parameters()).device) for prompt in prompts]
-        positions = [torch.arange(batch.shape[1], device=batch.device).unsqueeze(0) for batch in batches]
-        return [chunk(*pair, None)[0].float().cpu().numpy() for pair in zip(batches, positions, strict=True)]

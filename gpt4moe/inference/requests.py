@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.sampling import Sampling
 
 
@@ -21,6 +22,10 @@ class Request:
     """Tokens that end the text; they are left out of it."""
     is_stopped: Callable[[list[int]], bool] | None = None
     """Whether the new tokens so far hold a stop string. It must say the same on every rank."""
+    images: Sequence[Picture] = ()
+    """Of the prompt, in the order of their places."""
+    banned: frozenset[int] = frozenset()
+    """Tokens that are never drawn: an image token, behind which no image would stand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

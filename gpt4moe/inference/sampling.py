@@ -9,7 +9,7 @@ and layouts would often draw different texts.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -58,10 +58,14 @@ class Sampling:
         return self.temperature == 0
 
 
-def text_key(sampling: Sampling, prompt: Sequence[int], sample: int) -> str:
+def text_key(sampling: Sampling, prompt: Sequence[int], sample: int, images: Sequence[str] = ()) -> str:
     """What the random numbers of one text follow from: seed, prompt and number of the sample. Not its place in a
-    batch or file."""
-    digest = hashlib.sha256(",".join(map(str, prompt)).encode()).hexdigest()
+    batch or file.
+
+    Args:
+        images: digests of the prompt's pictures.
+    """
+    digest = hashlib.sha256(",".join([*map(str, prompt), *images]).encode()).hexdigest()
     return f"{sampling.seed}/{digest}/{sample}"
 
 
@@ -71,19 +75,25 @@ def uniform(key: str, position: int) -> float:
 
 
 def next_tokens(
-    logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float], seen: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, settings: Sequence[Sampling], uniforms: Sequence[float], seen: Sequence[Sequence[int]],
+    banned: Sequence[Collection[int]] = (),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The next token of each row, and its log-probability under the model's own distribution.
 
     Args:
         logits: [n, V].
         seen: the tokens that stood before, of each row.
+        banned: tokens that must not be drawn, of each row; empty: none of any row.
     Returns: [n] int64; [n] fp32: log softmax of the logits as they are, whatever the settings.
     """
     logits = logits.float()
     logprob = torch.log_softmax(logits, dim=-1)
     if any(one.repetition_penalty != 1 for one in settings):
         logits = _penalised(logits, settings, seen)
+    if any(banned):
+        logits = logits.clone()
+        for row, some in enumerate(banned):
+            logits[row, list(some)] = -torch.inf
     chosen = logits.argmax(dim=-1)
     drawn = [row for row, one in enumerate(settings) if not one.is_greedy]
     if drawn:

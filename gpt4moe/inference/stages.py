@@ -10,6 +10,7 @@ step walks round the ranks vpp times.
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, distributed, nn
 
 from gpt4moe.inference.attention import StepAttention, rotary_factors
+from gpt4moe.model.gated_attention import VisionLayer
 from gpt4moe.model.parameters import moe_layers
-from gpt4moe.model.specs import RecomputedLayer
+from gpt4moe.model.specs import RecomputedLayer, RecomputedVisionLayer
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -116,9 +118,14 @@ def through_layer(
 
     Megatron's forward pass and its loop over layers look around each part for what only training has: recompute,
     offloading, dropout, profiler ranges. On a CPU that takes a tenth of a token's time.
-    A layer of another class is called.
+    A layer of another class is called. Tokens of a vision model attend to the images of `attention` first.
     """
-    if type(layer) not in (TransformerLayer, RecomputedLayer):
+    if type(layer) in (VisionLayer, RecomputedVisionLayer):
+        if layer.gated_cross_attention is not None:
+            images = None if attention is None else attention.images
+            attend = None if images is None else partial(images.attend, layer.layer_number)
+            hidden = layer.gated_cross_attention.apply_to(hidden, attend)
+    elif type(layer) not in (TransformerLayer, RecomputedLayer):
         out: Tensor = layer(hidden, attention_mask=None, packed_seq_params=attention, padding_mask=token_ids)[0]
         return out
     out, _ = layer.self_attention(layer.input_layernorm(hidden), attention_mask=None, packed_seq_params=attention)

@@ -65,17 +65,32 @@ class Words:
             is_chat: the text is a rendered template, whose special tokens are meant as such, and are all there are.
         Raises: ConfigError when nothing could follow it within the context, or it has a token that the model lacks.
         """
+        self._require_short(len(text))
+        return self.checked(self._tokens(text, is_chat=is_chat, has_around=not is_chat), text)
+
+    def encode_parts(self, parts: Sequence[str | None], image_id: int, *, is_chat: bool = False) -> list[int]:
+        """The tokens of a prompt with images, each text of it encoded by itself, image_id for None: those that a
+        document with images has in training (data.image_tokens.encode_parts). Raises: ConfigError, as encode."""
+        texts = [part for part in parts if part is not None]
+        self._require_short(sum(map(len, texts)))
+        tokens: list[int] = []
+        for part in parts:
+            tokens += [image_id] if part is None else self._tokens(part, is_chat=is_chat, has_around=False)
+        return self.checked(tokens, " ".join(texts))
+
+    def _tokens(self, text: str, *, is_chat: bool, has_around: bool) -> list[int]:
+        if is_chat and self.backend.encode_special_tokens:
+            self.backend.encode_special_tokens = False
+        return list((self.backend if is_chat else self.plain).encode(text, add_special_tokens=has_around).ids)
+
+    def _require_short(self, length: int) -> None:
         most = self.context_length * self.most_letters
-        if len(text) > most:  # before seconds are spent on its tokens
+        if length > most:  # before seconds are spent on its tokens
             raise ConfigError(
-                f"The prompt has {len(text):,} characters, but the {self.context_length} tokens of the context hold "
+                f"The prompt has {length:,} characters, but the {self.context_length} tokens of the context hold "
                 f"{most:,} at most.",
                 "Shorten it.",
             )
-        if is_chat and self.backend.encode_special_tokens:
-            self.backend.encode_special_tokens = False
-        encoding = (self.backend if is_chat else self.plain).encode(text, add_special_tokens=not is_chat)
-        return self.checked(list(encoding.ids), text)
 
     def checked(self, tokens: list[int], text: str) -> list[int]:
         """`tokens` of a prompt, as encode returns them."""

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpt4moe.inference.batch import Row
 from gpt4moe.inference.files import AnswerFile, Prompt
 from gpt4moe.inference.load import LoadedModel
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Growing, Words, cut_at_stop, settled
@@ -43,10 +44,15 @@ class Wish:
     sampling: Sampling = field(default_factory=Sampling)
     stops: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
+    images: Sequence[Sequence[Picture]] = ()
+    """Of each prompt; empty: no prompt has any."""
+    banned: frozenset[int] = frozenset()
+    """Tokens that are never drawn."""
 
     def settings(self) -> dict[str, Any]:
         """What the answers follow from beside the weights, by the names of a command's options."""
-        asked = [(prompt.id, tokens) for prompt, tokens in zip(self.prompts, self.tokens, strict=True)]
+        asked: list[Any] = [(prompt.id, tokens) for prompt, tokens in zip(self.prompts, self.tokens, strict=True)]
+        asked += [[image.digest for image in images] for images in self.images]
         return {
             "tokens": self.num_tokens, "num_samples": self.num_samples, **asdict(self.sampling),
             "stop": list(self.stops), "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
@@ -59,9 +65,9 @@ class Wish:
             Request(
                 prompt=tokens, max_tokens=min(self.num_tokens, words.context_length - len(tokens)),
                 sampling=self.sampling, sample=sample, end_ids=words.end_ids,
-                is_stopped=is_stopped,
+                is_stopped=is_stopped, images=images, banned=self.banned,
             )
-            for tokens in self.tokens
+            for tokens, images in zip(self.tokens, self.images or [()] * len(self.tokens), strict=True)
             for sample in range(self.num_samples)
         ]  # fmt: skip
 
@@ -145,7 +151,8 @@ def answers(
 
     requests = wish.requests(words)[skipped:]
     stream = None if show is None else _Stream(words, wish.stops, show)
-    generator = Generator(model.chunks, model.run, model.groups, limits=wish.limits, read=stream)
+    maker = model.latent_maker() if wish.images else None
+    generator = Generator(model.chunks, model.run, model.groups, limits=wish.limits, read=stream, maker=maker)
     if generator.num_copies == 1:
         found = _in_order(generator.generate(requests), stream)
     else:

@@ -5,7 +5,6 @@ FOLDER       pairs: NAME.jpg and NAME.txt; or clips: the frames of a folder NAME
 FILE.tar     samples of WebDataset (tars.py)
 """
 
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from gpt4moe.data.lines import parsed, text_lines
-from gpt4moe.data.pictures import is_image
+from gpt4moe.data.pictures import by_number, is_image
 from gpt4moe.errors import DataError
 from gpt4moe.media.forms import EXAMPLE, Part, pair, parts_of
 
@@ -65,11 +64,6 @@ def items(paths: Sequence[Path], images: Path | None, max_bytes: int) -> Iterato
             yield item
         if is_empty:
             raise DataError(f"{path} has no document with images.", "Name another one, or leave it out.")
-
-
-def by_number(name: str) -> list[tuple[int, str]]:
-    """A key to sort names by: 2.jpg before 10.jpg."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def read_item(where: str, parts: Callable[[], list[Part]], load: Load) -> Item | BadItem:

@@ -17,10 +17,10 @@ from typing import Any
 
 from webdataset import tariterators
 
-from gpt4moe.data.pictures import is_image
+from gpt4moe.data.pictures import by_number, is_image
 from gpt4moe.errors import DataError
 from gpt4moe.media.forms import INTERLEAVED, Part, pair, parts_of
-from gpt4moe.media.inputs import BadItem, Item, by_number, read_item
+from gpt4moe.media.inputs import BadItem, Item, read_item
 
 _END = 1024
 """Zeros at the end of a tar."""

@@ -12,6 +12,8 @@ It equals the layer of transformers' Idefics to round-off.
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,23 +64,39 @@ class GatedCrossAttention(MegatronModule):  # type: ignore[misc]
                 None: there are no images, and no parameter of the attention gets a gradient.
             media: [B, S], which image of its row each token attends to, from 1; 0: none.
         """
-        if latents is not None:
-            assert media is not None
-            hidden = hidden + self.attention_gate.tanh() * self._attended(hidden, latents, media)
+        if latents is None:
+            return self.apply_to(hidden, None)
+        assert media is not None
+        return self.apply_to(hidden, partial(self._attend, latents, media))
+
+    def apply_to(self, hidden: Tensor, attend: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """The block, by whatever its queries attend to: latents, or keys and values that were kept of them.
+
+        Args:
+            attend: queries [S, B, N/tp, D] -> [S, B, N/tp * D], 0 for tokens without an image; None: none has one.
+        """
+        if attend is not None:
+            query = self.linear_q(self.input_layernorm(hidden))[0].unflatten(-1, (-1, self.head_size))
+            hidden = hidden + self.attention_gate.tanh() * self.linear_proj(attend(query))[0]
         gate, up = self.linear_fc1(self.pre_mlp_layernorm(hidden))[0].chunk(2, dim=-1)
         return hidden + self.mlp_gate.tanh() * self.linear_fc2(nn.functional.silu(gate) * up)[0]
 
-    def _attended(self, hidden: Tensor, latents: Tensor, media: Tensor) -> Tensor:
-        query, key_value = self.linear_q(self.input_layernorm(hidden))[0], self.linear_kv(latents)[0]
-        q = query.unflatten(-1, (-1, self.head_size)).permute(1, 2, 0, 3)  # [B, N/tp, S, D]
-        k, v = key_value.unflatten(-1, (-1, 2 * self.head_size)).permute(1, 2, 0, 3).chunk(2, dim=-1)
+    def keys_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of latents [M, B, W], each [B, N/tp, M, D]."""
+        key_value = self.linear_kv(latents)[0].unflatten(-1, (-1, 2 * self.head_size)).permute(1, 2, 0, 3)
+        key, value = key_value.chunk(2, dim=-1)
+        return key, value
+
+    def _attend(self, latents: Tensor, media: Tensor, query: Tensor) -> Tensor:
+        q = query.permute(1, 2, 0, 3)  # [B, N/tp, S, D]
+        k, v = self.keys_values(latents)
         image = torch.arange(len(latents), device=media.device) // self.num_latents + 1
         has_image = media > 0
         # A token without an image attends to all, and the result is multiplied by 0: a softmax over nothing is NaN.
         mask = (media.unsqueeze(-1) == image) | ~has_image.unsqueeze(-1)
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
         out = out * has_image[:, None, :, None]
-        return self.linear_proj(out.permute(2, 0, 1, 3).flatten(2))[0]
+        return out.permute(2, 0, 1, 3).flatten(2)
 
 
 class VisionLayer(TransformerLayer):  # type: ignore[misc]

@@ -133,7 +133,7 @@ def test_a_gone_tokenizer_is_asked_for(tmp_path: Path, trained: Path, corpus: Pa
 
 
 def _strict_refusal(environment: Environment, folder: Path) -> str:
-    from gpt4moe.inference.load import load_strictly
+    from gpt4moe.inference.logits import load_strictly
 
     with pytest.raises(ConversionError) as caught:
         load_strictly(folder)

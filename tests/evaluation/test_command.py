@@ -18,7 +18,7 @@ from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import load_tokenizer
 from gpt4moe.evaluation.pieces import encode_pair, windows
-from gpt4moe.inference.load import load_strictly
+from gpt4moe.inference.logits import load_strictly
 from gpt4moe.parallel.environment import Environment
 from tests.data.conftest import shard
 from tests.inference.tool import TOOL, generate, torchrun

@@ -15,6 +15,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.inference.batch import Row
 from gpt4moe.inference.generation import Generator
+from gpt4moe.inference.image_cache import LatentMaker
 from gpt4moe.inference.requests import Completion, Limits, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.model.gpt import build_model
@@ -45,6 +46,15 @@ MODELS = {
         "model.moe.router.group_topk=2", "model.moe.layer_pattern=[1,0,1,1]",
     ),
 }  # fmt: skip
+SEEING = {
+    "vision": (
+        "stage=vision", "+vision@model.vision=tiny", "model.vision.encoder.image_size=16",
+        "model.vision.encoder.hidden_size=16", "model.vision.encoder.num_layers=1",
+        "model.vision.encoder.ffn_hidden_size=16", "model.vision.resampler.num_latents=4",
+        "model.vision.cross_attention_every=2", "model.vision.ffn_hidden_size=24",
+    ),
+}  # fmt: skip
+"""Models that read images; gates are to be opened (test_images)."""
 LAYOUTS = {
     "tp2": {"tp": 2},
     "pp2": {"pp": 2},
@@ -71,7 +81,9 @@ def prompts(lengths: Sequence[int] = (5, 17, 1, 33, 16), vocab_size: int = 128) 
 
 
 def run_of(model: str, **degrees: int) -> RunConfig:
-    return load_run_config([*BASE, *MODELS[model], *(f"parallel.{name}={size}" for name, size in degrees.items())])
+    return load_run_config(
+        [*BASE, *(MODELS | SEEING)[model], *(f"parallel.{name}={size}" for name, size in degrees.items())]
+    )
 
 
 @dataclass
@@ -89,7 +101,7 @@ def greedy(some: Sequence[Sequence[int]], new_tokens: int = NEW_TOKENS) -> list[
 
 def write(
     chunks: list[Any], run: RunConfig, groups: ProcessGroups, requests: Sequence[Request],
-    limits: Limits | None = None,
+    limits: Limits | None = None, maker: LatentMaker | None = None,
 ) -> Written:  # fmt: skip
     """All requests' texts, and the logits that this rank drew from."""
     found = Written([])
@@ -98,7 +110,7 @@ def write(
         for row, values in zip(rows, logits, strict=True):
             found.logits[row.number, len(row.tokens)] = values.clone()
 
-    found.texts = Generator(chunks, run, groups, limits=limits, watch=watch).generate_all(requests)
+    found.texts = Generator(chunks, run, groups, limits=limits, watch=watch, maker=maker).generate_all(requests)
     return found
 
 
