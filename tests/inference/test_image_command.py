@@ -1,0 +1,137 @@
+"""tools/generate.py with images: the same text on layouts, from --prompt and from jsonl, as a chat; bad input."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gpt4moe.data.tokenizer import train_tokenizer
+from tests.inference.tool import generate
+from tests.training.command import train
+
+SIDE = 16
+VISION = (
+    "stage=vision", "+vision@model.vision=tiny", f"model.vision.encoder.image_size={SIDE}",
+    "model.vision.encoder.hidden_size=16", "model.vision.encoder.num_layers=1",
+    "model.vision.encoder.ffn_hidden_size=16", "model.vision.resampler.num_latents=4",
+    "model.vision.resampler.max_frames=3", "model.vision.ffn_hidden_size=24",
+)  # fmt: skip
+GREEDY = ("--temperature", 0, "--tokens", 8)
+
+
+def png(number: int, size: tuple[int, int] = (20, 12)) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision run `seeing` with open gates, a text run `blind`, images, a clip, two lists of prompts."""
+    root = tmp_path_factory.mktemp("place")
+    texts = [f"word{i} and other_{i % 7} things, 12 + {i}?\n" for i in range(200)]
+    tokenizer = root / "tokenizer.json"
+    train_tokenizer(texts, vocab_size=300, special=["<image>"]).backend.save(str(tokenizer))
+    text = ("model.vocab_size=300", f"data.tokenizer={tokenizer}", "model.init_std=0.3", "training.steps=1",
+            "model.num_attention_heads=4", "model.num_query_groups=2")  # fmt: skip
+    # The gates open by the learning rate in one step; decay would close them.
+    for name, more in (("seeing", (*VISION, "optimizer.lr=0.05", "schedule.warmup_steps=0")), ("blind", ())):
+        (ended,) = train(root / name, *text, *more)
+        assert ended.status == 0, ended.err
+    for number in range(3):
+        (root / f"{number}.png").write_bytes(png(number))
+    (root / "clip").mkdir()
+    for number in (2, 10):
+        (root / "clip" / f"{number}.png").write_bytes(png(number))
+    rows: list[dict[str, Any]] = [
+        {"id": "one", "prompt": "<image>word 1", "images": ["0.png"]},
+        {"id": "two", "prompt": "word <image> and <image>", "images": ["1.png", ["clip/2.png", "clip/10.png"]]},
+        {"id": "text", "prompt": "word 1"},
+    ]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def told(*arguments: object, ranks: int = 1) -> list[dict[str, Any]]:
+    ended = generate(*arguments, *GREEDY, "--json", ranks=ranks)
+    assert [one.status for one in ended] == [0] * ranks, ended[0].err
+    found: list[dict[str, Any]] = json.loads(ended[0].out)
+    return found
+
+
+@pytest.fixture(scope="module")
+def wanted(place: Path) -> list[dict[str, Any]]:
+    return told(place / "seeing", "--input", place / "prompts.jsonl")
+
+
+def test_images_of_prompts_of_rows_and_of_every_layout_give_one_text(place: Path, wanted: list[dict[str, Any]]) -> None:
+    images = ("--image", place / "0.png", "--image", place / "1.png", "--image", place / "clip")
+    prompts = ("--prompt", "<image>word 1", "word <image> and <image>", "word 1")
+    by_comma = (*images[:-1], f"{place}/clip/2.png,{place}/clip/10.png")
+    for found in (
+        told(place / "seeing", *images, *prompts),
+        told(place / "seeing", *by_comma, *prompts, "--tp", 2, "--pp", 2, "--ep", 2, ranks=4),
+    ):
+        assert [one["tokens"] for one in found] == [one["tokens"] for one in wanted]
+        for one, same in zip(found, wanted, strict=True):
+            assert one["logprobs"] == pytest.approx(same["logprobs"], abs=1e-4)
+
+
+def test_another_image_gives_another_answer(place: Path, wanted: list[dict[str, Any]]) -> None:
+    (found,) = told(place / "seeing", "--image", place / "2.png", "--prompt", "<image>word 1")
+    assert max(abs(a - b) for a, b in zip(found["logprobs"], wanted[0]["logprobs"], strict=True)) > 1e-3
+
+
+def test_answers_of_other_images_are_not_mixed(place: Path, tmp_path: Path) -> None:
+    row = {"id": 1, "prompt": "<image>", "images": ["a.png"]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "a.png").write_bytes(png(1))
+    arguments = (place / "seeing", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl", *GREEDY)
+    (ended,) = generate(*arguments)
+    assert ended.status == 0, ended.err
+    (tmp_path / "a.png").write_bytes(png(2))
+    (ended,) = generate(*arguments)
+    assert ended.status == 2 and "was begun with prompts=" in ended.err
+
+
+def test_bad_images_end_with_2_and_one_cause_before_a_model_is_loaded(place: Path, tmp_path: Path) -> None:
+    seeing, blind, good = place / "seeing", place / "blind", place / "0.png"
+    (tmp_path / "torn.png").write_bytes(png(1)[:200])
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "<image>"}], "images": ["0.png"]}')
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "<image>", "images": [7]}\n')
+    frames = ",".join([str(good)] * 4)
+    cases: dict[str, tuple[Any, ...]] = {
+        "Prompt 0 has 0 images, but it has 1 <image> tag.": (seeing, "--prompt", "<image>"),
+        "Prompt 0 has 2 images, but it has 1 <image> tag.": (seeing, "--prompt", "<image>", "--image", good, good),
+        "Prompt 0 has 1 image, but it has 0 <image> tags.": (seeing, "--image", good),
+        "1 --image for 2 <image> in 2 prompts.": (seeing, "--prompt", "<image>", "a <image>", "--image", good),
+        "--image has images, but the folder has a text model.": (blind, "--prompt", "<image>", "--image", good),
+        "torn.png cannot be read as an image: it is not whole": _asks(seeing, tmp_path / "torn.png"),
+        "text.png cannot be read as an image: it is no image of": _asks(seeing, tmp_path / "text.png"),
+        "large.png cannot be read as an image: it has 9,000 x 9,000": _asks(seeing, tmp_path / "large.png"),
+        "gone.png is missing": _asks(seeing, tmp_path / "gone.png"),
+        "empty has no images": _asks(seeing, tmp_path / "empty"),
+        "has 4 frames, but model.vision.resampler.max_frames is 3": _asks(seeing, frames),
+        "the model's encoder is no folder": (*_asks(seeing, good), "--encoder", tmp_path),
+        "the folder has a text model.": (blind, "--prompt", "a", "--encoder", tmp_path),
+        "--image-token <nothing>": (*_asks(seeing, good), "--image-token", "<nothing>"),
+        "line 1 has the image 7": (seeing, "--input", tmp_path / "rows.jsonl"),
+        "--image gives images of --prompt": (seeing, "--input", tmp_path / "rows.jsonl", "--image", good),
+        "has no chat template": (seeing, "--input", tmp_path / "chat.jsonl"),
+    }  # fmt: skip
+    for words, arguments in cases.items():
+        (ended,) = generate(*arguments)
+        lines = ended.err.strip().splitlines()
+        assert ended.status == 2 and words in lines[0] and len(lines) == 2, (words, ended.err)
+
+
+def _asks(folder: Path, image: object) -> tuple[Any, ...]:
+    return folder, "--prompt", "<image>word", "--image", image
