@@ -32,7 +32,7 @@ TRL := trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill
 	python-dateutil==4.0.0 six==1.17.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sft plan refine test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train sft vision plan refine test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ plan: $(INSTALLED) ## GPT-4 as reported, planned: parameters, memory, time, mone
 
 sft: data ## fine-tune the tiny model on chats; exact match on held-out questions before and after (minutes)
 	@$(RUN) -m gpt4moe.demo.finetune
+
+vision: $(INSTALLED) ## teach a tiny model to see drawn pictures; asked on held-out ones, blind too, SEEDS=1 (minutes)
+	@$(RUN) -m gpt4moe.demo.seeing $(if $(SEEDS),--seeds $(SEEDS))
 
 refine: $(INSTALLED) ## trains on arithmetic; pass@1, pass@16, majority, best-of-16 and refine-16 at equal tokens (minutes)
 	@$(RUN) examples/refine_arithmetic.py --out runs/checkable

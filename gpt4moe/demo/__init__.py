@@ -7,5 +7,9 @@ story.py    `make train`: train, kill, resume, summarize
 exercises.py  questions with answers, for `make sft`
 pictures/     what `make vision` teaches and asks: shapes, words, clips, new words; drawn from a seed
 finetune.py   `make sft`: examined, fine-tuned, examined again
+seeing.py     `make vision`: text, encoder, the vision stage, examined
+contrastive.py  the image encoder of `make vision`, trained by captions
+seeing_exam.py  held-out items: seen, shuffled, with gates at 0
+commands.py   the project's own commands, one after another or side by side
 summary.py  held-out loss, expert load, export, samples
 """

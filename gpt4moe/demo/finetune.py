@@ -10,8 +10,6 @@ What is there already is not made again.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -26,13 +24,13 @@ from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
 from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
+from gpt4moe.demo.commands import run_python, run_side_by_side
 from gpt4moe.demo.exercises import write_exercises
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
 
-ROOT = Path(__file__).resolve().parents[2]
 OWN_BASE = "tiny-base"
 _STEPS_OF_BASE = 240
 BASE = (
@@ -122,7 +120,8 @@ def _make_data(places: Places, console: Console) -> None:
     if not (places.chat / MANIFEST_NAME).is_file():
         write_exercises(places.chat / "rows")
         rows = places.chat / "rows"
-        _run(console, "tools/prepare_chat.py", "--tokenizer", places.text / "tokenizer.json", "--out", places.chat,
+        run_python(console, "tools/prepare_chat.py", "--tokenizer", places.text / "tokenizer.json", "--out",
+             places.chat,
              "--source", f"exercises={rows / 'chat.jsonl'}", "--valid", f"exercises={rows / 'held.jsonl'}",
              "--licence", "exercises=CC0-1.0")  # fmt: skip
     console.print(f"{places.chat}: exercises with answers, and {places.chat / 'rows' / 'items.jsonl'} to be asked.")
@@ -140,7 +139,7 @@ def _base(places: Places, console: Console) -> Path:
         return places.base
     console.rule("A short training on text", style="dim")
     words = _words(OWN_BASE, (*BASE, f"data.path={places.text}"), places)
-    _run(console, *words)
+    run_python(console, *words)
     return places.runs / OWN_BASE
 
 
@@ -163,25 +162,8 @@ def _tuned(base: Path, places: Places, console: Console) -> dict[str, Path]:
     begin = ("+experiment=tiny_sft", f"checkpoint.load={base}", f"data.path={places.chat}")
     words = {name: _words(f"tiny_sft-{name}", (*begin, *more), places) for name, more in VARIANTS.items()}
     first, *others = words
-    started = {}
-    try:
-        for name in others:
-            log = places.runs / f"tiny_sft-{name}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            console.print(f"[dim]$ python {' '.join(words[name])} > {log} 2>&1 &[/dim]", soft_wrap=True)
-            with log.open("wb") as stream:
-                started[log] = subprocess.Popen(
-                    [sys.executable, *words[name]], cwd=ROOT, env=_environment(), stdout=stream, stderr=stream
-                )
-        _run(console, *words[first])
-        for log, process in started.items():
-            if process.wait():
-                raise LaunchError(f"The run of {log} ended with status {process.returncode}.", "Read its end.")
-    finally:
-        for process in started.values():
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+    logs = {places.runs / f"tiny_sft-{name}.log": words[name] for name in others}
+    run_side_by_side(console, logs, words[first])
     return {name: places.runs / f"tiny_sft-{name}" for name in words}
 
 
@@ -199,7 +181,7 @@ def examine(model: Path, places: Places, console: Console) -> dict[str, Any]:
     answers.parent.mkdir(exist_ok=True)
     answers.unlink(missing_ok=True)
     began = time.monotonic()
-    _run(
+    run_python(
         console, "tools/evaluate.py", model, "--exact", places.chat / "rows" / "items.jsonl", "--tokenizer",
         places.chat / "tokenizer", "--tokens", "16", "--output", answers,
     )  # fmt: skip
@@ -220,7 +202,7 @@ def _merged(run: Path, console: Console) -> Path:
     out = run / "merged" / step.name
     if not out.exists():
         out.parent.mkdir(exist_ok=True)
-        _run(console, "tools/convert_checkpoint.py", "merge", step, out)
+        run_python(console, "tools/convert_checkpoint.py", "merge", step, out)
     return out
 
 
@@ -229,22 +211,8 @@ def _export(folder: Path, console: Console) -> Path:
     exported = folder / "exported" / step.name
     if not exported.exists():
         exported.parent.mkdir(exist_ok=True)
-        _run(console, "tools/convert_checkpoint.py", "to-hf", step, exported, "--dtype", "fp32")
+        run_python(console, "tools/convert_checkpoint.py", "to-hf", step, exported, "--dtype", "fp32")
     return exported
-
-
-def _run(console: Console, *command: object) -> None:
-    """Runs Python, shows its command. Raises: LaunchError when it fails."""
-    words = [str(word) for word in command]
-    console.print(f"[dim]$ python {' '.join(words)}[/dim]", soft_wrap=True)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=_environment(), check=False)
-    if done.returncode:
-        raise LaunchError(f"python {words[0]} ended with status {done.returncode}.", "Its messages are above.")
-
-
-def _environment() -> dict[str, str]:
-    """Several threads cost more than they give with matrices as small as these, and much more on a busy machine."""
-    return {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 if __name__ == "__main__":

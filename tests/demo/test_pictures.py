@@ -13,8 +13,9 @@ from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SIDE, Picture, draw_page
 from gpt4moe.demo.pictures.items import KINDS, Item, held_combinations, items, read_fields, without_examples
-from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_set, write_set
-from gpt4moe.errors import DataError
+from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_once, prepare_set, write_set
+from gpt4moe.demo.pictures.texts import naming, repeating
+from gpt4moe.errors import ConfigError, DataError
 
 FEW = dict.fromkeys(KINDS, 12)
 
@@ -83,7 +84,7 @@ def test_every_example_of_a_new_word_has_one_colour_and_the_question_one_of_the_
         (one,), (other,) = colours.values()
         assert one != other and item.choices[0] == item.answer != item.choices[1]
         question = without_examples(item)
-        assert question.prompt == "<image>this is" and question.images == item.images[-1:]
+        assert question.prompt == "<image>" and question.images == item.images[-1:]
 
 
 def _has(picture: Picture, colour: str) -> bool:
@@ -103,6 +104,14 @@ def test_no_held_out_combination_word_or_clip_is_learned(kind: str) -> None:
         assert not new & {word for item in learned for word in item.key.split()}
         texts = " ".join(item.text for other in KINDS if other != kind for item in some(other, 50))
         assert not new & set(texts.replace(".", " ").split())
+
+
+def test_no_held_out_new_word_is_in_a_text_that_is_learned_without_pictures() -> None:
+    held = {word for item in some("few_shot", 200, is_held_out=True) for word in item.key.split()}
+    texts = " ".join(write(0, number) for write in (naming, repeating) for number in range(300))
+    words = set(texts.replace(".", " ").split())
+    assert len(held) > 100 and len(words) > 500 and not held & words
+    assert len({naming(0, 1), naming(0, 2), naming(1, 1)}) == 3 and naming(0, 1) == naming(0, 1)
 
 
 def test_every_single_value_of_what_is_held_out_is_learned() -> None:
@@ -152,10 +161,16 @@ def test_a_set_is_written_prepared_and_used_again(tmp_path: Path, capsys: pytest
     assert json.loads((folder / SET_NAME).read_text())["seed"] == 0
     texts = [json.loads(line)["text"] for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert len(texts) == 60 and not any("<image>" in text for text in texts)
+    own = prepare_once(folder, folder / "tokenizer.json")
+    made = {path: path.stat().st_mtime_ns for path in own.rglob("*")}
+    assert prepare_once(folder, folder / "tokenizer.json") == own and len(made) > 50
+    assert {path: path.stat().st_mtime_ns for path in own.rglob("*")} == made
     tokenizer = tmp_path / "tokenizer.json"
     train_tokenizer(texts * 5, vocab_size=400).backend.save(str(tokenizer))
     with pytest.raises(DataError, match="no token <image>"):
         prepare_set(folder, tmp_path / "data", tokenizer)
+    with pytest.raises(ConfigError, match="of another set or of another tokenizer"):
+        prepare_once(folder, tokenizer)
     found = prepare_set(folder, tmp_path / "data", tokenizer, "--add-image-token", "replace")
     assert {kind: one["train"]["documents"] for kind, one in found.items()} == FEW
     assert found["clips"]["train"]["frames"] == 48 and found["few_shot"]["train"]["most_images"] == 5

@@ -2,6 +2,7 @@
 
 drawing.py   shapes, pairs of shapes, words on a small web page, clips; as RGB bytes
 items.py     five kinds of items: pictures, what is said of them, and which are held out
+texts.py     texts without pictures, and a tokenizer of them
 sheet.py     many pictures with their texts as one PNG
 make.py      items -> tars to learn from, held-out items to be asked; the command
 """

@@ -5,7 +5,7 @@
     relations    <image>a small red circle is| above a large ...      a tenth of the coloured shapes with their relation
     words        <image>the page reads| k w x.                        a tenth of the words of three letters
     clips        <image>the| red circle moves left.                   a sixth of the combinations
-    few_shot     four examples, then <image>this is| dax.             words for colours that no other item has
+    few_shot     four examples, then <image>| dax.                 words for colours that no other item has
 
 An item of few_shot has two new words, each for one colour; only its own examples say which is which.
 """
@@ -33,9 +33,10 @@ from gpt4moe.demo.pictures.drawing import (
     draw_two,
 )  # fmt: skip
 
+FEW_SHOT = "few_shot"
 NUM_EXAMPLES = 4
 _NUM_HELD_COMBINATIONS = 40
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 Thing = tuple[str, str, str]
 """Size, colour, shape."""
@@ -57,10 +58,19 @@ class Item:
     """Parts of the answer that are counted by themselves, in the order of the answer."""
     choices: tuple[str, ...] = ()
     """Answers to choose of, where there are few; the first is right."""
+    in_words: tuple[str, ...] = ()
+    """A word for each picture, where a text alone is to say the same; none: the text is said without them."""
 
     @property
     def text(self) -> str:
         return self.prompt + self.answer
+
+    @property
+    def text_alone(self) -> str:
+        """What a language model learns that sees no pictures."""
+        parts = self.text.split(IMAGE_TOKEN)
+        words = self.in_words or ("",) * len(self.images)
+        return parts[0] + "".join(word + part for word, part in zip(words, parts[1:], strict=True))
 
 
 def items(kind: str, seed: int, count: int, *, is_held_out: bool) -> Iterator[Item]:
@@ -124,7 +134,7 @@ def _relation_key(first: Thing, relation: str, second: Thing) -> str:
 
 
 def _words(rng: random.Random, is_held_out: bool) -> Item:
-    word = _until(lambda: "".join(rng.choices(_LETTERS, k=NUM_LETTERS)), str, "words", 0.1, is_held_out)
+    word = _until(lambda: "".join(rng.choices(LETTERS, k=NUM_LETTERS)), str, "words", 0.1, is_held_out)
     names = ("first", "second", "third")
     return Item(
         kind="words", key=word, images=[[draw_page(rng, word)]], prompt=f"{IMAGE_TOKEN}the page reads",
@@ -147,23 +157,24 @@ def _clips(rng: random.Random, is_held_out: bool) -> Item:
 def _few_shot(rng: random.Random, is_held_out: bool) -> Item:
     words: list[str] = []
     while len(words) < 2:
-        word = _until(lambda: _new_word(rng), str, "few_shot", 0.2, is_held_out)
+        word = new_word(rng, is_held_out)
         words += [] if word in words else [word]
     named = dict(zip(words, rng.sample(list(COLOURS), 2), strict=True))
     shown = words * (NUM_EXAMPLES // 2)
     rng.shuffle(shown)
     asked = rng.choice(words)
     pictures = [[_of_colour(rng, named[word])] for word in (*shown, asked)]
-    examples = "".join(f"{IMAGE_TOKEN}this is {word}.\n" for word in shown)
+    examples = "".join(f"{IMAGE_TOKEN} {word}.\n" for word in shown)
     other = next(word for word in words if word != asked)
     return Item(
-        kind="few_shot", key=" ".join(sorted(words)), images=pictures, prompt=f"{examples}{IMAGE_TOKEN}this is",
+        kind=FEW_SHOT, key=" ".join(sorted(words)), images=pictures, prompt=f"{examples}{IMAGE_TOKEN}",
         answer=f" {asked}.", fields={"word": asked}, choices=(f" {asked}.", f" {other}."),
+        in_words=tuple(named[word] for word in (*shown, asked)),
     )  # fmt: skip
 
 
 KINDS: dict[str, Callable[[random.Random, bool], Item]] = {
-    "attributes": _attributes, "relations": _relations, "words": _words, "clips": _clips, "few_shot": _few_shot,
+    "attributes": _attributes, "relations": _relations, "words": _words, "clips": _clips, FEW_SHOT: _few_shot,
 }  # fmt: skip
 
 
@@ -195,10 +206,14 @@ def _of_colour(rng: random.Random, colour: str) -> Picture:
             return draw_one(rng, colour, shape, size, place)
 
 
-def _new_word(rng: random.Random) -> str:
+def new_word(rng: random.Random, is_held_out: bool) -> str:
     """Two syllables that no other text here has: all but "page"."""
+
+    def draw() -> str:
+        return "".join(rng.choice(letters) for letters in (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS))
+
     while True:
-        word = "".join(rng.choice(letters) for letters in (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS))
+        word = _until(draw, str, FEW_SHOT, 0.2, is_held_out)
         if word != "page":
             return word
 

@@ -2,7 +2,8 @@
 
 FOLDER/<kind>-train.tar, <kind>-valid.tar   samples of WebDataset for tools/prepare_media.py, a source for each kind
 FOLDER/items.jsonl, images/                 held-out items to be asked
-FOLDER/captions.jsonl                       the texts to learn without pictures, for a language model
+FOLDER/captions, names, repeats .jsonl      texts to learn without pictures, for a language model
+FOLDER/tokenizer.json                       of these texts, with the image token
 FOLDER/sheet.png                            some of each kind, for people
 FOLDER/set.json                             seed and counts; written last
 """
@@ -16,18 +17,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.folder import TOKENIZER_NAME
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
-from gpt4moe.data.manifest import SPLITS, write_json
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, file_sha256, write_json
 from gpt4moe.data.pictures import encode_png
-from gpt4moe.demo.pictures.items import KINDS, Item, items
+from gpt4moe.data.tokenizer import load_backend
+from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
 from gpt4moe.demo.pictures.sheet import write_sheet
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.demo.pictures.texts import naming, repeating, write_tokenizer
+from gpt4moe.errors import ConfigError, DataError, Gpt4MoeError
 from gpt4moe.media.command import prepare
 
 LEARNED = {"attributes": 6000, "relations": 8000, "words": 12000, "clips": 3000, "few_shot": 2500}
 ASKED = {"attributes": 400, "relations": 400, "words": 300, "clips": 200, "few_shot": 200}
 SET_NAME = "set.json"
-_SHOWN = 4
+TEXTS = {"captions": None, "names": naming, "repeats": repeating}
+"""Texts to learn without pictures -> what makes text n of a seed; None: they are those of the items."""
+_TEXTS_PER_ITEM = 6
+"""Of few_shot."""
+_SHOWN, _VERSION = 4, 2
 
 
 def write_set(
@@ -38,7 +46,7 @@ def write_set(
     Args:
         learned, asked: items of each kind to learn, and held-out ones.
     """
-    said = {"seed": seed, "learned": dict(learned), "asked": dict(asked)}
+    said = {"version": _VERSION, "seed": seed, "learned": dict(learned), "asked": dict(asked)}
     done = folder / SET_NAME
     if done.is_file() and json.loads(done.read_text()) == said:
         return
@@ -53,15 +61,18 @@ def write_set(
             write_tar(folder / f"{kind}-valid.tar", held)
             captions += write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], is_held_out=False))
             tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in held[:_SHOWN]]
-    texts = [json.dumps({"text": text.replace(IMAGE_TOKEN, "")}) + "\n" for text in captions]
-    (folder / "captions.jsonl").write_text("".join(texts), encoding="utf-8")
+    for name, write in TEXTS.items():
+        texts = captions if write is None else [write(seed, n) for n in range(_TEXTS_PER_ITEM * learned[FEW_SHOT])]
+        lines_of = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text(lines_of, encoding="utf-8")
+    write_tokenizer(folder / TOKENIZER_NAME)
     write_sheet(folder / "sheet.png", tiles, columns=_SHOWN)
     write_json(done, said)
 
 
 def write_tar(path: Path, found: Iterable[Item]) -> list[str]:
     """Items as samples of WebDataset: a .png (or the frames' numbers) with a .txt, or a .json where there are several
-    images. Returns: their texts."""
+    images. Returns: their texts alone, without images."""
     texts = []
     with tarfile.open(path, "w") as tar:
         for number, item in enumerate(found):
@@ -69,7 +80,7 @@ def write_tar(path: Path, found: Iterable[Item]) -> list[str]:
                 entry = tarfile.TarInfo(f"{number:06}.{name}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-            texts.append(item.text)
+            texts.append(item.text_alone)
     return texts
 
 
@@ -85,6 +96,32 @@ def prepare_set(folder: Path, out: Path, tokenizer: Path, *more: str) -> dict[st
         train, valid = (folder / f"{kind}-{split}.tar" for split in SPLITS)
         words += ["--source", f"{kind}={train}", "--valid", f"{kind}={valid}", "--licence", f"{kind}=CC0-1.0"]
     return prepare(words, lambda documents: None)
+
+
+def prepare_once(folder: Path, tokenizer: Path) -> Path:
+    """The sources of a set in FOLDER/data, unless they are there; a tokenizer without an image token gets one.
+
+    Raises: ConfigError when they are there with another tokenizer or of another set; as prepare_set.
+    """
+    out, mark = folder / "data", folder / "data" / "made_of.json"
+    made_of = {"set": json.loads((folder / SET_NAME).read_text()), "tokenizer": file_sha256(_present(tokenizer))}
+    if mark.is_file() and json.loads(mark.read_text()) == made_of:
+        return out
+    if (out / MANIFEST_NAME).is_file():
+        raise ConfigError(
+            f"{out} has sources of another set or of another tokenizer than {tokenizer}.",
+            f"Remove {out} to make them anew, or give another --out.",
+        )
+    has_token = load_backend(tokenizer).token_to_id(IMAGE_TOKEN) is not None
+    prepare_set(folder, out, tokenizer, *(() if has_token else ("--add-image-token", "replace")))
+    write_json(mark, made_of)
+    return out
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"The tokenizer {path} is missing.", "Give --tokenizer FILE, the tokenizer.json of --out say.")
+    return path
 
 
 def _members(item: Item) -> Iterator[tuple[str, bytes]]:
@@ -123,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("data/drawn"), help="folder to make (data/drawn)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of items (1.0)")
-    parser.add_argument("--tokenizer", type=Path, help="make sources of it too, in OUT/data, with <image> added")
+    parser.add_argument("--tokenizer", type=Path, help="make sources too, in OUT/data: OUT/tokenizer.json, "
+                        "or another one, to which <image> is added")  # fmt: skip
     given = parser.parse_args(arguments)
     try:
         learned, asked = (
@@ -131,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         write_set(given.out, seed=given.seed, learned=learned, asked=asked)
         if given.tokenizer is not None:
-            prepare_set(given.out, given.out / "data", given.tokenizer, "--add-image-token", "replace")
+            prepare_once(given.out, given.tokenizer)
     except Gpt4MoeError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -1,0 +1,250 @@
+"""The image encoder of `make vision`, trained by captions alone: a small SigLIP (arXiv:2303.15343).
+
+    pixels -> SiglipVisionModel -> patches, pooled -> one vector ---+
+                                                                    +-> scaled product of all pairs of a batch
+    what a caption says, each word with its place -> one vector ----+     -> sigmoid loss: is this caption the image's?
+
+The text side is a bag of (place in the caption, word). It is thrown away; the encoder is saved as a folder of
+transformers. Besides its caption an image is shown texts that are wrong in one word (arXiv:2210.01936). A frame of a
+clip is an image without a direction. Items of few_shot are not shown.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt4moe.config.load import load_run_config
+from gpt4moe.config.vision import EncoderConfig
+from gpt4moe.demo.pictures.drawing import Picture
+from gpt4moe.demo.pictures.items import Item, items
+from gpt4moe.demo.pictures.make import SET_NAME
+from gpt4moe.errors import DataError, Gpt4MoeError
+from gpt4moe.runlog.command_line import print_error
+
+_NUM_QUERIES, _MEANING = 8, 256
+"""Queries that pool an image's patches; width of what images and texts are compared in."""
+KINDS_SHOWN = ("attributes", "relations", "words", "clips")
+_OTHER_WAY = {"below": "above", "right of": "left of"}
+_OWN_WORDS = ("size", "colour", "shape")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image, and what its caption says: "PLACE=WORD"."""
+
+    picture: Picture
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """How the encoder is trained."""
+
+    steps: int = 2200
+    batch_size: int = 64
+    near: int = 4
+    """Texts for each image that are wrong in one word. Without them colours alone tell a batch's captions apart."""
+    lr: float = 2e-3
+    warmup_steps: int = 50
+    seed: int = 0
+
+
+def pairs_of(item: Item) -> list[Pair]:
+    """A pair for each frame. The two captions of two shapes (a above b, b below a) say the same here."""
+    said = {name: word for name, word in item.fields.items() if name != "direction"}
+    if item.kind == "relations":
+        first = dict(zip(_OWN_WORDS, item.prompt.split()[1:4], strict=True))
+        second, relation = {name: said[name] for name in _OWN_WORDS}, said["relation"]
+        if relation in _OTHER_WAY:
+            first, second, relation = second, first, _OTHER_WAY[relation]
+        said = {"relation": relation, **_placed("first", first), **_placed("second", second)}
+    words = tuple(f"{place}={word}" for place, word in said.items())
+    return [Pair(frame, words) for frames in item.images for frame in frames]
+
+
+def _placed(place: str, words: dict[str, str]) -> dict[str, str]:
+    return {f"{place} {name}": word for name, word in words.items()}
+
+
+class Contrast(nn.Module):
+    """Both sides and their products. Letters: B images, T texts, D width."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_words: int):
+        super().__init__()
+        self.encoder, self.norm = encoder, nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(_NUM_QUERIES, width))
+        self.head = nn.Linear(_NUM_QUERIES * width, _MEANING)
+        self.bag = nn.EmbeddingBag(num_words, _MEANING, mode="sum")
+        nn.init.normal_(self.bag.weight, std=0.3)
+        self.log_scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-3.0))
+
+    def forward(self, pixels: Tensor, texts: list[Tensor]) -> Tensor:
+        """How well each image fits each text, [B, T]: logits.
+
+        Args:
+            pixels: [B, 3, side, side] uint8.
+            texts: the words of each text, as numbers.
+        """
+        products = self.seen(pixels) @ self.said(texts).T
+        return products * self.log_scale.exp() + self.bias
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """[B, M], of length 1."""
+        features = self.norm(self.encoder(pixel_values=pixels.float() / 127.5 - 1).last_hidden_state)
+        weights = (self.queries @ features.mT / features.shape[-1] ** 0.5).softmax(-1)
+        return nn.functional.normalize(self.head((weights @ features).flatten(1)), dim=-1)
+
+    def said(self, texts: list[Tensor]) -> Tensor:
+        """[T, M], of length 1."""
+        offsets = torch.tensor([0, *(len(text) for text in texts[:-1])]).cumsum(0)
+        return nn.functional.normalize(self.bag(torch.cat(texts), offsets), dim=-1)
+
+
+def sigmoid_loss(logits: Tensor, is_true: Tensor) -> Tensor:
+    """-sum over all images and texts of log sigmoid(z * logit) / B, z = 1 where the text is true of the image, else -1.
+
+    SigLIP, arXiv:2303.15343, equation 1; there z is 1 on the diagonal alone, here several images of a batch may have
+    equal captions.
+
+    Args:
+        logits, is_true: [B, T].
+    """
+    return -nn.functional.logsigmoid(logits * (2.0 * is_true - 1)).sum() / len(logits)
+
+
+class PairSet:
+    """Pairs as tensors, and texts that are nearly right."""
+
+    def __init__(self, pairs: Sequence[Pair], vocabulary: dict[str, int]):
+        self.pixels = torch.from_numpy(np.stack([pair.picture for pair in pairs])).permute(0, 3, 1, 2)
+        self.words = [torch.tensor([vocabulary[word] for word in pair.said]) for pair in pairs]
+        numbers: dict[tuple[str, ...], int] = {}
+        self.captions = torch.tensor([numbers.setdefault(pair.said, len(numbers)) for pair in pairs])
+        places: dict[str, list[int]] = {}
+        for word, number in vocabulary.items():
+            places.setdefault(word.partition("=")[0], []).append(number)
+        self.same_place = {number: torch.tensor(some) for some in places.values() for number in some}
+
+    def batch(self, chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Pixels and texts of some pairs, and which text is true of which image."""
+        captions = self.captions[chosen]
+        texts = [self.words[index] for index in chosen.tolist()]
+        return self.pixels[chosen], texts, captions.unsqueeze(1) == captions
+
+    def nearly(self, texts: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        """Each text with another word in one place."""
+        found = []
+        for text in texts:
+            at = int(torch.randint(len(text), (), generator=generator))
+            words = self.same_place[int(text[at])]
+            words = words[words != text[at]]
+            changed = text.clone()
+            changed[at] = words[torch.randint(len(words), (), generator=generator)]
+            found.append(changed)
+        return found
+
+
+def train(config: EncoderConfig, learned: Sequence[Pair], course: Course, tell: Callable[[str], None]) -> Contrast:
+    """A function of its arguments and of the number of threads.
+
+    Args:
+        config: sizes of the encoder.
+        tell: gets a line now and then.
+    """
+    torch.manual_seed(course.seed)
+    vocabulary = {word: number for number, word in enumerate(sorted({w for pair in learned for w in pair.said}))}
+    model = Contrast(_fresh(config), config.hidden_size, len(vocabulary))
+    pairs, generator = PairSet(learned, vocabulary), torch.Generator().manual_seed(course.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), course.lr)
+    began = time.monotonic()
+    for step in range(course.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = course.lr * learning_rate_share(step, course)
+        pixels, texts, is_true = pairs.batch(torch.randint(len(learned), (course.batch_size,), generator=generator))
+        near = [text for _ in range(course.near) for text in pairs.nearly(texts, generator)]
+        logits, num = model(pixels, texts + near), len(texts)
+        # Of texts that are nearly right each image is shown its own: all others are easy.
+        own = logits[:, num:].unflatten(1, (course.near, num)).diagonal(dim1=0, dim2=2)
+        loss = sigmoid_loss(logits[:, :num], is_true) - nn.functional.logsigmoid(-own).sum() / num
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 200 == 0 or step + 1 == course.steps:
+            share = top_1(logits[:, :num], is_true)
+            tell(f"step {step + 1}: loss {loss.item():.3f}, {share:.0%} find their caption among {num}, "
+                 f"{time.monotonic() - began:.0f} s")  # fmt: skip
+    return model
+
+
+def _fresh(config: EncoderConfig) -> nn.Module:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    encoder: nn.Module = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
+            num_hidden_layers=config.num_layers, num_attention_heads=config.num_attention_heads,
+            image_size=config.image_size, patch_size=config.patch_size, vision_use_head=False,
+        )
+    )  # fmt: skip
+    for name, parameter in encoder.named_parameters():
+        if "position" in name:
+            nn.init.normal_(parameter, std=0.2)  # from 0.02 patches would hardly know where they are
+    return encoder
+
+
+def learning_rate_share(step: int, course: Course) -> float:
+    """Rises, stays for half of the course, and falls to a twentieth."""
+    left = 1 - step / course.steps
+    return min(1.0, (step + 1) / course.warmup_steps, max(0.05, 2 * left))
+
+
+def top_1(logits: Tensor, is_same: Tensor) -> float:
+    """The share of images whose nearest text says what they show."""
+    return is_same[torch.arange(len(logits)), logits.argmax(1)].float().mean().item()
+
+
+def learned_pairs(folder: Path) -> list[Pair]:
+    """Of the items to learn of a drawn set, drawn again."""
+    said = json.loads((folder / SET_NAME).read_text())
+    return [
+        pair for kind in KINDS_SHOWN for item in items(kind, said["seed"], said["learned"][kind], is_held_out=False)
+        for pair in pairs_of(item)
+    ]  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 saved, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.contrastive", description=__doc__.splitlines()[0])
+    parser.add_argument("--set", type=Path, default=Path("data/drawn"), help="the drawn set (data/drawn)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to save the encoder in")
+    parser.add_argument("--steps", type=int, default=Course().steps, help=f"of training ({Course().steps})")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (0)")
+    parser.add_argument("overrides", nargs="*", help="of +experiment=tiny_vision: model.vision.encoder.num_layers=3")
+    given = parser.parse_args(arguments)
+    try:
+        run = load_run_config(["+experiment=tiny_vision", "run.name=encoder", *given.overrides])
+        if not (given.set / SET_NAME).is_file():
+            raise DataError(f"{given.set} has no {SET_NAME}.", "Draw it: python -m gpt4moe.demo.pictures.make")
+    except Gpt4MoeError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
+    assert run.model.vision is not None
+    torch.set_num_threads(1)  # of more threads the weights would depend
+    course = Course(steps=given.steps, seed=given.seed)
+    model = train(run.model.vision.encoder, learned_pairs(given.set), course, lambda line: print(line, flush=True))
+    draft = given.out.with_name(f".{given.out.name}.draft")
+    model.encoder.save_pretrained(draft)  # type: ignore[operator]
+    draft.replace(given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""Texts without pictures, for the language model of `make vision` and its tokenizer.
+
+green kipo.     colours are named by new words, again and again: what few_shot asks, said in words. So the language
+red dalo.       model knows how to name by examples before it sees any picture, as a large one does.
+green kipo.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from gpt4moe.data.image_tokens import IMAGE_TOKEN
+from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SHAPES
+from gpt4moe.demo.pictures.items import LETTERS, SIZES, new_word
+
+VOCAB_SIZE = 512
+"""Each word, letter and syllable is one token then."""
+_NUM_LINES, _NUM_FOR_TOKENIZER = 12, 300
+_NUM_REPEATED, _NUM_REPETITIONS = 8, 4
+
+
+def naming(seed: int, number: int) -> str:
+    """Text `number`, of two to four colours with a word each. No word is a held-out one of few_shot."""
+    rng = random.Random(f"naming/{seed}/{number}")
+    named = {colour: new_word(rng, False) for colour in rng.sample(list(COLOURS), rng.randint(2, 4))}
+    return "\n".join(f"{colour} {named[colour]}." for colour in rng.choices(list(named), k=_NUM_LINES))
+
+
+def repeating(seed: int, number: int) -> str:
+    """Text `number`, a line of colours and new words in any order, said again and again."""
+    rng = random.Random(f"repeating/{seed}/{number}")
+    words = rng.sample([*COLOURS, *(new_word(rng, False) for _ in COLOURS)], _NUM_REPEATED)
+    return "\n".join([" ".join(words)] * _NUM_REPETITIONS)
+
+
+def write_tokenizer(path: Path) -> None:
+    """A tokenizer.json of VOCAB_SIZE entries with the image token, the same each time."""
+    texts = [*_sentences(), *(naming(0, number) for number in range(_NUM_FOR_TOKENIZER))]
+    train_tokenizer(texts, vocab_size=VOCAB_SIZE, special=[IMAGE_TOKEN]).backend.save(str(path))
+
+
+def _sentences() -> Iterator[str]:
+    """Every word and letter of the other kinds' texts, more often than any syllable of new words."""
+    often = 1000
+    for word in (*SIZES, *COLOURS, *SHAPES, *PLACES, *" ".join(RELATIONS).split(), *DIRECTIONS, *LETTERS):
+        yield f" {word}" * often
+    yield " the page reads at is moves" * often
+    yield from (f"{word}\n" * often for word in ("the", *COLOURS))

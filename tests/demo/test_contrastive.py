@@ -1,0 +1,50 @@
+"""The contrastive loss, and what the encoder is shown."""
+
+import math
+
+import pytest
+import torch
+
+from gpt4moe.demo.contrastive import KINDS_SHOWN, Course, PairSet, learning_rate_share, pairs_of, sigmoid_loss, top_1
+from gpt4moe.demo.pictures.items import KINDS, items
+
+
+def test_the_loss_is_that_of_siglip_written_out() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    is_true = torch.tensor([[True, False], [False, True]])
+    terms = [math.log(1 + math.exp(-sign * value)) for sign, value in ((1, 2.0), (-1, -1.0), (-1, 0.5), (1, 3.0))]
+    assert sigmoid_loss(logits, is_true).item() == pytest.approx(sum(terms) / 2, rel=1e-6)
+    assert top_1(logits, is_true) == 1 and top_1(-logits, is_true) == 0
+
+
+def test_equal_captions_are_true_of_each_others_images_and_a_nearly_right_text_differs_in_one_word() -> None:
+    pairs = [pair for item in items("clips", 0, 6, is_held_out=False) for pair in pairs_of(item)]
+    vocabulary = {word: n for n, word in enumerate(sorted({word for pair in pairs for word in pair.said}))}
+    found = PairSet(pairs, vocabulary)
+    _, texts, is_true = found.batch(torch.arange(len(pairs)))
+    assert is_true[0, :4].all() and is_true.sum() < is_true.numel()
+    for text, near in zip(texts, found.nearly(texts, torch.Generator().manual_seed(1)), strict=True):
+        assert (text != near).sum() == 1
+
+
+def test_the_two_captions_of_two_shapes_say_the_same() -> None:
+    for item in items("relations", 0, 40, is_held_out=False):
+        (pair,) = pairs_of(item)
+        said = dict(word.split("=") for word in pair.said)
+        assert said["relation"] in ("above", "left of") and len(said) == 7
+        first = item.prompt.split()[1:4]
+        place = "first" if item.fields["relation"] in ("above", "left of") else "second"
+        assert [said[f"{place} {name}"] for name in ("size", "colour", "shape")] == first
+
+
+def test_no_item_of_few_shot_is_shown_and_no_direction_of_a_clip() -> None:
+    assert set(KINDS_SHOWN) == set(KINDS) - {"few_shot"}
+    for item in items("clips", 0, 5, is_held_out=False):
+        assert [pair.said for pair in pairs_of(item)] == [pairs_of(item)[0].said] * 4
+        assert not any("direction" in word for word in pairs_of(item)[0].said)
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    course = Course(steps=100, warmup_steps=10)
+    shares = [learning_rate_share(step, course) for step in range(100)]
+    assert shares[0] == 0.1 and shares[10:50] == [1.0] * 40 and shares[-1] == 0.05
