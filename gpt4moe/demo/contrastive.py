@@ -208,7 +208,7 @@ def learning_rate_share(step: int, course: Course) -> float:
 
 def top_1(logits: Tensor, is_same: Tensor) -> float:
     """The share of images whose nearest text says what they show."""
-    return is_same[torch.arange(len(logits)), logits.argmax(1)].float().mean().item()
+    return float(is_same[torch.arange(len(logits)), logits.argmax(1)].float().mean())
 
 
 def learned_pairs(folder: Path) -> list[Pair]:
@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
     course = Course(steps=given.steps, seed=given.seed)
     model = train(run.model.vision.encoder, learned_pairs(given.set), course, lambda line: print(line, flush=True))
     draft = given.out.with_name(f".{given.out.name}.draft")
-    model.encoder.save_pretrained(draft)  # type: ignore[operator]
+    model.encoder.save_pretrained(draft)
     draft.replace(given.out)
     return 0
 

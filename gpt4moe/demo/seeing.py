@@ -24,8 +24,9 @@ from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.demo.commands import run_python, run_side_by_side
+from gpt4moe.demo.pictures.items import FEW_SHOT
 from gpt4moe.demo.pictures.make import ASKED, LEARNED, TEXTS, prepare_once, write_set
-from gpt4moe.demo.seeing_exam import FEW_SHOT, Answers, examine, read_items
+from gpt4moe.demo.seeing_exam import NO_EXAMPLE, Answers, examine, read_items
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.command_line import print_error
@@ -116,7 +117,7 @@ def table_of(found: Mapping[str, Mapping[str, Answers]]) -> list[list[str]]:
     for kind, ways in found.items():
         scores = {way: one.score() for way, one in ways.items()}
         if kind == FEW_SHOT:
-            for name, way in (("4 examples", "seen"), ("no example", "0 shots")):
+            for name, way in (("4 examples", "seen"), (NO_EXAMPLE, NO_EXAMPLE)):
                 one = scores[way]
                 said = f"{one['right']:.1%} ({one['low']:.0%} to {one['high']:.0%})"
                 rest = [f"{scores[other]['right']:.1%}" for other in WAYS[1:]] if way == "seen" else ["", ""]

@@ -25,7 +25,7 @@ def test_all_of_it_runs_and_is_examined_and_is_not_done_twice(tmp_path: Path) ->
     assert json.loads((run / "results.json").read_text()) == results
     assert set(results["kinds"]) == set(KINDS)
     for kind, ways in results["kinds"].items():
-        assert set(ways) == {"seen", "shuffled", "closed"} | ({"0 shots"} if kind == "few_shot" else set())
+        assert set(ways) == {"seen", "shuffled", "closed"} | ({"no example"} if kind == "few_shot" else set())
         assert all(way["number"] == 4 and 0 <= way["low"] <= way["right"] <= way["high"] <= 1 for way in ways.values())
     page = (run / "report.html").read_text()
     assert "attributes: the whole answer" in page
@@ -54,7 +54,7 @@ def test_the_table_has_a_row_for_each_field_and_two_for_new_words() -> None:
         return Answers(is_right=list(right), fields={"size": list(right)})
 
     ways = {"seen": of(True, True), "shuffled": of(True, False), "closed": of(False, False)}
-    table = table_of({"attributes": ways, "few_shot": ways | {"0 shots": of(True, False)}})
+    table = table_of({"attributes": ways, "few_shot": ways | {"no example": of(True, False)}})
     assert table[1:3] == [
         ["attributes: the whole answer", "2", "100.0%", "50.0%", "0.0%"],
         ["attributes: size", "2", "100.0%", "50.0%", "0.0%"],

@@ -158,7 +158,7 @@ def _few_shot(rng: random.Random, is_held_out: bool) -> Item:
     words: list[str] = []
     while len(words) < 2:
         word = new_word(rng, is_held_out)
-        words += [] if word in words else [word]
+        words += [] if any(word[:2] == other[:2] for other in words) else [word]  # their first tokens differ
     named = dict(zip(words, rng.sample(list(COLOURS), 2), strict=True))
     shown = words * (NUM_EXAMPLES // 2)
     rng.shuffle(shown)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.data.tokenizer import train_tokenizer
-from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SHAPES
-from gpt4moe.demo.pictures.items import LETTERS, SIZES, new_word
+from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SHAPES, SIZES
+from gpt4moe.demo.pictures.items import LETTERS, new_word
 
 VOCAB_SIZE = 512
 """Each word, letter and syllable is one token then."""
