@@ -10,6 +10,8 @@ finetune.py   `make sft`: examined, fine-tuned, examined again
 seeing.py     `make vision`: text, encoder, the vision stage, examined
 contrastive.py  the image encoder of `make vision`, trained by captions
 seeing_exam.py  held-out items: seen, shuffled, with gates at 0
+seeing_answers.py  asks a vision model, counts what is right
+seeing_sheet.py  answers as pictures: which patches each word came from
 commands.py   the project's own commands, one after another or side by side
 summary.py  held-out loss, expert load, export, samples
 """

@@ -20,14 +20,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
 from gpt4moe.config.load import load_run_config
-from gpt4moe.data.manifest import MANIFEST_NAME
+from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.demo.commands import run_python, run_side_by_side
 from gpt4moe.demo.pictures.items import FEW_SHOT
 from gpt4moe.demo.pictures.make import ASKED, LEARNED, TEXTS, prepare_once, write_set
-from gpt4moe.demo.seeing_exam import NO_EXAMPLE, Answers, examine, read_items
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.demo.seeing_answers import Answers
+from gpt4moe.demo.seeing_exam import NO_EXAMPLE, examine, read_items
+from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
@@ -36,11 +38,16 @@ EXPERIMENT = "+experiment=tiny_vision"
 TEXT = (
     "+experiment=tiny", "model.vocab_size=512", "model.init_std=0.08", "model.moe.ffn_hidden_size=64",
     "data.document_mask=true", "++data.sources.captions=0.2", "++data.sources.names=0.4", "++data.sources.repeats=0.4",
-    "training.steps=700", "schedule.total_steps=700", "training.global_batch_size=8", "training.micro_batch_size=8",
-    "training.eval_every=0", "checkpoint.every=700",
+    "training.steps=1000", "schedule.total_steps=1000", "optimizer.lr=1.5e-3",
+    "training.global_batch_size=8", "training.micro_batch_size=8", "training.eval_every=0", "checkpoint.every=1000",
 )  # fmt: skip
 """A run on the texts alone, of the language model of tiny_vision.yaml. Most of the texts are there to be copied from:
 to find the word that goes with a colour is what takes long."""
+SHEET = "seen.png"
+SAID_OF_SHEET = (
+    "Held-out pictures with answers; then each word of the answer, over what its attention to latents, and theirs to "
+    "patches, came from. Of a clip the first frame and the last."
+)
 WAYS = ("seen", "shuffled", "closed")
 
 
@@ -94,11 +101,12 @@ def tell(plan: Plan, seed: int) -> dict[str, Any]:
     console.rule("Learning to see", style="dim")
     run = _learn_to_see(plan, seed, base, console)
     console.rule("Held-out items", style="dim")
-    found = examine(find_checkpoint(run), read_items(plan.drawn))
+    found = examine(find_checkpoint(run), read_items(plan.drawn), run / SHEET)
     results = {
         "seed": seed,
         "kinds": {kind: {way: one.score() for way, one in ways.items()} for kind, ways in found.items()},
         "table": table_of(found),
+        "sheets": {SHEET: SAID_OF_SHEET},
     }
     replace_file(run / RESULTS_FILE, (json.dumps(results, indent=1) + "\n").encode())
     report = write_run_report(run)
@@ -151,9 +159,23 @@ def _learn_words_and_pictures(plan: Plan, seed: int, console: Console) -> Path:
         logs[encoder.with_suffix(".log")] = ["-m", "gpt4moe.demo.contrastive", "--set", str(plan.drawn), "--out",
                                              str(encoder), "--seed", str(seed), *steps, *plan.vision]  # fmt: skip
     name = f"tiny_vision-text-{seed}"
-    words = None if plan.base else _train(plan, name, seed, (*TEXT, f"data.path={plan.drawn / 'text'}", *plan.text))
+    if plan.base is not None:
+        _require_same_tokens(plan.base, plan.drawn / "tokenizer.json")
+        run_side_by_side(console, logs, None)
+        return plan.base
+    words = _train(plan, name, seed, (*TEXT, f"data.path={plan.drawn / 'text'}", *plan.text))
     run_side_by_side(console, logs, words)
-    return plan.base or plan.runs / name
+    return plan.runs / name
+
+
+def _require_same_tokens(base: Path, tokenizer: Path) -> None:
+    """Raises: LaunchError."""
+    step = find_checkpoint(base)
+    if Manifest.load(step).identity.get("tokenizer") != file_sha256(tokenizer):
+        raise LaunchError(
+            f"{step} was not trained with {tokenizer}.",
+            f"Give a run on texts of that tokenizer (runs/tiny_vision-text-0, of {TEXT[0]} say), or no --base.",
+        )
 
 
 def _learn_to_see(plan: Plan, seed: int, base: Path, console: Console) -> Path:
@@ -161,9 +183,9 @@ def _learn_to_see(plan: Plan, seed: int, base: Path, console: Console) -> Path:
     more = (EXPERIMENT, f"data.path={plan.drawn / 'data'}", f"checkpoint.load={base}",
             f"model.vision.encoder.folder={_encoder(plan, seed)}", *plan.vision, *plan.stage)  # fmt: skip
     words = _train(plan, name, seed, more)
-    if plan.processes > 1:
-        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(plan.processes), *words]
-    run_python(console, *words)
+    if words is not None:
+        ranks = ("-m", "torch.distributed.run", "--nproc-per-node", plan.processes) if plan.processes > 1 else ()
+        run_python(console, *ranks, *words)
     return plan.runs / name
 
 
@@ -171,11 +193,12 @@ def _encoder(plan: Plan, seed: int) -> Path:
     return plan.drawn / f"encoder-{seed}"
 
 
-def _train(plan: Plan, name: str, seed: int, overrides: tuple[str, ...]) -> list[str]:
-    """A run, as words for Python. Raises: Gpt4MoeError for what the trainer would refuse."""
+def _train(plan: Plan, name: str, seed: int, overrides: tuple[str, ...]) -> list[str] | None:
+    """A run, as words for Python; None: it has ended. Raises: Gpt4MoeError for what the trainer would refuse."""
     words = [*overrides, *plan.language, f"run.root={plan.runs}", f"run.name={name}", f"run.seed={seed}"]
-    load_run_config(words)
-    return ["-m", "gpt4moe.train", *words]
+    steps = load_run_config(words).training.steps
+    has_ended = max(committed_steps(plan.runs / name / "checkpoints"), default=0) >= steps
+    return None if has_ended else ["-m", "gpt4moe.train", *words]
 
 
 if __name__ == "__main__":

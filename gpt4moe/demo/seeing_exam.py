@@ -9,52 +9,22 @@ An item of few_shot is a choice of two answers, so 50% is chance. The others are
 """
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from gpt4moe.data.pictures import decode
 from gpt4moe.demo.pictures.drawing import SIDE
-from gpt4moe.demo.pictures.items import FEW_SHOT, Item, read_fields, without_examples
+from gpt4moe.demo.pictures.items import FEW_SHOT, Item, without_examples
+from gpt4moe.demo.seeing_answers import Answers, Examiner
+from gpt4moe.demo.seeing_sheet import write_answers
 from gpt4moe.inference.load import LoadedModel, loaded_model, open_checkpoint
-from gpt4moe.inference.pictures import picture
-from gpt4moe.inference.requests import Limits, Request
-from gpt4moe.inference.sampling import Sampling
-from gpt4moe.inference.sight import sight_of
-from gpt4moe.inference.text import Words
 
 NO_EXAMPLE = "no example"
-_MOST_TOKENS, _TOGETHER = 12, 50
-_Z_95 = 1.96
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answers:
-    """Of the items of one kind, asked in one way."""
-
-    texts: list[str] = field(default_factory=list)
-    is_right: list[bool] = field(default_factory=list)
-    fields: dict[str, list[bool]] = field(default_factory=dict)
-
-    def score(self) -> dict[str, Any]:
-        """Shares that are right, and the 95% interval of the whole answers' (Wilson)."""
-        low, high = wilson(sum(self.is_right), len(self.is_right))
-        shares = {name: sum(some) / len(some) for name, some in self.fields.items()}
-        return {"number": len(self.is_right), "right": sum(self.is_right) / len(self.is_right), "low": low,
-                "high": high, "fields": shares}  # fmt: skip
-
-
-def wilson(right: int, number: int) -> tuple[float, float]:
-    """95% interval of a share, by Wilson's score."""
-    share, z2 = right / number, _Z_95**2
-    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
-    half = _Z_95 / (1 + z2 / number) * math.sqrt(share * (1 - share) / number + z2 / (4 * number**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+_SHOWN = 3
+"""Items of each kind in a sheet."""
 
 
 def read_items(folder: Path) -> list[Item]:
@@ -75,12 +45,20 @@ def shuffled(items: Sequence[Item]) -> list[Item]:
     return [replace(item, images=items[(at + 1) % len(items)].images) for at, item in enumerate(items)]
 
 
-def examine(step: Path, items: Sequence[Item]) -> dict[str, dict[str, Answers]]:
-    """Kind -> way -> answers. Raises: CheckpointError, ConfigError."""
+def examine(step: Path, items: Sequence[Item], sheet: Path | None = None) -> dict[str, dict[str, Answers]]:
+    """Kind -> way -> answers.
+
+    Args:
+        sheet: gets a picture of some answers, and of where each word came from.
+    Raises: CheckpointError, ConfigError.
+    """
     kinds = {item.kind: [other for other in items if other.kind == item.kind] for item in items}
     found: dict[str, dict[str, Answers]] = {}
     with loaded_model(step) as model:
         examiner = Examiner(model, open_checkpoint(step).words())
+        if sheet is not None:
+            shown = [item for some in kinds.values() for item in some[:_SHOWN] if len(item.images) == 1]
+            write_answers(sheet, model, examiner, shown)
         for kind, some in kinds.items():
             found[kind] = {"seen": examiner.ask(some), "shuffled": examiner.ask(shuffled(some))}
             if kind == FEW_SHOT:
@@ -97,47 +75,3 @@ def close_gates(model: LoadedModel) -> None:
     for name, parameter in model.chunk.named_parameters():
         if name.endswith("_gate"):
             parameter.zero_()
-
-
-class Examiner:
-    """Asks a vision model in this process, in the way of tools/generate.py."""
-
-    def __init__(self, model: LoadedModel, words: Words):
-        # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
-        from gpt4moe.inference.generation import Generator
-
-        self.sight = sight_of(model.run, words, None)
-        limits = Limits(max_rows=_TOGETHER)
-        self.generator = Generator(
-            model.chunks, model.run, model.groups, limits=limits, maker=model.latent_maker()
-        )  # fmt: skip
-
-    def ask(self, items: Sequence[Item]) -> Answers:
-        answers = Answers()
-        texts = self.generator.generate_all([self._request(item) for item in items])
-        for item, text in zip(items, texts, strict=True):
-            said = self.sight.words.decode(text.tokens)
-            if item.choices:
-                said = next(choice for choice in item.choices if choice.startswith(said))
-            answers.texts.append(said)
-            answers.is_right.append(said.split(".")[0] == item.answer.split(".")[0])
-            for name, is_right in read_fields(item, said).items():
-                answers.fields.setdefault(name, []).append(is_right)
-        return answers
-
-    def _request(self, item: Item) -> Request:
-        """The most probable answer, up to its full stop. Where there are choices: the more probable first token of
-        theirs, which differ (demo.pictures.items)."""
-        words = self.sight.words
-        prompt = self.sight.encode(item.prompt, len(item.images), is_chat=False, what=item.key)
-        places = [place for place, token in enumerate(prompt) if token == self.sight.image_id]
-        images = [picture(np.stack(frames), place) for frames, place in zip(item.images, places, strict=True)]
-        allowed = {self._first_token(choice) for choice in item.choices}
-        banned = frozenset(range(words.vocab_size)) - allowed if allowed else self.sight.banned
-        return Request(
-            prompt=prompt, max_tokens=1 if allowed else _MOST_TOKENS, sampling=Sampling(temperature=0),
-            end_ids=words.end_ids, is_stopped=words.stop_test(["."]), images=images, banned=banned,
-        )  # fmt: skip
-
-    def _first_token(self, choice: str) -> int:
-        return self.sight.words.encode(choice, is_chat=False)[0]

@@ -5,6 +5,7 @@ ReportData -> head line, verdict, cards -> the dashboard's panels, expert load -
 
 import math
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -84,6 +85,8 @@ class ReportData:
     results: Sequence[Sequence[str]] = ()
     """A table of exact match, its head first."""
     samples: Sequence[Sample] = ()
+    sheets: Sequence[tuple[str, bytes]] = ()
+    """(what it shows, PNG) of pictures that a demo drew."""
     texts: Sequence[StepLine] = ()
     """Of samples.jsonl: what the model wrote while it trained."""
     facts: dict[str, str] = field(default_factory=dict)
@@ -114,6 +117,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             _section("Bytes on the wire", wire_table(data.wire) if data.wire else ""),
             _section("Exact match", _results(data.results)),
             _section("Samples", "".join(map(_sample, data.samples))),
+            _section("What it sees", "".join(map(_sheet, data.sheets))),
             _section("Samples while training", _texts(data.texts)),
             _section("Where the time went", goodput_section(data.account) if data.account else ""),
             _section("Starts", _starts(data.starts)),
@@ -210,6 +214,12 @@ def _sample(sample: Sample) -> str:
     return (
         f'<div class="sample"><pre><span class="prompt">{_text(sample.prompt)}</span>{_text(sample.text)}</pre></div>'
     )
+
+
+def _sheet(sheet: tuple[str, bytes]) -> str:
+    said, png = sheet
+    source = f"data:image/png;base64,{b64encode(png).decode()}"
+    return f'<p>{_text(said)}</p><div class="table"><img src="{source}" alt="{_text(said)}"></div>'
 
 
 def _texts(lines: Sequence[StepLine]) -> str:

@@ -37,6 +37,7 @@ def write_run_report(
     records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]
     load, windows = _expert_load(run_folder)
+    results = _results(run_folder)
     steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
     levels = {f"{name} entropy": value for name, value in entropies.items()}
     plot_loss(run_folder / "loss.png", records, title=run_folder.name, levels=levels)
@@ -60,16 +61,18 @@ def write_run_report(
             sections=dashboard_of(run_folder).sections,
             alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],
             samples=samples,
-            results=_results(run_folder),
+            results=results.get("table", []),
+            sheets=[(said, (run_folder / name).read_bytes()) for name, said in results.get("sheets", {}).items()],
             texts=read_step_lines(run_folder / SAMPLES_FILE),
         ),
     )
     return path
 
 
-def _results(run_folder: Path) -> list[list[str]]:
+def _results(run_folder: Path) -> dict[str, Any]:
     file = run_folder / RESULTS_FILE
-    return json.loads(file.read_text()).get("table", []) if file.is_file() else []
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
 
 
 def _start(record: dict[str, Any]) -> RunStart:

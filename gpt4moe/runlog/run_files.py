@@ -13,7 +13,8 @@ WIRE_FILE = "wire.json"
 """{"step", "ranks", "sent": {group: {kind: bytes}}}: bytes that the first step of the last launch sent."""
 
 RESULTS_FILE = "results.json"
-"""What a demo measured at its end; "table", where it has one: rows of texts, the first its head."""
+"""What a demo measured at its end; "table", where it has one: rows of texts, the first its head; "sheets": PNG files of
+the run folder -> what they show."""
 
 _LOCK_OWNER = re.compile(r"process (\d+) on (\S+)")
 

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from gpt4moe.demo.pictures.items import KINDS, items
-from gpt4moe.demo.seeing import Plan, table_of, tell
-from gpt4moe.demo.seeing_exam import Answers, shuffled, wilson
+from gpt4moe.demo.seeing import Plan, _require_same_tokens, table_of, tell
+from gpt4moe.demo.seeing_answers import Answers, wilson
+from gpt4moe.demo.seeing_exam import shuffled
+from gpt4moe.errors import LaunchError
 
 SMALL = (
     "model.num_layers=2", "model.hidden_size=32", "model.moe.num_experts=4", "model.moe.ffn_hidden_size=32",
@@ -28,7 +32,10 @@ def test_all_of_it_runs_and_is_examined_and_is_not_done_twice(tmp_path: Path) ->
         assert set(ways) == {"seen", "shuffled", "closed"} | ({"no example"} if kind == "few_shot" else set())
         assert all(way["number"] == 4 and 0 <= way["low"] <= way["right"] <= way["high"] <= 1 for way in ways.values())
     page = (run / "report.html").read_text()
-    assert "attributes: the whole answer" in page
+    assert "attributes: the whole answer" in page and page.count("data:image/png;base64,") == 1
+    with pytest.raises(LaunchError, match="was not trained with"):
+        _require_same_tokens(run.with_name("tiny_vision-text-0"), tmp_path / "drawn" / "items.jsonl")
+    _require_same_tokens(run.with_name("tiny_vision-text-0"), tmp_path / "drawn" / "tokenizer.json")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(before) >= 3 and tell(plan, 0) == results
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before

@@ -24,7 +24,7 @@ from gpt4moe.data.pictures import encode_png
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
 from gpt4moe.demo.pictures.sheet import write_sheet
-from gpt4moe.demo.pictures.texts import naming, repeating, write_tokenizer
+from gpt4moe.demo.pictures.texts import caption, naming, repeating, write_tokenizer
 from gpt4moe.errors import ConfigError, DataError, Gpt4MoeError
 from gpt4moe.media.command import prepare
 
@@ -35,7 +35,7 @@ TEXTS = {"captions": None, "names": naming, "repeats": repeating}
 """Texts to learn without pictures -> what makes text n of a seed; None: they are those of the items."""
 _TEXTS_PER_ITEM = 6
 """Of few_shot."""
-_SHOWN, _VERSION = 4, 2
+_SHOWN, _VERSION = 4, 3
 
 
 def write_set(
@@ -46,9 +46,9 @@ def write_set(
     Args:
         learned, asked: items of each kind to learn, and held-out ones.
     """
-    said = {"version": _VERSION, "seed": seed, "learned": dict(learned), "asked": dict(asked)}
+    made_as = {"version": _VERSION, "seed": seed, "learned": dict(learned), "asked": dict(asked)}
     done = folder / SET_NAME
-    if done.is_file() and json.loads(done.read_text()) == said:
+    if done.is_file() and json.loads(done.read_text()) == made_as:
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
@@ -59,7 +59,8 @@ def write_set(
             for number, item in enumerate(held):
                 lines.write(json.dumps(_asked(folder, f"{kind}-{number:04}", item)) + "\n")
             write_tar(folder / f"{kind}-valid.tar", held)
-            captions += write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], is_held_out=False))
+            said = write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], is_held_out=False))
+            captions += said if kind == FEW_SHOT else [caption(text, seed, number) for number, text in enumerate(said)]
             tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in held[:_SHOWN]]
     for name, write in TEXTS.items():
         texts = captions if write is None else [write(seed, n) for n in range(_TEXTS_PER_ITEM * learned[FEW_SHOT])]
@@ -67,7 +68,7 @@ def write_set(
         (folder / f"{name}.jsonl").write_text(lines_of, encoding="utf-8")
     write_tokenizer(folder / TOKENIZER_NAME)
     write_sheet(folder / "sheet.png", tiles, columns=_SHOWN)
-    write_json(done, said)
+    write_json(done, made_as)
 
 
 def write_tar(path: Path, found: Iterable[Item]) -> list[str]:

@@ -3,6 +3,10 @@
 green kipo.     colours are named by new words, again and again: what few_shot asks, said in words. So the language
 red dalo.       model knows how to name by examples before it sees any picture, as a large one does.
 green kipo.
+
+    a large kipo triangle at the top.    captions have new words in place of most sizes, colours and shapes. Else the
+                                         language model would know which combinations are never learned, and hold
+                                         that none of them is there, whatever is seen.
 """
 
 import random
@@ -16,8 +20,19 @@ from gpt4moe.demo.pictures.items import LETTERS, new_word
 
 VOCAB_SIZE = 512
 """Each word, letter and syllable is one token then."""
+THINGS = {*SIZES, *COLOURS, *SHAPES}
+_SHARE_RENAMED = 0.6
 _NUM_LINES, _NUM_FOR_TOKENIZER = 12, 300
 _NUM_REPEATED, _NUM_REPETITIONS = 8, 4
+
+
+def caption(text: str, seed: int, number: int) -> str:
+    """A caption for a reader without pictures: most of its things are called by new words."""
+    rng = random.Random(f"caption/{seed}/{number}")
+    words = (
+        new_word(rng, False) if word in THINGS and rng.random() < _SHARE_RENAMED else word for word in text.split(" ")
+    )
+    return " ".join(words)
 
 
 def naming(seed: int, number: int) -> str:
