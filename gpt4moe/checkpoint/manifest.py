@@ -41,6 +41,8 @@ class Manifest:
     all of them. Empty in checkpoints written before 2026-11-24, which are not checked for it."""
     base: dict[str, str] | None = None
     """Of a checkpoint with adapters alone: folder and sha256 of the base (checkpoint.base)."""
+    recent: dict[str, Any] | None = None
+    """Numbers of the steps before (resilience.recent), of a run that skips or stops by them."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -58,8 +60,9 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         fields = dataclasses.asdict(self)
-        if self.base is None:
-            del fields["base"]  # so that the files of other checkpoints stay as they were
+        for name in ("base", "recent"):
+            if fields[name] is None:
+                del fields[name]  # so that the files of other checkpoints stay as they were
         text = sealed(json.dumps({"format": FORMAT, **fields}, indent=1))
         partial = folder / f"{NAME}.tmp"
         with partial.open("w") as file:

@@ -9,13 +9,13 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.config.step_sizes import StepSizes, validate_both, validate_lengths
 from gpt4moe.config.training import (
     CheckpointConfig,
     ExpertKernel,
     KernelsConfig,
-    ResilienceConfig,
     RunSection,
     TrackingConfig,
     TrainingConfig,

@@ -1,4 +1,4 @@
-"""Groups run, training, checkpoint, tracking, resilience, kernels."""
+"""Groups run, training, checkpoint, tracking, kernels."""
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -171,22 +171,6 @@ class TrackingConfig:
     """YAML file of the report's panels and of alerts; null: configs/dashboard.yaml."""
     count_bytes: bool = True
     """In the first step of each launch, count the bytes sent between ranks, for the report. That step is slower."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ResilienceConfig:
-    max_restarts: int = 100
-    """Slurm may restart one job this many times. The next restart ends with status 2."""
-    max_stuck_starts: int = 3
-    """After this many launches in a row from the same step, the next restart by Slurm ends with status 2."""
-
-    def validate(self) -> None:
-        for name in ("max_restarts", "max_stuck_starts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"resilience.{name}={getattr(self, name)} would refuse the first restart.",
-                    f"Set resilience.{name}=1 or more.",
-                )
 
 
 class AttentionKernel(str, Enum):

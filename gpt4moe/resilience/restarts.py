@@ -3,7 +3,7 @@
 train.sh: 85, or a rank killed --requeue--> SlurmJob.restarts + 1 --refuse_endless_restarts--> a launch, or status 2
 """
 
-from gpt4moe.config.training import ResilienceConfig
+from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.errors import LaunchError
 
 

@@ -106,6 +106,10 @@ EVENTS: dict[str, EventKind] = {
         meaning="an alert of configs/dashboard.yaml fired", needs={"step": _count, "name": _text, "text": _text},
         may_have={},
     ),
+    "numbers": EventKind(
+        meaning="a step's loss or gradient norm was not finite, or a spike; action: skip, or go_on",
+        needs={"step": _count, "action": _text, "cause": _text}, may_have={},
+    ),
     "stop": EventKind(
         meaning="the launch ended and said so; reason: finished, a signal's name, or an error's class; cause in words, "
         "where it is known",

@@ -6,6 +6,7 @@ engine_deepspeed.py DeepSpeed's ZeRO-1 as an engine
 deepspeed_partition.py  DeepSpeed's flat gradients, a rank's partition
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 images.py           latents of images, before and after the schedule
+watch.py            the policy of a run: not finite, a spike, or well
 update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    learning rate of a step, by schedule
 launch.py           load, check, report: before torch

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -216,6 +217,7 @@ def manifest_of(context: TrainingContext) -> Manifest:
         files=[],
         tensor_names=stored_names(run.model),
         base=context.base,
+        recent=asdict(state.recent) if run.resilience.needs_numbers else None,
     )
 
 

@@ -16,7 +16,8 @@ from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
 from gpt4moe.training.callback import Callback, History, best_effort, check_order
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
-from gpt4moe.training.update import Policy, stop_on_nonfinite, train_step
+from gpt4moe.training.update import StepOutcome, train_step
+from gpt4moe.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -27,22 +28,15 @@ class Trainer:
     Args:
         callbacks: in an order that check_order accepts.
         history: of the launches before, for the callbacks' on_start.
-        policy: the verdict on each step's update (training.update).
     """
 
-    def __init__(
-        self,
-        context: TrainingContext,
-        callbacks: list[Callback],
-        history: History,
-        policy: Policy = stop_on_nonfinite,
-    ):
+    def __init__(self, context: TrainingContext, callbacks: list[Callback], history: History):
         check_order(callbacks)
         self.context = context
         self.sizes = context.run.step_sizes
         self.callbacks = callbacks
         self.history = history
-        self.policy = policy
+        self.policy = Watch(context.state.recent)
 
     def fit(self) -> None:
         """Trains to the end of this launch. Collective.
@@ -84,6 +78,14 @@ class Trainer:
             dp_index=context.groups.coordinate["dp"],
         )
 
+    def _tell(self, done: StepOutcome) -> None:
+        """Of a step that is not as those before: a warning and an event."""
+        state, what = self.context.state, "updated all the same" if done.is_updated else "update skipped"
+        logger.warning("step %d: %s: %s", state.step, what, done.verdict.cause)
+        if self.context.events is not None:
+            action, cause = done.verdict.action.value, done.verdict.cause
+            self.context.events.write("numbers", step=state.step, action=action, cause=cause)
+
     def _one_step(self, prefetch: Prefetch) -> tuple[Record, StepResult]:
         context, run = self.context, self.context.run
         start = time.perf_counter()
@@ -97,8 +99,8 @@ class Trainer:
         state.step += 1
         state.optimizer_step += done.is_updated
         state.consumed_samples = following
-        if not done.is_updated:
-            logger.warning("step %d: update skipped: %s", state.step, done.verdict.cause)
+        if done.verdict.cause:
+            self._tell(done)
         result = done.result
         times = StepTimes(
             data=data_seconds, forward_backward=done.forward_backward_seconds, optimizer=done.optimizer_seconds

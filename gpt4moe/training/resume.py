@@ -19,6 +19,7 @@ from gpt4moe.errors import CheckpointError
 from gpt4moe.parallel.agreement import broadcast_int
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import BUFFER, WEIGHT
+from gpt4moe.resilience.recent import Recent
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder, identity_of
@@ -88,8 +89,9 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     state = TrainState()
     if whole:
         state = TrainState(
-            step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples
-        )
+            step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples,
+            recent=Recent(**(manifest.recent or {})),
+        )  # fmt: skip
     return Source(
         reader=reader,
         is_whole=whole,

@@ -8,6 +8,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.resilience.recent import Recent
 from gpt4moe.runlog.events_log import EventsLog
 from gpt4moe.runlog.step_lines import StepLine
 from gpt4moe.runlog.waits import Waits
@@ -26,6 +27,8 @@ class TrainState:
     """Updates made: steps without the skipped ones. Adam's bias correction counts these."""
     consumed_samples: int = 0
     """Training samples used. The data needs no other state."""
+    recent: Recent = field(default_factory=Recent)
+    """Numbers of the steps before, by which the policy judges the next (training.watch)."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -44,7 +44,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An action, and for skip and stop why (`cause`) and what a user can do (`cure`)."""
+    """An action; why, for all but an ordinary step (`cause`); and for stop what a user can do (`cure`)."""
 
     action: Action
     cause: str = ""
@@ -56,13 +56,19 @@ Policy = Callable[[StepNumbers, RunConfig], Verdict]
 
 
 def stop_on_nonfinite(numbers: StepNumbers, run: RunConfig) -> Verdict:
-    """The policy of every run today."""
-    if isfinite(numbers.grad_norm) and isfinite(numbers.loss):
-        return GO_ON
+    """The policy where no other is given. That of a run is training.watch.Watch."""
+    return GO_ON if isfinite(numbers.grad_norm) and isfinite(numbers.loss) else stop(numbers, run, nonfinite(numbers))
+
+
+def nonfinite(numbers: StepNumbers) -> str:
+    return f"loss {numbers.loss} and gradient norm {numbers.grad_norm}"
+
+
+def stop(numbers: StepNumbers, run: RunConfig, what: str) -> Verdict:
+    """The verdict that ends a run at a step that has `what`."""
     return Verdict(
         Action.stop,
-        f"Step {numbers.step} has loss {numbers.loss} and gradient norm {numbers.grad_norm}; the weights were not "
-        "touched.",
+        f"Step {numbers.step} has {what}; the weights were not touched.",
         f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on "
         "from its last checkpoint.",
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.config.training import ResilienceConfig
+from gpt4moe.config.resilience import ResilienceConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.restarts import refuse_endless_restarts

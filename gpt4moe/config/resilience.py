@@ -1,0 +1,73 @@
+"""Group resilience: when restarts end, and what a run does about a step whose numbers are wrong."""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+
+from gpt4moe.errors import ConfigError
+
+
+class Remedy(str, Enum):
+    """go_on: make the update, with a warning. skip: leave weights and moments as they are; the step's samples count as
+    used. stop: end the run with status 1; its last checkpoint is whole."""
+
+    go_on = "go_on"
+    skip = "skip"
+    stop = "stop"
+
+
+@dataclass(kw_only=True, slots=True)
+class ResilienceConfig:
+    max_restarts: int = 100
+    """Slurm may restart one job this many times. The next restart ends with status 2."""
+    max_stuck_starts: int = 3
+    """After this many launches in a row from the same step, the next restart by Slurm ends with status 2."""
+    on_nonfinite: Remedy = Remedy.stop
+    """What is done when the loss or the gradient norm of a step is NaN or infinite: stop or skip."""
+    on_spike: Remedy = Remedy.go_on
+    """What is done when the loss or the gradient norm of a step is far above those before (spike_deviations)."""
+    spike_window: int = 128
+    """Steps before, without the skipped ones, that a step is compared with; from the 16th on."""
+    spike_deviations: float = 8.0
+    """A spike is further above the window's median than this many deviations: 1.4826 times the median distance from
+    it, which is the standard deviation of a normal distribution, and at least 1% of the median loss or 10% of the
+    median norm."""
+    max_skips: int = 10
+    """Steps skipped in a row. The next one that would be skipped stops the run."""
+
+    @property
+    def needs_numbers(self) -> bool:
+        """Whether what is done about a step hangs on the numbers of those before, so that checkpoints keep them."""
+        return self.on_spike is not Remedy.go_on or self.on_nonfinite is Remedy.skip
+
+    def validate(self) -> None:
+        for name in ("max_restarts", "max_stuck_starts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"resilience.{name}={getattr(self, name)} would refuse the first restart.",
+                    f"Set resilience.{name}=1 or more.",
+                )
+        if self.on_nonfinite is Remedy.go_on:
+            raise ConfigError(
+                "resilience.on_nonfinite=go_on would make NaN of every weight.",
+                "Set resilience.on_nonfinite=skip or stop.",
+            )
+        if self.spike_window < MIN_STEPS:
+            raise ConfigError(
+                f"resilience.spike_window={self.spike_window} is below the {MIN_STEPS} steps that a deviation needs.",
+                f"Set {MIN_STEPS} or more; 128 is usual.",
+            )
+        if not 0 < self.spike_deviations < inf:
+            raise ConfigError(
+                f"resilience.spike_deviations={self.spike_deviations:g} is no distance.",
+                "Set a number above 0, 6 to 10 say.",
+            )
+        if self.max_skips < 1:
+            raise ConfigError(
+                f"resilience.max_skips={self.max_skips} is below 1.",
+                "Set 1 or more; to skip nothing, set on_nonfinite=stop and on_spike=go_on or stop.",
+            )
+
+
+MIN_STEPS = 16
+"""A median distance of fewer steps says little."""
