@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel
+from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.errors import ConfigError
 from gpt4moe.inference.text import Words, words_of_data
 from gpt4moe.runlog.metrics import Record
@@ -57,10 +58,17 @@ class Samples:
     file, pause, key = SAMPLES_FILE, "sampling", "prompt"
 
     def __init__(self, run: RunConfig, words: Words):
-        """Raises: ConfigError for a prompt that does not fit the context, or has a token that the model lacks."""
+        """Raises: ConfigError for a prompt that does not fit the context, has a token that the model lacks, or, of a
+        vision model, an image."""
         self.run, self.words = run, words
         self.names = list(run.training.sample_prompts)
         self.every = run.training.sample_every
+        seeing = [name for name in self.names if IMAGE_TOKEN in name and run.model.vision is not None]
+        if seeing:
+            raise ConfigError(
+                f"training.sample_prompts has {seeing[0]!r}: texts between steps are of prompts without images.",
+                "Leave it out, and ask a checkpoint with tools/generate.py --image.",
+            )
         self.prompts = [words.encode(prompt) for prompt in self.names]
 
     def ask(self, chunks: list["nn.Module"], groups: "ProcessGroups", step: int) -> list[StepLine]:

@@ -63,7 +63,17 @@ def read_choices(path: Path, words: Words) -> list[ChoiceQuestion]:
     return [_choice(f"{path}, line {line['line']}", line, words) for line in found]
 
 
+def _require_text(where: str, line: dict[str, Any]) -> None:
+    """A model would answer as one that sees no images."""
+    if line["whole"].get("images"):
+        raise DataError(
+            f"{where} has images, and questions are read as text alone.",
+            "Leave them out, or ask with tools/generate.py --input, which reads images.",
+        )
+
+
 def _choice(where: str, line: dict[str, Any], words: Words) -> ChoiceQuestion:
+    _require_text(where, line)
     choices, answer = line["choices"], line["answer"]
     if len(choices) < 2 or "" in choices:
         raise DataError(f"{where} has choices {choices!r}.", "Give two or more, none of them empty.")
@@ -101,6 +111,7 @@ def read_exact(path: Path, words: Words, num_tokens: int) -> list[ExactQuestion]
 
 
 def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> ExactQuestion:
+    _require_text(where, line)
     answers, stops = (value if isinstance(value, list) else [value] for value in (line["answer"], line.get("stop", [])))
     if not answers or "" in stops:
         raise DataError(f"{where} has answers {answers!r} and stops {stops!r}.",

@@ -11,11 +11,14 @@ from gpt4moe.inference.command import (
     Arguments,
     add_layout,
     add_limits,
+    add_sight,
     require_positive,
+    seen,
     wanted_limits,
     wanted_parallel,
 )
 from gpt4moe.inference.load import open_folder, placed, require_placeable
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.serving.desk import Desk
@@ -32,6 +35,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     out.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default 8000)")
     out.add_argument("--name", help="the model's name for clients (default: the run's or folder's name)")
     out.add_argument("--max-queue", type=int, default=64, help="texts that may wait (default 64); more are refused")
+    add_sight(out.add_argument_group("images", "of a vision model"))
     add_limits(add_layout(out))
     return out
 
@@ -40,21 +44,22 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     """This rank's part, until INT or TERM. Raises: Gpt4MoeError, the same on every rank."""
     require_positive(options, "max_rows", "max_queue")
     opened = open_folder(options.folder, open_weights)
-    words = opened.words()
+    sight = sight_of(opened.run, opened.words(), options.image_token)
+    opened = seen(options, opened, has_images=sight.reads_images)
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     limits = wanted_limits(options)
     with placed(opened, parallel=parallel, environment=environment) as model, ExitStack() as open_things:
         is_first = model.groups.is_first_rank
         desk = Desk(limits.max_rows + options.max_queue) if is_first else None
-        engine = Engine(model, words, limits, desk)
+        engine = Engine(model, sight, limits, desk)
         listener = None
         with raise_together(model.groups):
             if is_first:
                 listener = bound_socket(options.host, options.port)
         if desk is not None and listener is not None:
             name = options.name or options.folder.resolve().name
-            app = Routes(desk, words, name, engine.check, options.host).app()
+            app = Routes(desk, sight, name, engine.check, options.host).app()
             open_things.enter_context(listening(app, listener, max_texts=desk.max_texts))
             # Before the listener ends, clients that still wait are told.
             open_things.callback(desk.close, "The server has ended.")

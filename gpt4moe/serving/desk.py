@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gpt4moe.inference.batch import Row
+from gpt4moe.inference.pictures import Pixels
 from gpt4moe.inference.requests import Completion
 from gpt4moe.inference.sampling import Sampling
 
@@ -25,6 +26,8 @@ class Wanted:
     sampling: Sampling
     sample: int = 0
     stops: tuple[str, ...] = ()
+    images: tuple[tuple[int, Pixels], ...] = ()
+    """(place of the image token, pixels) of each image."""
 
 
 @dataclass(frozen=True, slots=True)

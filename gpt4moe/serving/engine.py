@@ -15,8 +15,9 @@ from torch import distributed
 
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.inference.load import LoadedModel
+from gpt4moe.inference.pictures import picture
 from gpt4moe.inference.requests import Limits, Request
-from gpt4moe.inference.text import Words
+from gpt4moe.inference.sight import Sight
 from gpt4moe.parallel.agreement import broadcast_int
 from gpt4moe.serving.desk import Desk, News, Wanted
 
@@ -27,17 +28,19 @@ class Engine:
     """One rank's part. Making one is collective.
 
     Args:
+        sight: of the model; where it reads images, its encoder is loaded now.
         desk: on rank 0; None on the others.
     Raises: ConfigError, on every rank, when copies of the model would idle.
     """
 
-    def __init__(self, model: LoadedModel, words: Words, limits: Limits, desk: Desk | None):
+    def __init__(self, model: LoadedModel, sight: Sight, limits: Limits, desk: Desk | None):
         # Imported here: it imports DeepSpeed, which looks for an accelerator then (load.placed).
         from gpt4moe.inference.generation import Generator
 
-        self.groups, self.words, self.desk = model.groups, words, desk
+        self.groups, self.words, self.sight, self.desk = model.groups, sight.words, sight, desk
         read = None if desk is None else desk.grown
-        self.generator = Generator(model.chunks, model.run, model.groups, limits=limits, read=read)
+        maker = model.latent_maker() if sight.reads_images else None
+        self.generator = Generator(model.chunks, model.run, model.groups, limits=limits, read=read, maker=maker)
         copies = self.generator.num_copies
         if copies > 1 and not self.generator.steps_together:
             raise ConfigError(
@@ -50,7 +53,7 @@ class Engine:
 
     def check(self, wanted: Sequence[Wanted]) -> None:
         """Not collective. Raises: ConfigError when a text alone does not fit the cache."""
-        self.generator.check([self._request(one, 0) for one in wanted])
+        self.generator.check([self._request(one, 0) for one in wanted], is_open=True)
 
     def run(self) -> None:
         """Generates until the desk closes. Collective. Raises: LaunchError when another rank has ended."""
@@ -95,7 +98,8 @@ class Engine:
 
         return Request(
             prompt=wanted.prompt, max_tokens=wanted.max_tokens, sampling=wanted.sampling, sample=wanted.sample,
-            end_ids=self.words.end_ids, is_stopped=is_stopped,
+            end_ids=self.words.end_ids, is_stopped=is_stopped, banned=self.sight.banned,
+            images=[picture(pixels, place) for place, pixels in wanted.images],
         )  # fmt: skip
 
 

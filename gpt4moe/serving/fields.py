@@ -11,22 +11,13 @@ from typing import Any
 
 from gpt4moe.errors import ConfigError
 from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.sight import Sight
 from gpt4moe.inference.text import Words
+from gpt4moe.serving.bad_request import BadRequest
 from gpt4moe.serving.desk import Wanted
+from gpt4moe.serving.messages import read_chat
 
 MOST_TEXTS, MOST_STOPS = 128, 16
-
-
-class BadRequest(Exception):
-    """Becomes an answer of status 4xx.
-
-    Args:
-        field: of the body that is wrong, if it is one.
-    """
-
-    def __init__(self, message: str, field: str | None = None, *, status: int = 400, code: str | None = None):
-        super().__init__(message)
-        self.message, self.field, self.status, self.code = message, field, status, code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +80,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields that are not supported, with the values that ask for nothing."""
 
 
-def read_body(body: Any, words: Words, *, is_chat: bool, model: str) -> Question:
+def read_body(body: Any, sight: Sight, *, is_chat: bool, model: str) -> Question:
     """Raises: BadRequest that names the field."""
     if not isinstance(body, dict):
         raise BadRequest("The body is no JSON object.")
@@ -101,7 +92,12 @@ def read_body(body: Any, words: Words, *, is_chat: bool, model: str) -> Question
         raise BadRequest(
             f"There is no model {given['model']!r} here, only {model!r}.", "model", status=404, code="model_not_found"
         )
-    prompts = [_chat(given, words)] if is_chat else _prompts(given, words)
+    words, images = sight.words, ()
+    if is_chat:
+        prompt, images = read_chat(given, sight)
+        prompts = [prompt]
+    else:
+        prompts = [_imageless(prompt, sight) for prompt in _prompts(given, words)]
     count = given.get("n", 1)
     if len(prompts) * count > MOST_TEXTS:
         raise BadRequest(f"{len(prompts)} prompts x n={count} are more than {MOST_TEXTS} texts.", "n")
@@ -109,7 +105,7 @@ def read_body(body: Any, words: Words, *, is_chat: bool, model: str) -> Question
     wanted = [
         Wanted(
             prompt=prompt, max_tokens=_max_tokens(given, len(prompt), words.context_length, is_chat=is_chat),
-            sampling=_sampling(given), sample=sample, stops=(stop,) if isinstance(stop, str) else tuple(stop),
+            sampling=_sampling(given), sample=sample, stops=(stop,) if isinstance(stop, str) else tuple(stop), images=images,
         )
         for prompt in prompts
         for sample in range(count)
@@ -186,34 +182,10 @@ def _prompt(prompt: Any, words: Words) -> list[int]:
         raise BadRequest(f"{error.cause} {error.cure}", "prompt") from error
 
 
-def _chat(given: dict[str, Any], words: Words) -> list[int]:
-    messages = given.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequest("'messages' must be a list of at least one message.", "messages")
-    if words.chat_template is None:
-        raise BadRequest("This model has no chat template. Use /v1/completions.", "messages")
-    try:
-        return words.encode(words.render([_message(at, one) for at, one in enumerate(messages)]), is_chat=True)
-    except ConfigError as error:
-        raise BadRequest(f"{error.cause} {error.cure}", "messages") from error
-
-
-def _message(at: int, message: Any) -> dict[str, str]:
-    """With its content as one text."""
-    name = f"messages[{at}]"
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise BadRequest(f"'{name}' must be an object with a 'role' and a 'content'.", name)
-    other = [key for key, value in message.items() if key not in ("role", "content", "name") and value is not None]
-    if other:
-        raise BadRequest(f"The field '{name}.{other[0]}' is not supported by this server.", f"{name}.{other[0]}")
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list) or not all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts
-    ):
-        raise BadRequest(f"'{name}.content' must be a text, or a list of parts of type text.", f"{name}.content")
-    rest = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
-    return {"role": message["role"], "content": "".join(part["text"] for part in parts), **rest}
+def _imageless(prompt: list[int], sight: Sight) -> list[int]:
+    if any(token in sight.banned for token in prompt):
+        raise BadRequest("'prompt' has an image token, which needs an image: use /v1/chat/completions.", "prompt")
+    return prompt
 
 
 def _shown(value: Any) -> str:

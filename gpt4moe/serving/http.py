@@ -25,10 +25,11 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt4moe.errors import ConfigError, LaunchError
-from gpt4moe.inference.text import Words
+from gpt4moe.inference.sight import Sight
 from gpt4moe.serving.answers import Answer
+from gpt4moe.serving.bad_request import BadRequest
 from gpt4moe.serving.desk import Closed, Desk, Event, Full, Job, Wanted
-from gpt4moe.serving.fields import BadRequest, Question, read_body
+from gpt4moe.serving.fields import Question, read_body
 
 MOST_BYTES = 8 * 2**20
 """Of a body."""
@@ -47,10 +48,10 @@ class Routes:
     """
 
     def __init__(
-        self, desk: Desk, words: Words, model: str, check: Callable[[Sequence[Wanted]], None],
+        self, desk: Desk, sight: Sight, model: str, check: Callable[[Sequence[Wanted]], None],
         host: str = "127.0.0.1",
     ):  # fmt: skip
-        self.desk, self.words, self.model, self.check = desk, words, model, check
+        self.desk, self.sight, self.model, self.check = desk, sight, model, check
         self.names = host_names(host)
         self.reading = asyncio.Lock()
 
@@ -102,7 +103,7 @@ class Routes:
             raise BadRequest("The queue is full. Try again later.", status=429, code="queue_full") from error
         except Closed as error:
             raise BadRequest("The server is ending.", status=503, code="server_ending") from error
-        answer = Answer(question, self.words, self.model)
+        answer = Answer(question, self.sight.words, self.model)
         if question.is_streamed:
             return StreamingResponse(self._stream(job, events, answer), media_type="text/event-stream")
         try:
@@ -121,7 +122,7 @@ class Routes:
             self.desk.leave(job)
 
     def _question(self, data: bytes, is_chat: bool) -> Question:
-        return read_body(_json_of(data), self.words, is_chat=is_chat, model=self.model)
+        return read_body(_json_of(data), self.sight, is_chat=is_chat, model=self.model)
 
     async def _stream(self, job: Job, events: "asyncio.Queue[Event]", answer: Answer) -> AsyncIterator[str]:
         try:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import tokenizers
 
+from gpt4moe.inference.sight import Sight
 from gpt4moe.inference.text import Words
-from gpt4moe.serving.fields import BadRequest, read_body
+from gpt4moe.serving.bad_request import BadRequest
+from gpt4moe.serving.fields import read_body
 
 TOKENIZER = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 1, "b": 2, "c": 3, "big": 99}, unk_token="a"))
 TOKENIZER.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()  # type: ignore[assignment]
@@ -17,9 +19,16 @@ WORDS = Words(
 )  # fmt: skip
 
 
+def blind(words: Words) -> Sight:
+    return Sight(words, None, "<image>", None)
+
+
+SIGHT = blind(WORDS)
+
+
 def read(is_chat: bool = False, **fields: Any) -> Any:
     start = {"messages": [{"role": "user", "content": "a b"}]} if is_chat else {"prompt": "a b"}
-    return read_body({"model": "m", **start, **fields}, WORDS, is_chat=is_chat, model="m")
+    return read_body({"model": "m", **start, **fields}, SIGHT, is_chat=is_chat, model="m")
 
 
 def test_prompts_are_texts_or_tokens_one_or_several() -> None:
@@ -93,9 +102,9 @@ def test_a_bad_field_is_named(is_chat: bool, fields: dict[str, Any], field: str,
 
 def test_a_body_that_is_no_object_and_a_model_without_a_template_are_refused() -> None:
     with pytest.raises(BadRequest, match="no JSON object"):
-        read_body([1], WORDS, is_chat=False, model="m")
+        read_body([1], SIGHT, is_chat=False, model="m")
     bare = Words(backend=TOKENIZER, end_ids=frozenset(), vocab_size=10, context_length=8)
     with pytest.raises(BadRequest, match="no chat template"):
-        read_body({"model": "m", "messages": [USER]}, bare, is_chat=True, model="m")
+        read_body({"model": "m", "messages": [USER]}, blind(bare), is_chat=True, model="m")
     with pytest.raises(BadRequest, match="is empty"):
-        read_body({"model": "m", "prompt": ""}, bare, is_chat=False, model="m")
+        read_body({"model": "m", "prompt": ""}, blind(bare), is_chat=False, model="m")

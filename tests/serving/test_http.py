@@ -14,8 +14,8 @@ from gpt4moe.errors import LaunchError
 from gpt4moe.serving import http
 from gpt4moe.serving.command import parser
 from gpt4moe.serving.desk import Desk
-from gpt4moe.serving.fields import BadRequest
-from tests.serving.test_fields import WORDS
+from gpt4moe.serving.bad_request import BadRequest
+from tests.serving.test_fields import SIGHT
 
 JSON = {"Content-Type": "application/json"}
 
@@ -27,7 +27,7 @@ def port() -> Iterator[int]:
         patch.setattr(http, "HEAD_SECONDS", 1.0)
         patch.setattr(http, "BODY_SECONDS", 1.0)
         patch.setattr(http, "MORE_CONNECTIONS", 4)
-        app = http.Routes(Desk(4), WORDS, "m", lambda wanted: None).app()
+        app = http.Routes(Desk(4), SIGHT, "m", lambda wanted: None).app()
         with http.listening(app, listener, max_texts=4):
             yield listener.getsockname()[1]
 
