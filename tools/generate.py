@@ -5,6 +5,7 @@ examples:
   python tools/generate.py runs/first/checkpoints/step-00000100 --temperature 0 --json
   python tools/generate.py exported --chat --prompt "Who are you?"
   python tools/generate.py runs/first --input prompts.jsonl --output answers.jsonl --num-samples 4
+  python tools/generate.py runs/seeing --image a.png clip/ --prompt "A still <image> and a clip <image>"
   torchrun --nproc-per-node=4 tools/generate.py runs/first --tp 2 --pp 2 --ep 2 --prompt "The "
 
 The same prompt and seed give the same text on every layout, alone or among others. A Hugging Face folder and one made

@@ -137,8 +137,8 @@ def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[Sourc
         if source.manifest.images is not None:
             raise DataError(
                 f"Source {name} of {folder} has documents with images, and text is all that is read here.",
-                "Give a folder of text sources or a jsonl file of texts. A run of stage=vision evaluates on images itself: "
-                "training.eval_every.",
+                "Give a folder of text sources or a jsonl file of texts. A run of stage=vision evaluates on images "
+                "itself (training.eval_every).",
             )
         tokens = source.tokens("valid")[: None if max_tokens is None else max_tokens + 1]
         if len(tokens) < 2:

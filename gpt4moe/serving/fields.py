@@ -92,12 +92,9 @@ def read_body(body: Any, sight: Sight, *, is_chat: bool, model: str) -> Question
         raise BadRequest(
             f"There is no model {given['model']!r} here, only {model!r}.", "model", status=404, code="model_not_found"
         )
-    words, images = sight.words, ()
-    if is_chat:
-        prompt, images = read_chat(given, sight)
-        prompts = [prompt]
-    else:
-        prompts = [_imageless(prompt, sight) for prompt in _prompts(given, words)]
+    words = sight.words
+    chat, images = read_chat(given, sight) if is_chat else ([], ())
+    prompts = [chat] if is_chat else [_imageless(prompt, sight) for prompt in _prompts(given, words)]
     count = given.get("n", 1)
     if len(prompts) * count > MOST_TEXTS:
         raise BadRequest(f"{len(prompts)} prompts x n={count} are more than {MOST_TEXTS} texts.", "n")
@@ -105,7 +102,8 @@ def read_body(body: Any, sight: Sight, *, is_chat: bool, model: str) -> Question
     wanted = [
         Wanted(
             prompt=prompt, max_tokens=_max_tokens(given, len(prompt), words.context_length, is_chat=is_chat),
-            sampling=_sampling(given), sample=sample, stops=(stop,) if isinstance(stop, str) else tuple(stop), images=images,
+            sampling=_sampling(given), sample=sample, stops=(stop,) if isinstance(stop, str) else tuple(stop),
+            images=images,
         )
         for prompt in prompts
         for sample in range(count)

@@ -8,7 +8,7 @@ import tokenizers
 
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.errors import DataError
-from gpt4moe.evaluation.questions import ChoiceQuestion, _answered, read_exact
+from gpt4moe.evaluation.questions import ChoiceQuestion, _answered, read_choices, read_exact
 from gpt4moe.inference.text import Words
 
 
@@ -51,3 +51,7 @@ def test_a_question_may_be_a_chat_and_is_asked_through_the_template(tmp_path: Pa
         path.write_text(json.dumps(wrong) + "\n")
         with pytest.raises(DataError, match="of prompt and messages"):
             read_exact(path, words, 4)
+    path.write_text(json.dumps({"prompt": "1", "answer": "2", "choices": ["1", "2"], "images": ["a.png"]}) + "\n")
+    for read in (lambda: read_exact(path, words, 4), lambda: read_choices(path, words)):
+        with pytest.raises(DataError, match="has images, and questions are read as text alone"):
+            read()

@@ -1,60 +1,21 @@
 """tools/generate.py with images: the same text on layouts, from --prompt and from jsonl, as a chat; bad input."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from gpt4moe.data.tokenizer import train_tokenizer
+from tests.inference.seeing import TEMPLATE, make_place, png
 from tests.inference.tool import generate
-from tests.training.command import train
 
-SIDE = 16
-VISION = (
-    "stage=vision", "+vision@model.vision=tiny", f"model.vision.encoder.image_size={SIDE}",
-    "model.vision.encoder.hidden_size=16", "model.vision.encoder.num_layers=1",
-    "model.vision.encoder.ffn_hidden_size=16", "model.vision.resampler.num_latents=4",
-    "model.vision.resampler.max_frames=3", "model.vision.ffn_hidden_size=24",
-)  # fmt: skip
 GREEDY = ("--temperature", 0, "--tokens", 8)
-
-
-def png(number: int, size: tuple[int, int] = (20, 12)) -> bytes:
-    noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vision run `seeing` with open gates, a text run `blind`, images, a clip, two lists of prompts."""
-    root = tmp_path_factory.mktemp("place")
-    texts = [f"word{i} and other_{i % 7} things, 12 + {i}?\n" for i in range(200)]
-    tokenizer = root / "tokenizer.json"
-    train_tokenizer(texts, vocab_size=300, special=["<image>"]).backend.save(str(tokenizer))
-    text = ("model.vocab_size=300", f"data.tokenizer={tokenizer}", "model.init_std=0.3", "training.steps=1",
-            "model.num_attention_heads=4", "model.num_query_groups=2")  # fmt: skip
-    # The gates open by the learning rate in one step; decay would close them.
-    for name, more in (("seeing", (*VISION, "optimizer.lr=0.05", "schedule.warmup_steps=0")), ("blind", ())):
-        (ended,) = train(root / name, *text, *more)
-        assert ended.status == 0, ended.err
-    for number in range(3):
-        (root / f"{number}.png").write_bytes(png(number))
-    (root / "clip").mkdir()
-    for number in (2, 10):
-        (root / "clip" / f"{number}.png").write_bytes(png(number))
-    rows: list[dict[str, Any]] = [
-        {"id": "one", "prompt": "<image>word 1", "images": ["0.png"]},
-        {"id": "two", "prompt": "word <image> and <image>", "images": ["1.png", ["clip/2.png", "clip/10.png"]]},
-        {"id": "text", "prompt": "word 1"},
-    ]
-    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
+    return make_place(tmp_path_factory.mktemp("place"))
 
 
 def told(*arguments: object, ranks: int = 1) -> list[dict[str, Any]]:
@@ -87,6 +48,21 @@ def test_another_image_gives_another_answer(place: Path, wanted: list[dict[str, 
     assert max(abs(a - b) for a, b in zip(found["logprobs"], wanted[0]["logprobs"], strict=True)) > 1e-3
 
 
+def test_a_chat_shows_its_images_where_the_template_shows_its_contents(place: Path, tmp_path: Path) -> None:
+    seeing, asked = place / "seeing", ("--image", place / "0.png", "--prompt")
+    (chat,) = told(seeing, "--chat", *asked, "what is <image>?")
+    (plain,) = told(seeing, *asked, "user: what is <image>?\nassistant:")
+    assert chat["tokens"] == plain["tokens"]
+    row = {"messages": [{"role": "user", "content": "what is <image>?"}], "images": [str(place / "0.png")]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    assert told(seeing, "--input", tmp_path / "in.jsonl")[0]["tokens"] == chat["tokens"]
+    file = place / "tokenizer" / "chat_template.jinja"
+    file.write_text("{% for message in messages %}{{ message.role }}{% endfor %}")
+    (ended,) = generate(seeing, "--chat", *asked, "<image>")
+    file.write_text(TEMPLATE)
+    assert ended.status == 2 and "Prompt 0 has 1 image, but its rendered chat has 0 <image> tags." in ended.err
+
+
 def test_answers_of_other_images_are_not_mixed(place: Path, tmp_path: Path) -> None:
     row = {"id": 1, "prompt": "<image>", "images": ["a.png"]}
     (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
@@ -105,7 +81,6 @@ def test_bad_images_end_with_2_and_one_cause_before_a_model_is_loaded(place: Pat
     (tmp_path / "text.png").write_text("no image")
     Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "<image>"}], "images": ["0.png"]}')
     (tmp_path / "rows.jsonl").write_text('{"prompt": "<image>", "images": [7]}\n')
     frames = ",".join([str(good)] * 4)
     cases: dict[str, tuple[Any, ...]] = {
@@ -125,7 +100,7 @@ def test_bad_images_end_with_2_and_one_cause_before_a_model_is_loaded(place: Pat
         "--image-token <nothing>": (*_asks(seeing, good), "--image-token", "<nothing>"),
         "line 1 has the image 7": (seeing, "--input", tmp_path / "rows.jsonl"),
         "--image gives images of --prompt": (seeing, "--input", tmp_path / "rows.jsonl", "--image", good),
-        "has no chat template": (seeing, "--input", tmp_path / "chat.jsonl"),
+        "Prompt 0 has 0 images, but its rendered chat has 1 <image> tag.": (seeing, "--chat", "--prompt", "<image>"),
     }  # fmt: skip
     for words, arguments in cases.items():
         (ended,) = generate(*arguments)

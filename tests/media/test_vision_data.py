@@ -22,6 +22,9 @@ from gpt4moe.data.prefetch import Prefetch
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.errors import ConfigError, DataError
+from gpt4moe.evaluation.corpus import read_sources
+from gpt4moe.evaluation.in_loop import read_probes
+from gpt4moe.inference.text import words_of_data
 from tests.media.conftest import VOCAB_SIZE
 from tests.media.test_image_rows import documents, folder_of
 from tests.training.command import metrics, train
@@ -174,3 +177,13 @@ def test_a_run_of_the_vision_stage_resumes_with_the_losses_of_one_that_was_not_s
             assert ended.status == 0, ended.err
     whole, stopped = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("whole", "stopped"))
     assert len(whole) == 4 and whole == stopped
+
+
+def test_evaluation_between_and_beside_steps_refuses_what_it_would_not_see(folder: Path) -> None:
+    run = run_of(folder, *VISION, *MIXED, "training.sample_every=1", "training.sample_prompts=['a <image>']")
+    with pytest.raises(ConfigError, match="prompts without images"):
+        read_probes(run)
+    words = words_of_data(run)
+    assert words is not None
+    with pytest.raises(DataError, match=r"Source web of .* has documents with images"):
+        read_sources(folder, words, max_tokens=None)

@@ -12,9 +12,9 @@ import pytest
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.serving import http
+from gpt4moe.serving.bad_request import BadRequest
 from gpt4moe.serving.command import parser
 from gpt4moe.serving.desk import Desk
-from gpt4moe.serving.bad_request import BadRequest
 from tests.serving.test_fields import SIGHT
 
 JSON = {"Content-Type": "application/json"}
