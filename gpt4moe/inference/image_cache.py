@@ -14,6 +14,7 @@ Letters: L latents of an image, W their width, N heads of this rank, D head size
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,8 +52,10 @@ class ImagePart:
 
     tokens: Tensor
     """[n, Q] index among the step's tokens. Behind the last one of its image: any."""
-    real: Tensor | None
-    """[n, Q] bool, which of them count; None: all."""
+    real: Tensor
+    """Index of those that count among the n * Q. Numbers, not a mask: a GPU need not tell the host how many."""
+    places: Tensor
+    """Where these are among the step's tokens."""
     slots: Tensor
     """[n], of the image that they see."""
 
@@ -143,10 +146,7 @@ class StepImages:
             key, value = kept.index_select(0, part.slots).unbind(1)
             q = query[part.tokens].transpose(1, 2)
             found = torch.nn.functional.scaled_dot_product_attention(q, key, value).transpose(1, 2)
-            if part.real is None:
-                out[part.tokens.flatten()] = found.flatten(0, 1)
-            else:
-                out[part.tokens[part.real]] = found[part.real]
+            out.index_copy_(0, part.places, found.flatten(0, 1).index_select(0, part.real))
         return out.flatten(1).unsqueeze(1)
 
 
@@ -177,9 +177,14 @@ def _seen(row: Row, count: int) -> list[tuple[int, int, int]]:
 
 
 def _part(stretches: Sequence[tuple[int, int, int]], device: torch.device) -> ImagePart:
-    starts, lengths, slots = torch.tensor(stretches, device=device).unbind(1)
     width = max(length for _, length, _ in stretches)
-    column = torch.arange(width, device=device)
-    tokens = starts.unsqueeze(1) + torch.minimum(column, lengths.unsqueeze(1) - 1)
-    is_even = all(length == width for _, length, _ in stretches)
-    return ImagePart(tokens, None if is_even else column < lengths.unsqueeze(1), slots)
+    numbers = [
+        [start + min(column, length - 1) for start, length, _ in stretches for column in range(width)],
+        [at * width + column for at, (_, length, _) in enumerate(stretches) for column in range(length)],
+        [start + column for start, length, _ in stretches for column in range(length)],
+        [slot for _, _, slot in stretches],
+    ]
+    # One tensor, as in batch.pack.
+    together = torch.tensor(list(chain.from_iterable(numbers)), device=device)
+    tokens, real, places, slots = together.split([len(some) for some in numbers])
+    return ImagePart(tokens.view(len(stretches), width), real, places, slots)
