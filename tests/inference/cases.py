@@ -53,8 +53,8 @@ _PARTS = (
         "model.vision.cross_attention_every=2", "model.vision.ffn_hidden_size=24",
 )  # fmt: skip
 SEEING = {"vision": _PARTS, "vision, every expert": (*_PARTS, "model.moe.top_k=4")}
-"""Models that read images; gates are to be opened (test_images). With every expert for every token no product gets another
-number of rows when another text's tokens change, so round-off does not move either."""
+"""Models that read images; gates are to be opened (test_images). With every expert for every token no product gets
+another number of rows when another text's tokens change, so round-off does not move either."""
 LAYOUTS = {
     "tp2": {"tp": 2},
     "pp2": {"pp": 2},
