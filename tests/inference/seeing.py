@@ -36,8 +36,8 @@ def make_place(root: Path) -> Path:
     (root / "tokenizer").mkdir()  # what data of conversations has
     (root / "tokenizer" / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     (root / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
-    text = ("model.vocab_size=300", f"data.tokenizer={tokenizer}", "model.init_std=0.3", "training.steps=1",
-            "model.num_attention_heads=4", "model.num_query_groups=2")  # fmt: skip
+    text = ("model.seq_length=64", "model.vocab_size=300", f"data.tokenizer={tokenizer}", "model.init_std=0.3",
+            "training.steps=1", "model.num_attention_heads=4", "model.num_query_groups=2")  # fmt: skip
     # The gates open by the learning rate in one step; decay would close them.
     for name, more in (("seeing", (*VISION, "optimizer.lr=0.05", "schedule.warmup_steps=0")), ("blind", ())):
         (ended,) = train(root / name, *text, *more)
