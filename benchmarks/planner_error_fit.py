@@ -14,8 +14,8 @@ from typing import TypeVar
 from benchmarks.planner_error_rows import Row, rows
 from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.efficiency import GENERATIONS, PROFILES, Efficiency
-from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.step_time import step_time
+from gpt4moe.planner.work import Work
 
 State = TypeVar("State")
 Knob = TypeVar("Knob")

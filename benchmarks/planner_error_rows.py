@@ -16,7 +16,7 @@ from gpt4moe.config.model import MlaConfig, ModelConfig, PlannedConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
-from gpt4moe.planner.layer_time import TimedKind, timed_kinds
+from gpt4moe.planner.work import TimedKind, timed_kinds
 
 HERE = Path(__file__).parent
 

@@ -15,6 +15,7 @@ from gpt4moe.architecture.rows import Component
 from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, layer_tensors, output_tensors
 from gpt4moe.architecture.trained import is_adapter
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.parallel.placement import stage_layers
@@ -54,19 +55,19 @@ def flops_per_token(
         trained: names of the trained tensors (architecture.trained); None: all. What is computed again is counted as
             if all were.
     """
-    passes = _Passes() if trained is None else _passes(model, trained)
+    passes = Passes() if trained is None else passes_of(model, trained)
     again = recomputed_layers(model, parallel) if parallel else set()
     of_kind: dict[tuple[LayerKind, bool], dict[Component, float]] = {}
     layers = attention = recompute = 0.0
     for layer, kind in enumerate((it, model.has_gated_block(at)) for at, it in enumerate(model.layer_kinds)):
         if kind not in of_kind:
-            of_kind[kind] = _layer_rows(model, layer, _Passes())
+            of_kind[kind] = _layer_rows(model, layer, Passes())
         rows, scores = of_kind[kind], 3.0 * layer_attention_flops(model, layer)
         layers += sum((rows if trained is None else _layer_rows(model, layer, passes)).values())
         attention += scores if layer not in passes.forward_attention else scores / 3
         if parallel and layer in again:
             recompute += _recomputed(parallel.recompute, rows, scores)
-    head = passes.head * model.vocab_size * model.hidden_size  # a tied one multiplies too
+    head = passes.head.flops * model.vocab_size * model.hidden_size  # a tied one multiplies too
     return FlopsPerToken(layers=layers, head=head, attention=attention, recompute=recompute)
 
 
@@ -102,50 +103,65 @@ def window_of(model: ModelConfig, layer: int) -> int | None:
     return model.planned.sliding_window if model.planned and layer % 2 == 0 else None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Passes:
-    """FLOP of a token for each element of a matrix, over the passes that it takes part in: 2, 4 or 6."""
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Which products the backward pass makes with one matrix."""
 
-    of_tensor: Mapping[str, float] = field(default_factory=dict)
-    """6 for what is not in it."""
-    head: float = 6.0
+    of_input: bool = True
+    of_weight: bool = True
+
+    @property
+    def flops(self) -> float:
+        """FLOP of a token for each element, forward and backward: 2, 4 or 6."""
+        return 2.0 + 2.0 * self.of_input + 2.0 * self.of_weight
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The products of a backward pass where some weights are frozen."""
+
+    of_tensor: Mapping[str, Gradients] = field(default_factory=dict)
+    """By name; both products for what is not in it."""
+    head: Gradients = field(default_factory=Gradients)
     forward_attention: frozenset[int] = frozenset()
     """Layers whose scores have no backward pass."""
 
 
-def _passes(model: ModelConfig, trained: Collection[str]) -> _Passes:
+def passes_of(model: ModelConfig, trained: Collection[str]) -> Passes:
     """The input of a tensor needs a gradient if any before it in the forward pass is trained. A router stands before
     the experts, whose first matrix does not depend on it: counted as if it did."""
-    of_tensor: dict[str, float] = {}
+    of_tensor: dict[str, Gradients] = {}
     forward_attention: set[int] = set()
     is_trained = any(tensor.name in trained for tensor in embedding_tensors(model))
     for layer in range(model.num_layers):
         forward_attention.add(layer)
         for tensor in _forward_order(layer_tensors(model, layer)):
-            of_tensor[tensor.name] = 2.0 + 2.0 * is_trained + 2.0 * (tensor.name in trained)
+            of_tensor[tensor.name] = Gradients(is_trained, tensor.name in trained)
             if tensor.component is Component.attention and tensor.is_matrix and not is_adapter(tensor) and is_trained:
                 forward_attention.discard(layer)  # the last one that counts is the projection behind the scores
             is_trained = is_trained or tensor.name in trained
     output = output_tensors(model)
     matrix = next((tensor for tensor in output if tensor.is_matrix), next(iter(embedding_tensors(model))))
     is_trained = is_trained or any(tensor.name in trained for tensor in output if tensor is not matrix)
-    head = 2.0 + 2.0 * is_trained + 2.0 * (matrix.name in trained)
-    return _Passes(of_tensor=of_tensor, head=head, forward_attention=frozenset(forward_attention))
+    head = Gradients(is_trained, matrix.name in trained)
+    return Passes(of_tensor=of_tensor, head=head, forward_attention=frozenset(forward_attention))
 
 
 def _forward_order(tensors: list[ModelTensor]) -> list[ModelTensor]:
-    """Megatron registers attention's projection behind the scores first."""
-    others = [tensor for tensor in tensors if ".linear_proj." not in tensor.name]
+    """A gated block stands before its layer. Megatron registers attention's projection behind the scores first."""
+    gated, own = ([tensor for tensor in tensors if is_vision(tensor.name) is it] for it in (True, False))
+    others = [tensor for tensor in own if ".linear_proj." not in tensor.name]
     end = 1 + max(place for place, tensor in enumerate(others) if tensor.component is Component.attention)
-    return [*others[:end], *(tensor for tensor in tensors if ".linear_proj." in tensor.name), *others[end:]]
+    projection = [tensor for tensor in own if ".linear_proj." in tensor.name]
+    return [*gated, *others[:end], *projection, *others[end:]]
 
 
-def _layer_rows(model: ModelConfig, layer: int, passes: _Passes) -> dict[Component, float]:
+def _layer_rows(model: ModelConfig, layer: int, passes: Passes) -> dict[Component, float]:
     """Forward and backward FLOP of a layer's matrices for one token, by component; of adapters, if passes has them."""
     rows = dict.fromkeys(Component, 0.0)
     for tensor in layer_tensors(model, layer):
         if tensor.is_matrix or (is_adapter(tensor) and tensor.name in passes.of_tensor):
-            rows[tensor.component] += passes.of_tensor.get(tensor.name, 6.0) * active_size(model, tensor)
+            rows[tensor.component] += passes.of_tensor.get(tensor.name, Gradients()).flops * active_size(model, tensor)
     return rows
 
 

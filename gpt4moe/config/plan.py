@@ -77,9 +77,13 @@ class InferencePlanConfig:
 
 DEFAULT_IMBALANCE = 1.25
 """Tokens at the experts of the fullest rank, divided by an even share. An assumption for routers that balance load."""
+TOKENS_OF_AN_IMAGE = 1024
+"""Tokens of a sequence for each image that it has, where images_per_sequence is null: two images in 2,048 tokens. An
+assumption, for documents with images beside as much plain text; those of OBELICS alone (arXiv:2306.16527) have an image
+for every 326 tokens."""
 ALONE = {
     "report": {"report", "output"},
-    "calibrate": {"calibrate", "output", "imbalance", "restart_minutes", "time_factor"},
+    "calibrate": {"calibrate", "output", "imbalance", "images_per_sequence", "restart_minutes", "time_factor"},
 }
 """Options that do not plan the run of the command line -> the keys that have an effect together with them."""
 SERVED = ("report", "output", "file", "gpus", "imbalance", "inference", "model", "router", "cluster", "experiment")
@@ -113,6 +117,9 @@ class PlanConfig(RunConfig):
     """A run folder: compares the plan of that run with its measurements."""
     imbalance: float = DEFAULT_IMBALANCE
     """Tokens at the experts of the fullest rank, divided by an even share."""
+    images_per_sequence: float | None = None
+    """Still images of a sequence, of a vision model; null: one for every TOKENS_OF_AN_IMAGE tokens, at least one, at
+    most data.max_images."""
     restart_minutes: float = 10.0
     """Minutes from an unexpected stop to the first step after it; an assumption."""
     time_factor: float = 1.0
@@ -125,6 +132,12 @@ class PlanConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
+        images = self.images_per_sequence
+        if images is not None and not 0 < images <= self.data.max_images:
+            raise ConfigError(
+                f"images_per_sequence={images:g} is not above 0 and at most data.max_images={self.data.max_images}.",
+                "Set images_per_sequence=8, say, or a larger data.max_images.",
+            )
         if not self.file or Path(self.file).is_dir():
             raise ConfigError(f"file={self.file} is no file to write.", "Set file=plan.html, or another name.")
         has_page = self.report is PlanReport.inference
@@ -168,9 +181,20 @@ class PlanConfig(RunConfig):
                 self._refuse_idle(key, "search=true", "a search tries all of them", "or search")
             if not self.search and key in SEARCH_ONLY:
                 self._refuse_idle(key, "no search", "one layout is planned as it is", "or add search=true")
+            if key == "images_per_sequence" and self.model.vision is None and self.calibrate is None:
+                self._refuse_idle(key, "model.vision=null", "a text model reads no images", "or give model.vision")
             if key == "file" and self.output is not PlanOutput.html:
                 self._refuse_idle(key, f"output={self.output.value}", "no page is written", "or add output=html")
 
     @staticmethod
     def _refuse_idle(key: str, beside: str, why: str, instead: str) -> None:
         raise ConfigError(f"{key} has no effect with {beside}: {why}.", f"Leave out {key}, {instead}.")
+
+
+def images_per_sequence(run: RunConfig) -> float:
+    """Still images of a sequence that a plan counts with; 0 of a text model."""
+    if run.model.vision is None:
+        return 0.0
+    if isinstance(run, PlanConfig) and run.images_per_sequence is not None:
+        return run.images_per_sequence
+    return float(min(max(1, run.model.seq_length // TOKENS_OF_AN_IMAGE), run.data.max_images))

@@ -22,6 +22,8 @@ from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.storage import StoredPiece
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS
 from gpt4moe.convert.safetensors_file import BYTES, Take, decoded
 from gpt4moe.errors import ConversionError
@@ -99,7 +101,7 @@ class CheckpointWeights(Weights):
     def __init__(self, path: Path):
         self.index = CheckpointIndex(find_checkpoint(path))
         run = config_from_dict(self.index.manifest.config)
-        self.run = replace(run, model=replace(run.model, vision=None))
+        self.run = _text_run(run)
         super().__init__(self.index.folder, self.run.model, "F32")
         buffers = routing_buffers(self.model)
         key = {name: f"{BUFFER if name in buffers else WEIGHT}/{name}" for name in self.shapes}
@@ -148,6 +150,12 @@ class TypedPiece(StoredPiece):
     """A piece in a file with several types."""
 
     dtype: str
+
+
+def _text_run(run: RunConfig) -> RunConfig:
+    """The run without vision parts. What is written of it is read again, and a text model has no vision stage."""
+    text = replace(run, model=replace(run.model, vision=None))
+    return replace(text, stage=StageConfig()) if run.stage.kind is StageKind.vision else text
 
 
 class FolderWeights(Weights):

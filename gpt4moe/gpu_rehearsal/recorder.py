@@ -9,6 +9,7 @@ operation --> counted --> fake result
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.distributed._meta_registrations import create_fakework
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.gpu_rehearsal import costs, places
 from gpt4moe.gpu_rehearsal.places import Place
@@ -96,6 +98,8 @@ class Answers:
     """That a rank sends to experts, and gets, in one micro-batch of one layer."""
     ep: int
     local_experts: int
+    images: int = 0
+    """Of a row of a vision model's micro-batch; each is one frame."""
     padding: float = 0.0
     """Tokens of the global batch that are padding. More than 0: padding is masked in every layer."""
 
@@ -109,6 +113,7 @@ class Answers:
             rows=tokens * layout.etp * moe.top_k if moe else 0,
             ep=layout.ep,
             local_experts=moe.num_experts // layout.ep if moe else 1,
+            images=ceil(images_per_sequence(run)),
         )
 
     def value(self, place: Place, index: int) -> float:
@@ -116,6 +121,7 @@ class Answers:
         names: dict[str, Callable[[int], float]] = {
             "_global_tokens": lambda index: self.padding if index else self.tokens,
             "_split_plan_from_expert_counts": lambda index: self.rows / self.ep,
+            "_shape": lambda index: self.images - 1,  # the number of a row's last image, from 0 (training.images)
             "_per_expert": lambda index: self.rows / self.local_experts,
         }
         return names[place.function](index) if place.function in names else 1.0

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import distributed
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.errors import Gpt4MoeError
@@ -24,6 +26,7 @@ from gpt4moe.gpu_rehearsal.places import Place
 from gpt4moe.gpu_rehearsal.recorder import Answers, Notes, Recorder
 from gpt4moe.gpu_rehearsal.roofline import Roofline
 from gpt4moe.model.gpt import build_model
+from gpt4moe.model.parameters import language_chunks
 from gpt4moe.parallel import deepspeed_groups, megatron_state
 from gpt4moe.parallel.determinism import use_deterministic_kernels
 from gpt4moe.parallel.groups import ProcessGroups
@@ -133,7 +136,7 @@ def _steps(run: RunConfig, here: FakeRank, seen: _Seen) -> None:
     notes, layout = here.notes, here.groups.layout
     with here.recorder:
         chunks = build_chunks(run, here)
-        seen.num_layers = sum(len(chunk.decoder.layers) for chunk in chunks)
+        seen.num_layers = sum(len(chunk.decoder.layers) for chunk in language_chunks(chunks))
         engine = ENGINES[run.engine.kind](chunks, run, here.groups)
         runner = StepRunner(run, engine, here.groups)
 
@@ -181,4 +184,20 @@ def _batches(run: RunConfig, layout: Layout, *, warm_up: bool) -> list[Batch]:
     if warm_up:
         number = min(number, layout.pp if layout.vpp > 1 else 2)
     documents = empty() if run.attends_by_document else None
-    return [Batch(empty(), empty(), empty(), empty(torch.float32), empty(), documents=documents) for _ in range(number)]
+    return [
+        Batch(empty(), empty(), empty(), empty(torch.float32), empty(), documents=documents, **_images(run, empty()))
+        for _ in range(number)
+    ]
+
+
+def _images(run: RunConfig, media: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Fields of a Batch: as many still images in each row as a plan counts with. None of a text model."""
+    if run.model.vision is None:
+        return {}
+    rows, images, side = len(media), ceil(images_per_sequence(run)), run.model.vision.encoder.image_size
+    return {
+        "media": media,
+        "pixels": torch.empty(rows * images, 3, side, side, dtype=torch.uint8),
+        "image_frames": torch.ones(rows * images, dtype=torch.int64),
+        "image_rows": torch.arange(rows).repeat_interleave(images, output_size=rows * images),
+    }

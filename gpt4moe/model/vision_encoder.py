@@ -25,7 +25,11 @@ class FrozenEncoder:
     """Owns the encoder's weights on one device. Raises: ConfigError for a folder that lacks weights."""
 
     def __init__(self, config: EncoderConfig, seed: int, device: torch.device, dtype: torch.dtype):
-        model = _from_folder(Path(config.folder or "")) if config.kind is EncoderKind.folder else _fresh(config, seed)
+        model = (
+            _from_folder(Path(config.folder or ""))
+            if config.kind is EncoderKind.folder
+            else _fresh(config, seed, device)
+        )
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         mean, deviation = _pixels(config)
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
@@ -57,10 +61,11 @@ def _from_folder(folder: Path) -> Any:
     return model
 
 
-def _fresh(config: EncoderConfig, seed: int) -> Any:
+def _fresh(config: EncoderConfig, seed: int, device: torch.device) -> Any:
     from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers.initialization import no_init_weights
 
-    with torch.device("cpu"):
+    with device, no_init_weights():  # all are filled below
         model: nn.Module = SiglipVisionModel(
             SiglipVisionConfig(
                 hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport
+from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport, images_per_sequence
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
 from gpt4moe.pages.plan_page import PHASE_COLUMNS, phase_rows, write_plan_page
@@ -26,9 +26,10 @@ from gpt4moe.planner.estimate import Estimate, estimate, to_json
 from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
 from gpt4moe.planner.inference import plan_inference
 from gpt4moe.planner.search import Search, search
+from gpt4moe.planner.states import trained_tensors
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
-MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve", "total")
+MEMORY_COLUMNS = ("weights", "gradients", "optimizer", "activations", "images", "buffers", "reserve", "total")
 
 
 def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]:
@@ -125,6 +126,7 @@ def estimate_tables(result: Estimate) -> list[Table | str]:
     return [
         f"{result.plan.model.name} on {result.layout.describe()} of {result.plan.cluster.name}",
         _parameters(result),
+        *([_images(result)] if result.images is not None else []),
         _memory(result),
         _time(result),
         _whole(result),
@@ -188,9 +190,9 @@ def _parameters(result: Estimate) -> Table:
         table.add_row(name, f"{size / 1e9:,.3f}", "10^9 parameters")
     table.add_row("total", f"{count.total / 1e9:,.3f}", "10^9 parameters")
     table.add_row("active, of a token, in the layers", f"{count.active / 1e9:,.3f}", "10^9 parameters")
-    rows = {
-        "6N of a token": "layers", "... with head and attention": "model", "... with what is recomputed": "hardware",
-    }  # fmt: skip
+    # With frozen weights 2 operations an element, or 4 with the gradient of the input.
+    layers = "6N of a token" if trained_tensors(result.plan) is None else "2N to 6N of a token"
+    rows = {layers: "layers", "... with head and attention": "model", "... with what is recomputed": "hardware"}
     for name, kind in rows.items():
         value = getattr(flops, kind)
         table.add_row(name, f"{value / 1e12:.4g}", "TFLOP")
@@ -199,11 +201,34 @@ def _parameters(result: Estimate) -> Table:
     return table
 
 
+def _images(result: Estimate) -> Table:
+    """Of a vision model: what its images are assumed to be, and what they cost."""
+    table = _table("Images: every rank has encoder and resampler", "what", "number", "unit")
+    plan, flops, vision = result.plan, result.images, result.plan.model.vision
+    assert vision is not None and flops is not None
+    encoder, images = vision.encoder, images_per_sequence(plan)
+    per_token = flops.total / plan.model.seq_length
+    for row in (
+        ("images of a sequence, assumed", f"{images:g}", "images"),
+        ("pixels of an image", f"{encoder.image_size} x {encoder.image_size}", "pixels"),
+        ("latents of an image", f"{vision.resampler.num_latents}", "latents"),
+        ("encoder, frozen, beside the model", f"{result.encoder_parameters / 1e9:,.3f}", "10^9 parameters"),
+        ("encoder, of a sequence", f"{flops.encoder / 1e12:.4g}", "TFLOP"),
+        ("resampler, of a sequence", f"{flops.resampler / 1e12:.4g}", "TFLOP"),
+        ("attention to latents, of a sequence", f"{flops.gated / 1e12:.4g}", "TFLOP"),
+        ("all of them, over those of the text", f"{100 * per_token / result.flops.model:.2g}", "%"),
+    ):
+        table.add_row(*row)
+    return table
+
+
 def _memory(result: Estimate) -> Table:
-    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in MEMORY_COLUMNS))
+    has_images = any(stage.images_bytes for stage in result.memory)
+    columns = [line for line in MEMORY_COLUMNS if line != "images" or has_images]
+    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in columns))
     table = _table("Memory, the fullest rank of each stage", *head)
     for stage, held in zip(result.memory, result.rank_parameters, strict=True):
-        values = (getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_COLUMNS)
+        values = (getattr(stage, f"{line}_bytes") / 1e9 for line in columns)
         table.add_row(str(stage.stage), f"{held.total / 1e6:,.1f}", *(f"{value:.2f}" for value in values))
     table.caption = f"a device has {result.plan.cluster.memory_bytes / 1e9:.1f} GB"
     return table

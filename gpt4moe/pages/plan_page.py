@@ -27,7 +27,7 @@ PART_COLOURS = (
 )
 """Okabe and Ito's colours, which colour-blind readers can distinguish, and two more."""
 WIDTH, LEFT, ROW = 1100.0, 90.0, 22.0
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "buffers", "reserve")
+MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "images", "buffers", "reserve")
 MOST_ROUNDS = 3
 """Micro-batches in the chart, as a multiple of pp. More micro-batches would only repeat the steady state."""
 

@@ -6,92 +6,17 @@ The list comes from torch's saved-tensor hooks in a real run (torch 2.13, Megatr
 with such a run. Kernels keep different tensors, so MicroBatch names the kernels. RMSNorm is one kernel on GPUs and
 four operations on CPUs. Grouped products keep their activation; the loop over experts recomputes it.
 Letters: T tokens of a micro-batch on a rank (S * B / cp), T/tp between layers under sequence parallelism, N rows at the
-experts of a rank.
+experts of a rank. What frozen weights spare is in frozen.py, gated blocks and the resampler in images.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from gpt4moe.config.cluster import Generation
-from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind, ModelConfig
-from gpt4moe.config.optimizer import Dtype
+from gpt4moe.architecture.names import FINAL_NORM, OUTPUT_LAYER, WORD_EMBEDDINGS
+from gpt4moe.config.model import AttentionKind, MlpKind
 from gpt4moe.config.parallel import Recompute
-from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, NormKernel, expert_kernel
-from gpt4moe.parallel.layout import Layout
-
-FLOAT, LONG, INT = 4, 8, 4
-"""Bytes of fp32, int64 and int32."""
-_GROUP_ALIGNMENT = 8
-"""For grouped products, DeepSpeed 0.19.8 pads each local expert's rows to a multiple of this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MicroBatch:
-    """One micro-batch on one rank, and the kernels that compute it."""
-
-    model: ModelConfig
-    layout: Layout
-    batch: int
-    """B: sequences in the micro-batch."""
-    item: int
-    """Bytes of one element of a weight or activation."""
-    fused_norm: bool
-    grouped: bool
-    """Whether experts run as grouped products."""
-    imbalance: float
-    """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
-    kinds: tuple[LayerKind, ...]
-    """Tensors of each layer."""
-    sums: dict[tuple[LayerKind, bool, Recompute], int] = field(default_factory=dict, compare=False)
-    """Cache of layer_bytes, so that each kind of layer is computed once."""
-
-    @classmethod
-    def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
-        on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
-        kernel = expert_kernel(run.kernels.experts, on_gpu=on_gpu, dtype=run.precision.dtype)
-        return cls(
-            model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
-            fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
-            imbalance=imbalance, kinds=tuple(run.model.layer_kinds),
-        )  # fmt: skip
-
-    @property
-    def sequence(self) -> int:
-        """Positions of a sequence on this rank."""
-        return self.model.seq_length // self.layout.cp
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.sequence
-
-    @property
-    def split_tokens(self) -> int:
-        """Tokens that a rank holds between layers: T/tp with sequence parallelism, else T."""
-        return self.tokens // self.layout.tp if self.layout.sequence_parallel else self.tokens
-
-    @property
-    def hidden_bytes(self) -> int:
-        """Bytes of one tensor [S/tp, B, H] between layers."""
-        return self.split_tokens * self.model.hidden_size * self.item
-
-    @property
-    def expert_rows(self) -> int:
-        """N of the fullest rank. At ep 1 every row stays on its rank, so imbalance has no effect."""
-        moe = self.model.moe
-        assert moe is not None
-        even = self.split_tokens * moe.top_k * self.layout.etp
-        limit = moe.router.capacity_factor or float("inf")
-        rows = even if self.layout.ep == 1 and limit >= 1 else int(even * min(self.imbalance, limit))
-        return rows + self.local_experts * _GROUP_ALIGNMENT if self.grouped else rows
-
-    @property
-    def local_experts(self) -> int:
-        assert self.model.moe is not None
-        return self.model.moe.num_experts // self.layout.ep
-
-
-Bytes = dict[str, int]
+from gpt4moe.planner.frozen import unkept
+from gpt4moe.planner.images import gated_activations
+from gpt4moe.planner.micro_batch import FLOAT, INT, LONG, Bytes, MicroBatch
 
 
 def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> Bytes:
@@ -102,32 +27,14 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
     attention = ATTENTION_ACTIVATIONS[micro.kinds[layer].attention](micro, recompute is Recompute.selective)
     mlp = MLP_ACTIVATIONS[micro.kinds[layer].mlp](micro, recompute is Recompute.moe)
     gated = gated_activations(micro, norm) if micro.model.has_gated_block(layer) else {}
-    return {"norms": 2 * norm, **attention, **mlp, **gated}
-
-
-def gated_activations(micro: MicroBatch, norm: int) -> Bytes:
-    """Of a gated block (model.gated_attention), with one image a sequence. Its two outputs are kept for the gates.
-
-    Args:
-        norm: bytes of one norm.
-    """
-    model, layout = micro.model, micro.layout
-    assert model.vision is not None
-    latents = micro.batch * model.vision.resampler.num_latents
-    heads = model.num_attention_heads // layout.tp * model.head_size * micro.item
-    ffn = model.vision.ffn_hidden_size // layout.tp * micro.item
-    return {
-        "gated_norms": 2 * norm,
-        "gated_inputs": 2 * micro.hidden_bytes,
-        "gated_outputs": 2 * micro.hidden_bytes,
-        "gated_attention": (3 * micro.tokens + 2 * latents) * heads,  # queries, what is attended, with and without gaps
-        "gated_mlp": 4 * micro.tokens * ffn,  # gate and up, SiLU of the gate, the product
-    }
+    kept = {"norms": 2 * norm, **attention, **mlp, **gated}
+    less = unkept(micro, layer, recompute)
+    return {name: size - less.get(name, 0) for name, size in kept.items()}
 
 
 def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:
     """The sum of layer_activations."""
-    key = (micro.kinds[layer], micro.model.has_gated_block(layer), recompute)
+    key = (micro.kind(layer), recompute)
     if key not in micro.sums:
         micro.sums[key] = sum(layer_activations(micro, layer, recompute).values())
     return micro.sums[key]
@@ -278,8 +185,9 @@ MLP_ACTIVATIONS: dict[MlpKind, Activations] = {
 
 
 def embedding_activations(micro: MicroBatch) -> Bytes:
-    """Token ids, and the mask of ids in this rank's part of the vocabulary."""
-    return {"embedding": micro.tokens * (LONG + (1 if micro.layout.tp > 1 else 0))}
+    """Token ids, and the mask of ids in this rank's part of the vocabulary; nothing if the embedding is frozen."""
+    is_kept = micro.trains(WORD_EMBEDDINGS)
+    return {"embedding": micro.tokens * (LONG + (1 if micro.layout.tp > 1 else 0)) * is_kept}
 
 
 def head_activations(micro: MicroBatch) -> Bytes:
@@ -288,8 +196,10 @@ def head_activations(micro: MicroBatch) -> Bytes:
     The cross-entropy keeps fp32 probabilities instead of the logits.
     """
     vocabulary = micro.model.vocab_size // micro.layout.tp
+    output = WORD_EMBEDDINGS if micro.model.tied_embeddings else OUTPUT_LAYER
+    spared = 0 if micro.fused_norm or micro.trains(FINAL_NORM) else micro.split_tokens * micro.model.hidden_size * FLOAT
     return {
-        "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size),
-        "output_input": micro.hidden_bytes,
+        "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size) - spared,
+        "output_input": micro.hidden_bytes * micro.trains(output),
         "logits": micro.tokens * (vocabulary * FLOAT + LONG + 1),
     }

@@ -21,10 +21,10 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, planned_parts, support_problems
 from gpt4moe.planner.estimate import Estimate, estimate, timed_work
-from gpt4moe.planner.layer_time import Work
 from gpt4moe.planner.memory import KnownStates, memory_per_stage
 from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed_layers
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
+from gpt4moe.planner.work import Work
 
 MOST_MISSES = 300
 """A search stops when the full memory of so many layouts did not fit."""
@@ -136,7 +136,7 @@ class LayoutQueue:
 
     def timed(self, candidate: Candidate) -> Candidate:
         cut, training = candidate.parallel, candidate.training
-        heaviest = max(self.bound.parameters(cut), key=sum)
+        heaviest = max(self.bound.parameters(cut), key=sum) if self.work.trained is None else None
         step = step_time(
             self._work(cut, training), training, self.bound.gpus, heaviest=heaviest, known=self.known
         )  # fmt: skip

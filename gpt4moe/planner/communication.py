@@ -7,7 +7,9 @@
                tokens are gathered before and summed after
     pp         for each micro-batch an activation to the next stage and its gradient back (arXiv:2104.04473)
     dp_cp,     ZeRO stage 1, arXiv:1910.02054 section 7: reduce-scatter of gradients, all-gather of weights. dp_cp for
-    expert_dp  dense parameters, expert_dp for experts
+    expert_dp  dense parameters, expert_dp for experts; of trained weights alone
+    model      of a vision model (training.images): every micro-batch's latents to all ranks of tp x pp, the sum of the
+               resampler's gradients over them; over pp the sum of the latents' gradients
 
 In a ring over p ranks, an all-gather or a reduce-scatter sends p - 1 times a rank's part; an all-reduce is one of each
 (parallel.wire counts the same way). The formulas leave out the forward operations that parallel.recompute repeats, and
@@ -15,15 +17,18 @@ what an engine sends besides: counts, statistics, norms, padding.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
-from gpt4moe.architecture.count import chunk_tensors, rank_parameters
-from gpt4moe.architecture.rows import Cut
+from gpt4moe.architecture.count import chunk_tensors
+from gpt4moe.architecture.rows import Cut, Spread
+from gpt4moe.architecture.tensors import resampler_tensors
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES
+from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, trained_tensors
 
 Traffic = dict[str, dict[str, float]]
 """Group -> kind of operation -> bytes sent."""
@@ -63,9 +68,10 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
         "pp": {"send": shard * _boundaries(layout, stage)},
         "embedding": {"all_reduce": _tied_embedding(model, layout, stage)},
     }
-    sizes = rank_parameters(model, parallel, stage)
-    traffic["dp_cp"] = _zero_1(sizes.dense, layout.dp * layout.cp, element)
-    traffic["expert_dp"] = _zero_1(sizes.expert, layout.expert_dp, element)
+    sizes = _trained_sizes(run, stage)
+    traffic["dp_cp"] = _zero_1(sizes[False], layout.dp * layout.cp, element)
+    traffic["expert_dp"] = _zero_1(sizes[True], layout.expert_dp, element)
+    _add_images(traffic, run, layout, micro_batches)
     sent = {group: {kind: value for kind, value in kinds.items() if value} for group, kinds in traffic.items()}
     return {group: kinds for group, kinds in sent.items() if kinds}
 
@@ -140,6 +146,33 @@ def _tied_embedding(model: ModelConfig, layout: Layout, stage: int) -> float:
     if not model.tied_embeddings or layout.pp == 1 or stage not in (0, layout.pp - 1):
         return 0.0
     return _all_reduced(GRADIENT_BYTES * model.vocab_size * model.hidden_size / layout.tp, 2)
+
+
+def _trained_sizes(run: RunConfig, stage: int) -> dict[bool, int]:
+    """Trained parameters of a rank: whether of experts -> elements."""
+    trained, sizes = trained_tensors(run), {True: 0, False: 0}
+    for chunk in chunk_tensors(run.model, run.parallel, stage):
+        for tensor in chunk:
+            if trained is None or tensor.name in trained:
+                sizes[tensor.spread is Spread.experts] += tensor.local_size(run.parallel)
+    return sizes
+
+
+def _add_images(traffic: Traffic, run: RunConfig, layout: Layout, micro_batches: int) -> None:
+    vision, trained = run.model.vision, trained_tensors(run)
+    if vision is None:
+        return
+    images, ranks = ceil(images_per_sequence(run)) * run.training.micro_batch_size, layout.tp * layout.pp
+    latents = micro_batches * images * vision.resampler.num_latents * vision.width * VALUE_BYTES[run.precision.dtype]
+    tensors = resampler_tensors(run.model)
+    learned = sum(tensor.size for tensor in tensors if trained is None or tensor.name in trained)
+    # Of a broadcast the first rank sends all, and every other one passes it on.
+    traffic["model"] = {
+        "broadcast": float(latents * (ranks > 1)),
+        "all_reduce": _all_reduced(GRADIENT_BYTES * learned, ranks),
+    }
+    if learned:
+        traffic["pp"]["all_reduce"] = _all_reduced(latents, layout.pp)
 
 
 def _zero_1(parameters: int, ranks: int, element: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ MOVES = {
     "tp": ("link of the tensor-parallel group", "less tp (more pp), tp within an NVLink domain, overlap"),
     "cp": ("link of the context-parallel group", "less cp, overlap"),
     "ep": ("link of the expert-parallel group", "ep within an NVLink domain, less etp, overlap of the all-to-all"),
+    "images": ("encoder and resampler, beside the schedule", "fewer or smaller images, a smaller encoder, less cp"),
     "pp": ("fabric between stages", "less vpp, a faster fabric"),
     "bubble": ("idle pipeline", "more micro-batches (a larger global batch, less dp), more vpp, less pp"),
     "dp": ("fabric between data-parallel ranks", "more micro-batches a step, more vpp, a faster fabric"),

@@ -7,21 +7,24 @@ from dataclasses import asdict, dataclass, replace
 
 from gpt4moe.architecture.count import ParameterCount, RankParameters, count_parameters, rank_parameters
 from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
+from gpt4moe.architecture.image_flops import ImageFlops, encoder_parameters, image_flops
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.plan import PlanConfig
+from gpt4moe.config.plan import PlanConfig, images_per_sequence
 from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
 from gpt4moe.planner.efficiency import planning_profile
-from gpt4moe.planner.layer_time import TimedKind, Work, timed_kinds
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.phases import RunPhase, timed_phases
 from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
-from gpt4moe.planner.step_time import StepTime, heaviest_stage, step_time
+from gpt4moe.planner.states import trained_tensors
+from gpt4moe.planner.step_time import StepTime, stage_parameters, step_time, trained_resampler
+from gpt4moe.planner.work import TimedKind, Work, timed_kinds
 
 STATE_BYTES = 12
-"""Bytes of one parameter in a checkpoint: master weight and both moments, fp32."""
+"""Bytes of one trained parameter in a checkpoint: master weight and both moments, fp32. A frozen one is saved as it is
+held."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +35,8 @@ class Estimate:
     layout: Layout
     parameters: ParameterCount
     flops: FlopsPerToken
+    images: ImageFlops | None
+    """Of one sequence; None: a text model. MFU leaves them out, as training's does."""
     memory: list[StageMemory]
     """Of the steps that need most."""
     step: StepTime
@@ -47,6 +52,12 @@ class Estimate:
     def rank_parameters(self) -> list[RankParameters]:
         """Parameters of one rank of each pipeline stage: [pp]."""
         return [rank_parameters(self.plan.model, self.plan.parallel, stage) for stage in range(self.layout.pp)]
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Of the frozen encoder of a vision model, which is beside the model; 0 of a text model."""
+        vision = self.plan.model.vision
+        return encoder_parameters(vision.encoder) if vision is not None else 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -93,12 +104,13 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
     """The input of layer_time and step_time.
 
     Args:
-        kinds: the result of timed_kinds(plan.model), if the caller has it.
+        kinds: the result of timed_kinds(plan.model, trained_tensors(plan)), if the caller has it.
     """
+    trained = trained_tensors(plan)
     cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
     return Work(
         model=plan.model,
-        kinds=kinds or timed_kinds(plan.model),
+        kinds=kinds or timed_kinds(plan.model, trained),
         parallel=plan.parallel,
         micro_batch_size=plan.training.micro_batch_size,
         cluster=cluster,
@@ -106,6 +118,8 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
         matrix_peak=cluster.peak_flops(plan.precision.dtype),
         imbalance=plan.imbalance if plan.parallel.ep > 1 else 1.0,
         value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
+        images=images_per_sequence(plan),
+        trained=trained,
     )
 
 
@@ -166,11 +180,16 @@ def estimate(plan: PlanConfig) -> Estimate:
     unsupported = [problem.cause for problem in refused]
     return Estimate(
         plan=plan, layout=layout, parameters=count_parameters(plan.model),
-        flops=flops_per_token(plan.model, plan.parallel), memory=memory, step=step, run=whole, phases=phases,
+        flops=flops_per_token(plan.model, plan.parallel, trained=work.trained), images=_images(work),
+        memory=memory, step=step, run=whole, phases=phases,
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step_seconds=step.seconds),
     )  # fmt: skip
+
+
+def _images(work: Work) -> ImageFlops | None:
+    return image_flops(work.model, work.images, work.trained) if work.model.vision is not None else None
 
 
 def _fullest(memory: list[StageMemory]) -> int:
@@ -183,16 +202,32 @@ def saved_bytes(work: Work, world_size: int) -> float:
     Data-parallel ranks share the states equally.
     """
     stage = world_size // work.parallel.pp
-    dense, expert = heaviest_stage(work)
     copies = (stage // work.parallel.tp, stage // (work.parallel.ep * work.parallel.etp))
-    return STATE_BYTES * (dense / copies[0] + expert / copies[1])
+
+    def of_rank(sizes: tuple[float, float]) -> float:
+        return sizes[0] / copies[0] + sizes[1] / copies[1]
+
+    trained = stage_parameters(work, trained=work.trained)
+    frozen = [0.0] * len(trained)
+    if work.trained is not None and work.model.lora is None:  # adapters are saved alone
+        frozen = [of_rank(whole) - of_rank(part) for whole, part in zip(stage_parameters(work), trained, strict=True)]
+    sizes = zip(trained, frozen, strict=True)
+    most = max(STATE_BYTES * of_rank(part) + work.value_bytes * left for part, left in sizes)
+    return most + STATE_BYTES * trained_resampler(work) / copies[0]
 
 
 def to_json(result: Estimate) -> dict[str, object]:
     """A plan as JSON data. Other programs read it, so its keys and units do not change."""
     layout, step, run = result.layout, result.step, result.run
     stalls = {"checkpoint": run.checkpoint_seconds, "failures": run.failure_seconds}
-    return {
+    images: dict[str, object] = {}
+    if result.images is not None:
+        images["images"] = {
+            "per_sequence": images_per_sequence(result.plan),
+            "encoder_parameters": result.encoder_parameters,
+            "flops_per_sequence": asdict(result.images),
+        }
+    return images | {
         "parameters": {
             "total": result.parameters.total,
             "active": result.parameters.active,
@@ -235,4 +270,6 @@ def _memory_json(stage: StageMemory) -> dict[str, int]:
     """Memory of a stage. The reserve is added to the buffers, so that the lines sum up to the total."""
     names = ("weights", "gradients", "optimizer", "activations")
     lines = {f"{name}_bytes": int(getattr(stage, f"{name}_bytes")) for name in names}
+    if stage.images_bytes:
+        lines["images_bytes"] = stage.images_bytes
     return {**lines, "buffers_bytes": stage.buffers_bytes + stage.reserve_bytes, "total_bytes": stage.total_bytes}

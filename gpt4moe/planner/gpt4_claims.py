@@ -1,6 +1,6 @@
 """The numbers reported about GPT-4, claim by claim: source, our number, the difference, our assumptions.
 
-+experiment=gpt4, gpt4_8x220b, davinci_175b -> estimate, serve -> Claim rows -> docs/gpt4-numbers.md (report=leak)
+runs of configs/experiment -> estimate, serve -> Claim rows -> docs/gpt4-numbers.md (report=leak)
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.config.plan import PlanConfig
+from gpt4moe.config.plan import PlanConfig, images_per_sequence
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.estimate import Estimate, estimate
 from gpt4moe.planner.serving import ServedModel, Serving, ServingLayout, most_sequences, serve, with_query_groups
@@ -45,6 +45,7 @@ class ReportedRuns:
     other: PlanConfig
     """8 x 220B."""
     davinci: PlanConfig
+    vision: PlanConfig
 
     @classmethod
     def load(cls) -> "ReportedRuns":
@@ -53,6 +54,7 @@ class ReportedRuns:
             load_plan_config(["+experiment=gpt4"]),
             load_plan_config(["+experiment=gpt4_8x220b"]),
             load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
+            load_plan_config(["+experiment=gpt4_vision"]),
         )
 
     def trained(self) -> Estimate:
@@ -76,7 +78,15 @@ class ReportedRuns:
 
 def claims(runs: ReportedRuns) -> list[Claim]:
     """Every row of the report."""
-    rows: list[Callable[[ReportedRuns], list[Claim]]] = [_sizes, _training, _memory, _serving, _ratio, _unpriced]
+    rows: list[Callable[[ReportedRuns], list[Claim]]] = [
+        _sizes,
+        _training,
+        _memory,
+        _serving,
+        _ratio,
+        _vision,
+        _unpriced,
+    ]
     return [claim for section in rows for claim in section(runs)]
 
 
@@ -243,12 +253,30 @@ def _ratio_verdict(ratios: list[float]) -> str:
     return f"does not follow: {min(ratios):.1f} to {max(ratios):.1f}, the load decides"
 
 
+def _vision(runs: ReportedRuns) -> list[Claim]:
+    plan = runs.vision
+    ours, vision = estimate(plan), plan.model.vision
+    assert vision is not None
+    added = count_parameters(plan.model).total - count_parameters(runs.gpt4.model).total
+    share = f"{100 * ours.step.parts['images'] / ours.step.seconds:.1f}%"
+    return [
+        Claim("vision: more parameters on top", DECODER, "'more parameters'",
+              f"{added / 1e9:.1f}B, and a frozen encoder of {ours.encoder_parameters / 1e9:.2f}B", "no size reported",
+              f"a gated block before every {vision.cross_attention_every} layers, one in each of the 15 stages; a "
+              f"resampler of {vision.resampler.num_layers} layers, {vision.resampler.num_latents} latents an image; an "
+              "encoder of SigLIP's size on every rank"),
+        Claim("vision: another ~2T tokens", DECODER, "~2T",
+              f"{ours.days:.0f} days, ${ours.cost.usd / 1e6:.1f}M on the same devices; "
+              f"{ours.peak_memory_bytes / 1e9:.0f} GB a device; images are {share} of a step", "no cost was reported",
+              f"the resampler and the blocks alone are trained; {images_per_sequence(plan):g} images a sequence of "
+              f"{plan.model.seq_length:,} tokens; failures and recomputation as above"),
+    ]  # fmt: skip
+
+
 def _unpriced(runs: ReportedRuns) -> list[Claim]:
     return [
         Claim("iterative refinement, 16 outputs", DECODER, "speculation", "16 x the tokens, 16 x the cost",
               "called speculation by the source", "no output reused"),
-        Claim("vision: another ~2T tokens", DECODER, "~2T", f"{2 / 13:.0%} of the text run's tokens",
-              "its encoder's size was not reported, so no cost follows", "-"),
         Claim("13T tokens: text 2 epochs, code 4", SEMIANALYSIS, "13T", "taken as given", "nothing to compute", "-"),
     ]  # fmt: skip
 

@@ -17,7 +17,6 @@ from gpt4moe.config.model import divisors
 from gpt4moe.config.plan import InferenceObjective, InferencePlanConfig, PlanConfig, ServedPrecision
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.planner.efficiency import MEMORY_SHARE, generation_timing, planning_profile
-from gpt4moe.planner.layer_time import timed_kinds
 from gpt4moe.planner.prefill import Prefill, prefill
 from gpt4moe.planner.run_time import hourly_price
 from gpt4moe.planner.serving import (
@@ -31,6 +30,7 @@ from gpt4moe.planner.serving import (
     serve,
     usd_per_tokens,
 )
+from gpt4moe.planner.work import timed_kinds
 
 SHOWN = 3
 """Layouts beside the one that is asked for."""

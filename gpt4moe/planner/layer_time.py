@@ -8,89 +8,21 @@
 Letters: T tokens of a micro-batch on a context-parallel rank (S * B / cp), H hidden, K top-k, F ffn, E experts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
-from gpt4moe.architecture.flops import tokens_seen
+from gpt4moe.architecture.flops import Gradients, passes_of
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.table import ATTENTION
-from gpt4moe.architecture.tensors import ModelTensor, layer_tensors
+from gpt4moe.architecture.tensors import ModelTensor
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.model import LayerKind, ModelConfig
-from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.planner.efficiency import (
-    ALL_TO_ALL_SHARE,
-    ATTENTION_SHARE,
-    MEMORY_SHARE,
-    RING_SHARE,
-    Efficiency,
-)
+from gpt4moe.config.parallel import Recompute
+from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE
+from gpt4moe.planner.work import TimedKind, Work
 
+NO_GRADIENTS, BOTH_GRADIENTS = Gradients(of_input=False, of_weight=False), Gradients()
 LAYER_PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
-
-
-@dataclass(frozen=True, slots=True)
-class TimedKind:
-    """A kind of layer; all layers of one kind take the same time."""
-
-    layer_kind: LayerKind
-    seen: float
-    """Mean number of tokens that a token attends to."""
-    tensors: tuple[ModelTensor, ...]
-
-
-def timed_kinds(model: ModelConfig) -> list[TimedKind]:
-    """The kind of each layer. The result does not depend on the layout, so a search computes it once."""
-    kinds: dict[tuple[LayerKind, float, bool], TimedKind] = {}
-    of_layers = []
-    for layer, kind in enumerate(model.layer_kinds):
-        key = (kind, tokens_seen(model, layer), model.has_gated_block(layer))
-        if key not in kinds:
-            kinds[key] = TimedKind(*key[:2], tuple(layer_tensors(model, layer)))
-        of_layers.append(kinds[key])
-    return of_layers
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """Input of the time formulas: model, layout, micro-batch and cluster."""
-
-    model: ModelConfig
-    kinds: list[TimedKind]
-    """The result of timed_kinds(model)."""
-    parallel: ParallelConfig
-    micro_batch_size: int
-    cluster: ClusterConfig
-    efficiency: Efficiency
-    matrix_peak: float
-    """Dense FLOP/s of the matrix units in the products' precision."""
-    imbalance: float = 1.0
-    """Token copies that the busiest expert-parallel rank gets, divided by the mean over the ranks; 1.0 or more."""
-    value_bytes: int = 2
-    """Bytes of one element of an activation."""
-
-    @property
-    def tokens(self) -> float:
-        """T: tokens of a micro-batch on one context-parallel rank."""
-        return self.model.seq_length * self.micro_batch_size / self.parallel.cp
-
-    @property
-    def rank_tokens(self) -> float:
-        """Tokens that one tensor-parallel rank holds between layers; its router routes the same tokens."""
-        return self.tokens / self.parallel.tp if self.parallel.sequence_parallel_on else self.tokens
-
-    @property
-    def copies(self) -> float:
-        """Rows (token copies) of the busiest rank: its tokens times top-k times imbalance."""
-        return self.rank_tokens * (self.model.moe.top_k if self.model.moe else 0) * self.imbalance
-
-    @property
-    def memory_rate(self) -> float:
-        return self.cluster.memory_bytes_per_second * MEMORY_SHARE
-
-    @property
-    def is_fp8(self) -> bool:
-        return self.matrix_peak > self.cluster.peak_flops_bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +34,7 @@ class Product:
     k: float
     count: float = 1.0
     """Number of products of this shape: the local experts, or 1 for a matrix that every token uses."""
+    gradients: Gradients = BOTH_GRADIENTS
 
 
 def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> dict[str, float]:
@@ -111,13 +44,16 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
         recomputes: whether to add the forward operations that parallel.recompute repeats.
     """
     forward, products = forward_seconds(work, kind), _products(work, kind)
+    # Sequence parallelism gathers the input again for the weight gradient.
+    gathers = 1.5 if any(product.gradients.of_weight for product in products) else 1.0
+    passes = float(any(product.gradients != NO_GRADIENTS for product in products))
     backward = {
-        "products": sum(_backward_seconds(work, product) for product in products),
-        "attention": 2.5 * forward["attention"],  # flash attention recomputes scores: 5 products, forward has 2
-        "elementwise": 2.0 * forward["elementwise"],
-        "tp": 1.5 * forward["tp"],  # sequence parallelism gathers the input again for the weight gradient
-        "cp": forward["cp"],
-        "ep": forward["ep"],
+        "products": sum(backward_seconds(work, product) for product in products),
+        "attention": 2.5 * kind.has_backward * forward["attention"],  # flash attention: 5 products, forward has 2
+        "elementwise": 2.0 * passes * forward["elementwise"],
+        "tp": gathers * passes * forward["tp"],
+        "cp": kind.has_backward * forward["cp"],
+        "ep": passes * forward["ep"],
     }
     again = _recomputed(work, kind, forward) if recomputes else {}
     return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
@@ -131,8 +67,8 @@ def forward_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
     exposed, parallel = work.efficiency.exposed, work.parallel
     of_experts = exposed if work.efficiency.exposed_experts is None else work.efficiency.exposed_experts
     return {
-        "products": sum(_forward_seconds(work, product) for product in products),
-        "attention": _attention_seconds(work, kind),
+        "products": sum(product_seconds(work, product) for product in products),
+        "attention": _attention_seconds(work, kind) + kind.gated * _gated_attention_seconds(work),
         "elementwise": moved / work.memory_rate + kind.layer_kind.has_experts * work.efficiency.moe_layer_seconds,
         "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
         "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
@@ -152,16 +88,18 @@ def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[
         return {"attention": forward["attention"]}
     if recompute is Recompute.none or not kind.layer_kind.has_experts:
         return {}
-    experts = sum(_forward_seconds(work, _product(work, t)) for t in kind.tensors if t.spread is Spread.experts)
+    experts = sum(product_seconds(work, _product(work, t)) for t in kind.tensors if t.spread is Spread.experts)
     return {"products": experts * 2 / 3, "elementwise": forward["elementwise"] / 2, "ep": forward["ep"] / 2}
 
 
 def head_seconds(work: Work) -> dict[str, float]:
     """Seconds of the output layer and the loss on the last stage, forward and backward, by part."""
-    product = Product(work.tokens, work.model.vocab_size / work.parallel.tp, work.model.hidden_size)
+    gradients = Gradients() if work.trained is None else passes_of(work.model, work.trained).head
+    size = (work.tokens, work.model.vocab_size / work.parallel.tp, work.model.hidden_size)
+    product = Product(*size, gradients=gradients)
     # Memory traffic: the logits are written; the loss reads them twice in fp32; their gradient is written and read.
     logits = product.m * product.n * (2 * work.value_bytes + 4 * 4)
-    products = _forward_seconds(work, product) + _backward_seconds(work, product)
+    products = product_seconds(work, product) + backward_seconds(work, product)
     return {"products": products, "elementwise": logits / work.memory_rate}
 
 
@@ -175,12 +113,14 @@ def wire_bytes(work: Work, kind: TimedKind) -> dict[str, float]:
     """Bytes that a rank sends in one layer's forward pass, by group. For a whole step see planner/communication.py."""
     model, parallel = work.model, work.parallel
     shard = work.value_bytes * work.tokens / parallel.tp * model.hidden_size
-    # A gather before and a reduce-scatter after attention, and the same around a dense MLP or a shared expert.
-    is_dense = any(t.spread is Spread.tp and t.component is not Component.attention for t in kind.tensors)
+    # A gather before and a reduce-scatter after attention, and the same around a dense MLP or a shared expert, and
+    # around both parts of a gated block.
+    dense = (t for t in kind.tensors if t.spread is Spread.tp and not is_vision(t.name))
+    blocks = 1 + any(t.component is not Component.attention for t in dense) + 2 * kind.gated
     # Context parallelism gathers keys and values.
     width = ATTENTION[kind.layer_kind.attention].gathered_width(model)
     keys = work.value_bytes * work.tokens * width / parallel.tp
-    sent = {"tp": (4 if is_dense else 2) * shard * (parallel.tp - 1), "cp": keys * (parallel.cp - 1)}
+    sent = {"tp": 2 * blocks * shard * (parallel.tp - 1), "cp": keys * (parallel.cp - 1)}
     copies = work.value_bytes * work.copies * model.hidden_size if kind.layer_kind.has_experts else 0.0
     # Rows go to the experts and back. Under expert tensor parallelism every member needs the rows of all members.
     is_late = work.efficiency.gathers_copies
@@ -195,6 +135,8 @@ def elementwise_bytes(work: Work, kind: TimedKind) -> float:
     model, parallel = work.model, work.parallel
     elements = 10 * work.rank_tokens * model.hidden_size  # two norms (2 each), two residual sums (3 each)
     elements += 4 * work.tokens * model.num_attention_heads * model.head_size / parallel.tp  # queries, keys rotated
+    # Two norms, and two products with a gate (2 each) beside the residual sums.
+    elements += 14 * work.rank_tokens * model.hidden_size * kind.gated
     for tensor in kind.tensors:  # reads gate and up, writes their product
         if tensor.spread is Spread.tp and len(tensor.shape) == 3:
             elements += 3 * work.tokens * tensor.shape[1] / parallel.tp
@@ -208,7 +150,16 @@ def elementwise_bytes(work: Work, kind: TimedKind) -> float:
 
 
 def _products(work: Work, kind: TimedKind) -> list[Product]:
-    return [_product(work, t) for t in kind.tensors if t.is_matrix and len(t.shape) > 1]
+    found = []
+    for place, tensor in enumerate(kind.tensors):
+        gradients = kind.gradients_of(place)
+        if tensor.is_matrix and len(tensor.shape) > 1:
+            found.append(replace(_product(work, tensor), gradients=gradients))
+        elif kind.gated and len(tensor.shape) > 1 and is_vision(tensor.name):  # keys and values of latents
+            n, k = tensor.shape
+            gradients = Gradients(work.trains_resampler, gradients.of_weight)
+            found.append(Product(work.latents, n / work.parallel.tp, k, gradients=gradients))
+    return found
 
 
 def _product(work: Work, tensor: ModelTensor) -> Product:
@@ -225,19 +176,22 @@ def _product(work: Work, tensor: ModelTensor) -> Product:
     return Product(work.rank_tokens, n, k)
 
 
-def _forward_seconds(work: Work, product: Product) -> float:
+def product_seconds(work: Work, product: Product) -> float:
+    """Of the forward pass."""
     m, n, k = product.m, product.n, product.k
     moved = work.value_bytes * (m * k + k * n + m * n)
     return product.count * max(2 * m * n * k / _rate(work, product), moved / work.memory_rate)
 
 
-def _backward_seconds(work: Work, product: Product) -> float:
-    """Two products: the gradient of the input; the gradient of the weight, which is added to an fp32 buffer."""
+def backward_seconds(work: Work, product: Product) -> float:
+    """Up to two products: the gradient of the input; the gradient of the weight, which is added to an fp32 buffer."""
     m, n, k = product.m, product.n, product.k
     compute = 2 * m * n * k / _rate(work, product)
     moved = work.value_bytes * (m * k + k * n + m * n)
     into_buffer = work.value_bytes * (m * k + m * n) + 8 * k * n
-    return product.count * (max(compute, moved / work.memory_rate) + max(compute, into_buffer / work.memory_rate))
+    of_input = product.gradients.of_input * max(compute, moved / work.memory_rate)
+    of_weight = product.gradients.of_weight * max(compute, into_buffer / work.memory_rate)
+    return product.count * (of_input + of_weight)
 
 
 def _rate(work: Work, product: Product) -> float:
@@ -259,6 +213,13 @@ def _attention_seconds(work: Work, kind: TimedKind) -> float:
     fused = 2.0 * heads * width * kind.seen * work.tokens / (peak * ATTENTION_SHARE)
     scores = work.value_bytes * heads * model.seq_length * work.tokens
     return fused + work.efficiency.score_passes * scores / work.memory_rate
+
+
+def _gated_attention_seconds(work: Work) -> float:
+    """Scores of every token with all latents of its row, and their product with values; masked, so not causal."""
+    width = work.model.num_attention_heads * work.model.head_size / work.parallel.tp
+    latents = work.latents / work.micro_batch_size
+    return 4.0 * work.tokens * latents * width / (min(work.matrix_peak, work.cluster.peak_flops_bf16) * ATTENTION_SHARE)
 
 
 def _cast_bytes(work: Work, products: list[Product]) -> float:

@@ -3,6 +3,7 @@
     weights, gradients, optimizer   as the engine lays them out (states); equal to what is built, to the byte
     activations                     what autograd keeps of a micro-batch (activations), times the micro-batches that
                                     are live at the schedule's peak
+    images                          of a vision model: encoder, pixels, latents, resampler (images)
     buffers                         messages between stages, and the workspace of the layer that needs most
     reserve                         no formula: the driver's context, NCCL's buffers, fragmentation
 
@@ -25,14 +26,9 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks, stage_layers
 from gpt4moe.pipeline.schedule import virtual_order, warmup_forwards
-from gpt4moe.planner.activations import (
-    FLOAT,
-    MicroBatch,
-    embedding_activations,
-    head_activations,
-    layer_bytes,
-    mask_bytes,
-)
+from gpt4moe.planner.activations import embedding_activations, head_activations, layer_bytes, mask_bytes
+from gpt4moe.planner.images import image_memory
+from gpt4moe.planner.micro_batch import FLOAT, MicroBatch
 from gpt4moe.planner.states import RankStates, fullest_states
 
 CONTEXT_BYTES = 2_000_000_000
@@ -57,6 +53,8 @@ class StageMemory:
     optimizer_bytes: int
     """fp32 masters (of bf16 weights), both moments, step counts; 0 if they are in host memory."""
     activations_bytes: int
+    images_bytes: int = 0
+    """Of a vision model: encoder, pixels, latents and their gradients, what the resampler keeps (planner.images)."""
     buffers_bytes: int
     reserve_bytes: int
 
@@ -84,12 +82,14 @@ def memory_per_stage(
     passing = peak_live_bytes(run, layout, _of_each(alike, lambda stage: _kept_messages(run, layout, micro, stage)))
     workspaces = _of_each(alike, lambda stage: _workspace(run, layout, micro, stage))
     states = {} if known is None else known
-    stages = []
+    images, stages = image_memory(run, layout, micro), []
     for stage, like in enumerate(alike):
         if like not in states:
             states[like] = fullest_states(run, layout, like)
         held = states[like]
         buffers = passing[stage] + workspaces[stage]
+        if images is not None:  # the encoder runs before the schedule, in the memory that this takes later
+            buffers = max(buffers, images.passing - live[stage])
         stages.append(StageMemory(
             stage=stage,
             rank=stage * layout.stage_size + held.fullest,
@@ -97,6 +97,7 @@ def memory_per_stage(
             gradients_bytes=held.gradients,
             optimizer_bytes=held.optimizer,
             activations_bytes=live[stage],
+            images_bytes=0 if images is None else images.held_bytes,
             buffers_bytes=buffers,
             reserve_bytes=reserve_bytes(run, live[stage] + buffers),
         ))  # fmt: skip

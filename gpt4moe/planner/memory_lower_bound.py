@@ -16,11 +16,12 @@ from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.pipeline.schedule import warmup_forwards
-from gpt4moe.planner.activations import MicroBatch, layer_bytes
-from gpt4moe.planner.layer_time import Work
+from gpt4moe.planner.activations import layer_bytes
 from gpt4moe.planner.memory import reserve_bytes
+from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, freezes, owned_bytes
 from gpt4moe.planner.step_time import stage_parameters
+from gpt4moe.planner.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,7 @@ class MemoryLowerBound:
         if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
             micro = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
-            gated = micro.model.has_gated_block
-            first = {(kind, gated(layer)): layer for layer, kind in reversed([*enumerate(micro.kinds)])}
+            first = {micro.kind(layer): layer for layer in reversed(range(len(micro.kinds)))}
             self.layers[key] = min(layer_bytes(micro, layer, recompute) for layer in first.values())
         return self.layers[key]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.run_time import RunTime, Saving, run_time
+from gpt4moe.planner.states import trained_tensors
 
 Seconds = Callable[[PlanConfig], float]
 """Of a step of this plan."""
@@ -58,7 +59,8 @@ def timed_phases(
     times, phases = [], []
     for span, steps in spans:
         part = plan.at_step(span.first_step + 1)
-        seconds, memory, flops = seconds_of(part), memory_of(part), flops_per_token(part.model, part.parallel)
+        seconds, memory = seconds_of(part), memory_of(part)
+        flops = flops_per_token(part.model, part.parallel, trained=trained_tensors(part))
         took = run_time(
             steps, seconds, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds
         )  # fmt: skip

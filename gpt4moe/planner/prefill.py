@@ -9,9 +9,10 @@ which sees one token of each prompt, is left out.
 
 from dataclasses import dataclass, replace
 
-from gpt4moe.planner.layer_time import TimedKind, forward_seconds, timed_kinds
+from gpt4moe.planner.layer_time import forward_seconds
 from gpt4moe.planner.serving import ALL_REDUCE_SECONDS, ServedModel, ServingLayout, stages_of
 from gpt4moe.planner.step_time import message_seconds
+from gpt4moe.planner.work import TimedKind, timed_kinds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

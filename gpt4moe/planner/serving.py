@@ -22,8 +22,9 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.planner.efficiency import MEMORY_SHARE, planning_profile
-from gpt4moe.planner.layer_time import TimedKind, Work, all_to_all_seconds, link_rate, timed_kinds
+from gpt4moe.planner.layer_time import all_to_all_seconds, link_rate
 from gpt4moe.planner.run_time import hourly_price
+from gpt4moe.planner.work import TimedKind, Work, timed_kinds
 
 SERVED_VALUE_BYTES = 2
 """Bytes of one element of activations and of the cache: bf16. Weights too, except with fp8."""

@@ -7,16 +7,20 @@ The sum follows arXiv:2104.04473, section 2.2. A test compares the bubble with p
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gpt4moe.architecture.rows import Spread
-from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, output_tensors
+from gpt4moe.architecture.count import chunk_tensors
+from gpt4moe.architecture.rows import Component, Spread
+from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, output_tensors, resampler_tensors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
-from gpt4moe.planner.layer_time import LAYER_PARTS, TimedKind, Work, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.image_time import image_seconds
+from gpt4moe.planner.layer_time import LAYER_PARTS, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.work import TimedKind, Work
 
 STEP_PARTS = (*LAYER_PARTS, "pp", "bubble", "dp", "optimizer")
 UPDATE_BYTES = 30
@@ -30,7 +34,7 @@ class StepTime:
     """Time of one step, as the slowest stage determines it."""
 
     parts: dict[str, float]
-    """Seconds by part (STEP_PARTS). Their sum is the time of the step."""
+    """Seconds by part (STEP_PARTS, and `images` of a vision model). Their sum is the time of the step."""
     stages: list[float]
     """Seconds of each stage for one micro-batch, forward and backward: [pp]."""
     micro_batches: int
@@ -65,6 +69,8 @@ def step_time(
     pace = sum(busiest.values())
     parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
     parts["pp"] = message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
+    if work.model.vision is not None:
+        parts["images"] = image_seconds(work, micro_batches)
     parts["bubble"] = pace * (parallel.pp - 1) / parallel.vpp
     parts.update(after_seconds(work, world_size, pace, heaviest or heaviest_stage(work)))
     return StepTime(parts, totals, micro_batches)
@@ -138,6 +144,7 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
     stage = world_size // parallel.pp
     reduced = gathered = update = 0.0
     dense, expert = heaviest
+    dense += trained_resampler(work)
     for size, copies in ((dense, stage // parallel.tp), (expert, stage // (parallel.ep * parallel.etp))):
         seconds = size * (copies - 1) / copies / link_rate(work.cluster, stage)
         reduced += work.efficiency.gradient_bytes * seconds
@@ -149,12 +156,25 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
 
 
 def heaviest_stage(work: Work) -> tuple[float, float]:
-    """(dense, expert) parameters of one rank of the stage that has the most parameters."""
-    return max(stage_parameters(work), key=sum)
+    """(dense, expert) trained parameters of one rank of the stage that has the most of them, without the resampler."""
+    return max(stage_parameters(work, trained=work.trained), key=sum)
 
 
-def stage_parameters(work: Work) -> list[tuple[float, float]]:
-    """(dense, expert) parameters of one rank of each stage: [pp]. A tied embedding counts on the first stage only."""
+def trained_resampler(work: Work) -> int:
+    """Trained parameters of the resampler, whole on every rank of every stage; 0 of a text model."""
+    tensors = resampler_tensors(work.model)
+    return sum(tensor.size for tensor in tensors if work.trained is None or tensor.name in work.trained)
+
+
+def stage_parameters(work: Work, *, trained: Collection[str] | None = None) -> list[tuple[float, float]]:
+    """(dense, expert) parameters of one rank of each stage: [pp]. A tied embedding counts on the first stage only, the
+    resampler on none.
+
+    Args:
+        trained: only of these; None: all.
+    """
+    if trained is not None:
+        return _trained_parameters(work, trained)
     of_kind = {id(kind): kind_sizes(kind, work.parallel) for kind in {id(kind): kind for kind in work.kinds}.values()}
     counts = _kinds_of_stages(work)
     sizes = {
@@ -166,6 +186,18 @@ def stage_parameters(work: Work) -> list[tuple[float, float]]:
     ends[0] += _local(embedding_tensors(work.model), work.parallel)
     ends[-1] += _local(output_tensors(work.model), work.parallel)
     return [(dense + end, expert) for (dense, expert), end in zip(stages, ends, strict=True)]
+
+
+def _trained_parameters(work: Work, trained: Collection[str]) -> list[tuple[float, float]]:
+    stages, tied = [], work.model.tied_embeddings
+    for stage in range(work.parallel.pp):
+        chunks = chunk_tensors(work.model, work.parallel, stage)[: work.parallel.vpp]
+        tensors = [tensor for chunk in chunks for tensor in chunk if tensor.name in trained]
+        if tied and stage > 0:
+            tensors = [tensor for tensor in tensors if tensor.component is not Component.embedding]
+        expert = _local([tensor for tensor in tensors if tensor.spread is Spread.experts], work.parallel)
+        stages.append((float(_local(tensors, work.parallel) - expert), float(expert)))
+    return stages
 
 
 def kind_sizes(kind: TimedKind, parallel: ParallelConfig) -> tuple[int, int]:

@@ -72,6 +72,11 @@ CASES = {
     "deterministic, drops, deepspeed": (
         EP2, f"{ROUTER}.capacity_factor=1.25", "engine=deepspeed", "training.deterministic=true",
     ),
+    "vision": ("stage=vision", "+vision@model.vision=tiny", TWO_LAYERS, "model.vision.cross_attention_every=2"),
+    "vision, tp2 pp2, all trained": (
+        "stage=vision", "+vision@model.vision=tiny", "stage.train=[]", TWO_LAYERS, "parallel.tp=2", "parallel.pp=2",
+        EP2,
+    ),
     "adapters": ("parallel.tp=2", EP2, "stage.lora.rank=8"),
     "padding": (EP2, "model.moe.shared_expert_ffn_hidden_size=48"),
     "padding, drops, experts recomputed": (

@@ -1,7 +1,7 @@
 """Memory against what is built: states to the byte, activations against what autograd keeps in a real step."""
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,13 +11,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.pipeline.schedule import peak_live, schedule
-from gpt4moe.planner.activations import MicroBatch
-from gpt4moe.planner.memory import (
-    again_bytes,
-    live_activations,
-    memory_per_stage,
-    peak_live_bytes,
-)
+from gpt4moe.planner.memory import again_bytes, live_activations, memory_per_stage, peak_live_bytes
+from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks
@@ -204,8 +199,9 @@ class _Kept:
 
 
 def _kept_in_steps(environment: Environment, names: list[str]) -> dict[str, tuple[int, float]]:
-    """Of each case in turn, see _kept_in_a_step."""
+    """Of each case in turn, see kept_bytes."""
     from gpt4moe.parallel.groups import ProcessGroups, world
+    from gpt4moe.proof.batches import synthetic_batches
 
     answers = {}
     with world(environment) as device:
@@ -213,34 +209,34 @@ def _kept_in_steps(environment: Environment, names: list[str]) -> dict[str, tupl
             run = load_run_config([*WIDE, *ACTIVATIONS[name][1]])
             layout = Layout.from_config(run.parallel, environment.world_size)
             groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-            answers[name] = _kept_in_a_step(run, groups)
+            batches = synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"])
+            answers[name] = kept_bytes(run, groups, batches)
     return answers
 
 
-def _kept_in_a_step(run: RunConfig, groups: "ProcessGroups") -> tuple[int, float]:
+def kept_bytes(run: RunConfig, groups: "ProcessGroups", batches: list[Any]) -> tuple[int, float]:
     """(the most that autograd keeps at once in a real step, without parameters; rows at this rank's experts over an
     even share, in the fullest micro-batch: what is live at once, one layer where full recompute brings back one)."""
     import torch
 
     from gpt4moe.model.gpt import build_model
     from gpt4moe.moe.experts import Experts
-    from gpt4moe.proof.batches import synthetic_batches
     from gpt4moe.training.engine_megatron import MegatronEngine
     from gpt4moe.training.step import StepRunner
 
     layout = groups.layout
     engine = MegatronEngine(build_model(run, groups), run, groups)
-    live, rows = _Live(), []
+    live, rows, layers = _Live(), [], 0
     for chunk in engine.chunks:
         for parameter in chunk.parameters():  # never counted
             live.count[parameter.untyped_storage()._cdata] = 1
         experts = [module for module in chunk.modules() if isinstance(module, Experts)]
-        layers = len(experts)
+        layers = max(layers, len(experts))  # the resampler, a chunk of its own, has none
         for module in experts:
             module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].sum())))
     runner = StepRunner(run, engine, groups)
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
-        runner.forward_backward(synthetic_batches(run, 1, layout.dp, groups.coordinate["dp"]))
+        runner.forward_backward(batches)
     at_once = 1 if run.parallel.recompute is Recompute.full else layers
     fullest = max(sum(rows[i : i + at_once]) / at_once for i in range(0, len(rows), at_once))
     even = run.training.micro_batch_size * run.model.seq_length // (layout.tp * layout.cp) * layout.etp

@@ -10,8 +10,9 @@ from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.communication import Traffic, bytes_per_step
 from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, RING_SHARE, planning_profile
-from gpt4moe.planner.layer_time import Work, layer_seconds
+from gpt4moe.planner.layer_time import layer_seconds
 from gpt4moe.planner.step_time import after_seconds, heaviest_stage, message_seconds
+from gpt4moe.planner.work import Work
 from tests.planner.timed import plan_of, work_of
 
 # One NVLink domain for all, so that a byte costs the same in every group; stages alike, so that any of them is the

@@ -9,8 +9,8 @@ import yaml
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.planner.efficiency import planning_profile
-from gpt4moe.planner.layer_time import Work, timed_kinds
 from gpt4moe.planner.step_time import StepTime, step_time
+from gpt4moe.planner.work import Work, timed_kinds
 
 
 @cache

@@ -57,6 +57,22 @@ def test_ranks_that_train_adapters_fit_together(tmp_path: Path) -> None:
     assert set(done.checkpoint.elements.values()) == {adapters}
 
 
+def test_ranks_of_a_vision_stage_fit_together_and_serving_files_are_of_its_text_model(tmp_path: Path) -> None:
+    parts = (
+        "stage=vision",
+        "+vision@model.vision=tiny",
+        "model.vision.cross_attention_every=3",
+        "checkpoint.load=base",
+    )
+    done = rehearsed(tmp_path / "out", *parts)
+    assert done.problems == [] and done.not_rehearsed == []
+    assert done.checkpoint is not None and done.inference is not None
+    model = done.run.model
+    assert done.checkpoint.elements["weight"] == count_parameters(model).total
+    text = count_parameters(dataclasses.replace(model, vision=None)).total
+    assert text < done.inference.size_bytes / 2 < count_parameters(model).total
+
+
 def test_wrong_bytes_a_lost_tensor_and_a_part_written_twice_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
