@@ -9,6 +9,7 @@ adapters.py   rows of LoRA adapters
 tensors.py    the tensors of one model
 count.py      parameters: whole, active, of a rank
 flops.py      operations of a token, row by row
+image_flops.py  parameters and operations of what images pass
 trained.py    what a run trains
 cache.py      what decoding keeps of a token
 

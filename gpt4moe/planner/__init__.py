@@ -1,14 +1,19 @@
 """Room `planner`, storey 3: predict memory, time, money and the best layout of a run. No torch, megatron or deepspeed.
 
 memory
+    micro_batch.py         sizes and kernels of a micro-batch
     activations.py         tensors kept of a micro-batch
+    frozen.py              what frozen weights spare of them
+    images.py              encoder, latents, resampler, blocks
     gradient_buffers.py    Megatron's flat buffers, their cut
     states.py              weights, gradients, optimizer, by engine
     memory.py              the fullest rank of each stage
     memory_lower_bound.py  prunes the search, loses nothing
 time
     efficiency.py          constants of stacks and generations
+    work.py                what the time follows from
     layer_time.py          seconds of one layer
+    image_time.py          seconds of a step's images
     step_time.py           seconds of one step
     communication.py       bytes a rank sends, by group
     run_time.py            days, failures, money, energy
