@@ -65,15 +65,17 @@ def require_targets(model: ModelConfig) -> None:
     Raises: ConfigError when a pattern matches none of them, or one that cannot have an adapter.
     """
     assert model.lora is not None
-    matrices = {tensor.name: tensor for tensor in model_tensors(model) if tensor.is_matrix}
-    require_matches("stage.lora.targets", model.lora.targets, matrices)
+    matrices = {tensor.name: tensor.row.name in ADAPTABLE for tensor in model_tensors(model) if tensor.is_matrix}
+    adaptable = [name for name, may_have_one in matrices.items() if may_have_one]
     for pattern in model.lora.targets:
-        for name, tensor in matrices.items():
-            if fnmatchcase(name, pattern) and tensor.row.name not in ADAPTABLE:
+        for name, may_have_one in matrices.items():
+            if fnmatchcase(name, pattern) and not may_have_one:
                 raise ConfigError(
                     f"stage.lora.targets: {pattern} matches {name}, which cannot have an adapter.",
-                    "Only matrices of attention, dense MLPs and experts have one: make the pattern narrower.",
+                    "Only matrices of attention, dense MLPs and experts have one: give a narrower pattern, over names "
+                    f"such as {nearest(pattern, adaptable)}.",
                 )
+    require_matches("stage.lora.targets", model.lora.targets, adaptable)
 
 
 def require_matches(key: str, patterns: Iterable[str], names: Collection[str]) -> None:

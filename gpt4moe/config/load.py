@@ -10,8 +10,7 @@ import dataclasses
 import difflib
 import re
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -115,8 +114,11 @@ def config_to_yaml(run: RunConfig) -> str:
 
 
 def _dataclass_of(annotation: Any) -> type | None:
-    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
+    """Of a key's values, or of the entries of a list."""
+    return next(
+        (one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and dataclasses.is_dataclass(one)),
+        None,
+    )
 
 
 def _refuse_unknown_keys(raw: dict[str, Any], schema: type, path: str) -> None:
@@ -126,8 +128,10 @@ def _refuse_unknown_keys(raw: dict[str, Any], schema: type, path: str) -> None:
         if key not in hints:
             raise ConfigError(f"Unknown key {full}.", _nearest(str(key), list(hints), path))
         nested = _dataclass_of(hints[key])
-        if nested is not None and isinstance(value, dict):
-            _refuse_unknown_keys(value, nested, full)
+        entries = [(f"{full}[{number}]", one) for number, one in enumerate(value)] if isinstance(value, list) else []
+        for where, one in entries or [(full, value)]:
+            if nested is not None and isinstance(one, dict):
+                _refuse_unknown_keys(one, nested, where)
 
 
 def _refuse_missing(raw: dict[str, Any], path: str) -> None:
@@ -138,6 +142,18 @@ def _refuse_missing(raw: dict[str, Any], path: str) -> None:
         elif value == "???":
             example = {"run.name": "first"}.get(full, "VALUE")
             raise ConfigError(f"{full} is not set.", f"Add {full}={example}, or choose a whole run: +experiment=tiny.")
+
+
+def _entry_named(name: str, schema: type, path: str = "") -> tuple[str, list[str]] | None:
+    """The key whose list has entries of a class, and their keys; OmegaConf does not say in which list a key stands."""
+    for key, hint in get_type_hints(schema).items():
+        full, nested = f"{path}.{key}" if path else key, _dataclass_of(hint)
+        if nested is not None and get_origin(hint) is list and nested.__name__ == name:
+            return full, list(get_type_hints(nested))
+        found = None if nested is None else _entry_named(name, nested, full)
+        if found:
+            return found
+    return None
 
 
 def _nearest(key: str, known: list[str], path: str) -> str:
@@ -152,6 +168,12 @@ def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
     full_key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Key '([^']+)' (?:is )?not in", text)
     if unknown:
+        owner = re.search(r"object_type=(\w+)", text)
+        entry = _entry_named(owner.group(1), root) if owner else None
+        if entry:
+            where, known = entry
+            cause = f"Unknown key {unknown.group(1)} in an entry of {where}."
+            return ConfigError(cause, _nearest(unknown.group(1), known, ""))
         path = full_key.group(1) if full_key else unknown.group(1)
         parent = path.rpartition(".")[0]
         schema: type | None = root

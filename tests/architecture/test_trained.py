@@ -3,7 +3,7 @@
 import pytest
 
 from gpt4moe.architecture.trained import adapter_shapes, describe, require_images, tensor_settings, trained_names
-from gpt4moe.config.load import config_from_dict, config_to_dict, load_run_config
+from gpt4moe.config.load import CONFIG_FOLDER, config_from_dict, config_to_dict, load_run_config
 from gpt4moe.errors import ConfigError
 
 TINY = (
@@ -72,6 +72,28 @@ def test_what_cannot_be_trained_is_refused(overrides: list[str], cause: str, cur
         tensor_settings(run.model, run.stage, run.optimizer)
     assert cause in error.value.cause
     assert cure in f"{error.value.cause} {error.value.cure}"
+
+
+def test_the_page_on_lora_has_what_its_commands_print() -> None:
+    page = " ".join((CONFIG_FOLDER.parent / "docs" / "lora.md").read_text().split())
+    part, adapted = (
+        describe(run.model, run.stage)
+        for run in (
+            load_run_config(["+experiment=tiny", "run.name=x", "data=mock", more])
+            for more in ("stage.train=['*experts*']", "stage.lora.rank=8")
+        )
+    )
+    assert f"`{part}`" in page and f"`{adapted.partition('; ')[2]}`" in page
+
+
+@pytest.mark.parametrize("pattern", ["*routre*", "*mlp*", "*norm*", "embedding", "*output_layer*"])
+def test_the_name_that_a_cure_proposes_for_an_adapter_may_have_one(pattern: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run = load_run_config([*TINY, "stage.lora.rank=2", f"stage.lora.targets=['{pattern}']"])
+        trained_names(run.model, run.stage)
+    proposed = error.value.cure.rpartition("such as ")[2].rstrip(".")
+    run = load_run_config([*TINY, "stage.lora.rank=2", f"stage.lora.targets=['{proposed}']"])
+    assert len(trained_names(run.model, run.stage)) == 2
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])

@@ -81,6 +81,31 @@ def test_a_misspelt_key_names_the_nearest(override: str, unknown: str, meant: st
 
 
 @pytest.mark.parametrize(
+    ("key", "entry", "cause", "cure"),
+    [
+        ("training.length_ramp", {"seq_len": 64, "until_step": 3}, "seq_len", "Did you mean seq_length?"),
+        ("training.batch_ramp", {"x": 64}, "x", "Keys here: global_batch_size, until_samples."),
+        ("data.phases", {"from_token": 5}, "from_token", "Did you mean from_tokens?"),
+        ("optimizer.by_pattern", {"tensor": "*"}, "tensor", "Did you mean tensors?"),
+    ],
+)
+def test_a_misspelt_key_in_an_entry_of_a_list_names_the_list_and_its_keys(
+    key: str, entry: dict[str, Any], cause: str, cure: str
+) -> None:
+    written = ", ".join(f"{name}: {value!r}" for name, value in entry.items())
+    error = refusal([*TINY, f"{key}=[{{{written}}}]"])
+    assert (error.cause, error.cure) == (f"Unknown key {cause} in an entry of {key}.", cure)
+    raw = config_to_dict(load_run_config(TINY))
+    group, name = key.split(".")
+    raw[group][name] = [entry]
+    with pytest.raises(ConfigError, match=rf"Unknown key {group}\.{name}\[0\]\.{cause}\.") as stored:
+        config_from_dict(raw)
+    assert stored.value.cure == cure.replace("mean ", f"mean {key}[0].").replace(
+        "here: global_batch_size, ", f"here: {key}[0].global_batch_size, {key}[0]."
+    )
+
+
+@pytest.mark.parametrize(
     ("overrides", "cause", "cure"),
     [
         (["+experiment=tiny"], "run.name is not set", "run.name=first"),
