@@ -6,7 +6,7 @@ preprocessor_config.json  what pixels are normalised by; without it what the kin
 """
 
 import json
-from math import isfinite
+from math import inf, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ SAVE_AGAIN = (
     "and AutoImageProcessor.from_pretrained(NAME).save_pretrained(FOLDER)."
 )
 _WEIGHTS, _INDEX, _PROCESSOR = "model.safetensors", "model.safetensors.index.json", "preprocessor_config.json"
+_RESCALED = 1 / 255
+"""Of a pixel from 0 to 255 to one from 0 to 1."""
 _SIZES = {
     "image_size": "image_size", "patch_size": "patch_size", "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads",
@@ -47,7 +49,8 @@ def model_type(folder: Path) -> str:
 
 
 def pixel_statistics(folder: Path) -> tuple[Channels, Channels]:
-    """Mean and deviation that the encoder's pixels are normalised by. Raises: ConfigError, as require_encoder."""
+    """Mean and deviation that the encoder's pixels, from 0 to 1, are normalised by: with what do_normalize, do_rescale
+    and rescale_factor say. Raises: ConfigError, as require_encoder."""
     mean, deviation = KINDS[model_type(folder)]
     path = folder / _PROCESSOR
     if not path.exists():
@@ -58,7 +61,17 @@ def pixel_statistics(folder: Path) -> tuple[Channels, Channels]:
         raise ConfigError(
             f"image_mean or image_std of {path} is not three numbers, or a deviation is not above 0.", SAVE_AGAIN
         )
-    return found[0], found[1]
+    if settings.get("do_normalize", True):
+        mean, deviation = found[0], found[1]
+    else:
+        mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    factor = settings.get("rescale_factor", _RESCALED) if settings.get("do_rescale", True) else 1.0
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < inf:
+        raise ConfigError(f"rescale_factor={factor} of {path} is not above 0.", SAVE_AGAIN)
+    if isclose(factor, _RESCALED):
+        return mean, deviation
+    scale = _RESCALED / factor
+    return _scaled(mean, scale), _scaled(deviation, scale)
 
 
 def require_encoder(config: EncoderConfig) -> None:
@@ -100,6 +113,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise ConfigError(f"{folder / _INDEX} names no files (weight_map).", SAVE_AGAIN)
     return [folder / name for name in sorted(set(files.values()))]
+
+
+def _scaled(channels: Channels, scale: float) -> Channels:
+    red, green, blue = channels
+    return red * scale, green * scale, blue * scale
 
 
 def _channels(given: Any) -> Channels | None:

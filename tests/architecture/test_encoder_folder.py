@@ -107,3 +107,30 @@ def test_pixels_are_normalised_as_the_kind_s_own_processor_does_where_the_folder
     for kind in KINDS:
         (tmp_path / "config.json").write_text(json.dumps(STORED | {"model_type": kind}))
         assert pixel_statistics(tmp_path) == (tuple(published[kind].image_mean), tuple(published[kind].image_std))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False, "do_normalize": False, "rescale_factor": 3}, {"rescale_factor": 0.00392156862745098},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pixels_are_what_the_folder_s_processor_makes_of_them(said: dict[str, float], tmp_path: Path) -> None:
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    processor = SiglipImageProcessorPil(**(statistics | said), do_resize=False)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(STORED))
+    pixels = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3) * 20
+    mean, deviation = (np.array(one) for one in pixel_statistics(tmp_path))
+    theirs = processor(pixels, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+    np.testing.assert_allclose(np.moveaxis((pixels / 255 - mean) / deviation, -1, 0), theirs, rtol=1e-5)  # fp32
+
+
+def test_a_rescale_factor_that_is_none_is_refused(tmp_path: Path) -> None:
+    (saved(tmp_path) / "preprocessor_config.json").write_text('{"rescale_factor": 0}')
+    with pytest.raises(ConfigError, match="rescale_factor=0"):
+        require_encoder(config(tmp_path))
