@@ -70,6 +70,9 @@ def main(arguments: list[str]) -> int:
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Stopped by Ctrl-C.", "The same command goes on: what is there already is not made again.")
+        return 130
 
 
 def tell(places: Places) -> int:

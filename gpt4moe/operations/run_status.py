@@ -169,7 +169,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
         total_steps=total,
         loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
         tokens_per_second=_speed(records),
-        eta_seconds=_eta(events, records, last_seen, total) if state in ("running", "waiting") else None,
+        eta_seconds=_eta(folder, events, records, last_seen, total) if state in ("running", "waiting") else None,
         restarts=max(0, len(starts) - 1, len(list(folder.glob("starts/*.yaml"))) - 1),
         last_seen=last_seen or None,
         alerts=alerts,
@@ -193,10 +193,12 @@ def _speed(records: list[Record]) -> float | None:
     return statistics.median(speeds) if speeds else None
 
 
-def _eta(events: list[Event], records: list[Record], seen: float, total: int | None) -> float | None:
+def _eta(
+    folder: Path, events: list[Event], records: list[Record], seen: float, total: int | None
+) -> float | None:  # fmt: skip
     if not records or total is None:
         return None
-    if {"seq_length", "eta_seconds"} <= records[-1].keys():  # steps differ in size: the run's own counts tokens
+    if "eta_seconds" in records[-1] and _has_ramp(folder):  # steps differ in size: the run's own counts tokens
         return float(records[-1]["eta_seconds"])
     step = int(records[-1]["step"])
     pace = float(records[-1].get("step_seconds", 0.0))
@@ -204,6 +206,13 @@ def _eta(events: list[Event], records: list[Record], seen: float, total: int | N
     if first is not None and first["event"] == "first_step" and step > first["step"]:
         pace = (seen - first["time"]) / (step - first["step"])
     return pace * max(0, total - step)
+
+
+def _has_ramp(folder: Path) -> bool:
+    try:
+        return bool({"batch_ramp", "length_ramp"} & set(_FILES[IDENTITY_FILE]((folder / IDENTITY_FILE).read_text())))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _total_steps(folder: Path) -> int | None:

@@ -184,6 +184,7 @@ class AlertWatch:
         self.alerts = alerts
         self._values: list[deque[float]] = [deque(maxlen=alert.rule.memory) for alert in alerts]
         self._is_on = [False] * len(alerts)
+        self._seq_length: float | None = None
         for record in earlier:
             self._take(record)
 
@@ -203,6 +204,12 @@ class AlertWatch:
         return self._checked([bool(values) or wait for values, wait in zip(self._values, waits, strict=True)], idle)
 
     def _take(self, record: Record) -> None:
+        # Longer samples cost more a token (training.length_ramp): a drop is looked for within one length.
+        if record.get("seq_length") != self._seq_length:
+            self._seq_length = record.get("seq_length")
+            for alert, values in zip(self.alerts, self._values, strict=True):
+                if isinstance(alert.rule, Drop):
+                    values.clear()
         for alert, values in zip(self.alerts, self._values, strict=True):
             if alert.metric in record:
                 values.append(record[alert.metric])

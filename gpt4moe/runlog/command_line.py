@@ -37,7 +37,7 @@ def split_arguments(
 
 
 def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[str]], int]) -> int:
-    """Runs a tool and returns its exit status.
+    """Runs a tool and returns its exit status; 130 when Ctrl-C stopped it.
 
     Args:
         arguments: of the command line; without any, and with -h or --help, the help is printed instead.
@@ -51,3 +51,6 @@ def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[st
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Stopped by Ctrl-C.", "Run the same command again.")
+        return 130

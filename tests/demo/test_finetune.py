@@ -75,3 +75,12 @@ def test_runs_of_another_base_are_not_taken_for_those_of_this_one(tmp_path: Path
         finetune._require_same_base(places, tmp_path / "tiny-4" / "step-00000200")
     with pytest.raises(LaunchError, match="were begun from"):
         finetune._require_same_base(places, tmp_path / "tiny-8" / "step-00000200")
+
+
+def test_ctrl_c_ends_it_in_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(places: Places) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "tell", stopped)
+    assert finetune.main([]) == 130
+    assert capsys.readouterr().err.startswith("error: Stopped by Ctrl-C.")

@@ -70,9 +70,11 @@ def test_a_living_process_is_running_and_its_pace_gives_the_eta(tmp_path: Path) 
     assert found.eta_seconds == pytest.approx(18.0)
     assert found.account is not None and found.account.share == pytest.approx(8 / 100)
 
-    longer = {"step": 5, "loss": 1.0, "step_seconds": 2.0, "seq_length": 64, "eta_seconds": 77.0}
+    longer = {"step": 5, "loss": 1.0, "step_seconds": 2.0, "eta_seconds": 77.0}
     with (folder / "metrics.jsonl").open("a") as lines:
         lines.write(json.dumps(longer) + "\n")
+    assert status(folder).eta_seconds != 77.0
+    (folder / "identity.json").write_text('{"batch_ramp": [{"global_batch_size": 4, "until_samples": 7}]}')
     assert status(folder).eta_seconds == 77.0, "steps of other sizes to come: the run's own number counts their tokens"
 
     os.utime(folder / ".lock", (1.0, 1.0))

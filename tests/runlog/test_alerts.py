@@ -110,3 +110,14 @@ def test_a_run_can_be_judged_from_outside() -> None:
 def test_a_metric_that_a_run_does_not_have_says_nothing() -> None:
     alerts = [Alert(name="x", metric="mfu", rule=alert.rule) for alert in SHIPPED]
     assert failing_alerts(alerts, healthy(), Idle(1000.0)) == []
+
+
+def test_a_speed_that_falls_where_samples_grow_longer_is_no_drop() -> None:
+    records = changed("tokens_per_second", 250, 0.5)
+    assert told(records) == [(255, "throughput drop")]
+    for record in records:
+        record["seq_length"] = 64 if record["step"] < 250 else 128
+    assert told(records) == []
+    for record in records[379:]:
+        record["tokens_per_second"] *= 0.5
+    assert told(records) == [(385, "throughput drop")]

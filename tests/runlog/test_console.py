@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import pytest
 
-from gpt4moe.runlog.command_line import print_error
+from gpt4moe.runlog.command_line import print_error, run_tool
 from gpt4moe.runlog.console import Console, clock_time, short_count
 
 
@@ -111,6 +111,14 @@ def test_a_mistake_is_two_lines_on_stderr(capsys: pytest.CaptureFixture[str]) ->
         "error: parallel.tp=3 does not divide [heads] = 4 " + "y" * 200,
         "fix: Set parallel.tp=2.",
     ]
+
+
+def test_ctrl_c_ends_a_tool_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    def act(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run_tool(["x"], None, act) == 130
+    assert capsys.readouterr().err.splitlines() == ["error: Stopped by Ctrl-C.", "fix: Run the same command again."]
 
 
 def test_numbers_are_short() -> None:
