@@ -69,6 +69,10 @@ def build_trainer(
     _take_folder(launch, groups)
     with raise_together(groups):
         source = find_source(run, folder, data, latest)
+        if source and source.base is not None and groups.is_first_rank:
+            keep_for(
+                source.base.folder, folder.path
+            )  # before minutes of building, in which its own run might delete it
     state = source.state if source else TrainState()
     events, history = Events(), History()
     # Before the model, which may run out of memory: the limit on restarts (resilience.restarts) and the account of the
@@ -83,8 +87,6 @@ def build_trainer(
         loaded = frozenset((*source.selection.loaded, *source.frozen) if source else ())
         engine = ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
         if source:
-            if source.base is not None and groups.is_first_rank:
-                keep_for(source.base.folder, folder.path)
             load_source(source, engine, groups)
         logger.info("%s", describe(run.model, run.stage))
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))

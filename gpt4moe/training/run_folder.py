@@ -166,23 +166,43 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
 
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
-    without = {key: default for key, (default, _) in _OPTIONAL.items()}
-    found = [(key, was, now) for key, was, now in differences(without | theirs, without | ours) if key != "run_id"]
+    changed = differences(_in_one_form(theirs), _in_one_form(ours))
+    found = [(key, was, now) for key, was, now in changed if key != "run_id"]
     if not found:
         return
     named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}
     named |= {key: name for key, (_, name) in _OPTIONAL.items()}
-    shown = [f"{named.get(key, key)} {_short(was)}, now {_short(now)}" for key, was, now in found[:3]]
+    groups = [key.partition(".")[0] for key, *_ in found]
+    keys = [named.get(group, group) + key.removeprefix(group) for group, (key, *_) in zip(groups, found, strict=True)]
+    shown = [f"{key} {_short(was)}, now {_short(now)}" for key, (_, was, now) in zip(keys[:3], found[:3], strict=True)]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     weights = (
-        f", with checkpoint.load={folder} to begin with its weights"
-        if found[0][0] in ("stage", "train", "lora")
-        else ""
+        f", with checkpoint.load={folder} to begin with its weights" if groups[0] in ("stage", "train", "lora") else ""
     )
+    if "data" in groups:
+        raise ConfigError(
+            f"The run in {folder} was started with {'; '.join(shown)}{more}: its sources, shares or phases changed.",
+            "Give the first values of data.* again (resolved.yaml has them), and the files as they were. A source that "
+            "was extended since has its samples in another order: choose another run.name, with "
+            f"checkpoint.load={folder} to begin with its weights.",
+        )
     raise ConfigError(
         f"The run in {folder} was started with {'; '.join(shown)}{more}.",
         f"Choose another run.name for a new run{weights}, or give the first values again (resolved.yaml has them).",
     )
+
+
+def _in_one_form(identity: dict[str, Any]) -> dict[str, Any]:
+    """With defaults written out: equal runs that were written differently are equal."""
+    found = {key: default for key, (default, _) in _OPTIONAL.items()} | identity
+    lora, size = found["lora"], found["global_batch_size"]
+    if lora:  # run folders of before 2026-11-30 have the patterns in the order that they were given in
+        found["lora"] = lora | {"targets": sorted(lora["targets"])}
+    if not found["batch_ramp"]:  # else a level without a size of its own has the ramp's
+        found["length_ramp"] = [
+            level | {"global_batch_size": level.get("global_batch_size") or size} for level in found["length_ramp"]
+        ]
+    return found
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,5 +1,6 @@
 """A run folder belongs to one run and to one job at a time."""
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from gpt4moe.config.load import config_to_dict, load_run_config
+from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.training.run_folder import RunFolder, identity_of
 from tests.numbered_lines import VOCABULARY
@@ -76,6 +78,40 @@ def test_the_order_of_patterns_is_no_part_of_it() -> None:
             for patterns in ("['*qkv*','*experts*']", "['*experts*','*qkv*']")
         )
         assert one == two
+
+
+def test_a_run_folder_with_unsorted_patterns_of_before_goes_on(tmp_path: Path) -> None:
+    lora = ["stage.lora.rank=4", "stage.lora.targets=['*qkv*','*experts*']"]
+    run = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}", *lora])
+    data = {"data": "one", "tokenizer": "none"}
+    folder = RunFolder.of(run)
+    folder.path.mkdir()
+    folder.freeze(run, data)
+    identity = folder.read_identity()
+    identity["lora"]["targets"] = ["*qkv*", "*experts*"]
+    (folder.path / "identity.json").write_text(json.dumps(identity))
+    folder.check_identity(run, data)
+    with pytest.raises(ConfigError, match=r"data one, now two: its sources, shares or phases changed") as caught:
+        folder.check_identity(run, data | {"data": "two"})
+    assert "A source that was extended since has its samples in another order" in caught.value.cure
+    run.stage.lora.targets.append("*proj*")
+    with pytest.raises(ConfigError, match=r"with stage\.lora\.targets"):
+        folder.check_identity(run, data)
+
+
+def test_a_level_s_batch_size_may_be_written_out(tmp_path: Path) -> None:
+    def run(level: str) -> RunConfig:
+        ramp = f"training.length_ramp=[{{seq_length: 64, until_step: 2{level}}}]"
+        return load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}", ramp])
+
+    data = {"data": "one", "tokenizer": "none"}
+    folder = RunFolder.of(run(""))
+    folder.path.mkdir()
+    folder.freeze(run(""), data)
+    size = run("").training.global_batch_size
+    folder.check_identity(run(f", global_batch_size: {size}"), data)
+    with pytest.raises(ConfigError, match=r"training\.length_ramp"):
+        folder.check_identity(run(f", global_batch_size: {2 * size}"), data)
 
 
 class Tuning(str, Enum):
