@@ -11,6 +11,7 @@ ParamWrapper).
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gpt4moe.convert.architectures import architecture_of
 from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS, progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, Take
+from gpt4moe.errors import ConversionError
 
 _MODEL = "base_model.model"
 _FILE = "adapter_model.safetensors"
@@ -37,9 +39,11 @@ def to_peft(checkpoint: Path, out: Path, *, model: str, base: Path | None = None
     Args:
         model: what PEFT calls the base: a folder made by to-hf from the base's checkpoint, or a name.
         base: where the base's checkpoint is, if it was moved.
-    Raises: ConversionError when no architecture fits, or `out` exists or cannot be written; CheckpointError.
+    Raises: ConversionError when no architecture fits, `model` is no such thing, or `out` exists or cannot be written;
+        CheckpointError.
     """
     refuse_existing(out)
+    _require_model(model)
     source = MergedWeights(checkpoint, base)
     pairs = dict(_pairs(source))
     modules = [name.removesuffix(".weight") for name in pairs if name.endswith(".weight")]
@@ -64,6 +68,18 @@ def to_peft(checkpoint: Path, out: Path, *, model: str, base: Path | None = None
         "out": str(out), "tensors": len(tensors), "size_bytes": total,
         "files": [{"name": entry.name, "size_bytes": entry.size}],
     }  # fmt: skip
+
+
+def _require_model(model: str) -> None:
+    """Raises: ConversionError for what is neither a folder with a model nor may be a name, OWNER/MODEL, of the hub."""
+    if (Path(model) / "config.json").is_file():
+        return
+    if Path(model).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
+        problem = "has no config.json" if Path(model).exists() else "is no folder, and no name like OWNER/MODEL"
+        raise ConversionError(
+            f"--model {model} {problem}: PEFT would not find the base by it.",
+            "Give a folder made from the base: tools/convert_checkpoint.py to-hf BASE FOLDER --dtype fp32.",
+        )
 
 
 def _pairs(source: MergedWeights) -> Iterator[tuple[str, Pair]]:

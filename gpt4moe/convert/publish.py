@@ -39,9 +39,9 @@ class Draft:
             advance(sum(tensor.size_bytes(dtype) for tensor in tensors))
             return FileEntry(**json.loads(note.read_text()))
         entry = write_stream(self.folder / name, tensors, dtype, metadata, advance)
-        temporary = self.folder / f"{name}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(entry)))
-        os.replace(temporary, note)
+        temporary = f"{name}.tmp"
+        self.text(temporary, json.dumps(dataclasses.asdict(entry)))  # on the disk before its name, or it may be empty
+        os.replace(self.folder / temporary, note)
         return entry
 
     def text(self, name: str, text: str) -> None:

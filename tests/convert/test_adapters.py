@@ -134,7 +134,7 @@ def test_peft_loads_the_folder_and_computes_the_merged_model_s_logits(folders: d
 
 
 def test_a_peft_folder_names_each_parameter_of_the_export(folders: dict[str, Path], tmp_path: Path) -> None:
-    to_peft(folders["adapted"], tmp_path / "peft", model="base")
+    to_peft(folders["adapted"], tmp_path / "peft", model="us/base")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (4, 16)
     modules = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in range(2) for part in "qkvo"]
@@ -142,6 +142,18 @@ def test_a_peft_folder_names_each_parameter_of_the_export(folders: dict[str, Pat
     assert config["target_parameters"] == [
         f"model.layers.{layer}.mlp.experts.{part}_proj" for layer in range(2) for part in ("gate_up", "down")
     ]
+
+
+@pytest.mark.parametrize("model", ["nosuch", "./no/such", "runs"])
+def test_a_base_that_peft_cannot_find_is_refused(
+    model: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConversionError, match=f"--model {model} (is no folder|has no config.json)") as error:
+        to_peft(folders["adapted"], tmp_path / "peft", model=model)
+    assert error.value.exit_code == 2 and "to-hf BASE FOLDER" in error.value.cure
+    assert not (tmp_path / "peft").exists()
 
 
 def test_an_export_is_of_the_adapters_run_and_goes_on_with_no_other_s_files(
