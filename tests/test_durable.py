@@ -4,8 +4,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gpt4moe.convert.publish import Draft
+from gpt4moe.convert.safetensors_file import NewTensor
 from gpt4moe.data.folder import new_source
 from gpt4moe.data.manifest import SPLITS, SourceManifest, write_json
 from gpt4moe.data.tokenizer import train_tokenizer
@@ -68,3 +71,28 @@ def test_a_source_of_text_is_on_the_disk_before_what_says_that_it_is_finished(
     assert events[: events.index(shard)].index(f"sync {work}/new")
     for name, part in (("input-000000.sha256", "input-000000.part"), ("stays", "stays.part")):
         assert events[events.index(f"rename {work}/{name}") - 1] == f"sync {work}/{part}"
+
+
+def test_a_source_that_cannot_be_moved_in_place_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(text: str) -> None:
+        with new_source(tmp_path / "a") as new:
+            SourceManifest(tokenizer_sha256="", licence=text, description="", train=(), valid=()).write(new)
+            if text == "new":
+                replace = os.replace
+                monkeypatch.setattr(os, "replace", lambda a, b: replace("/nowhere" if a == new else a, b))
+
+    write("older")
+    with pytest.raises(FileNotFoundError):
+        write("new")
+    assert SourceManifest.read(tmp_path / "a").licence == "older"
+
+
+def test_a_finished_file_of_a_conversion_is_noted_on_the_disk_before_the_note_has_its_name(
+    tmp_path: Path, events: list[str]
+) -> None:
+    tensor = NewTensor("a", (2,), lambda take: iter([np.zeros(2, dtype=np.float32)]))
+    Draft(tmp_path).tensors("x.safetensors", [tensor], dtype="F32", metadata={}, advance=lambda amount: None)
+    assert events == [f"sync {tmp_path}/x.safetensors", f"sync {tmp_path}/x.safetensors.tmp",
+                      f"rename {tmp_path}/x.safetensors.done.json"]  # fmt: skip

@@ -15,7 +15,6 @@
 then train with stage=sft data=demo data.path=data/chat model.vocab_size=<the same>. Exit status: 0 made, 2 bad input.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -29,28 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _act(arguments: list[str]) -> int:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from gpt4moe.chat.command import prepare, summary
+    from gpt4moe.data.source_command import make_sources
 
-    from gpt4moe.chat.command import prepare
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} conversations"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("prepare", total=None)
-        words = [word for word in arguments if word != "--json"]
-        answer = prepare(words, lambda lines: progress.advance(task, lines))
-    if "--json" in arguments:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        return 0
-    for name, facts in answer.items():
-        for split in ("train", "valid"):
-            one = facts[split]
-            sys.stdout.write(
-                f"{name} {split}: {one['conversations']:,} conversations, {one['tokens']:,} tokens, "
-                f"{one['learned']:,} of them learned, the longest {one['longest']:,}\n"
-            )
-        sys.stdout.write(f"{name}: {facts['skipped']:,} lines skipped\n")
-    return 0
+    return make_sources(arguments, "conversations", prepare, summary)
 
 
 if __name__ == "__main__":

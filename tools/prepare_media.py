@@ -17,7 +17,6 @@
 Exit status: 0 made, 2 bad input. docs/vision-data.md has the rest.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -31,21 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _act(arguments: list[str]) -> int:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
+    from gpt4moe.data.source_command import make_sources
     from gpt4moe.media.command import prepare, summary
 
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} documents"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("prepare", total=None)
-        words = [word for word in arguments if word != "--json"]
-        answer = prepare(words, lambda documents: progress.advance(task, documents))
-    if "--json" in arguments:
-        sys.stdout.write(json.dumps(answer) + "\n")
-    else:
-        sys.stdout.write("".join(f"{line}\n" for name, facts in answer.items() for line in summary(name, facts)))
-    return 0
+    return make_sources(arguments, "documents", prepare, summary)
 
 
 if __name__ == "__main__":

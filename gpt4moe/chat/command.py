@@ -8,35 +8,37 @@ from typing import Any
 
 from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import read_words
-from gpt4moe.data.folder import named, require_named_once
-from gpt4moe.errors import ConfigError
+from gpt4moe.data.manifest import SPLITS
+from gpt4moe.data.source_command import named, paths_of, require_source_options
 
 
 def prepare(arguments: Sequence[str], progress: Callable[[int], None]) -> dict[str, Any]:
     """Makes the sources that are asked for. Returns: what each has. Raises: ConfigError, DataError."""
     given = parser().parse_args(list(arguments))
     words = read_words(given.tokenizer, given.template)
-    for option in ("source", "valid", "licence"):
-        require_named_once(f"--{option}", [name for name, _ in getattr(given, option)])
+    require_source_options(given)
     valid, licences = dict(given.valid), dict(given.licence)
-    unknown = (set(valid) | set(licences)) - {name for name, _ in given.source}
-    if unknown:
-        raise ConfigError(
-            f"--valid or --licence names {min(unknown)}, and --source does not.", "Name the same sources."
-        )
-    if not 0 <= given.held_out <= 1:
-        raise ConfigError(f"--held-out is {given.held_out}.", "It is a share, from 0 to 1.")
     answer = {}
     for name, paths in given.source:
         files = ChatFiles(
-            train=_paths(paths), valid=_paths(valid.get(name, "")), held_out_share=given.held_out,
+            train=paths_of(paths), valid=paths_of(valid.get(name, "")), held_out_share=given.held_out,
             licence=licences.get(name, "unknown"), skips_bad_rows=given.bad_rows == "skip",
         )  # fmt: skip
         count = write_chat_source(
             given.out, name, files, words, vocab_size=given.vocab_size, progress=progress
         )  # fmt: skip
-        answer[name] = {split: asdict(one) for split, one in count.splits.items()} | {"skipped": len(count.skipped)}
+        answer[name] = {split: asdict(one) for split, one in count.splits.items()} | {"skipped": count.skipped.count}
     return answer
+
+
+def summary(name: str, facts: dict[str, Any]) -> list[str]:
+    """What was made, for a person."""
+    lines = [
+        f"{name} {split}: {one['conversations']:,} conversations, {one['tokens']:,} tokens, {one['learned']:,} of them "
+        f"learned, the longest {one['longest']:,}"
+        for split, one in ((split, facts[split]) for split in SPLITS)
+    ]
+    return [*lines, f"{name}: {facts['skipped']:,} lines skipped"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,7 +53,3 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--bad-rows", choices=("refuse", "skip"), default="refuse")
     found.add_argument("--vocab-size", type=int)
     return found
-
-
-def _paths(text: str) -> list[Path]:
-    return [Path(path) for path in text.split(",") if path]

@@ -4,22 +4,28 @@ FOLDER/tokenizer/                  tokenizer and chat template, as Hugging Face 
 FOLDER/<source>/train-00000.bin .idx .sums        a document is a conversation
 FOLDER/<source>/train-mask-00000.bin .idx .sums   a byte a token; 1: it is learned
 FOLDER/<source>/train-origins.json                file and line of each conversation
-FOLDER/<source>/skipped.jsonl                     lines that were left out, with the reason
+FOLDER/<source>/skipped.jsonl                     lines that were left out, with the reason; 10,000 at most
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt4moe.chat.encode import Encoded, Encoder
 from gpt4moe.chat.rows import conversation_of
 from gpt4moe.chat.words import TEMPLATE_FILE, TOKENIZER_FOLDER, ChatWords
-from gpt4moe.data.folder import finish_folder, held_out, new_source, require_source_name, vocabulary_of
-from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
+from gpt4moe.data.folder import (
+    LeftOut,
+    finish_folder,
+    held_out,
+    new_source,
+    require_both_splits,
+    require_source_name,
+    vocabulary_of,
+)
+from gpt4moe.data.indexed_writer import SHARD_BYTES, ShardWriter, token_dtype
 from gpt4moe.data.lines import parsed, text_lines
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.origins import Origins
@@ -58,8 +64,8 @@ class ChatCount:
     """Of a source."""
 
     splits: dict[str, SplitCount] = field(default_factory=lambda: {"train": SplitCount(), "valid": SplitCount()})
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """{"where", "reason"} of each line that was left out."""
+    skipped: LeftOut = field(default_factory=LeftOut)
+    """{"where", "reason", "cure"} of the lines that were left out."""
 
 
 def write_chat_source(
@@ -85,16 +91,20 @@ def write_chat_source(
         for split, found, where in _encoded(files, encoder, count.skipped, progress):
             splits[split].add(found, where)
             _add(count.splits[split], found)
-        if count.skipped and not files.skips_bad_rows:
+        if count.skipped.count and not files.skips_bad_rows:
             raise _bad_rows(count.skipped)
+        require_both_splits(
+            name, {split: one.conversations for split, one in count.splits.items()}, "conversation",
+            held_out_share=None if files.valid else files.held_out_share, left_out=count.skipped,
+            other_cure=f", or name held-out files: --valid {name}=FILE",
+        )  # fmt: skip
         shards = {split: one.finish() for split, one in splits.items()}
         SourceManifest(
             tokenizer_sha256=vocabulary.tokenizer_sha256, licence=files.licence,
             description=", ".join(path.name for path in (*files.train, *files.valid)), train=shards["train"][0],
             valid=shards["valid"][0], masks={split: masks for split, (_, masks) in shards.items()},
         ).write(new)  # fmt: skip
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in count.skipped]
-        (new / SKIPPED_FILE).write_text("".join(lines), encoding="utf-8")
+        count.skipped.write(new / SKIPPED_FILE)
     words.write(folder / TOKENIZER_FOLDER, encoder.learned_ends)
     finish_folder(folder, vocabulary, words.path)
     return count
@@ -105,49 +115,31 @@ class _Split:
 
     def __init__(self, folder: Path, split: str, vocab_size: int, shard_bytes: int):
         self.folder, self.split, self.shard_bytes = folder, split, shard_bytes
-        self.dtype = token_dtype(vocab_size)
-        self.pair: tuple[PairWriter, PairWriter] | None = None
-        self.shards: list[Shard] = []
-        self.masks: list[Shard] = []
+        self.tokens = ShardWriter(folder / split, token_dtype(vocab_size))
+        self.masks = ShardWriter(folder / f"{split}-mask", np.dtype("u1"))
         self.origins = Origins()
 
     def add(self, found: Encoded, where: str) -> None:
         file, _, line = where.rpartition(":")
         self.origins.add(file, int(line))
-        if self.pair is None:
-            number = f"{len(self.shards):05}"
-            self.pair = (
-                PairWriter(self.folder / f"{self.split}-{number}", self.dtype),
-                PairWriter(self.folder / f"{self.split}-mask-{number}", np.dtype("u1")),
-            )
-        self.pair[0].add(found.tokens)
-        self.pair[1].add(found.mask)
-        if self.pair[0].num_bytes >= self.shard_bytes:
+        self.tokens.add(found.tokens)
+        self.masks.add(found.mask)
+        if self.tokens.num_bytes >= self.shard_bytes:
             self._close()
 
     def finish(self) -> tuple[list[Shard], list[Shard]]:
-        """Raises: DataError when there is no conversation."""
-        if self.pair is not None:
-            self._close()
-        if not self.shards:
-            cure = (
-                "--valid FILE, a larger --held-out, or more"
-                if self.split == "valid"
-                else "more, or a smaller --held-out"
-            )
-            raise DataError(f"There is no conversation for {self.split}.", f"Give {cure}.")
+        """The shards of tokens and those of masks."""
+        self._close()
         self.origins.write(self.folder, self.split)
-        return self.shards, self.masks
+        return self.tokens.shards, self.masks.shards
 
     def _close(self) -> None:
-        assert self.pair is not None
-        self.shards.append(self.pair[0].finish())
-        self.masks.append(self.pair[1].finish())
-        self.pair = None
+        self.tokens.close()
+        self.masks.close()
 
 
 def _encoded(
-    files: ChatFiles, encoder: Encoder, skipped: list[dict[str, Any]], progress: Callable[[int], None]
+    files: ChatFiles, encoder: Encoder, skipped: LeftOut, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, Encoded, str]]:
     """Split and conversation of each good line, and its file and number."""
     for paths, given in ((files.train, None), (files.valid, "valid")):
@@ -157,7 +149,7 @@ def _encoded(
                 found = encoder.encode(conversation_of(parsed(where, line, _EXAMPLE), where), where)
             except Gpt4MoeError as error:
                 cause = error.cause if error.cause.startswith(where) else f"{where}: {error.cause}"
-                skipped.append({"where": where, "reason": cause, "cure": error.cure})
+                skipped.add(where=where, reason=cause, cure=error.cure)
                 continue
             is_valid = not files.valid and held_out(line.strip(), files.held_out_share)
             yield given or ("valid" if is_valid else "train"), found, where
@@ -170,13 +162,14 @@ def _add(count: SplitCount, found: Encoded) -> None:
     count.longest = max(count.longest, len(found.tokens))
 
 
-def _bad_rows(skipped: list[dict[str, Any]]) -> DataError:
-    if len(skipped) == 1:
-        return DataError(skipped[0]["reason"], skipped[0]["cure"])
-    shown = " | ".join(one["reason"] for one in skipped[:_SHOWN])
+def _bad_rows(skipped: LeftOut) -> DataError:
+    first = skipped.listed[0]
+    if skipped.count == 1:
+        return DataError(first["reason"], first["cure"])
+    shown = " | ".join(one["reason"] for one in skipped.listed[:_SHOWN])
     return DataError(
-        f"{len(skipped)} lines cannot be learned from: {shown}{' | ...' if len(skipped) > _SHOWN else ''}",
-        f"{skipped[0]['cure']} To leave such lines out, --bad-rows skip lists them in {SKIPPED_FILE}.",
+        f"{skipped.count:,} lines cannot be learned from: {shown}{' | ...' if skipped.count > _SHOWN else ''}",
+        f"{first['cure']} To leave such lines out, --bad-rows skip lists them in {SKIPPED_FILE}.",
     )
 
 

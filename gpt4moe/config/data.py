@@ -47,7 +47,11 @@ class SourceConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 least = "0 or more" if key == "share" else "above 0"
-                raise ConfigError(f"data.sources.{name}.{key}={value} is no number.", f"Give a number, {least}.")
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                raise ConfigError(
+                    f"data.sources.{name}.{key}={value} is {'not ' + least if is_number else 'no number'}.",
+                    f"Give a number, {least}.",
+                )
             if value == 0 and key != "share":
                 raise ConfigError(f"data.sources.{name}.{key}=0 reads nothing.", f"Set data.sources.{name}.share=0.")
         if self.share is not None and self.epochs != 1.0:
@@ -95,6 +99,10 @@ class DataConfig:
     document_mask: bool = False
     """A sample has parts of several documents. true: a token attends to its own document alone, positions begin anew
     with each document, and the first token of a document is not predicted. false: as if a sample were one text."""
+
+    chat_as_text: bool = False
+    """stage=pretrain. true: conversations are learned as text, every turn of them, the user's too. false: a source of
+    them is refused."""
 
     @property
     def folders(self) -> list[str]:

@@ -81,6 +81,12 @@ class Documents:
         chosen: NDArray[np.bool_] = stays[splits & 1 == SPLITS.index(split)] == 1
         return chosen
 
+    def count(self, split: str) -> int:
+        """How many stay."""
+        pieces = range(len(self.starts) - 1)
+        chosen = ((self.chosen(piece, split), piece) for piece in pieces)
+        return sum(len(self.lengths(piece, split)) if stays is None else int(stays.sum()) for stays, piece in chosen)
+
     def kept(self, facts: Sequence[PieceFacts]) -> tuple[dict[str, int], int]:
         """Bytes of the documents that stay, split by split, and how many of those have their middle last."""
         sums, filled = dict.fromkeys(SPLITS, 0), 0

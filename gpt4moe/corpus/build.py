@@ -42,7 +42,7 @@ from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
 from gpt4moe.corpus.unfinished import begin, clear, locked, made_already, make_plan
 from gpt4moe.corpus.workers import Workers
-from gpt4moe.data.folder import require_replaceable
+from gpt4moe.data.folder import require_both_splits, require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
 from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest, file_sha256
 from gpt4moe.durable import sync_file, sync_files
@@ -230,12 +230,10 @@ def _write_shards(
             number=len(older.manifest.shards(split)) if older is not None else 0,
         )  # fmt: skip
         if not tasks and (older is None or split == "train"):
-            raise DataError(
-                f"Source {order.name}: there is no document for {split}.",
-                "Give more text, or a larger --held-out."
-                if split == "valid"
-                else "Give text, or a smaller --held-out.",
-            )
+            require_both_splits(
+                order.name, {one: documents.count(one) for one in SPLITS}, "document",
+                held_out_share=order.recipe.held_out,
+            )  # fmt: skip
         todo = [task for task in tasks if not shard_json(work, task).exists()]
         given = ((work / "new", task, work, tuple(counts), order.dtype.name) for task in todo)
         for task, _ in zip(todo, workers.map(_write_shard, given, advance), strict=True):

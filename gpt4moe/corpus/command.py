@@ -14,17 +14,12 @@ from gpt4moe.corpus.foreign import SPLITS, convert, is_foreign
 from gpt4moe.corpus.inputs import TREE_SUFFIXES, Inputs, find_inputs
 from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.quality import require_decodable
+from gpt4moe.corpus.records import TO_UTF8
 from gpt4moe.corpus.sample import sample_of, texts_to_train_on
-from gpt4moe.data.folder import (
-    TOKENIZER_NAME,
-    finish_folder,
-    named,
-    require_named_once,
-    require_source_name,
-    vocabulary_of,
-)
+from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, require_source_name, vocabulary_of
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
+from gpt4moe.data.source_command import named, require_named_once, require_share
 from gpt4moe.data.tokenizer import require_vocabulary, train_tokenizer
 from gpt4moe.errors import ConfigError, DataError
 
@@ -170,8 +165,12 @@ def _check(given: argparse.Namespace) -> None:
         if (given.out / name).is_dir():
             raise DataError(f"{given.out / name} is a folder, and a file is written there.", "Choose another --out.")
     for option, share in (("--held-out", given.held_out), ("--fim-spm", given.fim_spm), *_rates(given)):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{option} is {share}.", "It is a share, from 0 to 1.")
+        require_share(option, share)
+    if given.held_out in (0, 1):
+        raise ConfigError(
+            f"--held-out is {given.held_out:g}: every source has documents to train on and held-out ones.",
+            "Give a share between 0 and 1; 0.0001 holds out few of a large source.",
+        )
     for option, number in (
         ("--processes", given.processes), ("--decontaminate-words", given.decontaminate_words),
         ("--tokenizer-sample-mb", given.tokenizer_sample_mb),
@@ -207,4 +206,6 @@ def summary(name: str, manifest: SourceManifest) -> list[str]:
     for key, what in (("removed", "documents removed"), ("files_skipped", "files not read")):
         if text[key]:
             lines.append(f"{name}: {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in text[key].items()))
+    if "not UTF-8" in text["files_skipped"]:
+        lines.append(f"{name}: of the files that are not UTF-8, those that are Latin-1 can be read after {TO_UTF8}")
     return lines

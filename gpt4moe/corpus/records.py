@@ -49,6 +49,7 @@ class Notes:
     """Of each part of a jsonl that was read to its end: path, and its lines."""
 
 
+TO_UTF8 = "iconv -f LATIN1 -t UTF-8 FILE > NEW"
 Advance = Callable[[int], None]
 """Called with the number of bytes of a file that were just read."""
 Document = tuple[str, bytes, int]
@@ -191,7 +192,7 @@ def _encoded(text: str, part: Part, number: int) -> bytes:
 def _no_utf8(place: str, error: UnicodeDecodeError) -> DataError:
     return DataError(
         f"{place} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}.",
-        "If it is Latin-1: iconv -f LATIN1 -t UTF-8 FILE > NEW, and name NEW.",
+        f"If it is Latin-1: {TO_UTF8}, and name NEW.",
     )
 
 

@@ -13,6 +13,7 @@
     catalogue.py    the sources of data folders
     overview.py     what a run reads of each source, also of a plan
     register.py     files of Megatron-LM as a source
+    source_command.py  options and answer of the tools that make sources
     command.py      what tools/mixture.py answers
     progress.py     bar of bytes, MB/s and the time that is left
     lookup.py       where sample n comes from; are the files whole?

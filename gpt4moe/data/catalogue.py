@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.data.image_files import FrameStream, ImageStore
-from gpt4moe.data.indexed import MAKE_DATA
-from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
+from gpt4moe.data.manifest import MAKE_DATA, MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError
+
+_TOKENIZER = "Restore it from its original, or make the data folder again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,11 @@ class Source:
 
     def tokens(self, split: str) -> ShardedTokens:
         """Raises: DataError for a file that is missing or has another size."""
-        return ShardedTokens(self.folder, self.manifest.shards(split))
+        return ShardedTokens(self.folder, self.manifest.shards(split), self.manifest.made_by)
 
     def mask(self, split: str) -> ShardedTokens:
         """Of each token 1 where it is trained, for conversations. Raises: DataError as tokens."""
-        return ShardedTokens(self.folder, self.manifest.masks[split])
+        return ShardedTokens(self.folder, self.manifest.masks[split], self.manifest.made_by)
 
     def images(self, split: str) -> ImageStore:
         """Of a source with images. Raises: DataError as tokens."""
@@ -86,9 +87,7 @@ class Catalogue:
         """Raises: DataError when a file of any source is missing or of another size, or the tokenizer another one."""
         require_tokenizer_file(self.tokenizer)
         if file_sha256(self.tokenizer) != self.vocabulary.tokenizer_sha256:
-            raise DataError(
-                f"{self.tokenizer} is not the tokenizer of the manifest.", f"Delete the folder. {MAKE_DATA}"
-            )
+            raise DataError(f"{self.tokenizer} is not the tokenizer of the manifest.", _TOKENIZER)
         for source in self.sources.values():
             for split in SPLITS:
                 source.tokens(split)
@@ -139,7 +138,7 @@ class Catalogue:
 def require_tokenizer_file(tokenizer: Path) -> None:
     """Raises: DataError when it is missing."""
     if not tokenizer.is_file():
-        raise DataError(f"The tokenizer {tokenizer} is missing.", MAKE_DATA)
+        raise DataError(f"The tokenizer {tokenizer} is missing.", _TOKENIZER)
 
 
 def _require_manifests(folder: Path) -> None:

@@ -142,6 +142,7 @@ def _require_kinds(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -
     manifests = {name: catalogue.sources[name].manifest for name in names}
     where, stage = catalogue.folders[0], f"stage={run.stage.kind.value}"
     pictured = [name for name, manifest in manifests.items() if manifest.images is not None]
+    chat = next((name for name in names if manifests[name].is_chat), None)
     if run.stage.kind is StageKind.sft:
         plain = next((name for name in names if not manifests[name].is_chat), None)
         if plain is not None:
@@ -152,7 +153,6 @@ def _require_kinds(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -
                 "set stage=pretrain.",
             )
     elif run.stage.kind is StageKind.vision:
-        chat = next((name for name in names if manifests[name].is_chat), None)
         if chat is not None:
             raise DataError(
                 f"{stage}, and source {chat} has conversations, which this stage does not read.",
@@ -167,6 +167,12 @@ def _require_kinds(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -
         raise DataError(
             f"{stage}, and source {pictured[0]} has images: its image tokens would be learned as text.",
             "Set stage=vision, or name the other sources (++data.sources.NAME=1).",
+        )
+    elif chat is not None and not run.data.chat_as_text:
+        raise DataError(
+            f"{stage}, and source {chat} has conversations: every turn of them would be learned, the user's too.",
+            "Set stage=sft to learn the assistant's, data.chat_as_text=true to learn all of it as text, or name the "
+            "other sources (++data.sources.NAME=1).",
         )
 
 

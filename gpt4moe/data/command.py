@@ -17,6 +17,7 @@ from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.overview import overview
 from gpt4moe.data.progress import byte_bar
 from gpt4moe.data.register import register
+from gpt4moe.data.shards import restore
 from gpt4moe.errors import ConfigError
 
 
@@ -58,9 +59,16 @@ def _sample(words: list[str]) -> Answer:
     checked = check_data(run)
     origin, tokens = origin_of(run, checked, int(words[0]))
     facts = dataclasses.asdict(origin)
+    after = run.step_sizes.samples(run.training.steps)
+    facts["is_beyond_end"] = int(words[0]) >= after
     assert checked.tokenizer is not None
     text = load_tokenizer(checked.tokenizer).decode(tokens)
-    return Answer(facts, [*(f"{key:<18} {value}" for key, value in facts.items()), "", text])
+    told = [f"{key:<18} {value}" for key, value in facts.items()]
+    if facts["is_beyond_end"]:
+        told.append(
+            f"training.steps={run.training.steps} ends with sample {after - 1}: a longer run would read this one"
+        )
+    return Answer(facts, [*told, "", text])
 
 
 def _step(words: list[str]) -> Answer:
@@ -70,10 +78,12 @@ def _step(words: list[str]) -> Answer:
     sizes = run.step_sizes
     first, after = sizes.samples(step - 1), sizes.samples(step)
     facts = {"step": step, "first_sample": first, "last_sample": after - 1, "samples": after - first}
+    facts["is_beyond_end"] = step > run.training.steps
+    beyond = f"; training.steps={run.training.steps} ends before, a longer run would" if facts["is_beyond_end"] else ""
     length = sizes.at_step(step).seq_length
     return Answer(facts | {"seq_length": length, "tokens": (after - first) * length}, [
         f"step {step} reads the samples {first} to {after - 1}: {after - first} sequences of {length} tokens; "
-        "mixture.py sample shows one",
+        f"mixture.py sample shows one{beyond}",
     ])  # fmt: skip
 
 
@@ -88,14 +98,22 @@ def _verify(words: list[str]) -> Answer:
     images = [one for found in illustrated if found is not None for split in SPLITS for one in found.shards[split]]
     total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards) + sum(one.bytes for one in images)
     problems: list[str] = []
+    cures: dict[str, str] = {}
     with byte_bar("verify", total) as advance:
         for source, shard in shards:
-            problems += verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)
+            found = verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)
+            cures |= {source.name: restore(source.manifest.made_by)} if found else {}
+            problems += found
         for source in catalogue.sources.values():
-            problems += verify_images_of(source, advance)
+            found = verify_images_of(source, advance)
+            cures |= {source.name: restore(source.manifest.made_by)} if found else {}
+            problems += found
     count = len(shards) + len(images)
-    facts = {"shards": count, "bytes": total, "problems": problems}
-    return Answer(facts, problems or [f"{count} shards, {total:,} bytes: as they were written."], int(bool(problems)))
+    facts = {"shards": count, "bytes": total, "problems": problems, "cures": cures}
+    fixes = [f"fix: {name}: {cure}" for name, cure in cures.items()]
+    return Answer(
+        facts, [*problems, *fixes] or [f"{count} shards, {total:,} bytes: as they were written."], int(bool(problems))
+    )
 
 
 def _register(words: list[str]) -> Answer:

@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
 from gpt4moe.data.origins import line_of
-from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, shuffled
+from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, require_pieces, shuffled
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.data.shards import ShardedTokens, bin_path
 from gpt4moe.errors import DataError
+
+_STRETCH = 1 << 20
+"""Tokens of a mask that are looked at at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,15 +53,12 @@ def lay_out(source: Source, split: str, layout: RowLayout) -> Conversations:
     num_left_out = 0
     if num_long:
         parts = _parts(whole.of(np.flatnonzero(is_long)), layout.seq_length, layout.long_rows)
-        learned = np.array(
-            [mask[start + 1 : start + length].any() for start, length in zip(parts.starts, parts.lengths, strict=True)]
-        )
+        learned = _learned(mask, parts)
         num_left_out = int((~learned).sum())
         kept = parts.of(np.flatnonzero(learned))
         pieces = Pieces(np.append(pieces.starts, kept.starts), np.append(pieces.lengths, kept.lengths))
         pieces = pieces.of(np.argsort(pieces.starts, kind="stable"))
-    if not len(pieces.starts):
-        raise DataError(f"Source {source.name} has no {split} conversation to learn from.", "Give more conversations.")
+    require_pieces(pieces, whole, layout, source.name, f"{split} conversation")
     pieces = pieces.of(shuffled(pieces, layout.seed, source.name))
     rows = pack(pieces.lengths, most) if layout.is_packed else np.arange(len(pieces.starts))
     return Conversations(
@@ -69,13 +69,26 @@ def lay_out(source: Source, split: str, layout: RowLayout) -> Conversations:
 
 def _parts(long: Pieces, seq_length: int, long_rows: LongRows) -> Pieces:
     """Each of seq_length + 1 tokens at most. Those of a split conversation share a token, as samples of a stream do."""
-    starts, lengths = [], []
-    for start, length in zip(long.starts.tolist(), long.lengths.tolist(), strict=True):
-        last = 1 if long_rows is LongRows.cut else length - 1
-        for offset in range(0, last, seq_length):
-            starts.append(start + offset)
-            lengths.append(min(seq_length + 1, length - offset))
-    return Pieces(np.array(starts), np.array(lengths))
+    parts = np.ones_like(long.lengths) if long_rows is LongRows.cut else -(-(long.lengths - 1) // seq_length)
+    number = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
+    starts, lengths = np.repeat(long.starts, parts), np.repeat(long.lengths, parts)
+    offset = number * seq_length
+    return Pieces(starts + offset, np.minimum(lengths - offset, seq_length + 1))
+
+
+def _learned(mask: ShardedTokens, parts: Pieces) -> NDArray[np.bool_]:
+    """Whether each part has a learned token after its first. Parts ascend; the mask is read in long stretches."""
+    firsts, ends = parts.starts + 1, parts.starts + parts.lengths
+    counts: NDArray[np.int64] = np.zeros(len(firsts), dtype=np.int64)
+    for begin in range(0, len(mask), _STRETCH):
+        touched = slice(np.searchsorted(ends, begin, side="right"), np.searchsorted(firsts, begin + _STRETCH))
+        if touched.start >= touched.stop:
+            continue
+        start, stop = max(begin, firsts[touched.start]), min(begin + _STRETCH, ends[touched.stop - 1])
+        sums = np.append(0, np.cumsum(mask[start:stop], dtype=np.int64))
+        within = [np.clip(one[touched] - start, 0, stop - start) for one in (firsts, ends)]
+        counts[touched] += sums[within[1]] - sums[within[0]]
+    return counts > 0
 
 
 def _too_long(source: Source, split: str, tokens: ShardedTokens, whole: Pieces, seq_length: int) -> DataError:

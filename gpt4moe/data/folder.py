@@ -1,21 +1,25 @@
 """Writes into a data folder: a source is moved in place when it is whole, the folder's manifest comes last."""
 
-import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.durable import sync_files, sync_folder
-from gpt4moe.errors import ConfigError, DataError
+from gpt4moe.errors import DataError
 
 TOKENIZER_NAME = "tokenizer.json"
+LISTED = 10_000
+"""Lines of a list of what was left out."""
 
 
 def vocabulary_of(
@@ -77,12 +81,21 @@ def new_source(folder: Path) -> Iterator[Path]:
 
 
 def move_in_place(new: Path, folder: Path, old: Path) -> None:
-    """A source that is whole takes the place of an older one, which becomes `old`. All of it is on the disk then."""
+    """A source that is whole takes the place of an older one, which becomes `old`. All of it is on the disk then.
+
+    Between two renames neither is in its place: a kill just then leaves both beside it (docs/data.md).
+    """
     require_replaceable(folder)
     sync_files(new)
-    if folder.exists():
+    is_replaced = folder.exists()
+    if is_replaced:
         os.replace(folder, old)
-    os.replace(new, folder)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if is_replaced:
+            os.replace(old, folder)
+        raise
     sync_folder(folder.parent)
 
 
@@ -108,27 +121,57 @@ def require_source_name(name: str) -> None:
         )
 
 
-def named(text: str) -> tuple[str, str]:
-    """NAME=VALUE of a command line that makes sources, as an argument's type."""
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def require_named_once(option: str, names: Sequence[str]) -> None:
-    """Raises: ConfigError when an option NAME=VALUE gives a source twice."""
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(
-            f"{option} {twice}= is given twice.", f"Give it once; several files as {option} {twice}=ONE,TWO."
-        )
-
-
 def held_out(document: str | bytes, share: float) -> bool:
     """Whether a document is held out: by its hash, so that copies of it are all in the same split."""
     data = document.encode() if isinstance(document, str) else document
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") < share * 2.0**64
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """What a new source leaves out: all of it is counted, the first LISTED are listed with their reasons."""
+
+    count: int = 0
+    listed: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, **facts: Any) -> None:
+        self.count += 1
+        if self.count <= LISTED:
+            self.listed.append(facts)
+
+    def write(self, path: Path) -> None:
+        """A JSON object a line; the last says how many are not listed, if any."""
+        more = [{"not_listed": self.count - LISTED}] if self.count > LISTED else []
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in (*self.listed, *more)]
+        path.write_text("".join(lines), encoding="utf-8")
+
+
+def require_both_splits(
+    name: str, counts: Mapping[str, int], what: str, *, held_out_share: float | None, left_out: LeftOut | None = None,
+    other_cure: str = "",
+) -> None:  # fmt: skip
+    """
+    Args:
+        counts: split -> its documents.
+        what: a source's documents are called.
+        held_out_share: None where files are named for each split.
+        other_cure: than another share.
+    Raises: DataError for a split without a document: why it has none.
+    """
+    empty = next((split for split, count in counts.items() if not count), None)
+    if empty is None:
+        return
+    total, there = sum(counts.values()), ", ".join(f"{count:,} for {split}" for split, count in counts.items())
+    cause = f"Source {name} has no {what} for {empty} ({there}"
+    if left_out is not None and left_out.count:
+        cause += f", {left_out.count:,} left out: {left_out.listed[0]['reason'].rstrip('.')}"
+    if held_out_share is None or not total:
+        raise DataError(f"{cause}).", f"Mend what was left out, or name files that have a {what} for {empty}.")
+    share = min(0.5, max(5 / total, held_out_share)) if empty == "valid" else held_out_share / 2
+    raise DataError(
+        f"{cause}): --held-out {held_out_share:g} of {total:,} chose {'none' if empty == 'valid' else 'all'}.",
+        f"They are chosen by a hash: set --held-out {share:.2g}{other_cure}.",
+    )
 
 
 def finish_folder(folder: Path, manifest: DataManifest, tokenizer_path: Path) -> None:

@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.data.manifest import FrameTable, ImageShard, file_sha256
+from gpt4moe.data.shards import require_size, restore
 from gpt4moe.errors import DataError
 
 IMAGE = np.dtype([("start", "<u8"), ("bytes", "<u4"), ("width", "<u4"), ("height", "<u4"), ("sha256", "V32")])
 FRAME = np.dtype([("token", "<u8"), ("image", "<u8")])
 _MOST_MAPPED = 128
-_RESTORE = "Restore the file from its original, or make the source again (tools/prepare_media.py)."
+_MADE_BY = "tools/prepare_media.py"
+_RESTORE = restore(_MADE_BY)
 
 
 class ImageWriter:
@@ -109,8 +110,8 @@ class ImageStore:
     def __init__(self, folder: Path, shards: Sequence[ImageShard]):
         self.folder, self.shards = folder, shards
         for shard in shards:
-            _require_size(folder / f"{shard.file}.img", shard.bytes)
-            _require_size(folder / f"{shard.file}.table", shard.images * IMAGE.itemsize)
+            require_size(folder / f"{shard.file}.img", shard.bytes, _MADE_BY)
+            require_size(folder / f"{shard.file}.table", shard.images * IMAGE.itemsize, _MADE_BY)
         self.ends = list(accumulate(shard.images for shard in shards))
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
 
@@ -164,7 +165,7 @@ class FrameStream:
             raise DataError(f"{folder} has {len(tables)} tables of frames for {len(ends)} shards.", _RESTORE)
         self.folder, self.tables, self.ends = folder, tables, ends
         for table in tables:
-            _require_size(folder / table.file, table.frames * FRAME.itemsize)
+            require_size(folder / table.file, table.frames * FRAME.itemsize, _MADE_BY)
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
 
     def between(self, start: int, stop: int) -> NDArray[np.void]:
@@ -217,15 +218,6 @@ def verify_images(folder: Path, shard: ImageShard, progress: Callable[[int], Non
 
 def damaged_image(path: Path, within: int, start: int) -> DataError:
     return DataError(f"{path} is damaged: image {within}, at byte {start:,}, has another sha256.", _RESTORE)
-
-
-def _require_size(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} is missing.", MAKE_DATA) from error
-    if found != size:
-        raise DataError(f"{path} has {found:,} bytes, the manifest says {size:,}.", _RESTORE)
 
 
 def _require_hash(path: Path, sha256: str) -> None:

@@ -18,7 +18,7 @@ from gpt4moe.config.data import LongRows
 from gpt4moe.data.catalogue import Source
 from gpt4moe.data.image_files import FrameStream, ImageStore
 from gpt4moe.data.pictures import decode
-from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, shuffled
+from gpt4moe.data.rows import PackedRows, Pieces, RowLayout, bounds_of, documents_of, pack, require_pieces, shuffled
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError
@@ -109,8 +109,7 @@ def lay_out_images(source: Source, split: str, view: ImageView, layout: RowLayou
         parts, num_left_out = _parts(long, tokens, tags, image_id, seq_length, view.max_images, long_rows)
         pieces = Pieces(np.append(pieces.starts, parts.starts), np.append(pieces.lengths, parts.lengths))
         pieces = pieces.of(np.argsort(pieces.starts, kind="stable"))
-    if not len(pieces.starts):
-        raise DataError(f"Source {source.name} has no {split} document to learn from.", "Give more documents.")
+    require_pieces(pieces, whole, layout, source.name, f"{split} document")
     pieces = pieces.of(shuffled(pieces, layout.seed, source.name))
     images = _images_of(pieces, tags)
     most = seq_length + 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpt4moe.errors import DataError
 
-MAKE_DATA = "Run `make data` (it makes data/demo) or tools/tokenize_corpus.py for your own text, or choose data=mock."
+_NAME = "Restore it from its original, or name another pair of files, by its path without .bin and .idx."
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -34,7 +34,7 @@ class DocumentIndex:
     def __init__(self, prefix: Path):
         self.prefix = prefix
         if not _with(prefix, ".idx").is_file():
-            raise DataError(f"{_with(prefix, '.idx')} is missing.", MAKE_DATA)
+            raise DataError(f"{_with(prefix, '.idx')} is missing.", _NAME)
         if _size(prefix, ".idx") < HEADER.size:
             raise _damaged(prefix, ".idx", f"has {_size(prefix, '.idx')} bytes, not even a header")
         index: NDArray[np.uint8] = np.memmap(_with(prefix, ".idx"), mode="r", dtype=np.uint8)
@@ -93,7 +93,7 @@ class IndexedTokens:
         self.prefix = prefix
         self.index = DocumentIndex(prefix)
         if not _with(prefix, ".bin").is_file():
-            raise DataError(f"{_with(prefix, '.bin')} is missing.", MAKE_DATA)
+            raise DataError(f"{_with(prefix, '.bin')} is missing.", _NAME)
         size = self.index.num_bytes
         if _size(prefix, ".bin") != size or size == 0:
             raise _damaged(prefix, ".bin", f"has {_size(prefix, '.bin')} bytes, its index says {size}")

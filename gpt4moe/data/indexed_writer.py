@@ -54,6 +54,40 @@ class PairWriter:
         )  # fmt: skip
 
 
+class ShardWriter:
+    """Pairs of files PREFIX-00000, PREFIX-00001, ... that are being written; each ends with `close`.
+
+    Args:
+        prefix: path of the shards' names before their number.
+    """
+
+    def __init__(self, prefix: Path, dtype: "np.dtype[np.integer]"):
+        self.prefix, self.dtype = prefix, dtype
+        self.shards: list[Shard] = []
+        self.pair: PairWriter | None = None
+        """The open one."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the open shard."""
+        return self.pair.num_tokens if self.pair is not None else 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_tokens * self.dtype.itemsize
+
+    def add(self, document: ArrayLike) -> None:
+        if self.pair is None:
+            number = len(self.shards)
+            self.pair = PairWriter(self.prefix.with_name(f"{self.prefix.name}-{number:05}"), self.dtype)
+        self.pair.add(document)
+
+    def close(self) -> None:
+        if self.pair is not None:
+            self.shards.append(self.pair.finish())
+        self.pair = None
+
+
 def write_index(path: Path, lengths: NDArray[np.int64], dtype: "np.dtype[np.integer]") -> None:
     """The .idx of documents that follow one another.
 

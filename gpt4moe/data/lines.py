@@ -21,7 +21,7 @@ def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str)
     Raises: DataError for a file that cannot be read or has no line, and for the first line that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}).", f"Give a file of lines {example}.") from error
     found = [
@@ -35,19 +35,29 @@ def read_lines(path: Path, types: Types, *, needed: Sequence[str], example: str)
 
 
 def text_lines(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, with file and line number. Raises: DataError when a file is missing."""
+    """Lines that are not blank, with file and line number. A byte order mark is left out.
+
+    Raises: DataError when a file is missing, is no UTF-8, or begins as one JSON array.
+    """
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is missing.", "Name an existing file of one JSON object a line.")
         with path.open("rb") as stream:
+            is_first = True
             for number, raw in enumerate(stream, start=1):
                 try:
-                    line = raw.decode("utf-8")
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise DataError(
                         f"{path}:{number} is no UTF-8 ({error.reason}).", "Give a plain text file, unpacked, in UTF-8."
                     ) from error
+                if is_first and line.lstrip().startswith("["):
+                    raise DataError(
+                        f"{path} begins as one JSON array, not as lines of a JSON object each.",
+                        f"Write its objects as lines, for example: jq -c '.[]' {path} > lines.jsonl",
+                    )
                 if line.strip():
+                    is_first = False
                     yield line, f"{path}:{number}"
 
 

@@ -127,7 +127,7 @@ def _verify_tokens(folder: Path, shard: Shard, vocab_size: int, progress: Callab
             content = stream.read(BLOCK_BYTES)
             digest.update(content)
             if zlib.crc32(content) != sum_:
-                found.append(damaged_block(path, block).cause)
+                found.append(damaged_block(path, block, "").cause)
             largest = max(largest, int(np.frombuffer(content, dtype=shard.dtype).max()))
             progress(len(content))
     if not found and digest.hexdigest() != shard.bin_sha256:

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DataError
 
+MAKE_DATA = (
+    "Run `make data` (it makes data/demo), or make your own: tools/tokenize_corpus.py of text, "
+    "tools/prepare_chat.py of conversations, tools/prepare_media.py of images; or choose data=mock."
+)
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "valid")
 _FORMAT = 2
@@ -130,6 +133,15 @@ class SourceManifest:
         """Whether its documents are conversations, with a mask of trained tokens."""
         return bool(self.masks)
 
+    @property
+    def made_by(self) -> str:
+        """The command that makes such a source."""
+        if self.is_chat:
+            return "tools/prepare_chat.py"
+        if self.images is not None:
+            return "tools/prepare_media.py"
+        return "tools/tokenize_corpus.py" if self.text else "`make data` or tools/mixture.py register"
+
     def shards(self, split: str) -> Sequence[Shard]:
         return self.train if split == "train" else self.valid
 
@@ -179,7 +191,7 @@ def _read(folder: Path, what: str) -> dict[str, Any]:
 def _foreign(folder: Path, error: Exception) -> DataError:
     return DataError(
         f"{folder / MANIFEST_NAME} is no data manifest of format {_FORMAT} ({type(error).__name__}: {error}).",
-        f"Name a folder that was made by a tool of this version, or make it again in another place. {MAKE_DATA}",
+        "Name a folder that was made by a tool of this version, or make it again in another place.",
     )
 
 

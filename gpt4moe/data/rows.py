@@ -9,9 +9,11 @@ Which documents share a row depends on the seed alone; every epoch has another o
 function of (seed, n). The table costs 20 bytes a document.
 """
 
-from bisect import bisect_left, insort
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +24,12 @@ from gpt4moe.data.mixture import Draw, PhasedMixture
 from gpt4moe.data.permutation import Permutation
 from gpt4moe.data.samples import TokenSample, in_documents, num_samples, packed_sample
 from gpt4moe.data.shards import ShardedTokens
+from gpt4moe.errors import DataError
 
 OPEN_ROWS = 256
 """A document goes into the fullest of so many rows that has room for it."""
+_ROW_BITS = 40
+_ROW = (1 << _ROW_BITS) - 1
 
 
 class Rows(Protocol):
@@ -173,6 +178,20 @@ class RowSamples:
         return self.mixture.consumed(n)
 
 
+def require_pieces(pieces: Pieces, whole: Pieces, layout: RowLayout, name: str, what: str) -> None:
+    """Raises: DataError when nothing of `whole` is left to learn. name: of the source; what: its split and pieces."""
+    if len(pieces.starts):
+        return
+    if not len(whole.starts):
+        raise DataError(f"Source {name} has no {what}.", "Give it some, or name other sources (++data.sources.NAME=1).")
+    raise DataError(
+        f"Source {name}: data.long_rows={layout.long_rows.value} leaves nothing of {len(whole.starts):,} {what}s to "
+        f"learn: what is kept in the context, model.seq_length={layout.seq_length} + 1, has no learned token (the "
+        f"longest has {int(whole.lengths.max()):,} tokens).",
+        "Set data.long_rows=split, or a larger model.seq_length.",
+    )
+
+
 def documents_of(tokens: ShardedTokens) -> Pieces:
     """Every document of a split, in the order of the stream."""
     starts, lengths = [], []
@@ -197,25 +216,29 @@ def pack(
     Args:
         images: of each piece; no row has more than most_images.
     """
-    rows: NDArray[np.int64] = np.empty(len(lengths), dtype=np.int64)
-    room: list[tuple[int, int]] = []  # of the open rows, ascending: (tokens left, row)
-    held: list[int] = []  # images of every row
-    for number, length in enumerate(lengths.tolist()):
-        more = 0 if images is None else int(images[number])
-        at = bisect_left(room, (length, 0))
-        while more and at < len(room) and held[room[at][1]] + more > most_images:
-            at += 1
+    more_images = images.tolist() if images is not None else repeat(0)
+    rows: list[int] = []
+    room: list[int] = []  # of the open rows, ascending: tokens left, then the row's number in the lower bits
+    free = array("q")  # of the same rows: images left
+    num_rows = 0
+    for length, more in zip(lengths.tolist(), more_images, strict=False):
+        at = bisect_left(room, length << _ROW_BITS)
+        if at < len(room) and free[at] < more:
+            fits = np.flatnonzero(np.array(free[at:]) >= more)
+            at = at + int(fits[0]) if len(fits) else len(room)
         if at < len(room):
-            left, row = room.pop(at)
+            key, left = room.pop(at), free.pop(at)
         else:
-            left, row = capacity, len(held)
-            held.append(0)
-        rows[number] = row
-        held[row] += more
-        insort(room, (left - length, row))
+            key, left = (capacity << _ROW_BITS) + num_rows, most_images
+            num_rows += 1
+        rows.append(key & _ROW)
+        key -= length << _ROW_BITS
+        at = bisect_left(room, key)
+        room.insert(at, key)
+        free.insert(at, left - more)
         if len(room) > OPEN_ROWS:
-            del room[0]
-    return rows
+            del room[0], free[0]
+    return np.array(rows, dtype=np.int64)
 
 
 def bounds_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:

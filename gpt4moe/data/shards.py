@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.indexed import MAKE_DATA, DocumentIndex
+from gpt4moe.data.indexed import DocumentIndex
 from gpt4moe.data.manifest import Shard, file_sha256
 from gpt4moe.errors import DataError
 
 BLOCK_BYTES = 1 << 15
 """Of a checksum. A sample of 4096 tokens needs one or two blocks: checking them costs less than 0.1 ms."""
+TEXT_COMMAND = "tools/tokenize_corpus.py"
 _MOST_MAPPED = 128
 """Shards of a source that are mapped at once: each takes up to three of the files that a process may open."""
 
@@ -34,13 +35,14 @@ class ShardedTokens:
 
     Args:
         folder: of the source.
+        made_by: the command that makes such a source, for errors.
     Raises: DataError for a file that is missing or has another size than the manifest says.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard]):
-        self.folder, self.shards = folder, shards
+    def __init__(self, folder: Path, shards: Sequence[Shard], made_by: str = TEXT_COMMAND):
+        self.folder, self.shards, self.made_by = folder, shards, made_by
         for shard in shards:
-            require_files(folder, shard)
+            require_files(folder, shard, made_by)
         self.ends = list(accumulate(shard.tokens for shard in shards))
         """Tokens up to the end of each shard."""
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
@@ -97,18 +99,18 @@ class ShardedTokens:
             raise DataError(
                 f"{idx_path(self.folder, shard)} is of other data: it has {index.num_documents:,} documents and "
                 f"{index.num_tokens:,} tokens, the manifest says {shard.documents:,} and {shard.tokens:,}.",
-                f"Restore the file, or delete its source's folder. {MAKE_DATA}",
+                restore(self.made_by),
             )
         if not is_whole:
             raise DataError(
                 f"{idx_path(self.folder, shard)} is damaged: its sha256 is not the manifest's.",
-                f"Restore the file, or delete its source's folder. {MAKE_DATA}",
+                restore(self.made_by),
             )
         return index
 
     def _map(self, at: int) -> "_MappedShard":
         with self._reading():
-            return _MappedShard(self.folder, self.shards[at])
+            return _MappedShard(self.folder, self.shards[at], self.made_by)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -131,7 +133,8 @@ def _allow_open_files() -> None:
 class _MappedShard:
     """One .bin, and which of its blocks were found whole."""
 
-    def __init__(self, folder: Path, shard: Shard):
+    def __init__(self, folder: Path, shard: Shard, made_by: str):
+        self.made_by = made_by
         self.path, self.sums_path = bin_path(folder, shard), sums_path(folder, shard)
         self.bytes: NDArray[np.uint8] = np.memmap(self.path, mode="r", dtype=np.uint8)
         self.dtype = np.dtype(shard.dtype)
@@ -150,36 +153,39 @@ class _MappedShard:
     def _check(self, block: int) -> None:
         start = block * BLOCK_BYTES
         if zlib.crc32(self.bytes[start : start + BLOCK_BYTES].data) != self.sums[block]:
-            raise damaged_block(self.path, block)
+            raise damaged_block(self.path, block, self.made_by)
         self.is_whole[block >> 3] |= 1 << (block & 7)
 
 
-def damaged_block(path: Path, block: int) -> DataError:
+def damaged_block(path: Path, block: int, made_by: str) -> DataError:
     start = block * BLOCK_BYTES
     return DataError(
         f"{path} is damaged: bytes {start:,} to {start + BLOCK_BYTES - 1:,} are not those that were written.",
-        "Restore the file from its original, or make the source again (tools/tokenize_corpus.py).",
+        restore(made_by),
     )
 
 
-def require_files(folder: Path, shard: Shard) -> None:
+def require_files(folder: Path, shard: Shard, made_by: str = TEXT_COMMAND) -> None:
     """Raises: DataError when a file of the shard is missing or has another size than the manifest says."""
     num_bytes = shard.tokens * np.dtype(shard.dtype).itemsize
-    wanted = {
-        bin_path(folder, shard): num_bytes,
-        idx_path(folder, shard): shard.idx_bytes,
-        sums_path(folder, shard): 4 * -(-num_bytes // BLOCK_BYTES),
-    }
-    for path, size in wanted.items():
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path} is missing.", MAKE_DATA) from error
-        if found != size:
-            raise DataError(
-                f"{path} has {found:,} bytes, the manifest says {size:,}.",
-                "Restore the file from its original, or make the source again.",
-            )
+    require_size(bin_path(folder, shard), num_bytes, made_by)
+    require_size(idx_path(folder, shard), shard.idx_bytes, made_by)
+    require_size(sums_path(folder, shard), 4 * -(-num_bytes // BLOCK_BYTES), made_by)
+
+
+def require_size(path: Path, size: int, made_by: str) -> None:
+    """Raises: DataError when a file of a source is missing or has another size than the manifest says."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} is missing.", restore(made_by)) from error
+    if found != size:
+        raise DataError(f"{path} has {found:,} bytes, the manifest says {size:,}.", restore(made_by))
+
+
+def restore(made_by: str) -> str:
+    """The cure of a damaged file of a source."""
+    return f"Restore the file from its original, or make the source again ({made_by})."
 
 
 def describe(prefix: Path, sums: Path, *, file: str, documents: int, tokens: int, dtype: str) -> Shard:

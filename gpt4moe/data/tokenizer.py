@@ -7,7 +7,6 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gpt4moe.data.indexed import MAKE_DATA
 from gpt4moe.errors import DataError
 
 EOS_TOKEN = "<|endoftext|>"
@@ -84,7 +83,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def load_backend(path: Path) -> tokenizers.Tokenizer:
     """A tokenizer.json, also one without our end-of-text token. Raises: DataError when it is missing or damaged."""
     if not path.is_file():
-        raise DataError(f"The tokenizer {path} is missing.", MAKE_DATA)
+        raise DataError(
+            f"The tokenizer {path} is missing.", "Name a tokenizer.json; `make data` makes data/demo/tokenizer.json."
+        )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception for every bad file

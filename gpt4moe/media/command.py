@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.data.folder import TOKENIZER_NAME, named, require_named_once
+from gpt4moe.data.folder import TOKENIZER_NAME
 from gpt4moe.data.image_tokens import IMAGE_TOKEN, AddedToken, add_image_token
 from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS
 from gpt4moe.data.pictures import ImageLimits
+from gpt4moe.data.source_command import named, paths_of, require_share, require_source_options
 from gpt4moe.errors import ConfigError
 from gpt4moe.media.source import MediaFiles, write_media_source
 
@@ -25,7 +26,7 @@ def prepare(arguments: Sequence[str], progress: Callable[[int], None]) -> dict[s
         tokenizer = _tokenizer(given, Path(beside) / TOKENIZER_NAME)
         for name, paths in given.source:
             files = MediaFiles(
-                train=_paths(paths), valid=_paths(valid.get(name, "")), images=given.images,
+                train=paths_of(paths), valid=paths_of(valid.get(name, "")), images=given.images,
                 held_out_share=given.held_out, licence=licences.get(name, "unknown"),
                 skips_bad_rows=given.bad_rows == "skip", max_bad_share=given.max_bad, limits=limits,
                 workers=given.workers,
@@ -72,15 +73,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _check(given: argparse.Namespace) -> None:
     """Raises: ConfigError for options that mean nothing."""
-    names = [name for name, _ in given.source]
-    for option in ("source", "valid", "licence"):
-        require_named_once(f"--{option}", [name for name, _ in getattr(given, option)])
-        for name, _ in getattr(given, option):
-            if name not in names:
-                raise ConfigError(f"--{option} names {name}, and --source does not.", "Name the same sources.")
-    for option, share in (("--held-out", given.held_out), ("--max-bad", given.max_bad)):
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{option} is {share}.", "It is a share, from 0 to 1.")
+    require_source_options(given)
+    require_share("--max-bad", given.max_bad)
     if given.workers < 1:
         raise ConfigError(f"--workers is {given.workers}.", "It is at least 1.")
 
@@ -97,7 +91,3 @@ def _tokenizer(given: argparse.Namespace, made: Path) -> Path:
         )
     add_image_token(path, made, AddedToken(given.add_image_token), given.image_token)
     return made
-
-
-def _paths(text: str) -> list[Path]:
-    return [Path(path) for path in text.split(",") if path]

@@ -43,7 +43,7 @@ def items(paths: Sequence[Path], images: Path | None, max_bytes: int) -> Iterato
 
     Args:
         images: folder of the images that lines of jsonl name; None: the folder of the file.
-        max_bytes: of an image's file; a larger one is not read. A tar's members are.
+        max_bytes: of an image's file, or a member of a tar; a larger one is not read.
     Raises: DataError for a path that is missing, of another kind or has no document.
     """
     for path in paths:
@@ -54,7 +54,7 @@ def items(paths: Sequence[Path], images: Path | None, max_bytes: int) -> Iterato
         elif path.is_file() and (path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz"))):
             from gpt4moe.media.tars import of_tar  # webdataset imports torch: seconds that others need not wait
 
-            found = of_tar(path)
+            found = of_tar(path, max_bytes)
         else:
             problem = "is of a kind that is not read" if path.exists() else "is missing"
             raise DataError(f"{path} {problem}.", "Name a .jsonl file, a folder of pairs, or a .tar of WebDataset.")

@@ -2,12 +2,11 @@
 
 FOLDER/<source>/train-00000.bin .idx .sums .frames       a document is a text with image tokens, and EOS
 FOLDER/<source>/train-images-00000.img .table            the images' own bytes, each distinct one once
-FOLDER/<source>/bad_images.jsonl, skipped.jsonl          images and documents that were left out, with the reason
+FOLDER/<source>/bad_images.jsonl, skipped.jsonl          images and documents left out, with the reason; 10,000 at most
 FOLDER/<source>.bad_images.jsonl                         the same list where there are too many of them, and no source
 """
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,15 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from gpt4moe.data.folder import finish_folder, held_out, new_source, require_source_name, vocabulary_of
+from gpt4moe.data.folder import (
+    LISTED,
+    LeftOut,
+    finish_folder,
+    held_out,
+    new_source,
+    require_both_splits,
+    require_source_name,
+    vocabulary_of,
+)
 from gpt4moe.data.image_files import ImageWriter, write_frames
 from gpt4moe.data.image_tokens import encode_parts, image_id_of
-from gpt4moe.data.indexed_writer import SHARD_BYTES, PairWriter, token_dtype
-from gpt4moe.data.manifest import FrameTable, ImageFiles, Shard, SourceManifest
+from gpt4moe.data.indexed_writer import SHARD_BYTES, ShardWriter, token_dtype
+from gpt4moe.data.manifest import FrameTable, ImageFiles, SourceManifest
 from gpt4moe.data.pictures import ImageLimits
 from gpt4moe.data.tokenizer import Tokenizer, load_tokenizer
 from gpt4moe.errors import DataError
-from gpt4moe.media.examine import BadImage, Examined, examined
+from gpt4moe.media.examine import Examined, examined
 from gpt4moe.media.inputs import BadItem, items
 
 BAD_FILE, SKIPPED_FILE = "bad_images.jsonl", "skipped.jsonl"
@@ -75,14 +83,23 @@ class MediaCount:
     """Of a source."""
 
     splits: dict[str, SplitCount] = field(default_factory=lambda: {"train": SplitCount(), "valid": SplitCount()})
-    bad: list[BadImage] = field(default_factory=list)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """{"where", "reason"} of each document that was left out."""
+    bad: LeftOut = field(default_factory=LeftOut)
+    """BadImage of the images that were left out."""
+    skipped: LeftOut = field(default_factory=LeftOut)
+    """{"where", "reason", "cure"} of the documents that are none."""
+    without_image: LeftOut = field(default_factory=LeftOut)
+    """{"where", "reason"} of the documents none of whose images is whole."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """All documents that were."""
+        listed = [*self.skipped.listed, *self.without_image.listed][:LISTED]
+        return LeftOut(self.skipped.count + self.without_image.count, listed)
 
     @property
     def facts(self) -> dict[str, Any]:
         splits = {split: asdict(one) for split, one in self.splits.items()}
-        return splits | {"bad_images": len(self.bad), "skipped": len(self.skipped)}
+        return splits | {"bad_images": self.bad.count, "skipped": self.left_out.count}
 
 
 def write_media_source(
@@ -103,7 +120,8 @@ def write_media_source(
     tokenizer = load_tokenizer(tokenizer_path)
     image_id = image_id_of(tokenizer, tokenizer_path, token)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, vocab_size)
-    count = MediaCount()
+    listing, count = folder / f"{name}.{BAD_FILE}", MediaCount()
+    listing.unlink(missing_ok=True)  # of an earlier call
     with new_source(folder / name) as new:
         dtype = token_dtype(vocabulary.vocab_size)
         splits = {split: _Split(new, split, dtype, shard_bytes) for split in count.splits}
@@ -116,7 +134,12 @@ def write_media_source(
                     tokens = _tokens(document, tokenizer, image_id)
                     splits[split].add(document, tokens, image_id)
                     _add(count.splits[split], document, len(tokens))
-        _require_good(count, files, folder / f"{name}.{BAD_FILE}")
+        _require_good(count, files, listing)
+        require_both_splits(
+            name, {split: one.documents for split, one in count.splits.items()}, "document",
+            held_out_share=None if files.valid else files.held_out_share, left_out=count.left_out,
+            other_cure=f", or name held-out files: --valid {name}=FILE",
+        )  # fmt: skip
         for split, one in splits.items():
             one.finish()
             count.splits[split].distinct = sum(shard.images for shard in one.images.shards)
@@ -125,12 +148,12 @@ def write_media_source(
             token=token, image_id=image_id, shards={split: one.images.shards for split, one in splits.items()},
             frames={split: one.tables for split, one in splits.items()}, counts=count.facts,
         )  # fmt: skip
-        _write_lines(new / BAD_FILE, [asdict(one) for one in count.bad])
-        _write_lines(new / SKIPPED_FILE, count.skipped)
+        count.bad.write(new / BAD_FILE)
+        count.left_out.write(new / SKIPPED_FILE)
         SourceManifest(
             tokenizer_sha256=vocabulary.tokenizer_sha256, licence=files.licence,
             description=", ".join(path.name for path in (*files.train, *files.valid)),
-            train=splits["train"].shards, valid=splits["valid"].shards, images=images,
+            train=splits["train"].tokens.shards, valid=splits["valid"].tokens.shards, images=images,
         ).write(new)  # fmt: skip
     finish_folder(folder, vocabulary, tokenizer_path)
     return count
@@ -140,43 +163,32 @@ class _Split:
     """Shards of tokens, of images and tables of frames that are being written."""
 
     def __init__(self, folder: Path, split: str, dtype: "np.dtype[np.integer]", shard_bytes: int):
-        self.folder, self.split, self.dtype, self.shard_bytes = folder, split, dtype, shard_bytes
+        self.shard_bytes = shard_bytes
+        self.tokens = ShardWriter(folder / split, dtype)
         self.images = ImageWriter(folder / f"{split}-images", shard_bytes)
-        self.pair: PairWriter | None = None
         self.frames = array("Q")
         """Place and image of each frame, one after the other."""
-        self.shards: list[Shard] = []
         self.tables: list[FrameTable] = []
 
     def add(self, found: Examined, tokens: "np.typing.NDArray[np.int64]", image_id: int) -> None:
-        if self.pair is None:
-            self.pair = PairWriter(self.folder / f"{self.split}-{len(self.shards):05}", self.dtype)
-        places = np.flatnonzero(tokens == image_id) + self.pair.num_tokens
+        places = np.flatnonzero(tokens == image_id) + self.tokens.num_tokens
         for place, pictures in zip(places.tolist(), found.images, strict=True):
             for picture in pictures:
                 self.frames.extend((place, self.images.add(picture.data, picture.size)))
-        self.pair.add(tokens)
-        if self.pair.num_bytes >= self.shard_bytes:
+        self.tokens.add(tokens)
+        if self.tokens.num_bytes >= self.shard_bytes:
             self._close()
 
     def finish(self) -> None:
-        """Raises: DataError when there is no document."""
-        if self.pair is not None:
+        if self.tokens.pair is not None:
             self._close()
-        if not self.shards:
-            cure = (
-                "--valid FILE, a larger --held-out, or more"
-                if self.split == "valid"
-                else "more, or a smaller --held-out"
-            )
-            raise DataError(f"There is no document for {self.split}.", f"Give {cure}.")
         self.images.finish()
 
     def _close(self) -> None:
-        assert self.pair is not None
-        self.shards.append(self.pair.finish())
-        self.tables.append(write_frames(self.pair.prefix.with_name(f"{self.pair.prefix.name}.frames"), self.frames))
-        self.pair, self.frames = None, array("Q")
+        self.tokens.close()
+        shard = self.tokens.prefix.with_name(f"{self.tokens.shards[-1].file}.frames")
+        self.tables.append(write_frames(shard, self.frames))
+        self.frames = array("Q")
 
 
 def _whole(found: Examined | BadItem, count: MediaCount) -> Examined | None:
@@ -184,12 +196,13 @@ def _whole(found: Examined | BadItem, count: MediaCount) -> Examined | None:
     if isinstance(found, BadItem):
         cause = found.error.cause
         reason = cause if cause.startswith(found.where) else f"{found.where}: {cause}"
-        count.skipped.append({"where": found.where, "reason": reason, "cure": found.error.cure})
+        count.skipped.add(where=found.where, reason=reason, cure=found.error.cure)
         return None
-    count.bad.extend(found.bad)
+    for one in found.bad:
+        count.bad.add(**asdict(one))
     if not found.images:
         where = found.item.where
-        count.skipped.append({"where": where, "reason": f"{where}: none of its images is whole.", "is_of_images": True})
+        count.without_image.add(where=where, reason=f"{where}: none of its images is whole.", is_of_images=True)
     return found if found.images else None
 
 
@@ -218,23 +231,21 @@ def _add(count: SplitCount, found: Examined, num_tokens: int) -> None:
 
 def _require_good(count: MediaCount, files: MediaFiles, listing: Path) -> None:
     """Raises: DataError for bad lines unless they are skipped, and for too many bad images, which `listing` gets."""
-    rows = [one for one in count.skipped if "is_of_images" not in one]
-    if rows and not files.skips_bad_rows:
-        shown = " | ".join(one["reason"] for one in rows[:_SHOWN])
+    rows, bad = count.skipped, count.bad
+    if rows.count and not files.skips_bad_rows:
+        shown = " | ".join(one["reason"] for one in rows.listed[:_SHOWN])
         raise DataError(
-            shown if len(rows) == 1 else f"{len(rows)} documents are none: {shown}{' | ...' * (len(rows) > _SHOWN)}",
-            rows[0]["cure"],
+            shown
+            if rows.count == 1
+            else f"{rows.count:,} documents are none: {shown}{' | ...' * (rows.count > _SHOWN)}",
+            rows.listed[0]["cure"],
         )
-    seen = sum(one.frames for one in count.splits.values()) + len(count.bad)
-    if len(count.bad) > files.max_bad_share * seen:
-        _write_lines(listing, [asdict(one) for one in count.bad])
-        shown = " | ".join(f"{one.where}: {one.image}: {one.reason}" for one in count.bad[:_SHOWN])
+    seen = sum(one.frames for one in count.splits.values()) + bad.count
+    if bad.count > files.max_bad_share * seen:
+        bad.write(listing)
+        shown = " | ".join(f"{one['where']}: {one['image']}: {one['reason']}" for one in bad.listed[:_SHOWN])
         raise DataError(
-            f"{len(count.bad):,} of {seen:,} images are bad ({len(count.bad) / seen:.1%}), more than "
-            f"{files.max_bad_share:.1%}: {shown}{' | ...' * (len(count.bad) > _SHOWN)}",
+            f"{bad.count:,} of {seen:,} images are bad ({bad.count / seen:.1%}), more than "
+            f"{files.max_bad_share:.1%}: {shown}{' | ...' * (bad.count > _SHOWN)}",
             f"{listing} lists them. Mend them, or allow a larger share to be left out: --max-bad SHARE.",
         )
-
-
-def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -1,45 +1,73 @@
-"""Samples of a WebDataset tar, read by the webdataset library, in the order of the tar.
+"""Samples of a WebDataset tar, grouped by the webdataset library, in the order of the tar.
 
     key.jpg key.txt                        a pair; without .txt the caption of key.json, as img2dataset writes it
     key.0.jpg key.1.jpg key.json           interleaved: the .json is a line of forms.py, which names "0.jpg" and "1.jpg"
     key.000.jpg key.001.jpg key.txt        a clip: the frames in the order of their numbers
 
-Nothing is decoded but JSON and text: members of other kinds, pickles among them, are not looked at.
+Nothing is decoded but JSON and text: members of other kinds, pickles among them, are not read.
 """
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from webdataset import tariterators
 
+from gpt4moe.data.lines import parsed
 from gpt4moe.data.pictures import by_number, is_image
 from gpt4moe.errors import DataError
-from gpt4moe.media.forms import INTERLEAVED, Part, pair, parts_of
+from gpt4moe.media.forms import EXAMPLE, INTERLEAVED, Part, pair, parts_of
 from gpt4moe.media.inputs import BadItem, Item, read_item
 
 _END = 1024
 """Zeros at the end of a tar."""
+_META = re.compile(r"__[^/]*__($|/)")
+"""Members of the library's own, no samples."""
 _FRAME = re.compile(r"\d+\.\w+")
 
 
-def of_tar(path: Path) -> Iterator[Item | BadItem]:
-    """Raises: DataError for a tar that is damaged or has a name twice."""
+@dataclass(frozen=True, slots=True)
+class _TooLarge:
+    """A member that is not read."""
+
+    size: int
+
+
+Members = dict[str, bytes | _TooLarge]
+
+
+def of_tar(path: Path, max_bytes: int) -> Iterator[Item | BadItem]:
+    """
+    Args:
+        max_bytes: of a member; a larger one is not read.
+    Raises: DataError for a tar that is damaged or has a name twice.
+    """
     _require_end(path)
-    with path.open("rb") as stream:  # opened here: the library would take names such as "pipe:..." for commands
-        files = tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
-        samples = tariterators.group_by_keys(files)
-        try:
-            for sample in samples:
-                members = {name: data for name, data in sample.items() if isinstance(data, bytes)}
-                where = f"{path}:{sample['__key__']}"
-                yield read_item(where, partial(_parts, members, where), partial(_member, members))
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            raise DataError(f"{path} is no whole tar: {error.args[0]}.", "Copy or download it again.") from error
+    samples = tariterators.group_by_keys(_members(path, max_bytes))
+    try:
+        for sample in samples:
+            members = {name: data for name, data in sample.items() if isinstance(data, bytes | _TooLarge)}
+            where = f"{path}:{sample['__key__']}"
+            yield read_item(where, partial(_parts, members, where, max_bytes), partial(_image, members, max_bytes))
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise DataError(f"{path} is no whole tar: {error.args[0]}.", "Copy or download it again.") from error
+
+
+def _members(path: Path, max_bytes: int) -> Iterator[dict[str, Any]]:
+    """As the library's tar_file_iterator gives them, which reads members of any size."""
+    with tarfile.open(path, mode="r|*") as tar:
+        for member in tar:
+            if not member.isreg() or _META.match(member.name):
+                continue
+            is_read = is_image(member.name) or member.name.lower().endswith((".txt", ".json"))
+            stream = tar.extractfile(member) if is_read and member.size <= max_bytes else None
+            data = stream.read() if stream is not None else _TooLarge(member.size) if is_read else b""
+            yield {"fname": member.name, "data": data, "__url__": str(path)}
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps the head of every member
 
 
 def _require_end(path: Path) -> None:
@@ -52,9 +80,12 @@ def _require_end(path: Path) -> None:
             raise DataError(f"{path} is no whole tar: its end mark is missing.", "Copy or download it again.")
 
 
-def _parts(members: dict[str, bytes], where: str) -> list[Part]:
+def _parts(members: Members, where: str, max_bytes: int) -> list[Part]:
     images = sorted((name for name in members if is_image(f"frame.{name}")), key=by_number)
-    row = _json(members["json"], where) if "json" in members else None
+    texts = {
+        name: _text(members[name], f"{where}: its .{name}", max_bytes) for name in ("json", "txt") if name in members
+    }
+    row = parsed(f"{where}: its .json", texts["json"], EXAMPLE) if "json" in texts else None
     if isinstance(row, dict) and any(all(key in row for key in keys) for keys in INTERLEAVED):
         parts = parts_of(row, where)
         named = {frame.lower() for part in parts if isinstance(part, tuple) for frame in part}
@@ -62,8 +93,8 @@ def _parts(members: dict[str, bytes], where: str) -> list[Part]:
         if unused:
             raise DataError(f"{where}: an image without a tag: {unused[0]} is not named.", "Mend the sample.")
         return parts
-    if "txt" in members:
-        caption: Any = _text(members["txt"], where)
+    if "txt" in texts:
+        caption: Any = texts["txt"]
     else:
         caption = (row.get("caption") or row.get("text")) if isinstance(row, dict) else None
     if caption is None or not images:
@@ -80,21 +111,19 @@ def _parts(members: dict[str, bytes], where: str) -> list[Part]:
     return pair(images, caption, where)
 
 
-def _member(members: dict[str, bytes], name: str) -> bytes:
-    if name.lower() not in members:  # the library writes names small
+def _image(members: Members, max_bytes: int, name: str) -> bytes:
+    found = members.get(name.lower())  # the library writes names small
+    if found is None:
         raise DataError("the tar has no member of this name in the sample", "Add it, or mend the JSON.")
-    return members[name.lower()]
+    if isinstance(found, _TooLarge):
+        raise DataError(f"it has {found.size:,} bytes, more than {max_bytes:,}", "Raise --max-bytes.")
+    return found
 
 
-def _json(data: bytes, where: str) -> Any:
+def _text(data: bytes | _TooLarge, where: str, max_bytes: int) -> str:
+    if isinstance(data, _TooLarge):
+        raise DataError(f"{where} has {data.size:,} bytes, more than {max_bytes:,}.", "Raise --max-bytes.")
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: its .json is no JSON ({error}).", "Mend the sample.") from error
-
-
-def _text(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: its .txt is no UTF-8 ({error.reason}).", "Mend the sample.") from error
+        raise DataError(f"{where} is no UTF-8 ({error.reason}).", "Mend the sample.") from error

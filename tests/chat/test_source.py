@@ -140,7 +140,9 @@ def test_a_tokenizer_s_folder_that_a_kill_left_unfinished_is_written_again(own: 
         (b"\x1f\x8b\x08\x00", "a.jsonl:1 is no UTF-8"),
         ("{\"messages\": \"caf\u00e9\"}\n".encode("latin-1"), "a.jsonl:1 is no UTF-8"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}\n', "half of a surrogate pair"),
-        (b"[" * 100_000 + b"\n", "is no JSON"),
+        (b'{"messages": ' + b"[" * 100_000 + b"\n", "is no JSON"),
+        (b'[\n{"messages": []},\n{"messages": []}\n]\n', "a.jsonl begins as one JSON array"),
+        (b'[{"messages": []}]\n', "a.jsonl begins as one JSON array"),
     ],
 )  # fmt: skip
 def test_a_line_that_is_none_is_named(own: ChatWords, tmp_path: Path, content: bytes, told: str, capsys: Any) -> None:

@@ -107,7 +107,8 @@ def test_a_bad_file_is_refused_with_its_line_and_leaves_nothing(
         (["--source=a={0}", "--fim=a=0.5", "--fim=a=0.2"], "--fim a= is given twice"),
         (["--source=a={0}", "--tree=b"], "of no source"),
         (["--source=a={0}", "--held-out=2"], "held-out is 2"),
-        (["--source=a={0}", "--held-out=0"], "no document for valid"),
+        (["--source=a={0}", "--held-out=0"], "--held-out is 0: every source has"),
+        (["--source=a={0}", "--held-out=1e-9"], "(400 for train, 0 for valid): --held-out 1e-09 of 400 chose none"),
         (["--source=a={0}", "--fim=a=much"], "--fim"),
         (["--source=a={0}", "--fim=a=0.5", "--fim-tokens=<a>,<b>,<c>"], "needs three special tokens"),
         (["--source=a={0}", "--processes=0"], "--processes is 0"),
@@ -261,3 +262,16 @@ def test_the_place_of_a_contaminated_document_is_counted_without_reading_the_fil
     rows = [json.loads(line) for line in (tmp_path / "out" / "a" / "contaminated.jsonl").read_text().splitlines()]
     assert [row["document"] for row in rows] == [f"{path}:4", f"{path}:251", f"{path}:391", f"{again}:2"]
     assert set(rows[0]) == {"document", "evaluation", "words"}
+
+
+def test_a_tree_with_latin_1_says_what_to_do(make: Make, tmp_path: Path, capsys: Any) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.txt").write_bytes(b"caf\xe9")
+    assert make(f"--source=a={tree}") == 2
+    told = capsys.readouterr().err
+    assert "no document to be found (1 files not UTF-8)" in told and "iconv -f LATIN1" in told
+    for number, text in enumerate(TEXTS):
+        (tree / f"{number}.txt").write_text(text)
+    assert make(f"--source=a={tree}") == 0
+    assert "a: files not read: 1 not UTF-8\na: of the files" in capsys.readouterr().out

@@ -59,3 +59,20 @@ def test_bad_input_has_a_cause_and_exit_2(
     shown = capsys.readouterr().err
     assert words in " ".join(shown.split())
     assert shown.count("fix:") == 1
+
+
+def test_a_step_and_a_sample_beyond_the_end_are_told_so(in_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = [*RUN, f"data.path={in_shards}"]  # 3 steps of 16
+    for command, last in (("step", 3), ("sample", 47)):
+        for number in (last, last + 1):
+            assert answer(capsys, command, str(number), *run)["is_beyond_end"] == (number > last)
+    assert main(["step", "4", *run]) == 0
+    assert "training.steps=3 ends before" in capsys.readouterr().out
+
+
+def test_what_verify_finds_has_a_cure(in_shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = in_shards / "beta" / "train-00001.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    assert main(["verify", str(in_shards)]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert "train-00001.bin is damaged" in shown[0] and shown[-1].startswith("fix: beta: Restore the file")

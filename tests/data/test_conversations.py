@@ -1,14 +1,18 @@
 """Conversations in rows: each whole and once, sample n a function of the seed, packed or padded, long ones by key."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpt4moe.config.data import LongRows
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data import conversations
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import check_data
-from gpt4moe.data.conversations import Conversations
+from gpt4moe.data.conversations import Conversations, lay_out
 from gpt4moe.data.folder import finish_folder, new_source, vocabulary_of
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.indexed_writer import PairWriter, token_dtype
@@ -16,7 +20,7 @@ from gpt4moe.data.loader import SampleStream, build_data
 from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.overview import overview
-from gpt4moe.data.rows import OPEN_ROWS, pack
+from gpt4moe.data.rows import OPEN_ROWS, RowLayout, pack
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
 from tests.data.conftest import SEQ_LENGTH, VOCAB_SIZE, small_run
@@ -145,7 +149,7 @@ def test_plain_text_is_refused_and_a_mask_of_other_tokens_too(
 ) -> None:
     with pytest.raises(DataError, match="is plain text"):
         check_data(small_run(data_folder, *SFT))
-    check_data(small_run(folder))  # pre-training reads conversations as text
+    check_data(small_run(folder, "data.chat_as_text=true"))  # pre-training reads them as text, where told to
     made = chat_folder(tmp_path / "data", tokenizer, [*LENGTHS, 9])
     manifest = SourceManifest.read(made / "chat")
     assert manifest.train[0].tokens != manifest.train[1].tokens
@@ -197,3 +201,36 @@ def test_a_flipped_bit_of_an_index_is_found(tokenizer: Tokenizer, tmp_path: Path
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"train-0\.idx is damaged"):
         check_data(small_run(made, *SFT))
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_piece_goes_into_the_fullest_open_row_with_room(images: bool) -> None:
+    random = np.random.default_rng(3)
+    lengths, more = random.integers(2, 400, 3000), random.integers(0, 5, 3000) * images
+    wanted, room = [], []  # of the open rows: tokens left, row, images left
+    for length, number in zip(lengths.tolist(), more.tolist(), strict=True):
+        fits = [one for one in room if one[0] >= length and one[2] >= number]
+        left, row, free = min(fits) if fits else (1025, max(wanted, default=-1) + 1, 6)
+        room = sorted([*(one for one in room if one[1] != row), (left - length, row, free - number)])[-OPEN_ROWS:]
+        wanted.append(row)
+    found = pack(lengths, 1025, more, 6) if images else pack(lengths, 1025)
+    assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize("long_rows", [LongRows.cut, LongRows.split])
+@pytest.mark.parametrize("stretch", [7, 1 << 20])
+def test_a_part_is_kept_where_it_has_a_learned_token(
+    long_rows: LongRows, stretch: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversations, "_STRETCH", stretch)
+    source = Catalogue.open([chat_folder(tmp_path / "data", tokenizer, [3, 40, 9, 55, 90, 4])]).sources["chat"]
+    layout = RowLayout(seq_length=8, seed=1, is_packed=False, long_rows=long_rows, padding_id=0)
+    mask, wanted = source.mask("train")[:], []
+    starts = [*np.flatnonzero(source.tokens("train").begins(slice(0, len(mask)))).tolist(), len(mask)]
+    for start, end in itertools.pairwise(starts):
+        for at in range(start, end - 1, 8):
+            if at == start or long_rows is LongRows.split:
+                stop = min(at + 9, end)
+                wanted += [(at, stop - at)] if mask[at + 1 : stop].any() else []
+    pieces = lay_out(source, "train", layout).pieces
+    assert sorted(zip(pieces.starts.tolist(), pieces.lengths.tolist(), strict=True)) == wanted

@@ -38,3 +38,21 @@ def test_options_that_mean_nothing_are_refused(
     path = pairs(tmp_path / "a", 12)
     assert main(words(tokenizer_path, tmp_path / "data", path, *more)) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_list_of_bad_images_does_not_outlive_the_call_that_wrote_it(tokenizer_path: Path, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "a", 12)
+    whole = (tmp_path / "a" / "3.png").read_bytes()
+    (tmp_path / "a" / "3.png").write_bytes(b"")
+    listing = tmp_path / "data" / "a.bad_images.jsonl"
+    assert main(words(tokenizer_path, tmp_path / "data", path)) == 2 and listing.is_file()
+    (tmp_path / "a" / "3.png").write_bytes(whole)
+    assert main(words(tokenizer_path, tmp_path / "data", path)) == 0 and not listing.exists()
+
+
+def test_a_small_set_is_told_which_share_to_hold_out(tokenizer_path: Path, tmp_path: Path, capsys: Any) -> None:
+    path = pairs(tmp_path / "a", 12)
+    assert main([*words(tokenizer_path, tmp_path / "data", path), "--held-out", "0"]) == 2
+    told = capsys.readouterr().err
+    assert "Source a has no document for valid (12 for train, 0 for valid): --held-out 0 of 12 chose none." in told
+    assert "set --held-out 0.42, or name held-out files: --valid a=FILE." in told

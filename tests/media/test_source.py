@@ -195,8 +195,12 @@ def test_damaged_images_and_tables_are_found(tokenizer_path: Path, tmp_path: Pat
         content[180] ^= 4
         (folder / name).write_bytes(content)
     (folder / "train-images-00000.img").write_bytes(b"")
-    with pytest.raises(DataError, match="has 0 bytes, the manifest says"):
+    with pytest.raises(DataError, match="has 0 bytes, the manifest says") as error:
         Catalogue.open([tmp_path / "data"]).require_whole()
+    (folder / "train-images-00000.img").unlink()
+    with pytest.raises(DataError, match="is missing") as gone:
+        Catalogue.open([tmp_path / "data"]).require_whole()
+    assert "tools/prepare_media.py" in error.value.cure and "tools/prepare_media.py" in gone.value.cure
 
 
 def test_images_are_part_of_the_data_s_hash(tokenizer_path: Path, tmp_path: Path) -> None:
@@ -222,7 +226,7 @@ def test_a_name_that_leads_to_no_plain_file_is_a_bad_image(tokenizer_path: Path,
     files = MediaFiles(train=[path], valid=[path], max_bad_share=0.9, limits=ImageLimits(max_bytes=1000))
     count = write_media_source(tmp_path / "data", "web", files, tokenizer_path, token="<image>")
     told = ("leads to no file", "", "no regular file", "2,000 bytes, more than 1,000", "no regular file", "too long")
-    reasons = [one.reason for one in count.bad[:6]]
+    reasons = [one["reason"] for one in count.bad.listed[:6]]
     assert [part for part, reason in zip(told, reasons, strict=True) if part not in reason] == []
     listed = [json.loads(line)["image"] for line in (tmp_path / "data/web/bad_images.jsonl").read_text().splitlines()]
     assert listed == names[1:] * 2

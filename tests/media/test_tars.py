@@ -6,7 +6,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.pictures import ImageLimits
 from gpt4moe.media.source import MediaFiles, write_media_source
 from tests.media.conftest import documents, image, words
 from tools.prepare_media import main
@@ -51,3 +54,27 @@ def test_tars_of_webdataset(tokenizer_path: Path, tmp_path: Path, capsys: Any) -
     cut.write_bytes(path.read_bytes()[:2000])
     assert main(words(tokenizer_path, tmp_path / "more", cut)) == 2
     assert "cut.tar is no whole tar" in capsys.readouterr().err
+
+
+def test_a_member_that_is_too_large_is_not_read_and_half_a_character_is_named(
+    tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    extract = tarfile.TarFile.extractfile
+    monkeypatch.setattr(
+        tarfile.TarFile, "extractfile", lambda tar, member: (read.append(member.name), extract(tar, member))[1]
+    )
+    path = tar_of(tmp_path / "a.tar", {
+        "1.png": image(1), "1.txt": "One.", "2.png": image(2) + bytes(2000), "2.txt": "Two.", "3.png": image(3),
+        "3.txt": "x" * 2000, "4.png": image(4), "4.json": '{"caption": "\\ud800"}', "4.pickle": b"cos",
+    })  # fmt: skip
+    files = MediaFiles(
+        train=[path], valid=[path], max_bad_share=0.5, skips_bad_rows=True, limits=ImageLimits(max_bytes=1000)
+    )
+    count = write_media_source(tmp_path / "data", "a", files, tokenizer_path, token="<image>")
+    assert sorted(set(read)) == ["1.png", "1.txt", "2.txt", "3.png", "4.json", "4.png"]
+    assert count.bad.listed[0]["reason"] == f"it has {len(image(2)) + 2000:,} bytes, more than 1,000"
+    assert [one["reason"] for one in count.skipped.listed[:2]] == [
+        f"{path}:3: its .txt has 2,000 bytes, more than 1,000.",
+        f'{path}:4: its .json has half of a surrogate pair: {{"caption": "\\ud800"}}',
+    ]
