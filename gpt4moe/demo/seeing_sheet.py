@@ -24,6 +24,8 @@ from gpt4moe.demo.seeing_answers import Examiner
 from gpt4moe.inference.load import LoadedModel
 
 _COLUMNS = 6
+_TOLD = {"a", "at", "moves", "of", "the", "."}
+"""Words that no picture tells; the sheet leaves them out."""
 
 
 def write_answers(path: Path, model: LoadedModel, examiner: Examiner, items: Sequence[Item]) -> None:
@@ -34,7 +36,7 @@ def write_answers(path: Path, model: LoadedModel, examiner: Examiner, items: Seq
         mark = "right" if said.split(".")[0] == item.answer.strip().split(".")[0] else f"not: {item.answer.strip()}"
         frames = item.images[0]
         tiles.append((frames[:1] if len(frames) == 1 else frames[::3], f"{said} ({mark})"))
-        words = list(word_maps(model, examiner, item, f" {said}"))[: _COLUMNS - 1]
+        words = [one for one in word_maps(model, examiner, item, f" {said}") if one[0] not in _TOLD][: _COLUMNS - 1]
         tiles += [([_lit(frame, part) for frame, part in zip(frames[::3], maps[::3], strict=True)], word)
                   for word, maps in words]  # fmt: skip
         tiles += [([np.full((SIDE, SIDE, 3), 255, np.uint8)], "")] * (_COLUMNS - 1 - len(words))

@@ -1,11 +1,22 @@
 """The contrastive loss, and what the encoder is shown."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from gpt4moe.demo.contrastive import KINDS_SHOWN, Course, PairSet, learning_rate_share, pairs_of, sigmoid_loss, top_1
+from gpt4moe.demo.contrastive import (
+    KINDS_SHOWN,
+    Course,
+    PairSet,
+    learned_pairs,
+    learning_rate_share,
+    pairs_of,
+    sigmoid_loss,
+    top_1,
+)
 from gpt4moe.demo.pictures.items import KINDS, items
 
 
@@ -48,3 +59,21 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     course = Course(steps=100, warmup_steps=10)
     shares = [learning_rate_share(step, course) for step in range(100)]
     assert shares[0] == 0.1 and shares[10:50] == [1.0] * 40 and shares[-1] == 0.05
+
+
+def test_the_encoder_is_shown_no_held_out_combination_pair_or_word(tmp_path: Path) -> None:
+    counts = {"attributes": 400, "relations": 400, "words": 400, "clips": 20, "few_shot": 0}
+    (tmp_path / "set.json").write_text(json.dumps({"seed": 0, "learned": counts}))
+
+    def meaning(said: tuple[str, ...]) -> frozenset[str]:
+        """What is held out of two shapes goes without their sizes."""
+        return frozenset(word for word in said if "relation" not in " ".join(said) or "size" not in word)
+
+    learned = {meaning(pair.said) for pair in learned_pairs(tmp_path)}
+    held = {
+        meaning(pair.said)
+        for kind in ("attributes", "relations", "words")
+        for item in items(kind, 0, 200, is_held_out=True)
+        for pair in pairs_of(item)
+    }
+    assert len(held) > 300 and len(learned) > 700 and not held & learned

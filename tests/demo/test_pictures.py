@@ -14,7 +14,7 @@ from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SIDE, Picture, draw_page
 from gpt4moe.demo.pictures.items import KINDS, Item, held_combinations, items, read_fields, without_examples
 from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_once, prepare_set, write_set
-from gpt4moe.demo.pictures.texts import naming, repeating
+from gpt4moe.demo.pictures.texts import caption, naming, repeating
 from gpt4moe.errors import ConfigError, DataError
 
 FEW = dict.fromkeys(KINDS, 12)
@@ -109,9 +109,16 @@ def test_no_held_out_combination_word_or_clip_is_learned(kind: str) -> None:
 def test_no_held_out_new_word_is_in_a_text_that_is_learned_without_pictures() -> None:
     held = {word for item in some("few_shot", 200, is_held_out=True) for word in item.key.split()}
     texts = " ".join(write(0, number) for write in (naming, repeating) for number in range(300))
+    texts += " ".join(caption("a small red circle", 0, number) for number in range(300))
     words = set(texts.replace(".", " ").split())
     assert len(held) > 100 and len(words) > 500 and not held & words
     assert len({naming(0, 1), naming(0, 2), naming(1, 1)}) == 3 and naming(0, 1) == naming(0, 1)
+
+
+def test_a_caption_without_pictures_seldom_says_a_whole_combination() -> None:
+    said = [caption("a small red circle at the left.", 0, number) for number in range(400)]
+    whole = sum(text == "a small red circle at the left." for text in said)
+    assert 10 < whole < 50 and all(text.startswith("a ") and text.endswith(" at the left.") for text in said)
 
 
 def test_every_single_value_of_what_is_held_out_is_learned() -> None:
