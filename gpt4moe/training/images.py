@@ -1,15 +1,21 @@
 """Latents of a step's images, beside the pipeline schedule: made once before it, their gradients collected after it.
 
-    before   micro-batch i: rank i of tp x pp, in turn: pixels -> encoder, no gradient -> resampler -> latents
-             broadcast over tp x pp: every stage has [images * L, B, W]
+    before   rank r of tp x pp has micro-batches r, r + tp * pp, ...: pixels -> encoder, no gradient -> resampler
+             then, micro-batch by micro-batch, broadcast over tp x pp: every stage has [images * L, B, W]
     schedule every gated block of every stage attends to them; each stage adds to their gradient
-    after    sum over pp -> the rank that made them: backward through the resampler
+    after    sums over pp of all micro-batches' gradients
+             then each rank: backward through the resampler of its own micro-batches
              sum of the resampler's gradients over tp x pp, then over dp x cp as those of any weight
 
-So each image passes encoder and resampler once. The ranks take turns, but one after another: while a rank makes the
-latents of its micro-batch, the others wait for the broadcast. So more ranks make this no faster. Every tp rank has the
-whole gradient of the latents (model.gated_attention); under cp each has that of its tokens, and the last sum
-adds them up.
+So each image passes encoder and resampler once. A rank makes the latents of all its micro-batches before the first
+broadcast, and goes back through the resampler after the last sum: no rank waits for another's images, so tp x pp ranks
+share this work of a step at the same time.
+
+Memory: the latents of every micro-batch and their gradients are on every rank during the schedule, and the resampler's
+graph of a rank's own micro-batches from `make` to `finish`: of one micro-batch in tp * pp.
+
+Every tp rank has the whole gradient of the latents (model.gated_attention); under cp each has that of its tokens, and
+the last sum adds them up.
 """
 
 from contextlib import nullcontext
@@ -38,8 +44,8 @@ class ImageLatents:
         self.encoder = FrozenEncoder(self.vision.encoder, run.run.seed, groups.device, self.dtype)
         self.is_trained = any(parameter.requires_grad for parameter in self.chunk.parameters())
         self._step: list[tuple[Tensor, Tensor | None]] = []
-        """Of each micro-batch with images: latents as the blocks get them; the same with the graph of the resampler, on
-        the rank that made them."""
+        """Of each micro-batch with images that gradients are wanted of: latents as the blocks get them; the same with
+        the graph of the resampler, on the rank that made them."""
 
     def make(self, on_host: list[Batch], batches: list[Batch], *, with_gradient: bool) -> list[dict[str, Any]]:
         """The further arguments of a chunk's forward call for each micro-batch. Collective over tp x pp.
@@ -48,33 +54,32 @@ class ImageLatents:
             on_host: this rank's micro-batches on the CPU, not cut over cp: what shapes follow from, without waiting.
             batches: the same on its device.
         """
-        self._step, arguments = [], []
         model, keeps = self.groups.model, with_gradient and self.is_trained
-        for index, (host, batch) in enumerate(zip(on_host, batches, strict=True)):
-            turn = index % model.size()
+        given = [torch.zeros(self._shape(host), dtype=self.dtype, device=self.groups.device) for host in on_host]
+        graphs: list[Tensor | None] = [None] * len(given)
+        for index in range(model.rank(), len(given), model.size()):
             with nullcontext() if keeps else torch.no_grad():
-                made = self._latents(host, batch) if turn == model.rank() else None
-            given = torch.zeros(self._shape(host), dtype=self.dtype, device=batch.tokens.device)
+                made = self._latents(on_host[index], batches[index])
             if made is not None:
-                given.copy_(made.detach())
-            if host.image_rows is not None:
-                if model.size() > 1:
-                    distributed.broadcast(given, distributed.get_global_rank(model, turn), group=model)
-                self._step.append((given, made))
-            # Without images too: what hangs on the latents must have a gradient in every micro-batch.
-            arguments.append({"context": given.requires_grad_(keeps)})
-        return arguments
+                given[index].copy_(made.detach())
+                graphs[index] = made if keeps else None
+        pictured = [index for index, host in enumerate(on_host) if host.image_rows is not None]
+        for index in pictured if model.size() > 1 else []:
+            source = distributed.get_global_rank(model, index % model.size())
+            distributed.broadcast(given[index], source, group=model)
+        self._step = [(given[index], graphs[index]) for index in pictured] if keeps else []
+        # Without images too: what hangs on the latents must have a gradient in every micro-batch.
+        return [{"context": latents.requires_grad_(keeps)} for latents in given]
 
     def finish(self) -> None:
         """After the schedule: the gradients of the resampler, reduced. Collective."""
         if not self.is_trained:
             return
-        pp = self.groups.pp
+        gradients = [torch.zeros_like(given) if given.grad is None else given.grad for given, _ in self._step]
+        for gradient in gradients if self.groups.pp.size() > 1 else []:
+            distributed.all_reduce(gradient, group=self.groups.pp)
         with getattr(self.chunk, "no_sync", nullcontext)():
-            for given, made in self._step:
-                gradient = torch.zeros_like(given) if given.grad is None else given.grad
-                if pp.size() > 1:
-                    distributed.all_reduce(gradient, group=pp)
+            for gradient, (_, made) in zip(gradients, self._step, strict=True):
                 if made is not None:
                     made.backward(gradient)
         self._step = []

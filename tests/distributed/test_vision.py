@@ -1,6 +1,7 @@
 """The vision parts on every layout: gradients, norms and weights of one process; closed gates; images of others."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,15 +49,21 @@ LAYOUTS = {
     ),
     "!tp2-pp2-ep2": _degrees(tp=2, pp=2, ep=2),
     "~tp2-pp2-ep2": _degrees(tp=2, pp=2, ep=2),
+    "=tp2-pp2": _degrees(tp=2, pp=2),
 }
 
 
 @cache
+def answers(world_size: int) -> list[dict[str, list[Any]]]:
+    """Of each rank, of every layout; on one process, of what each layout trains."""
+    alone = {_trains(name): _train(name) for name in LAYOUTS if name[0] != "="}
+    return run_ranks(world_size, vision_phases, LAYOUTS if world_size > 1 else alone, timeout_seconds=840)
+
+
+@cache
 def runs(world_size: int) -> dict[str, list[Outcome]]:
-    """Of every layout; on one process, of what each layout trains."""
-    layouts = LAYOUTS if world_size > 1 else {_trains(name): _train(name) for name in LAYOUTS}
-    answers = run_ranks(world_size, vision_phases, layouts, timeout_seconds=840)
-    of_layouts = {name: zip(*(answer[name] for answer in answers), strict=True) for name in layouts}
+    found = answers(world_size)
+    of_layouts = {name: zip(*(answer[name] for answer in found), strict=True) for name in found[0] if name[0] != "="}
     return {name: [assemble(list(each)) for each in phases] for name, phases in of_layouts.items()}
 
 
@@ -68,7 +75,7 @@ def _trains(name: str) -> str:
     return (name[0] if name[0] in "!~" else " ") + str(_train(name))
 
 
-TRAINED = [name for name in LAYOUTS if name[0] not in "!~"]
+TRAINED = [name for name in LAYOUTS if name[0] not in "!~="]
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -106,6 +113,16 @@ def test_a_changed_image_moves_losses_and_gradients_of_other_documents_by_exactl
         np.testing.assert_array_equal(after.gradients[parameter], gradient, err_msg=parameter)
 
 
+def test_a_rank_makes_all_its_latents_before_the_first_broadcast_and_goes_back_after_the_last_sum() -> None:
+    """So no rank waits for another's images. Of eight micro-batches five have images, and each rank makes some."""
+    events = [answer["=tp2-pp2"] for answer in answers(4)]
+    own = [rank.count("made") for rank in events]
+    assert sorted(own) == [1, 1, 1, 2]
+    for rank, made in zip(events, own, strict=True):
+        shared = sum(own)
+        assert rank == ["made"] * made + ["broadcast"] * shared + ["all_reduce"] * shared + ["backward"] * made
+
+
 def test_in_bf16_a_layout_is_as_near_to_fp32_as_one_process() -> None:
     (got,), (*drawn, exact) = runs(4)["~tp2-pp2-ep2"], runs(1)["~()"]
     assert got.problems == []
@@ -115,7 +132,7 @@ def test_in_bf16_a_layout_is_as_near_to_fp32_as_one_process() -> None:
 
 
 def test_images_matter() -> None:
-    (answers,) = run_ranks(1, vision_phases, {"?": ()}, timeout_seconds=300)
-    seen, again, negative = (assemble([answer]) for answer in answers["?"])
+    (alone,) = run_ranks(1, vision_phases, {"?": ()}, timeout_seconds=300)
+    seen, again, negative = (assemble([answer]) for answer in alone["?"])
     assert seen.losses == again.losses
     assert abs(seen.losses[0] - negative.losses[0]) > 1e-3

@@ -1,10 +1,13 @@
 """Steps of a vision model on many layouts of one world; with gates at 0; with an image changed."""
 
 import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import distributed
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
@@ -16,6 +19,8 @@ from gpt4moe.proof import plan, ranks
 from gpt4moe.proof.batches import synthetic_batches
 from gpt4moe.proof.outcome import RankAnswer
 from gpt4moe.proof.plan import Phase
+from gpt4moe.training import images
+from gpt4moe.training.images import ImageLatents
 from tests.distributed.case import BASE
 
 # Eight micro-batches of two: two a rank under dp 4, and whole rounds of an interleaved pp 2.
@@ -38,16 +43,17 @@ CHANGED = 1
 RATE = 0.5
 
 
-def vision_phases(environment: Environment, layouts: dict[str, tuple[str, ...]]) -> dict[str, list[RankAnswer]]:
+def vision_phases(environment: Environment, layouts: dict[str, tuple[str, ...]]) -> dict[str, list[Any]]:
     """Layout -> the answers of `trained`; of one whose name begins with "!", those of `closed` and `changed`; with "~",
-    those of `rounded`; with "?", those of `negative`."""
+    those of `rounded`; with "?", those of `negative`; with "=", the events of `noted`."""
     found = {}
     with world(environment) as device:
         for name, overrides in layouts.items():
             run = load_run_config([*VISION, *overrides])
             layout = Layout.from_config(run.parallel, environment.world_size)
             groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
-            of = {"!": [_closed, _changed], "~": [_rounded], "?": [_negative]}.get(name[0], [_trained])
+            kinds = {"!": [_closed, _changed], "~": [_rounded], "?": [_negative], "=": [_noted]}
+            of: list[Callable[..., list[Any]]] = kinds.get(name[0], [_trained])
             found[name] = [answer for phases in of for answer in phases(overrides, groups)]
     return found
 
@@ -68,6 +74,33 @@ def _rounded(overrides: tuple[str, ...], groups: ProcessGroups) -> list[RankAnsw
     if groups.layout.world_size == 1:
         phases.append(Phase(run=load_run_config([*VISION, *overrides]), steps=3, every_gradient=True))
     return [_run(phase, groups) for phase in phases]
+
+
+def _noted(overrides: tuple[str, ...], groups: ProcessGroups) -> list[str]:
+    """What ImageLatents does in one step of this rank, in order: made and backward, of a micro-batch with images; its
+    collectives by their names."""
+    events: list[str] = []
+    make, collectives = ImageLatents._latents, SimpleNamespace(get_global_rank=distributed.get_global_rank)
+
+    def made(self: ImageLatents, *given: Any) -> torch.Tensor | None:
+        latents = make(self, *given)
+        if latents is not None:
+            events.append("made")
+            latents.register_hook(lambda gradient: events.append("backward"))
+        return latents
+
+    def noting(name: str) -> Callable[..., Any]:
+        def collective(*given: Any, **named: Any) -> Any:
+            events.append(name)
+            return getattr(distributed, name)(*given, **named)
+
+        return collective
+
+    for name in ("broadcast", "all_reduce"):
+        setattr(collectives, name, noting(name))
+    with patch.object(ImageLatents, "_latents", made), patch.object(images, "distributed", collectives):
+        _run(Phase(run=load_run_config([*VISION, *overrides]), steps=1, descent=RATE), groups)
+    return events
 
 
 def _closed(overrides: tuple[str, ...], groups: ProcessGroups) -> list[RankAnswer]:
