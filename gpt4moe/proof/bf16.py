@@ -28,6 +28,7 @@ from gpt4moe.proof.compare import (
     distance,
     excess,
     family_of,
+    floor_of,
     model_order,
     number_difference,
     root_mean_square,
@@ -150,12 +151,17 @@ def _apart_together(ours: Tensors, exact: Tensors, names: Sequence[str]) -> floa
 
 
 def _held_to_rounding(kind: str, got: Tensors, drawn: list[Tensors], exact: Tensors) -> list[TensorDifference]:
-    floor, found = FLOOR * total_norm(exact), []
+    norm, found = total_norm(exact), []
+    # Gates with the floor of fp32: without it the smallest gate's rounding would be what all gates may differ by.
+    floors = {name: floor_of(kind.removeprefix("bf16 "), tensor, norm) for name, tensor in exact.items()}
     for names in by_family(_names(got, exact)).values():
-        own = {name: [_apart(name, side, exact, floor) for side in drawn] for name in names}
+        own = {name: [_apart(name, side, exact, floors.get(name, 0.0)) for side in drawn] for name in names}
         spread = root_mean_square(list(own.values()))
         passes = {name: TIMES * max(root_mean_square(own[name]), spread) for name in names}
-        found += [TensorDifference(name, kind, _apart(name, got, exact, floor), passes[name]) for name in names]
+        found += [
+            TensorDifference(name, kind, _apart(name, got, exact, floors.get(name, 0.0)), passes[name])
+            for name in names
+        ]
     return sorted(found, key=lambda item: model_order(item.name))
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from gpt4moe.proof.compare import (
     ADAMW,
-    FLOOR,
     NUMBERS,
     NumberDifference,
     TensorDifference,
     by_family,
     distance,
+    floor_of,
     number_differences,
     root_mean_square,
     total_norm,
@@ -130,10 +130,10 @@ def measured_tensors(
     """
     measured: dict[tuple[str, str], float] = {}
     for kind in ADAMW:
-        floor = FLOOR * total_norm(want.tensors[kind])
+        norm = total_norm(want.tensors[kind])
         for names in by_family(want.tensors[kind]).values():
             own = {
-                name: [distance(side.tensors[kind][name], want.tensors[kind][name], floor) for side in nudged]
+                name: [_apart(side.tensors[kind][name], want.tensors[kind][name], kind, norm) for side in nudged]
                 for name in names
             }
             spread = root_mean_square([value for values in own.values() for value in values])
@@ -143,6 +143,10 @@ def measured_tensors(
         dataclasses.replace(item, tolerance=_wider(item, measured.get((item.name, item.kind), 0.0), widest))
         for item in tensors
     ]
+
+
+def _apart(ours: np.ndarray, reference: np.ndarray, kind: str, norm: float) -> float:
+    return distance(ours, reference, floor_of(kind, reference, norm))
 
 
 def measured_numbers(

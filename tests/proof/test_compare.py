@@ -4,6 +4,8 @@ import dataclasses
 import json
 from collections.abc import Callable
 from math import inf, nan
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.proof import plan
-from gpt4moe.proof.compare import distance
+from gpt4moe.proof.compare import DESCENT, distance, tensor_differences
 from gpt4moe.proof.outcome import GRADIENT, WEIGHT, Outcome
 from gpt4moe.proof.proof_report import as_data
 from gpt4moe.proof.prove import judge
@@ -101,3 +103,29 @@ def test_a_distance_is_infinite_where_anything_is_not_finite() -> None:
     for ours, reference in ((one * nan, one), (one, one * nan), (one * inf, one * inf), (one, one * inf)):
         assert distance(ours, reference, 1e9) == inf
     assert distance(one, one) == 0
+
+
+GATE, MATRIX = (
+    "decoder.layers.0.gated_cross_attention.mlp_gate",
+    "decoder.layers.0.gated_cross_attention.linear_q.weight",
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gate", "moved", "is_different"),
+    [
+        (GRADIENT, 8e-3, 2e-7, False),  # round-off of a sum whose terms cancel: more than 1e-5 of the sum
+        (GRADIENT, 8e-3, 8e-6, True),  # a factor of 1.001
+        (WEIGHT, 5e-1, 2e-5, True),  # no sum: held as every weight
+    ],
+)
+def test_a_gate_s_gradient_may_be_off_by_round_off_of_its_terms_and_a_wrong_factor_shows(
+    kind: str, gate: float, moved: float, is_different: bool
+) -> None:
+    matrix = np.full((10, 10), 0.1, dtype=np.float32)  # of norm 1
+    sides: list[Any] = [
+        SimpleNamespace(tensors={kind: {MATRIX: matrix, GATE: np.array([value], dtype=np.float64)}})
+        for value in (gate + moved, gate)
+    ]
+    (found,) = (item for item in tensor_differences(*sides, {kind: DESCENT[kind]}) if item.name == GATE)
+    assert found.is_different == is_different
