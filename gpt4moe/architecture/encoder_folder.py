@@ -5,7 +5,9 @@ model.safetensors         weights, or several files with model.safetensors.index
 preprocessor_config.json  what pixels are normalised by; without it what the kind was published with
 """
 
+import hashlib
 import json
+from collections.abc import Callable
 from math import inf, isclose, isfinite
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ SAVE_AGAIN = (
 _WEIGHTS, _INDEX, _PROCESSOR = "model.safetensors", "model.safetensors.index.json", "preprocessor_config.json"
 _RESCALED = 1 / 255
 """Of a pixel from 0 to 255 to one from 0 to 1."""
+_PIECE = 1 << 24
 _SIZES = {
     "image_size": "image_size", "patch_size": "patch_size", "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads",
@@ -97,6 +100,39 @@ def require_encoder(config: EncoderConfig) -> None:
                 file.keys()
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path} is missing, truncated or no safetensors file ({error}).", SAVE_AGAIN) from error
+
+
+def encoder_identity(folder: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """What decides an encoder's features, beside the sizes that require_encoder compares: for a run's identity.
+
+    Args:
+        progress: called with the bytes of weights that have been read, and their number.
+    Returns: "weights": sha256 of the file, of several files that of their names and hashes; "settings": the values of
+        config.json and preprocessor_config.json that features depend on.
+    Raises: ConfigError, as require_encoder.
+    """
+    stored, (mean, deviation) = _config(folder), pixel_statistics(folder)
+    files, hashes, done = _weight_files(folder), dict[str, str](), 0
+    try:
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
+            digest = hashlib.sha256()
+            with path.open("rb") as stream:
+                while piece := stream.read(_PIECE):
+                    digest.update(piece)
+                    done += len(piece)
+                    progress(done, total)
+            hashes[path.name] = digest.hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read: {error.strerror}.", SAVE_AGAIN) from error
+    together = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    return {
+        "weights": together if len(hashes) > 1 else hashes[files[0].name],
+        "settings": {
+            "model_type": model_type(folder), **{name: stored.get(name) for name in ("hidden_act", "layer_norm_eps")},
+            "image_mean": list(mean), "image_std": list(deviation),
+        },
+    }  # fmt: skip
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ class CheckedData:
 
     identity: dict[str, str]
     """Hashes that must be the same on a restart: "data", of the tokens and their shares; "tokenizer". They do not
-    depend on where the folder lies."""
+    depend on where the folder lies. Training adds "encoder" to them, JSON, where a model has an encoder of a folder."""
     tokenizer: Path | None = None
     """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
     catalogue: Catalogue | None = None

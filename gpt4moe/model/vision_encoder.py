@@ -3,7 +3,9 @@
     pixels [P, 3, side, side] uint8 -> normalised -> [P, patches, D]
 
 It is no part of the model's tensors: it has no gradients and no place in checkpoints. Fresh weights are a function of
-the seed, so every rank and every launch has the same. Its folder is checked by architecture.encoder_folder, before.
+the seed and of each tensor's name, so every rank and every launch has the same, whatever order or initial values
+transformers has. Its folder is checked by architecture.encoder_folder, before; its files are part of a run's identity
+(training.encoder_files).
 """
 
 from math import sqrt
@@ -71,6 +73,7 @@ def _fresh(config: EncoderConfig, seed: int, device: torch.device) -> Any:
                 hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
                 num_hidden_layers=config.num_layers, num_attention_heads=config.num_attention_heads,
                 image_size=config.image_size, patch_size=config.patch_size, vision_use_head=False,
+                hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6,
             )
         )  # fmt: skip
     with torch.no_grad():
@@ -79,7 +82,8 @@ def _fresh(config: EncoderConfig, seed: int, device: torch.device) -> Any:
                 parameter.fill_(float(name.endswith("weight")))  # norms; biases are 0
                 continue
             shape = (parameter.shape[0], parameter[0].numel())
-            box = normal_box(seed, f"encoder {name}", shape, (0, 0), shape)
+            # transformers 4 names what its vision model has `vision_model.*`, 5 does not.
+            box = normal_box(seed, f"encoder {name.removeprefix('vision_model.')}", shape, (0, 0), shape)
             parameter.copy_((box / sqrt(shape[1])).view(parameter.shape))
     return model
 

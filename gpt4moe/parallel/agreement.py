@@ -40,6 +40,11 @@ def broadcast_int(value: int, groups: ProcessGroups) -> int:
     return int(shared.item())
 
 
+def broadcast_text(text: str, groups: ProcessGroups) -> str:
+    """The first rank's `text`, at most 4096 bytes of UTF-8, on every rank. Collective."""
+    return _broadcast_bytes(text.encode(), 0, groups.device).decode()
+
+
 def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
     """For each number its maximum over all ranks. Collective."""
     largest = torch.tensor(numbers, dtype=torch.int64, device=groups.device)
@@ -50,7 +55,13 @@ def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
 def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> tuple[str, str]:
     """Cause and cure of the rank `source`'s error, on every rank. Collective."""
     text = f"{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""
-    message = torch.frombuffer(bytearray(text.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8).to(device)
-    distributed.broadcast(message, src=source)
-    cause, _, cure = bytes(message.tolist()).rstrip(b"\0").decode(errors="replace").partition("\0")
+    cause, _, cure = _broadcast_bytes(text, source, device).decode(errors="replace").partition("\0")
     return cause, cure
+
+
+def _broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:
+    """Of the rank `source`, without zeros at their end. Collective."""
+    assert len(message) <= _MESSAGE_BYTES
+    padded = torch.frombuffer(bytearray(message.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8).to(device)
+    distributed.broadcast(padded, src=source)
+    return bytes(padded.tolist()).rstrip(b"\0")

@@ -15,6 +15,7 @@ state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
 replicas.py         are copies on several ranks bitwise equal?
 run_folder.py       identity, frozen config, lock
+encoder_files.py    an encoder's files as part of the identity
 checkpointing.py    the engine's state <-> a checkpoint folder
 pieces.py           what a rank writes of it
 callback.py         Callback, its order, best_effort

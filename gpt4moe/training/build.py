@@ -24,6 +24,7 @@ from gpt4moe.training.callbacks.probes import Probe, Probes
 from gpt4moe.training.callbacks.report_files import Report, WireBytes
 from gpt4moe.training.callbacks.saving import Agreement, Checkpoints, Replicas
 from gpt4moe.training.callbacks.tracking import Alerts, Tracking
+from gpt4moe.training.encoder_files import with_encoder_files
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
@@ -61,6 +62,7 @@ def build_trainer(
     Raises: Gpt4MoeError on every rank when any rank raises one (a folder in use, another identity, a damaged
         checkpoint).
     """
+    launch = with_encoder_files(launch, groups)
     run, folder = launch.run, launch.folder
     with raise_together(groups):
         data = build_data(run, launch.data)

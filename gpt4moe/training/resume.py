@@ -22,7 +22,7 @@ from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
-from gpt4moe.training.run_folder import RunFolder, identity_of
+from gpt4moe.training.run_folder import ENCODER, RunFolder, comparable, identity_of, refuse_other_identity
 from gpt4moe.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,10 @@ def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
 
 
 def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:
-    """Opens the checkpoint to begin with, without loading it; None: initial weights. Raises: CheckpointError."""
+    """Opens the checkpoint to begin with, without loading it; None: initial weights.
+
+    Raises: CheckpointError; ConfigError for a checkpoint in the run folder that is not of this run.
+    """
     if latest:
         path = step_folder(folder.checkpoints, latest)
     elif run.checkpoint.load is not None:
@@ -69,8 +72,13 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     manifest = reader.manifest
     if run.model.lora is None:
         refuse_adapters(path, manifest)
-    same = manifest.identity == identity_of(run, data.identity)
-    patterns = [] if latest else run.checkpoint.load_only
+    ours = identity_of(run, data.identity)
+    theirs, our_side = comparable(manifest.identity, ours)
+    same, patterns = theirs == our_side, [] if latest else run.checkpoint.load_only
+    if latest:
+        refuse_other_identity(manifest.identity, ours, folder.path)
+    elif manifest.identity.get(ENCODER, ours.get(ENCODER)) != ours.get(ENCODER):
+        logger.warning("%s was trained with another image encoder: its resampler knows other features", path)
     whole = same and not patterns
     if whole and manifest.step >= run.training.steps:
         raise CheckpointError(

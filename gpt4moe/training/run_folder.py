@@ -31,6 +31,9 @@ from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.metrics_log import METRICS_FILE
 from gpt4moe.runlog.run_files import replace_file
 
+ENCODER = "encoder"
+"""Key of an identity: what the files of an encoder's folder say (architecture.encoder_folder.encoder_identity)."""
+
 
 @dataclass(slots=True)
 class RunFolder:
@@ -82,15 +85,19 @@ class RunFolder:
     def read_identity(self) -> dict[str, Any]:
         return _stored(self.path / "identity.json", json.loads, "run_id")
 
+    @property
+    def is_begun(self) -> bool:
+        return (self.path / "identity.json").exists()
+
     def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
         """Raises: ConfigError when something differs from the first launch, if there was one."""
-        if not (self.path / "identity.json").exists():
+        if not self.is_begun:
             return
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), self.path)
 
     def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
         """Writes the config and identity of the first launch; later ones change nothing. Rank 0 only, lock held."""
-        if not (self.path / "identity.json").exists():
+        if not self.is_begun:
             replace_file(self.path / "resolved.yaml", config_to_yaml(run).encode())
             identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
             replace_file(self.path / "identity.json", json.dumps(identity, indent=1).encode())
@@ -140,10 +147,13 @@ _OPTIONAL: dict[str, tuple[Any, str]] = {
 
 def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]:
     """What must stay the same over all launches of a run: model, tokenizer, data, seed, batch sizes, lengths of
-    samples, stage, what is trained, document mask.
+    samples, stage, what is trained, document mask, the files of an encoder's folder.
 
-    The ramps and the last three are written only if they are not the default: run folders and checkpoints made before
+    The ramps and the last four are written only if they are not the default: run folders and checkpoints made before
     have none.
+
+    Args:
+        data_identity: CheckedData.identity; with "encoder" once the encoder's files were read (training.encoder_files).
     """
     config = config_to_dict(run)
     lora = config["stage"]["lora"] | {"targets": sorted(run.stage.lora.targets)}
@@ -161,23 +171,48 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
         "seed": run.run.seed,
         "global_batch_size": run.training.global_batch_size,
         **{key: value for key, value in optional.items() if value != _OPTIONAL[key][0]},
+        **({ENCODER: json.loads(data_identity[ENCODER])} if ENCODER in data_identity else {}),
     }
+
+
+def comparable(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two identities without what cannot be compared: an encoder's files where one of them does not say them (a run of
+    before 2026-11-30; a launch that has not read them yet), and where the folder lies whose files are said."""
+    sides, is_said = [theirs, ours], ENCODER in theirs
+    if not (is_said and ENCODER in ours):
+        sides = [{key: value for key, value in side.items() if key != ENCODER} for side in sides]
+    if is_said:
+        sides = [_without_folder(side) for side in sides]
+    return sides[0], sides[1]
+
+
+def _without_folder(identity: dict[str, Any]) -> dict[str, Any]:
+    vision = identity["model"].get("vision")
+    if vision is None:
+        return identity
+    encoder = {key: value for key, value in vision["encoder"].items() if key != "folder"}
+    return identity | {"model": identity["model"] | {"vision": vision | {"encoder": encoder}}}
 
 
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
+    theirs, ours = comparable(theirs, ours)
     changed = differences(_in_one_form(theirs), _in_one_form(ours))
     found = [(key, was, now) for key, was, now in changed if key != "run_id"]
     if not found:
         return
     named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}
     named |= {key: name for key, (_, name) in _OPTIONAL.items()}
+    named[f"{ENCODER}.weights"] = "other weights in model.vision.encoder.folder: sha256"
     groups = [key.partition(".")[0] for key, *_ in found]
-    keys = [named.get(group, group) + key.removeprefix(group) for group, (key, *_) in zip(groups, found, strict=True)]
+    keys = [named.get(key) or named.get(group, group) + key.removeprefix(group) for group, (key, *_) in zip(groups, found, strict=True)]
     shown = [f"{key} {_short(was)}, now {_short(now)}" for key, (_, was, now) in zip(keys[:3], found[:3], strict=True)]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    is_encoder = found[0][0].startswith(f"{ENCODER}.")
     weights = (
-        f", with checkpoint.load={folder} to begin with its weights" if groups[0] in ("stage", "train", "lora") else ""
+        f", with checkpoint.load={folder} to begin with its weights"
+        if is_encoder or groups[0] in ("stage", "train", "lora")
+        else ""
     )
     if "data" in groups:
         raise ConfigError(
@@ -186,9 +221,10 @@ def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: 
             "was extended since has its samples in another order: choose another run.name, with "
             f"checkpoint.load={folder} to begin with its weights.",
         )
+    again = "put the first files back" if is_encoder else "give the first values again (resolved.yaml has them)"
     raise ConfigError(
         f"The run in {folder} was started with {'; '.join(shown)}{more}.",
-        f"Choose another run.name for a new run{weights}, or give the first values again (resolved.yaml has them).",
+        f"Choose another run.name for a new run{weights}, or {again}.",
     )
 
 

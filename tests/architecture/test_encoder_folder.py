@@ -1,14 +1,16 @@
 """An encoder's folder is refused by its files, before anything is loaded."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gpt4moe.architecture.encoder_folder import KINDS, pixel_statistics, require_encoder
+from gpt4moe.architecture.encoder_folder import KINDS, encoder_identity, pixel_statistics, require_encoder
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
 from gpt4moe.errors import ConfigError
 
@@ -134,3 +136,37 @@ def test_a_rescale_factor_that_is_none_is_refused(tmp_path: Path) -> None:
     (saved(tmp_path) / "preprocessor_config.json").write_text('{"rescale_factor": 0}')
     with pytest.raises(ConfigError, match="rescale_factor=0"):
         require_encoder(config(tmp_path))
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    return encoder_identity(folder, lambda done, total: None)
+
+
+def test_the_identity_is_what_features_depend_on(tmp_path: Path) -> None:
+    first = _said(saved(tmp_path))
+    assert first["weights"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "config.json").write_text(json.dumps(STORED | {"transformers_version": "9"}))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "do_resize": true}')
+    assert _said(tmp_path) == first
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.4]}')
+    assert (
+        _said(tmp_path)["settings"]["image_mean"] == [0.5, 0.5, 0.4] and _said(tmp_path)["weights"] == first["weights"]
+    )
+    (tmp_path / "config.json").write_text(json.dumps(STORED | {"layer_norm_eps": 1e-5}))
+    assert _said(tmp_path)["settings"]["layer_norm_eps"] == 1e-5
+    save_file({"weight": np.ones((2, 3), dtype=np.float32)}, tmp_path / "model.safetensors")
+    assert _said(tmp_path)["weights"] != first["weights"]
+
+
+def test_the_identity_of_several_files_has_the_names_and_bytes_of_all(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    save_file({"other": np.zeros(2, dtype=np.float32)}, tmp_path / "b.safetensors")
+    index = {"weight_map": {"weight": "a.safetensors", "other": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    seen: list[tuple[int, int]] = []
+    first = encoder_identity(tmp_path, lambda done, total: seen.append((done, total)))["weights"]
+    total = sum((tmp_path / f"{name}.safetensors").stat().st_size for name in "ab")
+    assert seen[-1] == (total, total)
+    save_file({"other": np.ones(2, dtype=np.float32)}, tmp_path / "b.safetensors")
+    assert _said(tmp_path)["weights"] != first

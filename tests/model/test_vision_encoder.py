@@ -1,5 +1,6 @@
 """The frozen encoder: fresh weights follow from the seed; a folder of transformers gives transformers' features."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_fresh_weights_follow_from_the_seed() -> None:
     assert torch.equal(made[0], made[1])
     assert (made[0] - made[2]).abs().mean() > 0.1
     assert (made[0][0] - made[0][1]).abs().mean() > 0.05, "other pixels, other features"
+
+
+def test_fresh_weights_are_the_same_with_every_version_of_transformers() -> None:
+    """A run's checkpoints hold the seed alone. A change of names, or of which tensors there are, shows here."""
+    model = FrozenEncoder(EncoderConfig(**SIZES), 1, CPU, torch.float32).model
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.removeprefix("vision_model.").encode() + parameter.numpy().tobytes())
+    assert digest.hexdigest() == "a43fa39d9378cef51febe0620fb3027422e162083682bfef5927c5c69ac58c55"
 
 
 def test_a_folder_gives_the_features_that_transformers_gives(tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
 """stage=vision by the train command: it begins from a text checkpoint, and its checkpoint gives the text model back."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.inspection import difference
 from gpt4moe.checkpoint.reader import CheckpointReader
-from tests.training.command import metrics, train
+from tests.training.command import contents, metrics, train
 
 VISION = (
     "stage=vision", "+vision@model.vision=tiny", "model.vision.encoder.hidden_size=16",
@@ -83,3 +89,67 @@ def test_the_difference_to_the_text_checkpoint_is_the_vision_parts(vision_run: P
 def test_vision_parts_without_images_are_refused_before_anything_is_built(tmp_path: Path) -> None:
     (ended,) = train(tmp_path / "x", "+vision@model.vision=tiny")
     assert ended.status == 2 and "stage=pretrain reads no images" in ended.err
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run of one step with an encoder of a folder; and that folder."""
+    root = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(root / "siglip")
+    (ended,) = train(root / "run", *_of_folder(root / "siglip"), "training.steps=1")
+    assert ended.status == 0, ended.err
+    return root / "run", root / "siglip"
+
+
+def _of_folder(folder: Path) -> tuple[str, ...]:
+    more = (f"model.vision.encoder.folder={folder}", "model.vision.encoder.image_size=32")
+    return (*VISION, "model.vision.encoder.kind=folder", *more, "model.vision.encoder.patch_size=8",
+            "model.vision.encoder.num_attention_heads=2")  # fmt: skip
+
+
+def test_a_run_goes_on_with_the_encoder_that_it_began_with_wherever_it_lies(
+    folder_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folder_run[0], tmp_path / "run")
+    shutil.copytree(folder_run[1], tmp_path / "moved")
+    weights = hashlib.sha256((tmp_path / "moved" / "model.safetensors").read_bytes()).hexdigest()
+    assert last(tmp_path / "run").manifest.identity["encoder"]["weights"] == weights
+    (ended,) = train(tmp_path / "run", *_of_folder(tmp_path / "moved"), "training.steps=2")
+    assert ended.status == 0 and "resume after step 1" in ended.out, ended.err
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_changed_files_of_the_encoder_are_refused_on_every_rank(folder_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "encoder"
+    shutil.copytree(folder_run[0], run)
+    shutil.copytree(folder_run[1], folder)
+    words = (*_of_folder(folder), "training.steps=2")
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    (ended,) = train(run, *words)
+    assert ended.status == 2 and "encoder.settings.image_mean [0.5, 0.5, 0.5], now [0.1, 0.2, 0.3]" in ended.err
+    (folder / "preprocessor_config.json").unlink()
+    stored = load_file(folder / "model.safetensors")
+    save_file({name: 2 * value for name, value in stored.items()}, folder / "model.safetensors", {"format": "pt"})
+    before = contents(run)
+    ended_on_two = train(run, *words, "parallel.pp=2", ranks=2)
+    assert [rank.status for rank in ended_on_two] == [2, 2]
+    cause, cure = ended_on_two[0].err.splitlines()
+    assert "other weights in model.vision.encoder.folder: sha256 " in cause and "put the first files back" in cure
+    assert contents(run) == before
+
+
+def test_a_run_of_before_goes_on_and_says_that_nothing_was_compared(
+    folder_run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, folder = tmp_path / "run", folder_run[1]
+    shutil.copytree(folder_run[0], run)
+    identity, manifest = json.loads((run / "identity.json").read_text()), last(run).manifest
+    assert identity.pop("encoder") == manifest.identity.pop("encoder")
+    (run / "identity.json").write_text(json.dumps(identity))
+    manifest.save(last(run).folder)
+    (ended,) = train(run, *_of_folder(folder), "training.steps=2")
+    assert ended.status == 0, ended.err
+    assert f"nothing says whether {folder} has the ones it began with" in ended.out
+    assert "resume after step 1" in ended.out
