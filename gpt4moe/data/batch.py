@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt4moe.data.samples import TokenSample
@@ -44,9 +45,11 @@ class Batch:
     earlier tokens of its own document alone. None: to all earlier tokens of its sequence."""
     media: Tensor | None = None
     """[B, S] int64: for each token the number, from 1 within its row, of the latest image at or before it in its own
-    document; 0: there is none. None: the micro-batch has no images. With images, the next three are set too."""
+    document; 0: there is none. None: the micro-batch has no images. With images, image_frames and image_rows are set
+    too, and pixels on the rank that encodes them."""
     pixels: Tensor | None = None
-    """[P, 3, height, width] uint8: every frame of every image, image after image, row after row."""
+    """[P, 3, height, width] uint8: every frame of every image, image after image, row after row. None: there is no
+    image, or another rank encodes them."""
     image_frames: Tensor | None = None
     """[N] int64: how many frames each image has; they sum to P."""
     image_rows: Tensor | None = None
@@ -105,8 +108,9 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
 
     Args:
         numbers: which samples of the run they are.
-    Raises: ValueError when some samples have documents and others have none, or when the images of a sample are not
-        those that its `media` counts, or not of one size.
+    Raises: ValueError when some samples have documents and others have none, some have pixels and others only count
+        their images, or when the images of a sample are not those that its `media` or `image_frames` count, or not of
+        one size.
     """
     tokens = torch.from_numpy(np.stack([sample.tokens for sample in samples]))
     seq_length = tokens.shape[1] - 1
@@ -143,23 +147,33 @@ def _documents(samples: list[TokenSample]) -> Tensor | None:
 def _images(samples: list[TokenSample]) -> dict[str, Tensor]:
     """The fields of a Batch that tell of images; empty where no sample has one."""
     for number, sample in enumerate(samples):
-        counted = 0 if sample.media is None else int(sample.media.max())
-        if counted > len(sample.images):
-            raise ValueError(f"sample {number} of a micro-batch has media up to {counted}, {len(sample.images)} images")
-    images = [(row, image) for row, sample in enumerate(samples) for image in sample.images]
-    if not images:
+        counted, found = 0 if sample.media is None else int(sample.media.max()), len(sample.image_frames)
+        if counted > found:
+            raise ValueError(f"sample {number} of a micro-batch has media up to {counted}, {found} images")
+        if sample.images and tuple(map(len, sample.images)) != sample.image_frames:
+            raise ValueError(f"sample {number} of a micro-batch has pixels of other frames than it counts")
+    frames = [(row, count) for row, sample in enumerate(samples) for count in sample.image_frames]
+    if not frames:
         return {}
-    sizes = {image.shape[1:] for _, image in images}
-    if len(sizes) > 1:
-        raise ValueError(f"images of several sizes in a micro-batch: {sorted(sizes)}")
     nothing = np.zeros(len(samples[0].loss_mask), dtype=np.int32)
     media = [nothing if sample.media is None else sample.media for sample in samples]
+    images = [image for sample in samples for image in sample.images]
     return {
         "media": torch.from_numpy(np.stack(media)).long(),
-        "pixels": torch.from_numpy(np.concatenate([image for _, image in images])).permute(0, 3, 1, 2).contiguous(),
-        "image_frames": torch.tensor([len(image) for _, image in images]),
-        "image_rows": torch.tensor([row for row, _ in images]),
+        **({"pixels": _pixels(images, len(frames))} if images else {}),
+        "image_frames": torch.tensor([count for _, count in frames]),
+        "image_rows": torch.tensor([row for row, _ in frames]),
     }
+
+
+def _pixels(images: list[NDArray[np.uint8]], count: int) -> Tensor:
+    """Batch.pixels of `count` images."""
+    if len(images) < count:
+        raise ValueError(f"{len(images)} of {count} images of a micro-batch have pixels")
+    sizes = {image.shape[1:] for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes in a micro-batch: {sorted(sizes)}")
+    return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def places_in_documents(documents: Tensor) -> Tensor:

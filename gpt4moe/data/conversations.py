@@ -26,7 +26,7 @@ class Conversations(PackedRows):
     def summary(self) -> str:
         return self.fullness("conversations")
 
-    def row(self, index: int) -> TokenSample:
+    def row(self, index: int, *, pixels: bool = True) -> TokenSample:
         sample = self.laid_out(index)
         learned: NDArray[np.float32] = np.zeros(self.layout.seq_length + 1, dtype=np.float32)
         for at, stretch in self.stretches(index):

@@ -6,7 +6,7 @@
     media      1 1 1 2 2   3 3 3 3   0 0 4 4        within a document alone: the latest image at or before each token
 
 Row n is a function of the seed and n. It is made where batches are made, in the prefetch thread: no image is decoded in
-the thread that trains.
+the thread that trains. A rank that does not encode a row's images asks for it without pixels: nothing is decoded then.
 """
 
 from dataclasses import dataclass, replace
@@ -51,11 +51,13 @@ class ImageRows(PackedRows):
         """For a person."""
         return f"{self.fullness('documents')}; {self.num_images:,} images"
 
-    def row(self, index: int) -> TokenSample:
-        """Raises: DataError for an image that is damaged, and for frames that are not those of the tokens."""
+    def row(self, index: int, *, pixels: bool = True) -> TokenSample:
+        """Raises: DataError for an image that is damaged, where pixels are asked for, and for frames that are not those
+        of the tokens."""
         sample = self.laid_out(index)
         media: NDArray[np.int32] = np.zeros(self.layout.seq_length, dtype=np.int32)
         images: list[NDArray[np.uint8]] = []
+        frames: list[int] = []
         for at, stretch in self.stretches(index):
             records = self.frames.between(stretch.start, stretch.stop)
             places, first = np.unique(records["token"].astype(np.int64), return_index=True)
@@ -63,13 +65,14 @@ class ImageRows(PackedRows):
             self._require_same(sample.tokens[at : at + length], places, stretch)
             media[at : at + length] = 0
             for place, numbers in zip(places, np.split(records["image"], first)[1:], strict=True):
-                images.append(np.stack([self._decoded(int(number)) for number in numbers]))
-                media[at + place :] = len(images)
+                frames.append(len(numbers))
+                if pixels:
+                    images.append(np.stack([self._decoded(int(number)) for number in numbers]))
+                media[at + place :] = len(frames)
             media[at + length :] = 0
         is_tag = sample.tokens[1:] == self.image_id
-        return replace(
-            sample, loss_mask=np.where(is_tag, np.float32(0), sample.loss_mask), media=media, images=tuple(images)
-        )
+        loss_mask = np.where(is_tag, np.float32(0), sample.loss_mask)
+        return replace(sample, loss_mask=loss_mask, media=media, image_frames=tuple(frames), images=tuple(images))
 
     def _decoded(self, number: int) -> NDArray[np.uint8]:
         data = self.store.read(number)

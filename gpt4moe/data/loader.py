@@ -25,11 +25,14 @@ from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
 from gpt4moe.data.shards import ShardedTokens
 
+EVERY = slice(None)
+
 
 class Samples(Protocol):
     """Anything that can return its n-th sample."""
 
-    def sample(self, n: int) -> TokenSample: ...
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
+        """Args: pixels: False: images are not decoded, only counted."""
 
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n."""
@@ -51,7 +54,7 @@ class MixedSamples:
     by_document: bool = False
     """Whether samples have documents."""
 
-    def sample(self, n: int) -> TokenSample:
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         draw, index = self.place(n)
         stream, length = self.streams[draw.source], self.length_of(draw)
         start = index * length
@@ -94,21 +97,28 @@ class SampleStream:
 
     samples: Samples
 
-    def sample(self, n: int) -> TokenSample:
-        return self.samples.sample(n)
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
+        return self.samples.sample(n, pixels=pixels)
 
     def micro_batches(
-        self, consumed_samples: int, *, global_batch_size: int, micro_batch_size: int, dp: int, dp_index: int
-    ) -> list[Batch]:
+        self, consumed_samples: int, *, global_batch_size: int, micro_batch_size: int, dp: int, dp_index: int,
+        with_pixels: slice = EVERY,
+    ) -> list[Batch]:  # fmt: skip
         """This rank's micro-batches of the step that follows `consumed_samples`, each [micro_batch_size, S].
 
+        Args:
+            with_pixels: those whose images are decoded; of the others they are only counted.
         Raises: ValueError when global_batch_size is no multiple of micro_batch_size * dp.
         """
         numbers = micro_batch_samples(
             consumed_samples,
             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, dp=dp, dp_index=dp_index,
         )  # fmt: skip
-        return [stack([self.sample(n) for n in micro_batch], micro_batch) for micro_batch in numbers]
+        decoded = set(range(len(numbers))[with_pixels])
+        return [
+            stack([self.sample(n, pixels=index in decoded) for n in micro_batch], micro_batch)
+            for index, micro_batch in enumerate(numbers)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

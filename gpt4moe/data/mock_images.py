@@ -1,6 +1,7 @@
 """Synthetic samples with images, for stage=vision with data=mock: text of MockSamples, up to two images of noise."""
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ class MockImages:
     image_size: int
     max_frames: int
 
-    def sample(self, n: int) -> TokenSample:
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         sample = self.text.sample(n)
         length, size = len(sample.loss_mask), self.image_size
         generator = np.random.Philox(key=derived_keys(2, "mock images", self.text.seed, self.text.stream, n))
@@ -29,6 +30,7 @@ class MockImages:
         places = sorted({place % length for place in at[: count % (_MOST + 1)]})
         tokens, media = sample.tokens.copy(), np.zeros(length, dtype=np.int32)
         loss_mask, images = sample.loss_mask.copy(), []
+        frames: list[int] = []
         for number, place in enumerate(places, start=1):
             tokens[place] = self.text.vocab_size - 1
             loss_mask[max(0, place - 1) : place] = 0
@@ -37,11 +39,14 @@ class MockImages:
             if sample.documents is not None:
                 own = sample.documents[sees] == sample.documents[place]
             media[sees] = np.where(own, np.int32(number), 0)
-            frames = min(number, self.max_frames)
-            draws = generator.random_raw(-(-frames * size * size * 3 // 8))
-            noise: NDArray[np.uint8] = draws.astype("<u8").view(np.uint8)[: frames * size * size * 3]
-            images.append(noise.reshape(frames, size, size, 3))
-        return replace(sample, tokens=tokens, loss_mask=loss_mask, media=media, images=tuple(images))
+            frames.append(min(number, self.max_frames))
+            if pixels:
+                shape = (frames[-1], size, size, 3)
+                noise: NDArray[np.uint8] = generator.random_raw(-(-prod(shape) // 8)).astype("<u8").view(np.uint8)
+                images.append(noise[: prod(shape)].reshape(shape))
+        return replace(
+            sample, tokens=tokens, loss_mask=loss_mask, media=media, image_frames=tuple(frames), images=tuple(images)
+        )
 
     def consumed(self, n: int) -> dict[str, int]:
         return self.text.consumed(n)

@@ -1,6 +1,7 @@
 """Prefetch: the batches of the next step are made in a thread while this step runs.
 
     take(n, following=m)   the batches of n, made before or now -> a thread begins those of m -> the step of n runs
+    begin(n)               the same, of the first ones
 
 On a GPU they are made in pinned memory, so that Batch.to copies them while the host goes on.
 """
@@ -45,8 +46,12 @@ class Prefetch:
             begun = consumed_samples, self._thread.submit(self._make, consumed_samples)
         batches = begun[1].result()
         if following is not None:
-            self._begun = following, self._thread.submit(self._make, following)
+            self.begin(following)
         return batches
+
+    def begin(self, consumed_samples: int) -> None:
+        """The thread begins with what the next `take` will ask for. Batches that it has begun before are dropped."""
+        self._begun = consumed_samples, self._thread.submit(self._make, consumed_samples)
 
     def close(self) -> None:
         """Ends the thread. What it makes at the moment is finished first."""

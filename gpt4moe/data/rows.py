@@ -38,7 +38,7 @@ class Rows(Protocol):
     @property
     def num_rows(self) -> int: ...
 
-    def row(self, index: int) -> TokenSample: ...
+    def row(self, index: int, *, pixels: bool = True) -> TokenSample: ...
 
     def first_token(self, index: int) -> tuple[ShardedTokens, int]:
         """The stream of a row, and the place in it of the row's first token."""
@@ -139,7 +139,7 @@ class TextRows:
     def num_rows(self) -> int:
         return num_samples(len(self.tokens), self.seq_length)
 
-    def row(self, index: int) -> TokenSample:
+    def row(self, index: int, *, pixels: bool = True) -> TokenSample:
         sample = packed_sample(self.tokens, index, self.seq_length)
         if not self.by_document:
             return sample
@@ -164,9 +164,10 @@ class RowSamples:
     seed: int
     reshuffle: bool
 
-    def sample(self, n: int) -> TokenSample:
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         draw, row = self.place(n)
-        return replace(self.sources[draw.source].row(row), source_index=self.names.index(draw.source))
+        sample = self.sources[draw.source].row(row, pixels=pixels)
+        return replace(sample, source_index=self.names.index(draw.source))
 
     def place(self, n: int) -> tuple[Draw, int]:
         """Where sample n is drawn from, and which row it is."""

@@ -45,9 +45,11 @@ class TokenSample:
     media: NDArray[np.int32] | None = None
     """[S]: for each input the number, from 1 within the sample, of the latest image at or before it in its own
     document; 0: there is none. It attends to this image alone. None: the sample has no images."""
+    image_frames: tuple[int, ...] = ()
+    """How many frames each of the sample's images has, in their order; a still image is one frame."""
     images: tuple[NDArray[np.uint8], ...] = ()
-    """The sample's images in their order, each [frames, height, width, 3] of RGB bytes, already of the encoder's size.
-    A still image is one frame."""
+    """The same images, each [frames, height, width, 3] of RGB bytes, already of the encoder's size. Empty where the
+    sample was asked for without pixels."""
 
 
 def num_samples(num_tokens: int, seq_length: int) -> int:
@@ -106,7 +108,7 @@ class MockSamples:
     lengths: Sequence[tuple[int, int]] = ()
     """(first sample, length) where not all samples have seq_length (StepSizes.lengths)."""
 
-    def sample(self, n: int) -> TokenSample:
+    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         length = next((length for first, length in reversed(self.lengths) if n >= first), self.seq_length)
         # Raw 64-bit draws: only the bit generators themselves are stable between NumPy versions.
         raw = np.random.Philox(key=derived_keys(2, "mock", self.seed, self.stream, n)).random_raw(2 * length + 2)

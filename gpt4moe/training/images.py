@@ -33,6 +33,11 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import Engine
 
 
+def own_micro_batches(groups: ProcessGroups) -> slice:
+    """Which of a step's micro-batches this rank encodes the images of; the only ones that it needs pixels of."""
+    return slice(groups.model.rank(), None, groups.model.size())
+
+
 class ImageLatents:
     """Owns the encoder as long as a run lasts, and the latents of a step from `make` to `finish`."""
 
@@ -52,12 +57,12 @@ class ImageLatents:
 
         Args:
             on_host: this rank's micro-batches on the CPU, not cut over cp: what shapes follow from, without waiting.
-            batches: the same on its device.
+            batches: the same on its device; pixels are needed of own_micro_batches alone.
         """
         model, keeps = self.groups.model, with_gradient and self.is_trained
         given = [torch.zeros(self._shape(host), dtype=self.dtype, device=self.groups.device) for host in on_host]
         graphs: list[Tensor | None] = [None] * len(given)
-        for index in range(model.rank(), len(given), model.size()):
+        for index in range(len(given))[own_micro_batches(self.groups)]:
             with nullcontext() if keeps else torch.no_grad():
                 made = self._latents(on_host[index], batches[index])
             if made is not None:

@@ -14,6 +14,7 @@ from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
 from gpt4moe.training.callback import Callback, History, best_effort, check_order
+from gpt4moe.training.images import own_micro_batches
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.update import StepOutcome, train_step
@@ -76,6 +77,7 @@ class Trainer:
             micro_batch_size=training.micro_batch_size,
             dp=context.groups.layout.dp,
             dp_index=context.groups.coordinate["dp"],
+            with_pixels=own_micro_batches(context.groups),
         )
 
     def _tell(self, done: StepOutcome) -> None:
@@ -93,7 +95,8 @@ class Trainer:
         span = self.sizes.at_sample(state.consumed_samples)
         following = state.consumed_samples + span.global_batch_size
         has_next = state.step + 1 < run.training.steps
-        batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
+        with raise_together(context.groups):  # each rank reads samples and decodes images that others do not
+            batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
         state.step += 1

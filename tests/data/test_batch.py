@@ -1,5 +1,7 @@
 """Further tensors of a batch move and are cut over context parallelism by their own rule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -51,7 +53,7 @@ def pictured(media: list[int] | None, *frames: int, size: int = 4) -> TokenSampl
     """A sample with one image for each number of frames; the bytes of image n are n."""
     images = tuple(np.full((count, size, size, 3), n, dtype=np.uint8) for n, count in enumerate(frames))
     numbers = None if media is None else np.array(media, dtype=np.int32)
-    return TokenSample(np.arange(7), np.ones(6, dtype=np.float32), media=numbers, images=images)
+    return TokenSample(np.arange(7), np.ones(6, dtype=np.float32), media=numbers, image_frames=frames, images=images)
 
 
 def test_images_of_all_rows_stand_one_after_the_other_and_text_counts_them_within_its_row() -> None:
@@ -69,6 +71,19 @@ def test_images_of_all_rows_stand_one_after_the_other_and_text_counts_them_withi
 def test_a_micro_batch_without_images_has_none_of_their_tensors() -> None:
     batch = stack([pictured(None), pictured([0] * 6)], (0, 1))
     assert (batch.media, batch.pixels, batch.image_frames, batch.image_rows) == (None,) * 4
+
+
+def test_without_pixels_a_micro_batch_counts_the_same_images() -> None:
+    samples = [pictured([0, 1, 1, 2, 2, 2], 1, 3), pictured(None), pictured([1] * 6, 2)]
+    whole, counted = (stack(some, (0, 1, 2)) for some in (samples, [replace(one, images=()) for one in samples]))
+    assert whole.pixels is not None and counted.pixels is None
+    for name in ("tokens", "media", "image_frames", "image_rows"):
+        assert torch.equal(getattr(whole, name), getattr(counted, name)), name
+    assert counted.to(torch.device("cpu")).pixels is None
+    with pytest.raises(ValueError, match="2 of 3 images of a micro-batch have pixels"):
+        stack([samples[0], samples[1], replace(samples[2], images=())], (0, 1, 2))
+    with pytest.raises(ValueError, match="sample 0 of a micro-batch has pixels of other frames"):
+        stack([replace(samples[0], image_frames=(1, 2))], (0,))
 
 
 def test_images_must_be_those_that_the_text_counts_and_of_one_size() -> None:

@@ -1,5 +1,7 @@
 """Synthetic samples with images: a function of the seed and n, each image seen within its document."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from gpt4moe.data.loader import build_data
@@ -19,6 +21,13 @@ def said(sample: TokenSample) -> tuple[bytes, ...]:
 def test_a_sample_is_a_function_of_the_seed_and_its_number() -> None:
     assert [said(IMAGES.sample(n)) for n in range(9)] == [said(IMAGES.sample(n)) for n in range(9)]
     assert len({said(IMAGES.sample(n)) for n in range(50)}) == 50
+
+
+def test_without_pixels_a_sample_is_the_same_but_for_them() -> None:
+    for n in range(9):
+        whole, counted = IMAGES.sample(n), IMAGES.sample(n, pixels=False)
+        assert counted.images == () and said(replace(whole, images=())) == said(counted)
+        assert counted.image_frames == whole.image_frames == tuple(map(len, whole.images))
 
 
 def test_each_token_looks_at_the_latest_image_of_its_document_and_no_image_is_learned() -> None:

@@ -1,5 +1,6 @@
 """stage=vision reads documents with images beside plain text: mixed, in exact order, resumed, in batches."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data import image_rows
 from gpt4moe.data.batch import Batch
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import check_data
+from gpt4moe.data.image_files import IMAGE, ImageStore
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.loader import SampleStream, build_data
 from gpt4moe.data.lookup import origin_of
@@ -129,6 +132,59 @@ def test_images_are_decoded_in_the_thread_that_makes_batches(folder: Path) -> No
         prefetch.close()
     assert any(batch.pixels is not None for batch in first)
     assert {name.rpartition("_")[0] for name in names} == {"samples"}
+
+
+def test_images_of_micro_batches_without_pixels_are_counted_and_not_read(folder: Path) -> None:
+    stream, read = build_data(run_of(folder, *VISION, *MIXED)).train, []
+    (whole,) = batches(stream, 8, size=1)
+
+    def noted(store: ImageStore, number: int) -> bytes:
+        read.append(number)
+        return good(store, number)
+
+    good = ImageStore.read
+    with patch.object(ImageStore, "read", noted):
+        counted = stream.micro_batches(
+            8, global_batch_size=4, micro_batch_size=1, dp=1, dp_index=0, with_pixels=slice(1, None, 2)
+        )
+    assert [batch.pixels is not None for batch in counted] == [False, whole[1].pixels is not None] * 2
+    assert len(read) == sum(len(batch.pixels) for batch in whole[1::2] if batch.pixels is not None) > 0
+    for one, other in zip(whole, counted, strict=True):
+        for name in ("tokens", "loss_mask", "documents", "media", "image_frames", "image_rows"):
+            ours, theirs = getattr(one, name), getattr(other, name)
+            assert (ours is None) == (theirs is None) and (ours is None or torch.equal(ours, theirs)), name
+
+
+def frames_of(run: RunConfig, numbers: range) -> set[int]:
+    """The images of some samples, by their numbers in the source web."""
+    samples, found = build_data(run).train.samples, set()
+    assert isinstance(samples, RowSamples)
+    for draw, row in map(samples.place, numbers):
+        rows = samples.sources[draw.source]
+        assert isinstance(rows, image_rows.ImageRows)
+        found |= {int(number) for _, stretch in rows.stretches(row)
+                  for number in rows.frames.between(stretch.start, stretch.stop)["image"]}  # fmt: skip
+    return found
+
+
+def test_an_image_that_one_rank_finds_damaged_ends_every_rank_with_its_error(folder: Path, tmp_path: Path) -> None:
+    """Of two stages each reads the images of one micro-batch of two. The second's are damaged; the first reports it."""
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    words = (*SIZES, *VISION, "++data.sources={web: 1}", "data=demo", f"data.path={data}")
+    run = run_of(data, *VISION, "++data.sources={web: 1}")
+    store = Catalogue.open([data]).sources["web"].images("train")
+    number = min(frames_of(run, range(2, 4)) - frames_of(run, range(2)))
+    (shard,) = store.shards
+    table = np.fromfile(data / "web" / f"{shard.file}.table", dtype=IMAGE)
+    with (data / "web" / f"{shard.file}.img").open("r+b") as file:
+        file.seek(int(table[number]["start"]) + 3)
+        file.write(b"?")
+    ended = train(tmp_path / "run", *words, "parallel.pp=2", "training.steps=2", ranks=2)
+    assert [rank.status for rank in ended] == [2, 2], ended
+    cause, cure = ended[0].err.splitlines()
+    assert f"is damaged: image {number}, at byte" in cause and "Restore the file" in cure
+    assert ended[1].err == ""
 
 
 def test_what_a_run_reads_is_known_and_part_of_its_identity(folder: Path) -> None:

@@ -32,7 +32,7 @@ from gpt4moe.parallel.shard import flat_rectangles
 from gpt4moe.runlog.metrics import Metric
 from gpt4moe.runlog.step_metrics import OBJECTIVE_METRICS
 from gpt4moe.training.build import ENGINES
-from gpt4moe.training.callbacks.measurements import evaluate
+from gpt4moe.training.callbacks.measurements import held_out_batches
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext
@@ -223,7 +223,7 @@ def evaluated(environment: Environment, objectives: list[Objective], samples: in
             context = TrainingContext(
                 run=run, groups=groups, folder=RunFolder.of(run), data=build_data(run), engine=engine, runner=runner
             )
-            result = evaluate(context)
+            result = runner.evaluate(held_out_batches(context))
             found.append(Evaluated(result.loss, result.num_tokens, result.logged, result.sources.sum(dim=1).tolist()))
         return found
 

@@ -5,35 +5,64 @@ from dataclasses import replace
 from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.cluster import Generation
+from gpt4moe.data.batch import Batch
+from gpt4moe.data.prefetch import Prefetch
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.events_log import own_events
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import process_began
 from gpt4moe.runlog.step_metrics import loss_metrics
 from gpt4moe.runlog.usage import Devices, Usage
 from gpt4moe.training.callback import Callback, Gives, History
+from gpt4moe.training.images import own_micro_batches
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 
 
 class Evaluation(Callback):
-    """The loss on held-out text, every training.eval_every steps and at the end."""
+    """The loss on held-out text, every training.eval_every steps and at the end.
+
+    Its batches are made, and their images decoded, in a thread of its own while the step before it runs; they are in
+    memory from then on until it has ended.
+    """
 
     needs = frozenset({Gives.event_log, Gives.step_traffic})
     gives = frozenset({Gives.record})
 
+    def __init__(self) -> None:
+        self.prefetch: Prefetch | None = None
+
+    def on_start(self, context: TrainingContext, history: History) -> None:
+        self.prefetch = Prefetch(lambda first: held_out_batches(context), context.groups.device)
+
+    def before_step(self, context: TrainingContext) -> None:
+        assert self.prefetch is not None, "on_start comes first"
+        if _is_evaluated(context, context.state.step + 1):
+            self.prefetch.begin(0)
+
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        every = context.run.training.eval_every
-        if not context.run.training.eval_samples:
-            return
-        if (every and context.state.step % every == 0) or context.state.step >= context.run.training.steps:
+        assert self.prefetch is not None, "on_start comes first"
+        if _is_evaluated(context, context.state.step):
             with context.pause("evaluation"):
-                evaluated = evaluate(context)
+                with raise_together(context.groups):
+                    batches = self.prefetch.take(0, following=None)
+                evaluated = context.runner.evaluate(batches)
             names = context.data.source_names
             record.update(loss_metrics("eval_loss", evaluated.loss, evaluated.sources.tolist(), names))
 
+    def on_exit(self, context: TrainingContext) -> None:
+        if self.prefetch is not None:
+            self.prefetch.close()
 
-def evaluate(context: TrainingContext) -> StepResult:
-    """Losses over the first training.eval_samples held-out samples, the same ones on every layout. Collective.
+
+def _is_evaluated(context: TrainingContext, step: int) -> bool:
+    settings = context.run.training
+    is_due = settings.eval_every > 0 and step % settings.eval_every == 0
+    return settings.eval_samples > 0 and (is_due or step >= settings.steps)
+
+
+def held_out_batches(context: TrainingContext) -> list[Batch]:
+    """This rank's micro-batches of the first training.eval_samples held-out samples, the same ones on every layout.
 
     The schedule takes whole micro-batches of every data-parallel rank, and whole rounds of an interleaved pipeline.
     Samples beyond training.eval_samples are masked in the loss and are padding for the routers.
@@ -47,6 +76,7 @@ def evaluate(context: TrainingContext) -> StepResult:
         micro_batch_size=settings.micro_batch_size,
         dp=layout.dp,
         dp_index=context.groups.coordinate["dp"],
+        with_pixels=own_micro_batches(context.groups),
     )
     for index, batch in enumerate(batches):
         first = (index * layout.dp + context.groups.coordinate["dp"]) * settings.micro_batch_size
@@ -54,7 +84,7 @@ def evaluate(context: TrainingContext) -> StepResult:
         batch.loss_mask[beyond:] = 0
         assert batch.token_ids is not None
         batch.token_ids[beyond:] = -1
-    return context.runner.evaluate(batches)
+    return batches
 
 
 class Resources(Callback):
