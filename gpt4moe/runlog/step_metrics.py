@@ -51,7 +51,7 @@ TIME_METRICS: dict[str, Metric] = {
         meaning="wall time of the step, without evaluation and checkpoint; the next three add up to it",
         is_timing=True,
     ),
-    "data_seconds": Metric(unit="s", meaning="waiting for the step's batches", is_timing=True),
+    "data_seconds": Metric(unit="s", meaning="waiting for the step's batches, on the slowest rank", is_timing=True),
     "forward_backward_seconds": Metric(
         unit="s",
         meaning="the pipeline schedule until the loss is known: forward, backward, waiting for other stages, and the "
