@@ -147,7 +147,8 @@ def test_images_of_micro_batches_without_pixels_are_counted_and_not_read(folder:
         counted = stream.micro_batches(
             8, global_batch_size=4, micro_batch_size=1, dp=1, dp_index=0, with_pixels=slice(1, None, 2)
         )
-    assert [batch.pixels is not None for batch in counted] == [False, whole[1].pixels is not None] * 2
+    wanted = [number % 2 == 1 and batch.pixels is not None for number, batch in enumerate(whole)]
+    assert [batch.pixels is not None for batch in counted] == wanted
     assert len(read) == sum(len(batch.pixels) for batch in whole[1::2] if batch.pixels is not None) > 0
     for one, other in zip(whole, counted, strict=True):
         for name in ("tokens", "loss_mask", "documents", "media", "image_frames", "image_rows"):

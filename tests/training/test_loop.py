@@ -49,7 +49,8 @@ def test_samples_that_cannot_be_read_end_the_run_at_their_step_and_a_restart_goe
     cause, cure = ended.err.splitlines()
     assert "shard 3 is damaged." in cause and "Make it again." in cure
     assert left == []
-    assert made_in == ["samples_0"] * 5, "four steps and the evaluation of the second"
+    # Four steps, the evaluation of the second, and perhaps that of the fourth, begun before its samples failed.
+    assert made_in in (["samples_0"] * 5, ["samples_0"] * 6)
     assert [record["step"] for record in metrics(folder)] == list(range(1, FAILS_IN))
 
     (again,) = train(folder, *ten)
