@@ -124,11 +124,6 @@ class RunConfig:
                 "wait for the resampler's weights.",
                 "Set engine.overlap_param_gather=false.",
             )
-        if self.stage.lora.rank and self.model.vision is not None:
-            raise ConfigError(
-                f"stage.lora.rank={self.stage.lora.rank} with model.vision: no run trains adapters of a vision model.",
-                "Set stage.lora.rank=0; stage.train says which parts are trained.",
-            )
 
     def _validate_kernels(self) -> None:
         if self.kernels.experts is ExpertKernel.grouped_mm and self.precision.dtype is not Dtype.bf16:

@@ -37,7 +37,8 @@ Answer = dict[str, Any]
 
 
 class MergedWeights(CheckpointWeights):
-    """The weights of a base with the adapters of a checkpoint added, in fp32.
+    """The weights of a base with the adapters of a checkpoint added, in fp32. Those of a vision model are its text
+    model's, as CheckpointWeights has them; merge writes the vision parts too.
 
     Args:
         path: a step folder, or a run folder (its latest), of adapters.
@@ -56,7 +57,8 @@ class MergedWeights(CheckpointWeights):
         super().__init__(base_folder(manifest, None if base is None else str(base)))
         self.base = self.index
         self.adapted = config_from_dict(manifest.config)
-        self.run = config_from_dict(_merged_config(self.adapted))
+        run = config_from_dict(_merged_config(self.adapted))
+        self.run = dataclasses.replace(run, model=dataclasses.replace(run.model, vision=None))
         self._matrix = cache(self._read)
 
     @property
@@ -129,7 +131,7 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
     """
     refuse_existing(out)
     source = MergedWeights(checkpoint, base)
-    config = config_to_dict(source.run)
+    config = _merged_config(source.adapted)
     names = [name for name in source.base.shapes if name.startswith((f"{WEIGHT}/", f"{BUFFER}/"))]
     sizes = [4 * prod(source.base.shapes[name]) for name in names]
     plan, total = json.dumps(["merge", source.block_hashes]), sum(sizes)
@@ -158,10 +160,9 @@ def _merged_config(adapted: RunConfig) -> dict[str, Any]:
 
 
 def _new(source: MergedWeights, name: str) -> NewTensor:
-    kind, _, bare = name.partition("/")
+    bare = name.partition("/")[2]
     shape = source.base.shapes[name]
     whole = [((0,) * len(shape), shape)]
-    if kind == BUFFER:
-        source.pieces.setdefault(bare, source.base.pieces[name])  # those that only training uses too
+    source.pieces.setdefault(bare, source.base.pieces[name])  # buffers that only training uses, and vision parts
     offset = ",".join("0" * len(shape))
     return NewTensor(f"{name}@{offset}", shape, lambda take: source.values(bare, whole, take))

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.base import base_folder, refuse_adapters
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
@@ -74,11 +75,11 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
         refuse_adapters(path, manifest)
     ours = identity_of(run, data.identity)
     theirs, our_side = comparable(manifest.identity, ours)
-    same, patterns = theirs == our_side, [] if latest else run.checkpoint.load_only
     if latest:
         refuse_other_identity(manifest.identity, ours, folder.path)
     elif manifest.identity.get(ENCODER, ours.get(ENCODER)) != ours.get(ENCODER):
         logger.warning("%s was trained with another image encoder: its resampler knows other features", path)
+    same, patterns = bool(latest) or theirs == our_side, [] if latest else run.checkpoint.load_only
     whole = same and not patterns
     if whole and manifest.step >= run.training.steps:
         raise CheckpointError(
@@ -91,6 +92,7 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     if run.model.lora is not None:
         elsewhere = run.checkpoint.load if latest else None
         base = reader if manifest.base is None else CheckpointReader(base_folder(manifest, elsewhere))
+        _require_vision_parts(base, run.model)
         if base is not reader:
             selection_of(base, base_model(run.model), [])
             _require_same_scale(path, config_from_dict(manifest.config).stage.lora.scale, run)
@@ -122,6 +124,15 @@ def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
     what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
     logger.info("loaded %s: %s", source.reader.folder, what)
     engine.finish_load(source.state.optimizer_step)
+
+
+def _require_vision_parts(base: CheckpointReader, model: ModelConfig) -> None:
+    """Raises: CheckpointError for a text checkpoint as the base of a vision model's adapters."""
+    if model.vision is not None and not any(is_vision(name.partition("/")[2]) for name in base.shapes):
+        raise CheckpointError(
+            f"{base.folder} has no vision parts: with stage.lora they would be frozen at their initial values.",
+            "Train them first (stage=vision, stage.lora.rank=0) and give that run, or set model.vision=null.",
+        )
 
 
 def _require_same_scale(path: Path, stored: float, run: RunConfig) -> None:

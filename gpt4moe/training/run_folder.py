@@ -205,7 +205,10 @@ def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: 
     named |= {key: name for key, (_, name) in _OPTIONAL.items()}
     named[f"{ENCODER}.weights"] = "other weights in model.vision.encoder.folder: sha256"
     groups = [key.partition(".")[0] for key, *_ in found]
-    keys = [named.get(key) or named.get(group, group) + key.removeprefix(group) for group, (key, *_) in zip(groups, found, strict=True)]
+    keys = [
+        named.get(key) or named.get(group, group) + key.removeprefix(group)
+        for group, (key, *_) in zip(groups, found, strict=True)
+    ]
     shown = [f"{key} {_short(was)}, now {_short(now)}" for key, (_, was, now) in zip(keys[:3], found[:3], strict=True)]
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     is_encoder = found[0][0].startswith(f"{ENCODER}.")

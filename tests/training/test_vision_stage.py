@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from gpt4moe.architecture.names import adapter_names
 from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.inspection import difference
 from gpt4moe.checkpoint.reader import CheckpointReader
+from gpt4moe.convert.adapters import merge
 from tests.training.command import contents, metrics, train
 
 VISION = (
@@ -86,6 +88,35 @@ def test_the_difference_to_the_text_checkpoint_is_the_vision_parts(vision_run: P
     assert found["other_shape"] == []
 
 
+LORA = ("stage.lora.rank=4", "stage.train=[]", "optimizer.by_pattern=[]", "optimizer.lr=0.01")
+
+
+def test_adapters_of_a_vision_model_are_trained_beside_frozen_vision_parts_and_merged(
+    vision_run: Path, tmp_path: Path
+) -> None:
+    words = (*VISION, *LORA, f"checkpoint.load={vision_run}")
+    begun = train(tmp_path / "adapted", *words, "training.steps=1", "parallel.pp=2", ranks=2)
+    assert [rank.status for rank in begun] == [0, 0], begun[0].err
+    (ended,) = train(tmp_path / "adapted", *words, "training.steps=2")
+    assert ended.status == 0 and "resume after step 1" in ended.out, ended.err
+    adapters, base = last(tmp_path / "adapted"), last(vision_run)
+    assert all(name.endswith(("lora_a", "lora_b")) for name in adapters.shapes)
+    merge(tmp_path / "adapted", tmp_path / "merged")
+    merged = CheckpointReader(tmp_path / "merged")
+    assert merged.shapes.keys() == {name for name in base.shapes if name.startswith(("weight/", "buffer/"))}
+    moved = {name for name in merged.shapes if not merged.tensor(name).equal(base.tensor(name))}
+    assert moved == {name for name in merged.shapes if adapter_names(name)[0] in adapters.shapes} != set()
+    (again,) = train(tmp_path / "again", *VISION, *STILL, f"checkpoint.load={tmp_path / 'merged'}")
+    assert again.status == 0, again.err
+
+
+def test_adapters_of_a_vision_model_need_a_base_with_vision_parts(whole_run: Path, tmp_path: Path) -> None:
+    (ended,) = train(tmp_path / "x", *VISION, *LORA, f"checkpoint.load={whole_run}")
+    assert ended.status == 2
+    cause, cure = ended.err.splitlines()
+    assert "has no vision parts: with stage.lora they would be frozen" in cause and "Train them first" in cure
+
+
 def test_vision_parts_without_images_are_refused_before_anything_is_built(tmp_path: Path) -> None:
     (ended,) = train(tmp_path / "x", "+vision@model.vision=tiny")
     assert ended.status == 2 and "stage=pretrain reads no images" in ended.err
@@ -132,12 +163,12 @@ def test_changed_files_of_the_encoder_are_refused_on_every_rank(folder_run: tupl
     (folder / "preprocessor_config.json").unlink()
     stored = load_file(folder / "model.safetensors")
     save_file({name: 2 * value for name, value in stored.items()}, folder / "model.safetensors", {"format": "pt"})
-    before = contents(run)
+    before = {name: content for name, content in contents(run).items() if name != ".lock"}
     ended_on_two = train(run, *words, "parallel.pp=2", ranks=2)
     assert [rank.status for rank in ended_on_two] == [2, 2]
     cause, cure = ended_on_two[0].err.splitlines()
     assert "other weights in model.vision.encoder.folder: sha256 " in cause and "put the first files back" in cure
-    assert contents(run) == before
+    assert {name: content for name, content in contents(run).items() if name != ".lock"} == before
 
 
 def test_a_run_of_before_goes_on_and_says_that_nothing_was_compared(
