@@ -3,6 +3,8 @@ is a step folder, or a run folder (its latest checkpoint).
 
 examples:
   python tools/convert_checkpoint.py to-hf runs/first exported --max-shard-size 2GB --dry-run
+  python tools/convert_checkpoint.py to-hf runs/seen exported --encoder siglip      # with exported/vision
+  python tools/convert_checkpoint.py to-idefics runs/seen idefics --without-clips
   python tools/convert_checkpoint.py from-hf mixtral imported
   python tools/convert_checkpoint.py from-hf llama upcycled --upcycle-experts 16
   python tools/convert_checkpoint.py merge runs/adapted merged

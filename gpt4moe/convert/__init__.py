@@ -7,7 +7,14 @@ hf_config.py          ModelConfig <-> config.json; what is refused
 adapters.py           LoRA: merged into its base
 peft_folder.py        LoRA: a folder that PEFT loads
 weights.py            Weights: boxes of tensors of any folder
+export.py             a folder in Hugging Face format, written
 huggingface.py        ours -> Hugging Face; such a folder as Weights
+folder_tensors.py     the safetensors files of a folder
+vision_tables.py      vision parts: names, ours and Idefics'
+vision_folder.py      vision/ of an export: what it has, read
+vision_files.py       vision/ of an export: written
+encoder_files.py      the image encoder, of a folder or drawn
+idefics.py            a vision model -> transformers' Idefics
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled
 inference_grid.py     what each rank of tp x pp has
 inference_layout.py   ours -> one file a rank; as Weights

@@ -10,8 +10,10 @@ from typing import Any
 from gpt4moe.checkpoint.inspection_text import size, table, tolerance
 from gpt4moe.convert.adapters import merge
 from gpt4moe.convert.architectures import known_names
+from gpt4moe.convert.export import DTYPES
 from gpt4moe.convert.from_huggingface import Upcycling, from_huggingface
-from gpt4moe.convert.huggingface import DTYPES, to_huggingface
+from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.convert.idefics import to_idefics
 from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.peft_folder import to_peft
 from gpt4moe.convert.verify import (
@@ -31,7 +33,9 @@ _SHOWN = 20  # rows; --json has all
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 _HELP = {
-    "to-hf": "write a checkpoint as a Hugging Face folder (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts)",
+    "to-hf": "write a checkpoint as a Hugging Face folder (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts); of a "
+    "vision model also its image parts, in a folder vision/ that examples/load_vision.py loads",
+    "to-idefics": "write a dense vision model with a CLIP encoder as transformers' Idefics (IdeficsForVisionText2Text)",
     "from-hf": f"make a checkpoint for checkpoint.load from a {known_names()} folder",
     "merge": "write a checkpoint of adapters (stage.lora) and its base as one whole checkpoint",
     "to-peft": "write the adapters of a checkpoint as a folder that PEFT loads",
@@ -49,12 +53,17 @@ def parser(description: str) -> argparse.ArgumentParser:
         for place in _PLACES.get(name, ("checkpoint", "out")):
             command.add_argument(place, type=Path, metavar=place.upper())
         command.add_argument("--json", action="store_true", help="print the answer as JSON")
-    for name in ("to-hf", "to-inference"):
+    for name in ("to-hf", "to-idefics", "to-inference"):
         of[name].add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="of the weights (default bf16)")
         of[name].add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
-    of["to-hf"].add_argument("--max-shard-size", type=byte_size, default="5GB", metavar="SIZE", help="(default 5GB)")
-    of["to-hf"].add_argument("--tokenizer", type=Path, help="the run's tokenizer.json, if it was moved")
-    of["to-hf"].add_argument("--licence", default="apache-2.0", help="for the model card (default apache-2.0)")
+    for name in ("to-hf", "to-idefics"):
+        of[name].add_argument("--max-shard-size", type=byte_size, default="5GB", metavar="SIZE", help="(default 5GB)")
+        of[name].add_argument("--tokenizer", type=Path, help="the run's tokenizer.json, if it was moved")
+        of[name].add_argument("--licence", default="apache-2.0", help="for the model card (default apache-2.0)")
+    of["to-idefics"].add_argument("--without-clips", action="store_true", help="leave out the time embeddings of clips")
+    for name in ("to-hf", "to-idefics", "verify"):
+        of[name].add_argument("--encoder", type=Path, help="of a vision model: its encoder's folder, if it was moved")
+    of["to-hf"].add_argument("--image-token", help="of a vision model: what stands for an image (default <image>)")
     of["from-hf"].add_argument("--upcycle-experts", type=int, metavar="N", help="copies of each MLP of a dense model")
     of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts for each token (default 2)")
     of["from-hf"].add_argument("--upcycle-noise", type=float, help="noise on the copies, as a share of init_std (0)")
@@ -92,7 +101,17 @@ def status(answer: Answer) -> int:
 def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = to_huggingface(
         given.checkpoint, given.out, dtype=given.dtype, max_shard_bytes=given.max_shard_size,
-        tokenizer=given.tokenizer, licence=given.licence, base=given.base, dry_run=given.dry_run,
+        tokenizer=given.tokenizer, licence=given.licence, base=given.base, encoder=given.encoder,
+        image_token=given.image_token, dry_run=given.dry_run,
+    )  # fmt: skip
+    return answer | {"dry_run": given.dry_run}
+
+
+def _to_idefics(given: argparse.Namespace, logits: Logits) -> Answer:
+    answer = to_idefics(
+        given.checkpoint, given.out, dtype=given.dtype, max_shard_bytes=given.max_shard_size,
+        tokenizer=given.tokenizer, licence=given.licence, encoder=given.encoder, without_clips=given.without_clips,
+        dry_run=given.dry_run,
     )  # fmt: skip
     return answer | {"dry_run": given.dry_run}
 
@@ -132,7 +151,7 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
     if given.prompts is not None:
         require_runnable(given.a, given.b)
         prompts = read_prompts(given.prompts, [given.a, given.b])
-    answer = verify(given.a, given.b, tolerance=given.tolerance, base=given.base)
+    answer = verify(given.a, given.b, tolerance=given.tolerance, base=given.base, encoder=given.encoder)
     if prompts is not None:
         answer["logits"] = verify_logits(
             given.a, given.b, prompts, logits,
@@ -142,8 +161,8 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
 
 
 _CALLS: dict[str, Callable[[argparse.Namespace, Logits], Answer]] = {
-    "to-hf": _to_hf, "from-hf": _from_hf, "merge": _merge, "to-peft": _to_peft, "to-inference": _to_inference,
-    "verify": _verify,
+    "to-hf": _to_hf, "to-idefics": _to_idefics, "from-hf": _from_hf, "merge": _merge, "to-peft": _to_peft,
+    "to-inference": _to_inference, "verify": _verify,
 }  # fmt: skip
 
 
@@ -184,6 +203,7 @@ def verification_lines(answer: Answer) -> Iterator[str]:
     yield from (f"{row['tensor']}: shape {row['a']} and {row['b']}" for row in answer["other_shape"])
     yield from (f"model.{row['setting']}: {row['a']} and {row['b']}" for row in answer["settings"])
     yield from (f"differs from its copies: {copy}" for copy in answer["copies"])
+    yield from answer["notes"]
     rows = [
         (row["tensor"], f"{row['elements']} of {row['of']}",
          "not finite" if row["max_abs"] is None else f"{row['max_abs']:.3g}")

@@ -29,8 +29,9 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
+from gpt4moe.convert.folder_tensors import mistral_files, stored_tensors
 from gpt4moe.convert.hf_config import from_config
-from gpt4moe.convert.huggingface import add_pieces, mistral_files, open_huggingface, read_config, stored_tensors
+from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config
 from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed

@@ -3,28 +3,25 @@
 fp32 master weights --links--> our boxes for each Hugging Face tensor --> cast --> shards of at most N bytes
 """
 
-import hashlib
 import json
 from collections import Counter
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
-from gpt4moe.convert.copy_pipeline import progress_bar
+from gpt4moe.convert.export import DTYPES, Export
+from gpt4moe.convert.folder_tensors import new_tensor, place, stored_tensors
 from gpt4moe.convert.hf_config import from_config, to_config
-from gpt4moe.convert.model_files import model_card, tokenizer_files
-from gpt4moe.convert.publish import published, refuse_existing
-from gpt4moe.convert.rules import Link, NameRow, is_copy, links, require_whole
-from gpt4moe.convert.safetensors_file import BYTES, NewTensor, RawFile, StoredTensor, packed
-from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece
+from gpt4moe.convert.model_files import tokenizer_files
+from gpt4moe.convert.publish import refuse_existing
+from gpt4moe.convert.rules import NameRow, links, require_whole
+from gpt4moe.convert.safetensors_file import StoredTensor
+from gpt4moe.convert.vision_files import vision_files
+from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
 
-DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
-"""Option -> (name in safetensors, name in torch)."""
-_INDEX = "model.safetensors.index.json"
 _OUTPUT = "lm_head.weight"
 
 Answer = dict[str, Any]
@@ -32,13 +29,18 @@ Answer = dict[str, Any]
 
 def to_huggingface(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
-    tokenizer: Path | None = None, licence: str = "apache-2.0", base: Path | None = None, dry_run: bool = False,
+    tokenizer: Path | None = None, licence: str = "apache-2.0", base: Path | None = None, encoder: Path | None = None,
+    image_token: str | None = None, dry_run: bool = False,
 ) -> Answer:  # fmt: skip
-    """Exports a checkpoint as the architecture that architecture_of chooses. `dry_run`: writes nothing, only answers.
+    """Exports a checkpoint as the architecture that architecture_of chooses; the vision parts of a vision model into a
+    folder vision/ beside it. `dry_run`: writes nothing, only answers.
 
     Args:
         base: where the base of adapters is, if it was moved.
-    Raises: ConversionError when no architecture fits, or `out` exists or cannot be written; CheckpointError.
+        encoder: where the folder of a vision model's image encoder is, if it was moved.
+        image_token: what stands for an image, if it is not `<image>`.
+    Raises: ConversionError when no architecture fits, a file that is needed is gone, or `out` exists or cannot be
+        written; CheckpointError.
     """
     if not dry_run:
         refuse_existing(out)
@@ -46,50 +48,17 @@ def to_huggingface(
     code, torch_name = DTYPES[dtype]
     all_links = list(links(architecture_of(source.model).rows, source.shapes, source.model))
     require_whole(all_links, source.shapes)
-    manifest = source.manifest
-    files, special = tokenizer_files(source.folder, manifest, source.run, tokenizer)
-    config = to_config(source.model, dtype=torch_name, special=special)
-    notes = export_notes(source.model)
-    card = model_card(manifest, source.run, dtype=torch_name, licence=licence, notes=notes)
-    files["README.md"] = card.encode()
-    shards = _shards(all_links, BYTES[code], max_shard_bytes)
-    sizes = {name: sum(prod(link.shape) for link in part) * BYTES[code] for name, part in shards.items()}
-    total = sum(sizes.values())
-    answer = {
-        "out": str(out), "architecture": config["architectures"][0], "dtype": torch_name,
-        "tensors": len(all_links), "parameters": total // BYTES[code], "size_bytes": total,
-        "files": [{"name": name, "size_bytes": size} for name, size in sizes.items()], "notes": notes,
-    }  # fmt: skip
-    if dry_run:
-        return answer
-    sha = source.block_hashes
-    texts = [hashlib.sha256(content).hexdigest() for content in files.values()]
-    plan = json.dumps(["to-hf", config, texts, {name: len(part) for name, part in shards.items()}, sha])
-    with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
-        for name, part in shards.items():
-            tensors = [_new(link, source) for link in part]
-            draft.tensors(name, tensors, dtype=code, metadata={"format": "pt"}, advance=advance)
-        if len(shards) > 1:
-            weight_map = {link.theirs: name for name, part in shards.items() for link in part}
-            draft.json(_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        draft.json("config.json", config)
-        for name, content in files.items():
-            draft.content(name, content)
-    return answer
-
-
-def _new(link: Link, source: CheckpointWeights) -> NewTensor:
-    return NewTensor(link.theirs, link.shape, lambda take: source.values(link.ours, link.boxes, take))
-
-
-def _shards(all_links: list[Link], item_bytes: int, limit: int) -> dict[str, list[Link]]:
-    """File name -> its tensors, in order."""
-    parts = packed([prod(link.shape) * item_bytes for link in all_links], limit)
-    if len(parts) == 1:
-        return {"model.safetensors": all_links}
-    return {
-        f"model-{number:05d}-of-{len(parts):05d}.safetensors": all_links[part] for number, part in enumerate(parts, 1)
-    }
+    files, special = tokenizer_files(source.folder, source.manifest, source.run, tokenizer)
+    vision = vision_files(source, files.get("tokenizer.json"), encoder, image_token, (code, max_shard_bytes))
+    export = Export(
+        source=source, config=to_config(source.model, dtype=torch_name, special=special),
+        tensors=[new_tensor(link, source) for link in all_links], dtype=dtype, max_shard_bytes=max_shard_bytes,
+        files=files, licence=licence, notes=export_notes(source.model) + (vision.notes() if vision else []),
+        vision=vision,
+    )  # fmt: skip
+    if not dry_run:
+        export.write(out)
+    return export.answer(out)
 
 
 def open_huggingface(folder: Path) -> FolderWeights:
@@ -123,38 +92,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConversionError(f"{path} {what}.", "Give a folder in Hugging Face format.") from error
 
 
-def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, RawFile]]:
-    """(tensors of all safetensors files, the file of each, the files); headers are checked."""
-    index = folder / _INDEX
-    if index.exists():
-        try:
-            names = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConversionError(f"{index} is damaged.", "Copy or download it again.") from error
-    else:
-        names = sorted({path.name for path in folder.glob("*.safetensors")} - set(mistral_files(folder)))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not names:
-        raise ConversionError(
-            f"{folder} lacks {missing[0] if missing else 'safetensors files with the names of Hugging Face'}.",
-            "Copy or download the folder again, in safetensors (other formats can run code).",
-        )
-    files = {name: RawFile(folder / name) for name in names}
-    tensors: dict[str, StoredTensor] = {}
-    places: dict[str, str] = {}
-    for name, file in files.items():
-        for key, tensor in file.tensors.items():
-            if key in tensors:
-                raise ConversionError(f"{folder} has {key} in two files.", "Copy or download the folder again.")
-            tensors[key], places[key] = tensor, name
-    return tensors, places, files
-
-
-def mistral_files(folder: Path) -> list[str]:
-    """Files in Mistral's own format. Its repositories have them beside the same weights in Hugging Face format."""
-    return sorted(path.name for path in folder.glob("consolidated*.safetensors"))
-
-
 def add_pieces(
     weights: FolderWeights, table: tuple[NameRow, ...], tensors: dict[str, StoredTensor], places: dict[str, str]
 ) -> None:
@@ -165,24 +102,7 @@ def add_pieces(
     """
     known = {row.ours for row in table}
     covered = {name: shape for name, shape in weights.shapes.items() if split_name(name)[1] in known}
-    left = dict(tensors)
-    for link in links(table, covered, weights.model):
-        tensor = left.pop(link.theirs, None)
-        if tensor is None:
-            raise ConversionError(
-                f"{weights.folder} has no tensor {link.theirs}.",
-                "The folder is incomplete, or config.json is of another model.",
-            )
-        if tensor.shape != link.shape:
-            raise ConversionError(
-                f"{weights.folder}: {link.theirs} is {list(tensor.shape)}, config.json says {list(link.shape)}.",
-                "The files and config.json do not belong together.",
-            )
-        start = tensor.start
-        for offset, shape in link.boxes:
-            piece = TypedPiece(places[link.theirs], offset, shape, start, tensor.dtype)
-            weights.pieces[link.ours].append(piece)
-            start += 0 if is_copy(link) else prod(shape) * BYTES[tensor.dtype]
+    left = place(weights, links(table, covered, weights.model), tensors, places)
     if weights.model.tied_embeddings and _OUTPUT in left:
         _refuse_another_output(weights, left.pop(_OUTPUT), places[_OUTPUT])
     unknown = [name for name in left if not _ignorable(name)]

@@ -18,7 +18,7 @@ from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict, config_to_dict
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
-from gpt4moe.convert.huggingface import DTYPES
+from gpt4moe.convert.export import DTYPES
 from gpt4moe.convert.inference_grid import file_name, key_of, rank_contents
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor

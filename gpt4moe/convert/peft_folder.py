@@ -21,9 +21,9 @@ import numpy as np
 from gpt4moe.architecture.names import split_name
 from gpt4moe.convert.adapters import MergedWeights
 from gpt4moe.convert.architectures import architecture_of
-from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS, progress_bar
+from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
-from gpt4moe.convert.safetensors_file import NewTensor, Take
+from gpt4moe.convert.safetensors_file import NewTensor
 from gpt4moe.errors import ConversionError
 
 _MODEL = "base_model.model"
@@ -49,7 +49,7 @@ def to_peft(checkpoint: Path, out: Path, *, model: str, base: Path | None = None
     modules = [name.removesuffix(".weight") for name in pairs if name.endswith(".weight")]
     parameters = [name for name in pairs if not name.endswith(".weight")]
     tensors = [
-        _new(f"{_MODEL}.{_wrapped(name, parameters)}.lora_{part}.weight", values)
+        NewTensor.of_array(f"{_MODEL}.{_wrapped(name, parameters)}.lora_{part}.weight", values)
         for name, pair in pairs.items()
         for part, values in zip("AB", pair, strict=True)
     ]
@@ -112,16 +112,3 @@ def _wrapped(name: str, parameters: list[str]) -> str:
     module, _, parameter = name.rpartition(".")
     has_outer = parameter == "gate_up_proj" and f"{module}.down_proj" in parameters
     return f"{module}.base_layer" if has_outer else module
-
-
-def _new(name: str, values: np.ndarray) -> NewTensor:
-    flat = values.reshape(-1)
-
-    def chunks(take: Take) -> Iterator[np.ndarray]:
-        for start in range(0, flat.size, CHUNK_ELEMENTS):
-            part = flat[start : start + CHUNK_ELEMENTS]
-            chunk = take()[: part.size]
-            chunk[:] = part
-            yield chunk
-
-    return NewTensor(name, values.shape, chunks)

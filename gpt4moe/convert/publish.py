@@ -15,8 +15,9 @@ from pathlib import Path
 
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.convert.copy_pipeline import Advance
-from gpt4moe.convert.safetensors_file import NewTensor, write_stream
-from gpt4moe.durable import sync_folder
+from gpt4moe.convert.safetensors_file import INDEX, NewTensor, write_stream
+from gpt4moe.data.manifest import file_sha256
+from gpt4moe.durable import sync_file, sync_folder
 from gpt4moe.errors import ConversionError, Gpt4MoeError
 
 _PLAN = ".plan"
@@ -34,7 +35,7 @@ class Draft:
         self, name: str, tensors: list[NewTensor], *, dtype: str, metadata: dict[str, str], advance: Advance
     ) -> FileEntry:
         """Writes a safetensors file, unless an earlier attempt finished it."""
-        note = self.folder / (name + _DONE)
+        note = self._path(name + _DONE)
         if note.exists():
             advance(sum(tensor.size_bytes(dtype) for tensor in tensors))
             return FileEntry(**json.loads(note.read_text()))
@@ -44,17 +45,48 @@ class Draft:
         os.replace(self.folder / temporary, note)
         return entry
 
+    def weights(self, shards: dict[str, list[NewTensor]], dtype: str, advance: Advance, *, under: str = "") -> None:
+        """Writes files of `sharded` as transformers reads them, with an index where they are several.
+
+        Args:
+            under: the folder that they lie in, with its slash.
+        """
+        for name, tensors in shards.items():
+            self.tensors(under + name, tensors, dtype=dtype, metadata={"format": "pt"}, advance=advance)
+        if len(shards) > 1:
+            weight_map = {tensor.key: name for name, tensors in shards.items() for tensor in tensors}
+            total = sum(tensor.size_bytes(dtype) for tensors in shards.values() for tensor in tensors)
+            self.json(under + INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
     def text(self, name: str, text: str) -> None:
         self.content(name, text.encode())
 
     def content(self, name: str, content: bytes) -> None:
-        with (self.folder / name).open("wb") as file:
+        with self._path(name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
+    def copy(self, name: str, source: Path) -> None:
+        """Copies a file."""
+        shutil.copyfile(source, self._path(name))
+        sync_file(self.folder / name)
+
+    def checksums(self, name: str) -> None:
+        """Writes a file of the sha256 of every other file in its folder and below, as `sha256sum -c` reads it."""
+        folder = self._path(name).parent
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        paths = [path for path in paths if path != self.folder / name and not path.name.endswith(_DONE)]
+        lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+        self.text(name, "".join(lines))
+
     def json(self, name: str, content: object) -> None:
         self.text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        return path
 
 
 @contextmanager
@@ -75,9 +107,10 @@ def published(out: Path, plan: str, size_bytes: int) -> Iterator[Draft]:
             _begin(folder, plan, size_bytes)
             draft = Draft(folder)
             yield draft
-            for extra in [folder / _PLAN, folder / _LOCK, *folder.glob("*" + _DONE), *folder.glob("*.tmp")]:
+            for extra in [folder / _PLAN, folder / _LOCK, *folder.rglob("*" + _DONE), *folder.rglob("*.tmp")]:
                 extra.unlink(missing_ok=True)
-            sync_folder(folder)
+            for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+                sync_folder(path)
             refuse_existing(out)
             os.rename(folder, out)
             sync_folder(out.parent)

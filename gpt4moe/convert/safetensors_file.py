@@ -13,10 +13,12 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
-from gpt4moe.convert.copy_pipeline import CopyPipeline
+from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS, CopyPipeline
 from gpt4moe.errors import ConversionError
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+INDEX = "model.safetensors.index.json"
+"""Of a folder with several files: which tensor lies in which."""
 Take = Callable[[], np.ndarray]
 """Returns a free buffer (copy_pipeline.py)."""
 _LARGEST_HEADER = 100_000_000  # the format's own limit
@@ -35,13 +37,15 @@ class StoredTensor:
 class RawFile:
     """A file without hashes, from another program. Its header is checked for consistency, also with the file's size.
 
+    Args:
+        ignored: how names of tensors end that are left out, whatever their type.
     Raises: ConversionError when it is truncated, no safetensors file, or of a type that is no float.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, ignored: tuple[str, ...] = ()):
         self.path = path
         try:
-            self.tensors, self.data_start = _read_header(path)
+            self.tensors, self.data_start = _read_header(path, ignored)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ConversionError(
                 f"{path} is truncated or no safetensors file ({error}).", "Copy or download the file again."
@@ -58,7 +62,7 @@ class RawFile:
         return data
 
 
-def _read_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
+def _read_header(path: Path, ignored: tuple[str, ...]) -> tuple[dict[str, StoredTensor], int]:
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
@@ -69,6 +73,9 @@ def _read_header(path: Path) -> tuple[dict[str, StoredTensor], int]:
     listed = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
     for name, entry in sorted(listed, key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
+        if ignored and name.endswith(ignored) and start == end:
+            end = stop
+            continue
         if entry["dtype"] not in BYTES:
             raise ValueError(f"{name} is of type {entry['dtype']}, only {', '.join(BYTES)} are read")
         if start != end or stop - start != prod(entry["shape"]) * BYTES[entry["dtype"]]:
@@ -123,6 +130,36 @@ class NewTensor:
     def size_bytes(self, dtype: str) -> int:
         return prod(self.shape) * BYTES[dtype]
 
+    @classmethod
+    def of_array(cls, key: str, array: np.ndarray) -> "NewTensor":
+        """Of values in memory, fp32."""
+        flat = array.reshape(-1)
+
+        def chunks(take: Take) -> Iterator[np.ndarray]:
+            for start in range(0, flat.size, CHUNK_ELEMENTS):
+                part = flat[start : start + CHUNK_ELEMENTS]
+                chunk = take()[: part.size]
+                chunk[:] = part
+                yield chunk
+
+        return cls(key, array.shape, chunks)
+
+    @classmethod
+    def of_file(cls, key: str, file: RawFile, name: str) -> "NewTensor":
+        """The tensor `name` of a file, under another name."""
+        stored = file.tensors[name]
+        size, item = prod(stored.shape), BYTES[stored.dtype]
+
+        def chunks(take: Take) -> Iterator[np.ndarray]:
+            for start in range(0, size, CHUNK_ELEMENTS):
+                count = min(CHUNK_ELEMENTS, size - start)
+                at = stored.start + start * item
+                chunk = take()[:count]
+                chunk[:] = decoded(file.read(at, at + count * item), stored.dtype)
+                yield chunk
+
+        return cls(key, stored.shape, chunks)
+
 
 def packed(sizes: list[int], limit: int) -> list[slice]:
     """Groups consecutive tensors into files of at most `limit` bytes. Only one larger tensor makes a larger file."""
@@ -133,6 +170,16 @@ def packed(sizes: list[int], limit: int) -> list[slice]:
             room = limit
         room -= size
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
+
+
+def sharded(tensors: list[NewTensor], dtype: str, limit: int) -> dict[str, list[NewTensor]]:
+    """File name -> its tensors, in order: one file, or several of at most `limit` bytes."""
+    parts = packed([tensor.size_bytes(dtype) for tensor in tensors], limit)
+    if len(parts) == 1:
+        return {"model.safetensors": tensors}
+    return {
+        f"model-{number:05d}-of-{len(parts):05d}.safetensors": tensors[part] for number, part in enumerate(parts, 1)
+    }
 
 
 def write_stream(

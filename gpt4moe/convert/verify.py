@@ -3,14 +3,16 @@
 If one side is bf16 and the other fp32, both are rounded to bf16 first. So a bf16 export equals its source.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
 
+from gpt4moe.architecture.rows import Shape
+from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.base import refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.checkpoint.manifest import Manifest
@@ -21,6 +23,7 @@ from gpt4moe.convert.huggingface import open_huggingface
 from gpt4moe.convert.inference_layout import INDEX, open_inference_layout
 from gpt4moe.convert.model_files import tokenizer_files
 from gpt4moe.convert.safetensors_file import Rounder, decoded
+from gpt4moe.convert.vision_folder import flat, has_vision, vision_of
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConversionError
 
@@ -58,42 +61,92 @@ def _is_ours(path: Path) -> bool:
     return (path / MANIFEST).exists() or (path / "checkpoints").is_dir()
 
 
-def verify(a: Path, b: Path, *, tolerance: float = 0.0, base: Path | None = None) -> Answer:
+def verify(
+    a: Path, b: Path, *, tolerance: float = 0.0, base: Path | None = None, encoder: Path | None = None
+) -> Answer:
     """Compares every weight of `a` and `b`.
 
     Args:
         tolerance: largest absolute difference that passes.
         base: where the base of a side with adapters is, if it was moved.
+        encoder: where the encoder's folder of a checkpoint with vision parts is, if it was moved.
     Returns: lists under the keys of DIFFERENCES (`different` and `other_shape` tensors, names on one side only,
-        `settings` that change no shape, unequal `copies` of one tensor), and how much was compared.
+        `settings` that change no shape, unequal `copies` of one tensor), how much was compared, and `notes`. Vision
+        parts are compared where both have them.
     Raises: ConversionError or CheckpointError when one is absent or damaged.
     """
     left, right = open_weights(a, base), open_weights(b, base)
-    is_rounded = "BF16" in (left.dtype, right.dtype) and left.dtype != right.dtype
-    common = [name for name in left.shapes if name in right.shapes]
-    same_shape = [name for name in common if left.shapes[name] == right.shapes[name]]
-    total = 4 * sum(prod(left.shapes[name]) for name in same_shape)
-    with progress_bar("verify", total) as advance:
-        rows = [_compared(name, left, right, is_rounded, advance) for name in same_shape]
-    return {
-        "a": str(left.folder), "b": str(right.folder), "compared": len(rows), "rounded_to_bf16": is_rounded,
-        "different": [row for row in rows if row["max_abs"] is None or row["max_abs"] > tolerance],
-        "other_shape": [
-            {"tensor": name, "a": list(left.shapes[name]), "b": list(right.shapes[name])}
-            for name in common if name not in same_shape
-        ],
-        "only_in_a": sorted(left.shapes.keys() - right.shapes.keys()),
-        "only_in_b": sorted(right.shapes.keys() - left.shapes.keys()),
+    pairs: list[tuple[str, Comparable, Comparable]] = [("", left, right)]
+    settings = [(left.model.forward_settings, right.model.forward_settings)]
+    if has_vision(left) and has_vision(right):
+        seen = [vision_of(weights, encoder) for weights in (left, right)]
+        pairs += [("vision: ", seen[0].weights, seen[1].weights), ("encoder: ", seen[0].encoder, seen[1].encoder)]
+        settings.append((flat(seen[0].settings(), "vision"), flat(seen[1].settings(), "vision")))
+    total = 4 * sum(prod(shape) for _, one, other in pairs for shape in _same_shape(one, other).values())
+    answer: Answer = {
+        "a": str(left.folder), "b": str(right.folder), "compared": 0, "rounded_to_bf16": _is_rounded(left, right),
+        "different": [], "other_shape": [], "only_in_a": [], "only_in_b": [],
         "settings": [
-            {"setting": name, "a": left.model.forward_settings[name], "b": value}
-            for name, value in right.model.forward_settings.items()
-            if name in left.model.forward_settings and left.model.forward_settings[name] != value
+            {"setting": name, "a": own[name], "b": value}
+            for own, other in settings for name, value in other.items() if name in own and own[name] != value
         ],
         "copies": [f"{weights.folder}: {copy}" for weights in (left, right) for copy in weights.differing_copies()],
+        "notes": _not_compared(left, right),
     }  # fmt: skip
+    with progress_bar("verify", total) as advance:
+        for what, one, other in pairs:
+            _compare(answer, what, (one, other), tolerance, advance)
+    return answer
 
 
-def _compared(name: str, left: Weights, right: Weights, is_rounded: bool, advance: Callable[[int], None]) -> Answer:
+class Comparable(Protocol):
+    """Tensors by name: Weights, or an Encoder."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shapes(self) -> dict[str, Shape]: ...
+    def values(self, name: str, boxes: list[Box]) -> Iterator[np.ndarray]: ...
+
+
+def _compare(
+    answer: Answer, what: str, sides: tuple[Comparable, Comparable], tolerance: float, advance: Callable[[int], None]
+) -> None:
+    """Adds to the answer what differs. what: before names."""
+    left, right = sides
+    same = _same_shape(left, right)
+    for name in same:
+        row = _compared(name, left, right, _is_rounded(left, right), advance)
+        if row["max_abs"] is None or row["max_abs"] > tolerance:
+            answer["different"].append(row | {"tensor": what + name})
+    answer["compared"] += len(same)
+    answer["other_shape"] += [
+        {"tensor": what + name, "a": list(left.shapes[name]), "b": list(right.shapes[name])}
+        for name in left.shapes if name in right.shapes and name not in same
+    ]  # fmt: skip
+    answer["only_in_a"] += [what + name for name in sorted(left.shapes.keys() - right.shapes.keys())]
+    answer["only_in_b"] += [what + name for name in sorted(right.shapes.keys() - left.shapes.keys())]
+
+
+def _same_shape(left: Comparable, right: Comparable) -> dict[str, Shape]:
+    theirs = right.shapes
+    return {name: shape for name, shape in left.shapes.items() if theirs.get(name) == shape}
+
+
+def _is_rounded(left: Comparable, right: Comparable) -> bool:
+    return "BF16" in (left.dtype, right.dtype) and left.dtype != right.dtype
+
+
+def _not_compared(left: Weights, right: Weights) -> list[str]:
+    if has_vision(left) == has_vision(right):
+        return []
+    has = left if has_vision(left) else right
+    return [f"Only {has.folder} has vision parts: its text model was compared, they were not."]
+
+
+def _compared(
+    name: str, left: Comparable, right: Comparable, is_rounded: bool, advance: Callable[[int], None]
+) -> Answer:
     """(number of elements that differ, largest difference); None for a difference that is not finite."""
     shape = left.shapes[name]
     boxes = [((0,) * len(shape), shape)]

@@ -31,11 +31,15 @@ from gpt4moe.parallel.shard import BUFFER, WEIGHT, flat_rectangles
 
 
 class Weights:
-    """Logical tensors of a model, by name. `pieces` say where each element is stored, at least once."""
+    """Logical tensors of a model, by name. `pieces` say where each element is stored, at least once.
 
-    def __init__(self, folder: Path, model: ModelConfig, dtype: str):
+    Args:
+        shapes: of the tensors, where they are not all of the model's.
+    """
+
+    def __init__(self, folder: Path, model: ModelConfig, dtype: str, shapes: dict[str, Shape] | None = None):
         self.folder, self.model, self.dtype = folder, model, dtype
-        self.shapes: dict[str, Shape] = logical_shapes(model) | routing_buffers(model)
+        self.shapes = logical_shapes(model) | routing_buffers(model) if shapes is None else shapes
         self.pieces: dict[str, list[StoredPiece]] = {name: [] for name in self.shapes}
 
     def read_run(self, piece: StoredPiece, at: Shape, size: Shape) -> np.ndarray:
@@ -161,8 +165,8 @@ def _text_run(run: RunConfig) -> RunConfig:
 class FolderWeights(Weights):
     """Weights in files of another format. Whoever creates it fills `files` and `pieces` (TypedPiece)."""
 
-    def __init__(self, folder: Path, model: ModelConfig, dtype: str):
-        super().__init__(folder, model, dtype)
+    def __init__(self, folder: Path, model: ModelConfig, dtype: str, shapes: dict[str, Shape] | None = None):
+        super().__init__(folder, model, dtype, shapes)
         self.files: dict[str, BytesReader] = {}
         self.copies: dict[str, list[StoredPiece]] = {}
         """Pieces that repeat elements of `pieces`."""

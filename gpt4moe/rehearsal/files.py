@@ -12,7 +12,7 @@ from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
 from gpt4moe.config.model import ModelConfig
-from gpt4moe.convert.huggingface import DTYPES
+from gpt4moe.convert.export import DTYPES
 from gpt4moe.convert.inference_grid import file_name, rank_contents
 from gpt4moe.convert.inference_layout import (
     INDEX,

@@ -1,0 +1,90 @@
+"""A vision model's logits by our own model, and by examples/load_vision.py, on the same pictures."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gpt4moe.data.pictures import decode
+from gpt4moe.parallel.environment import Environment
+from tests.spawn import run_ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+Case = tuple[list[int], list[list[Path]]]
+"""Tokens of a row, and its images: files of frames."""
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Images of random pixels, one of them a JPEG, one transparent, of several sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw, paths = np.random.default_rng(3), []
+    for number in range(count):
+        channels = 4 if number == 1 else 3
+        raw = draw.integers(0, 256, (9 + 4 * number, 20, channels), dtype=np.uint8)
+        paths.append(folder / f"{number}.{'jpg' if number == 0 else 'png'}")
+        Image.fromarray(raw).resize((40, 30)).save(paths[-1])
+    return paths
+
+
+def our_logits(checkpoint: Path, image_id: int, cases: Sequence[Case], *, gates: float | None = None) -> list[Any]:
+    """[S, V] of each case, fp32. gates: the value of every gate; None: as trained."""
+    return run_ranks(1, _ours, checkpoint, image_id, cases, gates)[0]
+
+
+def their_logits(folder: Path, cases: Sequence[Case], loader: "Callable[..., Any] | None" = None) -> list[Any]:
+    """[S, V] of each case, by examples/load_vision.py."""
+    return run_ranks(1, loader or _theirs, folder, cases)[0]
+
+
+def example() -> Any:
+    spec = importlib.util.spec_from_file_location("load_vision", ROOT / "examples" / "load_vision.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@torch.no_grad()
+def _ours(
+    environment: Environment, checkpoint: Path, image_id: int, cases: Sequence[Case], gates: float | None
+) -> list[Any]:
+    from gpt4moe.config.optimizer import Dtype
+    from gpt4moe.inference.load import open_checkpoint, placed_run, read_chunks
+    from gpt4moe.model.gpt import build_model
+    from gpt4moe.model.vision_encoder import FrozenEncoder
+    from gpt4moe.parallel.groups import ProcessGroups, world
+    from gpt4moe.parallel.layout import Layout
+
+    opened = open_checkpoint(checkpoint)
+    run = placed_run(opened, Dtype.fp32)
+    assert run.model.vision is not None
+    with world(environment) as device:
+        groups = ProcessGroups.create(Layout.from_config(run.parallel, 1), 0, device, run.run.seed)
+        chunk, vision = (built.eval() for built in build_model(run, groups))
+        read_chunks(opened, [chunk, vision], groups)
+        encoder = FrozenEncoder(run.model.vision.encoder, opened.run.run.seed, device, torch.float32)
+        for name, parameter in chunk.named_parameters() if gates is not None else ():
+            if name.endswith("_gate"):
+                parameter.fill_(gates)
+        found = []
+        for tokens, images in cases:
+            pixels = [torch.from_numpy(decode(path.read_bytes(), run.model.vision.encoder.image_size).copy())
+                      for clip in images for path in clip]  # fmt: skip
+            latents = None
+            if images:
+                features = encoder.features(torch.stack(pixels).permute(0, 3, 1, 2))
+                latents = vision(features, [len(clip) for clip in images]).flatten(0, 1).unsqueeze(1)
+            given = torch.tensor([tokens])
+            extra = {"context": latents, "context_mask": (given == image_id).cumsum(1)}
+            positions = torch.arange(len(tokens)).unsqueeze(0)
+            found.append(chunk(given, positions, None, extra_block_kwargs=extra)[0].float().numpy())
+        return found
+
+
+def _theirs(environment: Environment, folder: Path, cases: Sequence[Case]) -> list[Any]:
+    model = example().VisionModel(folder)
+    return [model.logits(torch.tensor(tokens), images).numpy() for tokens, images in cases]
