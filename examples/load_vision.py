@@ -2,7 +2,7 @@
 
 python tools/convert_checkpoint.py to-hf runs/seen exported
 python examples/load_vision.py exported --image a.png --prompt "<image>a"
-python examples/load_vision.py exported --image a.png --image 0.png 1.png 2.png --prompt "<image>a cat. <image>the"
+python examples/load_vision.py exported --image a.png --image 0.png,1.png,2.png --prompt "<image>a cat. <image>the"
 
 An --image of several files is a clip. The folder is that of a text model, with a folder vision/ beside it:
 
@@ -46,7 +46,7 @@ class VisionModel:
 
     def tokens(self, prompt: str) -> Tensor:
         """[S]. Texts between images are encoded by themselves, as they were in training."""
-        parts = prompt.split(self.config["image_token"])
+        parts = prompt.split(self.config["image_token"]) if self.config["image_token"] else [prompt]
         ids = [self.tokenizer(part, add_special_tokens=False).input_ids for part in parts]
         for part in ids[1:]:
             part.insert(0, self.config["image_token_id"])
@@ -71,7 +71,10 @@ class VisionModel:
         new, cache, given = [], None, tokens
         while len(new) < max_new_tokens:
             out = self.text(given.unsqueeze(0), past_key_values=cache, use_cache=True)
-            given, cache, self.media = out.logits[0, -1].argmax().view(1), out.past_key_values, self.media[-1:]
+            scores, cache, self.media = out.logits[0, -1], out.past_key_values, self.media[-1:]
+            if self.config["image_token_id"] is not None:
+                scores[self.config["image_token_id"]] = -torch.inf  # never drawn: no image would belong to it
+            given = scores.argmax().view(1)
             if given.item() in (ends if isinstance(ends, list) else [ends]):
                 break
             new.append(given.item())
@@ -79,8 +82,8 @@ class VisionModel:
 
     def media_of(self, tokens: Tensor, num_images: int) -> Tensor:
         media = (tokens == self.config["image_token_id"]).cumsum(0)
-        if media[-1] != num_images:
-            raise ValueError(f"The prompt has {media[-1]} image tokens, {num_images} images are given.")
+        if media[-1:].sum() != num_images:
+            raise ValueError(f"The prompt has {media[-1:].sum()} image tokens, {num_images} images are given.")
         return media
 
     def latents_of(self, images: list[Clip]) -> Tensor | None:
@@ -181,15 +184,24 @@ def _whole(kind, folder: Path, dtype: torch.dtype):
     return model.eval()
 
 
+def files_of(given: str) -> Clip:
+    return [Path(given)] if Path(given).exists() else [Path(name) for name in given.split(",")]
+
+
 def main() -> None:
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("folder", type=Path, help="made by convert_checkpoint.py to-hf")
-    command.add_argument("--image", type=Path, nargs="+", action="append", default=[], help="in the prompt's order")
+    command.add_argument(
+        "--image", type=files_of, action="append", default=[], help="in the prompt's order; a,b: a clip"
+    )
     command.add_argument("--prompt", required=True, help="with <image> where an image stands")
     command.add_argument("--max-new-tokens", type=int, default=32)
     given = command.parse_args()
-    model = VisionModel(given.folder)
-    new = model.generate(model.tokens(given.prompt), given.image, given.max_new_tokens)
+    try:
+        model = VisionModel(given.folder)
+        new = model.generate(model.tokens(given.prompt), given.image, given.max_new_tokens)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
     print(model.tokenizer.decode(new))
 
 

@@ -135,7 +135,7 @@ def test_the_example_generates_without_gpt4moe(exported: Path, files: list[Path]
         "import sys, runpy; sys.modules['gpt4moe'] = None; sys.argv.pop(0); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    arguments = ["--image", files[0], "--image", *files[1:3], "--prompt", prompt, "--max-new-tokens", "6"]
+    arguments = ["--image", files[0], "--image", f"{files[1]},{files[2]}", "--prompt", prompt, "--max-new-tokens", "6"]
     done = subprocess.run(
         [sys.executable, "-c", code, ROOT / "examples" / "load_vision.py", exported, *arguments],
         cwd=exported.parent, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -150,7 +150,9 @@ def _greedy(environment: Environment, folder: Path, cases: list[Case]) -> list[l
     for tokens, images in cases:
         row = torch.tensor(tokens)
         for _ in range(6):
-            row = torch.cat((row, model.logits(row, images)[-1].argmax().view(1)))
+            scores = model.logits(row, images)[-1]
+            scores[IMAGE_ID] = -torch.inf
+            row = torch.cat((row, scores.argmax().view(1)))
         new = row[len(tokens) :].tolist()
         ends = new.index(0) if 0 in new else len(new)
         assert model.generate(torch.tensor(tokens), images, 6) == new[:ends]
