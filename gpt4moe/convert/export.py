@@ -37,6 +37,8 @@ class Export:
     notes: list[str]
     vision: VisionFiles | None = None
     """What lies in vision/ beside the model."""
+    origin: str = ""
+    """Of tensors that are not the checkpoint's: an export that was killed goes on only from the same."""
 
     def answer(self, out: Path) -> Answer:
         """What the command says of it."""
@@ -61,7 +63,7 @@ class Export:
         texts = [hashlib.sha256(content).hexdigest() for content in files.values()]
         counts = {name: len(part) for name, part in shards.items()}
         extra = self.vision.identity() if self.vision else None
-        plan = json.dumps(["to-hf", self.config, texts, counts, self.source.block_hashes, extra])
+        plan = json.dumps(["to-hf", self.config, texts, counts, self.source.block_hashes, extra, self.origin])
         with published(out, plan, size) as draft, progress_bar(f"to {out.name}", size) as advance:
             draft.weights(shards, code, advance)
             if self.vision:

@@ -102,7 +102,7 @@ def to_idefics(
     export = Export(
         source=source, config=to_config(vision.weights.model, vision.encoder, DTYPES[dtype][1]) | special,
         tensors=_tensors(source, vision), dtype=dtype, max_shard_bytes=max_shard_bytes, files=files, licence=licence,
-        notes=_notes(vision.weights.model),
+        notes=_notes(vision.weights.model), origin=f"encoder {vision.encoder.folder}",
     )  # fmt: skip
     if not dry_run:
         export.write(out)
