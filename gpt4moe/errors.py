@@ -1,6 +1,7 @@
 """The errors a user can cause. Each says what is wrong with the numbers and what to change."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 
@@ -33,6 +34,14 @@ class DataError(Gpt4MoeError):
 
 class CheckpointError(Gpt4MoeError):
     """A checkpoint that is absent, incomplete or of another run."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint whose files are not what was written: a bit has changed, bytes are missing, or it cannot be read."""
+
+    def __init__(self, folder: Path, cause: str):
+        super().__init__(cause, "Take another checkpoint of the run: this one is damaged.")
+        self.folder = folder
 
 
 class ConversionError(Gpt4MoeError):

@@ -58,7 +58,7 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
     with world(environment, deterministic=run.training.deterministic) as device:
         from gpt4moe.pages.run_report import write_run_report
         from gpt4moe.training.build import build_trainer
-        from gpt4moe.training.resume import latest_step
+        from gpt4moe.training.resume import latest_step, step_back
 
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
@@ -67,7 +67,15 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
             if groups.is_first_rank:
                 sys.stdout.write(f"{launch.folder.path} has its {run.training.steps} steps: nothing to do.\n")
             return 0
-        trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes)
+        trainer = None
+        while trainer is None:
+            try:
+                trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes)
+            except Gpt4MoeError as error:
+                if not step_back(error, launch.folder, latest, groups):
+                    raise
+            if trainer is None:
+                latest = latest_step(launch.folder, groups)
         trainer.fit()
         return REQUEUE if trainer.context.stop_requested else 0
 

@@ -12,7 +12,7 @@ from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS, Optimizer
 from gpt4moe.durable import sync_folder
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -85,11 +85,9 @@ class Manifest:
         try:
             body = unsealed(path.read_bytes().decode(errors="replace"))
         except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {error.strerror}.", "Take another checkpoint of the run."
-            ) from error
+            raise DamagedCheckpoint(folder, f"{path} cannot be read: {error.strerror}.") from error
         if body is None:
-            raise CheckpointError(f"{path} is damaged: its sha256 differs.", "Take another checkpoint of the run.")
+            raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.")
         fields = json.loads(body)
         if fields.pop("format", None) != FORMAT:
             raise CheckpointError(f"{path} is of another format than {FORMAT}.", _WRITERS_VERSION)

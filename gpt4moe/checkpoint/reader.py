@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 from gpt4moe.parallel.shard import Shard, flat_rectangles
 
 
@@ -39,8 +39,6 @@ class CheckpointReader(CheckpointIndex):
             pieces = pieces_of_box(self.pieces[name], low, part.shape)
             wrong = cover_of_box(pieces, low, part.shape)
             if wrong:
-                raise CheckpointError(
-                    f"{self.folder}: {name}: {wrong}.", "Take another checkpoint of the run: this one is damaged."
-                )
+                raise DamagedCheckpoint(self.folder, f"{self.folder}: {name}: {wrong}.")
             for where, values in read_pieces(pieces, low, part.shape, self.read_run):
                 target[where] = torch.from_numpy(values)

@@ -65,6 +65,24 @@ def keep_for(folder: Path, run: Path) -> None:
         )
 
 
+def set_aside(checkpoints: Path, step: int) -> Path:
+    """Renames a damaged checkpoint, so that no run takes it and none removes it. Returns: its new path.
+
+    Raises: CheckpointError when the system refuses.
+    """
+    folder = step_folder(checkpoints, step)
+    names = (checkpoints / f"damaged-{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 100))))
+    aside = next(path for path in names if not path.exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} is damaged and cannot be renamed: {error.strerror}.",
+            "Move it away: the run then begins before it.",
+        ) from error
+    return aside
+
+
 def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
     """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every`, and those with KEEP.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import xxhash
 
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -189,10 +189,12 @@ class VerifiedFile:
         size = self.path.stat().st_size if self.path.exists() else -1
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
-            raise _damaged(f"{self.path} {what}.")
+            raise self._damaged(f"{self.path} {what}.")
         blocks = -(-self.data_bytes // entry.block_bytes) if entry.block_bytes > 0 else -1
         if blocks != len(entry.block_hashes):
-            raise _damaged(f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}.")
+            raise self._damaged(
+                f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}."
+            )
 
     @property
     def data_bytes(self) -> int:
@@ -249,14 +251,13 @@ class VerifiedFile:
         try:
             data = np.fromfile(self.path, dtype=np.uint8, count=size, offset=start)
         except OSError as error:
-            raise _damaged(f"{what} of {self.path} cannot be read: {error.strerror}.") from error
+            raise self._damaged(f"{what} of {self.path} cannot be read: {error.strerror}.") from error
         if xxhash.xxh3_64_hexdigest(data.data) != expected:
-            raise _damaged(f"{what} of {self.path} is damaged: its hash differs from the manifest's.")
+            raise self._damaged(f"{what} of {self.path} is damaged: its hash differs from the manifest's.")
         return data
 
-
-def _damaged(cause: str) -> CheckpointError:
-    return CheckpointError(cause, "Take another checkpoint of the run: this one is damaged.")
+    def _damaged(self, cause: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(self.path.parent, cause)
 
 
 def stored_pieces(header: dict[str, Any], file: str) -> Iterator[tuple[str, tuple[int, ...], StoredPiece]]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.base import base_folder, refuse_adapters
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, step_folder
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, set_aside, step_folder
 from gpt4moe.checkpoint.selection import Selection, base_model, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
-from gpt4moe.errors import CheckpointError
-from gpt4moe.parallel.agreement import broadcast_int
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError
+from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
@@ -56,6 +56,27 @@ def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
     Only rank 0 looks: a shared file system may show another rank an older list of files.
     """
     return broadcast_int(max(committed_steps(folder.checkpoints), default=0), groups)
+
+
+def step_back(error: Gpt4MoeError, folder: RunFolder, latest: int, groups: ProcessGroups) -> bool:
+    """Whether the launch may begin again, from the checkpoint before the run's latest one, because that is damaged.
+
+    The damaged one is renamed (retention.set_aside). Where there is none before it, nothing is done: to begin at step 0
+    without being told to would be worse than to end. Collective, after an error that every rank has.
+
+    Raises: CheckpointError on every rank when it cannot be renamed.
+    """
+    own = step_folder(folder.checkpoints, latest)
+    (is_damaged,) = all_reduce_max([int(isinstance(error, DamagedCheckpoint) and error.folder == own)], groups)
+    steps = committed_steps(folder.checkpoints)
+    before = broadcast_int(max((step for step in steps if step < latest), default=0), groups)
+    if not (is_damaged and before):
+        return False
+    with raise_together(groups):
+        if groups.is_first_rank:
+            aside = set_aside(folder.checkpoints, latest)
+            logger.warning("%s\nIt is %s now. The run goes on from step %d.", error.cause, aside, before)
+    return True
 
 
 def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:

@@ -68,15 +68,49 @@ def test_a_damaged_metrics_file_is_refused_on_every_rank(tmp_path: Path) -> None
     assert ended[1].err == ""
 
 
-def test_a_checkpoint_that_only_one_rank_finds_damaged_is_named_by_the_first(tmp_path: Path) -> None:
+def test_the_only_checkpoint_damaged_for_one_rank_is_named_by_the_first(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     assert [ended.status for ended in train(folder, "training.steps=2", "parallel.tp=2", ranks=2)] == [0, 0]
     file = folder / "checkpoints" / "step-00000002" / "rank-00001.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    _damage(file)
     ended = train(folder, "training.steps=3", "parallel.tp=2", ranks=2)
     assert [rank.status for rank in ended] == [2, 2]
     cause, _ = ended[0].err.splitlines()
     assert str(file) in cause
     assert ended[1].err == ""
+
+
+def _damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", ["rank-00000.safetensors", "manifest.json"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    damaged: str, tmp_path: Path, whole_run: Path
+) -> None:
+    folder = tmp_path / "x"
+    assert train(folder, *TEN)[0].status == 0
+    newest = folder / "checkpoints" / "step-00000010"
+    _damage(newest / damaged)
+    left = contents(newest)
+    (ended,) = train(folder, *TEN, "training.steps=11")
+    assert ended.status == 0, ended.err
+    aside = newest.with_name("damaged-step-00000010")
+    assert f"It is {aside} now. The run goes on from step 5." in ended.out and damaged in ended.out
+    assert contents(aside) == left
+    assert saved_state(folder, 10) == saved_state(whole_run, 10)
+    written = metrics(folder)
+    assert [record["step"] for record in written] == list(range(1, 12))
+    assert written[:9] == metrics(whole_run)[:9]
+
+
+def test_damage_that_one_rank_alone_finds_sends_every_rank_back(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    assert train(folder, "training.steps=4", "checkpoint.every=2", "parallel.tp=2", ranks=2)[0].status == 0
+    _damage(folder / "checkpoints" / "step-00000004" / "rank-00001.safetensors")
+    ended = train(folder, "training.steps=5", "parallel.tp=2", ranks=2)
+    assert [rank.status for rank in ended] == [0, 0], ended[0].err
+    assert "The run goes on from step 2." in ended[0].out
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5]
