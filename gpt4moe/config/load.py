@@ -65,6 +65,12 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
             raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
         if re.match(r"[~+]*hydra\b", override):
             raise ConfigError(f"{override!r} is a setting of Hydra's own, which has no effect here.", "Leave it out.")
+        if re.search(r"\$\{\s*oc\.", override):  # a run's folder, reports and checkpoints have every value in them
+            key = override.partition("=")[0].lstrip("+")
+            raise ConfigError(
+                f"The value of {key} is to be read from the environment: it would be written into the run folder.",
+                f"Write the value itself: {key}=... .",
+            )
     ConfigStore.instance().store(name=f"{'run' if schema is RunConfig else 'plan'}_schema", node=schema)
     GlobalHydra.instance().clear()
     try:

@@ -106,6 +106,11 @@ class PlannedConfig:
             )
 
 
+MOST_LAYERS = 10_000
+_NUMBERS = {"norm_epsilon": (1e-5, 1.0), "init_std": (0.02, 10.0), "rope_theta": (10_000, 1e15)}
+"""Key of a model -> a usual value, and the most that still means something; NaN is none of them."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     name: str = MISSING
@@ -194,6 +199,17 @@ class ModelConfig:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}={getattr(self, name)} is below 1.", f"Set model.{name}.")
+        if self.num_layers > MOST_LAYERS:
+            raise ConfigError(
+                f"model.num_layers={self.num_layers} is above {MOST_LAYERS}: its plan alone would take minutes.",
+                f"Set model.num_layers to {MOST_LAYERS} or fewer.",
+            )
+        for name, (usual, most) in _NUMBERS.items():
+            if not 0 < getattr(self, name) <= most:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name):g} is not above 0 and at most {most:g}.",
+                    f"Set model.{name}={usual:g}, which is usual.",
+                )
         if self.head_dim is not None and (self.head_dim < 1 or self.head_dim % 2):
             raise ConfigError(
                 f"model.head_dim={self.head_dim}; rotary embeddings rotate pairs, so it must be even and positive.",

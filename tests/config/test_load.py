@@ -118,6 +118,15 @@ def test_a_misspelt_key_in_an_entry_of_a_list_names_the_list_and_its_keys(
         ([*TINY, "training.steps=1.5"], "training.steps", ""),
         ([*TINY, "parallel.layers_per_stage=3"], "parallel.layers_per_stage", ""),
         *(([*TINY, f"optimizer.epsilon={value}"], "optimizer.epsilon", "1e-8") for value in ("-1", "0", "nan", "inf")),
+        *(
+            ([*TINY, f"model.norm_epsilon={value}"], "model.norm_epsilon", "1e-05")
+            for value in ("-1", "0", "nan", "inf")
+        ),
+        *(([*TINY, f"model.init_std={value}"], "model.init_std", "0.02") for value in ("-1", "1e20", "nan")),
+        ([*TINY, "model.rope_theta=-1"], "model.rope_theta=-1", "10000"),
+        ([*TINY, "model.num_layers=100000000"], "model.num_layers=100000000", "10000 or fewer"),
+        ([*TINY, "tracking.project=${oc.env:HOME}"], "tracking.project is to be read from the environment", "itself"),
+        ([*TINY, "+tracking.tags=[${ oc.decode:x}]"], "tracking.tags is to be read from the environment", "itself"),
         ([*TINY, "engine.bucket_size=0"], "engine.bucket_size=0", "null"),
         (["+experiment=tyni", "run.name=x"], "experiment/tyni", "tiny"),
         ([*TINY, "parallel.tp"], "'parallel.tp'", "key=value"),
