@@ -25,6 +25,13 @@ class Recent:
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     skipped_in_a_row: int = 0
+    setting: str = ""
+    """What the steps have in common (length of samples, phase of the data): another one begins a new window."""
+
+    def begin(self, setting: str) -> None:
+        """A step comes. Where its setting is another than that of the steps before, nothing can be compared."""
+        if setting != self.setting:
+            self.losses, self.grad_norms, self.setting = [], [], setting
 
     def take(self, loss: float, grad_norm: float, window: int) -> None:
         """A step was taken."""

@@ -98,6 +98,9 @@ class Trainer:
         with raise_together(context.groups):  # each rank reads samples and decodes images that others do not
             batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
+        after = self.sizes.tokens(state.step + 1)
+        phase = sum(phase.from_tokens < after for phase in run.data.phases)
+        state.recent.begin(f"{span.seq_length} tokens, phase {phase}")
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
         state.step += 1
         state.optimizer_step += done.is_updated

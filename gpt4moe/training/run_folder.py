@@ -177,13 +177,14 @@ def identity_of(run: RunConfig, data_identity: dict[str, str]) -> dict[str, Any]
 
 def comparable(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Two identities without what cannot be compared: an encoder's files where one of them does not say them (a run of
-    before 2026-11-30; a launch that has not read them yet), and where the folder lies whose files are said."""
+    before 2026-11-30; a launch that has not read them yet), and where the folder lies whose files are said. In one
+    form."""
     sides, is_said = [theirs, ours], ENCODER in theirs
     if not (is_said and ENCODER in ours):
         sides = [{key: value for key, value in side.items() if key != ENCODER} for side in sides]
     if is_said:
         sides = [_without_folder(side) for side in sides]
-    return sides[0], sides[1]
+    return _in_one_form(sides[0]), _in_one_form(sides[1])
 
 
 def _without_folder(identity: dict[str, Any]) -> dict[str, Any]:
@@ -197,8 +198,7 @@ def _without_folder(identity: dict[str, Any]) -> dict[str, Any]:
 def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: Path) -> None:
     """Raises: ConfigError when the identity of the run in `folder` and ours differ, naming the values."""
     theirs, ours = comparable(theirs, ours)
-    changed = differences(_in_one_form(theirs), _in_one_form(ours))
-    found = [(key, was, now) for key, was, now in changed if key != "run_id"]
+    found = [(key, was, now) for key, was, now in differences(theirs, ours) if key != "run_id"]
     if not found:
         return
     named = {"seed": "run.seed", "global_batch_size": "training.global_batch_size"}

@@ -28,12 +28,26 @@ class Watch:
     def _verdict(self, remedy: Remedy, numbers: StepNumbers, run: RunConfig, what: str) -> Verdict:
         limits, recent = run.resilience, self.recent
         if remedy is Remedy.stop:
-            return stop(numbers, run, what)
+            return self._stop(numbers, run, what)
         if remedy is Remedy.go_on:
             recent.take(numbers.loss, numbers.grad_norm, limits.spike_window)
             return Verdict(Action.go_on, what)
-        if recent.skipped_in_a_row == limits.max_skips:
+        if recent.skipped_in_a_row >= limits.max_skips:
             before = f"{limits.max_skips} steps before it were skipped too (resilience.max_skips)"
-            return stop(numbers, run, f"{what}, and the {before}")
+            return self._stop(numbers, run, f"{what}, and the {before}")
         recent.skipped_in_a_row += 1
         return Verdict(Action.skip, what)
+
+    def _stop(self, numbers: StepNumbers, run: RunConfig, what: str) -> Verdict:
+        """With what else than other rates makes the run go on: the keys of resilience."""
+        verdict = stop(numbers, run, what)
+        limits = run.resilience
+        if not isfinite(numbers.loss + numbers.grad_norm):
+            keys = (
+                "resilience.on_nonfinite=skip" if limits.on_nonfinite is Remedy.stop else "resilience.max_skips higher"
+            )
+        elif limits.on_spike is Remedy.stop:
+            keys = "resilience.on_spike=skip or go_on, or resilience.spike_deviations higher"
+        else:
+            keys = "resilience.on_spike=go_on, or resilience.spike_deviations or max_skips higher"
+        return Verdict(verdict.action, verdict.cause, f"{verdict.cure} Or set {keys}.")

@@ -7,11 +7,13 @@ from unittest.mock import patch
 
 import pytest
 
+from gpt4moe.config.load import load_run_config
 from gpt4moe.config.resilience import MIN_STEPS, Remedy, ResilienceConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.recent import Recent, centre
 from gpt4moe.training import update
+from gpt4moe.training.watch import Watch
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, Ended, metrics, run_rank, saved_state, train
 
@@ -51,6 +53,23 @@ def test_the_window_keeps_the_last_steps_that_were_taken() -> None:
     for step in range(40):
         recent.take(float(step), 1.0, LIMITS.spike_window)
     assert recent.losses == [float(step) for step in range(8, 40)] and recent.skipped_in_a_row == 0
+
+
+def test_another_length_or_phase_begins_a_new_window() -> None:
+    recent = _recent([3.0] * 20)
+    recent.begin("a")
+    assert recent.losses == [] and recent.spike(3.9, 1.0, LIMITS) is None
+    recent.take(3.9, 1.0, LIMITS.spike_window)
+    recent.begin("a")
+    assert recent.losses == [3.9]
+
+
+@pytest.mark.parametrize("before", [2, 5])  # 5: of a launch that allowed more
+def test_a_stop_names_the_keys_that_let_the_run_go_on(before: int) -> None:
+    run = load_run_config([*SMALL, "run.name=x", "resilience.on_spike=skip", "resilience.max_skips=2"])
+    watch = Watch(Recent(losses=[3.0], grad_norms=[1.0], skipped_in_a_row=before))
+    verdict = watch(update.StepNumbers(step=9, loss=30.0, grad_norm=1.0), run)
+    assert verdict.action is update.Action.stop and "resilience.on_spike=go_on" in verdict.cure
 
 
 @pytest.mark.parametrize(
@@ -95,7 +114,7 @@ def test_a_spike_is_skipped_alike_on_every_rank_and_after_a_restart(tmp_path: Pa
     assert written == metrics(whole) and [record["step"] for record in written] == list(range(1, 9))
     manifest = json.loads((cut / "checkpoints" / "step-00000008" / "manifest.json").read_text())
     assert (manifest["step"], manifest["optimizer_step"]) == (8, 7)
-    assert len(manifest["recent"]["losses"]) == 7
+    assert len(manifest["recent"]["losses"]) == 7 and manifest["recent"]["setting"] == "32 tokens, phase 0"
     events = [json.loads(line) for line in (cut / "events.jsonl").read_text().splitlines()]
     assert [(it["step"], it["action"]) for it in events if it["event"] == "numbers"] == [(7, "skip")]
 
