@@ -61,7 +61,7 @@ def host_memory(evidence: PreflightEvidence) -> CheckResult:
     parts = {
         "a copy to save": needs.rank_state_bytes if run.checkpoint.asynchronous else 0.0,
         "the plan": needs.fullest.total_bytes if evidence.is_nominal else 0,
-        "offloaded optimizer": needs.rank_state_bytes if run.engine.offload_optimizer else 0.0,
+        "offloaded optimizer": needs.offloaded_bytes,
     }
     hosts = [facts.host for facts in evidence.facts.values()]
     need = {host: hosts.count(host) * sum(parts.values()) for host in set(hosts)}

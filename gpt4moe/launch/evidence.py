@@ -4,13 +4,13 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
-from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.launch.facts import RankFacts
 from gpt4moe.launch.rank_files import DataFacts, DiskFacts
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.estimate import STATE_BYTES, saved_bytes, timed_work
+from gpt4moe.planner.checkpoint_size import checkpoint_bytes, saved_bytes, state_bytes
+from gpt4moe.planner.estimate import timed_work
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.step_time import step_time
 
@@ -77,6 +77,8 @@ class Needs:
     step_seconds: float
     rank_state_bytes: float
     """Bytes that a rank of the largest stage copies to host memory and writes into a checkpoint."""
+    offloaded_bytes: float
+    """Bytes of a rank's optimizer in host memory; 0 if it is on the device."""
     checkpoint_bytes: float
     """Bytes of one checkpoint of all ranks."""
     num_checkpoints: int
@@ -152,7 +154,8 @@ def needs(run: RunConfig, layout: Layout) -> Needs:
         fullest=max(memory_per_stage(run, layout), key=lambda stage: stage.total_bytes),
         step_seconds=step_time(work, run.training, layout.world_size).seconds,
         rank_state_bytes=saved_bytes(work, layout.world_size),
-        checkpoint_bytes=float(STATE_BYTES * count_parameters(run.model).total),
+        offloaded_bytes=state_bytes(work, layout.world_size) if run.engine.offload_optimizer else 0.0,
+        checkpoint_bytes=checkpoint_bytes(run.model, work.trained),
         num_checkpoints=checkpoints_at_once(run),
     )
 

@@ -16,6 +16,7 @@ time
     image_time.py          seconds of a step's images
     step_time.py           seconds of one step
     communication.py       bytes a rank sends, by group
+    checkpoint_size.py     bytes of a checkpoint, of a rank
     run_time.py            days, failures, money, energy
     phases.py              a ramp, phases of the data: time of each
     pipeline_plan.py       the schedule, timed by FLOP

@@ -13,18 +13,15 @@ from gpt4moe.config.plan import PlanConfig, images_per_sequence
 from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
+from gpt4moe.planner.checkpoint_size import saved_bytes
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
 from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.phases import RunPhase, timed_phases
 from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
 from gpt4moe.planner.states import trained_tensors
-from gpt4moe.planner.step_time import StepTime, stage_parameters, step_time, trained_resampler
+from gpt4moe.planner.step_time import StepTime, step_time
 from gpt4moe.planner.work import TimedKind, Work, timed_kinds
-
-STATE_BYTES = 12
-"""Bytes of one trained parameter in a checkpoint: master weight and both moments, fp32. A frozen one is saved as it is
-held."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,26 +191,6 @@ def _images(work: Work) -> ImageFlops | None:
 
 def _fullest(memory: list[StageMemory]) -> int:
     return max(stage.total_bytes for stage in memory)
-
-
-def saved_bytes(work: Work, world_size: int) -> float:
-    """Checkpoint bytes that one rank writes, in the stage with the most parameters.
-
-    Data-parallel ranks share the states equally.
-    """
-    stage = world_size // work.parallel.pp
-    copies = (stage // work.parallel.tp, stage // (work.parallel.ep * work.parallel.etp))
-
-    def of_rank(sizes: tuple[float, float]) -> float:
-        return sizes[0] / copies[0] + sizes[1] / copies[1]
-
-    trained = stage_parameters(work, trained=work.trained)
-    frozen = [0.0] * len(trained)
-    if work.trained is not None and work.model.lora is None:  # adapters are saved alone
-        frozen = [of_rank(whole) - of_rank(part) for whole, part in zip(stage_parameters(work), trained, strict=True)]
-    sizes = zip(trained, frozen, strict=True)
-    most = max(STATE_BYTES * of_rank(part) + work.value_bytes * left for part, left in sizes)
-    return most + STATE_BYTES * trained_resampler(work) / copies[0]
 
 
 def to_json(result: Estimate) -> dict[str, object]:

@@ -14,11 +14,14 @@ from gpt4moe.architecture.trained import adapter_shapes
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.saving import commit
+from gpt4moe.checkpoint.storage import ITEM_BYTES
 from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.weights import CheckpointWeights
 from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
+from gpt4moe.launch.evidence import needs
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.shard import BUFFER
 from gpt4moe.planner.states import optimizer_bytes
 from gpt4moe.rehearsal import command as rehearsal_command
 from gpt4moe.rehearsal import rehearsal
@@ -33,6 +36,24 @@ def rehearsed(out: Path, *more: str) -> rehearsal.Rehearsal:
     return rehearsal.rehearse(run, 8, out, (2, 2), on_start=lambda total: None, on_rank=lambda: None)
 
 
+def data_bytes_of(done: rehearsal.Rehearsal) -> list[int]:
+    """Of each file of a rehearsed checkpoint: weights and states, without headers and buffers."""
+    assert done.checkpoint is not None
+    index = CheckpointIndex(done.checkpoint.folder)
+    sizes = {entry.name: entry.size - entry.header_bytes for entry in index.manifest.files}
+    for name, pieces in index.pieces.items():
+        for piece in pieces if name.startswith(BUFFER) else ():
+            sizes[piece.file] -= ITEM_BYTES * prod(piece.shape)
+    return list(sizes.values())
+
+
+def require_planned(done: rehearsal.Rehearsal) -> None:
+    """The files are as large as preflight says; the largest nearly, as Megatron cuts its buffers anywhere."""
+    needed, sizes = needs(done.run, Layout.from_config(done.run.parallel, 8)), data_bytes_of(done)
+    assert sum(sizes) == needed.checkpoint_bytes
+    assert max(sizes) == pytest.approx(needed.rank_state_bytes, rel=0.1)
+
+
 def test_eight_ranks_fit_together_and_their_files_open(tmp_path: Path) -> None:
     done = rehearsed(tmp_path / "out")
     assert done.problems == [] and done.not_rehearsed == []
@@ -41,6 +62,7 @@ def test_eight_ranks_fit_together_and_their_files_open(tmp_path: Path) -> None:
     total = count_parameters(done.run.model).total
     assert set(done.checkpoint.elements.values()) == {total}
     assert done.checkpoint.files == 8 and done.checkpoint.size_bytes > 12 * total  # fp32: weights, two moments
+    require_planned(done)
     assert done.inference.files == 4 and done.inference.size_bytes > 2 * total
     assert list(CheckpointIndex(done.checkpoint.folder).problems()) == []  # every byte is there and hashes as said
     weights = CheckpointWeights(done.checkpoint.folder)
@@ -55,6 +77,7 @@ def test_ranks_that_train_adapters_fit_together(tmp_path: Path) -> None:
     assert done.checkpoint is not None and done.inference is None
     adapters = sum(prod(shape) for shape in adapter_shapes(done.run.model).values())
     assert set(done.checkpoint.elements.values()) == {adapters}
+    require_planned(done)
 
 
 def test_ranks_of_a_vision_stage_fit_together_and_serving_files_are_of_its_text_model(tmp_path: Path) -> None:
@@ -69,6 +92,7 @@ def test_ranks_of_a_vision_stage_fit_together_and_serving_files_are_of_its_text_
     assert done.checkpoint is not None and done.inference is not None
     model = done.run.model
     assert done.checkpoint.elements["weight"] == count_parameters(model).total
+    require_planned(done)
     text = count_parameters(dataclasses.replace(model, vision=None)).total
     assert text < done.inference.size_bytes / 2 < count_parameters(model).total
 
