@@ -84,6 +84,12 @@ def decode(data: bytes, size: int, limits: ImageLimits | None = None) -> NDArray
     return _pixels(_opened(data, limits or ImageLimits(max_pixels=MOST_PIXELS, max_bytes=len(data) + 1)), size)
 
 
+def header_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """Width, height; no pixel is decoded. Raises: DataError as examine, but for pixels that are not whole."""
+    width, height = _opened(data, limits).size
+    return width, height
+
+
 def _pixels(image: Any, size: int) -> NDArray[np.uint8]:
     """What examine and decode share, so that an image that is stored can be trained on. Raises: DataError."""
     try:
@@ -152,9 +158,17 @@ def _opened(data: bytes, limits: ImageLimits) -> Any:
         )
     if image.mode not in _MODES:
         raise DataError(f"its pixels are {image.mode}, not 8 bits a channel", "Convert it to 8 bits.")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    if image.format != "MPO" and _is_animated(image):
         raise DataError("it is animated", "Give its frames as a list of images.")
     return image
+
+
+def _is_animated(image: Any) -> bool:
+    """A GIF looks for its second frame now, behind the blocks of its first. Raises: DataError."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception as error:  # as in _pixels
+        raise _broken(error) from error
 
 
 def _broken(error: Exception) -> DataError:

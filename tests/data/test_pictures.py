@@ -107,3 +107,23 @@ def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> Non
     data = file_of(Image.fromarray(pixels), "PNG", exif=exif)
     want = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decode(data, 8), np.asarray(want))
+
+
+def test_a_damaged_gif_of_two_frames_is_refused_as_any_damaged_image() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 24, 32), dtype=np.uint8)
+    first, second = map(Image.fromarray, noise)
+    whole = file_of(first, "GIF", save_all=True, append_images=[second])
+    with pytest.raises(DataError, match="animated"):
+        examine(whole, LIMITS)
+    border = len(file_of(first, "GIF"))  # about where the second frame begins
+    cut = [whole[:length] for length in (*range(1, 60), *range(border - 60, border + 60), len(whole) - 1)]
+    flipped = [
+        whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :] for at in (*range(60), *range(border, border + 60))
+    ]
+    told: set[str] = set()
+    for data in (*cut, *flipped):
+        try:
+            examine(data, LIMITS)
+        except DataError as error:
+            told.add(error.cause.partition("(")[0])
+    assert "it is not whole " in told and "it is animated" in told
