@@ -105,9 +105,10 @@ def _trained(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> list[t
             media = np.zeros(len(tokens), dtype=np.int32)
             for number, image in enumerate(request.images, start=1):
                 media[image.place :] = number
+            images = tuple(image.read() for image in request.images)
             sample = TokenSample(
-                np.array([*tokens, 0]), np.ones(len(tokens), dtype=np.float32), media=media,
-                images=tuple(image.read() for image in request.images),
+                np.array([*tokens, 0]), np.ones(len(tokens), dtype=np.float32), media=media, images=images,
+                image_frames=tuple(map(len, images)),
             )  # fmt: skip
             batch = stack([sample], [0])
             (seen,) = latents.make([batch], [batch], with_gradient=False)
