@@ -75,12 +75,12 @@ def test_what_we_write_megatron_reads(tmp_path: Path, tokenizer: Tokenizer) -> N
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_a_missing_file_names_make_data(tmp_path: Path, suffix: str) -> None:
+def test_a_missing_file_is_to_be_restored(tmp_path: Path, suffix: str) -> None:
     prefix = written(tmp_path)
     Path(f"{prefix}{suffix}").unlink()
     with pytest.raises(DataError, match=f"{suffix} is missing") as refusal:
         IndexedTokens(prefix)
-    assert "make data" in refusal.value.cure
+    assert "Restore it from its original" in refusal.value.cure
 
 
 @pytest.mark.parametrize(("suffix", "keep"), [(".bin", 10), (".bin", 0), (".idx", 50), (".idx", 20), (".idx", 0)])
