@@ -12,6 +12,7 @@ contrastive.py  the image encoder of `make vision`, trained by captions
 seeing_exam.py  held-out items: seen, shuffled, with gates at 0
 seeing_answers.py  asks a vision model, counts what is right
 seeing_sheet.py  answers as pictures: which patches each word came from
+made_of.py    what a folder of `make vision` was made of; another is refused
 commands.py   the project's own commands, one after another or side by side
 summary.py  held-out loss, expert load, export, samples
 """

@@ -6,7 +6,7 @@
 
 The text side is a bag of (place in the caption, word). It is thrown away; the encoder is saved as a folder of
 transformers. Besides its caption an image is shown texts that are wrong in one word (arXiv:2210.01936). A frame of a
-clip is an image without a direction. Items of few_shot are not shown.
+clip is an image without a direction; one of each clip is shown. Items of few_shot are not.
 """
 
 import argparse
@@ -14,8 +14,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.vision import EncoderConfig
+from gpt4moe.demo.made_of import require_made_of
 from gpt4moe.demo.pictures.drawing import Picture
 from gpt4moe.demo.pictures.items import Item, items
 from gpt4moe.demo.pictures.make import SET_NAME
@@ -212,16 +214,24 @@ def top_1(logits: Tensor, is_same: Tensor) -> float:
 
 
 def learned_pairs(folder: Path) -> list[Pair]:
-    """Of the items to learn of a drawn set, drawn again."""
+    """Of the items to learn of a drawn set, drawn again: one each, of a clip one frame after another in turn."""
     said = json.loads((folder / SET_NAME).read_text())
-    return [
-        pair for kind in KINDS_SHOWN for item in items(kind, said["seed"], said["learned"][kind], is_held_out=False)
-        for pair in pairs_of(item)
-    ]  # fmt: skip
+    found = []
+    for kind in KINDS_SHOWN:
+        for number, item in enumerate(items(kind, said["seed"], said["learned"][kind], "learned")):
+            pairs = pairs_of(item)
+            found.append(pairs[number % len(pairs)])
+    return found
+
+
+def encoder_made_of(folder: Path, config: EncoderConfig, course: Course) -> dict[str, Any]:
+    """What the encoder of a drawn set follows from."""
+    sizes = {name: value for name, value in asdict(config).items() if name not in ("kind", "folder")}
+    return {"set": json.loads((folder / SET_NAME).read_text()), "encoder": sizes, "course": asdict(course)}
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 saved, 2 bad input."""
+    """Exit status: 0 saved or there already, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m gpt4moe.demo.contrastive", description=__doc__.splitlines()[0])
     parser.add_argument("--set", type=Path, default=Path("data/drawn"), help="the drawn set (data/drawn)")
     parser.add_argument("--out", type=Path, required=True, help="folder to save the encoder in")
@@ -229,17 +239,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (0)")
     parser.add_argument("overrides", nargs="*", help="of +experiment=tiny_vision: model.vision.encoder.num_layers=3")
     given = parser.parse_args(arguments)
+    course = Course(steps=given.steps, seed=given.seed)
     try:
         run = load_run_config(["+experiment=tiny_vision", "run.name=encoder", *given.overrides])
         if not (given.set / SET_NAME).is_file():
             raise DataError(f"{given.set} has no {SET_NAME}.", "Draw it: python -m gpt4moe.demo.pictures.make")
+        assert run.model.vision is not None
+        config = run.model.vision.encoder
+        require_made_of(given.out, encoder_made_of(given.set, config, course))
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
-    assert run.model.vision is not None
+    if given.out.exists():
+        print(f"{given.out} is there already, made of the same.")
+        return 0
     torch.set_num_threads(1)  # of more threads the weights would depend
-    course = Course(steps=given.steps, seed=given.seed)
-    model = train(run.model.vision.encoder, learned_pairs(given.set), course, lambda line: print(line, flush=True))
+    model = train(config, learned_pairs(given.set), course, lambda line: print(line, flush=True))
     draft = given.out.with_name(f".{given.out.name}.draft")
     model.encoder.save_pretrained(draft)
     draft.replace(given.out)

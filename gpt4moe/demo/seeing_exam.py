@@ -1,23 +1,28 @@
 """Examines a vision model on held-out items of the drawn set: what it answers, and what it would answer unseeing.
 
     seen        each item with its own pictures
-    shuffled    each with those of the next item of its kind
+    shuffled    each with those of another item of its kind, for which its answer is wrong, if possible in every field
     closed      its own pictures, all gates at 0: the text model
     no example  few_shot without its examples
+    constant    no model: the same answer to all items, the one that is right most often; of each field by itself
 
-An item of few_shot is a choice of two answers, so 50% is chance. The others are answered in words, greedily.
+Who goes by the pictures has 0% shuffled; who answers without looking has as much there as seen. An item of few_shot is
+a choice of two answers, so 50% is chance, and its shuffled pictures tell of the other one. The others are answered in
+words, greedily.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gpt4moe.data.pictures import decode
 from gpt4moe.demo.pictures.drawing import SIDE
-from gpt4moe.demo.pictures.items import FEW_SHOT, Item, without_examples
+from gpt4moe.demo.pictures.items import FEW_SHOT, Item, fields_denied, without_examples
 from gpt4moe.demo.seeing_answers import Answers, Examiner
 from gpt4moe.demo.seeing_sheet import write_answers
 from gpt4moe.inference.load import LoadedModel, loaded_model, open_checkpoint
@@ -41,14 +46,34 @@ def read_items(folder: Path) -> list[Item]:
 
 
 def shuffled(items: Sequence[Item]) -> list[Item]:
-    """Each item with the pictures of the next one of its kind, the last with those of the first."""
-    return [replace(item, images=items[(at + 1) % len(items)].images) for at, item in enumerate(items)]
+    """Each item of one kind with the pictures of the next one, in a circle, that deny most fields of its answer."""
+    found = []
+    for at, item in enumerate(items):
+        others = [*items[at + 1 :], *items[:at]]
+        found.append(replace(item, images=max(others, key=lambda other: fields_denied(item, other)).images))
+    return found
+
+
+def constant(items: Sequence[Item]) -> dict[str, Any]:
+    """What one answer to all items of a kind gets, and how many keys they have. Of choices: a guess."""
+    fields = {name: _most([item.fields[name] for item in items]) for name in items[0].fields}
+    choices = len(items[0].choices)
+    return {
+        "keys": len({item.key for item in items}),
+        "right": 1 / choices if choices else _most([item.answer for item in items]),
+        "fields": {} if choices else fields,
+    }  # fmt: skip
+
+
+def _most(answers: Sequence[str]) -> float:
+    return max(Counter(answers).values()) / len(answers)
 
 
 def examine(step: Path, items: Sequence[Item], sheet: Path | None = None) -> dict[str, dict[str, Answers]]:
     """Kind -> way -> answers.
 
     Args:
+        items: at least two of each kind.
         sheet: gets a picture of some answers, and of where each word came from.
     Raises: CheckpointError, ConfigError.
     """

@@ -18,6 +18,7 @@ from gpt4moe.demo.contrastive import (
     top_1,
 )
 from gpt4moe.demo.pictures.items import KINDS, items
+from gpt4moe.demo.pictures.splits import Split
 
 
 def test_the_loss_is_that_of_siglip_written_out() -> None:
@@ -29,7 +30,7 @@ def test_the_loss_is_that_of_siglip_written_out() -> None:
 
 
 def test_equal_captions_are_true_of_each_others_images_and_a_nearly_right_text_differs_in_one_word() -> None:
-    pairs = [pair for item in items("clips", 0, 6, is_held_out=False) for pair in pairs_of(item)]
+    pairs = [pair for item in items("clips", 0, 6, "learned") for pair in pairs_of(item)]
     vocabulary = {word: n for n, word in enumerate(sorted({word for pair in pairs for word in pair.said}))}
     found = PairSet(pairs, vocabulary)
     _, texts, is_true = found.batch(torch.arange(len(pairs)))
@@ -39,7 +40,7 @@ def test_equal_captions_are_true_of_each_others_images_and_a_nearly_right_text_d
 
 
 def test_the_two_captions_of_two_shapes_say_the_same() -> None:
-    for item in items("relations", 0, 40, is_held_out=False):
+    for item in items("relations", 0, 40, "learned"):
         (pair,) = pairs_of(item)
         said = dict(word.split("=") for word in pair.said)
         assert said["relation"] in ("above", "left of") and len(said) == 7
@@ -50,9 +51,17 @@ def test_the_two_captions_of_two_shapes_say_the_same() -> None:
 
 def test_no_item_of_few_shot_is_shown_and_no_direction_of_a_clip() -> None:
     assert set(KINDS_SHOWN) == set(KINDS) - {"few_shot"}
-    for item in items("clips", 0, 5, is_held_out=False):
+    for item in items("clips", 0, 5, "learned"):
         assert [pair.said for pair in pairs_of(item)] == [pairs_of(item)[0].said] * 4
         assert not any("direction" in word for word in pairs_of(item)[0].said)
+
+
+def test_of_a_clip_one_frame_is_shown_and_not_always_the_same(tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text(json.dumps({"seed": 0, "learned": dict.fromkeys(KINDS, 0) | {"clips": 5}}))
+    frames = [item.images[0] for item in items("clips", 0, 5, "learned")]
+    shown = [next(n for n, frame in enumerate(clip) if (frame == pair.picture).all())
+             for clip, pair in zip(frames, learned_pairs(tmp_path), strict=True)]  # fmt: skip
+    assert shown == [0, 1, 2, 3, 0]
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
@@ -70,10 +79,12 @@ def test_the_encoder_is_shown_no_held_out_combination_pair_or_word(tmp_path: Pat
         return frozenset(word for word in said if "relation" not in " ".join(said) or "size" not in word)
 
     learned = {meaning(pair.said) for pair in learned_pairs(tmp_path)}
+    splits: tuple[Split, ...] = ("valid", "asked")
     held = {
         meaning(pair.said)
         for kind in ("attributes", "relations", "words")
-        for item in items(kind, 0, 200, is_held_out=True)
+        for split in splits
+        for item in items(kind, 0, 200, split)
         for pair in pairs_of(item)
     }
-    assert len(held) > 300 and len(learned) > 700 and not held & learned
+    assert len(held) > 500 and len(learned) > 700 and not held & learned

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,17 @@ from PIL import Image
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SIDE, Picture, draw_page
-from gpt4moe.demo.pictures.items import KINDS, Item, held_combinations, items, read_fields, without_examples
+from gpt4moe.demo.pictures.items import KINDS, Item, items, read_fields, without_examples
 from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_once, prepare_set, write_set
+from gpt4moe.demo.pictures.splits import Split, split_of
 from gpt4moe.demo.pictures.texts import caption, naming, repeating
 from gpt4moe.errors import ConfigError, DataError
 
 FEW = dict.fromkeys(KINDS, 12)
 
 
-def some(kind: str, count: int, *, is_held_out: bool = False, seed: int = 0) -> list[Item]:
-    return list(items(kind, seed, count, is_held_out=is_held_out))
+def some(kind: str, count: int, split: Split = "learned", *, seed: int = 0) -> list[Item]:
+    return list(items(kind, seed, count, split))
 
 
 def centre(picture: Picture, colour: str) -> tuple[float, float, int]:
@@ -39,8 +41,9 @@ def towards(x: float, y: float, directions: dict[str, tuple[int, int]]) -> str:
 
 def test_the_caption_of_a_shape_says_its_colour_place_and_size() -> None:
     pixels: dict[tuple[str, str], list[int]] = {}
-    for is_held_out in (False, True):
-        for item in some("attributes", 200, is_held_out=is_held_out):
+    splits: tuple[Split, ...] = ("learned", "asked")
+    for split in splits:
+        for item in some("attributes", 200, split):
             fields = item.fields
             x, y, count = centre(item.images[0][0], fields["colour"])
             assert towards(x, y, PLACES) == fields["place"]
@@ -74,7 +77,7 @@ def test_a_letter_of_a_page_is_drawn_in_its_own_place_and_differs_from_every_oth
 
 
 def test_every_example_of_a_new_word_has_one_colour_and_the_question_one_of_the_two() -> None:
-    for item in some("few_shot", 60, is_held_out=True):
+    for item in some("few_shot", 60, "asked"):
         said = [line.split()[-1].strip(".") for line in item.text.split("\n")]
         assert len(said) == len(item.images) == 5 and len(set(said)) == 2
         colours: dict[str, set[str]] = {}
@@ -92,22 +95,29 @@ def _has(picture: Picture, colour: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_no_held_out_combination_word_or_clip_is_learned(kind: str) -> None:
-    learned = some(kind, 400) + some(kind, 100, seed=1)
-    held = some(kind, 150, is_held_out=True)
-    assert not {item.key for item in learned} & {item.key for item in held}
-    pictures = {frame.tobytes() for item in learned for frames in item.images for frame in frames}
-    clips = {b"".join(frame.tobytes() for frame in item.images[0]) for item in held}
-    assert kind == "few_shot" or not pictures & clips
+def test_what_is_asked_is_neither_learned_nor_read_while_training(kind: str) -> None:
+    splits: tuple[Split, ...] = ("learned", "valid", "asked")
+    keys, pictures = {}, {}
+    for split in splits:
+        found = some(kind, 400 if split == "learned" else 150, split) + some(kind, 100, split, seed=1)
+        keys[split] = {item.key for item in found}
+        assert all(split_of(kind, key) == split for item in found for key in _keys(item))
+        pictures[split] = {b"".join(frame.tobytes() for frame in frames) for item in found for frames in item.images}
+    for one, other in (("learned", "valid"), ("learned", "asked"), ("valid", "asked")):
+        assert not keys[one] & keys[other]
+        assert kind == "few_shot" or not pictures[one] & pictures[other]
     if kind == "few_shot":
-        new = {word for item in held for word in item.key.split()}
-        assert not new & {word for item in learned for word in item.key.split()}
+        new = {word for item in some(kind, 150, "asked") + some(kind, 150, "valid") for word in item.key.split()}
         texts = " ".join(item.text for other in KINDS if other != kind for item in some(other, 50))
         assert not new & set(texts.replace(".", " ").split())
 
 
+def _keys(item: Item) -> list[str]:
+    return item.key.split() if item.kind == "few_shot" else [item.key]
+
+
 def test_no_held_out_new_word_is_in_a_text_that_is_learned_without_pictures() -> None:
-    held = {word for item in some("few_shot", 200, is_held_out=True) for word in item.key.split()}
+    held = {word for item in some("few_shot", 200, "asked") for word in item.key.split()}
     texts = " ".join(write(0, number) for write in (naming, repeating) for number in range(300))
     texts += " ".join(caption("a small red circle", 0, number) for number in range(300))
     words = set(texts.replace(".", " ").split())
@@ -122,11 +132,15 @@ def test_a_caption_without_pictures_seldom_says_a_whole_combination() -> None:
 
 
 def test_every_single_value_of_what_is_held_out_is_learned() -> None:
-    assert len(held_combinations()) == 40
+    asked = {kind: {item.key for item in some(kind, 1000, "asked")} for kind in ("attributes", "clips")}
+    assert {kind: len(keys) for kind, keys in asked.items()} == {"attributes": 40, "clips": 20}
+    for word, count in {"small": 20, "ring": 8, "top": 10}.items():
+        assert sum(word in key.split() for key in asked["attributes"]) == count
+    assert sum("up" in key.split() for key in asked["clips"]) == 5
     for kind in ("attributes", "relations", "clips", "words"):
         learned, held = (
             {(name, value) for item in found for name, value in item.fields.items()}
-            for found in (some(kind, 400), some(kind, 100, is_held_out=True))
+            for found in (some(kind, 400), some(kind, 100, "asked"))
         )
         assert held <= learned
 
@@ -166,6 +180,10 @@ def test_a_set_is_written_prepared_and_used_again(tmp_path: Path, capsys: pytest
     write_set(folder, learned=FEW, asked=FEW)
     assert (folder / "sheet.png").stat().st_mtime_ns == before
     assert json.loads((folder / SET_NAME).read_text())["seed"] == 0
+    with tarfile.open(folder / "words-valid.tar") as tar:
+        read = {tar.extractfile(entry).read().decode() for entry in tar if entry.name.endswith(".txt")}  # type: ignore[union-attr]
+    asked = {line["prompt"] + line["answer"] for line in lines if line["kind"] == "words"}
+    assert len(read) == len(asked) == 12 and not {f"<image>{text}" for text in read} & asked
     texts = [json.loads(line)["text"] for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert len(texts) == 60 and not any("<image>" in text for text in texts)
     own = prepare_once(folder, folder / "tokenizer.json")

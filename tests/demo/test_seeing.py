@@ -1,14 +1,21 @@
 """`make vision`, all of it on a very small set; its examination and its table."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from gpt4moe.demo.pictures.items import KINDS, items
+from gpt4moe.data.manifest import file_sha256
+from gpt4moe.demo import seeing
+from gpt4moe.demo.made_of import mark_of
+from gpt4moe.demo.pictures.items import KINDS, Item, fields_denied, items
+from gpt4moe.demo.pictures.make import ASKED
 from gpt4moe.demo.seeing import Plan, _require_same_tokens, table_of, tell
 from gpt4moe.demo.seeing_answers import Answers, wilson
-from gpt4moe.demo.seeing_exam import shuffled
+from gpt4moe.demo.seeing_exam import constant, shuffled
 from gpt4moe.errors import LaunchError
 
 SMALL = (
@@ -36,18 +43,91 @@ def test_all_of_it_runs_and_is_examined_and_is_not_done_twice(tmp_path: Path) ->
     with pytest.raises(LaunchError, match="was not trained with"):
         _require_same_tokens(run.with_name("tiny_vision-text-0"), tmp_path / "drawn" / "items.jsonl")
     _require_same_tokens(run.with_name("tiny_vision-text-0"), tmp_path / "drawn" / "tokenizer.json")
+    encoder = tmp_path / "drawn" / "encoder-0"
+    assert results["encoder_sha256"] == file_sha256(encoder / "model.safetensors")
+    assert results["base_sha256"] == file_sha256(Path(results["base"]) / "manifest.json")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(before) >= 3 and tell(plan, 0) == results
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
+    refuses_what_was_made_of_something_else(plan, run, encoder)
+    assert (run / "results.json").stat().st_mtime_ns > max(before.values())
 
 
-def test_shuffled_items_have_another_items_pictures_and_their_own_question() -> None:
-    some = list(items("attributes", 0, 5, is_held_out=True))
+def refuses_what_was_made_of_something_else(plan: Plan, run: Path, encoder: Path) -> None:
+    text_run, text = run.with_name("tiny_vision-text-0"), plan.drawn / "text"
+    with pytest.raises(LaunchError, match=r"tiny_vision-0 was made with settings.optimizer.lr 0.002, not 0.003"):
+        tell(replace(plan, stage=("optimizer.lr=0.003",)), 0)
+    with pytest.raises(LaunchError, match=r"tiny_vision-text-0 was made with settings.optimizer.lr 0.0015, not 0.003"):
+        tell(replace(plan, text=("optimizer.lr=0.003",)), 0)
+    with pytest.raises(LaunchError, match=r"encoder-0 was made with course.steps 2, not 3"):
+        tell(replace(plan, encoder_steps=3), 0)
+    other = shutil.copytree(text_run, run.with_name("other"))
+    manifest = next(other.rglob("step-*/manifest.json"))
+    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256":  "', 1))
+    with pytest.raises(LaunchError, match="tiny_vision-0 was made with base_sha256"):
+        seeing._learn_to_see(plan, 0, other, seeing._parts(plan, 0, other), seeing.Console(quiet=True))
+    weights = load_file(encoder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, encoder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LaunchError, match="tiny_vision-0 was made with encoder_sha256") as raised:
+        tell(plan, 0)
+    assert raised.value.cure.startswith(f"Delete {run} ")
+    mark_of(text).unlink()
+    with pytest.raises(LaunchError, match="text is there, but"):
+        tell(plan, 0)
+
+
+def test_ctrl_c_ends_it_in_two_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(plan: Plan, seed: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seeing, "tell", stopped)
+    assert seeing.main([]) == 130
+    assert capsys.readouterr().err.startswith("error: Stopped by Ctrl-C.")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_shuffled_pictures_deny_every_field_of_the_answer(kind: str) -> None:
+    some = list(items(kind, 0, ASKED[kind], "asked"))
+    at = {id(item.images): item for item in some}
     others = shuffled(some)
     for item, other in zip(some, others, strict=True):
         assert (item.prompt, item.answer, item.fields) == (other.prompt, other.answer, other.fields)
-        assert item.images[0][0].tobytes() != other.images[0][0].tobytes()
-    assert {item.images[0][0].tobytes() for item in some} == {item.images[0][0].tobytes() for item in others}
+        partner = at[id(other.images)]
+        if kind == "few_shot":
+            asked, shown = _colours(item), _colours(partner)
+            assert all(
+                (one == asked[-1]) != (two == shown[-1]) for one, two in zip(asked[:-1], shown[:-1], strict=True)
+            )
+        elif kind == "relations":
+            first, second = partner.text.split()[2:5], partner.text.rstrip(".").split()[-3:]
+            for value, *seen in zip(item.text.rstrip(".").split()[-3:], first, second, strict=True):
+                assert value not in seen
+            upright = {"above", "below"}
+            assert (item.fields["relation"] in upright) != (partner.fields["relation"] in upright)
+        else:
+            assert all(partner.fields[name] != value for name, value in item.fields.items())
+        assert fields_denied(item, item) == 0
+
+
+def _colours(item: Item) -> tuple[str, ...]:
+    """Of the pictures of an item of few_shot."""
+    return item.in_words
+
+
+def test_a_constant_answer_gets_the_share_of_the_most_frequent_one() -> None:
+    of = {(item.fields["size"], item.fields["place"]): item for item in items("attributes", 0, 200, "asked")}
+    some = [of["small", "top"], of["small", "left"], of["large", "top"], of["small", "top"]]
+    found = constant(some)
+    assert (found["keys"], found["right"]) == (3, 0.5)
+    assert (found["fields"]["size"], found["fields"]["place"]) == (0.75, 0.75)
+    assert constant(list(items("few_shot", 0, 4, "asked"))) == {"keys": 4, "right": 0.5, "fields": {}}
+
+
+def test_no_constant_answer_gets_far_in_attributes_and_clips() -> None:
+    for kind in ("attributes", "clips"):
+        some = list(items(kind, 0, ASKED[kind], "asked"))
+        for name, share in constant(some)["fields"].items():
+            assert share < 1.5 / len({item.fields[name] for item in some})
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -61,10 +141,12 @@ def test_the_table_has_a_row_for_each_field_and_two_for_new_words() -> None:
         return Answers(is_right=list(right), fields={"size": list(right)})
 
     ways = {"seen": of(True, True), "shuffled": of(True, False), "closed": of(False, False)}
-    table = table_of({"attributes": ways, "few_shot": ways | {"no example": of(True, False)}})
+    constants = {kind: {"keys": 2, "right": 0.5, "fields": {"size": 0.75}} for kind in ("attributes", "few_shot")}
+    table = table_of({"attributes": ways, "few_shot": ways | {"no example": of(True, False)}}, constants)
     assert table[1:3] == [
-        ["attributes: the whole answer", "2", "100.0%", "50.0%", "0.0%"],
-        ["attributes: size", "2", "100.0%", "50.0%", "0.0%"],
+        ["attributes: the whole answer", "2", "2", "100.0%", "50.0%", "0.0%", "50.0%"],
+        ["attributes: size", "2", "2", "100.0%", "50.0%", "0.0%", "75.0%"],
     ]
     assert [row[0].rsplit(": ")[1] for row in table[3:]] == ["4 examples", "no example"]
-    assert table[4][2].startswith("50.0% (")
+    assert table[4][3].startswith("50.0% (") and {len(row) for row in table} == {7}
+    assert table[3][5].startswith("0.0% (0% to ")

@@ -1,22 +1,20 @@
 """Five kinds of items: pictures, a text with a tag for each, and the part of the text that is asked for.
 
-    kind         text, from | on what is asked for                    held out, never learned
-    attributes   <image>a| small red circle at the left.              40 of 240 combinations
-    relations    <image>a small red circle is| above a large ...      a tenth of the coloured shapes with their relation
-    words        <image>the page reads| k w x.                        a tenth of the words of three letters
-    clips        <image>the| red circle moves left.                   a sixth of the combinations
-    few_shot     four examples, then <image>| dax.                 words for colours that no other item has
+    kind         text, from | on what is asked for                    key: of one split alone (splits.py)
+    attributes   <image>a| small red circle at the left.              the combination
+    relations    <image>a small red circle is| above a large ...      the coloured shapes with their relation
+    words        <image>the page reads| k w x.                        the word of three letters
+    clips        <image>the| red circle moves left.                   the combination
+    few_shot     four examples, then <image>| dax.                    the two words for colours
 
 An item of few_shot has two new words, each for one colour; only its own examples say which is which.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from gpt4moe.data.folder import held_out
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.demo.pictures.drawing import (
     COLOURS,
@@ -32,16 +30,16 @@ from gpt4moe.demo.pictures.drawing import (
     draw_page,
     draw_two,
 )  # fmt: skip
+from gpt4moe.demo.pictures.splits import Split, split_of
 
 FEW_SHOT = "few_shot"
 NUM_EXAMPLES = 4
-_NUM_HELD_COMBINATIONS = 40
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 Thing = tuple[str, str, str]
 """Size, colour, shape."""
 Found = TypeVar("Found")
-_OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
+OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +71,10 @@ class Item:
         return parts[0] + "".join(word + part for word, part in zip(words, parts[1:], strict=True))
 
 
-def items(kind: str, seed: int, count: int, *, is_held_out: bool) -> Iterator[Item]:
-    """`count` items of one split; item n is a function of kind, seed and n."""
+def items(kind: str, seed: int, count: int, split: Split) -> Iterator[Item]:
+    """`count` items of one split; item n is a function of kind, seed, split and n."""
     for number in range(count):
-        rng = random.Random(f"{kind}/{seed}/{'held' if is_held_out else 'learned'}/{number}")
-        yield KINDS[kind](rng, is_held_out)
+        yield KINDS[kind](random.Random(f"{kind}/{seed}/{split}/{number}"), split)
 
 
 def read_fields(item: Item, said: str) -> dict[str, bool]:
@@ -92,18 +89,8 @@ def read_fields(item: Item, said: str) -> dict[str, bool]:
     return right
 
 
-def held_combinations() -> frozenset[tuple[str, str, str, str]]:
-    """(size, colour, shape, place) of attributes that are never learned; every single value is."""
-    every = list(itertools.product(SIZES, COLOURS, SHAPES, PLACES))
-    random.Random("combinations").shuffle(every)
-    return frozenset(every[:_NUM_HELD_COMBINATIONS])
-
-
-_HELD = held_combinations()
-
-
-def _attributes(rng: random.Random, is_held_out: bool) -> Item:
-    size, colour, shape, place = found = _combination(rng, is_held_out)
+def _attributes(rng: random.Random, split: Split) -> Item:
+    size, colour, shape, place = found = _combination(rng, split)
     return Item(
         kind="attributes", key=" ".join(found), images=[[draw_one(rng, colour, shape, size, place)]],
         prompt=f"{IMAGE_TOKEN}a", answer=f" {size} {colour} {shape} at the {place}.",
@@ -111,14 +98,14 @@ def _attributes(rng: random.Random, is_held_out: bool) -> Item:
     )  # fmt: skip
 
 
-def _relations(rng: random.Random, is_held_out: bool) -> Item:
+def _relations(rng: random.Random, split: Split) -> Item:
     def draw() -> tuple[Thing, str, Thing]:
         first, second = _thing(rng), _thing(rng)
         while second[1:] == first[1:]:
             second = _thing(rng)
         return first, rng.choice(list(RELATIONS)), second
 
-    first, relation, second = _until(draw, lambda found: _relation_key(*found), "relations", 0.1, is_held_out)
+    first, relation, second = _until(draw, lambda found: _relation_key(*found), "relations", split)
     return Item(
         kind="relations", key=_relation_key(first, relation, second), images=[[draw_two(rng, first, relation, second)]],
         prompt=f"{IMAGE_TOKEN}a {' '.join(first)} is", answer=f" {relation} a {' '.join(second)}.",
@@ -128,13 +115,13 @@ def _relations(rng: random.Random, is_held_out: bool) -> Item:
 
 def _relation_key(first: Thing, relation: str, second: Thing) -> str:
     """The same for both ways to say it, and for all sizes."""
-    ways = [(first[1:], relation, second[1:]), (second[1:], _OPPOSITE[relation], first[1:])]
+    ways = [(first[1:], relation, second[1:]), (second[1:], OPPOSITE[relation], first[1:])]
     one, how, other = min(ways)
     return f"{' '.join(one)} {how} {' '.join(other)}"
 
 
-def _words(rng: random.Random, is_held_out: bool) -> Item:
-    word = _until(lambda: "".join(rng.choices(LETTERS, k=NUM_LETTERS)), str, "words", 0.1, is_held_out)
+def _words(rng: random.Random, split: Split) -> Item:
+    word = _until(lambda: "".join(rng.choices(LETTERS, k=NUM_LETTERS)), str, "words", split)
     names = ("first", "second", "third")
     return Item(
         kind="words", key=word, images=[[draw_page(rng, word)]], prompt=f"{IMAGE_TOKEN}the page reads",
@@ -142,11 +129,11 @@ def _words(rng: random.Random, is_held_out: bool) -> Item:
     )  # fmt: skip
 
 
-def _clips(rng: random.Random, is_held_out: bool) -> Item:
+def _clips(rng: random.Random, split: Split) -> Item:
     def draw() -> tuple[str, str, str]:
         return rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(DIRECTIONS))
 
-    colour, shape, direction = found = _until(draw, " ".join, "clips", 1 / 6, is_held_out)
+    colour, shape, direction = found = _until(draw, " ".join, "clips", split)
     return Item(
         kind="clips", key=" ".join(found), images=[draw_clip(rng, colour, shape, direction)],
         prompt=f"{IMAGE_TOKEN}the", answer=f" {colour} {shape} moves {direction}.",
@@ -154,10 +141,10 @@ def _clips(rng: random.Random, is_held_out: bool) -> Item:
     )  # fmt: skip
 
 
-def _few_shot(rng: random.Random, is_held_out: bool) -> Item:
+def _few_shot(rng: random.Random, split: Split) -> Item:
     words: list[str] = []
     while len(words) < 2:
-        word = new_word(rng, is_held_out)
+        word = new_word(rng, split)
         words += [] if any(word[:2] == other[:2] for other in words) else [word]  # their first tokens differ
     named = dict(zip(words, rng.sample(list(COLOURS), 2), strict=True))
     shown = words * (NUM_EXAMPLES // 2)
@@ -173,9 +160,33 @@ def _few_shot(rng: random.Random, is_held_out: bool) -> Item:
     )  # fmt: skip
 
 
-KINDS: dict[str, Callable[[random.Random, bool], Item]] = {
+KINDS: dict[str, Callable[[random.Random, Split], Item]] = {
     "attributes": _attributes, "relations": _relations, "words": _words, "clips": _clips, FEW_SHOT: _few_shot,
 }  # fmt: skip
+
+
+def told(item: Item) -> dict[str, set[str]]:
+    """Field -> every value that the pictures make true of it: of two shapes those of either, and how they stand both
+    ways. Of few_shot: which examples have the colour that is asked, as "0110"."""
+    if item.kind == FEW_SHOT:
+        shown = [line.split()[-1] for line in item.prompt.split("\n")[:-1]]
+        return {"word": {"".join(str(int(f" {word}" == item.answer)) for word in shown)}}
+    found = {name: {value} for name, value in item.fields.items()}
+    if item.kind == "relations":
+        found["relation"].add(OPPOSITE[item.fields["relation"]])
+        for name, value in zip(("size", "colour", "shape"), item.prompt.split()[1:4], strict=True):
+            found[name].add(value)
+    return found
+
+
+def fields_denied(item: Item, other: Item) -> int:
+    """How many fields of an item's answer are wrong for the pictures of another item of its kind. Of few_shot: 1 where
+    those pictures tell of the other choice."""
+    wanted, seen = told(item), told(other)
+    if item.kind == FEW_SHOT:
+        (one,), (two,) = wanted["word"], seen["word"]
+        return int(all(a != b for a, b in zip(one, two, strict=True)))
+    return sum(item.fields[name] not in seen[name] for name in item.fields)
 
 
 def without_examples(item: Item) -> Item:
@@ -187,11 +198,8 @@ def without_examples(item: Item) -> Item:
     )  # fmt: skip
 
 
-def _combination(rng: random.Random, is_held_out: bool) -> tuple[str, str, str, str]:
-    while True:
-        found = (*_thing(rng), rng.choice(list(PLACES)))
-        if (found in _HELD) == is_held_out:
-            return found
+def _combination(rng: random.Random, split: Split) -> tuple[str, str, str, str]:
+    return _until(lambda: (*_thing(rng), rng.choice(list(PLACES))), " ".join, "attributes", split)
 
 
 def _thing(rng: random.Random) -> Thing:
@@ -201,26 +209,26 @@ def _thing(rng: random.Random) -> Thing:
 def _of_colour(rng: random.Random, colour: str) -> Picture:
     """A picture of a combination that is learned, so that no held-out one is seen here."""
     while True:
-        size, _, shape, place = _combination(rng, False)
-        if (size, colour, shape, place) not in _HELD:
+        size, _, shape, place = _combination(rng, "learned")
+        if split_of("attributes", f"{size} {colour} {shape} {place}") == "learned":
             return draw_one(rng, colour, shape, size, place)
 
 
-def new_word(rng: random.Random, is_held_out: bool) -> str:
+def new_word(rng: random.Random, split: Split) -> str:
     """Two syllables that no other text here has: all but "page"."""
 
     def draw() -> str:
         return "".join(rng.choice(letters) for letters in (_CONSONANTS, _VOWELS, _CONSONANTS, _VOWELS))
 
     while True:
-        word = _until(draw, str, FEW_SHOT, 0.2, is_held_out)
+        word = _until(draw, str, FEW_SHOT, split)
         if word != "page":
             return word
 
 
-def _until(draw: Callable[[], Found], key: Callable[[Found], str], kind: str, share: float, is_held_out: bool) -> Found:
+def _until(draw: Callable[[], Found], key: Callable[[Found], str], kind: str, split: Split) -> Found:
     """A draw whose key is of the split."""
     while True:
         found = draw()
-        if held_out(f"{kind}/{key(found)}", share) == is_held_out:
+        if split_of(kind, key(found)) == split:
             return found

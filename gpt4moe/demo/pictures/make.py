@@ -1,7 +1,7 @@
 """Makes the drawn set: `python -m gpt4moe.demo.pictures.make --out data/drawn`
 
 FOLDER/<kind>-train.tar, <kind>-valid.tar   samples of WebDataset for tools/prepare_media.py, a source for each kind
-FOLDER/items.jsonl, images/                 held-out items to be asked
+FOLDER/items.jsonl, images/                 items to be asked; what is held out in valid.tar is not among them
 FOLDER/captions, names, repeats .jsonl      texts to learn without pictures, for a language model
 FOLDER/tokenizer.json                       of these texts, with the image token
 FOLDER/sheet.png                            some of each kind, for people
@@ -30,12 +30,12 @@ from gpt4moe.media.command import prepare
 
 LEARNED = {"attributes": 6000, "relations": 8000, "words": 12000, "clips": 3000, "few_shot": 2500}
 ASKED = {"attributes": 400, "relations": 400, "words": 300, "clips": 200, "few_shot": 200}
-SET_NAME = "set.json"
+SET_NAME, MADE_OF = "set.json", "made_of.json"
 TEXTS = {"captions": None, "names": naming, "repeats": repeating}
 """Texts to learn without pictures -> what makes text n of a seed; None: they are those of the items."""
 _TEXTS_PER_ITEM = 6
 """Of few_shot."""
-_SHOWN, _VERSION = 4, 3
+_SHOWN, _VERSION = 4, 4
 
 
 def write_set(
@@ -44,7 +44,7 @@ def write_set(
     """Writes all files, unless a set of the same seed and counts is there.
 
     Args:
-        learned, asked: items of each kind to learn, and held-out ones.
+        learned, asked: items of each kind to learn, and of each of both held-out splits (splits.py).
     """
     made_as = {"version": _VERSION, "seed": seed, "learned": dict(learned), "asked": dict(asked)}
     done = folder / SET_NAME
@@ -55,13 +55,13 @@ def write_set(
     tiles, captions = [], []
     with (folder / "items.jsonl").open("w", encoding="utf-8") as lines:
         for kind in KINDS:
-            held = list(items(kind, seed, asked[kind], is_held_out=True))
-            for number, item in enumerate(held):
+            to_ask = list(items(kind, seed, asked[kind], "asked"))
+            for number, item in enumerate(to_ask):
                 lines.write(json.dumps(_asked(folder, f"{kind}-{number:04}", item)) + "\n")
-            write_tar(folder / f"{kind}-valid.tar", held)
-            said = write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], is_held_out=False))
+            write_tar(folder / f"{kind}-valid.tar", items(kind, seed, asked[kind], "valid"))
+            said = write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], "learned"))
             captions += said if kind == FEW_SHOT else [caption(text, seed, number) for number, text in enumerate(said)]
-            tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in held[:_SHOWN]]
+            tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in to_ask[:_SHOWN]]
     for name, write in TEXTS.items():
         texts = captions if write is None else [write(seed, n) for n in range(_TEXTS_PER_ITEM * learned[FEW_SHOT])]
         lines_of = "".join(json.dumps({"text": text}) + "\n" for text in texts)
@@ -104,7 +104,7 @@ def prepare_once(folder: Path, tokenizer: Path) -> Path:
 
     Raises: ConfigError when they are there with another tokenizer or of another set; as prepare_set.
     """
-    out, mark = folder / "data", folder / "data" / "made_of.json"
+    out, mark = folder / "data", folder / "data" / MADE_OF
     made_of = {"set": json.loads((folder / SET_NAME).read_text()), "tokenizer": file_sha256(_present(tokenizer))}
     if mark.is_file() and json.loads(mark.read_text()) == made_of:
         return out

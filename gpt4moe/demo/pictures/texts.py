@@ -30,7 +30,8 @@ def caption(text: str, seed: int, number: int) -> str:
     """A caption for a reader without pictures: most of its things are called by new words."""
     rng = random.Random(f"caption/{seed}/{number}")
     words = (
-        new_word(rng, False) if word in THINGS and rng.random() < _SHARE_RENAMED else word for word in text.split(" ")
+        new_word(rng, "learned") if word in THINGS and rng.random() < _SHARE_RENAMED else word
+        for word in text.split(" ")
     )
     return " ".join(words)
 
@@ -38,14 +39,14 @@ def caption(text: str, seed: int, number: int) -> str:
 def naming(seed: int, number: int) -> str:
     """Text `number`, of two to four colours with a word each. No word is a held-out one of few_shot."""
     rng = random.Random(f"naming/{seed}/{number}")
-    named = {colour: new_word(rng, False) for colour in rng.sample(list(COLOURS), rng.randint(2, 4))}
+    named = {colour: new_word(rng, "learned") for colour in rng.sample(list(COLOURS), rng.randint(2, 4))}
     return "\n".join(f"{colour} {named[colour]}." for colour in rng.choices(list(named), k=_NUM_LINES))
 
 
 def repeating(seed: int, number: int) -> str:
     """Text `number`, a line of colours and new words in any order, said again and again."""
     rng = random.Random(f"repeating/{seed}/{number}")
-    words = rng.sample([*COLOURS, *(new_word(rng, False) for _ in COLOURS)], _NUM_REPEATED)
+    words = rng.sample([*COLOURS, *(new_word(rng, "learned") for _ in COLOURS)], _NUM_REPEATED)
     return "\n".join([" ".join(words)] * _NUM_REPETITIONS)
 
 
