@@ -45,7 +45,9 @@ class VisionModel:
             layers[layer].register_forward_pre_hook(self._hook(number))
 
     def tokens(self, prompt: str) -> Tensor:
-        """[S]. Texts between images are encoded by themselves, as they were in training."""
+        """[S]. Texts between images are encoded by themselves, as they were in training. Raises: ValueError."""
+        if self.tokenizer is None:
+            raise ValueError("The folder has no tokenizer.json: give token numbers, as logits takes them.")
         parts = prompt.split(self.config["image_token"]) if self.config["image_token"] else [prompt]
         ids = [self.tokenizer(part, add_special_tokens=False).input_ids for part in parts]
         for part in ids[1:]:
@@ -81,7 +83,10 @@ class VisionModel:
         return new
 
     def media_of(self, tokens: Tensor, num_images: int) -> Tensor:
-        media = (tokens == self.config["image_token_id"]).cumsum(0)
+        if self.config["image_token_id"] is None and num_images:
+            raise ValueError("vision/config.json names no image token: export again with --image-token.")
+        is_image = [token == self.config["image_token_id"] for token in tokens.tolist()]
+        media = torch.tensor(is_image, dtype=torch.long).cumsum(0)
         if media[-1:].sum() != num_images:
             raise ValueError(f"The prompt has {media[-1:].sum()} image tokens, {num_images} images are given.")
         return media

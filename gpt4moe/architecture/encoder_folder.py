@@ -32,6 +32,7 @@ _WEIGHTS, _INDEX, _PROCESSOR = "model.safetensors", "model.safetensors.index.jso
 _RESCALED = 1 / 255
 """Of a pixel from 0 to 255 to one from 0 to 1."""
 _PIECE = 1 << 24
+_SHA256_LETTERS = 64
 _SIZES = {
     "image_size": "image_size", "patch_size": "patch_size", "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers", "num_attention_heads": "num_attention_heads",
@@ -102,7 +103,32 @@ def require_encoder(config: EncoderConfig) -> None:
             raise ConfigError(f"{path} is missing, truncated or no safetensors file ({error}).", SAVE_AGAIN) from error
 
 
-def encoder_identity(folder: Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def require_same_encoder(folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether a folder has the encoder that a model was trained with, by its files; require_encoder compares sizes.
+
+    Args:
+        known: encoder_identity of then; None: not known (runs begun before 2026-11-30), nothing is compared.
+    Returns: encoder_identity of now.
+    Raises: ConfigError when it is another one; as require_encoder.
+    """
+    found = encoder_identity(folder)
+    if known is not None:
+        now, then = ({"weights": one["weights"], **one["settings"]} for one in (found, known))
+        other = [f"{name} {_short(now.get(name))}, not {_short(then.get(name))}" for name in {**then, **now}
+                 if now.get(name) != then.get(name)]  # fmt: skip
+        if other:
+            raise ConfigError(
+                f"{folder} has another encoder than the model was trained with: {'; '.join(other)}.",
+                "Name the folder that has its encoder with --encoder, or put the first files back.",
+            )
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"sha256 {value[:12]}..." if isinstance(value, str) and len(value) == _SHA256_LETTERS else str(value)
+
+
+def encoder_identity(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
     """What decides an encoder's features, beside the sizes that require_encoder compares: for a run's identity.
 
     Args:

@@ -58,6 +58,13 @@ class Manifest:
             )
         return OPTIMIZERS[kind]
 
+    @property
+    def encoder(self) -> dict[str, Any] | None:
+        """encoder_identity (architecture.encoder_folder) of the folder with the image encoder that the run was trained
+        with; None: it has no such folder, or was begun before 2026-11-30."""
+        found: dict[str, Any] | None = self.identity.get("encoder")
+        return found
+
     def save(self, folder: Path) -> None:
         fields = dataclasses.asdict(self)
         for name in ("base", "recent"):

@@ -27,7 +27,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
-from gpt4moe.convert.weights import CheckpointWeights
+from gpt4moe.convert.weights import CheckpointWeights, text_run
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import BUFFER, WEIGHT
 
@@ -57,8 +57,7 @@ class MergedWeights(CheckpointWeights):
         super().__init__(base_folder(manifest, None if base is None else str(base)))
         self.base = self.index
         self.adapted = config_from_dict(manifest.config)
-        run = config_from_dict(_merged_config(self.adapted))
-        self.run = dataclasses.replace(run, model=dataclasses.replace(run.model, vision=None))
+        self.run = text_run(config_from_dict(_merged_config(self.adapted)))
         self._matrix = cache(self._read)
 
     @property

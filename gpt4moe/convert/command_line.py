@@ -68,13 +68,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     of["from-hf"].add_argument("--upcycle-top-k", type=int, metavar="K", help="experts for each token (default 2)")
     of["from-hf"].add_argument("--upcycle-noise", type=float, help="noise on the copies, as a share of init_std (0)")
     of["from-hf"].add_argument("--seed", type=int, dest="upcycle_seed", help="seed of new routers and noise (1234)")
-    for name in ("merge", "to-peft", "to-hf", "to-inference", "verify"):
+    for name in ("merge", "to-peft", "to-hf", "to-idefics", "to-inference", "verify"):
         of[name].add_argument("--base", type=Path, help="of adapters: the base's checkpoint, if it was moved")
     of["to-peft"].add_argument("--model", required=True, help="the base as PEFT finds it: a folder made by to-hf")
     for axis in ("tp", "pp"):
         of["to-inference"].add_argument(f"--{axis}", type=int, required=True)
     of["to-inference"].add_argument("--layers-per-stage", type=whole_numbers, metavar="N,N,...", help="(default: even)")
     of["verify"].add_argument("--tolerance", type=tolerance, default=0.0, help="largest |a - b| of weights (0)")
+    of["verify"].add_argument("--text-only", action="store_true", help="of vision models: compare their text models")
     of["verify"].add_argument("--prompts", type=Path, help="compare logits too, on each line of this file")
     of["verify"].add_argument("--logits-tolerance", type=tolerance, default=LOGITS_TOLERANCE, help="of logits (1e-4)")
     return whole
@@ -110,8 +111,8 @@ def _to_hf(given: argparse.Namespace, logits: Logits) -> Answer:
 def _to_idefics(given: argparse.Namespace, logits: Logits) -> Answer:
     answer = to_idefics(
         given.checkpoint, given.out, dtype=given.dtype, max_shard_bytes=given.max_shard_size,
-        tokenizer=given.tokenizer, licence=given.licence, encoder=given.encoder, without_clips=given.without_clips,
-        dry_run=given.dry_run,
+        tokenizer=given.tokenizer, licence=given.licence, base=given.base, encoder=given.encoder,
+        without_clips=given.without_clips, dry_run=given.dry_run,
     )  # fmt: skip
     return answer | {"dry_run": given.dry_run}
 
@@ -151,7 +152,9 @@ def _verify(given: argparse.Namespace, logits: Logits) -> Answer:
     if given.prompts is not None:
         require_runnable(given.a, given.b)
         prompts = read_prompts(given.prompts, [given.a, given.b])
-    answer = verify(given.a, given.b, tolerance=given.tolerance, base=given.base, encoder=given.encoder)
+    answer = verify(
+        given.a, given.b, tolerance=given.tolerance, base=given.base, encoder=given.encoder, text_only=given.text_only
+    )
     if prompts is not None:
         answer["logits"] = verify_logits(
             given.a, given.b, prompts, logits,

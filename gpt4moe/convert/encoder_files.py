@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from gpt4moe.architecture.encoder_folder import Channels, model_type, pixel_statistics, require_encoder
+from gpt4moe.architecture.encoder_folder import (
+    SAVE_AGAIN,
+    Channels,
+    model_type,
+    pixel_statistics,
+    require_encoder,
+    require_same_encoder,
+)
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import Box
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
@@ -27,6 +34,18 @@ _PREFIX = "vision_model."
 """Of names in folders that transformers before version 5 saved."""
 _IGNORED = ("position_ids",)
 """In old folders: 0, 1, 2, ..., as integers."""
+_DEFAULTS = {"siglip_vision_model": ("gelu_pytorch_tanh", 1e-6), "clip_vision_model": ("quick_gelu", 1e-5)}
+"""model_type -> hidden_act and layer_norm_eps of transformers, where config.json has none."""
+_OF_LAYER = (
+    "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    "self_attn.out_proj",
+)  # fmt: skip
+_HEAD = {"head.probe", "head.attention.in_proj_weight", "head.attention.in_proj_bias"} | {
+    f"head.{name}.{kind}"
+    for name in ("attention.out_proj", "layernorm", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+}
+"""Of a SigLIP encoder with vision_use_head: it pools features, which no model here asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +60,47 @@ class Encoder:
     """None: a fresh one."""
     drawn: dict[str, np.ndarray]
     """Of a fresh one: its weights, fp32."""
+    identity: dict[str, Any] | None = None
+    """Of a run's folder: encoder_identity."""
+    is_known: bool = True
+    """Whether these are the files that the run was trained with; False: it says nothing of them."""
 
     @property
     def dtype(self) -> str:
         """Of safetensors."""
         stored = {} if self.folder is None else self._stored()
-        return next((file.tensors[name].dtype for file, name in stored.values()), "F32")
+        dtypes = {file.tensors[name].dtype for file, name in stored.values()}
+        return "BF16" if dtypes == {"BF16"} else "F32"
+
+    @property
+    def forward_settings(self) -> dict[str, Any]:
+        """Settings that change features but no tensor's shape."""
+        act, epsilon = _DEFAULTS[self.config["model_type"]]
+        return {
+            "hidden_act": self.config.get("hidden_act", act),
+            "layer_norm_eps": self.config.get("layer_norm_eps", epsilon),
+            "num_attention_heads": self.config["num_attention_heads"],
+        }
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether an export has the files of its folder, and not weights that are written anew: of a fresh one, or of
+        one whose files have more than its weights."""
+        return self.folder is not None and not self.left_out
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of tensors in its folder that are none of it: the projection of a CLIPVisionModelWithProjection."""
+        return [] if self.folder is None else sorted(self._all_stored().keys() - encoder_names(self.config))
+
+    def notes(self) -> list[str]:
+        """What an export says of it."""
+        notes = []
+        if not self.is_known:
+            notes.append(f"The run does not say which encoder it was trained with: that of {self.folder} was taken.")
+        if self.left_out:
+            notes.append(f"Left out of the encoder, as no feature needs it: {', '.join(self.left_out)}.")
+        return notes
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -81,17 +135,22 @@ class Encoder:
         }  # fmt: skip
 
     def _stored(self) -> dict[str, tuple[RawFile, str]]:
+        names = encoder_names(self.config)
+        return {name: place for name, place in self._all_stored().items() if name in names}
+
+    def _all_stored(self) -> dict[str, tuple[RawFile, str]]:
         assert self.folder is not None
         files = [RawFile(path, _IGNORED) for path in weight_files(self.folder)]
         return {name.removeprefix(_PREFIX): (file, name) for file in files for name in file.tensors}
 
 
-def open_encoder(config: EncoderConfig, seed: int, moved: Path | None = None) -> Encoder:
+def open_encoder(config: EncoderConfig, seed: int, known: dict[str, Any] | None, moved: Path | None = None) -> Encoder:
     """The encoder that a run was trained with. Draws a fresh one.
 
     Args:
+        known: encoder_identity of the run's folder; None: it says none (runs begun before 2026-11-30).
         moved: where its folder is now.
-    Raises: ConversionError when the folder is gone, damaged, or of another kind or size.
+    Raises: ConversionError when the folder is gone, damaged, of another kind or size, or has another encoder.
     """
     if config.kind is EncoderKind.fresh:
         if moved is not None:
@@ -102,10 +161,11 @@ def open_encoder(config: EncoderConfig, seed: int, moved: Path | None = None) ->
     folder = Path(config.folder or "") if moved is None else moved
     try:
         require_encoder(dataclasses.replace(config, folder=str(folder)))
+        found = require_same_encoder(folder, known)
     except ConfigError as error:
         cure = "Say where the encoder's folder is with --encoder." if not folder.is_dir() else error.cure
         raise ConversionError(error.cause, cure) from error
-    return encoder_in(folder)
+    return dataclasses.replace(encoder_in(folder), identity=found, is_known=known is not None)
 
 
 def encoder_in(folder: Path) -> Encoder:
@@ -116,7 +176,28 @@ def encoder_in(folder: Path) -> Encoder:
     except ConfigError as error:
         raise ConversionError(error.cause, error.cure) from error
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Encoder(config, mean, deviation, folder, {})
+    encoder = Encoder(config, mean, deviation, folder, {})
+    missing = sorted(encoder_names(config) - encoder.shapes.keys())
+    if missing:
+        raise ConversionError(
+            f"{folder} has no weights for {len(missing)} tensors of its encoder, e.g. {missing[0]}.", SAVE_AGAIN
+        )
+    return encoder
+
+
+def encoder_names(config: dict[str, Any]) -> set[str]:
+    """Names of an encoder's weights (without `vision_model.`), as transformers has them.
+
+    Args:
+        config: config.json.
+    """
+    is_clip = config["model_type"] == "clip_vision_model"
+    norms = ["post_layernorm"] + ["pre_layrnorm"] * is_clip
+    in_layers = [f"encoder.layers.{layer}.{name}" for layer in range(config["num_hidden_layers"]) for name in _OF_LAYER]
+    names = {f"{name}.{kind}" for name in (*norms, *in_layers) for kind in ("weight", "bias")}
+    names |= {"embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"}
+    names |= {"embeddings.class_embedding" if is_clip else "embeddings.patch_embedding.bias"}
+    return names if is_clip or not config.get("vision_use_head", True) else names | _HEAD
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -36,6 +36,7 @@ from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.tables import UPCYCLED
+from gpt4moe.convert.vision_folder import FOLDER
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.shard import WEIGHT
@@ -97,12 +98,15 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             config=config, layout="converted", versions={"safetensors": version("safetensors")}, files=entries,
             tensor_names=[f"{WEIGHT}/{name}" for name in weights.shapes],
         ).save(draft.folder)  # fmt: skip
+    notes = [
+        f"{name} was not read: it holds the same weights in Mistral's own format." for name in mistral_files(source)
+    ]
+    if (source / FOLDER).is_dir():
+        notes.append(f"{source / FOLDER} was left out: the image parts of a vision model cannot be imported.")
     return {
         "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
         "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
-        "notes": [f"{name} was not read: it holds the same weights in Mistral's own format."
-                  for name in mistral_files(source)],
-        "train_with": f"checkpoint.load={out} $(cat {out / ARGUMENTS})",
+        "notes": notes, "train_with": f"checkpoint.load={out} $(cat {out / ARGUMENTS})",
     }  # fmt: skip
 
 

@@ -79,12 +79,13 @@ _STILLS = _Requirement(
 
 def to_idefics(
     checkpoint: Path, out: Path, *, dtype: str = "bf16", max_shard_bytes: int = 5 * 10**9,
-    tokenizer: Path | None = None, licence: str = "apache-2.0", encoder: Path | None = None,
+    tokenizer: Path | None = None, licence: str = "apache-2.0", base: Path | None = None, encoder: Path | None = None,
     without_clips: bool = False, dry_run: bool = False,
 ) -> Answer:  # fmt: skip
     """Exports a checkpoint of a dense vision model.
 
     Args:
+        base: where the base of adapters is, if it was moved.
         encoder: where its image encoder's folder is, if it was moved.
         without_clips: leaves the time embeddings of frames out.
         dry_run: writes nothing, only answers.
@@ -92,7 +93,7 @@ def to_idefics(
     """
     if not dry_run:
         refuse_existing(out)
-    source = open_checkpoint(checkpoint)
+    source = open_checkpoint(checkpoint, base)
     vision = vision_of_checkpoint(source, encoder)
     if vision is None:
         raise ConversionError(f"{source.folder} is a text model: Idefics sees images.", "Convert with to-hf.")
@@ -102,7 +103,7 @@ def to_idefics(
     export = Export(
         source=source, config=to_config(vision.weights.model, vision.encoder, DTYPES[dtype][1]) | special,
         tensors=_tensors(source, vision), dtype=dtype, max_shard_bytes=max_shard_bytes, files=files, licence=licence,
-        notes=_notes(vision.weights.model), origin=f"encoder {vision.encoder.folder}",
+        notes=_notes(vision.weights.model) + vision.encoder.notes(), origin=json.dumps(vision.encoder.identity),
     )  # fmt: skip
     if not dry_run:
         export.write(out)
@@ -154,8 +155,8 @@ def to_config(model: ModelConfig, encoder: Encoder, dtype: str) -> Json:
             "model_type": "idefics_vision", "embed_dim": clip["hidden_size"], "image_size": clip["image_size"],
             "intermediate_size": clip["intermediate_size"], "patch_size": clip["patch_size"],
             "num_hidden_layers": clip["num_hidden_layers"], "num_attention_heads": clip["num_attention_heads"],
-            "num_channels": clip.get("num_channels", 3), "hidden_act": clip.get("hidden_act", "quick_gelu"),
-            "layer_norm_eps": clip.get("layer_norm_eps", 1e-5), "attention_dropout": 0.0,
+            "num_channels": clip.get("num_channels", 3), "hidden_act": encoder.forward_settings["hidden_act"],
+            "layer_norm_eps": encoder.forward_settings["layer_norm_eps"], "attention_dropout": 0.0,
         },
         "perceiver_config": {
             "model_type": "idefics_perciever", "use_resampler": True, "resampler_n_latents": resampler.num_latents,

@@ -23,7 +23,7 @@ from gpt4moe.convert.huggingface import open_huggingface
 from gpt4moe.convert.inference_layout import INDEX, open_inference_layout
 from gpt4moe.convert.model_files import tokenizer_files
 from gpt4moe.convert.safetensors_file import Rounder, decoded
-from gpt4moe.convert.vision_folder import flat, has_vision, vision_of
+from gpt4moe.convert.vision_folder import Vision, encoder_folder, encoder_is_known, has_vision, vision_names, vision_of
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConversionError
 
@@ -62,26 +62,32 @@ def _is_ours(path: Path) -> bool:
 
 
 def verify(
-    a: Path, b: Path, *, tolerance: float = 0.0, base: Path | None = None, encoder: Path | None = None
-) -> Answer:
+    a: Path, b: Path, *, tolerance: float = 0.0, base: Path | None = None, encoder: Path | None = None,
+    text_only: bool = False,
+) -> Answer:  # fmt: skip
     """Compares every weight of `a` and `b`.
 
     Args:
         tolerance: largest absolute difference that passes.
         base: where the base of a side with adapters is, if it was moved.
-        encoder: where the encoder's folder of a checkpoint with vision parts is, if it was moved.
+        encoder: where the encoder's folder of a checkpoint with vision parts is, if it was moved. Of two checkpoints it
+            is that of a side whose folder is gone.
+        text_only: leaves vision parts out.
     Returns: lists under the keys of DIFFERENCES (`different` and `other_shape` tensors, names on one side only,
         `settings` that change no shape, unequal `copies` of one tensor), how much was compared, and `notes`. Vision
-        parts are compared where both have them.
-    Raises: ConversionError or CheckpointError when one is absent or damaged.
+        parts that one side alone has are `only_in` it; an inference folder never has any, which a note says.
+    Raises: ConversionError or CheckpointError when one is absent or damaged, or `encoder` is of neither.
     """
     left, right = open_weights(a, base), open_weights(b, base)
     pairs: list[tuple[str, Comparable, Comparable]] = [("", left, right)]
     settings = [(left.model.forward_settings, right.model.forward_settings)]
-    if has_vision(left) and has_vision(right):
-        seen = [vision_of(weights, encoder) for weights in (left, right)]
+    sides = _with_vision(left, right, text_only=text_only)
+    moved = _moved(left, right, encoder)
+    seen: list[Vision] = []
+    if len(sides) == 2:
+        seen = [vision_of(weights, elsewhere) for weights, elsewhere in zip(sides, moved, strict=True)]
         pairs += [("vision: ", seen[0].weights, seen[1].weights), ("encoder: ", seen[0].encoder, seen[1].encoder)]
-        settings.append((flat(seen[0].settings(), "vision"), flat(seen[1].settings(), "vision")))
+        settings.append((seen[0].forward_settings(), seen[1].forward_settings()))
     total = 4 * sum(prod(shape) for _, one, other in pairs for shape in _same_shape(one, other).values())
     answer: Answer = {
         "a": str(left.folder), "b": str(right.folder), "compared": 0, "rounded_to_bf16": _is_rounded(left, right),
@@ -91,8 +97,11 @@ def verify(
             for own, other in settings for name, value in other.items() if name in own and own[name] != value
         ],
         "copies": [f"{weights.folder}: {copy}" for weights in (left, right) for copy in weights.differing_copies()],
-        "notes": _not_compared(left, right),
+        "notes": _not_compared(left, right, text_only=text_only),
     }  # fmt: skip
+    answer["notes"] += [note for one in seen for note in one.encoder.notes()]
+    for key, weights in (("only_in_a", left), ("only_in_b", right)):
+        answer[key] += [f"vision: {name}" for name in vision_names(weights)] if sides == [weights] else []
     with progress_bar("verify", total) as advance:
         for what, one, other in pairs:
             _compare(answer, what, (one, other), tolerance, advance)
@@ -137,11 +146,42 @@ def _is_rounded(left: Comparable, right: Comparable) -> bool:
     return "BF16" in (left.dtype, right.dtype) and left.dtype != right.dtype
 
 
-def _not_compared(left: Weights, right: Weights) -> list[str]:
-    if has_vision(left) == has_vision(right):
+def _with_vision(left: Weights, right: Weights, *, text_only: bool) -> list[Weights]:
+    """The sides whose vision parts count: where the other one can have some too."""
+    if text_only or any((weights.folder / INDEX).exists() for weights in (left, right)):
         return []
-    has = left if has_vision(left) else right
-    return [f"Only {has.folder} has vision parts: its text model was compared, they were not."]
+    return [weights for weights in (left, right) if has_vision(weights)]
+
+
+def _moved(left: Weights, right: Weights, encoder: Path | None) -> tuple[Path | None, Path | None]:
+    """--encoder for each side that it is the encoder of. Raises: ConversionError when it would be compared with itself,
+    or is of neither."""
+    if encoder is None:
+        return None, None
+    recorded = [encoder_folder(weights) for weights in (left, right)]
+    takes = [folder is not None for folder in recorded]
+    if all(takes):
+        takes = [folder is not None and not folder.is_dir() for folder in recorded]
+        if all(takes) and not (encoder_is_known(left) and encoder_is_known(right)):
+            raise ConversionError(
+                f"--encoder {encoder}: the encoders' folders of both sides are gone, and not both runs say what was in "
+                "them. It would be compared with itself.",
+                "Put one of the folders back, or compare the text models alone: --text-only.",
+            )
+    if not any(takes):
+        raise ConversionError(
+            f"--encoder {encoder}: it is the encoder of neither side, "
+            + ("whose own folders are both there." if all(recorded) else "as neither was trained with a folder."),
+            "Leave --encoder out.",
+        )
+    return (encoder if takes[0] else None), (encoder if takes[1] else None)
+
+
+def _not_compared(left: Weights, right: Weights, *, text_only: bool) -> list[str]:
+    with_vision = [weights for weights in (left, right) if has_vision(weights)]
+    if not with_vision or _with_vision(left, right, text_only=False):
+        return ["--text-only: vision parts were not compared."] if with_vision and text_only else []
+    return [f"An inference folder is a text model: of {with_vision[0].folder} too, it alone was compared."]
 
 
 def _compared(

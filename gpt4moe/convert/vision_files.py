@@ -80,19 +80,19 @@ class VisionFiles:
         """Bytes of weights of each file with weights, by its path in the export."""
         own = {name: sum(tensor.size_bytes(self.dtype) for tensor in part) for name, part in self.shards.items()}
         encoder = self.vision.encoder
-        if encoder.folder is None:
-            own[f"{ENCODER}/model.safetensors"] = sum(tensor.size_bytes("F32") for tensor in encoder.tensors())
+        if not encoder.is_copied:
+            own[f"{ENCODER}/model.safetensors"] = sum(tensor.size_bytes(encoder.dtype) for tensor in encoder.tensors())
         else:
             own |= {f"{ENCODER}/{path.name}": path.stat().st_size for path in encoder.files()}
         return {f"{FOLDER}/{name}": size for name, size in own.items()}
 
     def identity(self) -> list[object]:
         """What the files follow from, beside the checkpoint's weights."""
-        encoder = self.vision.encoder
-        return [self.vision.settings(), self.token, [str(path) for path in encoder.files()] if encoder.folder else None]
+        return [self.vision.settings(), self.token, self.vision.encoder.identity]
 
     def notes(self) -> list[str]:
         notes = [f"{FOLDER}/ has the vision parts: examples/load_vision.py loads them, with torch and transformers."]
+        notes += self.vision.encoder.notes()
         if self.token[1] is None:
             notes.append("No image token was found in the tokenizer: name it with --image-token, if it has one.")
         return notes
@@ -103,9 +103,10 @@ class VisionFiles:
         config = self.vision.settings() | dict(zip(("image_token", "image_token_id"), self.token, strict=True))
         draft.json(f"{FOLDER}/config.json", config)
         place_of = f"{FOLDER}/{ENCODER}"
-        if encoder.folder is None:
+        if not encoder.is_copied:
             draft.json(f"{place_of}/config.json", encoder.config)
-            draft.weights({"model.safetensors": encoder.tensors()}, "F32", advance, under=f"{place_of}/")
+            tensors = {"model.safetensors": encoder.tensors()}
+            draft.weights(tensors, encoder.dtype, advance, under=f"{place_of}/")
         else:
             for path in encoder.files():
                 draft.copy(f"{place_of}/{path.name}", path)

@@ -70,6 +70,10 @@ class Vision:
             },
         }  # fmt: skip
 
+    def forward_settings(self) -> Json:
+        """Settings that change logits but no tensor's shape, for verify."""
+        return _flat(self.settings() | {"encoder": self.encoder.forward_settings}, "vision")
+
 
 class CheckpointVision(Weights):
     """Resampler and gated blocks of a checkpoint of ours, beside its text model.
@@ -100,6 +104,29 @@ def has_vision(weights: Weights) -> bool:
     return (weights.folder / FOLDER).is_dir()
 
 
+def vision_names(weights: Weights) -> list[str]:
+    """Names of those vision parts but the encoder's. Raises: ConversionError, as vision_in."""
+    if isinstance(weights, CheckpointWeights):
+        return sorted(vision_shapes(config_from_dict(weights.manifest.config).model))
+    return sorted(vision_of(weights).weights.shapes)
+
+
+def encoder_folder(weights: Weights) -> Path | None:
+    """Where a checkpoint says its encoder's folder is; None: it is a text model's, or its encoder is no folder; or the
+    weights are no checkpoint's."""
+    if not isinstance(weights, CheckpointWeights):
+        return None
+    vision = config_from_dict(weights.manifest.config).model.vision
+    if vision is None or vision.encoder.kind is not EncoderKind.folder:
+        return None
+    return Path(vision.encoder.folder or "")
+
+
+def encoder_is_known(weights: Weights) -> bool:
+    """Whether a checkpoint says which files its encoder's folder had."""
+    return isinstance(weights, CheckpointWeights) and weights.manifest.encoder is not None
+
+
 def vision_of(weights: Weights, moved: Path | None = None) -> Vision:
     """Those vision parts. Raises: ConversionError, as vision_of_checkpoint and vision_in."""
     if isinstance(weights, CheckpointWeights):
@@ -115,7 +142,7 @@ def vision_of_checkpoint(source: CheckpointWeights, moved: Path | None = None) -
 
     Args:
         moved: where its encoder's folder is now.
-    Raises: ConversionError when the encoder's folder is gone or another; or a text model is given one.
+    Raises: ConversionError when the encoder's folder is gone or has another encoder; or a text model is given one.
     """
     run = config_from_dict(source.manifest.config)
     if run.model.vision is None:
@@ -123,7 +150,7 @@ def vision_of_checkpoint(source: CheckpointWeights, moved: Path | None = None) -
             raise ConversionError(f"{source.folder} is a text model: it has no encoder.", "Leave --encoder out.")
         return None
     weights = CheckpointVision(source, run.model)
-    return Vision(weights, open_encoder(run.model.vision.encoder, run.run.seed, moved))
+    return Vision(weights, open_encoder(run.model.vision.encoder, run.run.seed, source.manifest.encoder, moved))
 
 
 def vision_in(folder: Path, model: ModelConfig) -> Vision | None:
@@ -171,11 +198,11 @@ def _vision_config(found: Json, encoder: Encoder) -> VisionConfig:
     )  # fmt: skip
 
 
-def flat(settings: Json, under: str) -> Json:
+def _flat(settings: Json, under: str) -> Json:
     """`{"a": {"b": 1}}` -> `{"under.a.b": 1}`."""
     found: Json = {}
     for name, value in settings.items():
-        found |= flat(value, f"{under}.{name}") if isinstance(value, dict) else {f"{under}.{name}": value}
+        found |= _flat(value, f"{under}.{name}") if isinstance(value, dict) else {f"{under}.{name}": value}
     return found
 
 

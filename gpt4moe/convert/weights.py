@@ -105,7 +105,7 @@ class CheckpointWeights(Weights):
     def __init__(self, path: Path):
         self.index = CheckpointIndex(find_checkpoint(path))
         run = config_from_dict(self.index.manifest.config)
-        self.run = _text_run(run)
+        self.run = text_run(run)
         super().__init__(self.index.folder, self.run.model, "F32")
         buffers = routing_buffers(self.model)
         key = {name: f"{BUFFER if name in buffers else WEIGHT}/{name}" for name in self.shapes}
@@ -156,7 +156,7 @@ class TypedPiece(StoredPiece):
     dtype: str
 
 
-def _text_run(run: RunConfig) -> RunConfig:
+def text_run(run: RunConfig) -> RunConfig:
     """The run without vision parts. What is written of it is read again, and a text model has no vision stage."""
     text = replace(run, model=replace(run.model, vision=None))
     return replace(text, stage=StageConfig()) if run.stage.kind is StageKind.vision else text

@@ -109,7 +109,7 @@ def seen(options: argparse.Namespace, opened: Opened, *, has_images: bool) -> Op
         return opened
     if opened.run.model.vision is None:
         raise ConfigError(f"--encoder {options.encoder}: the folder has a text model.", "Leave --encoder out.")
-    return replace(opened, run=with_encoder(opened.run, options.encoder))
+    return replace(opened, run=with_encoder(opened.run, options.encoder, opened.encoder))
 
 
 def weights_of(opened: Opened) -> dict[str, Any]:

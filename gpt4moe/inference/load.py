@@ -9,6 +9,7 @@ An image encoder is no part of checkpoints: LoadedModel.latent_maker reads it, w
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gpt4moe.architecture.encoder_folder import require_same_encoder
 from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.base import refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
@@ -30,8 +32,10 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import KernelsConfig
+from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -40,6 +44,8 @@ from gpt4moe.parallel.shard import Shard
 
 if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (load_chunks)
     from gpt4moe.inference.image_cache import LatentMaker
+
+logger = logging.getLogger(__name__)
 
 
 class StoredWeights(Protocol):
@@ -89,6 +95,8 @@ class Opened:
     """Raises: DataError when the folder has no tokenizer."""
     names: frozenset[str] | None = None
     """KIND/NAME of what is read; None: everything."""
+    encoder: dict[str, Any] | None = None
+    """Manifest.encoder."""
 
     def fingerprint(self) -> str:
         """Another one where the weights are others: of a checkpoint's manifest, which has hashes of its files; of
@@ -109,7 +117,10 @@ def open_checkpoint(path: Path) -> Opened:
     reader = CheckpointReader(find_checkpoint(path))
     run = config_from_dict(reader.manifest.config)
     refuse_adapters(reader.folder, reader.manifest)
-    return Opened(run=run, reader=reader, step=reader.manifest.step, words=lambda: words_of_run(reader.folder, run))
+    return Opened(
+        run=run, reader=reader, step=reader.manifest.step, words=lambda: words_of_run(reader.folder, run),
+        encoder=reader.manifest.encoder,
+    )  # fmt: skip
 
 
 def open_folder(path: Path, open_weights: OpenWeights) -> Opened:
@@ -151,16 +162,25 @@ class LoadedModel:
     groups: ProcessGroups
     resampler: nn.Module | None = None
     """The VisionChunk of a vision model."""
+    encoder: dict[str, Any] | None = None
+    """Manifest.encoder."""
 
     def latent_maker(self) -> "LatentMaker":
-        """For Generator, of a vision model: its encoder is read now, on every rank. Raises: ConfigError for a folder
-        that lacks weights."""
+        """For Generator, of a vision model: its encoder is read now, on every rank. Collective. Raises: ConfigError, on
+        every rank, for a folder that lacks weights or has another encoder than the model was trained with."""
         from gpt4moe.inference.image_cache import LatentMaker
         from gpt4moe.model.transformer_config import TORCH_DTYPES
         from gpt4moe.model.vision_encoder import FrozenEncoder
 
         vision, dtype = self.run.model.vision, TORCH_DTYPES[self.run.precision.dtype]
         assert vision is not None and self.resampler is not None, "prompts.Sight refuses images for a text model"
+        if vision.encoder.kind is EncoderKind.folder:
+            folder = Path(vision.encoder.folder or "")
+            with raise_together(self.groups):
+                if self.groups.is_first_rank:
+                    require_same_encoder(folder, self.encoder)
+                    if self.encoder is None:
+                        logger.warning("the run does not say which encoder it was trained with: %s is taken", folder)
         encoder = FrozenEncoder(vision.encoder, self.run.run.seed, self.groups.device, dtype)
         return LatentMaker(encoder, self.resampler)
 
@@ -204,7 +224,7 @@ def placed(
         groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
         chunks = load_chunks(opened, run, groups)
         resampler = chunks.pop() if run.model.vision is not None else None
-        yield LoadedModel(chunks, run, opened.step, groups, resampler)
+        yield LoadedModel(chunks, run, opened.step, groups, resampler, opened.encoder)
 
 
 def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelConfig | None = None) -> RunConfig:

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from gpt4moe.architecture.encoder_folder import require_encoder
+from gpt4moe.architecture.encoder_folder import require_encoder, require_same_encoder
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.vision import EncoderKind, VisionConfig
 from gpt4moe.data.image_tokens import IMAGE_TOKEN, split_tags
@@ -154,10 +155,12 @@ def sight_of(run: RunConfig, words: Words, token: str | None) -> Sight:
     return Sight(words, run.model.vision, name, number)
 
 
-def with_encoder(run: RunConfig, folder: Path | None) -> RunConfig:
+def with_encoder(run: RunConfig, folder: Path | None, known: dict[str, Any] | None) -> RunConfig:
     """The run with its encoder in `folder`, where it has moved; checked. Call it where prompts have images.
 
-    Raises: ConfigError for a folder that lacks weights, or of another kind or size than the run's.
+    Args:
+        known: Opened.encoder.
+    Raises: ConfigError for a folder that lacks weights, of another kind or size than the run's, or of another encoder.
     """
     vision = run.model.vision
     assert vision is not None
@@ -170,6 +173,8 @@ def with_encoder(run: RunConfig, folder: Path | None) -> RunConfig:
         vision = replace(vision, encoder=replace(vision.encoder, folder=str(folder)))
         run = replace(run, model=replace(run.model, vision=vision))
     require_encoder(vision.encoder)
+    if vision.encoder.kind is EncoderKind.folder and known is not None:
+        require_same_encoder(Path(vision.encoder.folder or ""), known)
     return run
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.convert.hf_models import MIXTURE, save_model
+from tests.convert.vision_case import DENSE, PARTS, encoder_words, save_clip
 from tests.numbered_lines import numbered_lines
+from tests.spawn import run_ranks
 from tests.training.command import train
 
 # Grouped-query attention, and weights large enough that a wrong row shows in the logits.
@@ -42,6 +44,22 @@ def normed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of random weights."""
     return save_model(tmp_path_factory.mktemp("mixtral") / "hf", "Mixtral", **MIXTURE)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoders") / "clip"
+    run_ranks(1, save_clip, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
+    """Three steps of a dense vision model with a CLIP encoder of a folder."""
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    (ended,) = train(folder, *DENSE, *PARTS, *encoder_words(clip))
+    assert ended.status == 0, ended.err
+    return folder
 
 
 def _run(factory: pytest.TempPathFactory, name: str, *overrides: str, ranks: int = 1) -> Path:

@@ -11,48 +11,9 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.idefics import require_idefics, to_idefics
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.environment import Environment
-from tests.convert.test_vision_export import IMAGE_ID, PARTS, SIZES, rows_of
-from tests.convert.vision_case import Case, our_logits, pictures, their_logits
-from tests.spawn import run_ranks
-from tests.training.command import train
+from tests.convert.vision_case import DENSE, IMAGE_ID, PARTS, Case, our_logits, pictures, rows_of, their_logits
 
-# What Idefics needs: as many keys as query heads, one width of MLPs, gated blocks that divide the layers, CLIP.
-DENSE = (
-    *SIZES, "model.moe=null", "model.ffn_hidden_size=24", "model.num_query_groups=4", "model.num_layers=4",
-    "model.rope_theta=50000", "model.norm_epsilon=1e-4",
-)  # fmt: skip
 CLIP = "clip_vision_model"
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders") / "clip"
-    run_ranks(1, _save_clip, folder)
-    return folder
-
-
-def _save_clip(environment: Environment, folder: Path) -> None:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8, initializer_factor=20.0))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}')
-
-
-@pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
-    """Three steps of a dense vision model with a CLIP encoder of a folder."""
-    folder = tmp_path_factory.mktemp("runs") / "dense"
-    encoder = ("model.vision.encoder.kind=folder", f"model.vision.encoder.folder={clip}",
-               "model.vision.encoder.num_layers=2")  # fmt: skip
-    (ended,) = train(folder, *DENSE, *PARTS, *encoder)
-    assert ended.status == 0, ended.err
-    return folder
 
 
 def test_idefics_loads_strictly_and_gives_our_logits(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -14,43 +15,31 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from gpt4moe.convert.command_line import status
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.convert.publish import Draft
 from gpt4moe.convert.verify import DIFFERENCES, open_weights, verify
 from gpt4moe.data.image_tokens import encode_parts, split_tags
 from gpt4moe.data.tokenizer import load_tokenizer, train_tokenizer
 from gpt4moe.errors import ConversionError
 from gpt4moe.parallel.environment import Environment
-from tests.convert.vision_case import ROOT, Case, example, our_logits, pictures, their_logits
+from tests.convert.vision_case import (
+    IMAGE_ID,
+    PARTS,
+    ROOT,
+    SIZES,
+    Case,
+    example,
+    our_logits,
+    pictures,
+    rows_of,
+    their_logits,
+)
 from tests.training.command import contents, train
 
 TOLERANCE = 1e-4
-SIZES = (
-    "model.vocab_size=300", "model.num_layers=3", "model.num_attention_heads=4", "model.num_query_groups=2",
-    "model.init_std=0.1", "training.steps=3", "optimizer.lr=0.01",
-)  # fmt: skip
-PARTS = (
-    "stage=vision", "+vision@model.vision=tiny", "model.vision.encoder.image_size=16",
-    "model.vision.encoder.hidden_size=16", "model.vision.encoder.num_layers=1",
-    "model.vision.encoder.ffn_hidden_size=16", "model.vision.resampler.num_latents=4",
-    "model.vision.cross_attention_every=2", "model.vision.ffn_hidden_size=24",
-)  # fmt: skip
-
-
-IMAGE_ID = 1
-"""Special tokens come first: the end of text, then the image token."""
-
-
-def rows_of(*images: list[list[Path]]) -> list[Case]:
-    """A row of tokens for each list of images: text before the first image, and between them."""
-    text, found = np.random.default_rng(0).integers(10, 250, 24).tolist(), []
-    for clips in images:
-        tokens = text[:4]
-        for number in range(len(clips)):
-            tokens = [*tokens, IMAGE_ID, *text[4 + 3 * number : 7 + 3 * number]]
-        found.append(([*tokens, *text[16:]], clips))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +150,27 @@ def _greedy(environment: Environment, folder: Path, cases: list[Case]) -> list[l
     return found
 
 
+def test_without_a_tokenizer_or_an_image_token_the_example_reads_texts_and_says_what_is_missing(
+    seen: Path, exported: Path, cases: list[Case], tmp_path: Path
+) -> None:
+    to_huggingface(seen, tmp_path / "bare", dtype="fp32")
+    text, refused = their_logits(tmp_path / "bare", cases[3:5], _bare)
+    assert np.abs(text - their_logits(exported, cases[4:5])[0]).max() == 0
+    assert "no tokenizer.json" in refused[0] and "--image-token" in refused[1]
+
+
+def _bare(environment: Environment, folder: Path, cases: list[Case]) -> list[Any]:
+    """Logits of a text; what is said to a prompt, and to images."""
+    model, said = example().VisionModel(folder), []
+    (tokens, images), (text, _) = cases
+    for asked in (lambda: model.tokens("word1"), lambda: model.logits(torch.tensor(tokens), images)):
+        with pytest.raises(ValueError) as refused:
+            asked()
+        said.append(str(refused.value))
+    model.generate(torch.tensor(text), [], 2)
+    return [model.logits(torch.tensor(text), []).numpy(), said]
+
+
 def test_files_have_the_documented_names_and_sums(exported: Path) -> None:
     vision = exported / "vision"
     config = json.loads((vision / "config.json").read_text())
@@ -193,7 +203,12 @@ def test_verify_compares_every_part(seen: Path, exported: Path, tmp_path: Path) 
         "vision.resampler.num_attention_heads"
     ]
     shutil.rmtree(small / "vision")
-    assert "its text model was compared" in verify(seen, small)["notes"][0]
+    lost, turned = verify(seen, small), verify(small, exported)
+    assert len(lost["only_in_a"]) == len(turned["only_in_b"]) > 40 and lost["only_in_b"] == []
+    assert lost["only_in_a"] == turned["only_in_b"] and "vision: resampler.latents" in lost["only_in_a"]
+    assert status(lost) == 1
+    text = verify(seen, small, text_only=True)
+    assert status(text) == 0 and "--text-only" in text["notes"][0]
 
 
 def changed(exported: Path, out: Path) -> Path:
@@ -242,10 +257,14 @@ def test_a_missing_file_and_an_added_one_are_found(seen: Path, exported: Path, t
 
 
 def test_the_text_part_comes_back_from_the_export(seen: Path, exported: Path, tmp_path: Path) -> None:
-    from_huggingface(exported, tmp_path / "back")
-    found = verify(seen, tmp_path / "back")
+    answer = from_huggingface(exported, tmp_path / "back")
+    assert answer["notes"][0].startswith(f"{exported / 'vision'} was left out: the image parts")
+    found = verify(seen, tmp_path / "back", text_only=True)
     assert not any(found[key] for key in DIFFERENCES)
-    assert "its text model was compared" in found["notes"][0]
+    to_inference_layout(seen, tmp_path / "served", tp=1, pp=1)
+    found = verify(seen, tmp_path / "served")
+    assert not any(found[key] for key in DIFFERENCES)
+    assert "An inference folder is a text model" in found["notes"][0]
 
 
 def test_what_does_not_belong_to_the_model_is_refused(

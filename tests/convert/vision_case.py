@@ -16,6 +16,54 @@ from tests.spawn import run_ranks
 ROOT = Path(__file__).resolve().parents[2]
 Case = tuple[list[int], list[list[Path]]]
 """Tokens of a row, and its images: files of frames."""
+SIZES = (
+    "model.vocab_size=300", "model.num_layers=3", "model.num_attention_heads=4", "model.num_query_groups=2",
+    "model.init_std=0.1", "training.steps=3", "optimizer.lr=0.01",
+)  # fmt: skip
+PARTS = (
+    "stage=vision", "+vision@model.vision=tiny", "model.vision.encoder.image_size=16",
+    "model.vision.encoder.hidden_size=16", "model.vision.encoder.num_layers=1",
+    "model.vision.encoder.ffn_hidden_size=16", "model.vision.resampler.num_latents=4",
+    "model.vision.cross_attention_every=2", "model.vision.ffn_hidden_size=24",
+)  # fmt: skip
+# What Idefics needs: as many keys as query heads, one width of MLPs, gated blocks that divide the layers, CLIP.
+DENSE = (
+    *SIZES, "model.moe=null", "model.ffn_hidden_size=24", "model.num_query_groups=4", "model.num_layers=4",
+    "model.rope_theta=50000", "model.norm_epsilon=1e-4",
+)  # fmt: skip
+IMAGE_ID = 1
+"""Special tokens come first: the end of text, then the image token."""
+
+
+def rows_of(*images: list[list[Path]]) -> list[Case]:
+    """A row of tokens for each list of images: text before the first image, and between them."""
+    text, found = np.random.default_rng(0).integers(10, 250, 24).tolist(), []
+    for clips in images:
+        tokens = text[:4]
+        for number in range(len(clips)):
+            tokens = [*tokens, IMAGE_ID, *text[4 + 3 * number : 7 + 3 * number]]
+        found.append(([*tokens, *text[16:]], clips))
+    return found
+
+
+def encoder_words(folder: Path) -> tuple[str, ...]:
+    """Words of a run whose encoder is that of save_clip."""
+    of = "model.vision.encoder"
+    return f"{of}.kind=folder", f"{of}.folder={folder}", f"{of}.num_layers=2"
+
+
+def save_clip(environment: Environment, folder: Path) -> None:
+    """A CLIP encoder with norms and biases far from 1 and 0, and pixel statistics of its own."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8, initializer_factor=20.0))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}')
 
 
 def pictures(folder: Path, count: int) -> list[Path]:

@@ -1,14 +1,26 @@
 """tools/generate.py with images: the same text on layouts, from --prompt and from jsonl, as a chat; bad input."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from gpt4moe.architecture.encoder_folder import encoder_identity
+from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.errors import ConfigError
+from gpt4moe.inference.load import loaded_model, open_checkpoint
+from gpt4moe.model.vision_encoder import FrozenEncoder
+from gpt4moe.parallel.environment import Environment
 from tests.inference.seeing import TEMPLATE, make_place, png
 from tests.inference.tool import generate
+from tests.spawn import run_ranks
 
 GREEDY = ("--temperature", 0, "--tokens", 8)
 
@@ -73,6 +85,63 @@ def test_answers_of_other_images_are_not_mixed(place: Path, tmp_path: Path) -> N
     (tmp_path / "a.png").write_bytes(png(2))
     (ended,) = generate(*arguments)
     assert ended.status == 2 and "was begun with prompts=" in ended.err
+
+
+@pytest.fixture(scope="module")
+def of_folder(place: Path) -> Path:
+    """The run `seeing` as one of an encoder's folder, `siglip`: the same weights, which its manifest knows."""
+    run_ranks(1, _save_encoder, place / "seeing", place / "siglip")
+    return _with_manifest(place / "seeing", place / "of_folder", {"encoder": encoder_identity(place / "siglip")})
+
+
+def _save_encoder(environment: Environment, folder: Path, out: Path) -> None:
+    run = open_checkpoint(folder).run
+    assert run.model.vision is not None
+    FrozenEncoder(run.model.vision.encoder, run.run.seed, torch.device("cpu"), torch.float32).model.save_pretrained(out)
+
+
+def _with_manifest(run: Path, out: Path, identity: dict[str, Any]) -> Path:
+    shutil.copytree(run, out)
+    step = find_checkpoint(out)
+    manifest = Manifest.load(step)
+    vision = manifest.config["model"]["vision"]
+    vision["encoder"] |= {"kind": "folder", "folder": str(run.parent / "siglip")}
+    known = {key: value for key, value in manifest.identity.items() if key != "encoder"}
+    dataclasses.replace(manifest, identity=known | identity).save(step)
+    return out
+
+
+def test_another_encoder_than_the_model_was_trained_with_is_refused(
+    place: Path, of_folder: Path, wanted: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    asked = ("--image", place / "0.png", "--prompt", "<image>word 1")
+    moved = shutil.copytree(place / "siglip", tmp_path / "moved")
+    (same,) = told(of_folder, *asked, "--encoder", moved)
+    assert same["tokens"] == wanted[0]["tokens"]
+    tensors = load_file(moved / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, moved / "model.safetensors", {"format": "pt"})
+    (ended,) = generate(of_folder, *asked, "--encoder", moved)
+    cause, cure = ended.err.strip().splitlines()
+    assert ended.status == 2 and "another encoder than the model was trained with: weights sha256" in cause
+    assert "--encoder" in cure
+    old = _with_manifest(of_folder, tmp_path / "old", {})
+    swapped = _with_manifest(of_folder, tmp_path / "swapped", {"encoder": encoder_identity(moved)})
+    assert run_ranks(1, _makes_latents, [of_folder, old, swapped]) == [["", "", "another encoder"]]
+    ended_old = generate(old, *asked, *GREEDY)[0]
+    assert ended_old.status == 0 and "does not say which encoder" in ended_old.err
+
+
+def _makes_latents(environment: Environment, folders: list[Path]) -> list[str]:
+    """What a program is told that takes images, of each folder."""
+    said = []
+    for folder in folders:
+        with loaded_model(folder, environment=environment) as model:
+            try:
+                model.latent_maker()
+                said.append("")
+            except ConfigError as error:
+                said.append("another encoder" if "has another encoder than" in error.cause else error.cause)
+    return said
 
 
 def test_bad_images_end_with_2_and_one_cause_before_a_model_is_loaded(place: Path, tmp_path: Path) -> None:

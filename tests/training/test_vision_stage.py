@@ -15,6 +15,9 @@ from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.inspection import difference
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.convert.adapters import merge
+from gpt4moe.convert.command_line import status
+from gpt4moe.convert.inference_layout import to_inference_layout
+from gpt4moe.convert.verify import open_weights, verify
 from tests.training.command import contents, metrics, train
 
 VISION = (
@@ -106,6 +109,9 @@ def test_adapters_of_a_vision_model_are_trained_beside_frozen_vision_parts_and_m
     assert merged.shapes.keys() == {name for name in base.shapes if name.startswith(("weight/", "buffer/"))}
     moved = {name for name in merged.shapes if not merged.tensor(name).equal(base.tensor(name))}
     assert moved == {name for name in merged.shapes if adapter_names(name)[0] in adapters.shapes} != set()
+    to_inference_layout(tmp_path / "adapted", tmp_path / "served", tp=2, pp=1, dtype="fp32")
+    found = verify(tmp_path / "adapted", tmp_path / "served")
+    assert found["compared"] == len(open_weights(tmp_path / "served").shapes) and status(found) == 0
     (again,) = train(tmp_path / "again", *VISION, *STILL, f"checkpoint.load={tmp_path / 'merged'}")
     assert again.status == 0, again.err
 
