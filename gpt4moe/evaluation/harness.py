@@ -31,6 +31,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation.pieces import answer_piece, encode_text, first_token, windows
 from gpt4moe.evaluation.questions import greedy_request
 from gpt4moe.inference.load import LoadedModel, open_folder, placed
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.environment import Environment
 
@@ -61,6 +62,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         from gpt4moe.inference.generation import Generator
 
         model, self.words = loaded
+        self.banned = sight_of(model.run, self.words, None).banned
         self.encode = partial(encode_text, self.words, has_special=True)
         self.scorer = Scorer(model.chunks, model.run, model.groups)
         self.generator = Generator(model.chunks, model.run, model.groups)
@@ -106,7 +108,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
                     f"Set generation_kwargs.max_gen_toks to {self.words.context_length - 1} or less in the task.",
                 )
             tokens = (self.encode(prompt) or [first_token(self.words)])[-room:]
-            wanted.append(greedy_request(self.words, tokens, most, stop))
+            wanted.append(greedy_request(self.words, tokens, most, stop, self.banned))
             stops.append(stop)
         texts = self.generator.generate_all(wanted)
         return [

@@ -14,6 +14,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import AttentionKernel
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.errors import ConfigError
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words, words_of_data
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.step_lines import EVALUATIONS_FILE, SAMPLES_FILE, StepLine
@@ -76,9 +77,9 @@ class Samples:
         from gpt4moe.evaluation.questions import greedy_request
         from gpt4moe.inference.generation import Generator
 
-        most = self.run.training.sample_tokens
+        most, banned = self.run.training.sample_tokens, sight_of(self.run, self.words, None).banned
         requests = [
-            greedy_request(self.words, prompt, min(most, self.words.context_length - len(prompt)), [])
+            greedy_request(self.words, prompt, min(most, self.words.context_length - len(prompt)), [], banned)
             for prompt in self.prompts
         ]
         texts = Generator(chunks, self.run, groups).generate_all(requests)

@@ -10,7 +10,7 @@ between prompt and choice is the task's delimiter, no part of the choice; here i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,10 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.lines import Types, read_lines, require_own_ids
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.pieces import Piece, answer_piece, encode_pair, encode_text, first_token
+from gpt4moe.inference.files import has_image_parts
 from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words, cut_at_stop
 
 if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
@@ -65,7 +67,7 @@ def read_choices(path: Path, words: Words) -> list[ChoiceQuestion]:
 
 def _require_text(where: str, line: dict[str, Any]) -> None:
     """A model would answer as one that sees no images."""
-    if line["whole"].get("images"):
+    if line["whole"].get("images") or has_image_parts(line["whole"].get("messages")):
         raise DataError(
             f"{where} has images, and questions are read as text alone.",
             "Leave them out, or ask with tools/generate.py --input, which reads images.",
@@ -130,11 +132,17 @@ def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> E
     )  # fmt: skip
 
 
-def greedy_request(words: Words, prompt: list[int], num_tokens: int, stops: Sequence[str]) -> Request:
-    """The most probable text after a prompt, until an end token or one of `stops`."""
+def greedy_request(
+    words: Words, prompt: list[int], num_tokens: int, stops: Sequence[str], banned: frozenset[int] = frozenset()
+) -> Request:
+    """The most probable text after a prompt, until an end token or one of `stops`.
+
+    Args:
+        banned: Sight.banned of the model.
+    """
     return Request(
         prompt=prompt, max_tokens=num_tokens, sampling=Sampling(temperature=0), end_ids=words.end_ids,
-        is_stopped=words.stop_test(stops),
+        is_stopped=words.stop_test(stops), banned=banned,
     )  # fmt: skip
 
 
@@ -146,6 +154,7 @@ class Examiner:
         from gpt4moe.inference.generation import Generator
 
         self.scorer, self.words = scorer, words
+        self.banned = sight_of(run, words, None).banned
         self.generator = Generator(scorer.chunks, run, scorer.groups)
 
     def answer(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
@@ -153,7 +162,8 @@ class Examiner:
         choices = [question for question in questions if isinstance(question, ChoiceQuestion)]
         exact = [question for question in questions if isinstance(question, ExactQuestion)]
         scores = iter(self.scorer.score([piece for question in choices for piece in question.pieces]))
-        texts = iter(self.generator.generate_all([question.request for question in exact]))
+        requests = [replace(question.request, banned=self.banned) for question in exact]
+        texts = iter(self.generator.generate_all(requests))
         found = []
         for question in questions:
             if isinstance(question, ChoiceQuestion):

@@ -10,6 +10,7 @@ drawing.py     drawn on one rank, known to all of the copy
 sampling.py    the next token from logits
 batch.py       the new tokens of all rows, packed
 cache.py       keys and values in blocks
+cache_room.py  the cache shared out to texts and images
 image_cache.py keys and values of images, made once
 attention.py   a step's tokens attend to their rows
 stages.py      a step through all pipeline stages

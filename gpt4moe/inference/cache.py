@@ -12,7 +12,7 @@ from math import ceil
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from gpt4moe.architecture.cache import rank_cache_bytes, rank_image_bytes
 from gpt4moe.config.model import ModelConfig
@@ -53,6 +53,13 @@ def free_bytes(groups: ProcessGroups) -> int:
     else:
         free = psutil.virtual_memory().available // groups.layout.world_size  # as if all ranks were on this machine
     return free * 9 // 10
+
+
+def least_free_bytes(groups: ProcessGroups) -> int:
+    """free_bytes of the rank that has least, on every rank. Collective over the world."""
+    least = torch.tensor([free_bytes(groups)], device=groups.device)
+    distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
+    return int(least.item())
 
 
 def blocks_of(num_tokens: int) -> int:

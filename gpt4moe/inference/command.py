@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import hashlib
 import json
 import os
 import sys
@@ -11,7 +12,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpt4moe.architecture.encoder_folder import encoder_identity
 from gpt4moe.config.parallel import ParallelConfig, Recompute
+from gpt4moe.config.vision import EncoderKind
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.inference.files import Prompt, read_prompts, refuse_other_settings
 from gpt4moe.inference.load import LoadedModel, Opened, OpenWeights, open_folder, placed, require_placeable
@@ -94,11 +97,12 @@ def run(options: argparse.Namespace, environment: Environment, open_weights: Ope
     opened = seen(options, opened, has_images=bool(wish.images))
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
+    weights = {} if options.output is None else weights_of(opened, has_images=bool(wish.images))
     if options.output is not None:
-        refuse_other_settings(options.output, {**weights_of(opened), **wish.settings()})
+        refuse_other_settings(options.output, {**weights, **wish.settings()})
     with placed(opened, parallel=parallel, environment=environment) as model:
         if options.output is not None:
-            write_file(model, words, wish, options.output, weights=weights_of(opened))
+            write_file(model, words, wish, options.output, weights=weights)
         else:
             _to_terminal(model, words, wish, is_json=options.json)
 
@@ -112,9 +116,19 @@ def seen(options: argparse.Namespace, opened: Opened, *, has_images: bool) -> Op
     return replace(opened, run=with_encoder(opened.run, options.encoder, opened.encoder))
 
 
-def weights_of(opened: Opened) -> dict[str, Any]:
-    """Settings of a file of answers that tell one model from another."""
-    return {"step": opened.step, "weights": opened.fingerprint()}
+def weights_of(opened: Opened, *, has_images: bool = False) -> dict[str, Any]:
+    """Settings of a file of answers that tell one model from another.
+
+    Args:
+        has_images: the encoder's files count too; a fresh encoder follows from the run's seed.
+    Raises: ConfigError, as encoder_identity.
+    """
+    found = {"step": opened.step, "weights": opened.fingerprint()}
+    vision = opened.run.model.vision
+    if has_images and vision is not None and vision.encoder.kind is EncoderKind.folder:
+        identity = encoder_identity(Path(vision.encoder.folder or ""), lambda done, total: None)
+        found["encoder"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return found
 
 
 def _wish(options: argparse.Namespace, words: Words, sight: Sight) -> Wish:

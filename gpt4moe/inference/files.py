@@ -51,10 +51,22 @@ def _prompt(path: Path, line: Mapping[str, Any]) -> Prompt:
     if (text is None) == (messages is None) or not (messages is None or is_chat):
         raise DataError(f"{path}, line {line['line']} has no prompt, no messages, or both.", f"Write {_EXAMPLE}.")
     where, images = f"{path}, line {line['line']}", line["whole"].get("images") or []
+    if has_image_parts(messages):
+        raise DataError(
+            f"{where} has a part of type image_url in its messages.",
+            'Write <image> in the content, and name the file beside it: {"messages": [...], "images": ["a.png"]}.',
+        )
     if not isinstance(images, list):
         raise DataError(f"{where} has images {images!r}.", 'Give a list: {"prompt": "<image>", "images": ["a.png"]}.')
     clips = [clip_of_row(where, image, path.parent) for image in images]
     return Prompt(id=line["id"], text=text, messages=messages, images=clips)
+
+
+def has_image_parts(messages: object) -> bool:
+    """Whether a chat has an image as OpenAI's API has them, which a template would print as text."""
+    contents = [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and (part.get("type") == "image_url" or "image_url" in part) for part in parts)
 
 
 class AnswerFile:

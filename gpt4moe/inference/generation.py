@@ -24,10 +24,11 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
-from gpt4moe.inference.cache import BlockPool, KeyValueCache, block_bytes, blocks_of, free_bytes, image_bytes
+from gpt4moe.inference.cache import BlockPool, KeyValueCache, blocks_of, least_free_bytes
+from gpt4moe.inference.cache_room import CacheRoom
 from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.image_cache import ImageCache, LatentMaker, images_of
-from gpt4moe.inference.requests import Completion, Limits, Request
+from gpt4moe.inference.requests import MOST_IMAGES, Completion, Limits, Request
 from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
 from gpt4moe.model.parameters import decoder_layers
@@ -74,20 +75,14 @@ class Generator:
             and self.layout.coordinate(rank)["pp"] == self.layout.pp - 1
         )  # fmt: skip
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
-        self.block_bytes = block_bytes(run.model, run.parallel, self.dtype.itemsize)
-        self.image_bytes = image_bytes(run.model, run.parallel, self.dtype.itemsize)
-        self.most_images = 0 if maker is None else run.data.max_images
+        limit = self.limits.cache_bytes
+        self.room = CacheRoom.of(
+            run.model, run.parallel, self.dtype.itemsize,
+            limit_bytes=least_free_bytes(groups) if limit is None else limit, most_rows=self.limits.max_rows,
+        )  # fmt: skip
+        self.most_images = 0 if maker is None else max(run.data.max_images, MOST_IMAGES)
         """Of a text that arrives while others run."""
-        self.cache_limit_bytes = self._cache_limit()
         self.steps_together = copies_step_together(self.layout)
-
-    def _cache_limit(self) -> int:
-        """Bytes that the cache may have on a rank, equal on every rank. Collective."""
-        if self.limits.cache_bytes is not None:
-            return self.limits.cache_bytes
-        least = torch.tensor([free_bytes(self.groups)], device=self.groups.device)
-        distributed.all_reduce(least, op=distributed.ReduceOp.MIN)
-        return int(least.item())
 
     def check(self, requests: Sequence[Request], *, is_open: bool = False) -> None:
         """
@@ -103,14 +98,7 @@ class Generator:
                 "A request has images, but nothing here makes latents of them.",
                 "Give a vision model, and Generator(maker=model.latent_maker()).",
             )
-        num_blocks, num_slots = self._room([(blocks_of(longest - 1), most)], is_open=is_open)
-        if blocks_of(longest - 1) > num_blocks or most > num_slots:
-            needed = self.block_bytes * blocks_of(longest - 1) + self.image_bytes * most
-            raise ConfigError(
-                f"A text of {longest} tokens{f' and {most} images' * bool(most)} needs {needed:,} bytes of cache on a "
-                f"rank, but {self.cache_limit_bytes:,} are allowed or free{' for all texts' * is_open}.",
-                "Generate fewer tokens, allow more memory (--cache-gb), or choose a larger tp or pp.",
-            )
+        self.room.require(longest, most, self._most_rows() if is_open else None)
 
     def generate_all(self, requests: Sequence[Request]) -> list[Completion]:
         """The texts of all requests, in their order, on every rank. Copy c generates requests c, c + copies, ...
@@ -140,7 +128,7 @@ class Generator:
         waiting = deque(_row(number, request) for number, request in asked.items())
         num_asked, num_idle = len(asked), 0
         sizes = [(row.most_blocks, _num_distinct(request)) for row, request in zip(waiting, requests, strict=True)]
-        num_blocks, num_slots = self._room(sizes, is_open=arrivals is not None)
+        num_blocks, num_slots = self.room.shares(self._most_rows() if arrivals is not None else sizes)
         pool = BlockPool(num_blocks)
         self.images.open(num_slots)
         drawing = Drawing(self.groups, self.source, self.watch)
@@ -161,7 +149,9 @@ class Generator:
                         asked[num_asked] = request
                         waiting.append(_row(num_asked, request))
                         num_asked += 1
-                    self._join(waiting, flight, flights, pool)
+                    for done in self._join(waiting, flight, flights, pool, asked, is_open=arrivals is not None):
+                        del asked[done.number]
+                        yield done
                     step = self._next_step(flight.rows, pool)
                     # When no flight has a row, no blocks are taken, so none waits for them.
                     num_idle = num_idle + 1 if step is None else 0
@@ -180,35 +170,35 @@ class Generator:
                 stages.finish()
                 drawing.finish()
 
-    def _room(self, sizes: Sequence[tuple[int, int]], *, is_open: bool) -> tuple[int, int]:
-        """(blocks, slots of images) that the rows in flight may need at once, or that are allowed: further rows then
-        wait. Where memory is short, both get their share, but never less than one row needs if that fits.
+    def _most_rows(self) -> list[tuple[int, int]]:
+        """Blocks and images of the rows that may be in flight where any may arrive."""
+        return [(blocks_of(self.model.seq_length), self.most_images)] * self.limits.max_rows
+
+    def _join(
+        self, waiting: deque[Row], flight: "Flight", flights: Sequence["Flight"], pool: BlockPool,
+        requests: Mapping[int, Request], *, is_open: bool,
+    ) -> Iterator[Completion]:  # fmt: skip
+        """Waiting rows join in order, as long as their blocks are free, and flights stay about equal.
 
         Args:
-            sizes: blocks and images of each row.
-            is_open: rows of any length may arrive.
+            is_open: others wait for this step: at most one row joins whose images must be made.
+        Returns: rows that are stopped before they begin, as those of clients that have gone; nothing of them is made.
         """
-        if is_open:
-            sizes = [(blocks_of(self.model.seq_length), self.most_images)] * self.limits.max_rows
-        blocks, images = ([one[which] for one in sizes] for which in (0, 1))
-        most = self.limits.max_rows
-        wanted, slots = (sum(sorted(some, reverse=True)[:most]) for some in (blocks, images))
-        needed = wanted * self.block_bytes + slots * self.image_bytes
-        if slots and needed > self.cache_limit_bytes:
-            share = slots * self.cache_limit_bytes // needed
-            beside = (self.cache_limit_bytes - max(blocks) * self.block_bytes) // self.image_bytes
-            slots = max(0, min(max(share, max(images)), beside))
-        left = self.cache_limit_bytes - slots * self.image_bytes
-        return min(wanted, left // self.block_bytes), slots
-
-    def _join(self, waiting: deque[Row], flight: "Flight", flights: Sequence["Flight"], pool: BlockPool) -> None:
-        """Waiting rows join in order, as long as their blocks are free, and flights stay about equal."""
+        is_making = False
         in_flight = sum(len(one.rows) for one in flights)
         most = ceil(min(self.limits.max_rows, in_flight + len(waiting)) / len(flights))
         while waiting and len(flight.rows) < most and in_flight < self.limits.max_rows:
             row = waiting[0]
+            is_stopped = requests[row.number].is_stopped
+            if is_stopped is not None and is_stopped([]):
+                waiting.popleft()
+                yield Completion(number=row.number, tokens=[], logprobs=[], finish_reason="stop")
+                continue
+            if is_open and is_making and not self.images.has_all(row.images):
+                return
             if not pool.reserve(row.most_blocks):
                 return
+            is_making = is_making or not self.images.has_all(row.images)
             slots = self.images.join(row.images) if row.images else []
             if slots is None:
                 pool.give_back([], row.most_blocks)

@@ -84,6 +84,10 @@ class ImageCache:
         if any(len(kept) > num_slots for kept in self.layers.values()):
             self.layers = {}
 
+    def has_all(self, images: Sequence[Picture]) -> bool:
+        """Whether none of a text's images must be made."""
+        return all(image.digest in self.slots for image in images)
+
     def join(self, images: Sequence[Picture]) -> list[int] | None:
         """The slot of each image of a text that begins, all made; None: there is no room now."""
         wanted = {image.digest: image for image in images}

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.sampling import Sampling
 
+MOST_IMAGES = 32
+"""Of a text that a client asks for, while others run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:

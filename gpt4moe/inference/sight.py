@@ -10,11 +10,11 @@ list of prompts fills the memory with pixels.
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,14 +22,17 @@ from gpt4moe.architecture.encoder_folder import require_encoder, require_same_en
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.vision import EncoderKind, VisionConfig
 from gpt4moe.data.image_tokens import IMAGE_TOKEN, split_tags
-from gpt4moe.data.pictures import ImageLimits, by_number, decode, is_image
+from gpt4moe.data.pictures import ImageLimits, by_number, decode, header_size, is_image
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.inference.pictures import Picture, Pixels, digest_of, picture
 from gpt4moe.inference.text import Words
 
+T = TypeVar("T")
 FILE_LIMITS = ImageLimits()
 SENT_LIMITS = ImageLimits(max_pixels=20_000_000)
-"""Of an image that a client sends: 60 MB once decoded."""
+"""Of an image that a client sends. To decode it takes up to 320 MB (with transparency) and half a second."""
+SENT_PIXELS = 40_000_000
+"""Of all images of a request together: a PNG of one colour has a byte for 250 pixels, so a body may hold any number."""
 _CURE = "Give whole files of JPEG, PNG, WebP, GIF or BMP, {:,} pixels and {:,} bytes at most each."
 
 
@@ -75,7 +78,8 @@ class Sight:
             )
         if self.image_id is None:
             raise ConfigError(
-                f"{what} has images, but the tokenizer has no special token {self.token} to stand for one.",
+                f"{what} has images, but the tokenizer has no special token {self.token}, within model.vocab_size="
+                f"{self.words.vocab_size}, to stand for one.",
                 "Name the one that the data was made with: --image-token.",
             )
 
@@ -114,7 +118,17 @@ class Sight:
         return tuple(made)
 
     def sent(self, tokens: Sequence[int], images: Sequence[bytes]) -> tuple[Picture, ...]:
-        """As pictures, of files' bytes, each one image; the pixels are kept."""
+        """As pictures, of files' bytes, each one image; the pixels are kept. No image is decoded where their headers
+        promise more than SENT_PIXELS together. Raises: DataError, as pictures."""
+        total = sum(width * height for width, height in (
+            _named(f"Image {number}", partial(header_size, data, SENT_LIMITS), SENT_LIMITS)
+            for number, data in enumerate(images, start=1)
+        ))  # fmt: skip
+        if total > SENT_PIXELS:
+            raise DataError(
+                f"The {len(images)} images have {total:,} pixels, more than {SENT_PIXELS:,} together.",
+                f"Send fewer or smaller ones: the model sees each at {self._size} x {self._size} pixels.",
+            )
         places = [place for place, token in enumerate(tokens) if token == self.image_id] if images else []
         decoded = [_decoded(f"Image {number}", data, self._size, SENT_LIMITS)[None]
                    for number, data in enumerate(images, start=1)]  # fmt: skip
@@ -147,7 +161,9 @@ def sight_of(run: RunConfig, words: Words, token: str | None) -> Sight:
     name = token or IMAGE_TOKEN
     added = words.backend.get_added_tokens_decoder().items()
     number = next((int(number) for number, one in added if one.content == name and one.special), None)
-    if token is not None and (number is None or number in words.end_ids or number >= words.vocab_size):
+    if number is not None and (number in words.end_ids or number >= words.vocab_size):
+        number = None
+    if token is not None and number is None:
         raise ConfigError(
             f"--image-token {token}: the tokenizer has no such special token that could stand for an image.",
             "Name the one that the data was made with.",
@@ -182,17 +198,22 @@ def clip_of(given: str, beside: Path | None = None) -> Clip:
     """Of an argument: a file; files with commas between them, or a folder, whose images in the order of their names are
     the frames of a clip.
 
-    Raises: DataError for a folder without images.
+    Raises: DataError for a folder without images, for what the system refuses to look for, and for a URL.
     """
     root = beside or Path()
     path = root / given
-    if path.is_dir():
-        frames = sorted((file for file in path.iterdir() if is_image(file)), key=lambda file: by_number(file.name))
-        if not frames:
-            raise DataError(f"{path} has no images.", "Name a folder with the frames of a clip, or files.")
-        return Clip(tuple(frames))
-    if "," in given and not path.exists():
-        return Clip(tuple(root / name for name in given.split(",")))
+    if given.startswith(("data:", "http://", "https://")):
+        raise DataError(f"The image {_short(given)} is a URL.", "Save it as a file, and name that.")
+    try:
+        if path.is_dir():
+            frames = sorted((file for file in path.iterdir() if is_image(file)), key=lambda file: by_number(file.name))
+            if not frames:
+                raise DataError(f"{path} has no images.", "Name a folder with the frames of a clip, or files.")
+            return Clip(tuple(frames))
+        if "," in given and not path.exists():
+            return Clip(tuple(root / name for name in given.split(",")))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise _unreadable(path, error) from error
     return Clip((path,))
 
 
@@ -223,19 +244,32 @@ def bytes_of_url(url: str) -> bytes:
 
 def _bytes(path: Path) -> bytes:
     """Raises: DataError for what is no plain file, or cannot be read."""
-    if not path.is_file():
-        raise DataError(f"The image {path} is {'no plain file' if path.exists() else 'missing'}.", "Name a file.")
     try:
+        if not path.is_file():
+            raise DataError(f"The image {path} is {'no plain file' if path.exists() else 'missing'}.", "Name a file.")
         if path.stat().st_size > FILE_LIMITS.max_bytes:
             raise DataError(f"The image {path} has {path.stat().st_size:,} bytes.", _cure(FILE_LIMITS))
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"The image {path} cannot be read: {error.strerror}.", "Name a file.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"The image {_short(str(path))} cannot be read: {error.strerror}.", "Name a file.")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 200 else f"{name[:60]}...{name[-60:]}"
 
 
 def _decoded(name: str, data: bytes, size: int, limits: ImageLimits) -> Pixels:
+    return _named(name, partial(decode, data, size, limits), limits)
+
+
+def _named(name: str, read: Callable[[], T], limits: ImageLimits) -> T:
+    """What `read` gives. Raises: DataError with the image's name, which that of data.pictures lacks."""
     try:
-        return decode(data, size, limits)
+        return read()
     except DataError as error:
         raise DataError(f"{name} cannot be read as an image: {error.cause}.", _cure(limits)) from error
 

@@ -33,6 +33,7 @@ from gpt4moe.inference.command import (
 )
 from gpt4moe.inference.load import LoadedModel, open_folder, placed, require_placeable
 from gpt4moe.inference.requests import Limits
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
@@ -158,12 +159,13 @@ def _rounds(
     from gpt4moe.inference.generation import Generator
 
     generator = Generator(model.chunks, model.run, model.groups, limits=limits)
+    banned = sight_of(model.run, words, None).banned
     columns = (TextColumn("candidates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not model.groups.is_first_rank) as progress:
         bar = progress.add_task("", total=len(courses) * plan.rounds, completed=start)
         # The rows of each copy change twice, so that short texts make room for others.
         for some in pieces(courses, start, plan.rounds, 2 * limits.max_rows * generator.num_copies):
-            drawn = draw(some, plan, words, generator.generate_all)
+            drawn = draw(some, plan, words, generator.generate_all, banned=banned)
             scorer.prepare(drawn)
             _score(model, drawn, plan, scorer, trace)
             progress.update(bar, advance=len(some))

@@ -115,8 +115,14 @@ class Scorer(Protocol):
 Draw = Callable[[Sequence[Request]], list[Completion]]
 
 
-def draw(courses: Sequence[Course], plan: Plan, words: Words, generate_all: Draw) -> list[Drawn]:
-    """The next candidate of each task. Collective. Raises: ConfigError when a prompt does not fit the context."""
+def draw(
+    courses: Sequence[Course], plan: Plan, words: Words, generate_all: Draw, *, banned: frozenset[int] = frozenset()
+) -> list[Drawn]:
+    """The next candidate of each task. Collective. Raises: ConfigError when a prompt does not fit the context.
+
+    Args:
+        banned: Sight.banned of the model.
+    """
     is_stopped = words.stop_test(plan.stops)
     prompts, tokens = [], []
     for course in courses:
@@ -129,7 +135,7 @@ def draw(courses: Sequence[Course], plan: Plan, words: Words, generate_all: Draw
         Request(
             prompt=prompt, max_tokens=min(plan.max_tokens, words.context_length - len(prompt)),
             sampling=plan.sampling, sample=len(course.candidates), end_ids=words.end_ids,
-            is_stopped=is_stopped,
+            is_stopped=is_stopped, banned=banned,
         )
         for course, prompt in zip(courses, tokens, strict=True)
     ]  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.data.lines import read_lines, require_own_ids
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, DataError
 
 FIRST_TEMPLATE = "{task}"
 DEFAULT_TEMPLATE = "{task}{best}\n{task}"
@@ -33,9 +33,15 @@ class Task:
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """Raises: DataError with the first line that is no task."""
+    """Raises: DataError with the first line that is no task, or has images: a model would answer as one without."""
     lines = read_lines(path, {"prompt": str}, needed=("prompt",), example='{"id": 1, "prompt": "text"}')
     require_own_ids(path, lines)
+    for line in lines:
+        if line["whole"].get("images"):
+            raise DataError(
+                f"{path}, line {line['line']} has images, and tasks are read as text alone.",
+                "Leave them out, or ask with tools/generate.py --input, which reads images.",
+            )
     return [Task(id=line["id"], text=line["prompt"], fields=line["whole"]) for line in lines]
 
 

@@ -3,7 +3,8 @@
     HTTP thread: submit --> waiting --take, between two steps--> all ranks
     generating thread: grown, done, close --> events of each HTTP request's queue
 
-It is bounded: what is in flight or waits is at most `max_texts` texts, and more are refused at once.
+It is bounded: what is in flight or waits is at most `max_texts` texts, and more are refused at once. So are images
+whose pixels would be more than MOST_IMAGE_BYTES: every rank holds those of all texts that run or wait.
 """
 
 import asyncio
@@ -12,9 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gpt4moe.inference.batch import Row
-from gpt4moe.inference.pictures import Pixels
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.requests import Completion
 from gpt4moe.inference.sampling import Sampling
+
+MOST_IMAGE_BYTES = 256 * 2**20
+"""Of pixels at the encoder's size, in memory on each rank: 600 images of 384 x 384."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +30,8 @@ class Wanted:
     sampling: Sampling
     sample: int = 0
     stops: tuple[str, ...] = ()
-    images: tuple[tuple[int, Pixels], ...] = ()
-    """(place of the image token, pixels) of each image."""
+    images: tuple[Picture, ...] = ()
+    """Hashed once, where they were read; they travel with their pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,12 @@ class Job:
     put: Callable[[Event], None]
     """Safe to call from the generating thread."""
 
+    @property
+    def image_bytes(self) -> int:
+        """Of its texts' pixels; texts of one prompt share them."""
+        images = {image.digest: image for wanted in self.wanted for image in wanted.images}
+        return sum(image.read().nbytes for image in images.values())
+
 
 @dataclass(slots=True)
 class News:
@@ -65,7 +75,7 @@ class News:
 
 
 class Full(Exception):
-    """The queue has no room for these texts now."""
+    """The queue has no room for these texts now; it says for which."""
 
 
 class Closed(Exception):
@@ -95,13 +105,25 @@ class Desk:
 
         job = Job(wanted, put)
         with self.changed:
-            if self.is_closing:
-                raise Closed
-            if len(self.waiting) + len(self.open) + len(wanted) > self.max_texts:
-                raise Full
+            self.require_room(len(wanted))
+            held = sum(one.image_bytes for one in {id(one): one for one, _ in self._unfinished()}.values())
+            # A request alone is taken whatever it has: its images are bounded where they are read.
+            if held and held + job.image_bytes > MOST_IMAGE_BYTES:
+                raise Full("The queue is full of images.")
             self.waiting += [(job, index) for index in range(len(wanted))]
             self.changed.notify()
         return job
+
+    def require_room(self, num_texts: int) -> None:
+        """Raises: Full when there is none for so many texts now; Closed."""
+        with self.changed:
+            if self.is_closing:
+                raise Closed
+            if len(self._unfinished()) + num_texts > self.max_texts:
+                raise Full("The queue is full.")
+
+    def _unfinished(self) -> list[tuple[Job, int]]:
+        return [*self.waiting, *self.open.values()]
 
     def leave(self, job: Job) -> None:
         """The client of a job has gone."""
@@ -138,7 +160,7 @@ class Desk:
         """No text is taken any more; every client that waits is told why."""
         with self.changed:
             self.is_closing = True
-            jobs = {id(job): job for job, _ in [*self.waiting, *self.open.values()]}
+            jobs = {id(job): job for job, _ in self._unfinished()}
             self.waiting = []
             self.left += list(self.open)
             self.changed.notify()

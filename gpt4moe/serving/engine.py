@@ -15,7 +15,6 @@ from torch import distributed
 
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.inference.load import LoadedModel
-from gpt4moe.inference.pictures import picture
 from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sight import Sight
 from gpt4moe.parallel.agreement import broadcast_int
@@ -99,7 +98,7 @@ class Engine:
         return Request(
             prompt=wanted.prompt, max_tokens=wanted.max_tokens, sampling=wanted.sampling, sample=wanted.sample,
             end_ids=self.words.end_ids, is_stopped=is_stopped, banned=self.sight.banned,
-            images=[picture(pixels, place) for place, pixels in wanted.images],
+            images=wanted.images,
         )  # fmt: skip
 
 

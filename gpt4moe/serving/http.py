@@ -87,22 +87,20 @@ class Routes:
     async def _answered(self, request: Request, *, is_chat: bool) -> Response:
         data = await _body_of(request, self.names)
         async with self.reading:  # one at a time; a long prompt takes seconds, in which others are served
+            with _refusals():
+                self.desk.require_room(1)  # before its images are decoded
             question = await asyncio.to_thread(self._question, data, is_chat)
-        try:
-            self.check(question.wanted)
-        except ConfigError as error:
-            raise BadRequest(f"{error.cause} {error.cure}", "max_tokens") from error
         if len(question.wanted) > self.desk.max_texts:
             raise BadRequest(
                 f"{len(question.wanted)} texts at once are more than this server takes, {self.desk.max_texts}.", "n"
             )
-        events: asyncio.Queue[Event] = asyncio.Queue()
         try:
+            self.check(question.wanted)
+        except ConfigError as error:
+            raise BadRequest(f"{error.cause} {error.cure}", "max_tokens") from error
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        with _refusals():
             job = self.desk.submit(question.wanted, events)
-        except Full as error:
-            raise BadRequest("The queue is full. Try again later.", status=429, code="queue_full") from error
-        except Closed as error:
-            raise BadRequest("The server is ending.", status=503, code="server_ending") from error
         answer = Answer(question, self.sight.words, self.model)
         if question.is_streamed:
             return StreamingResponse(self._stream(job, events, answer), media_type="text/event-stream")
@@ -153,6 +151,17 @@ class Routes:
         message = f"{error.detail}: {request.method} {request.url.path}. This server has GET /v1/models, POST " \
                   "/v1/completions and POST /v1/chat/completions."  # fmt: skip
         return JSONResponse(_error(BadRequest(message, status=error.status_code)), status_code=error.status_code)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Those of the desk as BadRequest."""
+    try:
+        yield
+    except Full as error:
+        raise BadRequest(f"{error} Try again later.", status=429, code="queue_full") from error
+    except Closed as error:
+        raise BadRequest("The server is ending.", status=503, code="server_ending") from error
 
 
 def _error(error: BadRequest) -> dict[str, Any]:

@@ -10,16 +10,14 @@ Nothing is fetched: an address of another machine would let a client look around
 from typing import Any
 
 from gpt4moe.errors import ConfigError, DataError
-from gpt4moe.inference.pictures import Pixels
+from gpt4moe.inference.pictures import Picture
+from gpt4moe.inference.requests import MOST_IMAGES
 from gpt4moe.inference.sight import Sight, bytes_of_url
 from gpt4moe.serving.bad_request import BadRequest
 
-MOST_IMAGES = 32
-"""Of a request."""
 
-
-def read_chat(given: dict[str, Any], sight: Sight) -> tuple[list[int], tuple[tuple[int, Pixels], ...]]:
-    """The prompt's tokens; place and pixels of each image. Raises: BadRequest that names the field."""
+def read_chat(given: dict[str, Any], sight: Sight) -> tuple[list[int], tuple[Picture, ...]]:
+    """The prompt's tokens; its images, whose pixels are in memory. Raises: BadRequest that names the field."""
     messages = given.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list of at least one message.", "messages")
@@ -32,10 +30,9 @@ def read_chat(given: dict[str, Any], sight: Sight) -> tuple[list[int], tuple[tup
     try:
         text = sight.words.render(plain)
         tokens = sight.encode(text, len(images), is_chat=True, what="The chat")
-        pictures = sight.sent(tokens, images)
+        return tokens, sight.sent(tokens, images)
     except (ConfigError, DataError) as error:
         raise BadRequest(f"{error.cause} {error.cure}", "messages") from error
-    return tokens, tuple((picture.place, picture.read()) for picture in pictures)
 
 
 def _message(name: str, message: Any, sight: Sight, images: list[bytes]) -> dict[str, str]:

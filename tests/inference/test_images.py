@@ -4,6 +4,7 @@ no image moves another prompt; with gates at 0 a vision model says what its text
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ PLACES = ((), (0,), (0,), (2, 10, 30), (15,))
 """Of the images of each prompt of cases.prompts, of 5, 17, 1, 33 and 16 tokens."""
 FRAMES = {(3, 1): 2}
 """Clips: prompt, its image -> frames."""
+EVERY_IMAGE = tuple((prompt, image) for prompt, places in enumerate(PLACES) for image in range(len(places)))
 NAMES = ("tp2", "pp2", "pp2-vpp2", "ep4", "etp2", "tp2-ep2-etp2", "tp2-pp2-ep2", "tp2-pp2-vpp2-etp2", "cp2-pp2-ep2")
 
 
@@ -93,15 +95,15 @@ def four_ranks() -> dict[str, list[Any]]:
 
 @torch.no_grad()
 def _trained(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> list[tuple[list[int], np.ndarray]]:
-    """Greedy tokens and their logits by the trainer's forward pass over everything before, again for each token."""
+    """Greedy tokens and logits by the trainer's forward pass, again for each token; first ones of other images."""
     every = list(chunks)
     opened(chunks, run, groups)
     latents = ImageLatents(run, SimpleNamespace(chunks=every), groups)  # type: ignore[arg-type]  # it asks for no more
     (chunk,), found = chunks, []
     chunk.eval()
-    for request in requests():
+    for request in [*requests(), *requests(new_tokens=1, changed=EVERY_IMAGE)]:
         tokens, logits = list(request.prompt), []
-        for _ in range(NEW_TOKENS):
+        for _ in range(request.max_tokens):
             media = np.zeros(len(tokens), dtype=np.int32)
             for number, image in enumerate(request.images, start=1):
                 media[image.place :] = number
@@ -132,7 +134,7 @@ def trained() -> list[tuple[list[int], np.ndarray]]:
 def test_tokens_and_logits_of_a_layout_are_those_of_the_trainer_in_one_process(name: str) -> None:
     seen = 0
     for texts, logits, copy, num_copies, num_made, sees in four_ranks()[name]:
-        assert [tokens for tokens, _ in texts] == [tokens for tokens, _ in trained()]
+        assert [tokens for tokens, _ in texts] == [tokens for tokens, _ in trained()[: len(PLACES)]]
         for (number, position), values in logits.items():
             request = copy + num_copies * number
             at = position - len(prompts()[request])
@@ -148,6 +150,9 @@ def test_tokens_and_logits_of_a_layout_are_those_of_the_trainer_in_one_process(n
 
 def test_the_texts_vary_and_the_images_matter() -> None:
     assert len({token for tokens, _ in trained() for token in tokens}) > 10
+    for places, (_, before), (_, after) in zip(PLACES, trained(), trained()[len(PLACES) :], strict=False):
+        moved = np.abs(before[0] - after[0]).max()
+        assert moved > 100 * CLOSE if places else moved == 0
 
 
 def _alone(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str, Any]:
@@ -161,6 +166,7 @@ def _alone(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str
         "alone": [told(write(chunks, run, groups, [one], maker=maker).texts)[0] for one in requests()],
     }  # fmt: skip
     found["arrived"] = _arrived(chunks, run, groups, maker)
+    found["made at arrival"] = _made_at_arrival(chunks, run, groups, maker)
     samples = [replace(one, sample=sample) for sample in range(3) for one in requests()]
     maker.num_made = 0
     write(chunks, run, groups, samples, Limits(max_rows=2), maker)
@@ -185,6 +191,22 @@ def _arrived(chunks: list[Any], run: RunConfig, groups: ProcessGroups, maker: La
     return told([done[number] for number in (1, 2, 3, 0, 4)])
 
 
+def _made_at_arrival(
+    chunks: list[Any], run: RunConfig, groups: ProcessGroups, maker: LatentMaker
+) -> tuple[list[int], Completion]:
+    """Images made in each step, of texts that arrive together; what becomes of one whose client has gone already."""
+    gone = replace(requests(changed=EVERY_IMAGE)[3], is_stopped=lambda new: True)
+    arrive, seen = [requests()[1], requests()[2], gone, *requests()[3:]], list[int]()
+    maker.num_made = 0
+
+    def arrivals(is_idle: bool) -> list[Request] | None:
+        seen.append(maker.num_made)
+        return (arrive if len(seen) == 1 else []) if len(seen) < 20 else None
+
+    done = {one.number: one for one in Generator(chunks, run, groups, maker=maker).generate([], arrivals)}
+    return [after - before for before, after in pairwise(seen)], done[2]
+
+
 @cache
 def one_process() -> dict[str, Any]:
     ((found,),) = run_ranks(1, walk, [("vision", "one")], _alone)
@@ -197,6 +219,12 @@ def test_a_text_is_the_same_alone_among_others_in_pieces_and_when_it_joins_later
     assert [tokens for tokens, _ in one_process()[how]] == [tokens for tokens, _ in one_process()["all"]]
     for (_, found), (_, wanted) in zip(one_process()[how], one_process()["all"], strict=True):
         assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_of_texts_that_arrive_together_one_a_step_has_its_images_made_and_none_whose_client_has_gone() -> None:
+    made, gone = one_process()["made at arrival"]
+    assert [count for count in made if count] == [1, 1, 3, 1]
+    assert (gone.tokens, gone.finish_reason) == ([], "stop")
 
 
 def _changed(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> list[Any]:
@@ -251,8 +279,8 @@ def _cached(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[st
     layers = [index for chunk in chunks for index in decoder_layers(chunk)]
     one_image = rank_image_bytes(run.model, layers, tp=groups.layout.tp, value_bytes=4)
     for name, bytes_ in (
-        ("all", sum(blocks) * generator.block_bytes + 6 * generator.image_bytes),
-        ("few", blocks[3] * generator.block_bytes + 3 * generator.image_bytes),
+        ("all", sum(blocks) * generator.room.block_bytes + 6 * generator.room.image_bytes),
+        ("few", blocks[3] * generator.room.block_bytes + 3 * generator.room.image_bytes),
     ):
         generator = Generator(chunks, run, groups, maker=maker, limits=Limits(cache_bytes=bytes_))
         texts = told(generator.generate_all(requests()))

@@ -1,5 +1,6 @@
 """What is kept of a drawn text, and how the model's own likelihood scores it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from gpt4moe.errors import CheckpointError, DataError
 from gpt4moe.evaluation import scoring
 from gpt4moe.evaluation.pieces import Piece
-from gpt4moe.inference.requests import Completion
+from gpt4moe.inference.requests import Completion, Request
 from gpt4moe.inference.text import Words
 from gpt4moe.refinement.scorers import Likelihood
-from gpt4moe.refinement.search import Course, Drawn, Plan, as_line, keep
+from gpt4moe.refinement.search import Course, Drawn, Plan, as_line, draw, keep
 from gpt4moe.refinement.tasks import Task, read_tasks
 from gpt4moe.refinement.trace import Trace, read_trace
+from tests.inference.test_text import llama
 from tests.numbered_lines import numbered_lines
 
 PLAN = Plan(method="refine", rounds=3, max_tokens=4)
@@ -102,3 +104,18 @@ def test_a_trace_is_read_back_whatever_its_texts_hold(tmp_path: Path) -> None:
     path.write_text('{"id": "settings", "text": "an answer"}\n')
     with pytest.raises(DataError, match="is no trace"):
         Trace(path, tasks, 3, {"weights": "x"})
+
+
+def test_tasks_with_images_are_refused_and_no_candidate_draws_what_is_banned(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": "<image>", "images": ["a.png"]}\n')
+    with pytest.raises(DataError, match="line 2 has images, and tasks are read as text alone"):
+        read_tasks(path)
+    asked: list[Request] = []
+
+    def generate_all(requests: Sequence[Request]) -> list[Completion]:
+        asked.extend(requests)
+        return [Completion(number=0, tokens=[1], logprobs=[0.0], finish_reason="length")]
+
+    draw([new_course()], PLAN, llama(), generate_all, banned=frozenset({5}))
+    assert [one.banned for one in asked] == [{5}]

@@ -1,20 +1,23 @@
 """The routes without a model: other hosts' names, bodies that stop, idle connections, a long prompt beside others."""
 
+import asyncio
 import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
 from gpt4moe.errors import LaunchError
+from gpt4moe.inference.sampling import Sampling
 from gpt4moe.serving import http
 from gpt4moe.serving.bad_request import BadRequest
 from gpt4moe.serving.command import parser
-from gpt4moe.serving.desk import Desk
+from gpt4moe.serving.desk import Desk, Wanted
 from tests.serving.test_fields import SIGHT
 
 JSON = {"Content-Type": "application/json"}
@@ -111,3 +114,31 @@ def test_others_are_served_while_a_long_prompt_is_read(port: int, monkeypatch: p
     goes_on.set()
     asking.join(20)
     assert found == [400]
+
+
+def _asked_for_two(desk: Desk) -> httpx.Response:
+    def check(wanted: object) -> None:
+        raise AssertionError("checked")
+
+    async def story() -> httpx.Response:
+        if desk.max_texts == 3:
+            desk.submit([Wanted(prompt=[1], max_tokens=2, sampling=Sampling())] * 3, asyncio.Queue())
+        app: Any = http.Routes(desk, SIGHT, "m", check).app()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.post("/v1/completions", json={"model": "m", "prompt": "a", "n": 2})
+
+    return asyncio.run(story())
+
+
+def test_more_texts_than_the_server_takes_are_refused_before_any_is_checked() -> None:
+    answer = _asked_for_two(Desk(1))
+    assert answer.status_code == 400 and "2 texts at once" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_refuses_before_a_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_body(*_: object, **__: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(http, "read_body", read_body)
+    answer = _asked_for_two(Desk(3))
+    assert answer.status_code == 429 and "queue is full" in answer.json()["error"]["message"]

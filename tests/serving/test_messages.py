@@ -2,12 +2,16 @@
 say what tools/generate.py says of the same files."""
 
 import base64
+import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.inference import pictures
 from gpt4moe.inference.load import open_checkpoint, placed
 from gpt4moe.inference.requests import Completion, Limits
 from gpt4moe.inference.sight import Sight, sight_of
@@ -49,8 +53,41 @@ def chat(sight: Sight, *parts: Any, **fields: Any) -> Question:
 def test_parts_become_image_tokens_at_their_places_and_pixels(sight: Sight) -> None:
     (wanted,) = chat(sight, image(detail="auto"), {"type": "text", "text": "or"}, image()).wanted
     places = [place for place, token in enumerate(wanted.prompt) if token == sight.image_id]
-    assert [place for place, _ in wanted.images] == places and len(places) == 2
-    assert [pixels.shape for _, pixels in wanted.images] == [(1, 16, 16, 3)] * 2
+    assert [one.place for one in wanted.images] == places and len(places) == 2
+    assert [one.read().shape for one in wanted.images] == [(1, 16, 16, 3)] * 2
+
+
+def test_an_image_is_hashed_once_for_all_texts_that_have_it(sight: Sight, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    monkeypatch.setattr(pictures, "digest_of", lambda pixels: hashed.append(pixels) or "digest")
+    several = chat(sight, image(), n=5).wanted
+    engine: Any = SimpleNamespace(words=sight.words, sight=sight, left=set())
+    for number, wanted in enumerate(several):
+        (found,) = Engine._request(engine, wanted, number).images
+        assert found.digest == "digest"
+    assert len(several) == 5 and len(hashed) == 1
+
+
+def flat(width: int, height: int) -> dict[str, Any]:
+    """A part with a picture of few bytes and many pixels."""
+    stream = io.BytesIO()
+    Image.new("1", (width, height)).save(stream, "PNG")
+    return image("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
+
+
+def test_pixels_of_an_image_and_of_a_request_are_bounded_before_any_is_decoded(
+    sight: Sight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("gpt4moe.inference.sight.decode", decode)
+    with pytest.raises(BadRequest, match=r"Image 1 .* 5,000 x 4,001 pixels, more than 20,000,000"):
+        chat(sight, flat(5000, 4001))
+    with pytest.raises(BadRequest, match=r"The 3 images have 45,000,000 pixels, more than 40,000,000 together"):
+        chat(sight, *[flat(5000, 3000)] * 3)
+    with pytest.raises(AssertionError, match="decoded"):
+        chat(sight, *[flat(5000, 4000)] * 2)
 
 
 def test_what_is_no_image_is_refused_by_its_field(sight: Sight) -> None:
