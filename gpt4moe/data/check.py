@@ -36,6 +36,8 @@ class CheckedData:
     """Shares of held-out samples; None for synthetic tokens."""
     rows: dict[str, dict[str, Rows]] = field(default_factory=dict)
     """Where samples are rows of whole documents (stage=sft, stage=vision): split -> source -> its rows."""
+    warnings: Sequence[str] = ()
+    """What a new run is refused for, of one that is not new."""
 
     @property
     def source_names(self) -> list[str]:
@@ -43,9 +45,11 @@ class CheckedData:
         return names_of([*self.phases, *([] if self.validation is None else [self.validation])])
 
 
-def check_data(run: RunConfig) -> CheckedData:
+def check_data(run: RunConfig, *, is_new: bool = True) -> CheckedData:
     """Looks at every file that the run will read.
 
+    Args:
+        is_new: False: the run has begun, perhaps before conversations were refused, or is looked at alone.
     Raises: DataError for missing or damaged files, another vocabulary or tokenizer, and for a source that is unknown,
     short, or would be read more often than it may.
     """
@@ -71,6 +75,9 @@ def check_data(run: RunConfig) -> CheckedData:
     phases = phases_of(run, known)
     validation = validation_of(run, known, phases)
     read = dict(zip(SPLITS, (names_of(phases), names_of([validation])), strict=True))
+    learned = _conversations_as_text(run, catalogue, sorted({name for some in read.values() for name in some}))
+    if learned and is_new:
+        raise DataError(*learned)
     rows = rows_of(run, catalogue, read)
     for split, names in ({} if rows else read).items():
         for name in names:
@@ -93,6 +100,7 @@ def check_data(run: RunConfig) -> CheckedData:
         phases=phases,
         validation=validation,
         rows=rows,
+        warnings=[learned[0]] if learned else [],
     )
 
 
@@ -168,12 +176,18 @@ def _require_kinds(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -
             f"{stage}, and source {pictured[0]} has images: its image tokens would be learned as text.",
             "Set stage=vision, or name the other sources (++data.sources.NAME=1).",
         )
-    elif chat is not None and not run.data.chat_as_text:
-        raise DataError(
-            f"{stage}, and source {chat} has conversations: every turn of them would be learned, the user's too.",
-            "Set stage=sft to learn the assistant's, data.chat_as_text=true to learn all of it as text, or name the "
-            "other sources (++data.sources.NAME=1).",
-        )
+
+
+def _conversations_as_text(run: RunConfig, catalogue: Catalogue, names: Sequence[str]) -> tuple[str, str] | None:
+    """(cause, cure) where pre-training would learn conversations and nothing says that it shall."""
+    chat = next((name for name in names if catalogue.sources[name].manifest.is_chat), None)
+    if chat is None or run.stage.kind is not StageKind.pretrain or run.data.chat_as_text:
+        return None
+    return (
+        f"stage=pretrain, and source {chat} has conversations: every turn of them would be learned, the user's too.",
+        "Set stage=sft to learn the assistant's, data.chat_as_text=true to learn all of it as text, or name the other "
+        "sources (++data.sources.NAME=1).",
+    )
 
 
 def _check_mock(run: RunConfig) -> CheckedData:

@@ -56,7 +56,7 @@ def _sample(words: list[str]) -> Answer:
     if not words or not words[0].isdecimal():
         raise ConfigError("sample wants a number from 0.", "Write: mixture.py sample 4711 +experiment=tiny")
     run = _run(words[1:])
-    checked = check_data(run)
+    checked = check_data(run, is_new=False)
     origin, tokens = origin_of(run, checked, int(words[0]))
     facts = dataclasses.asdict(origin)
     after = run.step_sizes.samples(run.training.steps)

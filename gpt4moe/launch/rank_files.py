@@ -131,7 +131,8 @@ def data_facts(run: RunConfig) -> DataFacts:
 
 def data_files(run: RunConfig) -> list[Path]:
     """The files that the run reads, in the same order on every rank. Raises: DataError as the trainer's check does."""
-    checked = check_data(run)
+    has_begun = (Path(run.run.root) / run.run.name / "identity.json").exists()
+    checked = check_data(run, is_new=not has_begun)
     files = [checked.tokenizer] if checked.tokenizer is not None else []
     catalogue = checked.catalogue
     if catalogue is None:

@@ -66,6 +66,8 @@ def build_trainer(
     run, folder = launch.run, launch.folder
     with raise_together(groups):
         data = build_data(run, launch.data)
+    for warning in launch.data.warnings:
+        logger.warning("%s", warning)
     for name, rows in launch.data.rows.get("train", {}).items():
         logger.info("%s: %s", name, rows.summary())
     _take_folder(launch, groups)

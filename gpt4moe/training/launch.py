@@ -80,7 +80,7 @@ def check(run: RunConfig, environment: Environment) -> Launch:
     trained_names(run.model, run.stage)
     require_images(run.model, run.stage)
     tensor_settings(run.model, run.stage, run.optimizer)
-    data = check_data(run)
+    data = check_data(run, is_new=not folder.is_begun)
     read_dashboard(run.tracking.dashboard)
     folder.check_identity(run, data.identity)
     if not saved and run.stage.lora.rank and run.checkpoint.load is None:

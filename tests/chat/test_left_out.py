@@ -10,7 +10,12 @@ from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import ChatWords
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
+from gpt4moe.data.command import answer
 from gpt4moe.errors import DataError
+from gpt4moe.launch.rank_files import data_files
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.training.launch import check
+from gpt4moe.training.run_folder import RunFolder
 from tests.chat.test_source import lines
 from tools.prepare_chat import main
 
@@ -77,6 +82,22 @@ def test_pretraining_learns_conversations_only_where_it_is_told_to(own: ChatWord
     assert check_data(run_on(chat_folder, own, "model.seq_length=16", "data.chat_as_text=true")).source_names == [
         "chat"
     ]
+
+
+def test_a_run_that_began_before_conversations_were_refused_goes_on_and_is_looked_at(
+    own: ChatWords, chat_folder: Path, tmp_path: Path
+) -> None:
+    run = run_on(chat_folder, own, "model.seq_length=16", f"run.root={tmp_path}")
+    for look in (data_files, lambda new: check(new, Environment.detect())):
+        with pytest.raises(DataError, match="the user's too"):
+            look(run)
+    folder = RunFolder.of(run)
+    folder.path.mkdir()
+    folder.freeze(run, check_data(run, is_new=False).identity)
+    assert "the user's too" in check(run, Environment.detect()).data.warnings[0]
+    assert any(file.name.startswith("train-") for file in data_files(run))
+    words = ["+experiment=tiny", f"data.path={chat_folder}", f"model.vocab_size={own.tokenizer.vocab_size}"]
+    assert answer("sample", ["0", *words, "model.seq_length=16"]).facts["source"] == "chat"
 
 
 def test_a_missing_file_of_conversations_names_the_command_that_makes_them(own: ChatWords, chat_folder: Path) -> None:
