@@ -15,7 +15,7 @@ from gpt4moe.architecture.rows import Component
 from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, layer_tensors, output_tensors
 from gpt4moe.architecture.trained import is_adapter
-from gpt4moe.architecture.vision import is_vision
+from gpt4moe.architecture.vision import RESAMPLER, is_vision, reads_latents
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.parallel.placement import stage_layers
@@ -129,8 +129,10 @@ class Passes:
 
 def passes_of(model: ModelConfig, trained: Collection[str]) -> Passes:
     """The input of a tensor needs a gradient if any before it in the forward pass is trained. A router stands before
-    the experts, whose first matrix does not depend on it: counted as if it did."""
+    the experts, whose first matrix does not depend on it: counted as if it did. The resampler stands before the keys
+    and values of the first gated block, and so before all behind it."""
     of_tensor: dict[str, Gradients] = {}
+    latents_are_trained = any(name.startswith(RESAMPLER) for name in trained)
     forward_attention: set[int] = set()
     is_trained = any(tensor.name in trained for tensor in embedding_tensors(model))
     for layer in range(model.num_layers):
@@ -139,7 +141,7 @@ def passes_of(model: ModelConfig, trained: Collection[str]) -> Passes:
             of_tensor[tensor.name] = Gradients(is_trained, tensor.name in trained)
             if tensor.component is Component.attention and tensor.is_matrix and not is_adapter(tensor) and is_trained:
                 forward_attention.discard(layer)  # the last one that counts is the projection behind the scores
-            is_trained = is_trained or tensor.name in trained
+            is_trained |= tensor.name in trained or (latents_are_trained and reads_latents(tensor.name))
     output = output_tensors(model)
     matrix = next((tensor for tensor in output if tensor.is_matrix), next(iter(embedding_tensors(model))))
     is_trained = is_trained or any(tensor.name in trained for tensor in output if tensor is not matrix)

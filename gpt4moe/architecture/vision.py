@@ -16,8 +16,9 @@ from gpt4moe.config.vision import VisionConfig
 
 RESAMPLER = "resampler."
 _LAYERS = f"{RESAMPLER}layers."
-_BLOCK = "gated_cross_attention"
-PATTERNS = (f"{RESAMPLER}*", f"*.{_BLOCK}.*")
+BLOCK = "gated_cross_attention"
+"""Module of a gated block within its layer."""
+PATTERNS = (f"{RESAMPLER}*", f"*.{BLOCK}.*")
 """Of the names of all vision parts."""
 
 
@@ -31,25 +32,25 @@ def _heads_width(model: ModelConfig) -> int:
 
 
 def _gate(name: str) -> TensorRow:
-    return TensorRow(name=f"{_BLOCK}.{name}", family=Family.gates, shape=lambda m: (1,), cut=Cut.whole,
+    return TensorRow(name=f"{BLOCK}.{name}", family=Family.gates, shape=lambda m: (1,), cut=Cut.whole,
                      initial=Initial.zeros, is_matrix=False)  # fmt: skip
 
 
 GATED_ROWS = (
     _gate("attention_gate"),
     _gate("mlp_gate"),
-    *norm_rows(f"{_BLOCK}.input_layernorm.weight", Family.gated_norm),
-    TensorRow(name=f"{_BLOCK}.linear_q.weight", family=Family.gated_attention, cut=Cut.rows, initial=Initial.by_input,
+    *norm_rows(f"{BLOCK}.input_layernorm.weight", Family.gated_norm),
+    TensorRow(name=f"{BLOCK}.linear_q.weight", family=Family.gated_attention, cut=Cut.rows, initial=Initial.by_input,
               shape=lambda m: (_heads_width(m), m.hidden_size)),
     # Rows: for each head its key, its value. So tp can cut dim 0. No matrix to the planner: latents pass it, not text.
-    TensorRow(name=f"{_BLOCK}.linear_kv.weight", family=Family.gated_attention, cut=Cut.rows, initial=Initial.by_input,
+    TensorRow(name=f"{BLOCK}.linear_kv.weight", family=Family.gated_attention, cut=Cut.rows, initial=Initial.by_input,
               shape=lambda m: (2 * _heads_width(m), _vision(m).width), is_matrix=False),
-    TensorRow(name=f"{_BLOCK}.linear_proj.weight", family=Family.gated_attention, cut=Cut.columns,
+    TensorRow(name=f"{BLOCK}.linear_proj.weight", family=Family.gated_attention, cut=Cut.columns,
               initial=Initial.by_input, shape=lambda m: (m.hidden_size, _heads_width(m))),
-    *norm_rows(f"{_BLOCK}.pre_mlp_layernorm.weight", Family.gated_norm),
-    TensorRow(name=f"{_BLOCK}.linear_fc1.weight", family=Family.gated_mlp, cut=Cut.gated_rows,
+    *norm_rows(f"{BLOCK}.pre_mlp_layernorm.weight", Family.gated_norm),
+    TensorRow(name=f"{BLOCK}.linear_fc1.weight", family=Family.gated_mlp, cut=Cut.gated_rows,
               initial=Initial.by_input, shape=lambda m: (2, _vision(m).ffn_hidden_size, m.hidden_size)),
-    TensorRow(name=f"{_BLOCK}.linear_fc2.weight", family=Family.gated_mlp, cut=Cut.columns, initial=Initial.by_input,
+    TensorRow(name=f"{BLOCK}.linear_fc2.weight", family=Family.gated_mlp, cut=Cut.columns, initial=Initial.by_input,
               shape=lambda m: (m.hidden_size, _vision(m).ffn_hidden_size)),
 )  # fmt: skip
 """Of a layer that has a gated block, behind its other rows."""
@@ -110,4 +111,9 @@ def find_resampler_row(name: str) -> TensorRow | None:
 
 def is_vision(name: str) -> bool:
     """Whether a tensor, by its logical name, is of the vision parts."""
-    return name.startswith(RESAMPLER) or f".{_BLOCK}." in name
+    return name.startswith(RESAMPLER) or f".{BLOCK}." in name
+
+
+def reads_latents(name: str) -> bool:
+    """Whether a tensor, by its logical name, is multiplied by latents: keys and values of a gated block."""
+    return name.endswith(f".{BLOCK}.linear_kv.weight")

@@ -4,6 +4,7 @@
     unfused norm    the normalised input; a fused one needs its input for the input's own gradient
     router          the fp32 copy of its tokens
     experts         grouped products: their rows, and the activation before the second. The loop over experts keeps both
+    gated block    the same of its norms and linear layers; what a gate multiplies
 
 A layer below everything trained keeps nothing at all; it is counted as if something before it were trained.
 """
@@ -23,6 +24,7 @@ from gpt4moe.architecture.names import (
     SHARED_DOWN,
     SHARED_GATE_UP,
 )
+from gpt4moe.architecture.vision import BLOCK
 from gpt4moe.config.model import AttentionKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.planner.micro_batch import FLOAT, Bytes, MicroBatch
@@ -42,6 +44,8 @@ def unkept(micro: MicroBatch, layer: int, recompute: Recompute) -> Bytes:
             less["qk_norms"] = micro.tokens * groups // micro.layout.tp * micro.model.head_size * FLOAT
     if micro.kinds[layer].attention is AttentionKind.grouped_query:
         less |= _of_attention(micro, frozen, again=recompute is Recompute.selective)
+    if micro.model.has_gated_block(layer):
+        less |= _of_gated_block(micro, {name.removeprefix(f"{BLOCK}.") for name in frozen})
     if micro.kinds[layer].has_experts:
         return less | _of_experts(micro, frozen, recompute)
     return less | _of_dense(micro, frozen)
@@ -53,6 +57,21 @@ def _of_attention(micro: MicroBatch, frozen: frozenset[str], *, again: bool) -> 
         heads = micro.model.num_attention_heads // micro.layout.tp
         less["attention_output"] = micro.tokens * heads * micro.model.head_size * micro.item
     return less
+
+
+def _of_gated_block(micro: MicroBatch, frozen: set[str]) -> Bytes:
+    """Of images.gated_activations. Args: frozen: names within the block; others are ignored."""
+    model, tp = micro.model, micro.layout.tp
+    assert model.vision is not None
+    norm = 0 if micro.fused_norm else micro.split_tokens * model.hidden_size * FLOAT
+    heads = model.num_attention_heads // tp
+    return {
+        "gated_norms": norm * len(frozen & {"input_layernorm.weight", "pre_mlp_layernorm.weight"}),
+        "gated_inputs": micro.hidden_bytes * len(frozen & {"linear_q.weight", "linear_fc1.weight"}),
+        "gated_outputs": micro.hidden_bytes * len(frozen & {"attention_gate", "mlp_gate"}),
+        "gated_attention": micro.tokens * heads * model.head_size * micro.item * ("linear_proj.weight" in frozen),
+        "gated_mlp": micro.tokens * (model.vision.ffn_hidden_size // tp) * micro.item * ("linear_fc2.weight" in frozen),
+    }
 
 
 def _of_dense(micro: MicroBatch, frozen: frozenset[str]) -> Bytes:

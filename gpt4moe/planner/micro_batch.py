@@ -24,6 +24,7 @@ from gpt4moe.architecture.names import (
     layer_name,
 )
 from gpt4moe.architecture.trained import trained_names
+from gpt4moe.architecture.vision import GATED_ROWS
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.optimizer import Dtype
@@ -37,7 +38,7 @@ FLOAT, LONG, INT = 4, 8, 4
 """Bytes of fp32, int64 and int32."""
 FREEZABLE = (
     INPUT_NORM, QKV, Q_NORM, K_NORM, ATTENTION_OUT, MLP_NORM, DENSE_GATE_UP, DENSE_DOWN, ROUTER, EXPERTS_GATE_UP,
-    EXPERTS_DOWN, SHARED_DOWN, SHARED_GATE_UP,
+    EXPERTS_DOWN, SHARED_DOWN, SHARED_GATE_UP, *(row.name for row in GATED_ROWS),
 )  # fmt: skip
 """Tensors of a layer for whose gradient autograd keeps something that nothing else needs."""
 _GROUP_ALIGNMENT = 8

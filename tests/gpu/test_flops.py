@@ -7,12 +7,19 @@ import pytest
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
-CASES = {
+# A gated block before layers 1 and 3 of three, counted from 1.
+VISION = (
+    "stage=vision", "+vision@model.vision=tiny", "model.vision.cross_attention_every=2", "model.num_layers=3",
+    "optimizer.by_pattern=[]",
+)  # fmt: skip
+CASES: dict[str, tuple[str, ...]] = {
     "all trained": (),
     "adapters": ("stage.lora.rank=4",),
     "the second layer and the output": ("stage.train=['decoder.layers.1.*','output_layer.weight']",),
     "the output alone": ("stage.train=['output_layer.weight']",),
     "the embedding alone": ("stage.train=['embedding.*']",),
+    "vision parts": VISION,
+    "the resampler alone": (*VISION, "stage.train=['resampler.*']"),
 }
 
 
@@ -43,6 +50,7 @@ def _counted(environment: Environment) -> dict[str, dict[str, float]]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from gpt4moe.architecture.flops import flops_per_token
+    from gpt4moe.architecture.image_flops import image_flops
     from gpt4moe.architecture.trained import trained_names
     from gpt4moe.config.load import load_run_config
     from gpt4moe.model.gpt import build_model
@@ -54,19 +62,29 @@ def _counted(environment: Environment) -> dict[str, dict[str, float]]:
         for case, overrides in CASES.items():
             run = load_run_config([*BASE, "model.num_layers=2", *overrides])
             model = run.model
-            (chunk,) = build_model(run, groups)
+            chunk, *resampler = build_model(run, groups)
             tokens, positions = (
                 torch.zeros(2, model.seq_length, dtype=torch.int64, device=groups.device),
                 torch.arange(model.seq_length, device=groups.device).repeat(2, 1),
             )
+            vision, images = model.vision, {}
+            if vision is not None:
+                latents = torch.zeros(vision.resampler.num_latents, len(tokens), vision.width)
+                latents.requires_grad_(any(parameter.requires_grad for parameter in resampler[0].parameters()))
+                images = {"extra_block_kwargs": {"context": latents, "context_mask": torch.ones_like(tokens)}}
             with FlopCounterMode(display=False) as counter:
-                chunk(tokens, positions, None, labels=tokens).sum().backward()
+                chunk(tokens, positions, None, labels=tokens, **images).sum().backward()
             counts = counter.get_flop_counts()["Global"]
             products = sum(value for operation, value in counts.items() if "attention" not in str(operation))
-            flops = flops_per_token(model, trained=trained_names(model, run.stage) if overrides else None)
+            trained = trained_names(model, run.stage) if overrides else None
+            flops, of_latents = flops_per_token(model, trained=trained), 0.0
+            if vision is not None:
+                heads, layers = model.num_attention_heads * model.head_size, range(0, model.num_layers, 2)
+                scores = 3 * 4.0 * vision.resampler.num_latents * heads * len(layers)
+                of_latents = image_flops(model, 1, trained).gated / model.seq_length - scores
             answers[case] = {
                 "counted products": products / tokens.numel(),
-                "planned products": flops.layers + flops.head,
+                "planned products": flops.layers + flops.head + of_latents,
                 "planned attention": flops.attention,
                 "head": flops_per_token(model).head,
             }

@@ -35,12 +35,13 @@ KEPT: dict[str, tuple[int, tuple[str, ...]]] = {
     )),
     "all trained": (1, ("stage.train=[]",)),
     "the blocks alone": (1, ("stage.train=['*.gated_cross_attention.*']",)),
+    "the resampler alone": (1, ("stage.train=['resampler.*']", "optimizer.by_pattern=[]", "precision=bf16")),
     "frozen, dense between, shared experts, bf16": (1, (
         "model.moe.layer_pattern=[0,1,0,1]", "model.ffn_hidden_size=96", "precision=bf16",
         "model.moe.shared_expert_ffn_hidden_size=96",
     )),
     "frozen, tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")),
-    "frozen, cp2, recompute moe, bf16": (2, ("parallel.cp=2", "parallel.ep=2", "parallel.recompute=selective")),
+    "frozen, cp2, recompute selective": (2, ("parallel.cp=2", "parallel.ep=2", "parallel.recompute=selective")),
 }  # fmt: skip
 
 
