@@ -66,10 +66,7 @@ def build_trainer(
     run, folder = launch.run, launch.folder
     with raise_together(groups):
         data = build_data(run, launch.data)
-    for warning in launch.data.warnings:
-        logger.warning("%s", warning)
-    for name, rows in launch.data.rows.get("train", {}).items():
-        logger.info("%s: %s", name, rows.summary())
+    _log_data(launch)
     _take_folder(launch, groups)
     with raise_together(groups):
         source = find_source(run, folder, data, latest)
@@ -116,6 +113,13 @@ def build_callbacks(
         events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(), tracking,
         Alerts(tracking), Checkpoints(), Report(write_report),
     ]  # fmt: skip
+
+
+def _log_data(launch: Launch) -> None:
+    for warning in launch.data.warnings:
+        logger.warning("%s", warning)
+    for name, rows in launch.data.rows.get("train", {}).items():
+        logger.info("%s: %s", name, rows.summary())
 
 
 def _take_folder(launch: Launch, groups: ProcessGroups) -> None:
