@@ -22,7 +22,11 @@ def read_chat(given: dict[str, Any], sight: Sight) -> tuple[list[int], tuple[Pic
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list of at least one message.", "messages")
     if sight.words.chat_template is None:
-        raise BadRequest("This model has no chat template. Use /v1/completions.", "messages")
+        raise BadRequest(
+            "This model has no chat template (tokenizer/chat_template.jinja beside its data's tokenizer.json). "
+            "Texts: /v1/completions.",
+            "messages",
+        )
     images: list[bytes] = []
     plain = [_message(f"messages[{at}]", one, sight, images) for at, one in enumerate(messages)]
     if len(images) > MOST_IMAGES:
