@@ -234,7 +234,7 @@ def refuse_other_identity(theirs: dict[str, Any], ours: dict[str, Any], folder: 
 def _in_one_form(identity: dict[str, Any]) -> dict[str, Any]:
     """With defaults written out: equal runs that were written differently are equal."""
     found = {key: default for key, (default, _) in _OPTIONAL.items()} | identity
-    lora, size = found["lora"], found["global_batch_size"]
+    lora, size = found["lora"], found.get("global_batch_size")  # a converted folder has no batch
     if lora:  # run folders of before 2026-11-30 have the patterns in the order that they were given in
         found["lora"] = lora | {"targets": sorted(lora["targets"])}
     if not found["batch_ramp"]:  # else a level without a size of its own has the ramp's
