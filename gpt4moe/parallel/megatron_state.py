@@ -56,6 +56,7 @@ def stop() -> None:
     made = parallel_state._global_process_group_list or []
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+    known = distributed.distributed_c10d._world.pg_map  # without those that went with a world that has ended
     for group in made:
-        if group is not None:  # the world is None there
+        if group in known:
             distributed.destroy_process_group(group)
