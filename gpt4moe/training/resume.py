@@ -15,6 +15,7 @@ from gpt4moe.checkpoint.selection import Selection, base_model, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.loader import Data
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError
 from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, raise_together
@@ -108,7 +109,9 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
             f"Set training.steps above {manifest.step}.",
         )
     if not (whole or patterns):
-        _require_same_forward(path, config_from_dict(manifest.config).model, run.model)
+        stored = config_from_dict(manifest.config)
+        _require_same_forward(path, stored.model, run.model)
+        _require_same_fresh_encoder(path, stored, run)
     base = None
     if run.model.lora is not None:
         elsewhere = run.checkpoint.load if latest else None
@@ -153,6 +156,17 @@ def _require_vision_parts(base: CheckpointReader, model: ModelConfig) -> None:
         raise CheckpointError(
             f"{base.folder} has no vision parts: with stage.lora they would be frozen at their initial values.",
             "Train them first (stage=vision, stage.lora.rank=0) and give that run, or set model.vision=null.",
+        )
+
+
+def _require_same_fresh_encoder(path: Path, stored: RunConfig, run: RunConfig) -> None:
+    """Raises: CheckpointError when both models have a fresh encoder, whose weights follow from the seed, and other seeds."""
+    kinds = [one.model.vision and one.model.vision.encoder.kind for one in (stored, run)]
+    if kinds == [EncoderKind.fresh] * 2 and stored.run.seed != run.run.seed:
+        raise CheckpointError(
+            f"run.seed={run.run.seed} draws another fresh encoder than run.seed={stored.run.seed} of {path}, whose "
+            "resampler knows that one's features.",
+            f"Set run.seed={stored.run.seed}; to take the weights all the same, say so with checkpoint.load_only=['*'].",
         )
 
 

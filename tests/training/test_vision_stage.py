@@ -112,7 +112,10 @@ def test_adapters_of_a_vision_model_are_trained_beside_frozen_vision_parts_and_m
     to_inference_layout(tmp_path / "adapted", tmp_path / "served", tp=2, pp=1, dtype="fp32")
     found = verify(tmp_path / "adapted", tmp_path / "served")
     assert found["compared"] == len(open_weights(tmp_path / "served").shapes) and status(found) == 0
-    (again,) = train(tmp_path / "again", *VISION, *STILL, f"checkpoint.load={tmp_path / 'merged'}")
+    from_merged = (*VISION, *STILL, f"checkpoint.load={tmp_path / 'merged'}")
+    (refused,) = train(tmp_path / "again", *from_merged)
+    assert refused.status == 2 and "draws another fresh encoder than run.seed=" in refused.err, refused.err
+    (again,) = train(tmp_path / "again", *from_merged, "checkpoint.load_only=['*']")
     assert again.status == 0, again.err
 
 
