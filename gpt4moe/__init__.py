@@ -30,6 +30,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     6  serving       an endpoint of OpenAI's form, for trying a model
     6  gpu_rehearsal two steps of one rank on a fake GPU: what it would refuse, and what bounds its speed
     7  train.py      the guided tour: python -m gpt4moe.train
+    7  launch_ranks.py  starts the ranks of one machine
     7  refinement    better texts by search: candidates in turn, scored, the best kept
 
 A room's `__init__.py` is its sign: its job and its files. `python -m tests.where FILE` tells where a file is tested.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 # Huge pages for tensors on CPUs: page faults of a tiny step fall from 87k to 5k, 7% of its time. torch reads it once.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-from gpt4moe.resilience.signals import REQUEUE, SignalNotes
+from gpt4moe.resilience.signals import SignalNotes, end_status
 
 signals = SignalNotes()
 if __name__ == "__main__":  # before the seconds that the other imports take: a signal meanwhile would kill this rank
@@ -77,7 +77,8 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
             if trainer is None:
                 latest = latest_step(launch.folder, groups)
         trainer.fit()
-        return REQUEUE if trainer.context.stop_requested else 0
+        stopped = trainer.context.stop_requested
+        return end_status(stopped) if stopped else 0
 
 
 if __name__ == "__main__":

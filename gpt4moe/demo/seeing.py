@@ -226,7 +226,7 @@ def _learn_to_see(plan: Plan, seed: int, base: Path, parts: Mapping[str, str], c
     made_of = {**parts, "processes": plan.processes, "data": json.loads((plan.drawn / "data" / MADE_OF).read_text())}
     words = _train(plan, name, seed, more, made_of)
     if words is not None:
-        ranks = ("-m", "torch.distributed.run", "--nproc-per-node", plan.processes) if plan.processes > 1 else ()
+        ranks = ("-m", "gpt4moe.launch_ranks", "--nproc-per-node", plan.processes) if plan.processes > 1 else ()
         run_python(console, *ranks, *words)
     return plan.runs / name
 

@@ -1,6 +1,6 @@
 """What `make train` runs: train the tiny model, kill it half-way, resume from its checkpoint, summarize.
 
-    leg 1: torchrun ... -> all ranks killed (kill -9) some steps after a checkpoint
+    leg 1: launch_ranks ... -> all ranks killed (kill -9) some steps after a checkpoint
     leg 2: the same command -> resumes; the steps done again must have bitwise the same losses as before
     then: summary.py
 
@@ -8,7 +8,6 @@ A run that was interrupted is resumed; a finished one is only summarized again.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def tell(num_processes: int, more: list[str]) -> int:
         status, before = _killed_half_way(command, run, folder, console)
         if status:
             return status
-    status = subprocess.run(command, env=_environment(), check=False).returncode
+    status = subprocess.run(command, check=False).returncode
     if status:
         return status
     if before and not _same_losses(before, folder, console):
@@ -87,13 +86,8 @@ def _default_processes() -> int:
 def _command(num_processes: int, overrides: list[str]) -> list[str]:
     python = [sys.executable, "-m"]
     if num_processes > 1:
-        python += ["torch.distributed.run", "--nproc-per-node", str(num_processes), "-m"]
+        python += ["gpt4moe.launch_ranks", "--nproc-per-node", str(num_processes), "-m"]
     return [*python, "gpt4moe.train", *overrides]
-
-
-def _environment() -> dict[str, str]:
-    """One thread a rank unless OMP_NUM_THREADS says otherwise, so that torchrun prints no warning about it."""
-    return {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
 
 
 def _killed_half_way(
@@ -107,7 +101,7 @@ def _killed_half_way(
     checkpoint = max(every, run.training.steps // 2 // every * every)
     wanted = min(checkpoint + _STEPS_PAST_CHECKPOINT, run.training.steps - 1)
     saved = step_folder(folder / "checkpoints", checkpoint) / MANIFEST  # saving goes on in the background
-    process = subprocess.Popen(command, env=_environment())
+    process = subprocess.Popen(command)
     losses: dict[int, float] = {}
     try:
         while process.poll() is None and (max(losses, default=0) < wanted or not saved.exists()):
@@ -125,7 +119,7 @@ def _killed_half_way(
 
 
 def _kill_all(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 for the launcher and its ranks; torchrun puts them into sessions of their own."""
+    """kill -9 for the launcher and its ranks, which have sessions of their own."""
     launcher = psutil.Process(process.pid)
     for victim in [launcher, *launcher.children(recursive=True)]:
         victim.kill()

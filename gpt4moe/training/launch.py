@@ -32,17 +32,18 @@ HELP = """\
 Train a GPT-4-shaped mixture of experts.
 
   python -m gpt4moe.train +experiment=tiny run.name=first
-  torchrun --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel=tp2_pp2_ep2 run.name=second
+  python -m gpt4moe.launch_ranks --nproc-per-node 4 -m gpt4moe.train +experiment=tiny parallel=tp2_pp2_ep2 run.name=b
   sbatch --nodes=2 --ntasks-per-node=2 slurm/train.sh +experiment=tiny parallel=tp2_pp2_ep2 run.name=third
 
 Arguments are Hydra overrides: key=value (parallel.tp=2, training.steps=20) or group=choice (data=mock, precision=bf16).
 The groups are the folders of configs/; every key of a run, with its value, is in <run folder>/resolved.yaml.
 The same command again resumes from the latest checkpoint of the run folder, runs/<run.name>.
 
-USR1 saves now and goes on; TERM or USR2 saves and ends; before training begins there is nothing to save.
+USR1 saves now and goes on; Ctrl-C, HUP, TERM or USR2 saves and ends, a second Ctrl-C ends at once; before training
+begins there is nothing to save.
 
 Exit status: 0 done; 1 a loss or gradient was not finite, or copies of a tensor on several ranks were not equal;
-2 bad input; 85 saved after a signal, please requeue.
+2 bad input; 85 saved after a signal, please requeue; 130 Ctrl-C. torchrun's own status is 1 in all cases but the first.
 """
 
 

@@ -20,13 +20,15 @@ from tests.training.command import SMALL, Event, metrics, outside, saved_state, 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_signal_saves_exits_85_and_the_restart_equals_a_run_never_stopped(
-    number: signal.Signals, tmp_path: Path, whole_run: Path
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGUSR2, 85), (signal.SIGTERM, 85), (signal.SIGHUP, 85), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_ends_and_the_restart_equals_a_run_never_stopped(
+    number: signal.Signals, status: int, tmp_path: Path, whole_run: Path
 ) -> None:
     folder = tmp_path / "x"
     (ended,) = train(folder, *TEN, events=(Event(after_step=2, sent=number),))
-    assert (ended.status, ended.err) == (85, "")
+    assert (ended.status, ended.err) == (status, "")
     assert f"{number.name} received: saving step 3" in ended.out
     assert saved_state(folder, 3)
     assert metrics(folder) == metrics(whole_run)[:3]
@@ -121,6 +123,29 @@ def test_a_signal_in_the_first_moments_kills_no_rank(number: signal.Signals, tmp
     assert rank.returncode == 85
     assert told == f"{number.name} received before training began: nothing new to save, ending.\n"
     assert not (tmp_path / "x" / "checkpoints").exists()
+
+
+def test_a_second_ctrl_c_leaves_at_once_but_not_the_second_signal_of_one_press() -> None:
+    code = (
+        "import os, signal, time; from gpt4moe.resilience import signals; notes = signals.SignalNotes()\n"
+        "notes.note(); os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert notes.take() == len(signals.SIGNALS); print('noted', flush=True)\n"
+        "time.sleep(1.01); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False, env=outside()
+    )
+    assert (ended.returncode, ended.stderr) == (130, "")
+    assert ended.stdout.splitlines() == ["noted", "A second Ctrl-C: leaving at once, what was saved is whole."]
+
+
+def test_what_is_ignored_from_the_start_stays_ignored() -> None:
+    code = (
+        "import os, signal; from gpt4moe.resilience.signals import SignalNotes\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN); notes = SignalNotes()\n"
+        "notes.listen(); notes.note(); os.kill(os.getpid(), signal.SIGHUP); assert notes.take() == 0"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=outside())
 
 
 def is_caught(pid: int, number: int) -> bool:

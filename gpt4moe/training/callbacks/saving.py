@@ -5,6 +5,8 @@ Signals ask the run to save. Any rank may get one; all agree after the step in w
     USR1         save now and go on: by hand, `scancel --signal=USR1 JOB`
     USR2, TERM   save and end with 85, "saved, please requeue": slurm/train.sh sends USR2 before the time limit, Slurm
                  itself TERM before a preemption
+    HUP          the same: the terminal is gone
+    INT          Ctrl-C: save and end with 130; a second one leaves at once
 
 The handler only notes the signal (resilience.signals). The step is finished first. Then one small all-reduce after each
 step tells every rank of the signals.
@@ -17,7 +19,7 @@ import torch
 
 from gpt4moe.errors import Gpt4MoeError, ReplicaError
 from gpt4moe.parallel.agreement import all_reduce_max, raise_together
-from gpt4moe.resilience.signals import SignalNotes
+from gpt4moe.resilience.signals import SIGNALS, SignalNotes
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.callback import Callback, Gives, History
 from gpt4moe.training.checkpointing import Saver
@@ -83,15 +85,16 @@ class Agreement(Callback):
         """Raises: Gpt4MoeError on every rank when any could not go on after the step before."""
         # One all-reduce for all three: each would cost every step its latency.
         own = [self.signals.take(), peak_memory(context.groups.device), int(context.refusal is not None)]
-        number, most_memory, is_refused = all_reduce_max(own, context.groups)
+        place, most_memory, is_refused = all_reduce_max(own, context.groups)
         if is_refused:
             with raise_together(context.groups):
                 context.refuse()
         record["peak_memory_bytes"] = most_memory
-        context.save_requested = number == signal.SIGUSR1
+        heard = SIGNALS[place - 1] if place else None
+        context.save_requested = heard is signal.SIGUSR1
         # In the last step nothing is left to requeue for.
-        if number > signal.SIGUSR1 and not context.is_last_step:
-            context.stop_requested = signal.Signals(number).name
+        if heard is not None and not context.save_requested and not context.is_last_step:
+            context.stop_requested = heard.name
 
     def on_exit(self, context: TrainingContext) -> None:
         self.signals.ignore()

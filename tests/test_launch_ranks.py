@@ -1,0 +1,109 @@
+"""launch_ranks: whatever happens to which rank, the status is the cause's and nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+rank, here = int(os.environ["RANK"]), Path(os.environ["HERE"])
+def hear(number, frame):
+    with open(here / f"heard-{rank}", "a") as file:
+        file.write(signal.Signals(number).name + " ")
+def touch(name):
+    (here / f"{name}-{rank}").touch()
+"""
+
+
+def launcher(here: Path, body: str, ranks: int = 2) -> subprocess.Popen[str]:
+    program = here / "program.py"
+    program.write_text(PROGRAM + body)
+    command = [sys.executable, "-m", "gpt4moe.launch_ranks", "--nproc-per-node", str(ranks), str(program), "a=b"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "HERE": str(here)}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(here: Path, body: str, ranks: int = 2) -> tuple[int, str, str]:
+    process = launcher(here, body, ranks)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def all_there(here: Path, name: str, ranks: int = 2) -> None:
+    deadline = time.monotonic() + 30
+    while len(list(here.glob(f"{name}-*"))) < ranks:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ranks_get_what_torchrun_would_set(tmp_path: Path) -> None:
+    body = (
+        "own = [os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR')]\n"
+        "os.write(1, (' '.join([*own, *sys.argv[1:], os.environ['MASTER_PORT']]) + '\\n').encode())"
+    )
+    status, out, err = ended(tmp_path, body)
+    (*first, port), (*second, same_port) = (line.split() for line in sorted(out.splitlines()))
+    assert (status, err) == (0, "")
+    assert (first, second) == (["0", "0", "2", "2", "127.0.0.1", "a=b"], ["1", "1", "2", "2", "127.0.0.1", "a=b"])
+    assert port == same_port
+
+
+@pytest.mark.parametrize("status", [1, 2, 85])
+def test_the_status_is_that_of_the_rank_that_failed_and_nothing_is_added(status: int, tmp_path: Path) -> None:
+    body = f"if rank == 1: print('why', file=sys.stderr); sys.exit({status})\ntime.sleep(60)"
+    assert ended(tmp_path, body) == (status, "", "why\n")
+
+
+def test_a_killed_rank_is_named_and_counts_before_one_that_failed_for_it(tmp_path: Path) -> None:
+    body = """
+if rank == 1:
+    os.kill(os.getpid(), 9)
+if rank == 2:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+sys.exit(1)
+"""
+    began = time.monotonic()
+    status, _, err = ended(tmp_path, body, ranks=3)
+    assert status == 137
+    assert err.splitlines() == [
+        "error: Rank 1 was killed by SIGKILL, as the system does when memory runs out.",
+        "fix: The same command goes on from what was saved.",
+    ]
+    assert time.monotonic() - began < 50, "the rank that waits for ever was not ended"
+
+
+def test_the_first_ctrl_c_is_handed_on_once_and_the_second_ends_ranks_that_hang(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGINT, hear); touch('up')\nwhile True: time.sleep(1)"
+    process = launcher(tmp_path, body)
+    all_there(tmp_path, "up")
+    process.send_signal(signal.SIGINT)
+    all_there(tmp_path, "heard")
+    time.sleep(1.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert process.stderr is not None and process.stderr.read() == ""
+    assert [(tmp_path / f"heard-{rank}").read_text() for rank in (0, 1)] == ["SIGINT SIGINT "] * 2
+
+
+def test_its_own_kill_9_leaves_no_rank(tmp_path: Path) -> None:
+    process = launcher(tmp_path, "touch('up'); time.sleep(60)")
+    all_there(tmp_path, "up")
+    ranks = psutil.Process(process.pid).children()
+    process.kill()
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=10)[1]
+
+
+def test_bad_arguments_end_with_2(tmp_path: Path) -> None:
+    status, _, err = ended(tmp_path, "", ranks=0)
+    assert status == 2 and err.startswith("error: --nproc-per-node 0 starts no rank.\nfix: ")
