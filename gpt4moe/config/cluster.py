@@ -16,10 +16,18 @@ class Generation(str, Enum):
     """Hardware generation of the devices. Each has a row of GENERATIONS in planner/efficiency.py."""
 
     ampere = "ampere"
+    ada = "ada"
     hopper = "hopper"
     blackwell = "blackwell"
     blackwell_ultra = "blackwell_ultra"
+    cdna3 = "cdna3"
+    cdna4 = "cdna4"
     cpu = "cpu"
+
+    @property
+    def is_amd(self) -> bool:
+        """Runs ROCm instead of CUDA."""
+        return self in (Generation.cdna3, Generation.cdna4)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,7 +55,7 @@ class ClusterConfig:
     devices_per_nvlink_domain: int = 8
     """Devices connected by NVLink: 8 on an HGX board, 72 in an NVL72 rack."""
     usd_per_hour: float | None = None
-    """Price of one device for one hour; null: not known, and asking for a cost is an error."""
+    """Price of one device for one hour; null: not known, so plans leave money out, and a budget is refused."""
     watts: float | None = None
     """Power of one device with its share of the server; null: not known."""
     hours_between_failures: float | None = None

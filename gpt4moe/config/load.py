@@ -59,6 +59,29 @@ def known_clusters() -> list[ClusterConfig]:
     return [cluster for cluster in clusters if isinstance(cluster, ClusterConfig)]
 
 
+def whole_cluster_name(name: str) -> str:
+    """The cluster that a short name stands for: h100 -> h100_80g, MI300X -> mi300x. Other names come back unchanged.
+
+    Raises: ConfigError if several clusters have this beginning.
+    """
+    files = [file.stem for file in sorted((CONFIG_FOLDER / "cluster").glob("*.yaml"))]
+    asked = _plain(name)
+    same = [file for file in files if _plain(file) == asked]
+    meant = same or [file for file in files if _plain(file.partition("_")[0]) == asked]
+    if name in files or not meant:
+        return name
+    if len(meant) > 1:
+        raise ConfigError(
+            f"cluster={name} may be {' or '.join(meant)}, which are different devices.",
+            f"Set {' or '.join(f'cluster={one}' for one in meant)}.",
+        )
+    return meant[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
 def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) -> dict[str, Any]:
     for override in overrides:
         if not re.match(r"~|[+]{0,2}[^=+~]+=", override):
@@ -71,6 +94,10 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
                 f"The value of {key} is to be read from the environment: it would be written into the run folder.",
                 f"Write the value itself: {key}=... .",
             )
+    named = "cluster="
+    overrides = [
+        f"{named}{whole_cluster_name(one.removeprefix(named))}" if one.startswith(named) else one for one in overrides
+    ]
     ConfigStore.instance().store(name=f"{'run' if schema is RunConfig else 'plan'}_schema", node=schema)
     GlobalHydra.instance().clear()
     try:

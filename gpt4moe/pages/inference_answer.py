@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt4moe.pages.charts import Chart, Point, Series, line_chart
-from gpt4moe.pages.plan_page import section, write_page
+from gpt4moe.pages.plan_page import section, usd_text, write_page
 from gpt4moe.planner.inference import MILLION, OBJECTIVES, Deployment, InferencePlan, decode_usd
 from gpt4moe.planner.prefill import Prefill
 from gpt4moe.planner.serving import Serving, usd_per_tokens
@@ -29,9 +29,9 @@ COLUMNS: dict[str, Callable[[Deployment], str]] = {
     "a token [ms]": lambda d: f"{1e3 * d.decode.latency_seconds:.3g}",
     "prompt [tokens/s]": lambda d: f"{d.prefill.steady_tokens_per_second:,.0f}",
     "new [tokens/s]": lambda d: f"{d.decode.tokens_per_second:,.0f}",
-    "prompt [USD/M]": lambda d: f"{d.input_usd:,.2f}",
-    "new [USD/M]": lambda d: f"{d.output_usd:,.2f}",
-    "request [USD]": lambda d: f"{d.request_usd:.3g}",
+    "prompt [USD/M]": lambda d: usd_text(d.input_usd, ",.2f", missing="not known"),
+    "new [USD/M]": lambda d: usd_text(d.output_usd, ",.2f", missing="not known"),
+    "request [USD]": lambda d: usd_text(d.request_usd, ".3g", missing="not known"),
     "requests/s": lambda d: f"{d.requests_per_second:.3g}",
     "weights [GB]": lambda d: f"{d.decode.weight_bytes / 1e9:.1f}",
     "cache [GB]": lambda d: f"{d.decode.cache_bytes / 1e9:.1f}",
@@ -106,7 +106,7 @@ def _growth(plan: InferencePlan, deployment: Deployment) -> list[list[str]]:
     head = ["in flight [seq]", "a token [ms]", "new [tokens/s]", "new [USD/M]", "cache [GB]"]
     return [head] + [
         [f"{load.sequences * copies:,}", f"{1e3 * load.latency_seconds:.3g}", f"{load.tokens_per_second:,.0f}",
-         f"{decode_usd(load, cluster):,.2f}", f"{load.cache_bytes / 1e9:.2f}"]
+         usd_text(decode_usd(load, cluster), ",.2f", missing="not known"), f"{load.cache_bytes / 1e9:.2f}"]
         for load in plan.decode_curve(deployment)
     ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def _json(plan: InferencePlan, deployment: Deployment) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _burst_usd(plan: InferencePlan, deployment: Deployment, burst: Prefill) -> float:
+def _burst_usd(plan: InferencePlan, deployment: Deployment, burst: Prefill) -> float | None:
     return usd_per_tokens(MILLION, deployment.layout.devices, burst.tokens_per_second, plan.served.cluster)
 
 
@@ -171,13 +171,18 @@ def _decode_charts(plan: InferencePlan) -> list[Chart]:
     def milliseconds(load: Serving) -> float:
         return 1e3 * load.latency_seconds
 
-    traded = {
-        name: [(milliseconds(load), decode_usd(load, cluster)) for load in loads] for name, (_, loads) in curves.items()
-    }
-    return [
+    def usd(load: Serving) -> float:
+        return decode_usd(load, cluster) or 0.0
+
+    timed = [
         chart("Time from a token to the next", "ms", milliseconds, levels=limit),
         chart("Throughput of all sequences", "new tokens/s", lambda load: load.tokens_per_second),
-        chart("Price of new tokens", "USD for a million", lambda load: decode_usd(load, cluster), log_y=True),
+    ]
+    if cluster.usd_per_hour is None:
+        return timed
+    traded = {name: [(milliseconds(load), usd(load)) for load in loads] for name, (_, loads) in curves.items()}
+    return timed + [
+        chart("Price of new tokens", "USD for a million", usd, log_y=True),
         _chart(plan, "Price against time a token", "USD for a million", traded, "ms a token", log_y=True),
     ]
 
@@ -190,11 +195,15 @@ def _prefill_charts(plan: InferencePlan) -> list[Chart]:
         }
         return _chart(plan, title, unit, lines, "prompts at once", **look)
 
-    return [
+    def usd(deployment: Deployment, burst: Prefill) -> float:
+        return _burst_usd(plan, deployment, burst) or 0.0
+
+    timed = [
         chart("Time to the last prompt's first token", "s", lambda _, burst: burst.first_token_seconds, log_y=True),
         chart("Throughput of prompts", "prompt tokens/s", lambda _, burst: burst.tokens_per_second),
-        chart("Price of prompts", "USD for a million", lambda d, burst: _burst_usd(plan, d, burst), log_y=True),
     ]
+    priced = plan.served.cluster.usd_per_hour is not None
+    return timed + ([chart("Price of prompts", "USD for a million", usd, log_y=True)] if priced else [])
 
 
 def _chart(plan: InferencePlan, title: str, unit: str, lines: dict[str, list[Point]], x: str, **look: object) -> Chart:

@@ -19,7 +19,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport, images_per_sequence
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
-from gpt4moe.pages.plan_page import PHASE_COLUMNS, phase_rows, write_plan_page
+from gpt4moe.pages.plan_page import NO_PRICE, PHASE_COLUMNS, phase_rows, usd_text, write_plan_page
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
@@ -154,7 +154,7 @@ def search_tables(result: Search) -> list[Table | str]:
             str(plan.training.micro_batch_size), _recompute(plan.parallel), f"{found.step.seconds:.3g}",
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
-            f"{found.cost.usd:,.0f}", f"{worst} {others[worst] / found.step.seconds:.0%}",
+            usd_text(found.cost.usd, missing="not known"), f"{worst} {others[worst] / found.step.seconds:.0%}",
         )  # fmt: skip
     slower = "" if result.is_complete else "; the others are slower than what is shown"
     head = (
@@ -163,6 +163,8 @@ def search_tables(result: Search) -> list[Table | str]:
         f"{len(result.found)} fit{slower}"
     )
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
+    if best.cost.usd is None:
+        lines.append(f"cost {NO_PRICE}")
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
@@ -266,7 +268,7 @@ def _whole(result: Estimate) -> Table:
         ("lost to unexpected stops", f"{lost(run.failure_seconds):.1f}", "% of the time"),
         ("time", f"{result.days:.4g}", "days"),
         ("device hours", f"{cost.gpu_hours:,.4g}", "h"),
-        ("cost", f"{cost.usd:,.0f}", "USD"),
+        ("cost", usd_text(cost.usd), "USD"),
         ("energy, servers included", "not known" if cost.kwh is None else f"{cost.kwh:,.4g}", "kWh"),
     ]  # fmt: skip
     for row in rows:

@@ -37,6 +37,14 @@ PHASE_COLUMNS = (
 )  # fmt: skip
 
 
+NO_PRICE = "not known: cluster.usd_per_hour=..."
+
+
+def usd_text(usd: float | None, form: str = ",.0f", *, missing: str = NO_PRICE) -> str:
+    """Money as a table shows it. Args: form: a format of numbers; missing: the text where there is no price."""
+    return missing if usd is None else f"{usd:{form}}"
+
+
 def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
     """Of each phase of the run, in words: PHASE_COLUMNS."""
     return [
@@ -45,7 +53,7 @@ def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
             f"{phase.seq_length:,}", "data.sources" if phase.shares is None else _shares(phase.shares),
             f"{phase.tokens:.4g}", f"{phase.peak_memory_bytes / 1e9:.1f}", f"{phase.step_seconds:.4g}",
             f"{phase.seconds / 86400:.4g}",
-            f"{result.cost.usd * phase.seconds / result.run.seconds:,.0f}",
+            usd_text(result.phase_usd(phase), missing="not known"),
         )
         for phase in result.phases
     ]  # fmt: skip
@@ -146,7 +154,7 @@ def _cards(result: Estimate) -> str:
         "MFU": f"{100 * result.mfu:.1f}%",
         "throughput": f"{result.tokens_per_second:,.0f} tokens/s",
         "time": f"{result.days:.3g} days",
-        "cost": f"{result.cost.usd:,.0f} USD",
+        "cost": f"{result.cost.usd:,.0f} USD" if result.cost.usd is not None else NO_PRICE,
         "energy": kwh,
         "fullest device": f"{result.peak_memory_bytes / 1e9:.1f} GB",
         "parameters": f"{result.parameters.total / 1e9:,.1f} billion",

@@ -67,6 +67,8 @@ def warnings(
     """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is."""
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
+    if cluster.generation.is_amd:
+        found.append(f"cluster={cluster.name} is AMD's: nothing of this trainer has ever run on ROCm")
     again, cut = plan.parallel.recompute_layers, plan.parallel
     most = max(stage_sizes(plan.model.num_layers, cut))
     if again is not None and again > most:
@@ -95,6 +97,8 @@ def warnings(
             f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops; the interval that loses the least "
             f"is checkpoint.every={best_interval(saving.seconds, rate, step)}"
         )
+    if cluster.usd_per_hour is None:
+        found.append(f"the cost is not known: cluster={cluster.name} has no price; set cluster.usd_per_hour=...")
     found.append(_of_time(cluster))
     if plan.time_factor != 1:
         found.append(f"every step is taken {plan.time_factor:g} times as long as those constants say: time_factor")

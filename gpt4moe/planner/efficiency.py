@@ -48,6 +48,9 @@ class Efficiency:
     """Of one gradient that data-parallel ranks exchange."""
 
 
+_CORE_HOPPER = Efficiency(
+    matrix=0.69, exposed=1.0, copy_passes=14.3, moe_layer_seconds=2.9e-4, gathers_copies=True, gradient_bytes=2
+)
 _BRIDGE = Efficiency(
     matrix=0.65, exposed=0.071, copy_passes=5.4, moe_layer_seconds=1.47e-3, one_copy_per_domain=True, gradient_bytes=2
 )
@@ -55,9 +58,10 @@ PROFILES: dict[str, Efficiency] = {
     # Unfused attention: scores written; softmax reads and writes; dropout reads, writes, masks; read: 6.5 passes.
     "megatron-lm-2022/ampere": Efficiency(matrix=0.70, exposed=0.31, copy_passes=0, score_passes=6.5),
     "llama3-2024/hopper": Efficiency(matrix=0.54, exposed=0.56, copy_passes=0),
-    "megatron-core-2025/hopper": Efficiency(
-        matrix=0.69, exposed=1.0, copy_passes=14.3, moe_layer_seconds=2.9e-4, gathers_copies=True, gradient_bytes=2
-    ),
+    "megatron-core-2025/hopper": _CORE_HOPPER,
+    # Not fitted: products of large matrices reach 620 of 1,307 TFLOP/s on MI300X and 720 of 989 on H100 (SemiAnalysis,
+    # 2024-12-22, bf16), so the share is Hopper's 0.69 x 0.474 / 0.728.
+    "megatron-core-2025/cdna3": replace(_CORE_HOPPER, matrix=0.45),
     "megatron-bridge-26.04/hopper": _BRIDGE,
     "megatron-bridge-26.04/blackwell": replace(_BRIDGE, matrix=0.56),
     "megatron-bridge-26.04/blackwell_ultra": replace(_BRIDGE, matrix=0.66),
@@ -82,6 +86,8 @@ class GenerationTiming:
 
 _CORE = "megatron-core-2025/hopper"
 _HOPPER = "fitted to 64 rows of one paper on H100 (Megatron-Core 2025)"
+_NONE = f"Hopper's, {_HOPPER}: no row of any stack on this generation was used"
+_AMD = f"{_NONE}; the share of the peak is that of products measured on MI300X"
 _BLACKWELL = f"Hopper's, {_HOPPER}: no row of that stack on Blackwell was found"
 GENERATIONS = {
     Generation.ampere: GenerationTiming(
@@ -98,6 +104,9 @@ GENERATIONS = {
     Generation.blackwell_ultra: GenerationTiming(
         profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.224, worst_error=0.354
     ),
+    Generation.ada: GenerationTiming(profile=_CORE, constants=_NONE),
+    Generation.cdna3: GenerationTiming(profile="megatron-core-2025/cdna3", constants=_AMD),
+    Generation.cdna4: GenerationTiming(profile="megatron-core-2025/cdna3", constants=_AMD),
     Generation.cpu: GenerationTiming(profile=_CORE, constants=""),
 }  # fmt: skip
 """One row for each generation. A new one starts with the profile of its nearest relative and no rows."""

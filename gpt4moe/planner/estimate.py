@@ -86,6 +86,10 @@ class Estimate:
     def peak_memory_bytes(self) -> int:
         return _fullest(self.memory)
 
+    def phase_usd(self, phase: RunPhase) -> float | None:
+        """Its share of the cost; None: the cluster has no price."""
+        return None if self.cost.usd is None else self.cost.usd * phase.seconds / self.run.seconds
+
     @property
     def headroom_bytes(self) -> float:
         """Device memory minus the memory of the fullest stage; below 0 the plan does not fit."""
@@ -137,8 +141,7 @@ def estimate(plan: PlanConfig) -> Estimate:
 
     A plan that the trainer cannot run, or that does not fit in memory, gets a warning and no error.
 
-    Raises: LayoutError if the degrees do not divide what they must; ConfigError if a price is missing or the run would
-        never end.
+    Raises: LayoutError if the degrees do not divide what they must; ConfigError if the run would never end.
     """
     world = world_of(plan)
     require_legal(plan, world)
@@ -233,7 +236,7 @@ def to_json(result: Estimate) -> dict[str, object]:
             {
                 **asdict(phase),
                 "days": phase.seconds / 86400,
-                "usd": result.cost.usd * phase.seconds / run.seconds,
+                "usd": result.phase_usd(phase),
             }
             for phase in result.phases
         ],

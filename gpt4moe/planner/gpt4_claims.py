@@ -266,7 +266,7 @@ def _vision(runs: ReportedRuns) -> list[Claim]:
               f"resampler of {vision.resampler.num_layers} layers, {vision.resampler.num_latents} latents an image; an "
               "encoder of SigLIP's size on every rank"),
         Claim("vision: another ~2T tokens", DECODER, "~2T",
-              f"{ours.days:.0f} days, ${ours.cost.usd / 1e6:.1f}M on the same devices; "
+              f"{ours.days:.0f} days, ${(ours.cost.usd or 0) / 1e6:.1f}M on the same devices; "
               f"{ours.peak_memory_bytes / 1e9:.0f} GB a device; images are {share} of a step", "no cost was reported",
               f"the resampler and the blocks alone are trained; {images_per_sequence(plan):g} images a sequence of "
               f"{plan.model.seq_length:,} tokens; failures and recomputation as above"),

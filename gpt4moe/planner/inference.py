@@ -18,7 +18,6 @@ from gpt4moe.config.plan import InferenceObjective, InferencePlanConfig, PlanCon
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.planner.efficiency import MEMORY_SHARE, generation_timing, planning_profile
 from gpt4moe.planner.prefill import Prefill, prefill
-from gpt4moe.planner.run_time import hourly_price
 from gpt4moe.planner.serving import (
     ALL_REDUCE_SECONDS,
     ALL_TO_ALL_SECONDS,
@@ -51,11 +50,11 @@ class Deployment:
     decode: Serving
     prefill: Prefill
     """Of a prompt that comes alone."""
-    output_usd: float
-    """USD for a million new tokens."""
-    input_usd: float
+    output_usd: float | None
+    """USD for a million new tokens; None, as below: the cluster has no price."""
+    input_usd: float | None
     """USD for a million prompt tokens, prompt after prompt."""
-    request_usd: float
+    request_usd: float | None
     requests_per_second: float
 
     @property
@@ -97,8 +96,8 @@ class InferencePlan:
             f"copies that share experts: an all-to-all waits {1e6 * ALL_TO_ALL_SECONDS:g} us (an assumption) and its "
             "bytes: bf16, a row for each expert chosen, not hidden. DeepEP sends fp8, once to each node, and hides it",
             f"memory: {MEMORY_USED:.0%} for weights and whole caches of {tokens:,} tokens (vLLM's default)",
-            f"price: ${hourly_price(cluster):.2f} a device hour (configs/cluster), all devices busy all the time; no "
-            "reuse of common prompts, no speculative decoding",
+            f"price: {_price(cluster)}, all devices busy all the time; no reuse of common prompts, no speculative "
+            "decoding",
         ]
         if tokens > served.model.seq_length:
             found.append(f"{tokens:,} tokens are more than the model was trained on (model.seq_length="
@@ -126,20 +125,20 @@ class InferencePlan:
 
 
 OBJECTIVES: dict[InferenceObjective, tuple[str, Callable[[Deployment], float]]] = {
-    InferenceObjective.output_usd: ("USD for a million new tokens", lambda d: d.output_usd),
-    InferenceObjective.request_usd: ("USD for a request", lambda d: d.request_usd),
+    # Layouts of as many devices: what takes the least time costs the least, whatever an hour costs.
+    InferenceObjective.output_usd: ("USD for a million new tokens", lambda d: 1 / d.decode.tokens_per_second),
+    InferenceObjective.request_usd: ("USD for a request", lambda d: 1 / d.requests_per_second),
     InferenceObjective.first_token: ("seconds to the first token", lambda d: d.prefill.first_token_seconds),
 }
-"""Objective -> (in words, what is smallest in the best layout)."""
+"""Objective -> (in words, a number that is smallest where this is)."""
 
 
 def plan_inference(plan: PlanConfig) -> InferencePlan:
     """The deployment asked for, and the best layouts on as many devices.
 
-    Raises: LayoutError if it cannot be cut so or does not fit; ConfigError if the cluster has no price or no fp8.
+    Raises: LayoutError if it cannot be cut so or does not fit; ConfigError if the cluster has no fp8.
     """
     config, served = plan.inference, served_model(plan)
-    hourly_price(plan.cluster)  # raises ConfigError before anything is worked out
     layout = asked_layout(plan)
     asked = deployed(config, served, layout)
     if asked is None:
@@ -237,12 +236,18 @@ def deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLa
     )  # fmt: skip
 
 
-def decode_usd(decode: Serving, cluster: ClusterConfig) -> float:
-    """USD for a million new tokens."""
+def _price(cluster: ClusterConfig) -> str:
+    if cluster.usd_per_hour is None:
+        return "not known: cluster.usd_per_hour=..."
+    return f"${cluster.usd_per_hour:.2f} a device hour (configs/cluster)"
+
+
+def decode_usd(decode: Serving, cluster: ClusterConfig) -> float | None:
+    """USD for a million new tokens; None: the cluster has no price."""
     return usd_per_tokens(MILLION, decode.devices, decode.tokens_per_second, cluster)
 
 
-def prefill_usd(prompts: Prefill, devices: int, cluster: ClusterConfig) -> float:
+def prefill_usd(prompts: Prefill, devices: int, cluster: ClusterConfig) -> float | None:
     """USD for a million prompt tokens, prompt after prompt."""
     return usd_per_tokens(MILLION, devices, prompts.steady_tokens_per_second, cluster)
 

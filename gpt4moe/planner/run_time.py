@@ -99,21 +99,23 @@ def best_interval(save: float, failures_per_second: float, step_seconds: float) 
 class Cost:
     """Cost of a run: device hours times the cluster's price and power."""
 
-    usd: float
+    usd: float | None
+    """None: the cluster has no price."""
     gpu_hours: float
     kwh: float | None
     """Energy of the devices and their servers, without the cooling of the building; None if the power is not known."""
 
 
 def cost(cluster: ClusterConfig, devices: int, hours: float) -> Cost:
-    """The cost of `devices` for `hours`. Raises: ConfigError if the cluster has no price."""
+    """The cost of `devices` for `hours`."""
     gpu_hours = devices * hours
     kwh = None if cluster.watts is None else gpu_hours * cluster.watts / 1000
-    return Cost(usd=gpu_hours * hourly_price(cluster), gpu_hours=gpu_hours, kwh=kwh)
+    usd = None if cluster.usd_per_hour is None else gpu_hours * cluster.usd_per_hour
+    return Cost(usd=usd, gpu_hours=gpu_hours, kwh=kwh)
 
 
 def hourly_price(cluster: ClusterConfig) -> float:
-    """USD for one device and hour. Raises: ConfigError if the cluster has no price."""
+    """USD for one device and hour, where money is the question. Raises: ConfigError if the cluster has no price."""
     if cluster.usd_per_hour is None:
         raise ConfigError(
             f"cluster={cluster.name} has no price (cluster.usd_per_hour is null).",

@@ -47,9 +47,10 @@ class Search:
 def search(plan: PlanConfig) -> Search:
     """The fastest layouts of plan.model for plan.gpus (or the devices that the budget rents) and the global batch size.
 
-    Raises: LayoutError if none is legal or none fits; ConfigError if a price is missing.
+    Raises: LayoutError if none is legal or none fits; ConfigError if there is a budget and no price.
     """
-    hourly_price(plan.cluster)  # raises ConfigError before the search starts
+    if plan.budget_usd is not None:
+        hourly_price(plan.cluster)  # raises ConfigError before the search starts
     most = None if plan.gpus else _affordable(plan)
     queue = _well_spent(plan, most) if most else LayoutQueue.of(plan, plan.gpus or world_of(plan))
     plan = queue.plan
@@ -136,7 +137,12 @@ def _room_cure(plan: PlanConfig) -> str:
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
     more = next((change for count, size, change in _more_devices(plan) if _finds(plan, count, size)), None)
     roomier = sorted(
-        (c for c in known_clusters() if c.memory_bytes > plan.cluster.memory_bytes and c.usd_per_hour is not None),
+        (
+            known
+            for known in known_clusters()  # of the same maker: other software would have to run first
+            if known.memory_bytes > plan.cluster.memory_bytes
+            and known.generation.is_amd == plan.cluster.generation.is_amd
+        ),
         key=lambda cluster: cluster.memory_bytes,
     )
     fits = (c.name for c in roomier[:MOST_TRIES] if _finds(replace(plan, cluster=c), gpus, batch))

@@ -117,13 +117,23 @@ class Serving:
     """Tokens per second of all sequences of all copies together, with all devices busy."""
 
     def usd_per_1000_tokens(self, cluster: ClusterConfig, utilisation: float = 1.0) -> float:
-        """Price of 1,000 tokens. Args: utilisation: share of the throughput that requests use; an assumption."""
-        return usd_per_tokens(1000, self.devices, self.tokens_per_second * utilisation, cluster)
+        """Price of 1,000 tokens. Raises: ConfigError if the cluster has no price.
+
+        Args: utilisation: share of the throughput that requests use; an assumption.
+        """
+        hours = device_hours(1000, self.devices, self.tokens_per_second * utilisation)
+        return hourly_price(cluster) * hours
 
 
-def usd_per_tokens(num_tokens: float, devices: int, tokens_per_second: float, cluster: ClusterConfig) -> float:
-    """Price of tokens at this rate. Raises: ConfigError if the cluster has no price."""
-    return devices * hourly_price(cluster) * num_tokens / tokens_per_second / 3600
+def device_hours(num_tokens: float, devices: int, tokens_per_second: float) -> float:
+    """Hours of all devices that tokens take at this rate."""
+    return devices * num_tokens / tokens_per_second / 3600
+
+
+def usd_per_tokens(num_tokens: float, devices: int, tokens_per_second: float, cluster: ClusterConfig) -> float | None:
+    """Price of tokens at this rate; None: the cluster has no price."""
+    hours = device_hours(num_tokens, devices, tokens_per_second)
+    return None if cluster.usd_per_hour is None else cluster.usd_per_hour * hours
 
 
 @dataclass(frozen=True, slots=True)

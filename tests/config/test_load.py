@@ -42,6 +42,20 @@ def test_a_document_mask_of_conversations_is_refused() -> None:
     assert "data.pack" in refusal([*TINY, "stage=sft", "data.document_mask=true"]).cure
 
 
+@pytest.mark.parametrize(
+    ("short", "whole"),
+    [("h100", "h100_80g"), ("H200", "h200_141g"), ("MI300X", "mi300x"), ("rtx-4090", "rtx4090")],
+)  # fmt: skip
+def test_a_short_name_stands_for_the_one_cluster_that_has_it(short: str, whole: str) -> None:
+    assert load_run_config(["run.name=x", "training.steps=1", f"cluster={short}"]).cluster.name == whole
+
+
+def test_a_short_name_of_several_clusters_is_refused_with_all_of_them() -> None:
+    error = refusal(["run.name=x", "training.steps=1", "cluster=a100"])
+    assert "a100_40g or a100_80g" in error.cause and error.cure == "Set cluster=a100_40g or cluster=a100_80g."
+    assert "h100_80g" in refusal(["run.name=x", "training.steps=1", "cluster=h1000"]).cure
+
+
 @pytest.mark.parametrize("file", GROUP_FILES, ids=str)
 def test_every_group_file_is_reachable(file: Path) -> None:
     group, choice = file.parent.as_posix(), file.stem

@@ -18,6 +18,7 @@ from gpt4moe.config.plan import InferenceObjective, PlanOutput, PlanReport
 from gpt4moe.convert.inference_grid import rank_contents
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
+from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
 from gpt4moe.pages.plan_answer import json_answer, plan_answer
 from gpt4moe.planner.efficiency import MEMORY_SHARE
 from gpt4moe.planner.inference import InferencePlan, layouts, plan_inference, served_model, tensor_degrees
@@ -134,6 +135,18 @@ def test_the_best_are_the_cheapest_that_keep_the_limit_and_take_seconds() -> Non
     assert [d.prefill.first_token_seconds for d in other] == sorted(d.prefill.first_token_seconds for d in other)
 
 
+def test_without_a_price_the_same_layouts_are_best_and_money_is_left_out(tmp_path: Path) -> None:
+    asked = ("model=mixtral_8x7b", "gpus=8", "inference.tp=2", "inference.pp=1")
+    priced, plain = (planned(*asked, "cluster=gb300", *price) for price in (["cluster.usd_per_hour=7"], []))
+    assert [one.layout for one in plain.best] == [one.layout for one in priced.best]
+    assert (plain.asked.output_usd, plain.asked.input_usd, plain.asked.request_usd) == (None, None, None)
+    assert "price: not known: cluster.usd_per_hour=..." in "\n".join(plain.assumptions)
+    assert inference_json(plain)["layouts"]["asked"]["usd_per_request"] is None  # type: ignore[index]
+    write_inference_page(tmp_path / "page.html", plain)
+    assert (tmp_path / "page.html").read_text().count("<svg") == 4  # of 7: those of prices are left out
+    assert inference_tables(plain)
+
+
 def test_every_layout_of_the_search_has_all_devices() -> None:
     plan = plan_of("model=deepseek_v3", "cluster=h100_80g")
     found = list(layouts(plan, 64))
@@ -161,7 +174,6 @@ def test_the_error_against_published_throughputs_is_what_the_docs_say() -> None:
         (["inference.pp=2"], LayoutError, "holds the weights and 0 sequences", "gpus="),
         (["inference.sequences=9999"], LayoutError, "9999 are asked for", "inference.sequences=414"),
         (["inference.precision=fp8"], ConfigError, "has no fp8", "cluster=h100_80g"),
-        (["cluster=gb300"], ConfigError, "no price", "cluster.usd_per_hour"),
         (["inference.new_tokens=0"], ConfigError, "inference.new_tokens=0", "1 or more"),
     ],
 )

@@ -1,12 +1,16 @@
 """Money, energy and the days that failures take."""
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError
-from gpt4moe.planner.estimate import estimate
+from gpt4moe.pages.plan_answer import table_answer
+from gpt4moe.planner.estimate import estimate, to_json
 from gpt4moe.planner.run_time import Saving, best_interval, cost, run_time
 from tests.planner.timed import plan_of
 
@@ -21,11 +25,35 @@ def test_25000_a100_for_95_days_cost_63_million_dollars_as_reported() -> None:
     assert spent.kwh == pytest.approx(57.0e6 * 0.812)
 
 
-def test_a_cluster_without_a_price_is_refused_and_the_cure_cures() -> None:
+GB300 = ("model=mixtral_8x7b", "cluster=gb300", "gpus=8", "parallel.ep=8")
+
+
+def test_a_cluster_without_a_price_is_planned_without_money() -> None:
+    result = estimate(plan_of(*GB300))
+    data = to_json(result)
+    assert data["cost"]["usd"] is None and data["phases"][0]["usd"] is None  # type: ignore[index]
+    assert data["cost"]["gpu_hours"] > 0  # type: ignore[index]
+    assert any("cluster.usd_per_hour=..." in line for line in result.warnings)
+    assert shown(table_answer(plan_of(*GB300))).count("not known: cluster.usd_per_hour=...") == 1
+    priced = estimate(plan_of(*GB300, "cluster.usd_per_hour=5"))
+    assert priced.cost.usd == pytest.approx(5 * priced.cost.gpu_hours)
+    assert not any("price" in line for line in priced.warnings)
+
+
+def test_a_search_without_a_price_leaves_money_out_and_a_budget_is_refused() -> None:
+    plan = plan_of(*GB300[:3], "training.global_batch_size=64", "search=true", "top=2")
+    assert "cost not known: cluster.usd_per_hour=..." in shown(table_answer(plan))
+    plan.budget_usd = 1e6
     with pytest.raises(ConfigError, match=r"cluster=gb300 has no price") as caught:
-        cost(load_plan_config(["cluster=gb300"]).cluster, 8, 1)
+        table_answer(plan)
     assert "cluster.usd_per_hour" in caught.value.cure
-    assert cost(load_plan_config(["cluster=gb300", "cluster.usd_per_hour=5"]).cluster, 8, 1).usd == 40
+
+
+def shown(answer: list[Table | str]) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    for part in answer:
+        console.print(part, markup=False)
+    return console.export_text()
 
 
 def test_without_failures_a_run_is_its_steps_and_saves() -> None:

@@ -78,7 +78,7 @@ def test_the_numbers_of_the_json_agree_with_each_other() -> None:
         (["+experiment=gpt4", "parallel.tp=7"], "parallel.tp=7", "parallel.tp=8"),
         (["+experiment=gpt4", "gpus=25000"], "does not divide", "gpus=24960"),
         (["model=mixtral_8x7b", "cluster=h1000"], "cluster/h1000", "h100_80g"),
-        (["model=mixtral_8x7b", "cluster=gb300"], "cluster=gb300 has no price", "cluster.usd_per_hour"),
+        (["model=mixtral_8x7b", "cluster=a100"], "a100_40g or a100_80g", "cluster=a100_40g or cluster=a100_80g"),
         (["+experiment=gpt4", "ouput=json"], "ouput", "output"),
         (["+experiment=gpt4", "ranks=24960"], "ranks", "gpus="),
         (["report=leak", "output=html"], "report=... with output=html", "output=json"),
