@@ -57,6 +57,13 @@ class DivergenceError(Gpt4MoeError):
     has not changed the weights."""
 
     exit_code = 1
+    step = 0
+    """Which step it is."""
+
+
+class GoBack(DivergenceError):
+    """The policy of a run says: go back to an earlier checkpoint (training.go_back). An end of the run where nobody
+    does it."""
 
 
 class ReplicaError(Gpt4MoeError):

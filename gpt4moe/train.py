@@ -5,7 +5,7 @@ check   may it start? layout, data, identity, restarts; no torch       training.
 probes  what the model is asked between steps                          evaluation.in_loop
 world   torch.distributed, and this rank's process groups              parallel.groups
 build   data, model, engine, callbacks; resumed from a checkpoint      training.build, training.resume
-fit     steps until the end                                            training.loop, training.update
+fit     steps until the end; going back and on                         training.loop, training.update
 """
 
 import os
@@ -22,7 +22,7 @@ signals = SignalNotes()
 if __name__ == "__main__":  # before the seconds that the other imports take: a signal meanwhile would kill this rank
     signals.listen()
 
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import GoBack, Gpt4MoeError
 from gpt4moe.evaluation.in_loop import read_probes
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
@@ -67,18 +67,21 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
             if groups.is_first_rank:
                 sys.stdout.write(f"{launch.folder.path} has its {run.training.steps} steps: nothing to do.\n")
             return 0
-        trainer = None
-        while trainer is None:
+        trainer = before = None
+        while True:
             try:
-                trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes)
+                trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes, before)
             except Gpt4MoeError as error:
                 if not step_back(error, launch.folder, latest, groups):
                     raise
-            if trainer is None:
-                latest = latest_step(launch.folder, groups)
-        trainer.fit()
-        stopped = trainer.context.stop_requested
-        return end_status(stopped) if stopped else 0
+            else:
+                try:
+                    trainer.fit()
+                    stopped = trainer.context.stop_requested
+                    return end_status(stopped) if stopped else 0
+                except GoBack:
+                    before = trainer.context
+            latest = latest_step(launch.folder, groups)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ NARROW = {
     "planner": {"architecture", "pipeline", "parallel"}, "data": {"parallel"},
     "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "parallel"},
     "resilience": {"parallel"},
-    "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"}, "operations": {"runlog"},
+    "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"},
+    "operations": {"runlog", "checkpoint"},
     "objectives": {"data"}, "corpus": {"data"}, "media": {"data"},
     "training": {
         "architecture", "model", "moe", "objectives", "data", "checkpoint", "resilience", "runlog", "parallel",

@@ -8,6 +8,7 @@
     index.py       any box of any tensor
     reader.py      any range, into torch tensors
     selection.py   which tensors a run takes
+    health.py      which checkpoints are suspect, and why
     retention.py   which checkpoints exist, which stay
     inspection.py  list, show, verify, compare; as data
     inspection_text.py  the same, as lines

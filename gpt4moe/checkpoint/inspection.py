@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt4moe.checkpoint.health import reasons
 from gpt4moe.checkpoint.index import CheckpointIndex, runs
 from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folders
@@ -21,7 +22,8 @@ Answer = dict[str, Any]
 
 
 def listing(path: Path) -> Answer:
-    """The checkpoints of a run folder, or of its checkpoints folder, ascending; uncommitted and damaged ones too.
+    """The checkpoints of a run folder, or of its checkpoints folder, ascending; uncommitted and damaged ones too. Of a
+    committed one `suspect` says why it is (health); empty: it is healthy.
 
     Raises: CheckpointError when there is no step folder.
     """
@@ -48,11 +50,13 @@ def _listed(step: int, folder: Path) -> Answer:
         "consumed_samples": manifest.consumed_samples,
         "layout": manifest.layout,
         "run_id": manifest.run_id,
+        "suspect": reasons(folder),
     }
 
 
 def description(path: Path, *, tensors: bool) -> Answer:
-    """A checkpoint's manifest, of its files only name and size; with `tensors`, each one's shape and number of slices.
+    """A checkpoint's manifest, of its files only name and size, and why it is suspect; with `tensors`, each one's shape
+    and number of slices.
 
     Raises: CheckpointError when there is no checkpoint, or its manifest or a header is damaged.
     """
@@ -60,6 +64,7 @@ def description(path: Path, *, tensors: bool) -> Answer:
     index = CheckpointIndex(folder) if tensors else None
     manifest = index.manifest if index else Manifest.load(folder)
     answer = {"folder": str(folder), **dataclasses.asdict(dataclasses.replace(manifest, files=[]))}
+    answer["suspect"] = reasons(folder)
     answer["files"] = [{"name": entry.name, "size_bytes": entry.size} for entry in manifest.files]
     if index:
         answer["tensors"] = {

@@ -22,15 +22,17 @@ def tolerance(text: str) -> float:
 
 
 def listing_lines(answer: Answer) -> Iterator[str]:
-    head = ("STEP", "SAVED", "SIZE", "FILES", "SAMPLES", "LAYOUT")
+    head = ("STEP", "SAVED", "HEALTH", "SIZE", "FILES", "SAMPLES", "LAYOUT")
     rows = []
     for row in answer["checkpoints"]:
         if row["state"] == "committed":
             rest = (size(row["size_bytes"]), row["files"], row["consumed_samples"], row["layout"])
-            rows.append((row["step"], row["saved"], *rest))
+            rows.append((row["step"], row["saved"], "suspect" if row["suspect"] else "healthy", *rest))
         else:
-            rows.append((row["step"], row["state"], "", "", "", ""))
+            rows.append((row["step"], row["state"], "", "", "", "", ""))
     yield from table(head, rows)
+    for row in answer["checkpoints"]:
+        yield from (f"step {row['step']} is suspect: {reason}" for reason in row.get("suspect", ()))
 
 
 def description_lines(answer: Answer) -> Iterator[str]:
@@ -41,10 +43,13 @@ def description_lines(answer: Answer) -> Iterator[str]:
         if key in model
     )
     sources = ", ".join(f"{name} {count}" for name, count in answer["consumed_per_source"].items())
+    count = sum(samples for _, samples in answer.get("passed_over") or ())
+    passed_over = f", {count} passed over" if count else ""
     rows = {
         "folder": answer["folder"],
         "step": answer["step"],
-        "samples": f"{answer['consumed_samples']} ({sources})",
+        "samples": f"{answer['consumed_samples']} ({sources}){passed_over}",
+        "health": "; ".join(f"suspect: {reason}" for reason in answer["suspect"]) or "healthy",
         "run": answer["run_id"],
         "model": f"{model.get('name', '?')}: {shape}",
         "seed": answer["identity"].get("seed"),

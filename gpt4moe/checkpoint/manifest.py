@@ -43,6 +43,8 @@ class Manifest:
     """Of a checkpoint with adapters alone: folder and sha256 of the base (checkpoint.base)."""
     recent: dict[str, Any] | None = None
     """Numbers of the steps before (resilience.recent), of a run that skips or stops by them."""
+    passed_over: list[list[int]] | None = None
+    """Samples that the run went back from and has not read (data.passed_over), of a run that went back."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -67,7 +69,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         fields = dataclasses.asdict(self)
-        for name in ("base", "recent"):
+        for name in ("base", "recent", "passed_over"):
             if fields[name] is None:
                 del fields[name]  # so that the files of other checkpoints stay as they were
         text = sealed(json.dumps({"format": FORMAT, **fields}, indent=1))

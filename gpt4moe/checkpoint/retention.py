@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+from gpt4moe.checkpoint.health import mark, reasons
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.errors import CheckpointError
 
@@ -12,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 KEEP = "keep"
 """A file of this name in a step folder: the checkpoint is never deleted. A run whose adapters need it leaves one."""
+LEFT = "left-"
+"""Begins the name of a checkpoint that a run went back from. The next prune removes it."""
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -22,6 +25,22 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 def committed_steps(checkpoints: Path) -> list[int]:
     """Steps with a committed checkpoint, ascending; folders without a manifest do not count."""
     return sorted(step for step, folder in step_folders(checkpoints) if (folder / NAME).exists())
+
+
+def healthy_steps(checkpoints: Path) -> list[int]:
+    """Steps whose checkpoint is committed and not suspect (health), ascending."""
+    return [step for step in committed_steps(checkpoints) if not reasons(step_folder(checkpoints, step))]
+
+
+def mark_between(checkpoints: Path, after: int, until: int, reason: str) -> list[int]:
+    """Marks the checkpoints of the steps in (after, until] as suspect, also one that is still being saved.
+
+    Returns: their steps, ascending. Raises: OSError.
+    """
+    found = [(step, folder) for step, folder in sorted(step_folders(checkpoints)) if after < step <= until]
+    for _, folder in found:
+        mark(folder, reason)
+    return [step for step, _ in found]
 
 
 def step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
@@ -65,29 +84,32 @@ def keep_for(folder: Path, run: Path) -> None:
         )
 
 
-def set_aside(checkpoints: Path, step: int) -> Path:
-    """Renames a damaged checkpoint, so that no run takes it and none removes it. Returns: its new path.
+def set_aside(checkpoints: Path, step: int, prefix: str = "damaged-") -> Path:
+    """Renames a checkpoint, so that no run takes it: a damaged one, which nothing removes then, or one that a run went
+    back from (LEFT). Returns: its new path.
 
     Raises: CheckpointError when the system refuses.
     """
     folder = step_folder(checkpoints, step)
-    names = (checkpoints / f"damaged-{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 100))))
+    names = (checkpoints / f"{prefix}{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 100))))
     aside = next(path for path in names if not path.exists())
     try:
         folder.rename(aside)
     except OSError as error:
         raise CheckpointError(
-            f"{folder} is damaged and cannot be renamed: {error.strerror}.",
+            f"{folder} cannot be renamed to {aside.name}: {error.strerror}.",
             "Move it away: the run then begins before it.",
         ) from error
     return aside
 
 
 def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
-    """Removes all checkpoints but the newest `keep`, those of steps divisible by `keep_every`, and those with KEEP.
+    """Removes all checkpoints but the newest `keep`, the newest healthy one, those of steps divisible by `keep_every`,
+    and those with KEEP.
 
-    Also removes step folders without a manifest, which a killed save left; so no save may be under way. The manifest is
-    removed first, so that a folder half removed is no checkpoint any more. A folder that cannot be removed is logged.
+    Also removes step folders without a manifest, which a killed save left; so no save may be under way. And those that
+    a run went back from, by the same rules. The manifest is removed first, so that a folder half removed is no
+    checkpoint any more. A folder that cannot be removed is logged.
 
     Args:
         keep: 0: all.
@@ -96,12 +118,22 @@ def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
     """
     committed = committed_steps(checkpoints)
     old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()
+    old -= set(healthy_steps(checkpoints)[-1:]) if old else set()
     old -= {step for step in old if (step_folder(checkpoints, step) / KEEP).exists()}
     for step, folder in sorted(step_folders(checkpoints)):
         if step in old or step not in committed:
-            try:
-                (folder / NAME).unlink(missing_ok=True)
-                shutil.rmtree(folder)
-            except OSError as error:
-                logger.warning("%s cannot be removed: %s", folder, error)
+            _remove(folder)
+    for folder in sorted(checkpoints.glob(f"{LEFT}step-*")) if keep else ():
+        found = _STEP_FOLDER.match(folder.name.removeprefix(LEFT))
+        is_chosen = found is not None and keep_every > 0 and int(found.group(1)) % keep_every == 0
+        if found is not None and not is_chosen and not (folder / KEEP).exists():
+            _remove(folder)
     return sorted(old)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        (folder / NAME).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", folder, error)

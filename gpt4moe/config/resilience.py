@@ -9,10 +9,12 @@ from gpt4moe.errors import ConfigError
 
 class Remedy(str, Enum):
     """go_on: make the update, with a warning. skip: leave weights and moments as they are; the step's samples count as
-    used. stop: end the run with status 1; its last checkpoint is whole."""
+    used. go_back: go on from an earlier checkpoint, without the samples that led here. stop: end the run with status 1;
+    its last checkpoint is whole."""
 
     go_on = "go_on"
     skip = "skip"
+    go_back = "go_back"
     stop = "stop"
 
 
@@ -23,7 +25,7 @@ class ResilienceConfig:
     max_stuck_starts: int = 3
     """After this many launches in a row from the same step, the next restart by Slurm ends with status 2."""
     on_nonfinite: Remedy = Remedy.stop
-    """What is done when the loss or the gradient norm of a step is NaN or infinite: stop or skip."""
+    """What is done when the loss or the gradient norm of a step is NaN or infinite: stop, skip or go_back."""
     on_spike: Remedy = Remedy.go_on
     """What is done when the loss or the gradient norm of a step is far above those before (spike_deviations)."""
     spike_window: int = 128
@@ -34,11 +36,25 @@ class ResilienceConfig:
     median norm."""
     max_skips: int = 10
     """Steps skipped in a row. The next one that would be skipped stops the run."""
+    go_back_checkpoints: int = 1
+    """go_back goes on from the so-manieth newest healthy checkpoint; 1: the newest."""
+    pass_over_steps: int = 100
+    """go_back passes over the samples from that checkpoint to the step with the wrong numbers, and those of so many
+    steps after it. PaLM passed over 200 to 500 batches (arXiv:2204.02311)."""
+    max_go_backs: int = 5
+    """Goings back in a row, none of which led to a checkpoint beyond the step that it began with. The next one stops
+    the run."""
+    suspect_steps: int = 10
+    """A checkpoint of less than so many steps before one that was skipped, gone back from or stopped at is suspect."""
 
     @property
     def needs_numbers(self) -> bool:
         """Whether what is done about a step hangs on the numbers of those before, so that checkpoints keep them."""
-        return self.on_spike is not Remedy.go_on or self.on_nonfinite is Remedy.skip
+        return self.on_spike is not Remedy.go_on or self.on_nonfinite is not Remedy.stop
+
+    @property
+    def may_go_back(self) -> bool:
+        return Remedy.go_back in (self.on_nonfinite, self.on_spike)
 
     def validate(self) -> None:
         for name in ("max_restarts", "max_stuck_starts"):
@@ -50,7 +66,7 @@ class ResilienceConfig:
         if self.on_nonfinite is Remedy.go_on:
             raise ConfigError(
                 "resilience.on_nonfinite=go_on would make NaN of every weight.",
-                "Set resilience.on_nonfinite=skip or stop.",
+                "Set resilience.on_nonfinite=skip, go_back or stop.",
             )
         if self.spike_window < MIN_STEPS:
             raise ConfigError(
@@ -66,6 +82,14 @@ class ResilienceConfig:
             raise ConfigError(
                 f"resilience.max_skips={self.max_skips} is below 1.",
                 "Set 1 or more; to skip nothing, set on_nonfinite=stop and on_spike=go_on or stop.",
+            )
+        for name, least in (("go_back_checkpoints", 1), ("pass_over_steps", 0), ("max_go_backs", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"resilience.{name}={getattr(self, name)} is below {least}.", f"Set {least} or more.")
+        if self.suspect_steps < 0:
+            raise ConfigError(
+                f"resilience.suspect_steps={self.suspect_steps} is below 0.",
+                "Set 0, and no checkpoint is suspect for what came after it, or more.",
             )
 
 

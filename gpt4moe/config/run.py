@@ -9,7 +9,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.resilience import ResilienceConfig
+from gpt4moe.config.resilience import Remedy, ResilienceConfig
 from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.config.step_sizes import StepSizes, validate_both, validate_lengths
 from gpt4moe.config.training import (
@@ -64,7 +64,7 @@ class RunConfig:
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         own = (
             self._validate_lengths, self._validate_kernels, self._validate_optimizer, self._validate_lora,
-            self._validate_documents, self._validate_vision,
+            self._validate_documents, self._validate_vision, self._validate_going_back,
         )  # fmt: skip
         check_all(*checks, *own)
         # It counts the steps of both ramps, which only good ones have.
@@ -123,6 +123,30 @@ class RunConfig:
                 "engine.overlap_param_gather=true with model.vision: a rank that reads no image in a step would not "
                 "wait for the resampler's weights.",
                 "Set engine.overlap_param_gather=false.",
+            )
+
+    def _validate_going_back(self) -> None:
+        """Going back wants a checkpoint to go back to, and samples that are alike wherever they are read."""
+        limits, checkpoint = self.resilience, self.checkpoint
+        if not limits.may_go_back:
+            return
+        key = "on_nonfinite" if limits.on_nonfinite is Remedy.go_back else "on_spike"
+        if not checkpoint.every:
+            raise ConfigError(
+                f"resilience.{key}=go_back with checkpoint.every=0: there is no checkpoint to go back to.",
+                "Set checkpoint.every to the steps between checkpoints.",
+            )
+        if 0 < checkpoint.keep < limits.go_back_checkpoints:
+            raise ConfigError(
+                f"resilience.go_back_checkpoints={limits.go_back_checkpoints}, but checkpoint.keep={checkpoint.keep} "
+                "leaves fewer.",
+                f"Set checkpoint.keep={limits.go_back_checkpoints} or more.",
+            )
+        if self.training.length_ramp:
+            raise ConfigError(
+                f"resilience.{key}=go_back with training.length_ramp: the samples after those that are passed over "
+                "have the length of other steps.",
+                f"Set resilience.{key}=skip or stop, or training.length_ramp=[].",
             )
 
     def _validate_kernels(self) -> None:

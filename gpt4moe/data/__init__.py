@@ -32,6 +32,7 @@
     batch.py        Batch: one micro-batch of a rank
     check.py        data of a run: present, fitting, identity
     loader.py       build_data: streams, micro-batches of a rank
+    passed_over.py  samples that a run went back from and does not read
     prefetch.py     the next step's batches, made in a thread
 
 All but batch.py, loader.py, lookup.py, prefetch.py and preprocess.py run without torch. Called by training, inference

@@ -15,6 +15,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.overview import overview
+from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
 from gpt4moe.data.progress import byte_bar
 from gpt4moe.data.register import register
 from gpt4moe.data.shards import restore
@@ -44,6 +45,12 @@ def _run(overrides: list[str]) -> RunConfig:
     return load_run_config(overrides if is_named else [*overrides, "run.name=mixture"])
 
 
+def passed_over_by(run: RunConfig) -> PassedOver:
+    """What the run of this name has passed over (resilience.on_nonfinite=go_back). Raises: DataError."""
+    found = read_gone_back(Path(run.run.root) / run.run.name)
+    return found[0] if found else NOTHING
+
+
 def _show(words: list[str]) -> Answer:
     return Answer(overview(_run(words)))
 
@@ -59,7 +66,7 @@ def _sample(words: list[str]) -> Answer:
     checked = check_data(run, is_new=False)
     origin, tokens = origin_of(run, checked, int(words[0]))
     facts = dataclasses.asdict(origin)
-    after = run.step_sizes.samples(run.training.steps)
+    after = passed_over_by(run).position(run.step_sizes.samples(run.training.steps))
     facts["is_beyond_end"] = int(words[0]) >= after
     assert checked.tokenizer is not None
     text = load_tokenizer(checked.tokenizer).decode(tokens)
@@ -76,7 +83,9 @@ def _step(words: list[str]) -> Answer:
         raise ConfigError("step wants a number from 1.", "Write: mixture.py step 20 +experiment=tiny")
     run, step = _run(words[1:]), int(words[0])
     sizes = run.step_sizes
-    first, after = sizes.samples(step - 1), sizes.samples(step)
+    skipped = passed_over_by(run)
+    first = skipped.position(sizes.samples(step - 1))
+    after = first + sizes.at_step(step).global_batch_size
     facts = {"step": step, "first_sample": first, "last_sample": after - 1, "samples": after - first}
     facts["is_beyond_end"] = step > run.training.steps
     beyond = f"; training.steps={run.training.steps} ends before, a longer run would" if facts["is_beyond_end"] else ""

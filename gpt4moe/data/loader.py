@@ -2,7 +2,8 @@
 
     n --mixture--> (source, epoch, position) --permutation--> index --packed_sample--> TokenSample --stack--> Batch
 
-Nothing here has state. `consumed_samples` alone determines the next samples; it is the whole data state of a run.
+Nothing here has state. `consumed_samples` alone determines the next samples; it is the whole data state of a run, but
+for one that went back and passes over samples (passed_over.py).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from gpt4moe.data.blend import parts_of
 from gpt4moe.data.check import CheckedData, check_data
 from gpt4moe.data.mixture import WHOLE, Draw, Draws, Phase, PhasedMixture, names_of
 from gpt4moe.data.mock_images import MockImages
+from gpt4moe.data.passed_over import NOTHING, PassedOver
 from gpt4moe.data.permutation import Permutation, PieceOrder
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
@@ -134,9 +136,14 @@ class Data:
     tokenizer: Path | None
     source_names: list[str]
 
-    def consumed_per_source(self, consumed_samples: int) -> dict[str, int]:
-        """Training samples of each source among the first `consumed_samples`."""
-        return self.train.samples.consumed(consumed_samples)
+    def consumed_per_source(self, consumed_samples: int, passed_over: PassedOver = NOTHING) -> dict[str, int]:
+        """Training samples of each source among the first `consumed_samples` that were read."""
+        consumed, position = self.train.samples.consumed, passed_over.position(consumed_samples)
+        found = consumed(position)
+        for first, samples in passed_over.before(position).windows:
+            begun, ended = consumed(first), consumed(first + samples)
+            found = {name: count - ended[name] + begun[name] for name, count in found.items()}
+        return found
 
 
 def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:

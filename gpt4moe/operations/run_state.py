@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt4moe.errors import LaunchError
-from gpt4moe.runlog.events_log import EVENTS_FILE, Event, last_sign_of_life
+from gpt4moe.runlog.events_log import EVENTS_FILE, WENT_BACK, Event, last_sign_of_life
 from gpt4moe.runlog.metrics_log import METRICS_FILE
 from gpt4moe.runlog.run_files import holder, is_at_work, process_began
 from gpt4moe.runlog.waits import START_UP, Idle, idle_since, longest_waits
@@ -101,7 +101,8 @@ def state_of(
         return "waiting", ""
     if is_at_work(folder):
         return "running", ""
-    stop = next((event for event in reversed(events) if event["event"] in ("start", "stop")), None)
+    ends = [it for it in events if it["event"] == "start" or (it["event"] == "stop" and it["reason"] != WENT_BACK)]
+    stop = ends[-1] if ends else None
     if stop is not None and stop["event"] == "stop":
         if stop["is_error"]:
             return "failed", stop["reason"]

@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import yaml
 
+from gpt4moe.checkpoint.health import SUSPECT, reasons
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.operations.run_state import IDENTITY_FILE, activity, job_of, last_jobs, state_of
 from gpt4moe.runlog import slurm_queue
 from gpt4moe.runlog.alerts import FiredAlert, Stalled, failing_alerts
 from gpt4moe.runlog.dashboard import dashboard_of
-from gpt4moe.runlog.events_log import EVENTS_FILE, Event, last_sign_of_life, own_events, scan_events
+from gpt4moe.runlog.events_log import EVENTS_FILE, WENT_BACK, Event, last_sign_of_life, own_events, scan_events
 from gpt4moe.runlog.goodput import Goodput, goodput
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
@@ -61,6 +62,10 @@ class RunStatus:
     eta_seconds: float | None = None
     """Remaining time at the speed of the last launch, its pauses included; only while the run runs or waits."""
     restarts: int = 0
+    went_back: list[str] = field(default_factory=list)
+    """A sentence for each time that the run went back to an earlier checkpoint."""
+    suspect: list[str] = field(default_factory=list)
+    """A sentence for each suspect checkpoint."""
     last_seen: float | None = None
     """Seconds since 1970 of the last step or event."""
     account: Goodput | None = None
@@ -170,7 +175,17 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
         loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
         tokens_per_second=_speed(records),
         eta_seconds=_eta(folder, events, records, last_seen, total) if state in ("running", "waiting") else None,
-        restarts=max(0, len(starts) - 1, len(list(folder.glob("starts/*.yaml"))) - 1),
+        restarts=max(0, len(starts) - 1 - _count_back(events), len(list(folder.glob("starts/*.yaml"))) - 1),
+        went_back=[
+            f"step {it['step']} went back to step {it['to_step']}, {it['samples']} samples passed over: {it['cause']}"
+            for it in events
+            if it["event"] == "go_back"
+        ],
+        suspect=[
+            f"{path.parent.name}: {reason}"
+            for path in sorted(folder.glob(f"checkpoints/step-*/{SUSPECT}"))
+            for reason in reasons(path.parent)
+        ],
         last_seen=last_seen or None,
         alerts=alerts,
         is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
@@ -179,6 +194,10 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
             waiting_until=now if state == "waiting" else None,
         ),
     )  # fmt: skip
+
+
+def _count_back(events: list[Event]) -> int:
+    return sum(event["event"] == "stop" and event["reason"] == WENT_BACK for event in events)
 
 
 def _gaps(records: list[Record]) -> list[str]:

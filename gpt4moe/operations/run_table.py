@@ -74,6 +74,10 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     yield runs_table([run], now)
     for alert in run.alerts:
         yield Text(f"alert: {alert.name}: {alert.text}", style="bold red")
+    for told in run.went_back:
+        yield Text(_printable(told), style="yellow")
+    for doubt in run.suspect:
+        yield Text(_printable(f"suspect checkpoint: {doubt}"), style="yellow")
     for wrong in run.wrong:
         yield Text(_printable(f"damaged: {wrong}"), style="bold red")
     yield ""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gpt4moe.planner.communication import Traffic
+from gpt4moe.runlog.events_log import WENT_BACK
 from gpt4moe.runlog.goodput import CAUSES, PRODUCTIVE, Goodput
 
 MEANING = {
@@ -79,10 +80,11 @@ def goodput_section(account: Goodput) -> str:
         f"<td>{seconds / account.wall_seconds:.1%}</td><td>{CAUSES[cause]}</td></tr>"
         for cause, seconds in shown
     )
-    restarts = len(account.attempts) - 1
+    restarts, went_back = account.restarts, sum(attempt.end == WENT_BACK for attempt in account.attempts)
+    told = f", {went_back} going{'' if went_back == 1 else 's'} back" if went_back else ""
     return (
         f'<p class="verdict"><b>Goodput {account.share:.1%}</b>: {account.seconds[PRODUCTIVE]:,.1f} s of steps that '
-        f"count in {account.wall_seconds:,.1f} s, {restarts} restart{'' if restarts == 1 else 's'}.</p>"
+        f"count in {account.wall_seconds:,.1f} s, {restarts} restart{'' if restarts == 1 else 's'}{told}.</p>"
         f'<div role="img" aria-label="Wall time by cause" style="display:flex;height:18px;margin:14px 0;'
         f'border-radius:6px;overflow:hidden">{parts}</div>'
         f'<div class="table"><table><tbody>{rows}</tbody></table></div>'

@@ -23,6 +23,8 @@ from gpt4moe.runlog.metrics_log import METRICS_FILE
 logger = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.jsonl"
+WENT_BACK = "went_back"
+"""Reason of a stop after which the same process goes on, from an earlier checkpoint: the next event is a start."""
 
 Event = dict[str, Any]
 Check = Callable[[Any], bool]
@@ -110,9 +112,14 @@ EVENTS: dict[str, EventKind] = {
         meaning="a step's loss or gradient norm was not finite, or a spike; action: skip, or go_on",
         needs={"step": _count, "action": _text, "cause": _text}, may_have={},
     ),
+    "go_back": EventKind(
+        meaning="the run goes on from the checkpoint of to_step, without so many samples from there on, because of the "
+        "numbers of step",
+        needs={"step": _count, "to_step": _count, "samples": _count, "cause": _text}, may_have={},
+    ),
     "stop": EventKind(
-        meaning="the launch ended and said so; reason: finished, a signal's name, or an error's class; cause in words, "
-        "where it is known",
+        meaning="the launch ended and said so; reason: finished, a signal's name, went_back (the process goes on), or "
+        "an error's class; cause in words, where it is known",
         needs={"step": _count, "reason": _text, "is_error": _flag}, may_have={"cause": _maybe(_text)},
     ),
 }  # fmt: skip

@@ -13,14 +13,14 @@ of all causes add up to the wall time: `other` is what is left of a launch, and 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gpt4moe.runlog.events_log import PAUSES, Event, own_events, written_at
+from gpt4moe.runlog.events_log import PAUSES, WENT_BACK, Event, own_events, written_at
 from gpt4moe.runlog.metrics import Record
 
 PRODUCTIVE = "productive"
 CAUSES: dict[str, str] = {
     PRODUCTIVE: "steps that count",
     "start_up": "from the job's start to the first step: imports, groups, data, loading",
-    "redone": "steps lost to a kill and done again",
+    "redone": "steps lost to a kill, or gone back from, and done again",
     "checkpoint": "training waited for a checkpoint",
     "evaluation": "loss on held-out text, evaluation tasks",
     "sampling": "texts of training.sample_prompts",
@@ -48,7 +48,8 @@ class Attempt:
     last_step: int
     """The last step it did."""
     end: str
-    """finished, a signal, an error's class; `killed`: no stop event; `running`."""
+    """finished, a signal, an error's class; `went_back`: the process went on from an earlier checkpoint; `killed`: no
+    stop event; `running`."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By cause; queue and down are the time before this launch. Steps are counted only in Goodput."""
 
@@ -61,6 +62,11 @@ class Goodput:
     seconds: dict[str, float]
     """By cause, every one of CAUSES; they add up to wall_seconds."""
     attempts: list[Attempt]
+
+    @property
+    def restarts(self) -> int:
+        """Launches after the first; a run that went back in one process was not launched again."""
+        return sum(attempt.end != WENT_BACK for attempt in self.attempts[:-1])
 
     @property
     def share(self) -> float:

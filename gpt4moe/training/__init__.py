@@ -10,6 +10,8 @@ watch.py            the policy of a run: not finite, a spike, or well
 update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    learning rate of a step, by schedule
 launch.py           load, check, report: before torch
+gone_back.py        the record of a run's goings back, and what stands of its checkpoints
+go_back.py          the end of a loop at a step that went wrong: suspect checkpoints, going back
 resume.py           the checkpoint that a launch continues
 state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
@@ -17,6 +19,7 @@ replicas.py         are copies on several ranks bitwise equal?
 run_folder.py       identity, frozen config, lock
 encoder_files.py    an encoder's files as part of the identity
 checkpointing.py    the engine's state <-> a checkpoint folder
+finite.py           is all that a checkpoint would get finite?
 pieces.py           what a rank writes of it
 callback.py         Callback, its order, best_effort
 build.py            a checked launch -> Trainer

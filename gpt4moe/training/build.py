@@ -1,6 +1,7 @@
 """A checked launch and live process groups -> the Trainer: data, model, engine, callbacks, in this order."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from gpt4moe.checkpoint.base import reference
 from gpt4moe.checkpoint.retention import keep_for
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.loader import build_data
+from gpt4moe.data.loader import Data, build_data
 from gpt4moe.errors import LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.agreement import raise_together
@@ -30,7 +31,7 @@ from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.launch import Launch
 from gpt4moe.training.loop import Trainer
-from gpt4moe.training.resume import find_source, load_source
+from gpt4moe.training.resume import Source, find_source, load_source, passed_over
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext, TrainState
 from gpt4moe.training.step import StepRunner
@@ -50,6 +51,7 @@ def build_trainer(
     signals: SignalNotes,
     write_report: Callable[[Path], Path],
     probes: Sequence[Probe] = (),
+    before: TrainingContext | None = None,
 ) -> Trainer:
     """Locks the run folder, builds data, model and engine, and loads the checkpoint to go on from. Collective.
 
@@ -58,36 +60,35 @@ def build_trainer(
         signals: noted from the loop's start on.
         write_report: draws the report of a run folder; an argument, so that nothing that trains imports the planner.
         probes: what the model is asked between steps.
+        before: of a run that goes back (training.go_back): its data and its engine are taken as they stand.
 
     Raises: Gpt4MoeError on every rank when any rank raises one (a folder in use, another identity, a damaged
         checkpoint).
     """
-    launch = with_encoder_files(launch, groups)
     run, folder = launch.run, launch.folder
-    with raise_together(groups):
-        data = build_data(run, launch.data)
-    _log_data(launch)
-    _take_folder(launch, groups)
+    data = before.data if before else _open(launch, groups)
+    left = passed_over(folder, groups)
     with raise_together(groups):
         source = find_source(run, folder, data, latest)
         if source and source.base is not None and groups.is_first_rank:
-            keep_for(
-                source.base.folder, folder.path
-            )  # before minutes of building, in which its own run might delete it
+            # Before minutes of building, in which its own run might delete it.
+            keep_for(source.base.folder, folder.path)
     state = source.state if source else TrainState()
-    events, history = Events(), History()
+    state.passed_over = left or state.passed_over
+    events, history = Events(began=time.time() if before else None), History()
     # Before the model, which may run out of memory: the limit on restarts (resilience.restarts) and the account of the
     # run's time (runlog.goodput) count launches by what is written here.
     with raise_together(groups), _writable(folder):
         if groups.is_first_rank:
-            folder.record_start(run, job=launch.job, layout=groups.layout, first_step=state.step + 1)
+            if before is None:
+                folder.record_start(run, job=launch.job, layout=groups.layout, first_step=state.step + 1)
             history = History.read(folder)
             events.begin(launch, groups.layout, history, resumed_step=state.step)
     signals.before_leaving = events.left
     with events.ended_by_errors():
-        loaded = frozenset((*source.selection.loaded, *source.frozen) if source else ())
-        engine = ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
+        engine = before.engine if before else _build_engine(run, groups, source)
         if source:
+            engine.finish_update()
             load_source(source, engine, groups)
         logger.info("%s", describe(run.model, run.stage))
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
@@ -102,6 +103,21 @@ def build_trainer(
             base=reference(source.base.folder) if source and source.base else None,
         )
         return Trainer(context, build_callbacks(events, signals, write_report, probes), history)
+
+
+def _open(launch: Launch, groups: ProcessGroups) -> Data:
+    """The data; the run folder is locked. Collective."""
+    launch = with_encoder_files(launch, groups)
+    with raise_together(groups):
+        data = build_data(launch.run, launch.data)
+    _log_data(launch)
+    _take_folder(launch, groups)
+    return data
+
+
+def _build_engine(run: RunConfig, groups: ProcessGroups, source: Source | None) -> Engine:
+    loaded = frozenset((*source.selection.loaded, *source.frozen) if source else ())
+    return ENGINES[run.engine.kind](build_model(run, groups, loaded=loaded), run, groups)
 
 
 def build_callbacks(

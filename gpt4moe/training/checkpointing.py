@@ -7,7 +7,7 @@ load   CheckpointReader --model.weights.load_weights--> masters, states, buffers
 import logging
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from gpt4moe.checkpoint.health import mark
 from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import step_folder
@@ -30,6 +31,7 @@ from gpt4moe.model.weights import load_weights
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import Engine
+from gpt4moe.training.finite import require_finite
 from gpt4moe.training.pieces import owned_pieces
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
@@ -108,8 +110,8 @@ class Saver:
 
         Args:
             staged: copy the state to host memory first, so that training may go on. False: call `wait` next.
-        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, or any rank cannot
-            continue after this step.
+        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, any rank cannot
+            continue after this step, or its state is not finite.
         """
         self.wait(context.groups)
         context.engine.finish_update()  # a run may end after a checkpoint
@@ -117,9 +119,12 @@ class Saver:
         folder = step_folder(context.folder.checkpoints, state.step)
         with raise_together(groups):
             context.refuse()
-            if groups.is_first_rank:
-                _make_empty(folder)
         pieces = owned_pieces(context.engine, groups, adapters_alone=run.model.lora is not None)
+        require_finite(pieces, context)
+        with raise_together(groups):
+            if groups.is_first_rank:
+                _make_empty(folder, context.suspicions)
+        context.suspicions.clear()
         self.save = Save(
             SaveJob(
                 folder=folder,
@@ -187,13 +192,15 @@ def _forget_cuda_error() -> None:
         torch.zeros(1, device="cuda").add_(1)
 
 
-def _make_empty(folder: Path) -> None:
-    """Makes a new folder; removes what a killed save left there."""
+def _make_empty(folder: Path, suspicions: Sequence[str]) -> None:
+    """Makes a new folder, with the reasons why its checkpoint is suspect; removes what a killed save left there."""
     if (folder / NAME).exists():
         raise CheckpointError(f"{folder} holds a checkpoint already.", "Move it away: the run did not start from it.")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        for reason in suspicions:
+            mark(folder, reason)
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be made: {error.strerror}.",
@@ -207,7 +214,7 @@ def manifest_of(context: TrainingContext) -> Manifest:
     return Manifest(
         step=state.step,
         consumed_samples=state.consumed_samples,
-        consumed_per_source=context.data.consumed_per_source(state.consumed_samples),
+        consumed_per_source=context.data.consumed_per_source(state.consumed_samples, state.passed_over),
         optimizer_step=state.optimizer_step,
         run_id=context.folder.run_id,
         identity=identity_of(run, context.data.identity),
@@ -218,6 +225,7 @@ def manifest_of(context: TrainingContext) -> Manifest:
         tensor_names=stored_names(run.model),
         base=context.base,
         recent=asdict(state.recent) if run.resilience.needs_numbers else None,
+        passed_over=state.passed_over.as_lists() or None,
     )
 
 

@@ -9,11 +9,13 @@ from contextlib import closing
 
 from gpt4moe.data.batch import Batch
 from gpt4moe.data.prefetch import Prefetch
+from gpt4moe.errors import DivergenceError
 from gpt4moe.moe.statistics import routing_metrics
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
 from gpt4moe.training.callback import Callback, History, best_effort, check_order
+from gpt4moe.training.go_back import end_of_divergence, suspect_before
 from gpt4moe.training.images import own_micro_batches
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
@@ -42,7 +44,8 @@ class Trainer:
     def fit(self) -> None:
         """Trains to the end of this launch. Collective.
 
-        Raises: the same on every rank: DivergenceError, CheckpointError, or an error of a callback's on_start.
+        Raises: the same on every rank: GoBack, when the run goes on from an earlier checkpoint by another Trainer;
+            DivergenceError, CheckpointError, or an error of a callback's on_start.
         """
         context = self.context
         try:
@@ -62,6 +65,9 @@ class Trainer:
             for callback in self.callbacks:
                 with best_effort(f"{type(callback).__name__} at the end"):
                     callback.on_end(context)
+        except DivergenceError as error:
+            end_of_divergence(context, error)
+            raise
         finally:
             for callback in reversed(self.callbacks):
                 with best_effort(f"closing {type(callback).__name__}"):
@@ -72,7 +78,7 @@ class Trainer:
         context, training = self.context, self.context.run.training
         size = self.sizes.at_sample(consumed_samples).global_batch_size
         return context.data.train.micro_batches(
-            consumed_samples,
+            context.state.passed_over.position(consumed_samples),
             global_batch_size=size,
             micro_batch_size=training.micro_batch_size,
             dp=context.groups.layout.dp,
@@ -83,7 +89,11 @@ class Trainer:
     def _tell(self, done: StepOutcome) -> None:
         """Of a step that is not as those before: a warning and an event."""
         state, what = self.context.state, "updated all the same" if done.is_updated else "update skipped"
-        logger.warning("step %d: %s: %s", state.step, what, done.verdict.cause)
+        told = f"step {state.step}: {what}: {done.verdict.cause}"
+        logger.warning("%s", told)
+        self.context.suspicions.append(told)
+        if not done.is_updated:
+            suspect_before(self.context, state.step, told)
         if self.context.events is not None:
             action, cause = done.verdict.action.value, done.verdict.cause
             self.context.events.write("numbers", step=state.step, action=action, cause=cause)
@@ -98,7 +108,8 @@ class Trainer:
         with raise_together(context.groups):  # each rank reads samples and decodes images that others do not
             batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
-        after = self.sizes.tokens(state.step + 1)
+        passed_over = state.passed_over.position(following) - following
+        after = self.sizes.tokens(state.step + 1) + passed_over * span.seq_length
         phase = sum(phase.from_tokens < after for phase in run.data.phases)
         state.recent.begin(f"{span.seq_length} tokens, phase {phase}")
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy)

@@ -17,6 +17,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.loader import Data
+from gpt4moe.data.passed_over import PassedOver
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError
 from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
@@ -24,6 +25,7 @@ from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
+from gpt4moe.training.gone_back import latest_saved, settle, suspicion
 from gpt4moe.training.run_folder import ENCODER, RunFolder, comparable, identity_of, refuse_other_identity
 from gpt4moe.training.state import TrainState
 
@@ -52,11 +54,33 @@ class Source:
 
 
 def latest_step(folder: RunFolder, groups: ProcessGroups) -> int:
-    """Step of the run folder's latest checkpoint, the same on every rank; 0 for none. Collective.
+    """Step of the checkpoint that the run goes on from, the same on every rank; 0 for none. Collective.
 
     Only rank 0 looks: a shared file system may show another rank an older list of files.
+
+    Raises: Gpt4MoeError on every rank when the record of the run's goings back is damaged.
     """
-    return broadcast_int(max(committed_steps(folder.checkpoints), default=0), groups)
+    latest = 0
+    with raise_together(groups):
+        if groups.is_first_rank:
+            latest = latest_saved(folder.path)
+    return broadcast_int(latest, groups)
+
+
+def passed_over(folder: RunFolder, groups: ProcessGroups) -> PassedOver | None:
+    """The samples that the run went back from; None: it never did. The checkpoints of these steps are renamed. Only
+    rank 0 looks. Collective, run folder locked.
+
+    Raises: Gpt4MoeError on every rank (gone_back.settle).
+    """
+    found = None
+    with raise_together(groups):
+        if groups.is_first_rank:
+            found = settle(folder.path)
+    flat = [number for window in found.as_lists() for number in window] if found else []
+    count = broadcast_int(len(flat), groups)
+    flat = [broadcast_int(number, groups) for number in flat or [0] * count]
+    return PassedOver.of(list(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
 
 def step_back(error: Gpt4MoeError, folder: RunFolder, latest: int, groups: ProcessGroups) -> bool:
@@ -124,7 +148,7 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     if whole:
         state = TrainState(
             step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples,
-            recent=Recent(**(manifest.recent or {})),
+            recent=Recent(**(manifest.recent or {})), passed_over=PassedOver.of(manifest.passed_over or []),
         )  # fmt: skip
     return Source(
         reader=reader,
@@ -145,6 +169,9 @@ def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:
         fill(source.base, engine, groups, weights_only=True, names=frozenset(source.frozen))
         logger.info("loaded the frozen weights of %s", source.base.folder)
     fill(source.reader, engine, groups, weights_only=not source.is_whole, names=names)
+    doubt = suspicion(source.reader.folder)
+    if source.is_whole and doubt:
+        logger.warning("%s is suspect: %s", source.reader.folder, doubt)
     what = "everything" if source.is_whole else f"weights, {source.selection.describe()}"
     logger.info("loaded %s: %s", source.reader.folder, what)
     engine.finish_load(source.state.optimizer_step)

@@ -1,11 +1,12 @@
 """TrainState: the counters that a step advances. TrainingContext: what the loop and its callbacks use."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
+from gpt4moe.data.passed_over import PassedOver
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.resilience.recent import Recent
@@ -26,7 +27,9 @@ class TrainState:
     optimizer_step: int = 0
     """Updates made: steps without the skipped ones. Adam's bias correction counts these."""
     consumed_samples: int = 0
-    """Training samples used. The data needs no other state."""
+    """Training samples used. With `passed_over`, the data needs no other state."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Samples of the order that are not read, because the run went back from them (training.gone_back)."""
     recent: Recent = field(default_factory=Recent)
     """Numbers of the steps before, by which the policy judges the next (training.watch)."""
 
@@ -55,6 +58,10 @@ class TrainingContext:
     """The open events.jsonl, on rank 0."""
     samples: list[StepLine] = field(default_factory=list)
     """Texts of training.sample_prompts that wandb has not got yet, on rank 0."""
+    suspicions: list[str] = field(default_factory=list)
+    """Of the steps since the last checkpoint: those that were skipped, or a spike. They make the next one suspect."""
+    finish_save: Callable[[], None] = lambda: None
+    """Waits until a save under way has ended. Collective. Raises: Gpt4MoeError on every rank when it has failed."""
     waits: Waits = field(default_factory=Waits)
     """What training waits for at the moment, so that alerts can tell a long save from a hang."""
 

@@ -2,7 +2,7 @@
 
     zero gradients -> pipeline schedule -> reduce -> gradient norm -> verdict -> clip -> update -> routers' buffers
                                               |                          |
-                                        after_reduce            skip: nothing moves; stop: raises
+                                        after_reduce            skip: nothing moves; stop, go_back: raise
 
 The verdict is given by a policy. It sees numbers that are equal on every rank, so every rank gives the same verdict.
 """
@@ -15,7 +15,7 @@ from math import isfinite
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
-from gpt4moe.errors import DivergenceError
+from gpt4moe.errors import DivergenceError, GoBack
 from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.step import StepResult, StepRunner
 
@@ -38,6 +38,8 @@ class Action(Enum):
     """Clip and update."""
     skip = "skip"
     """Leave weights, moments and routers' buffers as they are; training goes on with the next step."""
+    go_back = "go_back"
+    """End the loop on every rank, and go on from an earlier checkpoint; weights and moments stay as they are."""
     stop = "stop"
     """End the run on every rank; weights, moments and buffers stay as they are."""
 
@@ -52,6 +54,7 @@ class Verdict:
 
 
 GO_ON = Verdict(Action.go_on)
+_ENDS = {Action.stop: DivergenceError, Action.go_back: GoBack}
 Policy = Callable[[StepNumbers, RunConfig], Verdict]
 
 
@@ -84,7 +87,7 @@ class StepOutcome:
     learning_rate: float
     """Of this step's update, whether it was made or skipped."""
     verdict: Verdict
-    """Go on or skip; a stop raises."""
+    """Go on or skip; the others raise."""
     forward_backward_seconds: float
     optimizer_seconds: float
     """From the end of the schedule to the end of the update."""
@@ -113,7 +116,7 @@ def train_step(
         policy: gives the verdict, by the same numbers on every rank.
         after_reduce: called when the reduced gradients are ready in engine.owned(), not clipped yet.
         update: replaces the optimizer's update (engine.update); gets the learning rate.
-    Raises: DivergenceError on every rank when the verdict is to stop.
+    Raises: DivergenceError on every rank when the verdict is to stop; GoBack, which is one, when it is to go back.
     """
     run, engine = runner.run, runner.engine
     times = [time.perf_counter()]
@@ -124,8 +127,10 @@ def train_step(
         after_reduce()
     norm = engine.norm()
     verdict = policy(StepNumbers(step=step, loss=result.loss, grad_norm=norm), run)
-    if verdict.action is Action.stop:
-        raise DivergenceError(verdict.cause, verdict.cure)
+    if verdict.action in _ENDS:
+        ending = _ENDS[verdict.action](verdict.cause, verdict.cure)
+        ending.step = step
+        raise ending
     rate = learning_rate(step, run.optimizer.lr, run.schedule)
     if verdict.action is Action.go_on:
         engine.clip(norm)

@@ -29,6 +29,9 @@ class Watch:
         limits, recent = run.resilience, self.recent
         if remedy is Remedy.stop:
             return self._stop(numbers, run, what)
+        if remedy is Remedy.go_back:
+            plain = stop(numbers, run, what)  # its words are for a run that cannot go back
+            return Verdict(Action.go_back, plain.cause, plain.cure)
         if remedy is Remedy.go_on:
             recent.take(numbers.loss, numbers.grad_norm, limits.spike_window)
             return Verdict(Action.go_on, what)
@@ -44,10 +47,12 @@ class Watch:
         limits = run.resilience
         if not isfinite(numbers.loss + numbers.grad_norm):
             keys = (
-                "resilience.on_nonfinite=skip" if limits.on_nonfinite is Remedy.stop else "resilience.max_skips higher"
+                "resilience.on_nonfinite=skip or go_back"
+                if limits.on_nonfinite is Remedy.stop
+                else "resilience.max_skips higher"
             )
         elif limits.on_spike is Remedy.stop:
-            keys = "resilience.on_spike=skip or go_on, or resilience.spike_deviations higher"
+            keys = "resilience.on_spike=go_back, skip or go_on, or resilience.spike_deviations higher"
         else:
             keys = "resilience.on_spike=go_on, or resilience.spike_deviations or max_skips higher"
         return Verdict(verdict.action, verdict.cause, f"{verdict.cure} Or set {keys}.")

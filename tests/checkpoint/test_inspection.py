@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpt4moe.checkpoint import index
+from gpt4moe.checkpoint.health import mark
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.checkpoint.retention import step_folder
 from tests.checkpoint.builders import dealt, flip_bit, state, write_checkpoint
@@ -58,9 +59,18 @@ def test_ls_says_what_there_is_without_looking_into_files(inspect: Any, run_fold
     status, out, _ = inspect("ls", run_folder)
     assert status == 0
     head, *rows = [line.split() for line in out.splitlines()]
-    assert head == ["STEP", "SAVED", "SIZE", "FILES", "SAMPLES", "LAYOUT"]
+    assert head == ["STEP", "SAVED", "HEALTH", "SIZE", "FILES", "SAMPLES", "LAYOUT"]
     assert [(row[0], row[-2:]) for row in rows[:2]] == [("10", ["3", "ranks"]), ("20", ["1", "ranks"])]
     assert rows[2] == ["30", "uncommitted"]
+
+
+def test_ls_and_show_say_which_checkpoint_is_suspect_and_why(inspect: Any, run_folder: Path) -> None:
+    mark(step_folder(run_folder / "checkpoints", 20), "step 17 was a spike")
+    _, out, _ = inspect("ls", run_folder)
+    assert [line.split()[2] for line in out.splitlines()[1:3]] == ["healthy", "suspect"]
+    assert out.splitlines()[-1] == "step 20 is suspect: step 17 was a spike"
+    assert "health      suspect: step 17 was a spike" in inspect("show", run_folder)[1]
+    assert inspect("verify", run_folder)[0] == 0
 
 
 def test_ls_names_a_damaged_manifest(inspect: Any, run_folder: Path) -> None:

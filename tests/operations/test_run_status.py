@@ -15,7 +15,7 @@ from rich.console import Console
 from gpt4moe.errors import LaunchError
 from gpt4moe.operations.run_state import named_run, run_folders
 from gpt4moe.operations.run_status import statuses
-from gpt4moe.operations.run_table import ago, runs_table
+from gpt4moe.operations.run_table import ago, run_details, runs_table
 from gpt4moe.runlog.events_log import EventsLog
 from tests.operations.some_run import NOW, a_run, command, line, status
 
@@ -36,6 +36,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ({"reason": "SIGTERM", "is_error": False}, "stopped", "SIGTERM"),
         ({"reason": "DivergenceError", "is_error": True}, "failed", "DivergenceError"),
         ({"reason": "finished", "is_error": False}, "finished", ""),
+        ({"reason": "went_back", "is_error": False}, "killed", ""),
         (None, "killed", ""),
     ],
 )
@@ -248,3 +249,24 @@ def test_the_tool_refuses_with_2_and_two_lines(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 2)
     assert tool("show").returncode == 2
     assert "show wants one run" in tool("show").stderr
+
+
+def test_show_tells_each_going_back_and_each_suspect_checkpoint(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "x", stop={"reason": "went_back", "is_error": False})
+    with EventsLog(folder / "events.jsonl") as log:
+        log.write("go_back", at=NOW - 41, step=4, to_step=2, samples=24, cause="Step 4 has loss nan.")
+        log.write(
+            "start", at=NOW - 40, run="x", job=None, submitted=None, job_started=None, ranks=1, layout="1 rank",
+            total_steps=10, resumed_step=2, redone_steps=1, redone_seconds=2.0, last_sign_of_life=None,
+        )  # fmt: skip
+        log.write("stop", at=NOW - 20, step=4, reason="finished", is_error=False)
+    (folder / "checkpoints" / "step-00000003").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000003" / "suspect.json").write_text('{"reasons": ["step 3: a spike"]}')
+    found = status(folder)
+    assert (found.state, found.restarts) == ("finished", 0)
+    stream = io.StringIO()
+    for part in run_details(found, NOW):
+        Console(file=stream, width=200).print(part)
+    assert "step 4 went back to step 2, 24 samples passed over: Step 4 has loss nan." in stream.getvalue()
+    assert "suspect checkpoint: step-00000003: step 3: a spike" in stream.getvalue()
+    assert found.account is not None and [it.end for it in found.account.attempts] == ["went_back", "finished"]

@@ -13,7 +13,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_a_better_rate_goes_on(tm
     folder = tmp_path / "x"
     assert train(folder, *TEN, "training.steps=5")[0].status == 0
     saved = contents(folder / "checkpoints")
-    ended = train(folder, *TEN, "optimizer.lr=1e30", "parallel.tp=2", ranks=2)
+    ended = train(folder, *TEN, "optimizer.lr=1e30", "parallel.tp=2", "resilience.suspect_steps=0", ranks=2)
     assert [rank.status for rank in ended] == [1, 1]
     cause, cure = ended[0].err.splitlines()
     assert "Step 7 has loss" in cause and "nan" in cause and "optimizer.lr=1e+30" in cure
@@ -26,6 +26,17 @@ def test_a_loss_that_is_not_finite_stops_every_rank_and_a_better_rate_goes_on(tm
     assert written[4].pop("eval_loss") > 0
     assert written == metrics(whole_run)
     assert saved_state(folder, 10) == saved_state(whole_run, 10)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    """The numbers of a step come before its update: the loss of step 1 and its gradient norm are finite."""
+    folder, words = tmp_path / "x", ("optimizer.lr=1e39", "schedule.warmup_steps=0", "checkpoint.every=1")
+    ended = train(folder, *words, "parallel.pp=2", ranks=2)
+    assert [rank.status for rank in ended] == [1, 1]
+    cause, cure = ended[0].err.splitlines()
+    assert "After the update of step 1, weight/" in cause and "not finite; nothing was saved" in cause
+    assert "optimizer.lr=1e+39" in cure and ended[1].err == ""
+    assert not list(folder.glob("checkpoints/*")) and [record["step"] for record in metrics(folder)] == [1]
 
 
 @pytest.mark.parametrize("after_step", [2, 4])  # the next step has a checkpoint, or not

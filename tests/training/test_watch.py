@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 import pytest
 
+from gpt4moe.checkpoint.health import reasons
+from gpt4moe.checkpoint.retention import healthy_steps
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.resilience import MIN_STEPS, Remedy, ResilienceConfig
 from gpt4moe.errors import ConfigError
@@ -79,11 +81,26 @@ def test_a_stop_names_the_keys_that_let_the_run_go_on(before: int) -> None:
         ({"spike_window": MIN_STEPS - 1}, "spike_window=15"),
         ({"spike_deviations": nan}, "spike_deviations=nan"),
         ({"max_skips": 0}, "max_skips=0"),
+        ({"go_back_checkpoints": 0}, "go_back_checkpoints=0"),
+        ({"suspect_steps": -1}, "suspect_steps=-1"),
     ],
 )
 def test_limits_that_mean_nothing_are_refused(wrong: dict[str, object], cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         ResilienceConfig(**wrong).validate()
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (["checkpoint.every=0"], "no checkpoint to go back to"),
+        (["resilience.go_back_checkpoints=4"], "checkpoint.keep=3 leaves fewer"),
+        (["training.length_ramp=[{seq_length: 16, until_step: 2}]"], "training.length_ramp"),
+    ],
+)
+def test_going_back_where_it_cannot_work_is_refused(words: list[str], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        load_run_config([*SMALL, "run.name=x", "checkpoint.every=5", "resilience.on_spike=go_back", *words])
 
 
 def _with_a_spike(environment: Environment, arguments: list[str]) -> Ended:
@@ -114,6 +131,8 @@ def test_a_spike_is_skipped_alike_on_every_rank_and_after_a_restart(tmp_path: Pa
     assert written == metrics(whole) and [record["step"] for record in written] == list(range(1, 9))
     manifest = json.loads((cut / "checkpoints" / "step-00000008" / "manifest.json").read_text())
     assert (manifest["step"], manifest["optimizer_step"]) == (8, 7)
+    assert reasons(cut / "checkpoints" / "step-00000008")[0].startswith("step 7: update skipped: a spike")
+    assert healthy_steps(cut / "checkpoints") == [] and healthy_steps(whole / "checkpoints") == []
     assert len(manifest["recent"]["losses"]) == 7 and manifest["recent"]["setting"] == "32 tokens, phase 0"
     events = [json.loads(line) for line in (cut / "events.jsonl").read_text().splitlines()]
     assert [(it["step"], it["action"]) for it in events if it["event"] == "numbers"] == [(7, "skip")]

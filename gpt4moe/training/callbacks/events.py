@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import GoBack, Gpt4MoeError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.runlog import slurm_queue
-from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog, before_start
+from gpt4moe.runlog.events_log import EVENTS_FILE, WENT_BACK, EventsLog, before_start
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import process_began
 from gpt4moe.runlog.waits import longest_waits
@@ -25,7 +25,12 @@ from gpt4moe.training.step import StepResult
 class Events(Callback):
     gives = frozenset({Gives.event_log})
 
-    def __init__(self) -> None:
+    """Args:
+        began: of a launch that goes on in the process of the one before; None: with the process.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self.began = process_began("self") if began is None else began
         self.has_stepped = False
         self.log: EventsLog | None = None
         self.longest_waits: dict[str, float] = {}
@@ -41,7 +46,7 @@ class Events(Callback):
         self.log = EventsLog(folder.path / EVENTS_FILE)
         self.log.write(
             "start",
-            at=process_began("self"),
+            at=self.began,
             written=time.time(),
             run=run.run.name,
             job=job.number,
@@ -73,7 +78,7 @@ class Events(Callback):
         if self.log is None:
             return
         context.events = self.log
-        context.waits.started(time.time() - process_began("self"), self.longest_waits)
+        context.waits.started(time.time() - self.began, self.longest_waits)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         if context.events is not None and not self.has_stepped:
@@ -88,7 +93,8 @@ class Events(Callback):
             return
         # Called in a `finally`: an error that ends the run is being raised now.
         error = sys.exception()
-        reason = reason if error is None else type(error).__name__
+        goes_on = isinstance(error, GoBack)
+        reason = WENT_BACK if goes_on else reason if error is None else type(error).__name__
         cause = error.cause if isinstance(error, Gpt4MoeError) else None
-        self.log.write("stop", step=step, reason=reason, is_error=error is not None, cause=cause)
+        self.log.write("stop", step=step, reason=reason, is_error=error is not None and not goes_on, cause=cause)
         self.log.close()

@@ -14,15 +14,17 @@ step tells every rank of the signals.
 
 import resource
 import signal
+import sys
 
 import torch
 
-from gpt4moe.errors import Gpt4MoeError, ReplicaError
+from gpt4moe.errors import GoBack, Gpt4MoeError, ReplicaError
 from gpt4moe.parallel.agreement import all_reduce_max, raise_together
 from gpt4moe.resilience.signals import SIGNALS, SignalNotes
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.callback import Callback, Gives, History
 from gpt4moe.training.checkpointing import Saver
+from gpt4moe.training.go_back import mark_suspect
 from gpt4moe.training.replicas import unequal_copies
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
@@ -65,6 +67,7 @@ class Replicas(Callback):
                         "Odd values on one rank alone suggest its hardware.",
                     )
         except Gpt4MoeError as error:  # found on a rank of another stage: the same error and exit status here
+            mark_suspect(context, self.last_equal, step, error.cause)
             raise ReplicaError(error.cause, error.cure) from None
         self.last_equal = step
 
@@ -97,7 +100,8 @@ class Agreement(Callback):
             context.stop_requested = heard.name
 
     def on_exit(self, context: TrainingContext) -> None:
-        self.signals.ignore()
+        if not isinstance(sys.exception(), GoBack):  # the run goes on in this process
+            self.signals.ignore()
 
 
 def peak_memory(device: torch.device) -> int:
@@ -115,6 +119,9 @@ class Checkpoints(Callback):
 
     def __init__(self) -> None:
         self.saver = Saver()
+
+    def on_start(self, context: TrainingContext, history: History) -> None:
+        context.finish_save = lambda: self.saver.wait(context.groups)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         self.saver.poll(context.groups)

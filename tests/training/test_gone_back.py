@@ -1,0 +1,122 @@
+"""The record of goings back: which checkpoint is chosen, what stands after a kill, when it is enough."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gpt4moe.checkpoint.health import SUSPECT, mark, reasons
+from gpt4moe.checkpoint.manifest import NAME
+from gpt4moe.checkpoint.retention import LEFT, healthy_steps, prune, step_folder
+from gpt4moe.config.load import load_run_config
+from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
+from gpt4moe.errors import DivergenceError
+from gpt4moe.training.gone_back import decide, in_a_row, latest_saved, settle, stale_steps
+from tests.checkpoint.builders import dealt, state, write_checkpoint
+from tests.training.command import SMALL
+
+WORDS = (*SMALL, "run.name=x", "checkpoint.every=10", "resilience.on_spike=go_back", "resilience.pass_over_steps=3")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of batches of 8, with checkpoints of steps 10, 20 ... 50; that of step 50 is suspect."""
+    for step in range(10, 60, 10):
+        _save(tmp_path, step)
+    mark(step_folder(tmp_path / "checkpoints", 50), "step 45 was a spike")
+    return tmp_path
+
+
+def _save(folder: Path, step: int, passed_over: PassedOver = NOTHING) -> None:
+    place = step_folder(folder / "checkpoints", step)
+    write_checkpoint(place, dealt(state(step), 1, seed=step), step=step, passed_over=passed_over.as_lists() or None)
+
+
+def _wrong(step: int) -> DivergenceError:
+    error = DivergenceError(f"Step {step} has a spike.", "Lower it.")
+    error.step = step
+    return error
+
+
+def test_it_goes_back_to_the_nth_newest_healthy_checkpoint(folder: Path) -> None:
+    for nth, to_step in ((1, 40), (2, 30), (9, 10)):
+        run = load_run_config([*WORDS, f"resilience.go_back_checkpoints={nth}", "checkpoint.keep=0"])
+        found = decide(folder, run, NOTHING, _wrong(57))
+        assert (found["to_step"], found["samples"]) == (to_step, 8 * (57 - to_step + 3))
+        (folder / "gone_back.json").unlink()
+
+
+def test_where_none_is_healthy_it_goes_to_the_oldest(folder: Path) -> None:
+    for step in range(10, 50, 10):
+        mark(step_folder(folder / "checkpoints", step), "unequal copies")
+    assert decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))["to_step"] == 10
+
+
+def test_what_was_saved_before_the_decision_stands_no_more_and_what_came_after_it_does(folder: Path) -> None:
+    assert (latest_saved(folder), settle(folder)) == (50, None)
+    decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))
+    assert (latest_saved(folder), stale_steps(folder)) == (40, [50])  # killed before they were renamed
+    passed_over = settle(folder)
+    assert passed_over == PassedOver(((320, 160),)) and stale_steps(folder) == []
+    _save(folder, 50, passed_over)
+    assert settle(folder) == passed_over and latest_saved(folder) == 50
+    left = folder / "checkpoints" / f"{LEFT}step-00000050"
+    assert reasons(left) == ["step 45 was a spike"]
+    assert prune(folder / "checkpoints", keep=0, keep_every=0) == [] and left.exists()
+    prune(folder / "checkpoints", keep=9, keep_every=25)
+    assert left.exists()
+    prune(folder / "checkpoints", keep=9, keep_every=0)
+    assert not left.exists()
+
+
+def test_a_later_going_back_further_passes_over_what_an_earlier_one_did(folder: Path) -> None:
+    run = load_run_config([*WORDS])
+    decide(folder, run, NOTHING, _wrong(57))
+    once = settle(folder)
+    assert once is not None
+    mark(step_folder(folder / "checkpoints", 40), "unequal copies")
+    decide(folder, run, once, _wrong(44))
+    assert latest_saved(folder) == 30
+    found = read_gone_back(folder)
+    assert found is not None and found[0] == PassedOver(((240, 8 * (20 + 13 + 1 + 3)),))
+    assert [(it["step"], it["to_step"]) for it in found[1]] == [(57, 40), (44, 30)]
+
+
+def test_only_goings_back_without_a_healthy_checkpoint_beyond_count(folder: Path) -> None:
+    assert in_a_row([{"step": 57, "newest": 40}]) == 1
+    assert in_a_row([{"step": 57, "newest": 40}, {"step": 60, "newest": 50}]) == 2
+    assert in_a_row([{"step": 57, "newest": 40}, {"step": 71, "newest": 60}]) == 1
+    assert in_a_row([{"step": 9, "newest": 5}, {"step": 57, "newest": 40}, {"step": 58, "newest": 40}]) == 2
+    run, over = load_run_config([*WORDS, "resilience.max_go_backs=2"]), NOTHING
+    for step in (57, 48):
+        decide(folder, run, over, _wrong(step))
+        over = settle(folder) or NOTHING
+    record = (folder / "gone_back.json").read_bytes()
+    with pytest.raises(DivergenceError, match="gone back 2 times in a row, at last to step 40"):
+        decide(folder, run, over, _wrong(47))
+    assert (folder / "gone_back.json").read_bytes() == record
+    _save(folder, 60, over)
+    assert decide(folder, run, over, _wrong(61))["to_step"] == 60
+
+
+def test_the_last_healthy_checkpoint_is_never_removed(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    assert healthy_steps(checkpoints) == [10, 20, 30, 40]
+    assert prune(checkpoints, keep=1, keep_every=0) == [10, 20, 30]
+    for step in (60, 70):
+        _save(folder, step)
+        mark(step_folder(checkpoints, step), "a spike")
+        prune(checkpoints, keep=1, keep_every=0)
+    assert healthy_steps(checkpoints) == [40]
+    _save(folder, 80)
+    assert prune(checkpoints, keep=1, keep_every=0) == [40, 70]
+
+
+def test_a_mark_is_written_once_and_one_that_cannot_be_read_is_a_mark(folder: Path) -> None:
+    place = step_folder(folder / "checkpoints", 50)
+    mark(place, "step 45 was a spike")
+    mark(place, "step 57 has a spike")
+    assert reasons(place) == ["step 45 was a spike", "step 57 has a spike"]
+    assert json.loads((place / SUSPECT).read_text()) == {"reasons": reasons(place)}
+    (place / SUSPECT).write_text("{")
+    assert reasons(place) == ["suspect.json cannot be read"] and (place / NAME).exists()
