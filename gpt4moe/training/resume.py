@@ -187,13 +187,13 @@ def _require_vision_parts(base: CheckpointReader, model: ModelConfig) -> None:
 
 
 def _require_same_fresh_encoder(path: Path, stored: RunConfig, run: RunConfig) -> None:
-    """Raises: CheckpointError when both models have a fresh encoder, whose weights follow from the seed, and other seeds."""
+    """Raises: CheckpointError when both models have a fresh encoder, drawn from the seed, and other seeds."""
     kinds = [one.model.vision and one.model.vision.encoder.kind for one in (stored, run)]
     if kinds == [EncoderKind.fresh] * 2 and stored.run.seed != run.run.seed:
         raise CheckpointError(
             f"run.seed={run.run.seed} draws another fresh encoder than run.seed={stored.run.seed} of {path}, whose "
             "resampler knows that one's features.",
-            f"Set run.seed={stored.run.seed}; to take the weights all the same, say so with checkpoint.load_only=['*'].",
+            f"Set run.seed={stored.run.seed}; or take the weights all the same, with checkpoint.load_only=['*'].",
         )
 
 
