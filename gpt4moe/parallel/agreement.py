@@ -40,9 +40,10 @@ def broadcast_int(value: int, groups: ProcessGroups) -> int:
     return int(shared.item())
 
 
-def broadcast_text(text: str, groups: ProcessGroups) -> str:
-    """The first rank's `text`, at most 4096 bytes of UTF-8, on every rank. Collective."""
-    return _broadcast_bytes(text.encode(), 0, groups.device).decode()
+def broadcast_text(text: str, groups: ProcessGroups, source: int = 0) -> str:
+    """The `text` of the rank `source`, at most 4096 bytes of UTF-8, on every rank. Collective."""
+    own = text.encode() if groups.rank == source else b""
+    return _broadcast_bytes(own, source, groups.device).decode()
 
 
 def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:

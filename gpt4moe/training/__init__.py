@@ -7,6 +7,7 @@ deepspeed_partition.py  DeepSpeed's flat gradients, a rank's partition
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 images.py           latents of images, before and after the schedule
 watch.py            the policy of a run: not finite, a spike, or well
+origin.py           where a number that is not finite came from
 update.py           one training step: gradients, norm, verdict, clip, update, routers
 learning_rate.py    learning rate of a step, by schedule
 launch.py           load, check, report: before torch

@@ -9,7 +9,7 @@ The verdict is given by a policy. It sees numbers that are equal on every rank, 
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import isfinite
 
@@ -17,6 +17,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.errors import DivergenceError, GoBack
 from gpt4moe.training.learning_rate import learning_rate
+from gpt4moe.training.origin import origin
 from gpt4moe.training.step import StepResult, StepRunner
 
 
@@ -127,6 +128,8 @@ def train_step(
         after_reduce()
     norm = engine.norm()
     verdict = policy(StepNumbers(step=step, loss=result.loss, grad_norm=norm), run)
+    if verdict.cause and not isfinite(result.loss + norm):
+        verdict = replace(verdict, cause=f"{verdict.cause} {origin(runner, batches, result.loss)}".strip())
     if verdict.action in _ENDS:
         ending = _ENDS[verdict.action](verdict.cause, verdict.cure)
         ending.step = step
