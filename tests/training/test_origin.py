@@ -55,11 +55,11 @@ def _told(environment: Environment, overrides: tuple[str, ...]) -> dict[str, str
 
         def spoil_gradient() -> None:
             for owned in _owned(runner, f"decoder.layers.{depth}.mlp.experts.down") if is_last else ():
-                owned.gradient[-1] = nan
+                owned.gradient.detach()[-1] = nan
 
         told["gradient"] = _cause(runner, batches, spoil_gradient)
         for owned in _owned(runner, f"decoder.layers.{depth}.mlp.experts.down") if is_last else ():
-            owned.master[-1] = nan
+            owned.master.detach()[-1] = nan
         runner.engine.finish_load(1)
         told["weight"] = _cause(runner, batches)
         told["loss before"] = str(first.result.loss)
