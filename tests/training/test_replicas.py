@@ -2,6 +2,8 @@
 
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,18 +71,25 @@ def _flip(here: dict[str, torch.Tensor], name: str, *, if_so: bool) -> None:
         here[name].detach().view(torch.int32).view(-1)[-1] ^= 1
 
 
-def _callback(run: Any, engine: Any, groups: Any, step: int) -> tuple[str, int] | None:
+def _callback(run: Any, engine: Any, groups: Any, step: int) -> tuple[str, int, int] | None:
+    """The error, its exit status, how many reasons the checkpoint of step 1 has to be suspect."""
+    from gpt4moe.checkpoint.health import reasons
+    from gpt4moe.checkpoint.retention import step_folder
     from gpt4moe.errors import Gpt4MoeError
     from gpt4moe.training.callbacks.saving import Replicas
 
-    context = SimpleNamespace(
-        run=run, engine=engine, groups=groups, state=SimpleNamespace(step=step), pause=lambda kind: nullcontext()
-    )
-    try:
-        Replicas().on_step(context, {}, None)  # type: ignore[arg-type]
-    except Gpt4MoeError as error:
-        return str(error), error.exit_code
-    return None
+    with TemporaryDirectory() as checkpoints:
+        saved = step_folder(Path(checkpoints), 1)
+        saved.mkdir()
+        context = SimpleNamespace(
+            run=run, engine=engine, groups=groups, state=SimpleNamespace(step=step), pause=lambda kind: nullcontext(),
+            folder=SimpleNamespace(checkpoints=Path(checkpoints)),
+        )  # fmt: skip
+        try:
+            Replicas().on_step(context, {}, None)  # type: ignore[arg-type]
+        except Gpt4MoeError as error:
+            return str(error), error.exit_code, len(reasons(saved))
+        return None
 
 
 def test_copies_are_equal_at_the_start() -> None:
@@ -137,9 +146,10 @@ def test_a_moment_of_an_adapter_that_is_whole_over_etp_is_compared() -> None:
 
 def test_every_rank_ends_with_the_same_error_and_only_on_the_steps_asked_for() -> None:
     assert {answer["errors"][0] for answer in ran()} == {None}
-    ((text, exit_code),) = {answer["errors"][1] for answer in ran()}
+    ((text, exit_code),) = {answer["errors"][1][:2] for answer in ran()}
     assert "exp_avg of decoder.layers.0.mlp.router.weight" in text
     assert "step 0 or before" in text and exit_code == 1
+    assert [answer["errors"][1][2] for answer in ran()] == [1, 0, 0, 0, 0, 0, 0, 0], "rank 0 marks what was saved since"
 
 
 def test_a_checksum_sees_order_and_every_bit() -> None:
