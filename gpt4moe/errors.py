@@ -72,6 +72,14 @@ class ReplicaError(Gpt4MoeError):
     exit_code = 1
 
 
+class RankEnded(Gpt4MoeError):
+    """A launch ends because of one rank, which has been told already (training.watchdog): nothing more is printed."""
+
+    def __init__(self, cause: str, status: int):
+        super().__init__(cause, "")
+        self.exit_code = status
+
+
 E = TypeVar("E", bound=Gpt4MoeError)
 
 

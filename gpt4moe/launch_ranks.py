@@ -27,6 +27,7 @@ from types import FrameType
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.local_ranks import free_port
+from gpt4moe.resilience.hangs import HUNG
 from gpt4moe.resilience.signals import INTERRUPTED, SIGNALS
 from gpt4moe.runlog.command_line import print_error
 
@@ -127,7 +128,8 @@ class Ranks:
                 for other in self.processes:
                     other.terminate()
             if code:
-                self._end_by(now + (_LEAVING_SECONDS if code > 0 else _BROKEN_SECONDS))
+                is_leaving = code > 0 and code != HUNG  # a rank that hangs does not leave by itself
+                self._end_by(now + (_LEAVING_SECONDS if is_leaving else _BROKEN_SECONDS))
 
     def _end_by(self, when: float) -> None:
         self.kill_at = when if self.kill_at is None else min(self.kill_at, when)

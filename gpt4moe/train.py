@@ -3,7 +3,7 @@
 load    overrides -> RunConfig                                         training.launch, config.load
 check   may it start? layout, data, identity, restarts; no torch       training.launch, parallel.legality, data.check
 probes  what the model is asked between steps                          evaluation.in_loop
-world   torch.distributed, and this rank's process groups              parallel.groups
+world   torch.distributed, this rank's process groups, its watchdog    parallel.groups, training.watchdog
 build   data, model, engine, callbacks; resumed from a checkpoint      training.build, training.resume
 fit     steps until the end; going back and on                         training.loop, training.update
 """
@@ -11,10 +11,13 @@ fit     steps until the end; going back and on                         training.
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 # Huge pages for tensors on CPUs: page faults of a tiny step fall from 87k to 5k, 7% of its time. torch reads it once.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# A lost rank is told in one line (training.watchdog); torch would add a C++ stack on each of the others.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from gpt4moe.resilience.signals import SignalNotes, end_status
 
@@ -22,7 +25,7 @@ signals = SignalNotes()
 if __name__ == "__main__":  # before the seconds that the other imports take: a signal meanwhile would kill this rank
     signals.listen()
 
-from gpt4moe.errors import GoBack, Gpt4MoeError
+from gpt4moe.errors import GoBack, Gpt4MoeError, RankEnded
 from gpt4moe.evaluation.in_loop import read_probes
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
@@ -45,6 +48,8 @@ def main(arguments: list[str]) -> int:
         launch, probes = check(run, environment), read_probes(run)
         have_met = True
         return train(launch, environment, probes)
+    except RankEnded as ended:  # told, by the rank that it happened to
+        return ended.exit_code
     except Gpt4MoeError as error:
         return report(error, environment, have_met=have_met)
 
@@ -54,14 +59,21 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
     set_up_logging(environment)
     run = launch.run
     from gpt4moe.parallel.groups import ProcessGroups, world  # torch, which takes seconds: only here
+    from gpt4moe.resilience.hangs import Limits
+    from gpt4moe.training.watchdog import Watchdog
 
-    with world(environment, deterministic=run.training.deterministic) as device:
+    timeout = timedelta(minutes=run.resilience.collective_timeout_minutes)
+    with (
+        world(environment, timeout=timeout, deterministic=run.training.deterministic) as device,
+        Watchdog(environment, Limits.of(run.resilience), launch.folder.path, device.type) as watchdog,
+    ):
         from gpt4moe.pages.run_report import write_run_report
         from gpt4moe.training.build import build_trainer
         from gpt4moe.training.resume import latest_step, step_back
 
         layout = Layout.from_config(run.parallel, environment.world_size)
-        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
+        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed, timeout=timeout)
+        watchdog.knows(groups.by_name)
         latest = latest_step(launch.folder, groups)
         if latest >= run.training.steps:
             if groups.is_first_rank:
@@ -70,7 +82,9 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
         trainer = before = None
         while True:
             try:
-                trainer = build_trainer(launch, groups, latest, signals, write_run_report, probes, before)
+                trainer = build_trainer(
+                    launch, groups, latest, signals, write_run_report, probes, before, watchdog=watchdog
+                )
             except Gpt4MoeError as error:
                 if not step_back(error, launch.folder, latest, groups):
                     raise

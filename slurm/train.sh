@@ -8,7 +8,8 @@
 #
 # The trainer's output goes to <run folder>/logs/<job>-<restart>.log, this script's own to slurm-<job>.log.
 # Two minutes before the time limit (--signal) Slurm sends USR1 to this script. It sends USR2 to every rank. The ranks
-# save and end with 85, and the job is requeued. A job is also requeued if a signal killed a rank (out of memory, kill -9).
+# save and end with 85, and the job is requeued. A job is also requeued if a signal killed a rank (out of memory, kill -9),
+# and if ranks hung (86).
 # A restart runs the config of the job's last start and continues from the run's last checkpoint. resilience.* limits
 # restarts; most_early_ends below limits starts that end before the trainer could count them.
 # To save now and go on:  scancel --signal=USR1 JOB
@@ -83,10 +84,10 @@ trap '' TERM # a requeue ends this shell too
 [ -z "$warner" ] || kill "$warner" 2>/dev/null
 
 echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
-# 85: saved, please requeue. Above 128: a signal killed a rank, which did not save.
+# 85: saved, please requeue. 86: ranks hung or were lost. Above 128: a signal killed a rank. The last two saved nothing.
 if [ -n "$cancelled" ]; then
     exit "$status"
-elif [ "$status" -ne 85 ] && [ "$status" -le 128 ]; then
+elif [ "$status" -ne 85 ] && [ "$status" -ne 86 ] && [ "$status" -le 128 ]; then
     note_end "$([ "$status" -eq 0 ] && echo again || echo stop)" "job $SLURM_JOB_ID ended with $status"
 elif count_early_ends && [ "$early" -ge "$most_early_ends" ]; then
     note_end stop "$early starts in a row ended before training began"

@@ -46,6 +46,11 @@ class ResilienceConfig:
     the run."""
     suspect_steps: int = 10
     """A checkpoint of less than so many steps before one that was skipped, gone back from or stopped at is suspect."""
+    hang_seconds: float = 300.0
+    """A launch in which no rank has moved for so long hangs: every rank writes its stacks and ends with 86. At least
+    three times the longest step; start-up, saving and evaluation may take four times as long. 0: nothing is a hang."""
+    collective_timeout_minutes: float = 30.0
+    """After which torch gives up on one collective. Above 4 x hang_seconds, so that a hang is told before."""
 
     @property
     def needs_numbers(self) -> bool:
@@ -91,7 +96,32 @@ class ResilienceConfig:
                 f"resilience.suspect_steps={self.suspect_steps} is below 0.",
                 "Set 0, and no checkpoint is suspect for what came after it, or more.",
             )
+        self._validate_hangs()
+
+    def _validate_hangs(self) -> None:
+        if not (self.hang_seconds == 0 or 1 <= self.hang_seconds < inf):
+            raise ConfigError(
+                f"resilience.hang_seconds={self.hang_seconds:g} is no time to wait.",
+                "Set seconds, 1 or more; 300 is usual. 0 looks for no hang.",
+            )
+        if not 0 < self.collective_timeout_minutes <= MAX_TIMEOUT_MINUTES:
+            raise ConfigError(
+                f"resilience.collective_timeout_minutes={self.collective_timeout_minutes:g} is no time to wait.",
+                f"Set minutes, above 0 and at most {MAX_TIMEOUT_MINUTES}; 30 is usual.",
+            )
+        needed = HANG_PATIENCE * self.hang_seconds / 60
+        if self.collective_timeout_minutes <= needed:
+            raise ConfigError(
+                f"resilience.collective_timeout_minutes={self.collective_timeout_minutes:g} ends a collective before "
+                f"resilience.hang_seconds={self.hang_seconds:g} has seen a hang: a save may take {HANG_PATIENCE} times "
+                "that.",
+                f"Set collective_timeout_minutes above {needed:g}, or hang_seconds lower.",
+            )
 
 
 MIN_STEPS = 16
 """A median distance of fewer steps says little."""
+HANG_PATIENCE = 4
+"""How many times hang_seconds a start-up, a save or an evaluation may stand still."""
+MAX_TIMEOUT_MINUTES = 7 * 24 * 60
+"""A week."""

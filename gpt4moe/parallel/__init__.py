@@ -12,6 +12,7 @@ environment.py     rank and world of this process (no torch)
 groups.py          ProcessGroups: the live groups
 megatron_state.py  the only use of Megatron's parallel_state and random-number trackers
 deepspeed_groups.py  the only use of DeepSpeed's communication layer
+board.py           short texts that ranks leave for each other, without a collective
 agreement.py       if any rank raises, every rank raises
 collectives.py     gather and scatter that gradients flow through
 cpu_device.py      Megatron on a machine without a GPU

@@ -15,7 +15,7 @@ from gpt4moe.parallel.determinism import set_deterministic_variables, use_determ
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
 
-# Longer than the slowest first step. If a rank dies, its launcher notices it much earlier.
+# Longer than the slowest first step. Training has a key of its own: resilience.collective_timeout_minutes.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -41,6 +41,11 @@ class ProcessGroups:
     @property
     def coordinate(self) -> dict[str, int]:
         return self.layout.coordinate(self.rank)
+
+    @property
+    def by_name(self) -> dict[str, distributed.ProcessGroup]:
+        names = ("tp", "cp", "dp", "pp", "ep", "etp", "expert_dp", "dp_cp", "tp_cp", "model")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def is_first_rank(self) -> bool:

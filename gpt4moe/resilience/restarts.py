@@ -1,6 +1,6 @@
 """Limits on automatic restarts. Without limits, a run that crashes at the same step would be restarted for ever.
 
-train.sh: 85, or a rank killed --requeue--> SlurmJob.restarts + 1 --refuse_endless_restarts--> a launch, or status 2
+train.sh: 85, 86, or a rank killed --requeue--> SlurmJob.restarts + 1 --refuse_endless_restarts--> a launch, or status 2
 """
 
 from gpt4moe.config.resilience import ResilienceConfig

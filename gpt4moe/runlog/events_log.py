@@ -117,6 +117,10 @@ EVENTS: dict[str, EventKind] = {
         "numbers of step",
         needs={"step": _count, "to_step": _count, "samples": _count, "cause": _text}, may_have={},
     ),
+    "hang": EventKind(
+        meaning="nothing moved any more: who stopped, in what the others wait, the folder with the stacks of all ranks",
+        needs={"step": _count, "cause": _text, "waiting": _text, "stacks": _text}, may_have={},
+    ),
     "stop": EventKind(
         meaning="the launch ended and said so; reason: finished, a signal's name, went_back (the process goes on), or "
         "an error's class; cause in words, where it is known",

@@ -12,14 +12,14 @@ from pathlib import Path
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe.statistics import LAYER_METRICS
 from gpt4moe.runlog.metrics import Metric, Number, Parts
-from gpt4moe.runlog.step_metrics import OBJECTIVE_METRICS, STEP_METRICS, TIME_METRICS
+from gpt4moe.runlog.step_metrics import OBJECTIVE_METRICS, RANK_METRICS, STEP_METRICS, TIME_METRICS
 from gpt4moe.runlog.usage import USAGE_METRICS
 
 _ROUTING_METRICS: dict[str, Metric] = {
     name: Metric(unit=of.unit, meaning=of.meaning, parts=Parts.none if of.over_layers is None else Parts.layers)
     for name, of in LAYER_METRICS.items()
 }
-_OWN_METRICS: dict[str, Metric] = {**STEP_METRICS, **_ROUTING_METRICS, **TIME_METRICS, **USAGE_METRICS}
+_OWN_METRICS: dict[str, Metric] = {**STEP_METRICS, **_ROUTING_METRICS, **TIME_METRICS, **RANK_METRICS, **USAGE_METRICS}
 METRICS: dict[str, Metric] = {**_OWN_METRICS, **OBJECTIVE_METRICS}
 
 TIMINGS = frozenset(name for name, metric in METRICS.items() if metric.is_timing)

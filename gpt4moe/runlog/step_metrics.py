@@ -68,6 +68,21 @@ TIME_METRICS: dict[str, Metric] = {
         unit="tokens/s", meaning="tokens of the step over its wall time, all ranks together", is_timing=True
     ),
 }
+RANK_METRICS: dict[str, Metric] = {
+    "busiest_rank": Metric(
+        unit="rank",
+        meaning="of the last minute or two the rank that waited least for others, compared with those of its pipeline "
+        "stage; only on a step a minute",
+        is_timing=True,
+    ),
+    "busiest_rank_ratio": Metric(
+        unit="ratio",
+        meaning="the share of time that this rank was in no collective over the median of the others of its stage; on "
+        "a GPU of the host's thread, which runs ahead of the device",
+        is_timing=True,
+    ),
+}
+"""Made by the watchdog (training/callbacks/heartbeat.py)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,9 @@ engine_deepspeed.py DeepSpeed's ZeRO-1 as an engine
 deepspeed_partition.py  DeepSpeed's flat gradients, a rank's partition
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 images.py           latents of images, before and after the schedule
+watchdog.py         sees that the launch hangs, ends a rank whose launch has failed
+roll_call.py        what ranks say of themselves, through the board
+hang_files.py       stacks and recorders of a launch that hung
 watch.py            the policy of a run: not finite, a spike, or well
 origin.py           where a number that is not finite came from
 update.py           one training step: gradients, norm, verdict, clip, update, routers
@@ -24,5 +27,5 @@ finite.py           is all that a checkpoint would get finite?
 pieces.py           what a rank writes of it
 callback.py         Callback, its order, best_effort
 build.py            a checked launch -> Trainer
-callbacks/          events, measurements, saving, tracking, report files
+callbacks/          events, measurements, heartbeat, saving, tracking, report files
 """

@@ -20,6 +20,7 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.resilience.signals import SignalNotes
 from gpt4moe.training.callback import Callback, History
 from gpt4moe.training.callbacks.events import Events
+from gpt4moe.training.callbacks.heartbeat import BusiestRank, Heartbeat
 from gpt4moe.training.callbacks.measurements import Evaluation, Resources
 from gpt4moe.training.callbacks.probes import Probe, Probes
 from gpt4moe.training.callbacks.report_files import Report, WireBytes
@@ -35,6 +36,7 @@ from gpt4moe.training.resume import Source, find_source, load_source, passed_ove
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext, TrainState
 from gpt4moe.training.step import StepRunner
+from gpt4moe.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def build_trainer(
     write_report: Callable[[Path], Path],
     probes: Sequence[Probe] = (),
     before: TrainingContext | None = None,
+    *,
+    watchdog: Watchdog | None = None,
 ) -> Trainer:
     """Locks the run folder, builds data, model and engine, and loads the checkpoint to go on from. Collective.
 
@@ -61,6 +65,7 @@ def build_trainer(
         write_report: draws the report of a run folder; an argument, so that nothing that trains imports the planner.
         probes: what the model is asked between steps.
         before: of a run that goes back (training.go_back): its data and its engine are taken as they stand.
+        watchdog: of this rank; None: nobody looks for hangs.
 
     Raises: Gpt4MoeError on every rank when any rank raises one (a folder in use, another identity, a damaged
         checkpoint).
@@ -93,16 +98,10 @@ def build_trainer(
         logger.info("%s", describe(run.model, run.stage))
         runner = StepRunner(run, engine, groups, num_sources=len(data.source_names))
         context = TrainingContext(
-            run=run,
-            groups=groups,
-            folder=folder,
-            data=data,
-            engine=engine,
-            runner=runner,
-            state=state,
+            run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state,
             base=reference(source.base.folder) if source and source.base else None,
-        )
-        return Trainer(context, build_callbacks(events, signals, write_report, probes), history)
+        )  # fmt: skip
+        return Trainer(context, build_callbacks(events, signals, write_report, probes, watchdog), history)
 
 
 def _open(launch: Launch, groups: ProcessGroups) -> Data:
@@ -121,13 +120,15 @@ def _build_engine(run: RunConfig, groups: ProcessGroups, source: Source | None) 
 
 
 def build_callbacks(
-    events: Events, signals: SignalNotes, write_report: Callable[[Path], Path], probes: Sequence[Probe] = ()
-) -> list[Callback]:
+    events: Events, signals: SignalNotes, write_report: Callable[[Path], Path], probes: Sequence[Probe] = (),
+    watchdog: Watchdog | None = None,
+) -> list[Callback]:  # fmt: skip
     """In the order they run, which their `needs` and `gives` allow (callback.check_order)."""
     tracking = Tracking()
     return [
-        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(), tracking,
-        Alerts(tracking), Checkpoints(), Report(write_report),
+        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(),
+        *([BusiestRank(watchdog)] if watchdog else []), tracking, Alerts(tracking), Checkpoints(), Report(write_report),
+        *([Heartbeat(watchdog)] if watchdog else []),
     ]  # fmt: skip
 
 

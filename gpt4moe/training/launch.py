@@ -44,7 +44,8 @@ USR1 saves now and goes on; Ctrl-C, HUP, TERM or USR2 saves and ends, a second C
 begins there is nothing to save.
 
 Exit status: 0 done; 1 a loss or gradient was not finite, or copies of a tensor on several ranks were not equal;
-2 bad input; 85 saved after a signal, please requeue; 130 Ctrl-C. torchrun's own status is 1 in all cases but the first.
+2 bad input; 85 saved after a signal, 86 ranks hung or were lost: please requeue; 130 Ctrl-C. torchrun's own status is
+1 in all cases but the first.
 """
 
 

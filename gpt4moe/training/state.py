@@ -51,6 +51,8 @@ class TrainingContext:
     """A signal asked for a checkpoint of the step just done; the same on every rank."""
     base: dict[str, str] | None = None
     """Of a run with adapters: the checkpoint of its frozen weights (checkpoint.base.reference)."""
+    ended_by: str | None = None
+    """Why the launch ends, in the words of the watchdog, where it is an error of a single rank."""
     refusal: Gpt4MoeError | None = None
     """An error of this rank alone. It is raised on all ranks at the next point where they agree: before the step's
     checkpoint, else after the next step."""

@@ -141,6 +141,12 @@ def test_a_misspelt_key_in_an_entry_of_a_list_names_the_list_and_its_keys(
         ([*TINY, "model.num_layers=100000000"], "model.num_layers=100000000", "10000 or fewer"),
         ([*TINY, "tracking.project=${oc.env:HOME}"], "tracking.project is to be read from the environment", "itself"),
         ([*TINY, "+tracking.tags=[${ oc.decode:x}]"], "tracking.tags is to be read from the environment", "itself"),
+        *(
+            ([*TINY, f"resilience.hang_seconds={value}"], "hang_seconds", "300")
+            for value in ("-1", "0.5", "nan", "inf")
+        ),
+        ([*TINY, "resilience.collective_timeout_minutes=0"], "collective_timeout_minutes=0", "30"),
+        ([*TINY, "resilience.hang_seconds=450"], "has seen a hang", "collective_timeout_minutes above 30"),
         ([*TINY, "engine.bucket_size=0"], "engine.bucket_size=0", "null"),
         (["+experiment=tyni", "run.name=x"], "experiment/tyni", "tiny"),
         ([*TINY, "parallel.tp"], "'parallel.tp'", "key=value"),

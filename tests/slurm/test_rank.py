@@ -27,6 +27,8 @@ CASES = {
     "aborts alone": ((0, ABORT), (0.3, ABORT), "134"),
     "an abort, and long after an error": ((0, ABORT), (3.5, "exit 1"), "134"),
     "saved, then an error": ((0, "exit 85"), (0.3, "exit 1"), "85"),
+    "a hang that others saw, then the rank that was killed": ((0, "exit 86"), (0.5, KILL), "137"),
+    "a hang, and long after a kill by srun": ((0, "exit 86"), (3.5, KILL), "86"),
     "an error while the other ends well": ((0, "exit 0"), (0.3, "exit 1"), "1"),
 }
 

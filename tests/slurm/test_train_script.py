@@ -79,6 +79,14 @@ def test_any_other_status_ends_the_job(slurm: SlurmLab, checkout: Path, status: 
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", "0")
 
 
+def test_a_run_whose_ranks_hung_goes_back_into_the_queue(slurm: SlurmLab, checkout: Path) -> None:
+    job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", "end=86", cwd=checkout)
+    until(lambda: slurm.job(job)["Restarts"] == "1")
+    assert "ended with 86: rank" in (checkout / f"slurm-{job}.log").read_text()
+    assert (checkout / f"runs/x/logs/{job}-0.end").read_text().startswith("queued")
+    slurm.call("scancel", str(job))
+
+
 def test_a_rank_that_fails_while_others_hang_is_no_kill(slurm: SlurmLab, checkout: Path) -> None:
     prologue = checkout / "slurm" / "prologue.sh"
     prologue.write_text(prologue.read_text().replace("--wait=120", "--wait=3"))

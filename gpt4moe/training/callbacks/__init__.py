@@ -2,6 +2,7 @@
 
 events.py        events.jsonl: launch, first step, pauses, stop
 measurements.py  held-out loss, device hours, money, time left
+heartbeat.py     what the watchdog is told, the busiest rank
 saving.py        copies compared, signals agreed on, checkpoints
 probes.py        texts and tasks that the model is asked between steps
 tracking.py      metrics.jsonl, console, wandb, alerts

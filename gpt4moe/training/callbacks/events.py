@@ -86,15 +86,15 @@ class Events(Callback):
         self.has_stepped = True
 
     def on_exit(self, context: TrainingContext) -> None:
-        self._stop(step=context.state.step, reason=context.stop_requested or "finished")
+        self._stop(step=context.state.step, reason=context.stop_requested or "finished", cause=context.ended_by)
 
-    def _stop(self, *, step: int, reason: str = "") -> None:
+    def _stop(self, *, step: int, reason: str = "", cause: str | None = None) -> None:
         if self.log is None:
             return
         # Called in a `finally`: an error that ends the run is being raised now.
         error = sys.exception()
         goes_on = isinstance(error, GoBack)
         reason = WENT_BACK if goes_on else reason if error is None else type(error).__name__
-        cause = error.cause if isinstance(error, Gpt4MoeError) else None
+        cause = error.cause if isinstance(error, Gpt4MoeError) else cause
         self.log.write("stop", step=step, reason=reason, is_error=error is not None and not goes_on, cause=cause)
         self.log.close()

@@ -1,0 +1,124 @@
+"""What a rank leaves of a launch that hung: <run folder>/hangs/<when the launch began>/, and the words on its stderr.
+
+    rank-00003.txt            its last beat as JSON, then the stacks of all its threads (faulthandler)
+    rank-00003.recorder.json  its last collectives, where torch's flight recorder has any
+
+The recorder's file is as torch dumps it in JSON; what a device stands in is read from it too (`pending`).
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt4moe.resilience.standing import is_own, short_path
+from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog
+
+HANGS = "hangs"
+_LAST_COLLECTIVES = 200
+_RECORDER_SECONDS = 5.0
+_MOST_READ = 64
+"""Files of other ranks that are read where the store does not answer."""
+
+
+class HangFiles:
+    """Of one rank and launch. Nothing is made before it is needed.
+
+    Args:
+        token: of the launch (parallel.board).
+    """
+
+    def __init__(self, run_folder: Path, token: str, rank: int):
+        self.run_folder = run_folder
+        self.folder = run_folder / HANGS / token
+        self.rank = rank
+
+    def write(self, beat: str) -> None:
+        """Stacks and recorder. An OSError is told on stderr: the rank ends all the same."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / f"rank-{self.rank:05d}.txt").open("w") as file:
+                file.write(beat + "\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            recorded = recorder()
+            if recorded.get("entries"):
+                recorded["entries"] = recorded["entries"][-_LAST_COLLECTIVES:]
+                (self.folder / f"rank-{self.rank:05d}.recorder.json").write_text(json.dumps(recorded))
+        except OSError as error:
+            say(f"rank {self.rank}: its stacks cannot be written to {self.folder}: {error.strerror}.")
+
+    def beats(self) -> dict[int, str]:
+        """The last beats of the first ranks that have written theirs."""
+        found = sorted(self.folder.glob("rank-*.txt"))[:_MOST_READ]
+        return {int(file.stem.split("-")[1]): file.read_text().partition("\n")[0] for file in found}
+
+    def is_first_to_tell(self) -> bool:
+        """Whether this is the first rank that asks; where the ranks' store has gone. Without a disk: every one is."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "told").mkdir()
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def write_events(self, step: int, lines: list[str]) -> None:
+        """The event `hang`, and the launch's stop. By another rank than 0, where that does not answer: it has the file
+        open, but writes nothing meanwhile."""
+        path = self.run_folder / EVENTS_FILE
+        if path.is_file():
+            with EventsLog(path) as events:
+                events.write("hang", step=step, cause=lines[0], waiting=lines[1], stacks=str(self.folder))
+                events.write("stop", step=step, reason="hang", is_error=True, cause=lines[0])
+
+
+def say(*lines: str) -> None:
+    """On stderr, past Python's buffers: the training thread may hold their lock for ever."""
+    with contextlib.suppress(OSError):
+        os.write(2, ("\n".join(line for line in ("error: " + lines[0], *lines[1:]) if line) + "\n").encode())
+
+
+def summary(error: BaseException) -> str:
+    """An error in one line: its class, its text's first line, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if is_own(frame.filename)] or frames
+    at = f" ({short_path(own[-1].filename)}:{own[-1].lineno} in {own[-1].name})" if own else ""
+    text = str(error).strip().split("\n")[0][:300]
+    return f"{type(error).__name__}{': ' * bool(text)}{text}{at}"
+
+
+def recorder() -> dict[str, Any]:
+    """torch's flight recorder of this process: NCCL's where there is one, else gloo's; empty where there is none, or
+    where it does not answer."""
+    from torch._C import _distributed_c10d as recorders
+
+    dump = getattr(recorders, "_dump_nccl_trace_json", None) or getattr(recorders, "_dump_fr_trace_json", None)
+    if dump is None:
+        return {}
+    texts: list[bytes] = []
+    asking = threading.Thread(target=lambda: texts.append(dump()), name="flight recorder", daemon=True)
+    asking.start()
+    asking.join(_RECORDER_SECONDS)
+    found = json.loads(texts[0]) if texts else {}
+    return found if isinstance(found, dict) else {}
+
+
+def pending(recorded: Mapping[str, Any], group_names: Mapping[str, str]) -> tuple[str, str]:
+    """The oldest collective that has not ended, and its group; empty where there is none.
+
+    Args:
+        recorded: of `recorder`.
+        group_names: torch's name of a group -> ours.
+    """
+    for entry in recorded.get("entries", ()):
+        if not entry.get("retired", True) and entry.get("state") != "completed":
+            kind = str(entry.get("profiling_name", "")).partition(":")[2]
+            return kind or "a collective", group_names.get(str(entry.get("process_group", [""])[0]), "")
+    return "", ""
