@@ -80,6 +80,18 @@ class RankEnded(Gpt4MoeError):
         self.exit_code = status
 
 
+class CorruptionError(Gpt4MoeError):
+    """A step that was computed twice is not equal, or weights, moments or batches are not what they were: a flipped
+    bit. The step has not changed the weights."""
+
+    exit_code = 1
+
+    def __init__(self, cause: str, cure: str, since: int):
+        super().__init__(cause, cure)
+        self.since = since
+        """The fault came after this step."""
+
+
 E = TypeVar("E", bound=Gpt4MoeError)
 
 

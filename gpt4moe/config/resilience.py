@@ -51,6 +51,9 @@ class ResilienceConfig:
     three times the longest step; start-up, saving and evaluation may take four times as long. 0: nothing is a hang."""
     collective_timeout_minutes: float = 30.0
     """After which torch gives up on one collective. Above 4 x hang_seconds, so that a hang is told before."""
+    recompute_every: int = 0
+    """Every so many steps a step is computed twice and compared, which costs one step's time in so many; a flipped bit
+    ends the run with status 1 and names its rank (training.recheck). 0: never."""
 
     @property
     def needs_numbers(self) -> bool:
@@ -82,6 +85,11 @@ class ResilienceConfig:
             raise ConfigError(
                 f"resilience.spike_deviations={self.spike_deviations:g} is no distance.",
                 "Set a number above 0, 6 to 10 say.",
+            )
+        if self.recompute_every < 0:
+            raise ConfigError(
+                f"resilience.recompute_every={self.recompute_every} is below 0.",
+                "Set 100, say: every 100th step is computed twice. 0: none.",
             )
         if self.max_skips < 1:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
     take(n, following=m)   the batches of n, made before or now -> a thread begins those of m -> the step of n runs
     begin(n)               the same, of the first ones
+    again(n)               the batches of n once more, made in the thread while the step of n runs
 
 On a GPU they are made in pinned memory, so that Batch.to copies them while the host goes on.
 """
@@ -52,6 +53,10 @@ class Prefetch:
     def begin(self, consumed_samples: int) -> None:
         """The thread begins with what the next `take` will ask for. Batches that it has begun before are dropped."""
         self._begun = consumed_samples, self._thread.submit(self._make, consumed_samples)
+
+    def again(self, consumed_samples: int) -> Callable[[], list[Batch]]:
+        """Begins to make batches that `take` has given before; what is returned waits for them. Raises: as `take`."""
+        return self._thread.submit(self._make, consumed_samples).result
 
     def close(self) -> None:
         """Ends the thread. What it makes at the moment is finished first."""

@@ -58,7 +58,8 @@ def _size(size: float) -> str:
 
 _COLOURS = {
     PRODUCTIVE: "var(--good)", "start_up": "var(--c0)", "redone": "var(--dead)", "checkpoint": "var(--l0)",
-    "evaluation": "var(--l1)", "sampling": "var(--c4)", "replica_check": "var(--under)", "report": "var(--c2)",
+    "evaluation": "var(--l1)", "sampling": "var(--c4)", "replica_check": "var(--under)",
+    "recompute": "var(--c1)", "report": "var(--c2)",
     "other": "var(--soft)", "queue": "var(--over)", "down": "var(--bad)",
 }  # fmt: skip
 _SMALLEST_SECONDS = 0.05

@@ -7,6 +7,7 @@ kernel_problems.py do the chosen kernels take the device, dtype and sizes (no to
 shard.py           Shard: a rectangle of a logical tensor (no torch)
 local_ranks.py     run_ranks: a function on gloo ranks (no torch)
 wire.py            bytes on the wire, counted at the collective
+handed.py          what a rank gives to collectives: on which rank did two passes part?
 slurm_job.py       SlurmJob: what Slurm reports (no torch)
 environment.py     rank and world of this process (no torch)
 groups.py          ProcessGroups: the live groups

@@ -81,6 +81,7 @@ PAUSES: dict[str, EventKind] = {
     "evaluation": _pause("training waited for the loss on held-out text, or for evaluation tasks"),
     "sampling": _pause("training waited for texts of training.sample_prompts"),
     "replica_check": _pause("training waited for the comparison of copies"),
+    "recompute": _pause("a step was computed once more and compared (resilience.recompute_every)"),
     "report": _pause("loss.png and report.html were written"),
 }
 """What training waits for. The event is written when the wait ends; `seconds` is its length."""

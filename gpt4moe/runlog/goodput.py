@@ -25,6 +25,7 @@ CAUSES: dict[str, str] = {
     "evaluation": "loss on held-out text, evaluation tasks",
     "sampling": "texts of training.sample_prompts",
     "replica_check": "copies of one tensor compared",
+    "recompute": "steps computed once more and compared",
     "report": "loss.png and report.html",
     "other": "between steps: metrics, console, wandb",
     "queue": "waiting in the queue",

@@ -12,6 +12,7 @@ hang_files.py       stacks and recorders of a launch that hung
 watch.py            the policy of a run: not finite, a spike, or well
 origin.py           where a number that is not finite came from
 update.py           one training step: gradients, norm, verdict, clip, update, routers
+recheck.py          a step computed twice and compared: flipped bits
 learning_rate.py    learning rate of a step, by schedule
 launch.py           load, check, report: before torch
 gone_back.py        the record of a run's goings back, and what stands of its checkpoints

@@ -9,7 +9,7 @@ Every rank comes here, because the verdict on a step is the same on every rank.
 import logging
 
 from gpt4moe.checkpoint.retention import mark_between, step_folder
-from gpt4moe.errors import DivergenceError, GoBack, Gpt4MoeError, LaunchError
+from gpt4moe.errors import CorruptionError, DivergenceError, GoBack, Gpt4MoeError, LaunchError
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.training.callback import best_effort
 from gpt4moe.training.gone_back import decide, suspicion
@@ -48,6 +48,15 @@ def end_of_divergence(context: TrainingContext, error: DivergenceError) -> None:
     suspect_before(context, error.step, error.cause)
     if isinstance(error, GoBack):
         _decide(context, error)
+
+
+def end_of_corruption(context: TrainingContext, error: CorruptionError) -> None:
+    """Marks the checkpoint that was written when the fault may have been there already. Collective."""
+    try:
+        context.finish_save()
+    except Gpt4MoeError as failed:
+        logger.warning("%s", failed.cause)
+    mark_suspect(context, error.since - 1, error.since, error.cause)
 
 
 def _decide(context: TrainingContext, error: GoBack) -> None:

@@ -9,14 +9,15 @@ from contextlib import closing
 
 from gpt4moe.data.batch import Batch
 from gpt4moe.data.prefetch import Prefetch
-from gpt4moe.errors import DivergenceError
+from gpt4moe.errors import CorruptionError, DivergenceError
 from gpt4moe.moe.statistics import routing_metrics
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.step_metrics import StepTimes, loss_metrics, time_metrics
 from gpt4moe.training.callback import Callback, History, best_effort, check_order
-from gpt4moe.training.go_back import end_of_divergence, suspect_before
+from gpt4moe.training.go_back import end_of_corruption, end_of_divergence, suspect_before
 from gpt4moe.training.images import own_micro_batches
+from gpt4moe.training.recheck import Recheck
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 from gpt4moe.training.update import StepOutcome, train_step
@@ -40,12 +41,13 @@ class Trainer:
         self.callbacks = callbacks
         self.history = history
         self.policy = Watch(context.state.recent)
+        self.check = Recheck(context.runner)
 
     def fit(self) -> None:
         """Trains to the end of this launch. Collective.
 
         Raises: the same on every rank: GoBack, when the run goes on from an earlier checkpoint by another Trainer;
-            DivergenceError, CheckpointError, or an error of a callback's on_start.
+            DivergenceError, CorruptionError, CheckpointError, or an error of a callback's on_start.
         """
         context = self.context
         try:
@@ -55,6 +57,7 @@ class Trainer:
             self.history = History()  # frees what may be a gigabyte
             for callback in self.callbacks:
                 callback.before_first_step(context)
+            self.check.remember(context.state.step)
             with closing(Prefetch(self._batches, context.groups.device)) as prefetch:
                 while not context.is_last_step:
                     for callback in self.callbacks:
@@ -67,6 +70,9 @@ class Trainer:
                     callback.on_end(context)
         except DivergenceError as error:
             end_of_divergence(context, error)
+            raise
+        except CorruptionError as error:
+            end_of_corruption(context, error)
             raise
         finally:
             for callback in reversed(self.callbacks):
@@ -112,7 +118,11 @@ class Trainer:
         after = self.sizes.tokens(state.step + 1) + passed_over * span.seq_length
         phase = sum(phase.from_tokens < after for phase in run.data.phases)
         state.recent.begin(f"{span.seq_length} tokens, phase {phase}")
-        done = train_step(context.runner, state.step + 1, batches, policy=self.policy)
+        if self.check.is_due(state.step + 1):
+            self.check.made_again = prefetch.again(state.consumed_samples)
+        done = train_step(context.runner, state.step + 1, batches, policy=self.policy, check=self.check)
+        if self.check.is_due(state.step + 1) and context.events is not None:
+            context.events.write("recompute", step=state.step + 1, seconds=done.check_seconds)
         state.step += 1
         state.optimizer_step += done.is_updated
         state.consumed_samples = following

@@ -23,11 +23,10 @@ from gpt4moe.architecture.rows import Cut, Spread
 from gpt4moe.model.parameters import buffers, shards
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.parallel.handed import checksum
 from gpt4moe.training.engine import Engine
 
 Copies = list[tuple[str, Tensor]]
-_CHUNK_ELEMENTS = 1 << 22
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +50,6 @@ def unequal_copies(engine: Engine, groups: ProcessGroups) -> list[Unequal]:
         for names, copies in _copies(engine, groups).items()
         for found in _compared(copies, [live[name] for name in names], groups)
     ]
-
-
-def checksum(tensor: Tensor) -> Tensor:
-    """A checksum of a tensor's bits and their order, scalar int64. One flipped bit always changes it."""
-    bits = tensor.detach().contiguous().view(-1).view(_BITS[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, bits.numel(), _CHUNK_ELEMENTS):
-        part = bits[start : start + _CHUNK_ELEMENTS].to(torch.int64)
-        place = torch.arange(start, start + part.numel(), device=tensor.device)
-        total += (part * (2 * place + 1)).sum()  # odd factors lose no bit when the sum overflows
-    return total
 
 
 def _copies(engine: Engine, groups: ProcessGroups) -> dict[tuple[str, ...], Copies]:

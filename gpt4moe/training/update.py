@@ -1,10 +1,11 @@
 """One training step, in the one order that the loop, the proof, tests and benchmarks share.
 
     zero gradients -> pipeline schedule -> reduce -> gradient norm -> verdict -> clip -> update -> routers' buffers
-                                              |                          |
+    |<---- twice in a checked step ---->|     |                          |
                                         after_reduce            skip: nothing moves; stop, go_back: raise
 
 The verdict is given by a policy. It sees numbers that are equal on every rank, so every rank gives the same verdict.
+training.recheck says which steps are computed twice, and compares.
 """
 
 import time
@@ -18,6 +19,7 @@ from gpt4moe.data.batch import Batch
 from gpt4moe.errors import DivergenceError, GoBack
 from gpt4moe.training.learning_rate import learning_rate
 from gpt4moe.training.origin import origin
+from gpt4moe.training.recheck import Recheck
 from gpt4moe.training.step import StepResult, StepRunner
 
 
@@ -92,6 +94,8 @@ class StepOutcome:
     forward_backward_seconds: float
     optimizer_seconds: float
     """From the end of the schedule to the end of the update."""
+    check_seconds: float = 0.0
+    """Of a step that was computed twice: the first pass and the comparisons. Of another: next to nothing."""
 
     @property
     def is_updated(self) -> bool:
@@ -106,6 +110,7 @@ def train_step(
     policy: Policy = stop_on_nonfinite,
     after_reduce: Callable[[], None] | None = None,
     update: Callable[[float], None] | None = None,
+    check: Recheck | None = None,
 ) -> StepOutcome:
     """Takes training step number `step`, from 1. Collective.
 
@@ -117,13 +122,12 @@ def train_step(
         policy: gives the verdict, by the same numbers on every rank.
         after_reduce: called when the reduced gradients are ready in engine.owned(), not clipped yet.
         update: replaces the optimizer's update (engine.update); gets the learning rate.
-    Raises: DivergenceError on every rank when the verdict is to stop; GoBack, which is one, when it is to go back.
+        check: says whether the step is computed twice and compared.
+    Raises: on every rank: DivergenceError when the verdict is to stop; GoBack, which is one, when it is to go back;
+        CorruptionError, as Recheck.twice.
     """
     run, engine = runner.run, runner.engine
-    times = [time.perf_counter()]
-    result = runner.forward_backward(batches)
-    times.append(time.perf_counter())
-    engine.reduce()
+    result, times = _gradients(runner, step, batches, check)
     if after_reduce is not None:
         after_reduce()
     norm = engine.norm()
@@ -139,13 +143,43 @@ def train_step(
         engine.clip(norm)
         (update or engine.update)(rate)
         runner.finish_step(result)
-    times.append(time.perf_counter())
-    forward_backward_seconds, optimizer_seconds = map(float.__sub__, times[1:], times)
+    ended = time.perf_counter()
+    if check is not None:
+        check.remember(step)
     return StepOutcome(
         result=result,
         grad_norm=norm,
         learning_rate=rate,
         verdict=verdict,
-        forward_backward_seconds=forward_backward_seconds,
-        optimizer_seconds=optimizer_seconds,
+        forward_backward_seconds=times.scheduled - times.start,
+        optimizer_seconds=times.reduced - times.scheduled + ended - times.end,
+        check_seconds=times.start - times.begun + times.end - times.reduced,
     )
+
+
+@dataclass(slots=True)
+class _Times:
+    """Of a step's gradients, by the clock; between `start` and `reduced` of the last pass alone."""
+
+    begun: float
+    start: float = 0.0
+    scheduled: float = 0.0
+    reduced: float = 0.0
+    end: float = 0.0
+
+
+def _gradients(runner: StepRunner, step: int, batches: list[Batch], check: Recheck | None) -> tuple[StepResult, _Times]:
+    """Forward, backward and reduction: once, or as often as `check` has it. Collective."""
+    times = _Times(begun=time.perf_counter())
+
+    def one_pass() -> StepResult:
+        times.start = time.perf_counter()
+        result = runner.forward_backward(batches)
+        times.scheduled = time.perf_counter()
+        runner.engine.reduce()
+        times.reduced = time.perf_counter()
+        return result
+
+    result = check.twice(step, one_pass, batches) if check is not None and check.is_due(step) else one_pass()
+    times.end = time.perf_counter()
+    return result, times

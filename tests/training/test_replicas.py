@@ -153,7 +153,7 @@ def test_every_rank_ends_with_the_same_error_and_only_on_the_steps_asked_for() -
 
 
 def test_a_checksum_sees_order_and_every_bit() -> None:
-    from gpt4moe.training.replicas import checksum
+    from gpt4moe.parallel.handed import checksum
 
     tensor = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     same = checksum(tensor)

@@ -28,7 +28,8 @@ _WINDOW_STEPS = 50
 
 
 class WireBytes(Callback):
-    """Bytes on the wire of the first step of a launch, counted at its collectives and summed over ranks: wire.json.
+    """Bytes on the wire of the first step of a launch, counted at its collectives and summed over ranks: wire.json. A
+    step that is computed twice (resilience.recompute_every) does not count.
 
     before_step opens the counter, on_step closes it. What other callbacks send between steps does not count.
     """
@@ -40,6 +41,9 @@ class WireBytes(Callback):
         self.is_done = False
 
     def before_step(self, context: TrainingContext) -> None:
+        every = context.run.resilience.recompute_every
+        if every > 0 and (context.state.step + 1) % every == 0:
+            return  # computed twice
         if context.run.tracking.count_bytes and not self.is_done and context.groups.layout.world_size > 1:
             self.counter = WireCounter(context.groups)
             self.counter.__enter__()
