@@ -1,8 +1,12 @@
 """A small data folder that tests of several rooms read."""
 
+import zlib
 from pathlib import Path
 
+import numpy as np
+
 from gpt4moe.data.preprocess import SourceText, write_data_folder
+from gpt4moe.data.shards import BLOCK_BYTES
 from gpt4moe.data.tokenizer import train_tokenizer
 
 VOCABULARY = 300
@@ -15,3 +19,14 @@ def numbered_lines(folder: Path) -> Path:
     source = SourceText(train=texts, valid=texts[:20], licence="CC0-1.0", description="numbered lines")
     write_data_folder(folder, {"alpha": source}, folder / "tokenizer.json", lambda amount: None)
     return folder
+
+
+def plant_token(source: Path, shard: str, place: int, token: int) -> None:
+    """Writes a token into a .bin, with the checksum of its block: whoever made it meant it."""
+    path = source / f"{shard}.bin"
+    tokens = np.fromfile(path, dtype="<u2")
+    tokens[place] = token
+    path.write_bytes(tokens.tobytes())
+    data = tokens.tobytes()
+    blocks = [zlib.crc32(data[start : start + BLOCK_BYTES]) for start in range(0, len(data), BLOCK_BYTES)]
+    path.with_suffix(".sums").write_bytes(np.array(blocks, dtype="<u4").tobytes())

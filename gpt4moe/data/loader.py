@@ -26,6 +26,7 @@ from gpt4moe.data.permutation import Permutation, PieceOrder
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
 from gpt4moe.data.shards import ShardedTokens
+from gpt4moe.errors import DataError
 
 EVERY = slice(None)
 
@@ -35,6 +36,9 @@ class Samples(Protocol):
 
     def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         """Args: pixels: False: images are not decoded, only counted."""
+
+    def origin(self, n: int, at: int) -> str:
+        """Where token `at` of sample n comes from, for a person. Raises: DataError for a damaged index."""
 
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n."""
@@ -64,6 +68,10 @@ class MixedSamples:
         if self.by_document:
             sample = in_documents(sample, stream.begins(slice(start, start + length + 1)))
         return replace(sample, source_index=self.names.index(draw.source))
+
+    def origin(self, n: int, at: int) -> str:
+        draw, index = self.place(n)
+        return f"source {draw.source}, {self.streams[draw.source].origin(index * self.length_of(draw) + at)}"
 
     def length_of(self, draw: Draw) -> int:
         """S of a sample: its tokens."""
@@ -98,6 +106,8 @@ class SampleStream:
     """The samples of one split, and the micro-batches that a rank gets of them."""
 
     samples: Samples
+    vocab_size: int
+    """Of the model. No batch has another token."""
 
     def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         return self.samples.sample(n, pixels=pixels)
@@ -110,17 +120,34 @@ class SampleStream:
 
         Args:
             with_pixels: those whose images are decoded; of the others they are only counted.
-        Raises: ValueError when global_batch_size is no multiple of micro_batch_size * dp.
+        Raises: ValueError when global_batch_size is no multiple of micro_batch_size * dp; DataError for damaged files,
+            and for a token that is not in the vocabulary.
         """
         numbers = micro_batch_samples(
             consumed_samples,
             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, dp=dp, dp_index=dp_index,
         )  # fmt: skip
         decoded = set(range(len(numbers))[with_pixels])
-        return [
-            stack([self.sample(n, pixels=index in decoded) for n in micro_batch], micro_batch)
-            for index, micro_batch in enumerate(numbers)
-        ]
+        made = []
+        for index, micro_batch in enumerate(numbers):
+            samples = [self.sample(n, pixels=index in decoded) for n in micro_batch]
+            for n, sample in zip(micro_batch, samples, strict=True):
+                self._require_known(n, sample, f"data-parallel rank {dp_index} of {dp}")
+            made.append(stack(samples, micro_batch))
+        return made
+
+    def _require_known(self, n: int, sample: TokenSample, reader: str) -> None:
+        """Raises: DataError for a token that is not in the vocabulary. An embedding that is cut over tp takes it for
+        another rank's and trains on zeros, without a word; on a GPU it is an assertion of a kernel."""
+        tokens = sample.tokens
+        if tokens.min() >= 0 and tokens.max() < self.vocab_size:
+            return
+        at = int(np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))[0])
+        raise DataError(
+            f"Sample {n}, read by {reader}, has the token {tokens[at]}, but model.vocab_size={self.vocab_size}: "
+            f"{self.samples.origin(n, at)}.",
+            "Verify the data folder (tools/mixture.py verify FOLDER), and make the source again.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,8 +188,8 @@ def build_data(run: RunConfig, checked: CheckedData | None = None) -> Data:
         names, held_out = checked.source_names, [checked.validation]
         # Seed 0 always: runs of different seeds are compared on the same held-out samples. The same shares throughout.
         if checked.rows:
-            train = _of_rows(checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
-            validation = _of_rows(checked, "valid", held_out, seed=0, reshuffle=False)
+            train = _of_rows(run, checked, "train", checked.phases, seed=run.run.seed, reshuffle=True)
+            validation = _of_rows(run, checked, "valid", held_out, seed=0, reshuffle=False)
         else:
             train = _mixed(run, checked, "train", checked.phases, seed=run.run.seed)
             validation = _mixed(run, checked, "valid", held_out, seed=0)
@@ -183,14 +210,17 @@ def _mock(run: RunConfig, stream: str) -> SampleStream:
     )  # fmt: skip
     if run.stage.kind is StageKind.vision and model.vision is not None:
         size, most = model.vision.encoder.image_size, model.vision.resampler.max_frames
-        return SampleStream(MockImages(text=samples, image_size=size, max_frames=most))
-    return SampleStream(samples)
+        return SampleStream(MockImages(text=samples, image_size=size, max_frames=most), model.vocab_size)
+    return SampleStream(samples, model.vocab_size)
 
 
-def _of_rows(checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int, reshuffle: bool) -> SampleStream:
+def _of_rows(
+    run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int, reshuffle: bool
+) -> SampleStream:
     sources = checked.rows[split]
     mixture = PhasedMixture({name: rows.num_rows for name, rows in sources.items()}, phases, seed)
-    return SampleStream(RowSamples(sources, checked.source_names, mixture, seed, reshuffle))
+    samples = RowSamples(sources, checked.source_names, mixture, seed, reshuffle)
+    return SampleStream(samples, run.model.vocab_size)
 
 
 def _mixed(run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Phase], *, seed: int) -> SampleStream:
@@ -204,7 +234,7 @@ def _mixed(run: RunConfig, checked: CheckedData, split: str, phases: Sequence[Ph
         streams, checked.source_names, mixture, seq_length, seed, reshuffle=split == "train",
         by_document=run.data.document_mask,
     )  # fmt: skip
-    return SampleStream(samples)
+    return SampleStream(samples, run.model.vocab_size)
 
 
 def micro_batch_samples(

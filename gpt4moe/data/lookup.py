@@ -55,7 +55,7 @@ def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, lis
         raise DataError("data=mock has no files.", "Choose data=demo, or data.path=FOLDER with data.kind=indexed.")
     draw, index = samples.place(n)
     if isinstance(samples, RowSamples):
-        stream, start = samples.sources[draw.source].first_token(index)
+        stream, start = samples.sources[draw.source].token(index)
     else:
         stream, start = samples.streams[draw.source], index * samples.length_of(draw)
     shard, at = stream.place(start)

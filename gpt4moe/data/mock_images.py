@@ -48,5 +48,8 @@ class MockImages:
             sample, tokens=tokens, loss_mask=loss_mask, media=media, image_frames=tuple(frames), images=tuple(images)
         )
 
+    def origin(self, n: int, at: int) -> str:
+        return self.text.origin(n, at)
+
     def consumed(self, n: int) -> dict[str, int]:
         return self.text.consumed(n)

@@ -40,8 +40,8 @@ class Rows(Protocol):
 
     def row(self, index: int, *, pixels: bool = True) -> TokenSample: ...
 
-    def first_token(self, index: int) -> tuple[ShardedTokens, int]:
-        """The stream of a row, and the place in it of the row's first token."""
+    def token(self, index: int, at: int = 0) -> tuple[ShardedTokens, int]:
+        """The stream of a row, and the place in it of the row's token number `at`. Of padding: of the last token."""
 
     def summary(self) -> str:
         """For a person."""
@@ -90,8 +90,9 @@ class PackedRows:
     def num_rows(self) -> int:
         return len(self.bounds) - 1
 
-    def first_token(self, index: int) -> tuple[ShardedTokens, int]:
-        return self.tokens, int(self.pieces.starts[self.bounds[index]])
+    def token(self, index: int, at: int = 0) -> tuple[ShardedTokens, int]:
+        begin, stretch = [found for found in self.stretches(index) if found[0] <= at][-1]
+        return self.tokens, min(stretch.start + at - begin, stretch.stop - 1)
 
     def stretches(self, index: int) -> Iterator[tuple[int, slice]]:
         """Of each piece of a row: its place in the row, and its stretch of the stream."""
@@ -146,8 +147,8 @@ class TextRows:
         start = index * self.seq_length
         return in_documents(sample, self.tokens.begins(slice(start, start + self.seq_length + 1)))
 
-    def first_token(self, index: int) -> tuple[ShardedTokens, int]:
-        return self.tokens, index * self.seq_length
+    def token(self, index: int, at: int = 0) -> tuple[ShardedTokens, int]:
+        return self.tokens, index * self.seq_length + at
 
     def summary(self) -> str:
         return f"plain text, {self.num_rows:,} rows"
@@ -168,6 +169,11 @@ class RowSamples:
         draw, row = self.place(n)
         sample = self.sources[draw.source].row(row, pixels=pixels)
         return replace(sample, source_index=self.names.index(draw.source))
+
+    def origin(self, n: int, at: int) -> str:
+        draw, row = self.place(n)
+        stream, position = self.sources[draw.source].token(row, at)
+        return f"source {draw.source}, {stream.origin(position)}"
 
     def place(self, n: int) -> tuple[Draw, int]:
         """Where sample n is drawn from, and which row it is."""

@@ -127,6 +127,9 @@ class MockSamples:
         # Bits that neither choices nor wild tokens use.
         return in_documents(sample, (raw[: length + 1] >> 32 & 0xFFFFFFF) * max(1, length // 4) < 1 << 28)
 
+    def origin(self, n: int, at: int) -> str:
+        return "synthetic"
+
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n: there is one source."""
         return {"mock": n}

@@ -86,6 +86,12 @@ class ShardedTokens:
         at = bisect_right(self.ends, position)
         return self.shards[at], position - self.ends[at] + self.shards[at].tokens
 
+    def origin(self, position: int) -> str:
+        """Where a token lies, for a person: the file, the place in it, the document. Raises: DataError, as `index`."""
+        shard, token = self.place(position)
+        document, within = self.index(self.shards.index(shard)).document_at(token)
+        return f"{bin_path(self.folder, shard)}, token {token:,} (document {document:,}, its token {within:,})"
+
     def index(self, at: int) -> DocumentIndex:
         """Where the documents of a shard begin. Raises: DataError for an index that is not that of its shard."""
         return self._index(at)

@@ -141,6 +141,13 @@ def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[Sourc
                 "itself (training.eval_every).",
             )
         tokens = source.tokens("valid")[: None if max_tokens is None else max_tokens + 1]
+        if len(tokens) and tokens.max() >= words.vocab_size:
+            at = int(np.argmax(tokens))
+            raise DataError(
+                f"Source {name} has the token {tokens[at]}, but the vocabulary has {words.vocab_size}: "
+                f"{source.tokens('valid').origin(at)}.",
+                "Verify the data folder (tools/mixture.py verify FOLDER), and make the source again.",
+            )
         if len(tokens) < 2:
             raise DataError(f"Source {name} of {folder} has {len(tokens)} validation tokens.", "Give more text.")
         scored = _bytes(words, _documents(tokens[1:], vocabulary.eos_id))

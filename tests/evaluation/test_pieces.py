@@ -1,8 +1,14 @@
 """Texts cut to the context: every token once, as the harness and training cut them."""
 
+from pathlib import Path
+
 import pytest
 
+from gpt4moe.errors import DataError
+from gpt4moe.evaluation.corpus import read_sources
 from gpt4moe.evaluation.pieces import answer_piece, encode_pair, windows
+from gpt4moe.inference.text import words_of_files
+from tests.numbered_lines import VOCABULARY, numbered_lines, plant_token
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 8, 9, 10, 17, 31])
@@ -28,3 +34,12 @@ def test_a_long_prompt_loses_its_beginning() -> None:
     piece = answer_piece(range(10), [20, 21], 4)
     assert list(piece.tokens) == [7, 8, 9, 20, 21] and piece.num_scored == 2
     assert answer_piece([1], range(10), 4).num_scored == 4
+
+
+def test_a_data_folder_with_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = numbered_lines(tmp_path)
+    words = words_of_files(folder, vocab_size=VOCABULARY, context_length=16)
+    assert [source.name for source in read_sources(folder, words, max_tokens=None)] == ["alpha"]
+    plant_token(folder / "alpha", "valid-00000", 11, VOCABULARY)
+    with pytest.raises(DataError, match=r"has the token 300.*alpha/valid-00000.bin, token 11 \("):
+        read_sources(folder, words, max_tokens=None)

@@ -1,12 +1,13 @@
 """Bad input ends with status 2 and two lines on stderr, a cause and a cure, from one rank, before torch is loaded."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.numbered_lines import VOCABULARY
+from tests.numbered_lines import VOCABULARY, plant_token
 from tests.training.command import SMALL, Ended, outside, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,21 @@ def test_it_says_what_is_wrong_and_what_would_do(name: str, tmp_path: Path, corp
     assert [word for word in cause_words if word.replace("CORPUS", str(corpus)) not in cause] == [], cause
     assert [word for word in cure_words if word not in cure] == [], cure
     assert not (tmp_path / "x").exists()
+
+
+def test_a_token_beyond_the_vocabulary_is_refused_where_an_embedding_over_tp_would_not_see_it(
+    tmp_path: Path, corpus: Path
+) -> None:
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    for place in range(0, 400, 10):
+        plant_token(folder / "alpha", "train-00000", place, VOCABULARY + place)
+    data = ("data=demo", f"data.path={folder}", f"model.vocab_size={VOCABULARY}", "parallel.tp=2", "parallel.ep=2")
+    ended = train(tmp_path / "x", *data, ranks=2)
+    assert [rank.status for rank in ended] == [2, 2]
+    cause, cure = ended[0].err.splitlines()
+    assert "has the token 3" in cause and f"source alpha, {folder}/alpha/train-00000.bin, token " in cause
+    assert "mixture.py verify" in cure
+    assert not (tmp_path / "x" / "checkpoints").exists()
 
 
 def test_contradicting_launcher_variables_are_bad_input(tmp_path: Path) -> None:
