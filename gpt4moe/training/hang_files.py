@@ -79,10 +79,10 @@ class HangFiles:
                 events.write("stop", step=step, reason="hang", is_error=True, cause=lines[0])
 
 
-def say(*lines: str) -> None:
+def say(*lines: str, kind: str = "error") -> None:
     """On stderr, past Python's buffers: the training thread may hold their lock for ever."""
     with contextlib.suppress(OSError):
-        os.write(2, ("\n".join(line for line in ("error: " + lines[0], *lines[1:]) if line) + "\n").encode())
+        os.write(2, ("\n".join(line for line in (f"{kind}: {lines[0]}", *lines[1:]) if line) + "\n").encode())
 
 
 def summary(error: BaseException) -> str:
@@ -99,15 +99,17 @@ def recorder() -> dict[str, Any]:
     where it does not answer."""
     from torch._C import _distributed_c10d as recorders
 
-    dump = getattr(recorders, "_dump_nccl_trace_json", None) or getattr(recorders, "_dump_fr_trace_json", None)
-    if dump is None:
-        return {}
+    dumps = [getattr(recorders, name, None) for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json")]
     texts: list[bytes] = []
-    asking = threading.Thread(target=lambda: texts.append(dump()), name="flight recorder", daemon=True)
+
+    def ask() -> None:
+        texts.extend(dump() for dump in dumps if dump is not None)
+
+    asking = threading.Thread(target=ask, name="flight recorder", daemon=True)
     asking.start()
     asking.join(_RECORDER_SECONDS)
-    found = json.loads(texts[0]) if texts else {}
-    return found if isinstance(found, dict) else {}
+    found = [json.loads(text) for text in list(texts)]
+    return next((one for one in found if one.get("entries")), {})
 
 
 def pending(recorded: Mapping[str, Any], group_names: Mapping[str, str]) -> tuple[str, str]:

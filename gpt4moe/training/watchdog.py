@@ -56,7 +56,7 @@ class Watchdog:
         self.step, self.step_ended, self.longest_step, self.has_stepped = 0, time.monotonic(), 0.0, False
         self.moved, self.mark, self.place = time.monotonic(), 0, Place()
         self.looks: deque[bool] = deque(maxlen=_LOOKS)
-        self.is_over = False
+        self.is_over = self.is_warned = False
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -210,6 +210,7 @@ class Watchdog:
         allowed = self.limits.allowed(doing, longest_step=self.longest_step, longest_wait=longest_wait)
         lookout = allowed if doing or not self.limits.hang_seconds else min(allowed, _LOST_SECONDS)
         idle = time.monotonic() - self.step_ended
+        self._warn(still, allowed)
         if call.looks_for != "lost":
             call.looks_for = "hang" if still > lookout / 2 or (self.rank == 0 and idle > allowed) else ""
         if not call.looks_for or not self.limits.hang_seconds:
@@ -223,6 +224,18 @@ class Watchdog:
         # A deputy stands in for rank 0 alone; where no rank is silent, that one judges.
         if (silent and is_hang(live, lookout, slack=slack)) or (self.rank == 0 and is_hang(live, allowed, slack=slack)):
             self._tell(call.beats, silent, still)
+
+    def _warn(self, still: float, allowed: float) -> None:
+        """On rank 0, once at half of the limit."""
+        if still < allowed / 2:
+            self.is_warned = False
+        elif self.rank == 0 and not self.is_warned:
+            self.is_warned = True
+            where = f"rank 0 has not moved for {still:.0f} s, {self.place.words or 'at a place that is not known'}"
+            text = f"{where}; where no rank moves for {allowed:.0f} s, the launch ends with {HUNG}"
+            say(text + ".", kind="warning")
+            if self.events is not None:
+                self.events.write("alert", step=self.step, name="watchdog", text=text)
 
     def _tell(self, beats: Mapping[int, Beat], silent: list[int], seconds: float) -> None:
         """Says who hangs, and ends every rank."""
@@ -251,7 +264,7 @@ class Watchdog:
         teller_waits = 2 * self.call.interval if end.writes_stacks else 0.0  # a launcher ends all when one has left
         if self._stop.wait(end.grace_seconds + teller_waits):
             return
-        if end.grace_seconds == _PATIENT:
+        if end.grace_seconds == _PATIENT and self.rank == 0:  # the rank itself prints nothing: report() of rank 0 does
             say(*end.lines)
         if self.events is not None and not end.writes_stacks:
             self.events.write("stop", step=self.step, reason="RankEnded", is_error=True, cause=end.lines[0])

@@ -21,7 +21,8 @@ class Fault:
     """What befalls a rank after a step."""
 
     what: str
-    """stop, kill, raise, sleep, sleep in layer, be slow, go astray (into a collective that the others do not enter)."""
+    """stop, kill, raise, sleep, sleep in layer, be slow, refuse (an error as of bad input, of it alone), go
+    astray (into a collective that the others do not enter)."""
     rank: int
     after_step: int = 2
 
@@ -103,9 +104,10 @@ def _plant(fault: Fault, rank: int, happened: Path) -> None:
     import torch
     from torch import distributed
 
+    from gpt4moe.errors import ConfigError
     from gpt4moe.moe.layer import ExpertParallelMLP
     from gpt4moe.runlog.metrics import Record
-    from gpt4moe.training import build, roll_call
+    from gpt4moe.training import build, roll_call, watchdog
     from gpt4moe.training.callback import Callback
     from gpt4moe.training.state import TrainingContext
     from gpt4moe.training.step import StepResult
@@ -119,6 +121,8 @@ def _plant(fault: Fault, rank: int, happened: Path) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP if fault.what == "stop" else signal.SIGKILL)
             elif fault.what == "raise":
                 raise RuntimeError("a planted error\nwith a second line")
+            elif fault.what == "refuse":
+                raise ConfigError("Only here.", "Mend it.")
             elif fault.what == "sleep":
                 time.sleep(600)
             elif fault.what == "go astray":
@@ -128,5 +132,6 @@ def _plant(fault: Fault, rank: int, happened: Path) -> None:
                 ExpertParallelMLP.forward = _after(seconds, ExpertParallelMLP.forward)  # type: ignore[method-assign]
 
     roll_call._ALL_IS_WELL_SECONDS = 1.0
+    watchdog._PATIENT = 3.0
     own = build.build_callbacks
     build.build_callbacks = lambda *given: [*own(*given), Planted()]

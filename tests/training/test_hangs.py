@@ -41,6 +41,7 @@ def test_a_rank_that_hangs_outside_a_collective_is_named_and_where_it_stands(wha
     assert {f"rank-0000{rank}.txt" for rank in range(4)} < set(stacks)
     text = (Path(hang["stacks"]) / "rank-00002.txt").read_text()
     assert "launched.py" in text and "loop.py" in text
+    assert left[0].err.startswith("warning: rank 0 has not moved for ") and "the launch ends with 86." in left[0].err
     if what == "sleep":
         assert "ranks 0-1, 3 in step 3, all_reduce of world (gpt4moe/parallel/agreement.py" in where, where
     else:
@@ -82,6 +83,13 @@ def test_a_rank_that_raises_is_told_alone_and_ends_the_others(tmp_path: Path) ->
     assert [rank.err for rank in left if rank is not left[1]] == ["", "", ""]
     stop = read_events(folder / "events.jsonl")[-1]
     assert (stop["event"], f"error: {stop['cause']}") == ("stop", line)
+
+
+def test_an_error_of_bad_input_that_one_rank_has_alone_ends_the_others_too(tmp_path: Path) -> None:
+    left, seconds = launch(tmp_path / "x", Fault(what="refuse", rank=1), "parallel.pp=2", ranks=2)
+    assert [rank.status for rank in left] == [2, 2] and seconds < SOON
+    line, cure = left[0].err.splitlines()
+    assert line.startswith("error: rank 1 on ") and line.endswith("ended alone: Only here.") and cure == "Mend it."
 
 
 @pytest.mark.parametrize("rank", [2, 0])
