@@ -38,7 +38,7 @@ def shown(dashboard: Dashboard) -> set[str]:
 def test_the_shipped_panels_show_all_but_the_clock() -> None:
     names = shown(read_dashboard())
     assert set(METRICS) - {name.partition("/")[0] for name in names} == {
-        "step", "consumed_tokens", "step_seconds", "eta_seconds",
+        "step", "consumed_tokens", "step_seconds", "eta_seconds", "busiest_rank",
     }  # fmt: skip
     assert {f"{name}/*" for name, metric in METRICS.items() if metric.parts is not Parts.none} - names == {
         "dead_experts/*"
