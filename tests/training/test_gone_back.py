@@ -46,6 +46,16 @@ def test_it_goes_back_to_the_nth_newest_healthy_checkpoint(folder: Path) -> None
         (folder / "gone_back.json").unlink()
 
 
+def test_the_window_counts_samples_by_the_ramp_of_batch_sizes(folder: Path) -> None:
+    ramp = "training.batch_ramp=[{global_batch_size: 4, until_samples: 80}]"  # until step 20
+    run = load_run_config([*WORDS, ramp])
+    found = decide(folder, run, NOTHING, _wrong(17))
+    assert (found["to_step"], found["samples"]) == (10, 4 * (17 - 10 + 3))
+    over = settle(folder)
+    assert over is not None and over.position(run.step_sizes.samples(10)) == 40 + 40
+    assert run.step_sizes.at_sample(run.step_sizes.samples(10)).global_batch_size == 4, "sizes go by what was read"
+
+
 def test_where_none_is_healthy_it_goes_to_the_oldest(folder: Path) -> None:
     for step in range(10, 50, 10):
         mark(step_folder(folder / "checkpoints", step), "unequal copies")
