@@ -4,7 +4,7 @@
               identity.json      what every launch must match, and the run's id
               starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  evaluations.jsonl  logs/  wandb/  report.html
-              loss.png
+              loss.png  gone_back.json (training.gone_back)
 
 Rank 0 alone writes here. When it raises an error, every rank does (parallel.agreement).
 """
