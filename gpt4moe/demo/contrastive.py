@@ -5,8 +5,9 @@
     what a caption says, each word with its place -> one vector ----+     -> sigmoid loss: is this caption the image's?
 
 The text side is a bag of (place in the caption, word). It is thrown away; the encoder is saved as a folder of
-transformers. Besides its caption an image is shown texts that are wrong in one word (arXiv:2210.01936). A frame of a
-clip is an image without a direction; one of each clip is shown. Items of few_shot are not.
+transformers. Besides its caption an image is shown every text that is wrong in one word (arXiv:2210.01936): of all with
+another word in the same place it has to find its own. A frame of a clip is an image without a direction; one of each
+clip is shown. Items of few_shot are not.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.vision import EncoderConfig
 from gpt4moe.demo.made_of import require_made_of
 from gpt4moe.demo.pictures.drawing import Picture
-from gpt4moe.demo.pictures.items import Item, items
+from gpt4moe.demo.pictures.items import OTHER_WAY, Item, items
 from gpt4moe.demo.pictures.make import SET_NAME
 from gpt4moe.errors import DataError, Gpt4MoeError
 from gpt4moe.runlog.command_line import print_error
@@ -34,7 +35,6 @@ from gpt4moe.runlog.command_line import print_error
 _NUM_QUERIES, _MEANING = 8, 256
 """Queries that pool an image's patches; width of what images and texts are compared in."""
 KINDS_SHOWN = ("attributes", "relations", "words", "clips")
-_OTHER_WAY = {"below": "above", "right of": "left of"}
 _OWN_WORDS = ("size", "colour", "shape")
 
 
@@ -52,8 +52,6 @@ class Course:
 
     steps: int = 2200
     batch_size: int = 64
-    near: int = 4
-    """Texts for each image that are wrong in one word. Without them colours alone tell a batch's captions apart."""
     lr: float = 2e-3
     warmup_steps: int = 50
     seed: int = 0
@@ -65,8 +63,8 @@ def pairs_of(item: Item) -> list[Pair]:
     if item.kind == "relations":
         first = dict(zip(_OWN_WORDS, item.prompt.split()[1:4], strict=True))
         second, relation = {name: said[name] for name in _OWN_WORDS}, said["relation"]
-        if relation in _OTHER_WAY:
-            first, second, relation = second, first, _OTHER_WAY[relation]
+        if relation in OTHER_WAY:
+            first, second, relation = second, first, OTHER_WAY[relation]
         said = {"relation": relation, **_placed("first", first), **_placed("second", second)}
     words = tuple(f"{place}={word}" for place, word in said.items())
     return [Pair(frame, words) for frames in item.images for frame in frames]
@@ -77,26 +75,38 @@ def _placed(place: str, words: dict[str, str]) -> dict[str, str]:
 
 
 class Contrast(nn.Module):
-    """Both sides and their products. Letters: B images, T texts, D width."""
+    """Both sides and their products. Letters: B images, P places of a text, V words, M what both are compared in."""
 
-    def __init__(self, encoder: nn.Module, width: int, num_words: int):
+    def __init__(self, encoder: nn.Module, width: int, place_of: Tensor):
+        """
+        Args:
+            place_of: the place of each word, [V].
+        """
         super().__init__()
         self.encoder, self.norm = encoder, nn.LayerNorm(width)
         self.queries = nn.Parameter(torch.randn(_NUM_QUERIES, width))
         self.head = nn.Linear(_NUM_QUERIES * width, _MEANING)
-        self.bag = nn.EmbeddingBag(num_words, _MEANING, mode="sum")
-        nn.init.normal_(self.bag.weight, std=0.3)
+        self.place_of, self.table = place_of, nn.Parameter(torch.randn(len(place_of), _MEANING) * 0.3)
         self.log_scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-3.0))
 
-    def forward(self, pixels: Tensor, texts: list[Tensor]) -> Tensor:
-        """How well each image fits each text, [B, T]: logits.
+    def forward(self, pixels: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """How well each image fits each text, [B, B], and how well it fits its own text with word v in v's place,
+        [B, V]; without meaning where its text has no such place. Logits.
 
         Args:
             pixels: [B, 3, side, side] uint8.
-            texts: the words of each text, as numbers.
+            words: of each image's text the word in each place, [B, P]; -1: it has no such place.
         """
-        products = self.seen(pixels) @ self.said(texts).T
-        return products * self.log_scale.exp() + self.bias
+        seen, said, table = self.seen(pixels), self.said(words), self.table
+        products = seen @ nn.functional.normalize(said, dim=-1).T
+        # The same with one word replaced, without making all those texts: sums and lengths change by two words.
+        replaced = words[:, self.place_of].clamp(min=0)
+        of_words, of_said, gram = seen @ table.T, said @ table.T, table @ table.T
+        dots = (seen * said).sum(-1, keepdim=True) - of_words.gather(1, replaced) + of_words
+        squares = (said * said).sum(-1, keepdim=True) + 2 * (of_said - of_said.gather(1, replaced))
+        squares = squares + gram.diagonal()[replaced] + gram.diagonal() - 2 * gram[replaced, torch.arange(len(table))]
+        near = dots * squares.clamp(min=1e-6).rsqrt()
+        return products * self.log_scale.exp() + self.bias, near * self.log_scale.exp()
 
     def seen(self, pixels: Tensor) -> Tensor:
         """[B, M], of length 1."""
@@ -104,10 +114,9 @@ class Contrast(nn.Module):
         weights = (self.queries @ features.mT / features.shape[-1] ** 0.5).softmax(-1)
         return nn.functional.normalize(self.head((weights @ features).flatten(1)), dim=-1)
 
-    def said(self, texts: list[Tensor]) -> Tensor:
-        """[T, M], of length 1."""
-        offsets = torch.tensor([0, *(len(text) for text in texts[:-1])]).cumsum(0)
-        return nn.functional.normalize(self.bag(torch.cat(texts), offsets), dim=-1)
+    def said(self, words: Tensor) -> Tensor:
+        """The sum of a text's words, [B, M]."""
+        return (self.table[words.clamp(min=0)] * (words >= 0).unsqueeze(-1)).sum(1)
 
 
 def sigmoid_loss(logits: Tensor, is_true: Tensor) -> Tensor:
@@ -123,35 +132,46 @@ def sigmoid_loss(logits: Tensor, is_true: Tensor) -> Tensor:
 
 
 class PairSet:
-    """Pairs as tensors, and texts that are nearly right."""
+    """Pairs as tensors."""
 
-    def __init__(self, pairs: Sequence[Pair], vocabulary: dict[str, int]):
+    def __init__(self, pairs: Sequence[Pair]):
+        self.vocabulary = sorted({word for pair in pairs for word in pair.said})
+        self.places = sorted({place_in(word) for word in self.vocabulary})
+        self.place_of = torch.tensor([self.places.index(place_in(word)) for word in self.vocabulary])
         self.pixels = torch.from_numpy(np.stack([pair.picture for pair in pairs])).permute(0, 3, 1, 2)
-        self.words = [torch.tensor([vocabulary[word] for word in pair.said]) for pair in pairs]
-        numbers: dict[tuple[str, ...], int] = {}
-        self.captions = torch.tensor([numbers.setdefault(pair.said, len(numbers)) for pair in pairs])
-        places: dict[str, list[int]] = {}
-        for word, number in vocabulary.items():
-            places.setdefault(word.partition("=")[0], []).append(number)
-        self.same_place = {number: torch.tensor(some) for some in places.values() for number in some}
+        self.words = torch.full((len(pairs), len(self.places)), -1)
+        numbers = {word: number for number, word in enumerate(self.vocabulary)}
+        for row, pair in zip(self.words, pairs, strict=True):
+            said = torch.tensor([numbers[word] for word in pair.said])
+            row[self.place_of[said]] = said
 
-    def batch(self, chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Pixels and texts of some pairs, and which text is true of which image."""
-        captions = self.captions[chosen]
-        texts = [self.words[index] for index in chosen.tolist()]
-        return self.pixels[chosen], texts, captions.unsqueeze(1) == captions
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels and words [B, P] of some pairs, and which text is true of which image [B, B]."""
+        words = self.words[chosen]
+        return self.pixels[chosen], words, (words.unsqueeze(1) == words).all(-1)
 
-    def nearly(self, texts: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-        """Each text with another word in one place."""
-        found = []
-        for text in texts:
-            at = int(torch.randint(len(text), (), generator=generator))
-            words = self.same_place[int(text[at])]
-            words = words[words != text[at]]
-            changed = text.clone()
-            changed[at] = words[torch.randint(len(words), (), generator=generator)]
-            found.append(changed)
-        return found
+
+def place_in(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def near_loss(near: Tensor, words: Tensor, place_of: Tensor) -> tuple[Tensor, list[float]]:
+    """Of the texts that differ from an image's own in one place alone: -log of the softmax of its own, summed over
+    places, the mean over images; and the share of images that find their own, of each place (nan: no text has it).
+
+    Args:
+        near: [B, V] of Contrast.forward.
+        words: [B, P].
+        place_of: [V].
+    """
+    losses, shares = [], []
+    for place in range(words.shape[1]):
+        rows, own = words[:, place] >= 0, place_of == place
+        logits = near[rows][:, own]
+        target = words[rows, place] - int(own.nonzero()[0])  # words of a place follow each other
+        losses.append(nn.functional.cross_entropy(logits, target, reduction="sum"))
+        shares.append(float((logits.argmax(1) == target).float().mean()))
+    return torch.stack(losses).sum() / len(words), shares
 
 
 def train(config: EncoderConfig, learned: Sequence[Pair], course: Course, tell: Callable[[str], None]) -> Contrast:
@@ -162,27 +182,24 @@ def train(config: EncoderConfig, learned: Sequence[Pair], course: Course, tell: 
         tell: gets a line now and then.
     """
     torch.manual_seed(course.seed)
-    vocabulary = {word: number for number, word in enumerate(sorted({w for pair in learned for w in pair.said}))}
-    model = Contrast(_fresh(config), config.hidden_size, len(vocabulary))
-    pairs, generator = PairSet(learned, vocabulary), torch.Generator().manual_seed(course.seed)
+    pairs, generator = PairSet(learned), torch.Generator().manual_seed(course.seed)
+    model = Contrast(_fresh(config), config.hidden_size, pairs.place_of)
     optimizer = torch.optim.AdamW(model.parameters(), course.lr)
     began = time.monotonic()
     for step in range(course.steps):
         for group in optimizer.param_groups:
             group["lr"] = course.lr * learning_rate_share(step, course)
-        pixels, texts, is_true = pairs.batch(torch.randint(len(learned), (course.batch_size,), generator=generator))
-        near = [text for _ in range(course.near) for text in pairs.nearly(texts, generator)]
-        logits, num = model(pixels, texts + near), len(texts)
-        # Of texts that are nearly right each image is shown its own: all others are easy.
-        own = logits[:, num:].unflatten(1, (course.near, num)).diagonal(dim1=0, dim2=2)
-        loss = sigmoid_loss(logits[:, :num], is_true) - nn.functional.logsigmoid(-own).sum() / num
+        pixels, words, is_true = pairs.batch(torch.randint(len(learned), (course.batch_size,), generator=generator))
+        logits, near = model(pixels, words)
+        of_near, shares = near_loss(near, words, pairs.place_of)
+        loss = sigmoid_loss(logits, is_true) + of_near
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % 200 == 0 or step + 1 == course.steps:
-            share = top_1(logits[:, :num], is_true)
-            tell(f"step {step + 1}: loss {loss.item():.3f}, {share:.0%} find their caption among {num}, "
-                 f"{time.monotonic() - began:.0f} s")  # fmt: skip
+            worst = min(zip(shares, pairs.places, strict=True))
+            tell(f"step {step + 1}: loss {loss.item():.3f}, {top_1(logits, is_true):.0%} find their caption among "
+                 f"{len(words)}, {worst[0]:.0%} their {worst[1]}, {time.monotonic() - began:.0f} s")  # fmt: skip
     return model
 
 

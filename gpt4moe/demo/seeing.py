@@ -41,7 +41,9 @@ from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
 EXPERIMENT = "+experiment=tiny_vision"
 TEXT = (
     "+experiment=tiny", "model.vocab_size=512", "model.init_std=0.08", "model.moe.ffn_hidden_size=64",
-    "data.document_mask=true", "++data.sources.captions=0.2", "++data.sources.names=0.4", "++data.sources.repeats=0.4",
+    "data.document_mask=true",
+    "++data.sources.captions=0.15", "++data.sources.scenes=0.35", "++data.sources.names=0.3",
+    "++data.sources.repeats=0.2",
     "training.steps=1000", "schedule.total_steps=1000", "optimizer.lr=1.5e-3",
     "training.global_batch_size=8", "training.micro_batch_size=8", "training.eval_every=0", "checkpoint.every=1000",
 )  # fmt: skip
@@ -147,7 +149,7 @@ def table_of(found: Mapping[str, Mapping[str, Answers]], constants: Mapping[str,
         if kind == FEW_SHOT:
             for name, shown in (("4 examples", WAYS), (NO_EXAMPLE, (NO_EXAMPLE,))):
                 said = [_with_interval(scores[way]) for way in shown] + [""] * (len(WAYS) - len(shown))
-                rows.append([f"a new word for a colour, one of two: {name}", *numbers, *said,
+                rows.append([f"a colour by its new word: {name}", *numbers, *said,
                              f"{constant_answer['right']:.1%}"])  # fmt: skip
             continue
         rows.append([f"{kind}: the whole answer", *numbers, *(f"{scores[way]['right']:.1%}" for way in WAYS),

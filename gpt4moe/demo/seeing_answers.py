@@ -61,8 +61,6 @@ class Examiner:
         texts = self.generator.generate_all([self._request(item) for item in items])
         for item, text in zip(items, texts, strict=True):
             said = self.sight.words.decode(text.tokens)
-            if item.choices:
-                said = next(choice for choice in item.choices if choice.startswith(said))
             answers.texts.append(said)
             answers.is_right.append(said.split(".")[0] == item.answer.split(".")[0])
             for name, is_right in read_fields(item, said).items():
@@ -70,18 +68,12 @@ class Examiner:
         return answers
 
     def _request(self, item: Item) -> Request:
-        """The most probable answer, up to its full stop. Where there are choices: the more probable first token of
-        theirs, which differ (demo.pictures.items)."""
+        """The most probable answer, up to its full stop."""
         words = self.sight.words
         prompt = self.sight.encode(item.prompt, len(item.images), is_chat=False, what=item.key)
         places = [place for place, token in enumerate(prompt) if token == self.sight.image_id]
         images = [picture(np.stack(frames), place) for frames, place in zip(item.images, places, strict=True)]
-        allowed = {self._first_token(choice) for choice in item.choices}
-        banned = frozenset(range(words.vocab_size)) - allowed if allowed else self.sight.banned
         return Request(
-            prompt=prompt, max_tokens=1 if allowed else _MOST_TOKENS, sampling=Sampling(temperature=0),
-            end_ids=words.end_ids, is_stopped=words.stop_test(["."]), images=images, banned=banned,
+            prompt=prompt, max_tokens=_MOST_TOKENS, sampling=Sampling(temperature=0),
+            end_ids=words.end_ids, is_stopped=words.stop_test(["."]), images=images, banned=self.sight.banned,
         )  # fmt: skip
-
-    def _first_token(self, choice: str) -> int:
-        return self.sight.words.encode(choice, is_chat=False)[0]

@@ -6,9 +6,8 @@
     no example  few_shot without its examples
     constant    no model: the same answer to all items, the one that is right most often; of each field by itself
 
-Who goes by the pictures has 0% shuffled; who answers without looking has as much there as seen. An item of few_shot is
-a choice of two answers, so 50% is chance, and its shuffled pictures tell of the other one. The others are answered in
-words, greedily.
+Who goes by the pictures has 0% shuffled; who answers without looking has as much there as seen. All are answered in
+words, greedily. Of few_shot the examples have two words: who takes one of them has half of the items right.
 """
 
 import json
@@ -40,7 +39,7 @@ def read_items(folder: Path) -> list[Item]:
         pictures = [[decode((folder / name).read_bytes(), SIDE) for name in frames] for frames in names]
         found.append(
             Item(kind=line["kind"], key=line["key"], images=pictures, prompt=line["prompt"], answer=line["answer"],
-                 fields=line["fields"], choices=tuple(line["choices"]))
+                 fields=line["fields"])
         )  # fmt: skip
     return found
 
@@ -55,13 +54,11 @@ def shuffled(items: Sequence[Item]) -> list[Item]:
 
 
 def constant(items: Sequence[Item]) -> dict[str, Any]:
-    """What one answer to all items of a kind gets, and how many keys they have. Of choices: a guess."""
-    fields = {name: _most([item.fields[name] for item in items]) for name in items[0].fields}
-    choices = len(items[0].choices)
+    """What one answer to all items of a kind gets, and how many keys they have."""
     return {
         "keys": len({item.key for item in items}),
-        "right": 1 / choices if choices else _most([item.answer for item in items]),
-        "fields": {} if choices else fields,
+        "right": _most([item.answer for item in items]),
+        "fields": {name: _most([item.fields[name] for item in items]) for name in items[0].fields},
     }  # fmt: skip
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt4moe.config.vision import EncoderConfig
 from gpt4moe.demo.contrastive import (
     KINDS_SHOWN,
+    Contrast,
     Course,
     PairSet,
+    _fresh,
     learned_pairs,
     learning_rate_share,
+    near_loss,
     pairs_of,
     sigmoid_loss,
     top_1,
@@ -29,14 +33,42 @@ def test_the_loss_is_that_of_siglip_written_out() -> None:
     assert top_1(logits, is_true) == 1 and top_1(-logits, is_true) == 0
 
 
-def test_equal_captions_are_true_of_each_others_images_and_a_nearly_right_text_differs_in_one_word() -> None:
-    pairs = [pair for item in items("clips", 0, 6, "learned") for pair in pairs_of(item)]
-    vocabulary = {word: n for n, word in enumerate(sorted({word for pair in pairs for word in pair.said}))}
-    found = PairSet(pairs, vocabulary)
-    _, texts, is_true = found.batch(torch.arange(len(pairs)))
-    assert is_true[0, :4].all() and is_true.sum() < is_true.numel()
-    for text, near in zip(texts, found.nearly(texts, torch.Generator().manual_seed(1)), strict=True):
-        assert (text != near).sum() == 1
+def _clips_and_words() -> PairSet:
+    return PairSet(
+        [pair for kind in ("clips", "words") for item in items(kind, 0, 6, "learned") for pair in pairs_of(item)]
+    )
+
+
+def test_equal_captions_are_true_of_each_others_images() -> None:
+    found = _clips_and_words()
+    _, _, is_true = found.batch(torch.arange(len(found.pixels)))
+    assert is_true[0, :4].all() and is_true.sum() < is_true.numel() and (is_true == is_true.T).all()
+
+
+def test_an_image_is_compared_with_every_text_that_is_wrong_in_one_word() -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(image_size=32, patch_size=8, hidden_size=16, num_layers=1, num_attention_heads=2,
+                           ffn_hidden_size=16)  # fmt: skip
+    pairs = _clips_and_words()
+    model = Contrast(_fresh(config), 16, pairs.place_of)
+    pixels, words, _ = pairs.batch(torch.arange(len(pairs.pixels)))
+    _, near = model(pixels, words)
+    seen, losses, compared = model.seen(pixels), [], 0
+    for image, text in enumerate(words):
+        for place in (text >= 0).nonzero().flatten().tolist():
+            logits = []
+            for word in (pairs.place_of == place).nonzero().flatten().tolist():
+                changed = text.clone()
+                changed[place] = word
+                said = torch.nn.functional.normalize(model.said(changed[None]), dim=-1)
+                logits.append((seen[image] @ said[0]) * model.log_scale.exp())
+                assert near[image, word].item() == pytest.approx(logits[-1].item(), abs=1e-5)
+                compared += 1
+            own = int((pairs.place_of[: text[place]] == place).sum())
+            losses.append(-torch.stack(logits).log_softmax(0)[own])
+    loss, shares = near_loss(near, words, pairs.place_of)
+    assert compared > 100 and len(shares) == len(pairs.places) == 5
+    assert loss.item() == pytest.approx(torch.stack(losses).sum().item() / len(words), rel=1e-5)
 
 
 def test_the_two_captions_of_two_shapes_say_the_same() -> None:

@@ -16,7 +16,7 @@ from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS
 from gpt4moe.demo.pictures.items import KINDS, Item, items, read_fields, without_examples
 from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_once, prepare_set, write_set
 from gpt4moe.demo.pictures.splits import Split, split_of
-from gpt4moe.demo.pictures.texts import caption, naming, repeating
+from gpt4moe.demo.pictures.texts import caption, naming, repeating, scene
 from gpt4moe.errors import ConfigError, DataError
 
 FEW = dict.fromkeys(KINDS, 12)
@@ -76,18 +76,35 @@ def test_a_letter_of_a_page_is_drawn_in_its_own_place_and_differs_from_every_oth
             assert differs[0].size >= 2 and differs[1].max() < 13
 
 
-def test_every_example_of_a_new_word_has_one_colour_and_the_question_one_of_the_two() -> None:
-    for item in some("few_shot", 60, "asked"):
-        said = [line.split()[-1].strip(".") for line in item.text.split("\n")]
-        assert len(said) == len(item.images) == 5 and len(set(said)) == 2
-        colours: dict[str, set[str]] = {}
-        for word, (picture,) in zip(said, item.images, strict=True):
-            shown = [name for name in COLOURS if _has(picture, name)]
-            colours.setdefault(word, set()).update(shown)
-        (one,), (other,) = colours.values()
-        assert one != other and item.choices[0] == item.answer != item.choices[1]
+@pytest.mark.parametrize(("split", "examples"), [("asked", 4), ("learned", 8)])
+def test_examples_say_two_colours_by_two_new_words_and_so_does_the_question(split: Split, examples: int) -> None:
+    for item in some("few_shot", 60, split):
+        said = [line.removeprefix("<image>").rstrip(".").split() for line in item.text.split("\n")]
+        assert len(said) == len(item.images) == examples + 1
+        named = {word: colour for colour, word in said}
+        assert len(named) == 2 == len(set(named.values())) and " ".join(sorted(named)) == item.key
+        assert all(named[word] == colour for colour, word in said)
+        assert [item.fields["colour"], item.fields["word"]] == said[-1]
+        for (colour, _), (picture,) in zip(said, item.images, strict=True):
+            assert _has(picture, colour)
         question = without_examples(item)
         assert question.prompt == "<image>" and question.images == item.images[-1:]
+
+
+def test_a_scene_says_what_is_seen_before_the_caption_and_calls_it_the_same() -> None:
+    texts = [item.text_alone for kind in ("relations", "words") for item in some(kind, 60)]
+    renamed = 0
+    for number, text in enumerate(texts):
+        shown, said = (line.rstrip(".").split() for line in scene(text, 0, number).split("\n"))
+        if said[1] == "page":
+            slots = dict(zip(shown[::2], shown[1::2], strict=True))
+            assert [slots[slot] for slot in ("left", "middle", "right")] == said[-3:]
+            continue
+        first, second, how = shown[:3], shown[-3:], " ".join(shown[3:-3])
+        ways = {"above": "below", "left of": "right of"}
+        assert (said[1:4], " ".join(said[5:-4]), said[-3:]) in ((first, how, second), (second, ways[how], first))
+        renamed += sum(one != other for one, other in zip(said, text.rstrip(".").split(), strict=True))
+    assert renamed > 100
 
 
 def _has(picture: Picture, colour: str) -> bool:
@@ -198,7 +215,7 @@ def test_a_set_is_written_prepared_and_used_again(tmp_path: Path, capsys: pytest
         prepare_once(folder, tokenizer)
     found = prepare_set(folder, tmp_path / "data", tokenizer, "--add-image-token", "replace")
     assert {kind: one["train"]["documents"] for kind, one in found.items()} == FEW
-    assert found["clips"]["train"]["frames"] == 48 and found["few_shot"]["train"]["most_images"] == 5
+    assert found["clips"]["train"]["frames"] == 48 and found["few_shot"]["train"]["most_images"] > 5
     assert sorted(Catalogue.open([tmp_path / "data"]).sources) == sorted(KINDS)
     assert main(["--out", str(tmp_path / "other"), "--tokenizer", str(tmp_path / "none.json"), "--scale", "0.002"]) == 2
     assert "none.json is missing" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def draw_one(rng: random.Random, colour: str, shape: str, size: str, place: str)
     """One shape on a dark ground."""
     image, draw = _ground(rng)
     x, y = PLACES[place]
-    radius = (4 if size == "small" else 8) + rng.uniform(-0.5, 0.5)
+    radius = (4.5 if size == "small" else 8) + rng.uniform(-0.5, 0.5)
     _shape(draw, shape, _tinted(rng, colour), (_middle(rng, x), _middle(rng, y)), radius)
     return np.asarray(image)
 
@@ -45,7 +45,7 @@ def draw_two(rng: random.Random, first: tuple[str, str, str], relation: str, sec
     image, draw = _ground(rng)
     x, y = RELATIONS[relation]
     for sign, (size, colour, shape) in ((1, first), (-1, second)):
-        radius = (3.5 if size == "small" else 6.5) + rng.uniform(-0.3, 0.3)
+        radius = (4.5 if size == "small" else 7) + rng.uniform(-0.3, 0.3)
         centre = (_middle(rng, sign * x, 1.0), _middle(rng, sign * y, 1.0))
         _shape(draw, shape, _tinted(rng, colour), centre, radius)
     return np.asarray(image)
@@ -108,8 +108,9 @@ def _shape(
     elif shape == "triangle":
         draw.polygon([(x, box[1]), (box[0], box[3]), (box[2], box[3])], fill=colour)
     elif shape == "cross":
-        draw.line(box, fill=colour, width=3)
-        draw.line((box[0], box[3], box[2], box[1]), fill=colour, width=3)
+        width = 2 if radius < 6 else 3  # thicker, a small one is nearly a square
+        draw.line(box, fill=colour, width=width)
+        draw.line((box[0], box[3], box[2], box[1]), fill=colour, width=width)
     else:
         draw.ellipse(box, outline=colour, width=2)
 

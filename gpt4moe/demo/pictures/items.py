@@ -5,9 +5,10 @@
     relations    <image>a small red circle is| above a large ...      the coloured shapes with their relation
     words        <image>the page reads| k w x.                        the word of three letters
     clips        <image>the| red circle moves left.                   the combination
-    few_shot     four examples, then <image>| dax.                    the two words for colours
+    few_shot     four times <image>red dax. and so on, <image>| red dax.   the two words for colours
 
-An item of few_shot has two new words, each for one colour; only its own examples say which is which.
+An item of few_shot has two new words, each for one colour. Only its examples say which; each says the colour's own word
+before the new one. One to learn has eight examples.
 """
 
 import random
@@ -34,11 +35,14 @@ from gpt4moe.demo.pictures.splits import Split, split_of
 
 FEW_SHOT = "few_shot"
 NUM_EXAMPLES = 4
+_NUM_LEARNED = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 Thing = tuple[str, str, str]
 """Size, colour, shape."""
 Found = TypeVar("Found")
+OTHER_WAY = {"below": "above", "right of": "left of"}
+"""How the same is said of the other shape first, so that what stands above or left comes first."""
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 
 
@@ -54,10 +58,6 @@ class Item:
     """The text is prompt + answer."""
     fields: dict[str, str]
     """Parts of the answer that are counted by themselves, in the order of the answer."""
-    choices: tuple[str, ...] = ()
-    """Answers to choose of, where there are few; the first is right."""
-    in_words: tuple[str, ...] = ()
-    """A word for each picture, where a text alone is to say the same; none: the text is said without them."""
 
     @property
     def text(self) -> str:
@@ -66,9 +66,7 @@ class Item:
     @property
     def text_alone(self) -> str:
         """What a language model learns that sees no pictures."""
-        parts = self.text.split(IMAGE_TOKEN)
-        words = self.in_words or ("",) * len(self.images)
-        return parts[0] + "".join(word + part for word, part in zip(words, parts[1:], strict=True))
+        return self.text.replace(IMAGE_TOKEN, "")
 
 
 def items(kind: str, seed: int, count: int, split: Split) -> Iterator[Item]:
@@ -145,18 +143,16 @@ def _few_shot(rng: random.Random, split: Split) -> Item:
     words: list[str] = []
     while len(words) < 2:
         word = new_word(rng, split)
-        words += [] if any(word[:2] == other[:2] for other in words) else [word]  # their first tokens differ
+        words += [] if any(word[:2] == other[:2] for other in words) else [word]
     named = dict(zip(words, rng.sample(list(COLOURS), 2), strict=True))
-    shown = words * (NUM_EXAMPLES // 2)
+    shown = words * ((_NUM_LEARNED if split == "learned" else NUM_EXAMPLES) // 2)
     rng.shuffle(shown)
     asked = rng.choice(words)
-    pictures = [[_of_colour(rng, named[word])] for word in (*shown, asked)]
-    examples = "".join(f"{IMAGE_TOKEN} {word}.\n" for word in shown)
-    other = next(word for word in words if word != asked)
+    examples = "".join(f"{IMAGE_TOKEN}{named[word]} {word}.\n" for word in shown)
     return Item(
-        kind=FEW_SHOT, key=" ".join(sorted(words)), images=pictures, prompt=f"{examples}{IMAGE_TOKEN}",
-        answer=f" {asked}.", fields={"word": asked}, choices=(f" {asked}.", f" {other}."),
-        in_words=tuple(named[word] for word in (*shown, asked)),
+        kind=FEW_SHOT, key=" ".join(sorted(words)), images=[[_of_colour(rng, named[word])] for word in (*shown, asked)],
+        prompt=f"{examples}{IMAGE_TOKEN}", answer=f"{named[asked]} {asked}.",
+        fields={"colour": named[asked], "word": asked},
     )  # fmt: skip
 
 
@@ -167,10 +163,7 @@ KINDS: dict[str, Callable[[random.Random, Split], Item]] = {
 
 def told(item: Item) -> dict[str, set[str]]:
     """Field -> every value that the pictures make true of it: of two shapes those of either, and how they stand both
-    ways. Of few_shot: which examples have the colour that is asked, as "0110"."""
-    if item.kind == FEW_SHOT:
-        shown = [line.split()[-1] for line in item.prompt.split("\n")[:-1]]
-        return {"word": {"".join(str(int(f" {word}" == item.answer)) for word in shown)}}
+    ways."""
     found = {name: {value} for name, value in item.fields.items()}
     if item.kind == "relations":
         found["relation"].add(OPPOSITE[item.fields["relation"]])
@@ -180,12 +173,8 @@ def told(item: Item) -> dict[str, set[str]]:
 
 
 def fields_denied(item: Item, other: Item) -> int:
-    """How many fields of an item's answer are wrong for the pictures of another item of its kind. Of few_shot: 1 where
-    those pictures tell of the other choice."""
-    wanted, seen = told(item), told(other)
-    if item.kind == FEW_SHOT:
-        (one,), (two,) = wanted["word"], seen["word"]
-        return int(all(a != b for a, b in zip(one, two, strict=True)))
+    """How many fields of an item's answer are wrong for the pictures of another item of its kind."""
+    seen = told(other)
     return sum(item.fields[name] not in seen[name] for name in item.fields)
 
 
@@ -194,7 +183,7 @@ def without_examples(item: Item) -> Item:
     question = item.prompt.rsplit(IMAGE_TOKEN, 1)[1]
     return Item(
         kind=item.kind, key=item.key, images=item.images[-1:], prompt=IMAGE_TOKEN + question, answer=item.answer,
-        fields=item.fields, choices=item.choices,
+        fields=item.fields,
     )  # fmt: skip
 
 
