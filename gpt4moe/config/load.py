@@ -49,6 +49,7 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
     plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
     plan.require_used(given)
+    plan.take_tokens(given)
     return plan
 
 

@@ -75,6 +75,8 @@ class InferencePlanConfig:
                 )
 
 
+DEFAULT_STEPS = 1000
+"""Steps of a plan that says neither steps nor tokens (configs/plan.yaml); every plan with as many remarks on it."""
 DEFAULT_IMBALANCE = 1.25
 """Tokens at the experts of the fullest rank, divided by an even share. An assumption for routers that balance load."""
 TOKENS_OF_AN_IMAGE = 1024
@@ -105,6 +107,8 @@ class PlanConfig(RunConfig):
     gpus, the number of devices is what the money can rent for that time."""
     top: int = 10
     """Layouts that a search shows."""
+    tokens: float | None = None
+    """Training tokens of the run, instead of training.steps: the fewest steps that train so many."""
     budget_usd: float | None = None
     """Money to spend. With search=true the answer has the number of tokens that it pays for."""
     days: float | None = None
@@ -128,7 +132,7 @@ class PlanConfig(RunConfig):
     def validate(self) -> None:
         RunConfig.validate(self)
         self.inference.validate()
-        for name in ("gpus", "top", "budget_usd", "days", "time_factor"):
+        for name in ("gpus", "top", "tokens", "budget_usd", "days", "time_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
@@ -156,6 +160,21 @@ class PlanConfig(RunConfig):
                 f"is 1 to the experts of a layer ({most:g}), restart_minutes 0 or more.",
                 f"Set imbalance={DEFAULT_IMBALANCE:g} and restart_minutes=10, say.",
             )
+
+    def take_tokens(self, given: list[str]) -> None:
+        """Sets training.steps to what trains `tokens`. Args: given: keys of the command line.
+
+        Raises: ConfigError if training.steps is given too.
+        """
+        if self.tokens is None:
+            return
+        if "training.steps" in given:
+            raise ConfigError(
+                f"tokens={self.tokens:g} and training.steps={self.training.steps} both say how long the run is.",
+                "Leave one of them out.",
+            )
+        whole = self.step_sizes.steps(self.tokens)
+        self.training.steps = whole + (self.step_sizes.tokens(whole) < self.tokens)
 
     def require_used(self, given: list[str]) -> None:
         """Refuses options that would have no effect.

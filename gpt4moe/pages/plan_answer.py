@@ -165,6 +165,7 @@ def search_tables(result: Search) -> list[Table | str]:
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
     if best.cost.usd is None:
         lines.append(f"cost {NO_PRICE}")
+    lines += [f"warning, of the first: {text}" for text in best.warnings]
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]

@@ -26,8 +26,10 @@ from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
 from gpt4moe.planner.work import Work
 
-MOST_MISSES = 300
+MOST_MISSES = 1000
 """A search stops when the full memory of so many layouts did not fit."""
+MOST_ENDLESS = 100
+"""It also stops when so many layouts fit whose run would never end, because failures cost too much time."""
 EXPERT_CUTS = (2, 4, 8)
 """The values of etp that are tried besides 1."""
 
@@ -45,8 +47,9 @@ class Candidate:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Identifies the layout and micro-batch, whatever is recomputed."""
-        return (*_degrees(self.parallel), self.training.micro_batch_size)
+        """Identifies the layout and micro-batch, whatever vpp is and is recomputed: the fastest of those is shown."""
+        cut = self.parallel
+        return (cut.tp, cut.pp, cut.cp, cut.ep, cut.etp, self.training.micro_batch_size)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +59,8 @@ class LayoutQueue:
     plan: PlanConfig
     bound: MemoryLowerBound
     work: Work
+    is_planned: bool = False
+    """Whether the model has parts that only the planner knows."""
     trainings: list[TrainingConfig] = field(default_factory=list)
     """The plan's training config, with micro-batches 1, 2, 4 ... up to its batch."""
     legal: int = 0
@@ -69,6 +74,8 @@ class LayoutQueue:
     waiting: list[Candidate] = field(default_factory=list)
     """A heap; the fastest candidate is on top."""
     known: KnownSeconds = field(default_factory=dict)
+    legality: dict[tuple[int, ...], bool] = field(default_factory=dict)
+    """Cache: degrees with the largest vpp, micro-batch -> whether the trainer would run it."""
     whole: dict[tuple[int, ...], float] = field(default_factory=dict)
     """Cache: (degrees of a stage, micro-batch) -> seconds of one micro-batch through the model, no recomputation."""
 
@@ -78,7 +85,8 @@ class LayoutQueue:
         work = timed_work(plan)
         sizes = [2**power for power in range(plan.training.global_batch_size.bit_length())]
         trainings = [replace(plan.training, micro_batch_size=size) for size in sizes]
-        queue = cls(plan=plan, bound=MemoryLowerBound(plan, work, gpus), work=work, trainings=trainings)
+        bound, is_planned = MemoryLowerBound(plan, work, gpus), bool(planned_parts(plan.model))
+        queue = cls(plan=plan, bound=bound, work=work, trainings=trainings, is_planned=is_planned)
         for parallel in layouts(plan, gpus):
             queue._add_layout(parallel)
         return queue
@@ -90,10 +98,10 @@ class LayoutQueue:
         """
         states: dict[tuple[int, ...], KnownStates] = {}
         found: dict[tuple[int, ...], Estimate] = {}
-        refused = None
-        while self.waiting and len(found) < self.plan.top and self.checked - len(found) < MOST_MISSES:
+        refused, misses, endless = None, 0, 0
+        while self.waiting and len(found) < self.plan.top and misses < MOST_MISSES and endless < MOST_ENDLESS:
             candidate = heappop(self.waiting)
-            if candidate.key in found:  # already found, with less recomputation
+            if candidate.key in found:  # already found, with a faster vpp or less recomputation
                 continue
             if not candidate.is_timed:
                 heappush(self.waiting, self.timed(candidate))
@@ -103,20 +111,19 @@ class LayoutQueue:
                 try:
                     found[candidate.key] = estimate(self._plan_of(candidate))
                 except ConfigError as error:
-                    refused = refused or error
+                    refused, endless = refused or error, endless + 1
             else:
+                misses += 1
                 self._add(self._more_recomputed(candidate), candidate.training)
         return list(found.values()), refused
 
-    def fastest(self) -> float:
-        """Step time of the fastest layout that may fit. `waiting` must not be empty."""
-        while not self.waiting[0].is_timed:
-            heappush(self.waiting, self.timed(heappop(self.waiting)))
-        return self.waiting[0].seconds
+    @property
+    def least_device_seconds(self) -> float:
+        """Of one device for one sample, in the layout that takes least, if no device ever waited."""
+        return min(seconds * tp * cp / size for (tp, cp, _, _, size), seconds in self.whole.items())
 
     def _add_layout(self, parallel: ParallelConfig) -> None:
-        plan, gpus = self.plan, self.bound.gpus
-        for training in _legal_trainings(plan, parallel, gpus, self.trainings):
+        for training in self._legal_trainings(parallel):
             self.legal += 1
             if not self.bound.states_may_fit(parallel):
                 return
@@ -128,6 +135,26 @@ class LayoutQueue:
                 return  # a larger micro-batch needs more memory
             self.may_fit += 1
             self._add(cuts, training)
+
+    def _legal_trainings(self, parallel: ParallelConfig) -> Iterator[TrainingConfig]:
+        """The micro-batches (1, 2, 4 ...) with which the trainer would run the layout: they divide a rank's batch."""
+        own = self.plan.training.global_batch_size * parallel.tp * parallel.pp * parallel.cp // self.bound.gpus
+        for training in self.trainings:
+            # If one micro-batch is illegal, every larger one is.
+            if own % training.micro_batch_size or not self._is_legal(parallel, training):
+                return
+            yield training
+
+    def _is_legal(self, parallel: ParallelConfig, training: TrainingConfig) -> bool:
+        """Asks the trainer, of all vpp above 1 once: if the largest is legal, so is each that leaves fewer stages."""
+        model, largest = self.plan.model, self.plan.model.num_layers // parallel.pp if parallel.vpp > 1 else 1
+        key = (parallel.tp, parallel.pp, largest, parallel.cp, parallel.ep, parallel.etp, training.micro_batch_size)
+        if key not in self.legality:
+            cut = replace(parallel, vpp=largest)
+            # The trainer refuses a model with planned parts; its layouts are planned anyway.
+            refused = not self.is_planned and support_problems(model, cut)
+            self.legality[key] = not (refused or layout_problems(model, cut, training, self.bound.gpus))
+        return self.legality[key]
 
     def _add(self, cuts: list[ParallelConfig], training: TrainingConfig) -> None:
         for cut in cuts:
@@ -190,9 +217,10 @@ def layouts(plan: PlanConfig, gpus: int) -> Iterator[ParallelConfig]:
     for tp in (d for d in divisors(model.num_attention_heads) if d <= domain and gpus % d == 0):
         for pp in (d for d in divisors(gpus // tp) if d <= model.num_layers):
             for cp in (d for d in (1, 2, 4, 8, 16) if gpus % (tp * pp * d) == 0):
-                if batch % (gpus // (tp * pp * cp)) or (cp > 1 and model.seq_length // cp < 1024):
+                own, left = divmod(batch, gpus // (tp * pp * cp))
+                if left or (cp > 1 and model.seq_length // cp < 1024):
                     continue  # dp does not divide the batch, or a rank's part of a sequence is too short
-                for vpp in _interleavings(model.num_layers, pp):
+                for vpp in _interleavings(model.num_layers, pp, own):
                     for ep, etp in _expert_cuts(experts, gpus // pp):
                         yield ParallelConfig(tp=tp, pp=pp, cp=cp, vpp=vpp, ep=ep, etp=etp)
 
@@ -213,22 +241,7 @@ def _expert_cuts(experts: list[int], ranks: int) -> Iterator[tuple[int, int]]:
         yield from ((fits[-1], etp) for etp in EXPERT_CUTS if ranks % (fits[-1] * etp) == 0)
 
 
-def _legal_trainings(
-    plan: PlanConfig, parallel: ParallelConfig, gpus: int, trainings: list[TrainingConfig]
-) -> Iterator[TrainingConfig]:
-    """The micro-batches (1, 2, 4 ...) with which the trainer would run the layout: they divide a rank's batch."""
-    own = plan.training.global_batch_size // (gpus // (parallel.tp * parallel.pp * parallel.cp))
-    is_planned = bool(planned_parts(plan.model))  # the trainer refuses such a model; its layouts are planned anyway
-    if not is_planned and support_problems(plan.model, parallel):
-        return
-    for training in trainings:
-        # If one micro-batch is illegal, every larger one is.
-        if own % training.micro_batch_size or layout_problems(plan.model, parallel, training, gpus):
-            return
-        yield training
-
-
-def _interleavings(num_layers: int, pp: int) -> list[int]:
-    """vpp 1, and the three smallest vpp that give every virtual stage the same number of layers."""
-    even = [vpp for vpp in divisors(num_layers // pp) if vpp > 1] if pp > 1 and num_layers % pp == 0 else []
-    return [1, *even[:3]]
+def _interleavings(num_layers: int, pp: int, own: int) -> range:
+    """Every vpp: as long as each virtual stage has a layer, and micro-batches (of `own` samples of a rank) come in
+    groups of pp. Virtual stages may be uneven."""
+    return range(1, num_layers // pp + 1) if pp > 1 and own % pp == 0 else range(1, 2)

@@ -11,7 +11,7 @@ from math import ceil
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import divisors
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.plan import PlanConfig
+from gpt4moe.config.plan import DEFAULT_STEPS, PlanConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
@@ -35,6 +35,8 @@ MOVES = {
     "optimizer": ("device memory bandwidth", "a larger global batch"),
 }
 """Part of a step -> (the resource that limits it, changes that would make it faster)."""
+OFFLOAD_SLOWER = (1.9, 4.2)
+"""Seconds of a step with an offloaded optimizer over those without, as published."""
 TIGHT = 0.95
 """A plan that takes at least this share of the device's memory is called tight."""
 FURTHEST = 64
@@ -62,9 +64,14 @@ def warnings(
     whole: RunTime,
     unsupported: list[str],
     *,
-    step_seconds: float,
+    step: StepTime,
+    offloaded_bytes: float,
 ) -> list[str]:
-    """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is."""
+    """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is.
+
+    Args:
+        offloaded_bytes: of a device's masters and moments, if they are in host memory.
+    """
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
     if cluster.generation.is_amd:
@@ -82,20 +89,27 @@ def warnings(
         )
     elif share > TIGHT:
         found.append(f"memory is tight: stage {fullest.stage} takes {share:.0%} of the device")
-    between = saving.every_steps * step_seconds
+    between = saving.every_steps * step.seconds
     if 0 < between < saving.written_seconds:
         found.append(
             f"a save takes {saving.written_seconds:.3g} s to reach storage at {STORAGE_RATE / 1e9:g} GB/s a device, "
             f"the next one comes after {between:.3g} s and waits: set checkpoint.every="
-            f"{ceil(saving.written_seconds / step_seconds)} or more"
+            f"{ceil(saving.written_seconds / step.seconds)} or more"
         )
     lost = whole.failure_seconds * plan.training.steps / whole.seconds
     if lost > 0.1:
         rate = whole.failures / whole.seconds
-        step = (whole.seconds - lost * whole.seconds) / plan.training.steps
+        work = (whole.seconds - lost * whole.seconds) / plan.training.steps
         found.append(
             f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops; the interval that loses the least "
-            f"is checkpoint.every={best_interval(saving.seconds, rate, step)}"
+            f"is checkpoint.every={best_interval(saving.seconds, rate, work)}"
+        )
+    if plan.engine.offload_optimizer:
+        found.append(_of_offload(plan, step, offloaded_bytes))
+    if plan.training.steps == DEFAULT_STEPS and plan.tokens is None:
+        found.append(
+            f"days and cost are of {DEFAULT_STEPS:,} steps, a plan's default, or "
+            f"{plan.step_sizes.tokens(DEFAULT_STEPS):.3g} tokens: set tokens=... or training.steps=..."
         )
     if cluster.usd_per_hour is None:
         found.append(f"the cost is not known: cluster={cluster.name} has no price; set cluster.usd_per_hour=...")
@@ -103,6 +117,15 @@ def warnings(
     if plan.time_factor != 1:
         found.append(f"every step is taken {plan.time_factor:g} times as long as those constants say: time_factor")
     return found
+
+
+def _of_offload(plan: PlanConfig, step: StepTime, device_bytes: float) -> str:
+    least, most = OFFLOAD_SLOWER
+    return (
+        f"the offloaded update is {step.parts['optimizer']:.3g} of a step's {step.seconds:.3g} s by assumed rates of "
+        f"the host, nothing hidden (published steps became {least:g} to {most:g} times as long); it takes "
+        f"{device_bytes * plan.cluster.devices_per_node / 1e9:,.0f} GB of a node's host memory"
+    )
 
 
 def _of_time(cluster: ClusterConfig) -> str:

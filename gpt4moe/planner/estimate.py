@@ -13,7 +13,7 @@ from gpt4moe.config.plan import PlanConfig, images_per_sequence
 from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
-from gpt4moe.planner.checkpoint_size import saved_bytes
+from gpt4moe.planner.checkpoint_size import saved_bytes, state_bytes
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
 from gpt4moe.planner.efficiency import planning_profile
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
@@ -121,6 +121,7 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
         value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
         images=images_per_sequence(plan),
         trained=trained,
+        offloads=plan.engine.offload_optimizer,
     )
 
 
@@ -184,7 +185,8 @@ def estimate(plan: PlanConfig) -> Estimate:
         memory=memory, step=step, run=whole, phases=phases,
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
-        warnings=warnings(plan, memory, saving, whole, unsupported, step_seconds=step.seconds),
+        warnings=warnings(plan, memory, saving, whole, unsupported, step=step,
+                          offloaded_bytes=state_bytes(work, world)),
     )  # fmt: skip
 
 

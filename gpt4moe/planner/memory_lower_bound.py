@@ -104,7 +104,7 @@ class MemoryLowerBound:
         return self.live[key]
 
     def _stages(self, cut: ParallelConfig) -> list[StageStates]:
-        key = (cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp)
+        key = (cut.tp, cut.pp, cut.vpp, cut.ep, cut.etp)
         if key not in self.stages:
             ranks = self.gpus // cut.pp
             layers, each = stage_sizes(self.plan.model.num_layers, cut), owned_bytes(self.plan)

@@ -87,7 +87,9 @@ class MicroBatch:
 
     def frozen(self, layer: int) -> frozenset[str]:
         """The tensors of a layer that are not trained, by their names within it; of those in FREEZABLE."""
-        return frozenset(name for name in FREEZABLE if not self.trains(layer_name(layer, name)))
+        if self.trained is None:
+            return frozenset()
+        return frozenset(name for name in FREEZABLE if layer_name(layer, name) not in self.trained)
 
     def kind(self, layer: int) -> tuple[LayerKind, bool, frozenset[str]]:
         """What the bytes of a layer follow from."""

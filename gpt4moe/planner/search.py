@@ -12,15 +12,16 @@ from math import ceil
 from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.load import known_clusters
 from gpt4moe.config.model import divisors
+from gpt4moe.config.optimizer import EngineConfig, EngineKind
 from gpt4moe.config.plan import PlanConfig
-from gpt4moe.errors import LayoutError
+from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.planner.candidates import LayoutQueue
 from gpt4moe.planner.estimate import Estimate, world_of
 from gpt4moe.planner.run_time import hourly_price
 from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
 
 MOST_COUNTS = 4
-"""A search within a budget compares so many device counts."""
+"""A search within a budget compares so many of the largest device counts, and rounder ones."""
 MOST_TRIES = 6
 """If nothing was found: how many device counts, batches and clusters are tried for the cure."""
 
@@ -52,7 +53,7 @@ def search(plan: PlanConfig) -> Search:
     if plan.budget_usd is not None:
         hourly_price(plan.cluster)  # raises ConfigError before the search starts
     most = None if plan.gpus else _affordable(plan)
-    queue = _well_spent(plan, most) if most else LayoutQueue.of(plan, plan.gpus or world_of(plan))
+    queue, found, refused = _best_spent(plan, most) if most else _taken(plan, plan.gpus or world_of(plan))
     plan = queue.plan
     if not queue.legal:
         raise LayoutError(
@@ -60,7 +61,6 @@ def search(plan: PlanConfig) -> Search:
             f"{plan.training.global_batch_size}.",
             _legal_cure(plan),
         )
-    found, refused = queue.take()
     if not found and refused is not None:
         raise refused
     if not found:
@@ -81,22 +81,50 @@ def search(plan: PlanConfig) -> Search:
     )
 
 
-def _well_spent(plan: PlanConfig, most: int) -> LayoutQueue:
-    """The queue of the device count with the fastest step, among counts from `most` down to 0.9 x `most`.
+Taken = tuple[LayoutQueue, list[Estimate], ConfigError | None]
+
+
+def _taken(plan: PlanConfig, gpus: int) -> Taken:
+    """The layouts of so many devices: the queue as it is left, those found, and the error of one that fits."""
+    queue = LayoutQueue.of(plan, gpus)
+    return queue, *queue.take()
+
+
+def _best_spent(plan: PlanConfig, most: int) -> Taken:
+    """The device count that trains the most tokens for the money, and its layouts.
 
     The best count is seldom the largest, because few large numbers have many divisors. Compared are the first
-    MOST_COUNTS counts for which some layout may fit.
+    MOST_COUNTS counts down to 0.9 x `most` for which a layout fits, then rounder and rounder ones, until even devices
+    that never wait could not train as much on fewer.
     """
-    first, seen = None, []
-    for gpus in range(most, max(8, int(0.9 * most)) - 1, -8):
-        queue = LayoutQueue.of(plan, gpus)
-        first = first or queue
-        if queue.waiting:
-            seen.append(queue)
-        if len(seen) == MOST_COUNTS:
+    tried = [_taken(plan, most)]
+    for gpus in range(most - 8, max(8, int(0.9 * most)) - 1, -8):
+        if sum(bool(found) for _, found, _ in tried) == MOST_COUNTS:
             break
-    assert first is not None
-    return min(seen, key=LayoutQueue.fastest) if seen else first
+        tried.append(_taken(plan, gpus))
+    seen, fitting = {queue.bound.gpus for queue, _, _ in tried}, [one for one in tried if one[1]]
+    if not fitting:
+        return tried[0]
+    for gpus in _round_counts(most):
+        _, found, _ = max(fitting, key=_trained)
+        # Devices that never wait: so many seconds of one device a sample. Layouts of other counts hardly need less.
+        ideal = min(one.least_device_seconds for one, _, _ in fitting) * plan.training.global_batch_size / gpus
+        if ideal >= found[0].step.seconds:
+            break
+        if gpus not in seen:
+            fitting += [one for one in [_taken(plan, gpus)] if one[1]]
+    return max(fitting, key=_trained)
+
+
+def _trained(taken: Taken) -> tuple[float, int]:
+    """What is best when it is largest: tokens that the budget trains; of equals, the fewest devices."""
+    queue, found, _ = taken
+    return _tokens(queue.plan, found[0]) or 0.0, -queue.bound.gpus
+
+
+def _round_counts(most: int) -> list[int]:
+    """1, 3, 5 or 9 times a power of 2, whole nodes of 8, from `most` down."""
+    return sorted({m << e for m in (1, 3, 5, 9) for e in range(3, 32) if m << e <= most}, reverse=True)
 
 
 def _affordable(plan: PlanConfig) -> int | None:
@@ -136,6 +164,9 @@ def _room_cure(plan: PlanConfig) -> str:
     """Cure for a plan whose legal layouts need too much memory: more devices (and batch), or larger devices."""
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
     more = next((change for count, size, change in _more_devices(plan) if _finds(plan, count, size)), None)
+    host = EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False, offload_optimizer=True)
+    slower = None if plan.engine.offload_optimizer else _found(replace(plan, engine=host), gpus, batch)
+    offloaded = None if slower is None else "engine=deepspeed engine.offload_optimizer=true"
     roomier = sorted(
         (
             known
@@ -147,7 +178,11 @@ def _room_cure(plan: PlanConfig) -> str:
     )
     fits = (c.name for c in roomier[:MOST_TRIES] if _finds(replace(plan, cluster=c), gpus, batch))
     cluster = next((f"cluster={name}" for name in fits), None)
-    return _cure([more, cluster], "Take more devices and a larger batch, or a smaller model.")
+    cure = _cure([more, offloaded, cluster], "Take more devices and a larger batch, or a smaller model.")
+    if slower is None:
+        return cure
+    share = slower.step.parts["optimizer"] / slower.step.seconds
+    return f"{cure} An offloaded optimizer's update is {share:.0%} of that step, and needs host memory."
 
 
 def _cure(changes: list[str | None], otherwise: str) -> str:
@@ -172,5 +207,10 @@ def _more_devices(plan: PlanConfig) -> Iterator[tuple[int, int, str]]:
 
 
 def _finds(plan: PlanConfig, gpus: int, batch: int) -> bool:
+    return _found(plan, gpus, batch) is not None
+
+
+def _found(plan: PlanConfig, gpus: int, batch: int) -> Estimate | None:
+    """The fastest layout that fits."""
     training = replace(plan.training, global_batch_size=batch, micro_batch_size=1)
-    return bool(LayoutQueue.of(replace(plan, training=training, top=1), gpus).take()[0])
+    return next(iter(LayoutQueue.of(replace(plan, training=training, top=1), gpus).take()[0]), None)

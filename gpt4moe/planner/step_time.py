@@ -20,6 +20,8 @@ from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.planner.efficiency import RING_SHARE
 from gpt4moe.planner.image_time import image_seconds
 from gpt4moe.planner.layer_time import LAYER_PARTS, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.run_time import HOST_COPY_RATE
+from gpt4moe.planner.states import GRADIENT_BYTES
 from gpt4moe.planner.work import TimedKind, Work
 
 STEP_PARTS = (*LAYER_PARTS, "pp", "bubble", "dp", "optimizer")
@@ -27,6 +29,9 @@ UPDATE_BYTES = 30
 """Memory traffic of AdamW for one parameter, in bytes.
 
 Reads gradient, master and two moments, writes master and two moments (all fp32), and writes the bf16 weight."""
+HOST_MEMORY_RATE = 41e9
+"""Bytes per second of host memory for each device: an assumption, 80% of an eighth of 410 GB/s (two sockets with eight
+channels of DDR4-3200, as a DGX A100 has)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +154,18 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
         seconds = size * (copies - 1) / copies / link_rate(work.cluster, stage)
         reduced += work.efficiency.gradient_bytes * seconds
         gathered += work.value_bytes * seconds
-        update += UPDATE_BYTES * size / copies / work.memory_rate
+        update += size / copies * update_seconds(work)
     passes = (parallel.pp * (parallel.vpp - 1) + 1) / parallel.vpp
     exposed = max(0.0, reduced - passes * pace * 2 / 3) + max(0.0, gathered - passes * pace / 3)
     return {"dp": exposed, "optimizer": update}
+
+
+def update_seconds(work: Work) -> float:
+    """Seconds of the update of one parameter that a rank owns. Offloaded: the gradient to the host, the update there,
+    the weight back; nothing of it is hidden."""
+    if not work.offloads:
+        return UPDATE_BYTES / work.memory_rate
+    return (GRADIENT_BYTES + work.value_bytes) / HOST_COPY_RATE + UPDATE_BYTES / HOST_MEMORY_RATE
 
 
 def heaviest_stage(work: Work) -> tuple[float, float]:

@@ -73,6 +73,8 @@ class Work:
     """Of a sequence; 0: a text model."""
     trained: frozenset[str] | None = None
     """Names of the trained tensors; None: all."""
+    offloads: bool = False
+    """Whether masters and moments are in host memory, and the update runs there (engine.offload_optimizer)."""
 
     @property
     def latents(self) -> float:

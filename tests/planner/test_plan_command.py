@@ -162,6 +162,27 @@ def test_experts_are_cut_where_they_are_spread_as_far_as_they_go_and_the_search_
     assert {(best.layout.ep, best.layout.etp) for best in found} >= {(16, 1), (16, 2)}
 
 
+def test_tokens_set_the_steps_of_a_plan_and_of_a_search() -> None:
+    asked = ["model=mixtral_8x7b", "cluster=h100_80g", "training.global_batch_size=64"]
+    plan = load_plan_config([*asked, "gpus=8", "parallel.ep=8", "tokens=1e12"])
+    each = 64 * plan.model.seq_length
+    assert (plan.training.steps - 1) * each < 1e12 <= plan.training.steps * each
+    assert 1e12 <= estimate(plan).tokens < 1e12 + each
+    assert load_plan_config([*asked, "search=true", "tokens=1e12"]).training.steps == plan.training.steps
+    with pytest.raises(ConfigError, match=r"tokens=1e\+12 and training.steps=3 both"):
+        load_plan_config([*asked, "tokens=1e12", "training.steps=3"])
+    with pytest.raises(ConfigError, match="tokens=0"):
+        load_plan_config([*asked, "tokens=0"])
+
+
+def test_a_default_of_1000_steps_is_remarked_on() -> None:
+    asked = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "parallel.ep=8")
+    remarks = [line for line in estimate(plan_of(*asked)).warnings if "a plan's default" in line]
+    assert len(remarks) == 1 and "set tokens=... or training.steps=..." in remarks[0]
+    for said in ("training.steps=999", "tokens=1e9"):
+        assert not [line for line in estimate(plan_of(*asked, said)).warnings if "a plan's default" in line]
+
+
 def test_a_budget_buys_devices_and_tokens() -> None:
     plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "search=true", "training.global_batch_size=64")
     plan.budget_usd, plan.days = 64 * 24 * 10 * 2.50, 10.0

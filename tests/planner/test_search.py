@@ -108,7 +108,7 @@ def test_a_search_works_out_few_layers_and_fewer_memories_and_says_how_far_it_lo
     result = search(plan)
     assert len(result.found) == plan.top  # all of them fit, and nothing that is faster does
     assert result.legal > result.may_fit > result.checked >= plan.top and not result.is_complete
-    assert result.checked <= 60 and len(timed) < most_layers
+    assert result.checked <= 100 and len(timed) < most_layers
     head = table_answer(plan)[0]
     for number in (result.legal, result.may_fit, result.checked, len(result.found)):
         assert str(number) in str(head)
@@ -128,6 +128,64 @@ def test_the_shipped_layout_is_in_its_own_search() -> None:
     )
     found, _ = queue.take()
     assert [one.plan.parallel for one in found] == [shipped]
+
+
+def test_the_layout_that_an_expert_chose_for_llama_405b_is_found() -> None:
+    """126 layers over pp 8 x vpp 9 are uneven; with even virtual stages alone the best step took 6.8 s."""
+    plan = plan_of("model=llama3_405b", "cluster=h100_80g", "gpus=16384", "training.global_batch_size=2048",
+                   "search=true")  # fmt: skip
+    found = search(plan).found
+    assert found[0].step.seconds < 5.8
+    like = [one for one in found if (one.layout.tp, one.layout.pp, one.layout.cp) == (8, 8, 4)]
+    assert like and like[0].step.seconds < 5.8 and like[0].layout.vpp > 4
+    keys = [replace(one.plan.parallel, vpp=1) for one in found]
+    assert all(keys.count(key) <= 2 for key in keys)  # one vpp of each, for each micro-batch
+
+
+def test_every_vpp_is_tried_that_the_trainer_takes_and_no_other() -> None:
+    """Asked of all 24 layouts of two axes one by one, while the search asks once for all vpp."""
+    plan = plan_of("model=llama3_405b", "cluster=h100_80g", "gpus=64", "training.global_batch_size=64", "search=true")
+    queue, tried = LayoutQueue.of(plan, 64), set()
+    for cut in layouts(plan, 64):
+        if (cut.tp, cut.cp) == (8, 1):
+            for training in queue._legal_trainings(cut):
+                assert not layout_problems(plan.model, cut, training, 64)
+                tried.add((cut.pp, cut.vpp, training.micro_batch_size))
+    legal = {
+        (pp, vpp, size)
+        for pp in (1, 2, 4, 8) for vpp in range(1, 127) for size in (1, 2, 4, 8, 16, 32, 64)
+        if 64 * 8 * pp // 64 % size == 0 and not layout_problems(
+            plan.model, ParallelConfig(tp=8, pp=pp, vpp=vpp), replace(plan.training, micro_batch_size=size), 64)
+    }  # fmt: skip
+    assert tried == legal and max(vpp for _, vpp, _ in tried) == 63
+
+
+def test_a_budget_never_rents_more_devices_to_train_fewer_tokens() -> None:
+    """$100,000 and 10 days: the largest counts, down to 144, have few layouts, and trained less than 64 devices."""
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "search=true", "top=1")
+    plan.budget_usd, plan.days = 1e5, 10.0
+    best = search(plan)
+    assert best.tokens is not None
+    for gpus in (8, 16, 32, 64, 96, 128, 144, 160):
+        try:
+            other = search(replace(plan, gpus=gpus)).tokens
+        except LayoutError:
+            continue
+        assert other is not None and other <= best.tokens and (gpus == best.gpus or other < best.tokens), gpus
+
+
+def test_what_does_not_fit_may_be_offloaded_which_costs_time_and_host_memory() -> None:
+    """Mixtral 8x7B on 8 x 80 GB: masters and moments of 47 billion parameters."""
+    plan = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "training.global_batch_size=64")
+    cure = _refused(*plan)
+    assert "engine=deepspeed engine.offload_optimizer=true" in cure and "needs host memory" in cure
+    best = search(plan_of(*plan, "engine=deepspeed", "engine.offload_optimizer=true", "search=true", "top=1")).found[0]
+    assert best.plan.engine.offload_optimizer
+    on_device = replace(best.plan, engine=EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False))
+    slower = best.step.seconds / estimate(on_device).step.seconds
+    assert 1.8 < slower < 4.2  # published: 1.9 to 4.2
+    (said,) = [line for line in best.warnings if "offloaded" in line]
+    assert "560 GB of a node's host memory" in said, said
 
 
 def test_a_layout_is_found_once_with_the_least_recomputation_that_fits() -> None:
@@ -198,7 +256,7 @@ def _refused(*overrides: str) -> str:
 )
 def test_each_cure_of_a_search_without_an_answer_works_as_it_stands(overrides: tuple[str, ...]) -> None:
     cure = _refused(*overrides)
-    changes = cure.removeprefix("Set ").removesuffix(": a layout fits then.").split(", or ")
+    changes = cure.removeprefix("Set ").partition(": a layout fits then.")[0].split(", or ")
     assert changes
     for change in changes:
         keys = {one.split("=")[0] for one in change.split()}
