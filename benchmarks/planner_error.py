@@ -18,6 +18,7 @@ from statistics import median
 from benchmarks.planner_error_fit import (
     FITTED,
     HELD_OUT,
+    Cell,
     errors,
     fit,
     fitted_rows,
@@ -105,12 +106,17 @@ def _strangers(kept: dict[str, float]) -> list[str]:
         mine = [abs(kept[row.name]) for row in rows() if row.source == source]
         lines.append(f"| {source} | {len(mine)} | {median(mine):.1%} | {max(mine):.1%} |")
     lines += ["", f"All {len(kept)} rows, each with its whole source left out: {_said(list(kept.values()))}.", ""]
-    lines += ["| planned generation | rows of other sources | median error | worst |", "|---|---|---|---|"]
-    for generation in Generation:
-        found = [abs(error) for error in planned_elsewhere(generation)]
-        if found:
-            lines.append(f"| {generation.value} | {len(found)} | {median(found):.1%} | {max(found):.1%} |")
+    lines += ["| planned on | kind | precision | rows of other sources | least error | median | most |",
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for (generation, kind, precision), found in sorted(planned_elsewhere().items(), key=_cell_order):
+        signed = " | ".join(f"{error:+.1%}" for error in (min(found), median(found), max(found)))
+        lines.append(f"| {generation.value} | {kind} | {precision} | {len(found)} | {signed} |")
     return lines
+
+
+def _cell_order(cell: tuple[Cell, list[float]]) -> tuple[int, str, str]:
+    (generation, kind, precision), _ = cell
+    return list(Generation).index(generation), kind, precision
 
 
 def _said(found: list[float]) -> str:

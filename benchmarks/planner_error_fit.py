@@ -140,15 +140,22 @@ def sources() -> list[str]:
     return list(dict.fromkeys(row.source for row in rows()))
 
 
-def planned_elsewhere(generation: Generation) -> list[float]:
-    """The error that a plan for a generation may have: errors of its published rows under the plan's constants.
+Cell = tuple[Generation, str, str]
+"""Generation, kind of model (dense, experts), precision."""
+
+
+def planned_elsewhere() -> dict[Cell, list[float]]:
+    """The signed errors that a plan may have, by cell: of published rows under the plan's constants.
 
     Rows of the source that the constants come from are left out.
     """
     nearest = PROFILES[GENERATIONS[Generation.hopper].profile]
     constants = {name: getattr(nearest, name) for name in POOLED}
-    mine = [row for row in rows() if row.cluster.generation is generation and row.source != PLANNED_FROM]
-    return [_strange(row, constants) for row in mine]
+    found: dict[Cell, list[float]] = {}
+    for row in (row for row in rows() if row.source != PLANNED_FROM):
+        cell = (row.cluster.generation, "experts" if row.model.moe else "dense", row.precision)
+        found.setdefault(cell, []).append(_strange(row, constants))
+    return found
 
 
 def _strange(row: Row, constants: dict[str, float]) -> float:

@@ -19,7 +19,7 @@ from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport, images_per_sequence
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
-from gpt4moe.pages.plan_page import NO_PRICE, PHASE_COLUMNS, phase_rows, usd_text, write_plan_page
+from gpt4moe.pages.plan_page import NO_PRICE, PHASE_COLUMNS, phase_rows, usd_text, with_range, write_plan_page
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
@@ -153,7 +153,8 @@ def search_tables(result: Search) -> list[Table | str]:
             *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")),
             str(plan.training.micro_batch_size), _recompute(plan.parallel), f"{found.step.seconds:.3g}",
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
-            f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}", f"{found.days:.3g}",
+            f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}",
+            with_range(f"{found.days:.3g}", found.likely(found.days)),
             usd_text(found.cost.usd, missing="not known"), f"{worst} {others[worst] / found.step.seconds:.0%}",
         )  # fmt: skip
     slower = "" if result.is_complete else "; the others are slower than what is shown"
@@ -162,6 +163,12 @@ def search_tables(result: Search) -> list[Table | str]:
         f"fit by a lower bound of their memory; that of the fastest {result.checked} was worked out in full, and "
         f"{len(result.found)} fit{slower}"
     )
+    if best.interval is not None:
+        low, high = best.interval.around(1.0)
+        table.caption = (
+            f"by the errors of {best.interval.rows} published rows ({best.interval.of}) a step, its days and its cost "
+            f"may be {low:.2f} to {high:.2f} times what stands here"
+        )
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
     if best.cost.usd is None:
         lines.append(f"cost {NO_PRICE}")
@@ -241,7 +248,7 @@ def _time(result: Estimate) -> Table:
     table = _table("A step, along the busiest stage", "part", "time [s]", "share [%]", "waits for")
     for part, seconds in result.step.parts.items():
         table.add_row(part, f"{seconds:.4g}", f"{100 * seconds / result.step.seconds:.1f}", MOVES[part][0])
-    table.add_row("step", f"{result.step.seconds:.4g}", "100.0", "")
+    table.add_row("step", with_range(f"{result.step.seconds:.4g}", result.likely(result.step.seconds)), "100.0", "")
     return table
 
 
@@ -267,9 +274,9 @@ def _whole(result: Estimate) -> Table:
         ("tokens", f"{result.tokens:.4g}", "tokens"),
         ("lost to saving", f"{lost(run.checkpoint_seconds):.2f}", "% of the time"),
         ("lost to unexpected stops", f"{lost(run.failure_seconds):.1f}", "% of the time"),
-        ("time", f"{result.days:.4g}", "days"),
+        ("time", with_range(f"{result.days:.4g}", result.likely(result.days)), "days"),
         ("device hours", f"{cost.gpu_hours:,.4g}", "h"),
-        ("cost", usd_text(cost.usd), "USD"),
+        ("cost", with_range(usd_text(cost.usd), result.likely(cost.usd), ",.0f"), "USD"),
         ("energy, servers included", "not known" if cost.kwh is None else f"{cost.kwh:,.4g}", "kWh"),
     ]  # fmt: skip
     for row in rows:

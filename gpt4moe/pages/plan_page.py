@@ -45,6 +45,11 @@ def usd_text(usd: float | None, form: str = ",.0f", *, missing: str = NO_PRICE) 
     return missing if usd is None else f"{usd:{form}}"
 
 
+def with_range(text: str, likely: tuple[float, float] | None, form: str = ",.3g") -> str:
+    """A number with what it may turn out as: 154 (124 to 235). Args: likely: Estimate.likely of it."""
+    return text if likely is None else f"{text} ({likely[0]:{form}} to {likely[1]:{form}})"
+
+
 def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
     """Of each phase of the run, in words: PHASE_COLUMNS."""
     return [
@@ -150,11 +155,15 @@ def _colour(parts: list[str], part: str) -> str:
 def _cards(result: Estimate) -> str:
     kwh = "not known" if result.cost.kwh is None else f"{result.cost.kwh / 1e6:.3g} GWh"
     cards = {
-        "step": f"{result.step.seconds:.3g} s",
+        "step": with_range(f"{result.step.seconds:.3g} s", result.likely(result.step.seconds)),
         "MFU": f"{100 * result.mfu:.1f}%",
         "throughput": f"{result.tokens_per_second:,.0f} tokens/s",
-        "time": f"{result.days:.3g} days",
-        "cost": f"{result.cost.usd:,.0f} USD" if result.cost.usd is not None else NO_PRICE,
+        "time": with_range(f"{result.days:.3g} days", result.likely(result.days)),
+        "cost": with_range(
+            f"{result.cost.usd:,.0f} USD" if result.cost.usd is not None else NO_PRICE,
+            result.likely(result.cost.usd),
+            ",.0f",
+        ),
         "energy": kwh,
         "fullest device": f"{result.peak_memory_bytes / 1e9:.1f} GB",
         "parameters": f"{result.parameters.total / 1e9:,.1f} billion",

@@ -24,7 +24,7 @@ from gpt4moe.planner.estimate import Estimate, estimate, timed_work
 from gpt4moe.planner.memory import KnownStates, memory_per_stage
 from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed_layers
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
-from gpt4moe.planner.work import Work
+from gpt4moe.planner.work import Work, busiest_rows
 
 MOST_MISSES = 1000
 """A search stops when the full memory of so many layouts did not fit."""
@@ -181,7 +181,7 @@ class LayoutQueue:
         return self.whole[key] / cut.pp * (micro_batches + (cut.pp - 1) / cut.vpp)
 
     def _work(self, cut: ParallelConfig, training: TrainingConfig) -> Work:
-        imbalance = self.plan.imbalance if cut.ep > 1 else 1.0
+        imbalance = busiest_rows(self.plan.model, self.plan.imbalance, cut.ep)
         return replace(self.work, parallel=cut, imbalance=imbalance, micro_batch_size=training.micro_batch_size)
 
     def _more_recomputed(self, candidate: Candidate) -> list[ParallelConfig]:

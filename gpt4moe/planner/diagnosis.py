@@ -16,7 +16,7 @@ from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.planner.efficiency import generation_timing
+from gpt4moe.planner.efficiency import error_interval, generation_timing
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
 from gpt4moe.planner.step_time import StepTime
@@ -113,7 +113,7 @@ def warnings(
         )
     if cluster.usd_per_hour is None:
         found.append(f"the cost is not known: cluster={cluster.name} has no price; set cluster.usd_per_hour=...")
-    found.append(_of_time(cluster))
+    found.append(_of_time(plan))
     if plan.time_factor != 1:
         found.append(f"every step is taken {plan.time_factor:g} times as long as those constants say: time_factor")
     return found
@@ -128,17 +128,18 @@ def _of_offload(plan: PlanConfig, step: StepTime, device_bytes: float) -> str:
     )
 
 
-def _of_time(cluster: ClusterConfig) -> str:
+def _of_time(plan: PlanConfig) -> str:
     """Which constants the time comes from, and their error. No run of this trainer on a GPU has been timed."""
-    known = generation_timing(cluster.generation)
+    cluster, has_experts = plan.cluster, plan.model.moe is not None
+    known, seen = generation_timing(cluster.generation), error_interval(cluster.generation, has_experts=has_experts)
     if cluster.generation is Generation.cpu:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
-    seen = f"{known.rows} published rows on it, predicted by another source's constants, are"
-    error = (
-        f"{seen} {known.median_error:.0%} off in the median, {known.worst_error:.0%} at worst (docs/planner-error.md)"
-        if known.rows
-        else "no published row on it was found, so how far off that is is not known"
-    )
+    error = "no published row on it was found, so how far off that is is not known"
+    if seen is not None:
+        error = (
+            f"{seen.rows} published rows ({seen.of}), predicted by another source's constants, are {seen.least:+.0%} "
+            f"to {seen.most:+.0%} off (docs/planner-error.md): too slow against tuned stacks, too fast against others"
+        )
     return (
         f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "
         f"{known.constants}; {error}"

@@ -77,11 +77,22 @@ class GenerationTiming:
     """Key of PROFILES: the nearest measured stack, whose constants a plan takes."""
     constants: str
     """Where these constants come from, as every plan says it; empty for CPUs, whose figures are nominal."""
-    rows: int = 0
-    """Published rows on this generation from other sources than the constants' own: they show the error."""
-    median_error: float = 0.0
-    """Of those rows under the constants, 0 to 1, as `python -m benchmarks.planner_error` computes it."""
-    worst_error: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorInterval:
+    """How published rows of one kind were predicted by constants of another source: predicted / published - 1."""
+
+    of: str
+    rows: int
+    least: float
+    """The row that was predicted fastest of all, against what it took: below 0, too fast."""
+    most: float
+    """The row that was predicted slowest: above 0, too slow."""
+
+    def around(self, predicted: float) -> tuple[float, float]:
+        """What a prediction (seconds, days, USD) may turn out as, if it errs as far as those rows."""
+        return predicted / (1 + self.most), predicted / (1 + self.least)
 
 
 _CORE = "megatron-core-2025/hopper"
@@ -93,23 +104,53 @@ GENERATIONS = {
     Generation.ampere: GenerationTiming(
         profile="megatron-lm-2022/ampere",
         constants="fitted to 9 dense rows of one paper on A100 (Megatron-LM 2022), those of experts to rows on H100",
-        rows=9, median_error=0.094, worst_error=0.220,
     ),
-    Generation.hopper: GenerationTiming(
-        profile=_CORE, constants=_HOPPER, rows=11, median_error=0.240, worst_error=0.737
-    ),
-    Generation.blackwell: GenerationTiming(
-        profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.177, worst_error=0.795
-    ),
-    Generation.blackwell_ultra: GenerationTiming(
-        profile=_CORE, constants=_BLACKWELL, rows=11, median_error=0.224, worst_error=0.354
-    ),
+    Generation.hopper: GenerationTiming(profile=_CORE, constants=_HOPPER),
+    Generation.blackwell: GenerationTiming(profile=_CORE, constants=_BLACKWELL),
+    Generation.blackwell_ultra: GenerationTiming(profile=_CORE, constants=_BLACKWELL),
     Generation.ada: GenerationTiming(profile=_CORE, constants=_NONE),
     Generation.cdna3: GenerationTiming(profile="megatron-core-2025/cdna3", constants=_AMD),
     Generation.cdna4: GenerationTiming(profile="megatron-core-2025/cdna3", constants=_AMD),
     Generation.cpu: GenerationTiming(profile=_CORE, constants=""),
 }  # fmt: skip
-"""One row for each generation. A new one starts with the profile of its nearest relative and no rows."""
+"""One row for each generation. A new one starts with the profile of its nearest relative."""
+PREDICTED: dict[tuple[Generation, str, str], tuple[int, float, float]] = {
+    (Generation.ampere, "dense", "bf16"): (9, 0.018, 0.220),
+    (Generation.hopper, "dense", "bf16"): (3, -0.255, -0.106),
+    (Generation.hopper, "dense", "fp8"): (2, 0.176, 0.279),
+    (Generation.hopper, "experts", "bf16"): (4, -0.345, 0.240),
+    (Generation.hopper, "experts", "fp8"): (2, -0.024, 0.737),
+    (Generation.blackwell, "dense", "fp8"): (3, -0.101, 0.141),
+    (Generation.blackwell, "experts", "bf16"): (2, -0.316, -0.289),
+    (Generation.blackwell, "experts", "fp8"): (6, -0.198, 0.795),
+    (Generation.blackwell_ultra, "dense", "fp8"): (3, 0.014, 0.270),
+    (Generation.blackwell_ultra, "experts", "bf16"): (2, -0.319, -0.211),
+    (Generation.blackwell_ultra, "experts", "fp8"): (6, -0.023, 0.354),
+}
+"""(generation, kind of model, precision) -> published rows of other sources than the constants' own, and the least and
+the most of their signed errors under those constants, as `python -m benchmarks.planner_error` prints them."""
+FEWEST_ROWS = 3
+"""Fewer rows say little: those of the other precision are taken with them."""
+
+
+def error_interval(generation: Generation, *, has_experts: bool) -> ErrorInterval | None:
+    """How far off a plan in bf16 may be; None: no row is known.
+
+    Models with experts on Ampere have Hopper's constants and no row: Hopper's rows are taken.
+    """
+    kind = "experts" if has_experts else "dense"
+    if has_experts and generation is Generation.ampere:
+        generation = Generation.hopper
+    for precisions in (("bf16",), ("bf16", "fp8")):
+        cells = [PREDICTED[generation, kind, one] for one in precisions if (generation, kind, one) in PREDICTED]
+        rows = sum(cell[0] for cell in cells)
+        if rows >= FEWEST_ROWS:
+            return ErrorInterval(
+                of=f"{'models with experts' if has_experts else 'dense models'} on {generation.value}, "
+                f"{' and '.join(precisions)}",
+                rows=rows, least=min(cell[1] for cell in cells), most=max(cell[2] for cell in cells),
+            )  # fmt: skip
+    return None
 
 
 def generation_timing(generation: Generation) -> GenerationTiming:

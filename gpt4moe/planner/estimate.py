@@ -15,13 +15,13 @@ from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.checkpoint_size import saved_bytes, state_bytes
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
-from gpt4moe.planner.efficiency import planning_profile
+from gpt4moe.planner.efficiency import ErrorInterval, error_interval, planning_profile
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.phases import RunPhase, timed_phases
 from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
 from gpt4moe.planner.states import trained_tensors
 from gpt4moe.planner.step_time import StepTime, step_time
-from gpt4moe.planner.work import TimedKind, Work, timed_kinds
+from gpt4moe.planner.work import TimedKind, Work, busiest_rows, timed_kinds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +79,15 @@ class Estimate:
         return self.flops.model * self.tokens_per_second / peak
 
     @property
+    def interval(self) -> ErrorInterval | None:
+        """How far off the time of a step is for published runs, and with it days and dollars; None: not known."""
+        return error_interval(self.plan.cluster.generation, has_experts=self.plan.model.moe is not None)
+
+    def likely(self, predicted: float | None) -> tuple[float, float] | None:
+        """The range of a time or a cost of this plan by that interval; None: not known."""
+        return None if self.interval is None or predicted is None else self.interval.around(predicted)
+
+    @property
     def days(self) -> float:
         return self.run.seconds / 86400
 
@@ -117,7 +126,7 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
         cluster=cluster,
         efficiency=replace(efficiency, moe_layer_seconds=plan.time_factor * efficiency.moe_layer_seconds),
         matrix_peak=cluster.peak_flops(plan.precision.dtype),
-        imbalance=plan.imbalance if plan.parallel.ep > 1 else 1.0,
+        imbalance=busiest_rows(plan.model, plan.imbalance, plan.parallel.ep),
         value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
         images=images_per_sequence(plan),
         trained=trained,
@@ -243,8 +252,21 @@ def to_json(result: Estimate) -> dict[str, object]:
             for phase in result.phases
         ],
         "cost": {"usd": result.cost.usd, "gpu_hours": result.cost.gpu_hours, "kwh": result.cost.kwh},
+        "interval": _interval_json(result),
         "bottleneck": result.bottleneck,
         "warnings": result.warnings,
+    }
+
+
+def _interval_json(result: Estimate) -> dict[str, object] | None:
+    """What the step, the days and the cost may turn out as: [least, most], or null."""
+    if result.interval is None:
+        return None
+    return {
+        **asdict(result.interval),
+        "step_seconds": result.likely(result.step.seconds),
+        "days": result.likely(result.days),
+        "usd": result.likely(result.cost.usd),
     }
 
 

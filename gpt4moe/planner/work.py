@@ -52,6 +52,15 @@ def timed_kinds(model: ModelConfig, trained: Collection[str] | None = None) -> l
     return of_layers
 
 
+def busiest_rows(model: ModelConfig, imbalance: float, ep: int) -> float:
+    """Rows at the busiest rank's experts over the mean of what is routed: what a capacity drops is not computed.
+
+    As MicroBatch.expert_rows counts their memory. At ep 1 every row stays on its rank.
+    """
+    limit = (model.moe.router.capacity_factor if model.moe else None) or float("inf")
+    return min(imbalance if ep > 1 else 1.0, limit)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """Input of the time formulas: model, layout, micro-batch and cluster."""
@@ -66,7 +75,8 @@ class Work:
     matrix_peak: float
     """Dense FLOP/s of the matrix units in the products' precision."""
     imbalance: float = 1.0
-    """Token copies that the busiest expert-parallel rank gets, divided by the mean over the ranks; 1.0 or more."""
+    """Token copies that the busiest expert-parallel rank computes, divided by the mean of what is routed to the ranks
+    (busiest_rows); 1.0 or more without a capacity."""
     value_bytes: int = 2
     """Bytes of one element of an activation."""
     images: float = 0.0

@@ -8,6 +8,7 @@ from gpt4moe.architecture.flops import flops_per_token
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.pipeline.schedule import schedule, simulate
+from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.step_time import STEP_PARTS, StepTime
 from tests.planner.timed import plan_of, step_of
 
@@ -97,3 +98,16 @@ def test_partial_recompute_counts_the_layers_it_is_for() -> None:
     assert some.recompute == pytest.approx(0.75 * whole.recompute)
     assert whole.recompute == pytest.approx((whole.layers + whole.attention) / 3)
     assert some.hardware / 1e12 == pytest.approx(2.167, abs=5e-4)
+
+
+def test_a_capacity_bounds_the_rows_of_the_busiest_rank_in_time_as_in_memory() -> None:
+    asked = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "imbalance=1.5")
+
+    def seconds(ep: int, capacity: float | None) -> float:
+        plan = plan_of(*asked, f"parallel.ep={ep}")
+        assert plan.model.moe is not None
+        plan.model.moe.router.capacity_factor = capacity
+        return estimate(plan).step.seconds
+
+    assert seconds(8, 1.0) < seconds(8, 1.25) < seconds(8, None) == seconds(8, 2.0)
+    assert seconds(1, 0.5) < seconds(1, 1.0) == seconds(1, None)
