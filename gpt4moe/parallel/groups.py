@@ -1,6 +1,8 @@
 """ProcessGroups: the process groups of one rank, made once from a Layout and passed as an argument."""
 
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from gpt4moe.parallel.layout import Layout
 
 # Longer than the slowest first step. Training has a key of its own: resilience.collective_timeout_minutes.
 TIMEOUT = timedelta(minutes=30)
+_PORT_KEY = "gpt4moe/store"
+"""In the store of torchrun's agent: the port of rank 0's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,13 +130,39 @@ def world(
 
 
 def _store_at(environment: Environment, timeout: timedelta) -> distributed.Store:
-    """The store at the environment's address, which init_process_group would open. torchrun's agent may serve it."""
+    """The store at the environment's address, which init_process_group would open; under torchrun's agent, which serves
+    it, one of rank 0's own."""
     assert environment.master is not None
     address, port = environment.master
     place = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
     store, _, _ = next(distributed.rendezvous(f"tcp://{address}:{port}", **place))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = _fresh_store(store, address, is_first=environment.rank == 0, timeout=timeout)
     store.set_timeout(timeout)
     return distributed.PrefixStore("default_pg", store)
+
+
+def _fresh_store(agents: distributed.Store, address: str, *, is_first: bool, timeout: timedelta) -> distributed.Store:
+    """A store of rank 0, found by way of the agent's.
+
+    The agent's store outlives its ranks (torch 2.13): ranks that it starts again would find the addresses that the ones
+    before left there, and wait for them until the timeout. A port that such a rank 0 left is closed: the agents start
+    ranks again when all of the last ones have ended.
+    """
+    if is_first:
+        store = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        agents.set(_PORT_KEY, str(store.port))
+        return store
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        port = int(agents.get(_PORT_KEY))
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+            return distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
+        except (OSError, distributed.DistError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def refuse_shared_gpus(store: distributed.Store, environment: Environment, gpu: str) -> None:

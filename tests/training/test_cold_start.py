@@ -28,9 +28,9 @@ def torchrun(logs: Path) -> list[str]:
     return ["torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--log-dir={logs}", "--redirects=3", "-m"]
 
 
-def printed(logs: Path, stream: str) -> list[str]:
-    """What each rank printed."""
-    return [file.read_text() for file in sorted(logs.glob(f"*/attempt_0/*/{stream}.log"))]
+def printed(logs: Path, stream: str, attempt: int = 0) -> list[str]:
+    """What each rank printed. Args: attempt: torchrun's restarts before."""
+    return [file.read_text() for file in sorted(logs.glob(f"*/attempt_{attempt}/*/{stream}.log"))]
 
 
 def test_one_cold_process_trains(tmp_path: Path) -> None:
@@ -53,24 +53,48 @@ def test_torchrun_ranks_all_exit_2_and_the_first_alone_prints(tmp_path: Path) ->
     assert launcher.stderr.count("exitcode  : 2") == 2, launcher.stderr
 
 
-def test_ctrl_c_at_torchrun_leaves_a_checkpoint_of_the_last_step_in_metrics(tmp_path: Path) -> None:
+def test_torchrun_starts_killed_ranks_again_and_ctrl_c_then_leaves_a_checkpoint_of_the_last_step(
+    tmp_path: Path,
+) -> None:
     folder, logs = tmp_path / "x", tmp_path / "logs"
-    arguments = command(torchrun(logs), folder, "training.steps=100000", "parallel.ep=2")
+    launcher_words = [*torchrun(logs)[:-1], "--max-restarts=1", "-m"]
+    arguments = command(launcher_words, folder, "training.steps=100000", "parallel.ep=2", "checkpoint.every=2")
     launcher = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, cwd=ROOT, env=outside())
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 3:
+    deadline = time.monotonic() + 240
+
+    def until(launches: int) -> None:
+        """So many launches, and three steps in the last."""
+        while (
+            len(starts := sorted(folder.glob("starts/*.yaml"))) < launches
+            or last_step(folder) < first_step(starts[-1]) + 3
+        ):
             assert launcher.poll() is None and time.monotonic() < deadline, printed(logs, "stderr")
             time.sleep(0.05)
-        launcher.send_signal(signal.SIGINT)  # its agent hands it to the ranks
+
+    try:
+        until(1)
+        ranks = psutil.Process(launcher.pid).children()
+        next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
+        until(2)
+        launcher.send_signal(signal.SIGINT)  # its agent hands it to the ranks, and starts none again
         launcher.wait(60)
     finally:
         launcher.kill()
     steps = [record["step"] for record in metrics(folder)]
     assert steps == list(range(1, len(steps) + 1))
+    starts = [yaml.safe_load(file.read_text()) for file in sorted(folder.glob("starts/*.yaml"))]
+    assert [start["ranks"] for start in starts] == [2, 2] and starts[1]["first_step"] > 1
     manifest = folder / "checkpoints" / f"step-{len(steps):08d}" / "manifest.json"
     assert json.loads(manifest.read_text())["step"] == len(steps)
-    assert "SIGINT received" in printed(logs, "stdout")[0]
+    assert "SIGINT received" in printed(logs, "stdout", attempt=1)[0]
+
+
+def last_step(folder: Path) -> int:
+    return max((record["step"] for record in metrics(folder)), default=0) if (folder / "metrics.jsonl").exists() else 0
+
+
+def first_step(start: Path) -> int:
+    return int(yaml.safe_load(start.read_text())["first_step"])
 
 
 def test_torchrun_goes_on_with_the_node_that_is_left(tmp_path: Path) -> None:
