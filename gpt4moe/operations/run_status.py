@@ -25,6 +25,7 @@ from gpt4moe.runlog.alerts import FiredAlert, Stalled, failing_alerts
 from gpt4moe.runlog.dashboard import dashboard_of
 from gpt4moe.runlog.events_log import EVENTS_FILE, WENT_BACK, Event, last_sign_of_life, own_events, scan_events
 from gpt4moe.runlog.goodput import Goodput, goodput
+from gpt4moe.runlog.interruptions import Interruption, first_failures, interruptions
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.waits import Idle
@@ -62,6 +63,8 @@ class RunStatus:
     eta_seconds: float | None = None
     """Remaining time at the speed of the last launch, its pauses included; only while the run runs or waits."""
     restarts: int = 0
+    interruptions: list[Interruption] = field(default_factory=list)
+    """Each end of a launch before the run was done."""
     went_back: list[str] = field(default_factory=list)
     """A sentence for each time that the run went back to an earlier checkpoint."""
     suspect: list[str] = field(default_factory=list)
@@ -165,6 +168,10 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
     alerts = failing_alerts(rules, records, doing) if doing is not None else []
+    account = goodput(
+        events, records, last_sign_of_life=now if is_alive else last_seen, is_running=is_alive,
+        waiting_until=now if state == "waiting" else None,
+    )  # fmt: skip
     return RunStatus(
         **known,
         state=state,
@@ -189,11 +196,9 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
         last_seen=last_seen or None,
         alerts=alerts,
         is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
-        account=goodput(
-            events, records, last_sign_of_life=now if is_alive else last_seen, is_running=is_alive,
-            waiting_until=now if state == "waiting" else None,
-        ),
-    )  # fmt: skip
+        account=account,
+        interruptions=interruptions(events, account.attempts, first_failures(folder)) if account else [],
+    )
 
 
 def _count_back(events: list[Event]) -> int:

@@ -12,6 +12,7 @@ from rich.text import Text
 from gpt4moe.operations.run_status import RunStatus
 from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.goodput import CAUSES, PRODUCTIVE, Goodput
+from gpt4moe.runlog.interruptions import Interruption
 
 STATES = {
     "running": "bold green", "finished": "green", "waiting": "yellow", "stopped": "yellow", "failed": "bold red",
@@ -88,6 +89,9 @@ def run_details(run: RunStatus, now: float) -> Iterator[RenderableType]:
     yield _causes(run.account)
     yield ""
     yield _starts(run.account)
+    if run.interruptions:
+        yield ""
+        yield _interruptions(run.interruptions)
 
 
 def _state(run: RunStatus) -> Text:
@@ -138,5 +142,25 @@ def _starts(account: Goodput) -> Table:
             attempt.end,
             clock_time(attempt.ended - attempt.began),
             *(clock_time(attempt.seconds[cause]) for cause in ("start_up", "queue", "down")),
+        )
+    return table
+
+
+def _interruptions(found: Sequence[Interruption]) -> Table:
+    """A line each."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("interrupted", "by", "after step", "rank", "steps redone", "cost"):
+        is_number = column in ("after step", "steps redone", "cost")
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
+    table.add_column("cause", no_wrap=True, overflow="ellipsis")
+    for it in found:
+        table.add_row(
+            datetime.fromtimestamp(it.at).isoformat(sep=" ", timespec="seconds"),
+            _printable(it.what),
+            f"{it.step:,}",
+            _printable(it.where) or _NONE,
+            f"{it.redone_steps:,}",
+            clock_time(it.cost_seconds) if it.cost_seconds else _NONE,
+            _printable(it.cause) or _NONE,
         )
     return table

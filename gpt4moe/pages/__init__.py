@@ -4,6 +4,7 @@ a run folder
     run_report.py     a run folder -> loss.png, report.html
     report.py         report.html, one self-contained file
     report_page.py    the report's style sheet and script
+    availability.py   the strip of the wall time, interruptions
     report_tables.py  bytes on the wire, wall time
     charts.py         curves, thinned, as inline SVG
     panel_charts.py   a dashboard's panels -> charts

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from gpt4moe.pages.availability import availability_section
 from gpt4moe.pages.charts import line_chart, middle, points
 from gpt4moe.pages.expert_maps import heat_map, load_maps
 from gpt4moe.pages.panel_charts import panel_charts
@@ -22,6 +23,7 @@ from gpt4moe.runlog.console import clock_time, short_count
 from gpt4moe.runlog.dashboard import PanelSection, read_dashboard
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadWindow
 from gpt4moe.runlog.goodput import Goodput
+from gpt4moe.runlog.interruptions import Interruption
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.run_files import replace_file
 from gpt4moe.runlog.step_lines import SAMPLES_FILE, StepLine
@@ -78,6 +80,7 @@ class ReportData:
     """Schedule of the last launch; None without a pipeline."""
     wire: WireCount | None = None
     account: Goodput | None = None
+    interruptions: Sequence[Interruption] = ()
     starts: Sequence[RunStart] = ()
     sections: Sequence[PanelSection] = field(default_factory=lambda: read_dashboard().sections)
     alerts: Sequence[tuple[int, str, str]] = ()
@@ -120,6 +123,7 @@ def write_report(path: Path | str, data: ReportData) -> None:
             _section("What it sees", "".join(map(_sheet, data.sheets))),
             _section("Samples while training", _texts(data.texts)),
             _section("Where the time went", goodput_section(data.account) if data.account else ""),
+            _section("Availability", availability_section(data.account, data.interruptions) if data.account else ""),
             _section("Starts", _starts(data.starts)),
             _section("Checkpoint", f"<p><code>{_text(data.checkpoint_path)}</code></p>"),
             _section(

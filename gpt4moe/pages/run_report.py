@@ -18,6 +18,7 @@ from gpt4moe.runlog.dashboard import dashboard_of
 from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events, read_events
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow
 from gpt4moe.runlog.goodput import goodput
+from gpt4moe.runlog.interruptions import first_failures, interruptions
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, RESULTS_FILE, WIRE_FILE
 from gpt4moe.runlog.step_lines import SAMPLES_FILE, read_step_lines
@@ -41,6 +42,7 @@ def write_run_report(
     steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
     levels = {f"{name} entropy": value for name, value in entropies.items()}
     plot_loss(run_folder / "loss.png", records, title=run_folder.name, levels=levels)
+    account = goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events))
     path = run_folder / "report.html"
     write_report(
         path,
@@ -56,7 +58,8 @@ def write_run_report(
             load_windows=windows,
             pipeline=_pipeline(records_of_starts[-1]) if starts else None,
             wire=_wire(run_folder, records_of_starts[-1]) if starts else None,
-            account=goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events)),
+            account=account,
+            interruptions=interruptions(events, account.attempts, first_failures(run_folder)) if account else (),
             starts=starts,
             sections=dashboard_of(run_folder).sections,
             alerts=[(it["step"], it["name"], it["text"]) for it in own_events(events) if it["event"] == "alert"],

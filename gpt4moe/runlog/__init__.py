@@ -8,6 +8,7 @@ metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
 step_lines.py    samples.jsonl, evaluations.jsonl: lines of steps
 events_log.py    EventsLog: events.jsonl, launches, pauses, ends; what an event must have
 waits.py         what training waits for, and since when
+interruptions.py when, what, which rank, what it cost: each end of a launch before the run was done
 goodput.py       events + metrics -> seconds by cause
 expert_load.py   tokens of every expert over the whole run
 run_files.py     names, whole-file writes, the folder's process

@@ -270,3 +270,15 @@ def test_show_tells_each_going_back_and_each_suspect_checkpoint(tmp_path: Path) 
     assert "step 4 went back to step 2, 24 samples passed over: Step 4 has loss nan." in stream.getvalue()
     assert "suspect checkpoint: step-00000003: step 3: a spike" in stream.getvalue()
     assert found.account is not None and [it.end for it in found.account.attempts] == ["went_back", "finished"]
+
+
+def test_show_has_one_line_for_each_interruption(tmp_path: Path) -> None:
+    cause = f"Copies of {'a_tensor_with_a_long_name ' * 12} are not equal."
+    run = status(a_run(tmp_path / "x", stop={"reason": "ReplicaError", "is_error": True, "cause": cause}))
+    assert [it.what for it in run.interruptions] == ["ReplicaError"]
+    stream = io.StringIO()
+    for part in run_details(run, NOW):
+        Console(file=stream, width=160).print(part)
+    (line,) = [line for line in stream.getvalue().splitlines() if "a_tensor" in line]
+    assert line.split()[2:4] == ["ReplicaError", "4"]
+    assert json.dumps(run.as_dict()["interruptions"][0]["what"]) == '"ReplicaError"'
