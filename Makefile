@@ -32,7 +32,7 @@ TRL := trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill
 	python-dateutil==4.0.0 six==1.17.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sft vision plan refine test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train sft vision plan refine drill test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -56,6 +56,9 @@ vision: $(INSTALLED) ## teach a tiny model to see drawn pictures; asked on held-
 
 refine: $(INSTALLED) ## trains on arithmetic; pass@1, pass@16, majority, best-of-16 and refine-16 at equal tokens (minutes)
 	@$(RUN) examples/refine_arithmetic.py --out runs/checkable
+
+drill: $(INSTALLED) ## plants FAULTS=60 faults in a small run, SEED=1; what each cost, availability (minutes)
+	@$(RUN) -m gpt4moe.drill.command --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) --write docs/reliability.md
 
 test: lint ## lint, then every test but the long Slurm ones (WORKERS=2 files at a time)
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slurm and not slurm_long and not engines"

@@ -24,6 +24,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     5  operations    where the runs of a folder stand
     5  pages         pictures and pages for people: report.html, plan pages
     6  demo          corpus, entropies, the story of `make train`
+    6  drill         faults planted in a small run, and what they cost
     6  proof         a layout against one process, number by number
     6  rehearsal     every kind of rank of a large world, built without memory
     6  evaluation    loss, questions and benchmark tasks, on any layout

@@ -85,7 +85,15 @@ assumption, for documents with images beside as much plain text; those of OBELIC
 for every 326 tokens."""
 ALONE = {
     "report": {"report", "output"},
-    "calibrate": {"calibrate", "output", "imbalance", "images_per_sequence", "restart_minutes", "time_factor"},
+    "calibrate": {
+        "calibrate",
+        "output",
+        "imbalance",
+        "images_per_sequence",
+        "detect_seconds",
+        "restart_minutes",
+        "time_factor",
+    },
 }
 """Options that do not plan the run of the command line -> the keys that have an effect together with them."""
 SERVED = ("report", "output", "file", "gpus", "imbalance", "inference", "model", "router", "cluster", "experiment")
@@ -124,6 +132,8 @@ class PlanConfig(RunConfig):
     images_per_sequence: float | None = None
     """Still images of a sequence, of a vision model; null: one for every TOKENS_OF_AN_IMAGE tokens, at least one, at
     most data.max_images."""
+    detect_seconds: float = 0.0
+    """Seconds from a fault until its job has ended, in addition to restart_minutes. make drill measures both."""
     restart_minutes: float = 10.0
     """Minutes from an unexpected stop to the first step after it; an assumption."""
     time_factor: float = 1.0
@@ -152,6 +162,10 @@ class PlanConfig(RunConfig):
             raise ConfigError(
                 f"{asked}=... with output=html: its answer is a text or data, no page.",
                 "Leave output out, or set output=json.",
+            )
+        if not 0 <= self.detect_seconds < inf:
+            raise ConfigError(
+                f"detect_seconds={self.detect_seconds:g} is no number of seconds.", "Set detect_seconds=30, say."
             )
         most = self.model.moe.num_experts if self.model.moe else inf
         if not (1 <= self.imbalance < inf and 0 <= self.restart_minutes < inf) or self.imbalance > most:

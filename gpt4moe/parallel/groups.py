@@ -2,9 +2,11 @@
 
 import os
 import socket
+import threading
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,8 +21,8 @@ from gpt4moe.parallel.layout import Layout
 
 # Longer than the slowest first step. Training has a key of its own: resilience.collective_timeout_minutes.
 TIMEOUT = timedelta(minutes=30)
-_PORT_KEY = "gpt4moe/store"
-"""In the store of torchrun's agent: the port of rank 0's own."""
+_DOOR_KEY = "gpt4moe/door"
+"""In the store of torchrun's agents: the port at which rank 0 tells the name of the launch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,39 +132,51 @@ def world(
 
 
 def _store_at(environment: Environment, timeout: timedelta) -> distributed.Store:
-    """The store at the environment's address, which init_process_group would open; under torchrun's agent, which serves
-    it, one of rank 0's own."""
+    """The store at the environment's address, which init_process_group would open. torchrun's agent may serve it."""
     assert environment.master is not None
     address, port = environment.master
     place = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
     store, _, _ = next(distributed.rendezvous(f"tcp://{address}:{port}", **place))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = _fresh_store(store, address, is_first=environment.rank == 0, timeout=timeout)
     store.set_timeout(timeout)
-    return distributed.PrefixStore("default_pg", store)
+    launch = ""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        launch = _launch_of_agents(store, address, is_first=environment.rank == 0, timeout=timeout)
+    return distributed.PrefixStore(f"default_pg{launch}", store)
 
 
-def _fresh_store(agents: distributed.Store, address: str, *, is_first: bool, timeout: timedelta) -> distributed.Store:
-    """A store of rank 0, found by way of the agent's.
+def _launch_of_agents(store: distributed.Store, address: str, *, is_first: bool, timeout: timedelta) -> str:
+    """A name of this launch, the same on every rank, under torchrun's agents. Collective.
 
-    The agent's store outlives its ranks (torch 2.13): ranks that it starts again would find the addresses that the ones
-    before left there, and wait for them until the timeout. A port that such a rank 0 left is closed: the agents start
-    ranks again when all of the last ones have ended.
+    The agents' store outlives its ranks (torch 2.13): ranks that are started again would find the addresses that those
+    before left there, and wait for them until the timeout. So keys get the name of the launch. Ranks learn it from
+    rank 0 itself, not from that store, where the name before may still stand: a port that an earlier rank 0 left is
+    closed, for the agents start ranks again when all of the last ones have ended.
     """
+    name = uuid.uuid4().hex
     if is_first:
-        store = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        agents.set(_PORT_KEY, str(store.port))
-        return store
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        door = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=dual)
+        store.set(_DOOR_KEY, str(door.getsockname()[1]))
+        # Until the process ends: somebody who knocks by mistake must not take the place of a rank.
+        threading.Thread(target=_tell_all, args=(door, name), name="door", daemon=True).start()
+        return name
     deadline = time.monotonic() + timeout.total_seconds()
     while True:
-        port = int(agents.get(_PORT_KEY))
-        try:
-            socket.create_connection((address, port), timeout=2).close()
-            return distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
-        except (OSError, distributed.DistError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+        with suppress(OSError), socket.create_connection((address, int(store.get(_DOOR_KEY))), timeout=10) as asked:
+            told = asked.makefile().read()
+            if len(told) == len(name):
+                return told
+        if time.monotonic() > deadline:
+            raise LaunchError(f"Rank 0 on {address} told no name of this launch.", "Look at the log of rank 0.")
+        time.sleep(0.1)
+
+
+def _tell_all(door: socket.socket, name: str) -> None:
+    while True:
+        visitor, _ = door.accept()
+        with suppress(OSError), visitor:
+            visitor.sendall(name.encode())
 
 
 def refuse_shared_gpus(store: distributed.Store, environment: Environment, gpu: str) -> None:

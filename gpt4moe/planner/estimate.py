@@ -180,7 +180,7 @@ def estimate(plan: PlanConfig) -> Estimate:
     whole, phases = timed_phases(
         plan, seconds_of, lambda part: _fullest(memory_of(part)), saving,
         failures_per_hour=world / hours_between if hours_between else 0.0,
-        restart_seconds=60 * plan.restart_minutes,
+        restart_seconds=plan.detect_seconds + 60 * plan.restart_minutes,
     )  # fmt: skip
     memory = max((memory_of(plan), *memories.values()), key=_fullest)
     refused = [

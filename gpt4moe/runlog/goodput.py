@@ -92,7 +92,7 @@ def goodput(
         is_running: the last launch is still at work.
         waiting_until: now, when the run's job waits in the queue.
     """
-    starts = _by_start(own_events(list(events)))
+    starts = by_launch(events)
     if not starts:
         return None
     steps = {int(record["step"]): float(record["step_seconds"]) for record in records if "step_seconds" in record}
@@ -107,11 +107,35 @@ def goodput(
         for cause, seconds in attempt.seconds.items():
             total[cause] += seconds
     total[PRODUCTIVE] = sum(seconds for step, seconds in steps.items() if step > attempts[0].resumed_step)
-    total["redone"] = sum(start[0]["redone_seconds"] for start in starts)
+    total["redone"] = sum(redone(starts, "redone_seconds"))
     total["other"] -= total[PRODUCTIVE] + total["redone"]
     if waiting_until is not None:
         total["queue"] += max(0.0, waiting_until - attempts[-1].ended)
     return Goodput(wall_seconds=sum(total.values()), seconds=total, attempts=attempts)
+
+
+def redone(launches: Sequence[Sequence[Event]], key: str) -> list[float]:
+    """What each launch found to be done again, counted once.
+
+    A launch that ends before its first step may leave the lines of these steps in metrics.jsonl, and the next one
+    counts them too.
+
+    Args:
+        launches: the events of each launch, its start first.
+        key: redone_steps or redone_seconds.
+    """
+    found, before = [], 0.0
+    for events in launches:
+        own = float(events[0][key])
+        found.append(max(0.0, own - before))
+        has_stepped = any(event["event"] == "first_step" for event in events)
+        before = 0.0 if has_stepped else max(own, before)
+    return found
+
+
+def by_launch(events: Sequence[Event]) -> list[list[Event]]:
+    """The events of each launch of the last run, its start first."""
+    return _by_start(own_events(list(events)))
 
 
 def _by_start(events: list[Event]) -> list[list[Event]]:

@@ -99,7 +99,11 @@ def test_the_best_interval_loses_less_than_its_neighbours() -> None:
         ("restart_minutes=-1", "restart_minutes=0"),
         ("top=0", "top=1 search=true"),
         *((f"{key}={value}", f"{key}=2 search=true") for key in ("budget_usd", "days") for value in ("nan", "inf")),
-        *((f"{key}={value}", f"{key}=2") for key in ("imbalance", "restart_minutes") for value in ("nan", "inf")),
+        *(
+            (f"{key}={value}", f"{key}=2")
+            for key in ("imbalance", "detect_seconds", "restart_minutes")
+            for value in ("nan", "inf")
+        ),
         ("cluster.usd_per_hour=nan", "cluster.usd_per_hour=2"),
         ("cluster.memory_bytes=inf", "cluster.memory_bytes=2"),
         ("file=''", "file=page.html output=html"),

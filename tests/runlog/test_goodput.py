@@ -6,7 +6,7 @@ import pytest
 
 from gpt4moe.pages.report_tables import goodput_section
 from gpt4moe.runlog.events_log import Event
-from gpt4moe.runlog.goodput import CAUSES, Goodput, goodput
+from gpt4moe.runlog.goodput import CAUSES, Goodput, by_launch, goodput, redone
 
 
 def start(time: float, resumed_step: int = 0, **fields: Any) -> Event:
@@ -52,6 +52,15 @@ RESUMED = [
     event("stop", 234.0, step=10, reason="finished"),
 ]  # fmt: skip
 STEPS = {step: 2.0 for step in range(1, 11)}
+
+
+def test_steps_that_two_launches_found_to_redo_are_counted_once() -> None:
+    """The second launch ended before its first step: the third finds the same lines, and one more."""
+    again = [start(300.0 + 10 * n, 5 - n, redone_steps=2 + n, redone_seconds=4.0 + 2 * n) for n in range(2)]
+    found = redone(by_launch([*KILLED, *again, event("first_step", 320.0, step=5, seconds=2.0)]), "redone_seconds")
+    assert found == [0.0, 4.0, 2.0]
+    taken = [start(300.0, 5, redone_seconds=4.0), event("first_step", 302.0, step=6, seconds=2.0)]
+    assert redone(by_launch([*taken, start(310.0, 5, redone_seconds=4.0)]), "redone_seconds") == [4.0, 4.0]
 
 
 def test_a_killed_and_requeued_run_is_accounted_for_to_the_second() -> None:

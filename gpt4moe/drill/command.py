@@ -1,0 +1,78 @@
+"""Plants faults in a small run and shows what each cost: make drill FAULTS=60 SEED=1.
+
+  python -m gpt4moe.drill.command --faults 60 --write docs/reliability.md
+  python -m gpt4moe.drill.command --faults 10 --cold        # every rank a process of its own, as people start them
+
+Exit status: 0 all survived; 1 a fault was not, or the run is not equal to one without faults; 2 bad input;
+130 Ctrl-C.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from gpt4moe.drill.drill import Drill
+from gpt4moe.drill.kinds import draw, last_step
+from gpt4moe.drill.page import plan_keys, summary, write_block
+from gpt4moe.drill.scene import EVERY, Scene
+from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.runlog.command_line import print_error
+
+RESULT = "drill.json"
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gpt4moe.drill.command",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1, help="of the plan: which faults come when")
+    parser.add_argument("--ranks", type=int, default=2, help="2 or 4")
+    parser.add_argument("--folder", type=Path, default=Path("runs/drill"), help="made anew; default runs/drill")
+    parser.add_argument("--cold", action="store_true", help="start each rank as a process of its own")
+    parser.add_argument(
+        "--hang-seconds", type=float, default=120.0, help="no step for so long, and no watchdog: killed"
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the result into this page, docs/reliability.md")
+    given = parser.parse_args(arguments)
+    try:
+        return run(given)
+    except Gpt4MoeError as error:
+        print_error(error.cause, error.cure)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("Stopped by Ctrl-C.", "The same command begins again.")
+        return 130
+
+
+def run(given: argparse.Namespace) -> int:
+    """Drills as `given` says, prints the result and writes it. Raises: Gpt4MoeError."""
+    if given.faults < 1 or given.ranks not in (2, 4) or not given.hang_seconds > 0:
+        raise ConfigError("--faults is below 1, --ranks not 2 or 4, or --hang-seconds not above 0.", "See --help.")
+    if given.folder.exists() and not (given.folder / "data" / "manifest.json").exists():
+        raise ConfigError(f"{given.folder} is there and no folder of a drill.", "Give another --folder.")
+    plan = draw(given.seed, given.faults, ranks=given.ranks, every=EVERY)
+    scene = Scene(folder=given.folder.resolve(), ranks=given.ranks, steps=last_step(plan, EVERY))
+    result = Drill(
+        scene=scene, plan=plan, seed=given.seed, is_cold=given.cold, hang_seconds=given.hang_seconds, say=_say
+    ).run()
+    (given.folder / RESULT).write_text(json.dumps(result.to_json(), indent=1))
+    text = summary(result)
+    _say(f"\n{text}")
+    if result.availability is not None:
+        _say(f"\nThese seconds in a plan: python tools/plan.py +experiment=gpt4 {plan_keys(result.availability)}")
+    if given.write is not None:
+        write_block(given.write, text)
+    return 0 if result.is_good else 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""The drill in words and tables: for the terminal, and for docs/reliability.md between its markers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+
+from gpt4moe.drill.account import Availability, Outcome, Result
+from gpt4moe.drill.kinds import KINDS
+from gpt4moe.errors import ConfigError
+
+BEGIN, END = "<!-- made by make drill: begin -->", "<!-- made by make drill: end -->"
+_HOURS = (0.5, 3.0, 24.0)
+
+
+def summary(result: Result) -> str:
+    """Markdown: what was drilled, a row for each kind of fault, availability measured and by the formula."""
+    came = len([outcome for outcome in result.outcomes if not outcome.wrong])
+    ranks = "cold processes" if result.is_cold else "forks of a process that has made the imports"
+    parts = [
+        f"{len(result.outcomes)} faults, seed {result.seed}, in {result.steps} steps on {result.ranks} ranks "
+        f"({ranks}), on CPUs that other programs used too: {came} survived.",
+        table(result.outcomes),
+        _whole(result),
+    ]
+    if result.availability is not None:
+        parts.append(_availability(result.availability))
+    return "\n\n".join(parts)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """A row for each kind: tried, survived, means and the longest."""
+    rows = [
+        "| fault | tried | survived | steps redone | detected after, median (longest) | restarted after, median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, kind in KINDS.items():
+        own = [outcome for outcome in outcomes if outcome.fault.kind == name]
+        if not own:
+            continue
+        detect = [outcome.detect_seconds for outcome in own if outcome.detect_seconds is not None]
+        restart = [outcome.restart_seconds for outcome in own if outcome.restart_seconds is not None]
+        rows.append(
+            f"| {kind.meaning} | {len(own)} | {sum(not outcome.wrong for outcome in own)} | "
+            + (f"{fmean(outcome.redone_steps for outcome in own):.1f} | " if detect else "none | ")
+            + (f"{median(detect):.1f} s ({max(detect):.1f} s) | " if detect else "no rank ended | ")
+            + (f"{median(restart):.1f} s |" if restart else "- |")
+        )
+    return "\n".join(rows)
+
+
+def _whole(result: Result) -> str:
+    wrong = [*result.wrong, *(f"fault {it.fault.number}: {it.wrong}" for it in result.outcomes if it.wrong)]
+    if wrong:
+        return "**Wrong:** " + "; ".join(wrong)
+    return (
+        "`metrics.jsonl` has every step once. Loss, gradient norm and held-out loss of each step, and the bytes of the "
+        "last checkpoint, equal those of a run without faults."
+    )
+
+
+def _availability(it: Availability) -> str:
+    cost = it.save_seconds + it.lost_seconds + it.detect_seconds + it.restart_seconds
+    between = it.wall_seconds / it.faults
+    hours = ", ".join(f"{1 - cost / (3600 * hours):.2%} at one in {hours:g} h" for hours in _HOURS)
+    return (
+        f"Availability: **measured {it.measured:.1%}**, by the formula 1 - (save {it.save_seconds:.2f} s + lost work "
+        f"{it.lost_seconds:.2f} s + detect {it.detect_seconds:.2f} s + restart {it.restart_seconds:.2f} s) x one fault "
+        f"in {between:.1f} s = **{it.formula:.1%}**, {100 * abs(it.measured - it.formula):.1f} points apart. The same "
+        f"seconds give {hours}."
+    )
+
+
+def plan_keys(it: Availability) -> str:
+    """The measured seconds as keys of tools/plan.py."""
+    return f"detect_seconds={it.detect_seconds:.3g} restart_minutes={it.restart_seconds / 60:.3g}"
+
+
+def write_block(page: Path, text: str) -> None:
+    """Puts `text` between the markers of a page. Raises: ConfigError when it has none."""
+    content = page.read_text()
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ConfigError(f"{page} has no {BEGIN} ... {END}.", "Give docs/reliability.md.")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
