@@ -24,7 +24,6 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     5  operations    where the runs of a folder stand
     5  pages         pictures and pages for people: report.html, plan pages
     6  demo          corpus, entropies, the story of `make train`
-    6  drill         faults planted in a small run, and what they cost
     6  proof         a layout against one process, number by number
     6  rehearsal     every kind of rank of a large world, built without memory
     6  evaluation    loss, questions and benchmark tasks, on any layout
@@ -33,6 +32,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     7  train.py      the guided tour: python -m gpt4moe.train
     7  launch_ranks.py  starts the ranks of one machine
     7  refinement    better texts by search: candidates in turn, scored, the best kept
+    8  drill         faults planted in a small run, and what they cost
 
 A room's `__init__.py` is its sign: its job and its files. `python -m tests.where FILE` tells where a file is tested.
 """

@@ -22,8 +22,8 @@ STOREYS = {
     "planner": 3, "chat": 3, "objectives": 3, "model": 3, "corpus": 3, "media": 3, "checkpoint": 4, "resilience": 4,
     "runlog": 4,
     "pages": 5, "operations": 5, "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6,
-    "rehearsal": 6, "gpu_rehearsal": 6, "evaluation": 6, "serving": 6, "drill": 6, "train": 7,
-    "launch_ranks": 7, "refinement": 7,
+    "rehearsal": 6, "gpu_rehearsal": 6, "evaluation": 6, "serving": 6, "train": 7, "launch_ranks": 7,
+    "refinement": 7, "drill": 8,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors, durable and config are open to all).
 NARROW = {

@@ -15,7 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 THROUGH = {
+    "gpt4moe/drill/planted.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/preload.py": "tests/drill/test_drill.py",
+    "gpt4moe/drill/rank.py": "tests/drill/test_drill.py",
     "gpt4moe/proof/preload.py": "tests/proof/test_command.py",
     "gpt4moe/refinement/checker.py": "tests/refinement/test_outside.py",
     "gpt4moe/rehearsal/preload.py": "tests/rehearsal/test_rehearsal.py",

@@ -1,4 +1,5 @@
-"""Room `drill`, storey 6: faults planted in a small run on purpose, and what they cost. May import every room below.
+"""Room `drill`, storey 8: faults planted in a small run on purpose, and what they cost. May import everything.
+
 
 kinds.py     the kinds of faults and the moments at which they come; a plan of them, drawn from a seed
 preload.py   what the fork server of warm ranks imports

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from textwrap import shorten
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -19,6 +20,7 @@ STATES = {
     "killed": "bold red", "damaged": "bold red", "unknown": "magenta",
 }  # fmt: skip
 _NONE = "-"
+_CAUSE_LETTERS = 90
 _SHOWN = 3
 """A run's line has at most so many alerts and damaged files; `show` has all."""
 
@@ -152,7 +154,7 @@ def _interruptions(found: Sequence[Interruption]) -> Table:
     for column in ("interrupted", "by", "after step", "rank", "steps redone", "cost"):
         is_number = column in ("after step", "steps redone", "cost")
         table.add_column(column, justify="right" if is_number else "left", no_wrap=True)
-    table.add_column("cause", no_wrap=True, overflow="ellipsis")
+    table.add_column("cause", no_wrap=True)
     for it in found:
         table.add_row(
             datetime.fromtimestamp(it.at).isoformat(sep=" ", timespec="seconds"),
@@ -161,6 +163,6 @@ def _interruptions(found: Sequence[Interruption]) -> Table:
             _printable(it.where) or _NONE,
             f"{it.redone_steps:,}",
             clock_time(it.cost_seconds) if it.cost_seconds else _NONE,
-            _printable(it.cause) or _NONE,
+            shorten(_printable(it.cause), _CAUSE_LETTERS, placeholder=" ...") or _NONE,
         )
     return table

@@ -280,5 +280,5 @@ def test_show_has_one_line_for_each_interruption(tmp_path: Path) -> None:
     for part in run_details(run, NOW):
         Console(file=stream, width=160).print(part)
     (line,) = [line for line in stream.getvalue().splitlines() if "a_tensor" in line]
-    assert line.split()[2:4] == ["ReplicaError", "4"]
+    assert line.split()[2:4] == ["ReplicaError", "4"] and line.rstrip().endswith("...")
     assert json.dumps(run.as_dict()["interruptions"][0]["what"]) == '"ReplicaError"'
