@@ -11,8 +11,9 @@
 
 Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own keys, whose defaults
 are in configs/plan.yaml: gpus search top tokens budget_usd days output file report calibrate imbalance detect_seconds
-restart_minutes time_factor, and with report=inference: inference.tp pp ep prompt_tokens new_tokens chunk_tokens sequences
-max_token_ms precision objective. It has latency, throughput and price as the load grows; output=html file=plan.html: as curves.
+restart_minutes time_factor, and with report=inference: inference.tp pp ep prompt_tokens new_tokens chunk_tokens
+sequences max_token_ms precision objective. It has latency, throughput and price as the load grows; output=html
+file=plan.html: as curves.
 docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
 """
