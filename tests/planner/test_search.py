@@ -183,7 +183,7 @@ def test_what_does_not_fit_may_be_offloaded_which_costs_time_and_host_memory() -
     assert best.plan.engine.offload_optimizer
     on_device = replace(best.plan, engine=EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False))
     slower = best.step.seconds / estimate(on_device).step.seconds
-    assert 1.8 < slower < 4.2  # published: 1.9 to 4.2
+    assert 1.8 < slower < 4.2  # Megatron-Bridge measured 4.2 for a smaller model
     (said,) = [line for line in best.warnings if "offloaded" in line]
     assert "560 GB of a node's host memory" in said, said
 
