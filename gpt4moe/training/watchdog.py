@@ -56,7 +56,7 @@ class Watchdog:
         self.step, self.step_ended, self.longest_step, self.has_stepped = 0, time.monotonic(), 0.0, False
         self.moved, self.mark, self.place = time.monotonic(), 0, Place()
         self.looks: deque[bool] = deque(maxlen=_LOOKS)
-        self.is_over = self.is_warned = False
+        self.is_over = self.is_warned = self.has_said = False
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -137,7 +137,14 @@ class Watchdog:
             time.sleep(3 * self.call.interval)  # this process may serve the store: the others read it first
         return self._ended(end)
 
+    def _say_for(self, end: End) -> None:
+        """On rank 0, the error that another rank alone has: that one prints nothing, for it counts on rank 0."""
+        if end.grace_seconds == _PATIENT and self.rank == 0 and not self.has_said:
+            self.has_said = True
+            say(*end.lines)
+
     def _ended(self, end: End) -> RankEnded:
+        self._say_for(end)
         return RankEnded(end.lines[0], end.status)
 
     def _cause_of(self, error: Exception) -> End:
@@ -264,8 +271,7 @@ class Watchdog:
         teller_waits = 2 * self.call.interval if end.writes_stacks else 0.0  # a launcher ends all when one has left
         if self._stop.wait(end.grace_seconds + teller_waits):
             return
-        if end.grace_seconds == _PATIENT and self.rank == 0:  # the rank itself prints nothing: report() of rank 0 does
-            say(*end.lines)
+        self._say_for(end)
         if self.events is not None and not end.writes_stacks:
             self.events.write("stop", step=self.step, reason="RankEnded", is_error=True, cause=end.lines[0])
         os._exit(end.status)
