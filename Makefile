@@ -58,7 +58,7 @@ refine: $(INSTALLED) ## trains on arithmetic; pass@1, pass@16, majority, best-of
 	@$(RUN) examples/refine_arithmetic.py --out runs/checkable
 
 drill: $(INSTALLED) ## plants FAULTS=60 faults in a small run, SEED=1; what each cost, availability (minutes)
-	@$(RUN) -m gpt4moe.drill.command --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) --write docs/reliability.md
+	@$(RUN) -m gpt4moe.drill.command --faults $(or $(FAULTS),60) --seed $(or $(SEED),1) --write docs/drill.md
 
 test: lint ## lint, then every test but the long Slurm ones (WORKERS=2 files at a time)
 	@$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slurm and not slurm_long and not engines"

@@ -9,6 +9,6 @@ launches.py  starts the ranks of a launch, measures how long they were dead, end
 scene.py     the run that is drilled: its overrides, its data; bits flipped in its files
 drill.py     the same command again and again, a fault in each launch, until the run is done
 account.py   every step once and equal to the last bit; availability, measured and by its formula
-page.py      the table, on the terminal and in docs/reliability.md
+page.py      the table, on the terminal and in docs/drill.md
 command.py   `make drill`
 """

@@ -1,6 +1,6 @@
 """Plants faults in a small run and shows what each cost: make drill FAULTS=60 SEED=1.
 
-  python -m gpt4moe.drill.command --faults 60 --write docs/reliability.md
+  python -m gpt4moe.drill.command --faults 60 --write docs/drill.md
   python -m gpt4moe.drill.command --faults 10 --cold        # every rank a process of its own, as people start them
 
 Exit status: 0 all survived; 1 a fault was not, or the run is not equal to one without faults; 2 bad input;
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--hang-seconds", type=float, default=120.0, help="no step for so long, and no watchdog: killed"
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the result into this page, docs/reliability.md")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the result into this page, docs/drill.md")
     given = parser.parse_args(arguments)
     try:
         return run(given)

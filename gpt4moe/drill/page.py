@@ -1,4 +1,4 @@
-"""The drill in words and tables: for the terminal, and for docs/reliability.md between its markers."""
+"""The drill in words and tables: for the terminal, and for docs/drill.md between its markers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,5 +81,5 @@ def write_block(page: Path, text: str) -> None:
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ConfigError(f"{page} has no {BEGIN} ... {END}.", "Give docs/reliability.md.")
+        raise ConfigError(f"{page} has no {BEGIN} ... {END}.", "Give docs/drill.md.")
     page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
