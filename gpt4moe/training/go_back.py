@@ -27,12 +27,16 @@ def suspect_before(context: TrainingContext, step: int, cause: str) -> None:
 
 
 def mark_suspect(context: TrainingContext, after: int, until: int, cause: str) -> None:
-    """Marks the checkpoints of the steps in (after, until]. Rank 0 does it. No collective."""
+    """Marks the checkpoints of the steps in (after, until]; each is a warning and an alert. Rank 0 does it. No
+    collective."""
     if not context.groups.is_first_rank:
         return
     with best_effort("marking suspect checkpoints"):
         for saved in mark_between(context.folder.checkpoints, after, until, cause):
             logger.warning("the checkpoint of step %d is suspect: %s", saved, cause)
+            if context.events is not None:
+                text = f"the checkpoint of step {saved}: {cause}"
+                context.events.write("alert", step=context.state.step, name="suspect checkpoint", text=text)
 
 
 def end_of_divergence(context: TrainingContext, error: DivergenceError) -> None:

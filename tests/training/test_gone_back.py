@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -11,7 +13,10 @@ from gpt4moe.checkpoint.retention import LEFT, healthy_steps, prune, step_folder
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
 from gpt4moe.errors import DivergenceError
+from gpt4moe.runlog.events_log import EventsLog, read_events
+from gpt4moe.training.go_back import mark_suspect
 from gpt4moe.training.gone_back import decide, in_a_row, latest_saved, settle, stale_steps
+from gpt4moe.training.state import TrainingContext
 from tests.checkpoint.builders import dealt, state, write_checkpoint
 from tests.training.command import SMALL
 
@@ -130,3 +135,15 @@ def test_a_mark_is_written_once_and_one_that_cannot_be_read_is_a_mark(folder: Pa
     assert json.loads((place / SUSPECT).read_text()) == {"reasons": reasons(place)}
     (place / SUSPECT).write_text("{")
     assert reasons(place) == ["suspect.json cannot be read"] and (place / NAME).exists()
+
+
+def test_a_checkpoint_that_becomes_suspect_is_an_alert(folder: Path) -> None:
+    with EventsLog(folder / "events.jsonl") as events:
+        context = SimpleNamespace(
+            groups=SimpleNamespace(is_first_rank=True), folder=SimpleNamespace(checkpoints=folder / "checkpoints"),
+            state=SimpleNamespace(step=57), events=events,
+        )  # fmt: skip
+        mark_suspect(cast(TrainingContext, context), 30, 40, "unequal copies")
+    (told,) = read_events(folder / "events.jsonl")
+    assert (told["event"], told["step"], told["name"]) == ("alert", 57, "suspect checkpoint")
+    assert told["text"] == "the checkpoint of step 40: unequal copies"
