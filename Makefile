@@ -32,7 +32,7 @@ TRL := trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 multiprocess==0.70.19 dill
 	python-dateutil==4.0.0 six==1.17.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train sft vision plan refine drill test test-slurm test-engines test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
+.PHONY: help setup data train sft vision plan refine drill test test-slurm test-engines fuzz test-triton test-harness test-peft test-trl test-layouts test-newest test-stack lint screenshots bench bench-gpu rehearse-gpu clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -100,6 +100,9 @@ test-trl: $(INSTALLED) ## masks, losses, gradients of conversations in TRL (inst
 	@$(RUN) -c 'import trl' 2>/dev/null || test -d $(VENV)/trl/trl || \
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/trl $(TRL)
 	@PYTHONPATH=$(VENV)/trl $(RUN) -m pytest tests/chat/test_fine_tuning.py tests/chat/test_template.py
+
+fuzz: $(INSTALLED) ## malformed input for every command, CASES=1200 of SEED=1, and rot in every format (minutes)
+	@$(RUN) -m tests.fuzz --seed $(or $(SEED),1) --cases $(or $(CASES),1200) && $(RUN) -m tests.fuzz.rot
 
 lint: $(INSTALLED) ## ruff, mypy, shellcheck
 	@echo "Checking style (ruff), types (mypy) and scripts (shellcheck) ..."

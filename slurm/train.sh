@@ -39,6 +39,11 @@ for argument in "$@"; do
     esac
 done
 [ -n "$name" ] || refuse "run.name is not set." "Add run.name=first."
+# Before any folder is made; config/training.py has the same rule.
+(
+    LC_ALL=C
+    [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,127}$ ]]
+) || refuse "run.name=$(printf %q "$name") cannot name a folder." "Use letters, digits, '-', '_' and '.', 128 at most."
 
 # A chain: every job waits for the end of the job before it, and checks how that ended (starts.sh).
 submit() {

@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from gpt4moe.config.own_files import leads_out, plain_name
+from gpt4moe.config.typed import FieldError
 from gpt4moe.config.vision import EncoderConfig, EncoderKind
 from gpt4moe.errors import ConfigError
 
@@ -161,9 +163,17 @@ def encoder_identity(folder: Path, progress: Callable[[int, int], None] = lambda
     }  # fmt: skip
 
 
+def _own(path: Path) -> Path:
+    """Raises: ConfigError for a link that leads out of its folder (config.own_files)."""
+    elsewhere = leads_out(path)
+    if elsewhere is not None:
+        raise ConfigError(f"{path} is a link to {elsewhere}, out of its folder.", "Copy the file itself: cp -L.")
+    return path
+
+
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).exists():
-        return [folder / _WEIGHTS]
+        return [_own(folder / _WEIGHTS)]
     if not (folder / _INDEX).exists():
         others = ", ".join(sorted(path.name for path in folder.glob("*.bin")))
         raise ConfigError(
@@ -174,7 +184,10 @@ def _weight_files(folder: Path) -> list[Path]:
     files = _json(folder / _INDEX).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise ConfigError(f"{folder / _INDEX} names no files (weight_map).", SAVE_AGAIN)
-    return [folder / name for name in sorted(set(files.values()))]
+    try:
+        return [_own(folder / plain_name(name)) for name in sorted(set(files.values()))]
+    except FieldError as error:
+        raise ConfigError(f"weight_map of {folder / _INDEX}: {error}.", SAVE_AGAIN) from error
 
 
 def _scaled(channels: Channels, scale: float) -> Channels:
@@ -196,7 +209,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = json.loads(_own(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         loaded = None
     if not isinstance(loaded, dict):

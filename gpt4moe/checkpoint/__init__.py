@@ -1,5 +1,6 @@
 """Room `checkpoint`, storey 4: bytes that outlive a layout. May import config, parallel, architecture; never model.
 
+    block_cache.py blocks that were read last
     storage.py     one safetensors file, written and read verified
     cover.py       are tensors covered exactly once?
     manifest.py    what a checkpoint holds; the commit

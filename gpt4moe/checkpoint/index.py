@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.cover import Rectangle, cover_problem, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.storage import ITEM_BYTES, BlockCache, StoredPiece, VerifiedFile, stored_pieces
-from gpt4moe.errors import CheckpointError
+from gpt4moe.checkpoint.storage import ITEM_BYTES, StoredPiece, VerifiedFile
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
 RUN_ELEMENTS = 4 * 2**20  # 16 MiB a read
 
@@ -20,7 +21,7 @@ Where = tuple[slice, ...]
 class CheckpointIndex:
     """A committed checkpoint, open for reading. Reads manifest.json and every file's header once, and checks them.
 
-    Host memory: storage.BlockCache and one read at a time, whatever the tensors' sizes.
+    Host memory: block_cache.BlockCache and one read at a time, whatever the tensors' sizes.
     Raises: CheckpointError when there is no checkpoint, or a file is missing, of another size or has a damaged header.
     """
 
@@ -33,8 +34,9 @@ class CheckpointIndex:
         self.pieces: dict[str, list[StoredPiece]] = {}
         for entry in self.manifest.files:
             file = self.files[entry.name] = VerifiedFile(folder, entry, self.cache)
-            for name, shape, piece in stored_pieces(file.header(), entry.name):
-                self.shapes[name] = shape
+            for name, shape, piece in file.pieces():
+                if self.shapes.setdefault(name, shape) != shape:
+                    raise DamagedCheckpoint(folder, f"{file.path} says that {name} is {list(shape)}, another file not.")
                 self.pieces.setdefault(name, []).append(piece)
 
     def problems(self) -> Iterator[str]:

@@ -11,12 +11,15 @@ from typing import Any
 from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS, Optimizer
+from gpt4moe.config.own_files import plain_name
+from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
 FORMAT = 1
 NAME = "manifest.json"
 _WRITERS_VERSION = "Use the version that wrote it."
+_NOT_ITS = "Use the version that wrote it, or another checkpoint: do not trust one of unknown origin."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,12 +56,13 @@ class Manifest:
         Raises: CheckpointError when the table has no such optimizer.
         """
         kind = self.config.get("optimizer", {}).get("kind", OptimizerKind.adamw.value)
-        if kind not in OPTIMIZERS:
+        found = next((row for name, row in OPTIMIZERS.items() if name == kind), None)
+        if found is None:
             raise CheckpointError(
                 f"The checkpoint's optimizer.kind is {kind}, which is none of {', '.join(OPTIMIZERS)}.",
                 "Use the version that wrote it, or load its weights alone: checkpoint.load_only=['*'].",
             )
-        return OPTIMIZERS[kind]
+        return found
 
     @property
     def encoder(self) -> dict[str, Any] | None:
@@ -97,18 +101,34 @@ class Manifest:
             raise DamagedCheckpoint(folder, f"{path} cannot be read: {error.strerror}.") from error
         if body is None:
             raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.")
-        fields = json.loads(body)
-        if fields.pop("format", None) != FORMAT:
-            raise CheckpointError(f"{path} is of another format than {FORMAT}.", _WRITERS_VERSION)
         try:
-            files = [FileEntry(**entry) for entry in fields.pop("files")]
-            manifest = cls(files=files, **fields)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} has other keys than format {FORMAT}: {error}.", _WRITERS_VERSION) from error
-        outside = next((entry.name for entry in files if Path(entry.name).name != entry.name), None)
-        if outside is not None:
-            raise CheckpointError(f"{path} names a file outside its folder: {outside}.", "Do not use this checkpoint.")
+            fields = json.loads(body)
+            if fields.pop("format", None) != FORMAT:
+                raise CheckpointError(f"{path} is of another format than {FORMAT}.", _WRITERS_VERSION)
+            manifest = from_plain(cls, fields)
+            manifest._require_sense()
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} has another content than format {FORMAT}: {error}.", _NOT_ITS) from error
         return manifest
+
+    def _require_sense(self) -> None:
+        """Raises: FieldError for values that have their types and cannot be."""
+        for number, entry in enumerate(self.files):
+            try:
+                plain_name(entry.name)
+            except FieldError as error:
+                raise FieldError(f"files[{number}].name: {error}") from error
+            if not 0 < entry.header_bytes <= entry.size or not entry.block_bytes:
+                raise FieldError(
+                    f"files[{number}] has a header of {entry.header_bytes} in {entry.size} bytes, or no block"
+                )
+        if len({entry.name for entry in self.files}) < len(self.files):
+            raise FieldError("files has a name twice")
+        for name in ("optimizer", "model", "run"):
+            if not isinstance(self.config.get(name, {}), dict):
+                raise FieldError(f"config.{name} is not an object")
+        if self.base is not None and set(self.base) != {"folder", "sha256"}:
+            raise FieldError("base has other keys than folder and sha256")
 
 
 def sealed(body: str) -> str:

@@ -59,7 +59,7 @@ def find_checkpoint(path: Path) -> Path:
     steps = committed_steps(path / "checkpoints")
     if not steps:
         raise CheckpointError(
-            f"{path} is neither a step folder nor a run folder with a checkpoint.",
+            f"{path} is neither a step folder nor a run folder with a checkpoint: it has no {NAME}.",
             "Give runs/NAME, or runs/NAME/checkpoints/step-00000100.",
         )
     return step_folder(path / "checkpoints", steps[-1])

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import prune
-from gpt4moe.checkpoint.storage import BlockCache, FileEntry, Piece, VerifiedFile, stored_pieces, write_file
+from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, write_file
 from gpt4moe.errors import CheckpointError
 
 _POLL_SECONDS = 0.02
@@ -129,8 +130,7 @@ def _problems(folder: Path, entries: list[FileEntry], manifest: Manifest) -> Ite
     shapes: dict[str, tuple[int, ...]] = {}
     boxes: dict[str, list[Rectangle]] = {}
     for entry in entries:
-        header = VerifiedFile(folder, entry, BlockCache()).header()
-        for name, shape, piece in stored_pieces(header, entry.name):
+        for name, shape, piece in VerifiedFile(folder, entry, BlockCache()).pieces():
             if shapes.setdefault(name, shape) != shape:
                 yield f"{name} is of shape {shape} in one file and {shapes[name]} in another"
             boxes.setdefault(name, []).append((piece.offset, piece.shape))

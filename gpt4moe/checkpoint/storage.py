@@ -10,8 +10,7 @@ global shapes. Any safetensors library opens these files.
 import json
 import os
 import struct
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -21,15 +20,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import xxhash
 
+from gpt4moe.checkpoint.block_cache import BlockCache
+from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ITEM_BYTES = 4  # everything stored is F32
+_FORGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a header of another content ends in."""
 _MIB = 2**20
 _STREAM_BYTES = _MIB  # xxhash keeps the interpreter's lock: 0.3 ms at a time lets the training thread run
-_CACHE_BYTES = 192 * _MIB
 _READ_AHEAD_BYTES = 32 * _MIB
 
 
@@ -156,28 +158,6 @@ class HashingWriter:
         )
 
 
-class BlockCache:
-    """The most recently read blocks of any file, up to a number of bytes; at least one block."""
-
-    def __init__(self, limit_bytes: int = _CACHE_BYTES):
-        self.limit_bytes = limit_bytes
-        self.blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
-        self.cached_bytes = 0
-
-    def get(self, key: tuple[str, int]) -> np.ndarray | None:
-        if key in self.blocks:
-            self.blocks.move_to_end(key)
-        return self.blocks.get(key)
-
-    def make_room(self, size: int) -> None:
-        while self.blocks and self.cached_bytes + size > self.limit_bytes:
-            self.cached_bytes -= self.blocks.popitem(last=False)[1].nbytes
-
-    def put(self, key: tuple[str, int], block: np.ndarray) -> None:
-        self.blocks[key] = block
-        self.cached_bytes += block.nbytes
-
-
 class VerifiedFile:
     """Reads ranges of one file's data; every block is checked against its hash when it is read.
 
@@ -200,11 +180,44 @@ class VerifiedFile:
     def data_bytes(self) -> int:
         return self.entry.size - self.entry.header_bytes
 
-    def header(self) -> dict[str, Any]:
+    def header(self, item_bytes: Mapping[str, int] | None = None) -> dict[str, Any]:
+        """The JSON of the header: every entry has a dtype, a shape and a place in the data.
+
+        Args:
+            item_bytes: type -> bytes of an element; None: F32 alone.
+        """
         data = self._checked(0, self.entry.header_bytes, self.entry.header_hash, "The header")
-        parsed = json.loads(data[8:].tobytes())
-        assert isinstance(parsed, dict)
+        try:
+            parsed = json.loads(data[8:].tobytes())
+            if not isinstance(parsed, dict):
+                raise FieldError("it is not an object")
+            for key, entry in parsed.items():
+                if key != "__metadata__":
+                    self._require_place(key, entry, item_bytes or {"F32": ITEM_BYTES})
+        except _FORGED as error:
+            raise self._not_written(error) from error
         return parsed
+
+    def _require_place(self, key: str, entry: dict[str, Any], item_bytes: Mapping[str, int]) -> None:
+        # By hand and not by from_plain: a checkpoint of thousands of ranks has millions of entries.
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+            raise FieldError(f"{key} has a shape or place that is no whole number")
+        if end - start != prod(shape) * item_bytes[dtype] or end > self.data_bytes:
+            raise FieldError(f"{key} lies at bytes {start} to {end} of {self.data_bytes}, which its shape contradicts")
+
+    def _not_written(self, error: Exception) -> DamagedCheckpoint:
+        return self._damaged(
+            f"The header of {self.path} is none that was written here ({type(error).__name__}: {error})."
+        )
+
+    def pieces(self) -> list[tuple[str, tuple[int, ...], StoredPiece]]:
+        """(logical tensor, its global shape, piece) for everything that the header lists."""
+        header = self.header()
+        try:
+            return list(stored_pieces(header, self.entry.name))
+        except _FORGED as error:
+            raise self._not_written(error) from error
 
     def read(self, start: int, end: int) -> np.ndarray:
         """Bytes [start, end) of the data, uint8, not to be written to."""
@@ -260,12 +273,22 @@ class VerifiedFile:
         return DamagedCheckpoint(self.path.parent, cause)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shapes:
+    shapes: dict[str, list[int]]
+
+
 def stored_pieces(header: dict[str, Any], file: str) -> Iterator[tuple[str, tuple[int, ...], StoredPiece]]:
     """(logical tensor, its global shape, piece) for everything a file's header lists."""
-    shapes = json.loads(header["__metadata__"]["shapes"])
+    shapes = from_plain(_Shapes, {"shapes": json.loads(header["__metadata__"]["shapes"])}).shapes
     for key, entry in header.items():
         if key == "__metadata__":
             continue
         tensor, _, offset = key.rpartition("@")
         place = tuple(int(part) for part in offset.split(","))
-        yield tensor, tuple(shapes[tensor]), StoredPiece(file, place, tuple(entry["shape"]), entry["data_offsets"][0])
+        whole, shape = tuple(shapes[tensor]), tuple(entry["shape"])
+        if not len(whole) == len(place) == len(shape) or any(
+            o < 0 or o + n > g for o, n, g in zip(place, shape, whole, strict=True)
+        ):
+            raise FieldError(f"{key} of {list(shape)} is no part of {list(whole)}")
+        yield tensor, whole, StoredPiece(file, place, shape, entry["data_offsets"][0])

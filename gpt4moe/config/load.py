@@ -21,10 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.cures import type_cure
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 
+_GENERAL = (
+    "Write key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has the groups, "
+    "resolved.yaml of a run every key."
+)
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -226,6 +231,8 @@ def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
             f"Unknown key or group {group.group(1)}.",
             ["An experiment is added with a plus: +experiment=tiny."],
         )
-    return ConfigError(
-        cause, " ".join(options) or "See configs/ for the groups and resolved.yaml of a run for every key."
-    )
+    unparsed = getattr(error, "override", None)
+    if unparsed is not None:  # its lines are a parser's, and an address
+        cause, options = f"{unparsed!r} is no override: {lines[0]}.", []
+    of_type = type_cure(root, full_key.group(1)) if full_key else None
+    return ConfigError(cause, " ".join(options) or of_type or _GENERAL)

@@ -1,5 +1,6 @@
 """Groups run, training, checkpoint, tracking, kernels."""
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -21,8 +22,12 @@ class RunSection:
     """Decides the initial weights, the order of samples and the routers' noise."""
 
     def validate(self) -> None:
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ConfigError(f"run.name={self.name!r} cannot name a folder.", "Use letters, digits, '-' and '_'.")
+        # slurm/train.sh has the same rule: a name is a folder, and stands in commands.
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,127}", self.name):
+            raise ConfigError(
+                f"run.name={ascii(self.name)[:150]} cannot name a folder.",
+                "Use letters, digits, '-', '_' and '.', 128 at most; begin with a letter or digit.",
+            )
 
 
 @dataclass(kw_only=True, slots=True)

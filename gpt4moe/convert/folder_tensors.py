@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from gpt4moe.config.own_files import leads_out, plain_name
+from gpt4moe.config.typed import from_plain
 from gpt4moe.convert.rules import Link, is_copy
 from gpt4moe.convert.safetensors_file import BYTES, INDEX, NewTensor, RawFile, StoredTensor
 from gpt4moe.convert.weights import FolderWeights, TypedPiece, Weights
@@ -13,12 +16,13 @@ from gpt4moe.errors import ConversionError
 
 def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, RawFile]]:
     """(tensors of all safetensors files, the file of each, the files); headers are checked."""
-    index = folder / INDEX
+    index, weight_map = folder / INDEX, dict[str, str]()
     if index.exists():
         try:
-            names = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConversionError(f"{index} is damaged.", "Copy or download it again.") from error
+            weight_map = from_plain(_WeightMap, {"weight_map": json.loads(read_own(index))["weight_map"]}).weight_map
+            names = sorted({plain_name(name) for name in weight_map.values()})
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ConversionError(f"{index} is damaged ({error}).", "Copy or download it again.") from error
     else:
         names = sorted({path.name for path in folder.glob("*.safetensors")} - set(mistral_files(folder)))
     missing = [name for name in names if not (folder / name).is_file()]
@@ -27,7 +31,7 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             f"{folder} lacks {missing[0] if missing else 'safetensors files with the names of Hugging Face'}.",
             "Copy or download the folder again, in safetensors (other formats can run code).",
         )
-    files = {name: RawFile(folder / name) for name in names}
+    files = {name: RawFile(own_path(folder / name)) for name in names}
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, str] = {}
     for name, file in files.items():
@@ -35,7 +39,37 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             if key in tensors:
                 raise ConversionError(f"{folder} has {key} in two files.", "Copy or download the folder again.")
             tensors[key], places[key] = tensor, name
+    other = next((key for key, name in weight_map.items() if places.get(key) != name), None)
+    if other is not None:
+        raise ConversionError(
+            f"{index} says that {other} is in {weight_map[other]}: it is in {places.get(other, 'no file')}.",
+            "Copy or download the folder again.",
+        )
     return tensors, places, files
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightMap:
+    weight_map: dict[str, str]
+
+
+def own_path(path: Path) -> Path:
+    """The path, of a file that is its folder's own. Raises: ConversionError for a link that leads out of it."""
+    elsewhere = leads_out(path)
+    if elsewhere is not None:
+        raise ConversionError(
+            f"{path} is a link to {elsewhere}, out of its folder: it may be any file of this machine.",
+            "If it is meant, copy the file itself into the folder: cp -L.",
+        )
+    return path
+
+
+def read_own(path: Path) -> str:
+    """The text of a file that is its folder's own. Raises: as own_path; ConversionError when it cannot be read."""
+    try:
+        return own_path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path} cannot be read ({error}).", "Copy or download the folder again.") from error
 
 
 def mistral_files(folder: Path) -> list[str]:

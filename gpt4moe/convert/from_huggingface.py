@@ -6,12 +6,13 @@ nothing larger than a chunk is in memory.
 
 import dataclasses
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import inf, prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,18 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
-from gpt4moe.convert.folder_tensors import mistral_files, stored_tensors
+from gpt4moe.convert.folder_tensors import mistral_files, own_path, stored_tensors
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config
 from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of
 from gpt4moe.convert.publish import published, refuse_existing
-from gpt4moe.convert.safetensors_file import NewTensor, packed
+from gpt4moe.convert.safetensors_file import NewTensor, Take, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.vision_folder import FOLDER
 from gpt4moe.convert.weights import FolderWeights, TypedPiece
-from gpt4moe.errors import ConversionError
+from gpt4moe.data.folder import TOKENIZER_NAME
+from gpt4moe.data.tokenizer import load_backend
+from gpt4moe.errors import ConversionError, DataError
 from gpt4moe.parallel.shard import WEIGHT
 
 FILE_BYTES = 4 * 10**9
@@ -76,6 +79,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     """
     refuse_existing(out)
     generation = generation_of(source, read_config(source))
+    _require_tokenizer(source)
     weights = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
     boxes = [(name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
     sizes = [4 * prod(box[1]) for _, box in boxes]
@@ -112,7 +116,18 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
 
 def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
     key = f"{WEIGHT}/{name}@{','.join(map(str, box[0]))}"
-    return NewTensor(key, box[1], lambda take: weights.values(name, [box], take))
+
+    def values(take: Take) -> Iterator[np.ndarray]:
+        for chunk in weights.values(name, [box], take):
+            if not (isfinite(chunk.max()) and isfinite(chunk.min())):  # both are NaN where one value is
+                files = ", ".join(sorted({piece.file for piece in weights.pieces[name]}))
+                raise ConversionError(
+                    f"{weights.folder}: {name} has a value that is not finite ({files}).",
+                    "Download the folder again; if its publisher's file is so, the model is damaged.",
+                )
+            yield chunk
+
+    return NewTensor(key, box[1], values)
 
 
 def _arguments(settings: dict[str, Any], group: str) -> Iterator[str]:
@@ -141,13 +156,26 @@ def _state_of(source: Path) -> list[list[object]]:
     return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
 
 
+def _require_tokenizer(source: Path) -> None:
+    """Checks the tokenizer's files before anything is converted. Raises: ConversionError for a link that leads out of
+    the folder, or a tokenizer.json that is none."""
+    for name in KEPT:
+        own_path(source / name)
+    path = source / TOKENIZER_NAME
+    try:
+        if os.path.lexists(path):
+            load_backend(path)
+    except DataError as error:
+        raise ConversionError(error.cause, "Copy or download it again.") from error
+
+
 def _keep_tokenizer(source: Path, folder: Path, generation: bytes) -> None:
     """Copies the source's tokenizer files and special ids into the step folder, so that to-hf can export them."""
     kept = folder / TOKENIZER_FOLDER
     kept.mkdir(exist_ok=True)
     (kept / GENERATION).write_bytes(generation)
     for path in (source / name for name in KEPT if (source / name).is_file()):
-        shutil.copyfile(path, kept / path.name)
+        shutil.copyfile(own_path(path), kept / path.name)
 
 
 def _upcycled(source: Path, upcycling: Upcycling) -> FolderWeights:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from gpt4moe.config.model import ModelConfig
+from gpt4moe.config.model import MOST_LAYERS, ModelConfig
 from gpt4moe.config.moe import MoEConfig, RouterConfig
 from gpt4moe.convert.architectures import Architecture, architecture_named, architecture_of, known_names
 from gpt4moe.errors import ConversionError
@@ -89,6 +89,11 @@ def from_config(config: Json, name: str) -> ModelConfig:
     architecture = architecture_named(config)
     _require_kinds(config)
     _require_elements(config)
+    if config.get("num_hidden_layers", 0) > MOST_LAYERS:  # before a list of them is made
+        raise ConversionError(
+            f"config.json: num_hidden_layers={config['num_hidden_layers']} is above {MOST_LAYERS}.",
+            "Take the config.json of the model.",
+        )
     _refuse_unsupported(config, architecture)
     try:
         hidden, heads = config["hidden_size"], config["num_attention_heads"]

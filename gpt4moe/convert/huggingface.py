@@ -12,7 +12,7 @@ from gpt4moe.architecture.names import WORD_EMBEDDINGS, split_name
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.architectures import architecture_named, architecture_of, export_notes, known_names
 from gpt4moe.convert.export import DTYPES, Export
-from gpt4moe.convert.folder_tensors import new_tensor, place, stored_tensors
+from gpt4moe.convert.folder_tensors import new_tensor, own_path, place, stored_tensors
 from gpt4moe.convert.hf_config import from_config, to_config
 from gpt4moe.convert.model_files import tokenizer_files
 from gpt4moe.convert.publish import refuse_existing
@@ -84,10 +84,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises: ConversionError when it is missing or no JSON."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(own_path(path).read_text(encoding="utf-8"))
         assert isinstance(config, dict)
         return config
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError, RecursionError, AssertionError) as error:
         what = "is missing" if not path.exists() else "is no JSON object"
         raise ConversionError(f"{path} {what}.", "Give a folder in Hugging Face format.") from error
 

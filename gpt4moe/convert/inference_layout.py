@@ -8,14 +8,17 @@ inference_grid.py says which rank has what.
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from gpt4moe.architecture.tensors import Box
+from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.manifest import sealed, unsealed
-from gpt4moe.checkpoint.storage import BlockCache, FileEntry, VerifiedFile
+from gpt4moe.checkpoint.storage import FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict, config_to_dict
+from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.export import DTYPES
@@ -23,7 +26,7 @@ from gpt4moe.convert.inference_grid import file_name, key_of, rank_contents
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import BYTES, NewTensor
 from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, TypedPiece, Weights
-from gpt4moe.errors import ConversionError
+from gpt4moe.errors import ConversionError, Gpt4MoeError
 
 Answer = dict[str, Any]
 
@@ -102,12 +105,12 @@ def open_inference_layout(folder: Path) -> FolderWeights:
     """
     index = _index(folder)
     try:
-        model = config_from_dict(index["config"]).model
+        model = config_from_dict(index.config).model
         fields = [field.name for field in dataclasses.fields(FileEntry)]
-        entries = [FileEntry(**{key: file[key] for key in fields}) for file in index["files"]]
-        weights = FolderWeights(folder, model, {word: code for code, word in DTYPES.values()}[index["dtype"]])
-        held = rank_contents(weights, index["tp"], index["pp"], index["layers_per_stage"])[1]
-    except (ValueError, KeyError, TypeError, ConversionError) as error:
+        entries = [from_plain(FileEntry, {key: file[key] for key in fields}) for file in index.files]
+        weights = FolderWeights(folder, model, {word: code for code, word in DTYPES.values()}[index.dtype])
+        held = rank_contents(weights, index.tp, index.pp, index.layers_per_stage)[1]
+    except (ValueError, KeyError, TypeError, AttributeError, Gpt4MoeError) as error:
         raise _no_index(folder, getattr(error, "cause", error)) from error
     expected = {file_name(*rank): boxes for rank, boxes in held.items()}
     if expected.keys() != {entry.name for entry in entries}:
@@ -116,20 +119,37 @@ def open_inference_layout(folder: Path) -> FolderWeights:
     cache = BlockCache()
     for entry in entries:
         file = weights.files[entry.name] = VerifiedFile(folder, entry, cache)
-        _add(weights, entry.name, file.header(), expected[entry.name])
+        _add(weights, entry.name, file.header(BYTES), expected[entry.name])
     return weights
 
 
-def _index(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """index.json without its format."""
+
+    tp: int
+    pp: int
+    layers_per_stage: list[int]
+    dtype: str
+    step: int
+    run_id: str
+    config: dict[str, Any]
+    files: list[dict[str, Any]]
+
+
+def _index(folder: Path) -> _Index:
     try:
         body = unsealed((folder / INDEX).read_bytes().decode(errors="replace"))
         index = json.loads(body or "{}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _no_index(folder, error) from error
-    if body is None or index.get("format") != FORMAT:
-        raise _no_index(folder, "its sha256 differs" if body is None else f"its format is {index.get('format')!r}")
-    assert isinstance(index, dict)
-    return index
+    found = index.pop("format", None)
+    if body is None or found != FORMAT:
+        raise _no_index(folder, "its sha256 differs" if body is None else f"its format is {found!r}")
+    try:
+        return from_plain(_Index, index)
+    except FieldError as error:
+        raise _no_index(folder, error) from error
 
 
 def _no_index(folder: Path, why: object) -> ConversionError:

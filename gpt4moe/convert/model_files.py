@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.convert.folder_tensors import read_own
 from gpt4moe.data.check import tokenizer_path
 from gpt4moe.data.manifest import file_sha256
 from gpt4moe.data.tokenizer import load_tokenizer
@@ -95,10 +97,26 @@ def generation_of(source: Path, config: dict[str, Any]) -> bytes:
     """generation_config.json of a Hugging Face folder; special ids that it lacks come from config.json."""
     path = source / GENERATION
     try:
-        given = json.loads(path.read_bytes()) if path.exists() else {"_from_model_config": True}
-        return _json({name: config.get(name) for name in SPECIAL_IDS} | given)
-    except (OSError, ValueError, TypeError) as error:
+        given = json.loads(read_own(path)) if os.path.lexists(path) else {"_from_model_config": True}
+        found = {name: config.get(name) for name in SPECIAL_IDS} | given
+        _require_ids(path, found, config.get("vocab_size"))
+        return _json(found)
+    except (ValueError, TypeError, RecursionError) as error:
         raise ConversionError(f"{path} is no JSON object.", "Copy or download the folder again.") from error
+
+
+def _require_ids(path: Path, found: dict[str, Any], vocab_size: object) -> None:
+    """Raises: ConversionError for special ids that are no tokens of the vocabulary; -1 is none, in old folders."""
+    most = vocab_size if isinstance(vocab_size, int) else 2**31
+    for name in SPECIAL_IDS:
+        value = found.get(name)
+        for one in value if isinstance(value, list) else [value]:
+            is_id = isinstance(one, int) and not isinstance(one, bool) and -1 <= one < most
+            if one is not None and not is_id:
+                raise ConversionError(
+                    f"{name}={one!r} of {path.parent} is no token of its vocabulary of {most}.",
+                    f"Correct it in {GENERATION} or config.json.",
+                )
 
 
 def model_card(manifest: Manifest, run: RunConfig, *, dtype: str, licence: str, notes: list[str]) -> str:

@@ -46,7 +46,7 @@ class RawFile:
         self.path = path
         try:
             self.tensors, self.data_start = _read_header(path, ignored)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise ConversionError(
                 f"{path} is truncated or no safetensors file ({error}).", "Copy or download the file again."
             ) from error

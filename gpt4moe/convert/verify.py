@@ -52,7 +52,7 @@ def open_weights(path: Path, base: Path | None = None) -> Weights:
     if (path / "config.json").exists():
         return open_huggingface(path)
     raise ConversionError(
-        f"{path} is no folder with weights of a known format.",
+        f"{path} is no folder with weights of a known format: it has no {MANIFEST}, {INDEX} or config.json.",
         "Give a step folder, a run folder, a Hugging Face folder (config.json) or one made by to-inference.",
     )
 

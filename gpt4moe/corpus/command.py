@@ -16,7 +16,7 @@ from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.quality import require_decodable
 from gpt4moe.corpus.records import TO_UTF8
 from gpt4moe.corpus.sample import sample_of, texts_to_train_on
-from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, require_source_name, vocabulary_of
+from gpt4moe.data.folder import TOKENIZER_NAME, finish_folder, folder_to_fill, require_source_name, vocabulary_of
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
 from gpt4moe.data.source_command import named, require_named_once, require_share
@@ -64,8 +64,8 @@ def run(given: argparse.Namespace, bar: Bar, say: Say) -> dict[str, SourceManife
             name: find_inputs(name, paths.split(","), suffixes, is_tree=name in given.tree, out=given.out)
             for name, paths in (*given.source, *given.extend)
         }
-        given.out.mkdir(parents=True, exist_ok=True)
-        return _make(given, inputs, fim, bar, say)
+        with folder_to_fill(given.out):
+            return _make(given, inputs, fim, bar, say)
     except OSError as error:
         raise DataError(
             f"{error.filename or given.out}: {error.strerror}.",

@@ -14,7 +14,7 @@ from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError
 
-_TOKENIZER = "Restore it from its original, or make the data folder again."
+TOKENIZER_CURE = "Restore it from its original, or make the data folder again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Catalogue:
         """Raises: DataError when a file of any source is missing or of another size, or the tokenizer another one."""
         require_tokenizer_file(self.tokenizer)
         if file_sha256(self.tokenizer) != self.vocabulary.tokenizer_sha256:
-            raise DataError(f"{self.tokenizer} is not the tokenizer of the manifest.", _TOKENIZER)
+            raise DataError(f"{self.tokenizer} is not the tokenizer of the manifest.", TOKENIZER_CURE)
         for source in self.sources.values():
             for split in SPLITS:
                 source.tokens(split)
@@ -135,10 +135,19 @@ class Catalogue:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def tokenizer_problems(folder: Path) -> list[str]:
+    """What is wrong with the tokenizer of a data folder. Raises: DataError for a damaged manifest."""
+    manifest = DataManifest.read(folder)
+    path = folder / manifest.tokenizer
+    if not path.is_file():
+        return [f"{path} is missing."]
+    return [] if file_sha256(path) == manifest.tokenizer_sha256 else [f"{path} is not the tokenizer of the manifest."]
+
+
 def require_tokenizer_file(tokenizer: Path) -> None:
     """Raises: DataError when it is missing."""
     if not tokenizer.is_file():
-        raise DataError(f"The tokenizer {tokenizer} is missing.", _TOKENIZER)
+        raise DataError(f"The tokenizer {tokenizer} is missing.", TOKENIZER_CURE)
 
 
 def _require_manifests(folder: Path) -> None:

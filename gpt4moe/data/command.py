@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.catalogue import TOKENIZER_CURE, Catalogue, tokenizer_problems
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.overview import overview
 from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
@@ -106,8 +106,8 @@ def _verify(words: list[str]) -> Answer:
     illustrated = [source.manifest.images for source in catalogue.sources.values()]
     images = [one for found in illustrated if found is not None for split in SPLITS for one in found.shards[split]]
     total = sum(shard.tokens * np.dtype(shard.dtype).itemsize for _, shard in shards) + sum(one.bytes for one in images)
-    problems: list[str] = []
-    cures: dict[str, str] = {}
+    problems = [found for folder in catalogue.folders for found in tokenizer_problems(folder)]
+    cures = {"tokenizer": TOKENIZER_CURE} if problems else {}
     with byte_bar("verify", total) as advance:
         for source, shard in shards:
             found = verify_shard(source, shard, catalogue.vocabulary.vocab_size, advance)

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,28 @@ def new_source(folder: Path) -> Iterator[Path]:
     replace a source that a run reads: it opens shards when it comes to them."""
     require_source_name(folder.name)
     require_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+    with (
+        folder_to_fill(folder.parent),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside,
+    ):
         new = Path(beside) / "new"
         new.mkdir()
         yield new
         move_in_place(new, folder, Path(beside) / "old")
+
+
+@contextmanager
+def folder_to_fill(folder: Path) -> Iterator[None]:
+    """Makes a folder and those above it. What is made and stays empty, because of an error, goes again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):  # it has something, a list of bad images for example
+                path.rmdir()
+        raise
 
 
 def move_in_place(new: Path, folder: Path, old: Path) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.own_files import plain_name
+from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DataError
 
@@ -25,6 +27,8 @@ MAKE_DATA = (
 )
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "valid")
+TOKEN_TYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
+"""Of a token in .bin: those of Megatron's whole numbers (indexed.DTYPES)."""
 _FORMAT = 2
 
 
@@ -83,13 +87,6 @@ class ImageFiles:
     counts: Mapping[str, Any]
     """What was made and what was left out (gpt4moe/media/source.py)."""
 
-    @classmethod
-    def of(cls, raw: dict[str, Any]) -> "ImageFiles":
-        """Of a manifest's JSON. Raises: KeyError, TypeError."""
-        shards = {split: tuple(ImageShard(**one) for one in raw["shards"][split]) for split in SPLITS}
-        frames = {split: tuple(FrameTable(**one) for one in raw["frames"][split]) for split in SPLITS}
-        return cls(**{**raw, "shards": shards, "frames": frames})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceManifest:
@@ -112,18 +109,27 @@ class SourceManifest:
         """Raises: DataError when the folder has none, or one of another format."""
         raw = _read(folder, "The source")
         try:
-            train, valid = (tuple(Shard(**shard) for shard in raw.pop(split)) for split in SPLITS)
-            masks: dict[str, Sequence[Shard]] = {
-                split: tuple(Shard(**shard) for shard in shards) for split, shards in raw.pop("masks", {}).items()
-            }
-            if masks and set(masks) != set(SPLITS):
-                raise KeyError("masks")
-            images = raw.pop("images", None)
-            return cls(
-                train=train, valid=valid, masks=masks, images=None if images is None else ImageFiles.of(images), **raw
-            )
-        except (KeyError, TypeError) as error:
+            manifest = from_plain(cls, raw)
+            manifest._require_sense()
+        except ValueError as error:
             raise _foreign(folder, error) from error
+        return manifest
+
+    def _require_sense(self) -> None:
+        """Raises: FieldError for values that have their types and cannot be."""
+        groups: list[Mapping[str, Sequence[Any]]] = [{"train": self.train, "valid": self.valid}, self.masks]
+        if self.images is not None:
+            groups += [self.images.shards, self.images.frames]
+        if any(set(group) != set(SPLITS) for group in groups if group is not self.masks or group):
+            raise FieldError(f"a split is none of {', '.join(SPLITS)}, or missing")
+        for shard in (one for group in groups for shards in group.values() for one in shards):
+            if isinstance(shard, Shard):
+                # Its .bin may lie elsewhere (tools/mixture.py register); what is read there are numbers.
+                plain_name(shard.sums)
+                if shard.dtype not in TOKEN_TYPES:
+                    raise FieldError(f"a shard's dtype is {shard.dtype}, not one of {', '.join(TOKEN_TYPES)}")
+            else:
+                plain_name(shard.file)
 
     def write(self, folder: Path) -> None:
         _write(folder, self)
@@ -165,10 +171,13 @@ class DataManifest:
     @classmethod
     def read(cls, folder: Path) -> "DataManifest":
         """Raises: DataError when the folder has none, or one of another format."""
+        raw = _read(folder, f"data.path={folder}")
         try:
-            return cls(**_read(folder, f"data.path={folder}"))
-        except TypeError as error:
+            manifest = from_plain(cls, raw)
+            plain_name(manifest.tokenizer)
+        except ValueError as error:
             raise _foreign(folder, error) from error
+        return manifest
 
     def write(self, folder: Path) -> None:
         _write(folder, self)
@@ -183,7 +192,7 @@ def _read(folder: Path, what: str) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(raw, dict) or raw.pop("format", None) != _FORMAT:
             raise ValueError("another format")
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _foreign(folder, error) from error
     return raw
 

@@ -67,7 +67,7 @@ def read_gone_back(run_folder: Path) -> tuple[PassedOver, list[dict[str, Any]]] 
     try:
         found = json.loads(path.read_bytes())
         return PassedOver.of(found["passed_over"]), [dict(time) for time in found["times"]]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(

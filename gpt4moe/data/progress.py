@@ -12,6 +12,8 @@ def byte_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Bytes, MB/s and the time that is left, on stderr. Gives a function to call with the bytes that were just done."""
     named, bar = TextColumn("{task.description}"), BarColumn()
     columns = (named, bar, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    # Where nobody watches, its last state would stand before an error's two lines.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=total)
         yield lambda amount: progress.advance(task, amount)

@@ -69,7 +69,9 @@ def make_sources(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn(f"{{task.completed:,}} {unit}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    # Where nobody watches, its last state would stand before an error's two lines.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("prepare", total=None)
         words = [word for word in arguments if word != "--json"]
         answer = prepare(words, lambda count: progress.advance(task, count))

@@ -52,7 +52,9 @@ def load_strictly(folder: Path) -> TheirModel:
 
     logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
         raise ConversionError(f"transformers cannot load {folder}: {why}.", "Export it again with to-hf.") from error

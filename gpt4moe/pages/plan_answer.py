@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import yaml
 from rich.table import Table
 from rich.text import Text
 
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport, images_per_sequence
+from gpt4moe.config.yaml_text import load_yaml
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
 from gpt4moe.pages.plan_page import NO_PRICE, PHASE_COLUMNS, phase_rows, usd_text, with_range, write_plan_page
@@ -97,9 +97,9 @@ def _calibrated(plan: PlanConfig, folder: Path) -> list[Compared]:
             "Give the folder of a run, runs/<run.name>.",
         )
     try:
-        last = yaml.safe_load(launches[-1].read_text())
+        last = load_yaml(launches[-1].read_text())
         config, ranks = dict(last["config"]), int(last["ranks"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{launches[-1]} is damaged: it is no record of a start with its config and ranks.",
             "Calibrate another run, or start this one once more: each start writes its own record.",

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt4moe.config.load import config_from_dict
+from gpt4moe.config.yaml_text import load_yaml
 from gpt4moe.pages.plots import plot_loss
 from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.pages.report_tables import WireCount
@@ -35,7 +34,7 @@ def write_run_report(
     entropies = entropies or {}
     records = read_metrics(run_folder / METRICS_FILE)
     events = read_events(run_folder / EVENTS_FILE)
-    records_of_starts = [yaml.safe_load(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
+    records_of_starts = [load_yaml(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]
     load, windows = _expert_load(run_folder)
     results = _results(run_folder)

@@ -10,8 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
+from gpt4moe.config.yaml_text import load_yaml
 from gpt4moe.errors import ConfigError
 from gpt4moe.runlog.alerts import ALERT_RULES, Alert, AlertRule, Stalled
 from gpt4moe.runlog.metrics import Parts
@@ -65,9 +64,9 @@ def read_dashboard(file: Path | str | None = None) -> Dashboard:
     """
     path = DASHBOARD_FILE if file is None else Path(file)
     try:
-        given = yaml.safe_load(path.read_text())
-    # ValueError: no UTF-8, an impossible date, a number of 5000 digits; RecursionError: lists in lists in lists.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        given = load_yaml(path.read_text())
+    # ValueError: no UTF-8, an impossible date, a number of 5000 digits; lists in lists in lists.
+    except (OSError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read: {why}.", "Give a YAML file like configs/dashboard.yaml.") from error
     reader = _Reader(path)
@@ -85,9 +84,9 @@ def dashboard_of(run_folder: Path) -> Dashboard:
     """
     starts = sorted((run_folder / "starts").glob("*.yaml"))
     try:
-        config = yaml.safe_load(starts[-1].read_text())["config"] if starts else {}
+        config = load_yaml(starts[-1].read_text())["config"] if starts else {}
         return read_dashboard(config.get("tracking", {}).get("dashboard"))
-    except (ConfigError, OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except (ConfigError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         why = error.cause if isinstance(error, ConfigError) else f"{starts[-1]} is no record of a start."
         logger.warning("%s The shipped dashboard is taken.", why)
         return read_dashboard()

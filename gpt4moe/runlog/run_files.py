@@ -1,5 +1,6 @@
 """Files of a run folder: names, writing them whole, and which process works on the folder."""
 
+import hashlib
 import os
 import re
 import time
@@ -15,6 +16,10 @@ WIRE_FILE = "wire.json"
 RESULTS_FILE = "results.json"
 """What a demo measured at its end; "table", where it has one: rows of texts, the first its head; "sheets": PNG files of
 the run folder -> what they show."""
+
+SUMS_FILE = "SHA256SUMS"
+"""sha256 of the files that every launch relies on, as `sha256sum -c` reads it: resolved.yaml, identity.json, starts/*.
+Without it, in folders of before 2026-11-30, they are not checked."""
 
 _LOCK_OWNER = re.compile(r"process (\d+) on (\S+)")
 
@@ -34,6 +39,35 @@ def replace_file(path: Path, data: bytes) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def add_sums(run_folder: Path, *names: str) -> None:
+    """Notes the sha256 of files of a run folder that were just written."""
+    sums = _sums(run_folder) | {name: _sha256(run_folder / name) for name in names}
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+    replace_file(run_folder / SUMS_FILE, "".join(lines).encode())
+
+
+def has_other_sum(run_folder: Path, name: str) -> bool:
+    """Whether a file is not the one whose sha256 was noted. Raises: OSError when it cannot be read."""
+    noted = _sums(run_folder).get(name)
+    return noted is not None and noted != _sha256(run_folder / name)
+
+
+def noted_files(run_folder: Path, prefix: str) -> list[Path]:
+    """The files whose sha256 was noted and whose names begin so; one of them may be gone."""
+    return [run_folder / name for name in _sums(run_folder) if name.startswith(prefix)]
+
+
+def _sums(run_folder: Path) -> dict[str, str]:
+    path = run_folder / SUMS_FILE
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    pairs = [line.split("  ", 1) for line in lines]
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == len(("sha256", "name"))}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def process_began(process: int | str) -> float:

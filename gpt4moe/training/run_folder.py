@@ -1,7 +1,8 @@
 """RunFolder: the folder of a run, with its identity, its frozen config and its lock.
 
-    runs/NAME/resolved.yaml      the config of the first launch; never changes
+    runs/NAME/resolved.yaml      the config of the first launch that took a step; never changes then
               identity.json      what every launch must match, and the run's id
+              SHA256SUMS         of these and of starts/
               starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  evaluations.jsonl  logs/  wandb/  report.html
               loss.png  gone_back.json (training.gone_back)
@@ -25,11 +26,12 @@ import yaml
 from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
+from gpt4moe.config.yaml_text import load_yaml
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.metrics_log import METRICS_FILE
-from gpt4moe.runlog.run_files import replace_file
+from gpt4moe.runlog.run_files import SUMS_FILE, add_sums, has_other_sum, noted_files, replace_file
 
 ENCODER = "encoder"
 """Key of an identity: what the files of an encoder's folder say (architecture.encoder_folder.encoder_identity)."""
@@ -87,27 +89,36 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        return (self.path / "identity.json").exists()
+        """Whether its identity holds: a launch has taken a step. Launches that ended before (a model that no memory
+        holds, a damaged checkpoint.load) have used up no name."""
+        has_steps = self.metrics.is_file() and self.metrics.stat().st_size > 0
+        return has_steps or any(self.checkpoints.glob("*/*"))
 
     def check_identity(self, run: RunConfig, data_identity: dict[str, str]) -> None:
-        """Raises: ConfigError when something differs from the first launch, if there was one."""
+        """Raises: ConfigError when something differs from the first launch that took a step, if there was one."""
         if not self.is_begun:
             return
+        _stored(self.path / "resolved.yaml", load_yaml)
         refuse_other_identity(self.read_identity(), identity_of(run, data_identity), self.path)
 
     def freeze(self, run: RunConfig, data_identity: dict[str, str]) -> None:
-        """Writes the config and identity of the first launch; later ones change nothing. Rank 0 only, lock held."""
+        """Writes the config and identity of a run that has not begun; later launches change nothing. Rank 0 only, lock
+        held."""
         if not self.is_begun:
+            (self.path / SUMS_FILE).unlink(missing_ok=True)  # a kill before the last line leaves files without sums
             replace_file(self.path / "resolved.yaml", config_to_yaml(run).encode())
-            identity = {"run_id": uuid.uuid4().hex, **identity_of(run, data_identity)}
+            known = (self.path / "identity.json").exists()
+            run_id = self.run_id if known else uuid.uuid4().hex  # what was logged so far is of this run
+            identity = {"run_id": run_id, **identity_of(run, data_identity)}
             replace_file(self.path / "identity.json", json.dumps(identity, indent=1).encode())
+            add_sums(self.path, "resolved.yaml", "identity.json")
 
     def record_start(self, run: RunConfig, *, job: SlurmJob, layout: Layout, first_step: int) -> None:
         """Writes starts/NNN.yaml, the record of this launch. Rank 0 only, lock held, after freeze."""
         starts = self.path / "starts"
         starts.mkdir(exist_ok=True)
         number = len(list(starts.glob("*.yaml"))) + 1
-        frozen = _stored(self.path / "resolved.yaml", yaml.safe_load)
+        frozen = _stored(self.path / "resolved.yaml", load_yaml)
         config = config_to_dict(run)
         record = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,6 +130,7 @@ class RunFolder:
             "config": config,
         }
         replace_file(starts / f"{number:03d}.yaml", yaml.safe_dump(record, sort_keys=False).encode())
+        add_sums(self.path, f"starts/{number:03d}.yaml")
 
     def last_config(self, jobs: Sequence[str | None]) -> dict[str, Any] | None:
         """The config of the last launch by these Slurm jobs; None if none of them began to train."""
@@ -132,8 +144,8 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """The records of earlier launches, in order; read once."""
         if self._starts is None:
-            files = sorted((self.path / "starts").glob("*.yaml"))
-            self._starts = [_stored(file, yaml.safe_load, "first_step", "config") for file in files]
+            files = sorted({*(self.path / "starts").glob("*.yaml"), *noted_files(self.path, "starts/")})
+            self._starts = [_stored(file, load_yaml, "first_step", "config") for file in files]
         return self._starts
 
 
@@ -267,11 +279,17 @@ def _stored(file: Path, read: Callable[[str], Any], *keys: str) -> dict[str, Any
     folder = file.parent.parent if file.parent.name == "starts" else file.parent
     try:
         loaded = read(file.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        loaded = None
+        is_other = has_other_sum(folder, file.relative_to(folder).as_posix())
+    except (OSError, ValueError, RecursionError):
+        loaded, is_other = None, False
     if not isinstance(loaded, dict) or not set(keys) <= set(loaded):
         raise LaunchError(
             f"{file} is damaged or gone.",
             f"Restore it from a copy, or go on under another run.name with checkpoint.load={folder}.",
+        )
+    if is_other:
+        raise LaunchError(
+            f"{file} is not what was written: its sha256 is not that of {SUMS_FILE}.",
+            f"Restore it from a copy. If it is as it should be, remove {folder / SUMS_FILE}.",
         )
     return loaded

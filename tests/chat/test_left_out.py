@@ -94,6 +94,7 @@ def test_a_run_that_began_before_conversations_were_refused_goes_on_and_is_looke
     folder = RunFolder.of(run)
     folder.path.mkdir()
     folder.freeze(run, check_data(run, is_new=False).identity)
+    folder.metrics.write_text('{"step": 1}\n')
     assert "the user's too" in check(run, Environment.detect()).data.warnings[0]
     assert any(file.name.startswith("train-") for file in data_files(run))
     words = ["+experiment=tiny", f"data.path={chat_folder}", f"model.vocab_size={own.tokenizer.vocab_size}"]

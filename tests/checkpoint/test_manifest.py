@@ -84,12 +84,29 @@ def test_it_stays_small_at_1_8_trillion_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("forged", "cause"),
     [
-        (lambda body: body | {"colour": "red"}, "other keys than format 1"),
-        (lambda body: {key: value for key, value in body.items() if key != "layout"}, "other keys than format 1"),
-        (lambda body: body | {"files": [{"name": "x"}]}, "other keys than format 1"),
+        (lambda body: body | {"colour": "red"}, "'colour' is an unknown key"),
+        (lambda body: {key: value for key, value in body.items() if key != "layout"}, "layout is missing"),
+        (lambda body: body | {"files": [{"name": "x"}]}, r"files\[0\].size is missing"),
+        (lambda body: body | {"step": "x"}, "step is 'x', not a whole number from 0"),
+        (lambda body: body | {"step": True}, "step is True, not a whole number from 0"),
+        (lambda body: body | {"config": []}, r"config is \[\], not an object"),
+        (lambda body: body | {"config": {"optimizer": 3}}, "config.optimizer is not an object"),
+        (lambda body: body | {"files": None}, "files is None, not a list"),
+        (lambda body: body | {"files": body["files"] * 2}, "files has a name twice"),
+        (lambda body: body | {"files": [body["files"][0] | {"header_bytes": 2**62}]}, "a header of"),
+        (lambda body: body | {"files": [body["files"][0] | {"block_bytes": 0}]}, "or no block"),
+        (
+            lambda body: body | {"files": [body["files"][0] | {"block_hashes": [1]}]},
+            r"block_hashes\[0\] is 1, not a text",
+        ),
+        (lambda body: body | {"files": [body["files"][0] | {"name": "\ud800"}]}, "name is .*, not a text"),
+        (lambda body: body | {"base": {"folder": "x"}}, "base has other keys"),
         (lambda body: body | {"format": 2}, "another format"),
         (lambda body: {key: value for key, value in body.items() if key != "format"}, "another format"),
-        (lambda body: body | {"files": [body["files"][0] | {"name": "../x"}]}, "outside its folder: ../x"),
+        (
+            lambda body: body | {"files": [body["files"][0] | {"name": "../x"}]},
+            r"files\[0\].name: '../x' leads out of the folder",
+        ),
     ],
 )
 def test_a_right_seal_on_wrong_content_is_refused(

@@ -10,7 +10,8 @@ import torch
 import xxhash
 from safetensors.numpy import load_file
 
-from gpt4moe.checkpoint.storage import BlockCache, FileEntry, Piece, VerifiedFile, block_bytes_for, write_file
+from gpt4moe.checkpoint.block_cache import BlockCache
+from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, block_bytes_for, write_file
 from gpt4moe.errors import CheckpointError
 from tests.checkpoint.builders import flip_bit, piece
 

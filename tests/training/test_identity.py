@@ -11,7 +11,8 @@ import yaml
 
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.runlog.run_files import SUMS_FILE
 from gpt4moe.training.run_folder import RunFolder, identity_of
 from tests.numbered_lines import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
@@ -59,6 +60,7 @@ def test_another_stage_is_another_run_and_pretraining_needs_no_name(
     folder = RunFolder.of(run)
     folder.path.mkdir()
     folder.freeze(run, data)
+    folder.metrics.write_text('{"step": 1}\n')
     assert not {"stage", "document_mask"} & set(folder.read_identity())  # as in run folders made before there were any
     folder.check_identity(run, data)
     tuned = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
@@ -87,9 +89,11 @@ def test_a_run_folder_with_unsorted_patterns_of_before_goes_on(tmp_path: Path) -
     folder = RunFolder.of(run)
     folder.path.mkdir()
     folder.freeze(run, data)
+    folder.metrics.write_text('{"step": 1}\n')
     identity = folder.read_identity()
     identity["lora"]["targets"] = ["*qkv*", "*experts*"]
     (folder.path / "identity.json").write_text(json.dumps(identity))
+    (folder.path / SUMS_FILE).unlink()
     folder.check_identity(run, data)
     with pytest.raises(ConfigError, match=r"data one, now two: its sources, shares or phases changed") as caught:
         folder.check_identity(run, data | {"data": "two"})
@@ -108,6 +112,7 @@ def test_a_level_s_batch_size_may_be_written_out(tmp_path: Path) -> None:
     folder = RunFolder.of(run(""))
     folder.path.mkdir()
     folder.freeze(run(""), data)
+    folder.metrics.write_text('{"step": 1}\n')
     size = run("").training.global_batch_size
     folder.check_identity(run(f", global_batch_size: {size}"), data)
     with pytest.raises(ConfigError, match=r"training\.length_ramp"):
@@ -173,3 +178,36 @@ def test_a_damaged_file_of_the_folder_is_refused_by_its_name(
     (ended,) = train(folder, f"model.vocab_size={VOCABULARY}", "training.steps=2")
     assert (ended.status, len(ended.err.splitlines())) == (2, 2), ended.err
     assert f"{folder / file} is damaged or gone." in ended.err and f"checkpoint.load={folder}" in ended.err
+
+
+def test_a_launch_that_took_no_step_uses_up_no_name(tmp_path: Path) -> None:
+    """A model that no memory holds ends after the folder was made; the next command may be another one."""
+    overrides, data = ["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"], {"data": "one", "tokenizer": "none"}
+    wrong, right = (load_run_config([*overrides, f"model.num_layers={layers}"]) for layers in (5000, 2))
+    folder = RunFolder.of(wrong)
+    folder.path.mkdir()
+    folder.freeze(wrong, data)
+    before = folder.run_id
+    folder.check_identity(right, data)
+    folder.freeze(right, data)
+    assert folder.run_id == before and folder.read_identity()["model"]["num_layers"] == 2
+    folder.metrics.write_text('{"step": 1}\n')
+    folder.check_identity(right, data)
+    with pytest.raises(ConfigError, match="num_layers 2, now 5000"):
+        folder.check_identity(wrong, data)
+
+
+@pytest.mark.parametrize("name", ["resolved.yaml", "identity.json"])
+def test_a_value_that_rotted_is_found_by_the_files_sum(tmp_path: Path, name: str) -> None:
+    run = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}", "run.seed=1234"])
+    folder, data = RunFolder.of(run), {"data": "one", "tokenizer": "none"}
+    folder.path.mkdir()
+    folder.freeze(run, data)
+    folder.metrics.write_text('{"step": 1}\n')
+    whole = (folder.path / name).read_text()
+    (folder.path / name).write_text(whole.replace("1234", "1235"))
+    with pytest.raises(LaunchError, match=f"{name} is not what was written"):
+        folder.check_identity(run, data)
+    (folder.path / SUMS_FILE).unlink()  # a folder of before
+    (folder.path / name).write_text(whole)
+    folder.check_identity(run, data)

@@ -1,0 +1,112 @@
+"""A downloaded folder is somebody else's: what it can't bring in, and that real downloads convert as they lie."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gpt4moe.convert.from_huggingface import from_huggingface
+from gpt4moe.convert.verify import verify
+from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.errors import ConversionError, Gpt4MoeError
+
+
+@pytest.fixture
+def download(mixtral: Path, tmp_path: Path) -> Path:
+    """A folder of its own for a test to damage, with a tokenizer, its weights in one file with an index."""
+    folder = shutil.copytree(mixtral, tmp_path / "hf")
+    lines = [f"word{n} and {n % 7}\n" for n in range(200)]
+    train_tokenizer(lines, vocab_size=257).backend.save(str(folder / "tokenizer.json"))
+    _index(folder, "model.safetensors")
+    return folder
+
+
+def _index(folder: Path, name: str) -> None:
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _refused(folder: Path, said: str) -> None:
+    out = folder.parent / "out"
+    before = sorted(folder.parent.iterdir())
+    with pytest.raises(ConversionError, match=said):
+        from_huggingface(folder, out)
+    assert sorted(folder.parent.iterdir()) == before
+
+
+def test_a_snapshot_of_the_hubs_cache_converts_as_it_lies(download: Path, tmp_path: Path) -> None:
+    """Every file of a snapshot is a link to ../../blobs/HASH."""
+    model = tmp_path / "models--a--b"
+    snapshot, blobs = model / "snapshots" / "0f3a", model / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(download.iterdir())):
+        shutil.copyfile(path, blobs / f"{number:064x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:064x}")
+    answer = from_huggingface(snapshot, tmp_path / "ours")
+    kept = tmp_path / "ours" / "tokenizer" / "tokenizer.json"
+    assert kept.read_bytes() == (download / "tokenizer.json").read_bytes() and not kept.is_symlink()
+    assert answer["tensors"] and not verify(snapshot, tmp_path / "ours")["different"]
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer.model", "config.json", "model.safetensors", "generation_config.json",
+             "model.safetensors.index.json"],
+)  # fmt: skip
+def test_a_link_out_of_the_folder_is_refused(download: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("key")
+    (download / name).unlink(missing_ok=True)
+    (download / name).symlink_to(tmp_path / "secret")
+    _refused(download, f"{name} is a link to .*secret, out of its folder")
+
+
+@pytest.mark.parametrize("name", ["../hf/model.safetensors", "/etc/passwd", "..", "", "x/y.safetensors"])
+def test_an_index_that_names_a_file_elsewhere_is_refused(download: Path, name: str) -> None:
+    _index(download, name)
+    _refused(download, "leads out of the folder")
+
+
+def test_an_index_of_other_files_is_refused(download: Path) -> None:
+    index = json.loads((download / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.colour.weight"] = "model.safetensors"
+    (download / "model.safetensors.index.json").write_text(json.dumps(index))
+    _refused(download, "model.colour.weight is in model.safetensors: it is in no file")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_with_its_tensor(download: Path, value: float) -> None:
+    tensors = load_file(download / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"].reshape(-1)[-1] = value
+    save_file(tensors, download / "model.safetensors", metadata={"format": "pt"})
+    _refused(download, "layers.1.* has a value that is not finite .model.safetensors.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is above"), ({"num_local_experts": 10**9}, "."),
+        ({"vocab_size": 2**60}, "config.json says"), ({"rms_norm_eps": -1.0}, "norm_epsilon"),
+        ({"eos_token_id": 10**9}, "eos_token_id=1000000000 .* is no token"), ({"bos_token_id": -7}, "bos_token_id=-7"),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has_end_at_once(download: Path, changes: dict[str, object], said: str) -> None:
+    config = json.loads((download / "config.json").read_text())
+    (download / "config.json").write_text(json.dumps(config | changes))
+    (download / "generation_config.json").unlink(missing_ok=True)
+    with pytest.raises(Gpt4MoeError, match=said):
+        from_huggingface(download, download.parent / "out")
+
+
+def test_a_damaged_tokenizer_is_refused(download: Path) -> None:
+    whole = (download / "tokenizer.json").read_bytes()
+    (download / "tokenizer.json").write_bytes(whole[:-9])
+    _refused(download, "tokenizer.json is no tokenizer")
+
+
+def test_a_folder_of_pickles_alone_reaches_no_unpickler(download: Path) -> None:
+    (download / "model.safetensors").rename(download / "pytorch_model.bin")
+    (download / "model.safetensors.index.json").unlink()
+    _refused(download, "lacks safetensors files")

@@ -1,0 +1,56 @@
+"""A data manifest of another content is refused by the key that is wrong, whoever wrote it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.errors import DataError
+
+
+def _shard(**changes: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda raw: raw["train"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_shard(sums="../../secret"), "leads out of the folder"),
+        (_shard(dtype="object"), "dtype is object, not one of"),
+        (_shard(tokens=-1), r"train\[0\].tokens is -1"), (_shard(tokens=2**70), "not a whole number"),
+        (_shard(file=None), "file is None, not a text"), (_shard(documents="3"), "documents is '3'"),
+        (_shard(colour=1), "'colour' is an unknown key"), (lambda raw: raw.pop("valid"), "valid is missing"),
+        (lambda raw: raw.update(train={}), r"train is {}, not a list"), (lambda raw: raw.update(text=[1]), "text is"),
+        (lambda raw: raw.update(masks={"train": []}), "a split is none of"),
+        (lambda raw: raw.update(images=5), "images is 5"),
+        (lambda raw: raw.update(tokenizer_sha256=5), "tokenizer_sha256 is 5, not a text"),
+    ],
+)  # fmt: skip
+def test_a_source_s_manifest(
+    change: Callable[[dict[str, Any]], object], said: str, data_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    raw = json.loads((folder / "alpha" / "manifest.json").read_text())
+    change(raw)
+    (folder / "alpha" / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=said):
+        Catalogue.open([folder])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("tokenizer", "../../etc/passwd", "leads out of the folder"), ("tokenizer", 5, "tokenizer is 5, not a text"),
+        ("vocab_size", "x", "vocab_size is 'x'"), ("eos_id", None, "eos_id is None"), ("colour", 1, "unknown key"),
+    ],
+)  # fmt: skip
+def test_a_folder_s_manifest(key: str, value: object, said: str, data_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    raw = json.loads((folder / "manifest.json").read_text()) | {key: value}
+    (folder / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=said):
+        Catalogue.open([folder])
