@@ -27,7 +27,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 
 _GENERAL = (
-    "Write key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has the groups, "
+    "Write an override as key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has the groups, "
     "resolved.yaml of a run every key."
 )
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
