@@ -27,8 +27,8 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 
 _GENERAL = (
-    "Write an override as key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has the groups, "
-    "resolved.yaml of a run every key."
+    "Write an override as key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has "
+    "the groups, resolved.yaml of a run every key."
 )
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
