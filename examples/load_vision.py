@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, relu, rms_norm, scaled_dot_product_attention, silu
@@ -205,8 +206,8 @@ def main() -> None:
     try:
         model = VisionModel(given.folder)
         new = model.generate(model.tokens(given.prompt), given.image, given.max_new_tokens)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except (ValueError, OSError, KeyError, SafetensorError) as error:  # missing or torn: file, name, tensor
+        raise SystemExit(f"{given.folder} cannot be run: {type(error).__name__}: {error}") from error
     print(model.tokenizer.decode(new))
 
 

@@ -56,8 +56,9 @@ def _prompt(path: Path, line: Mapping[str, Any]) -> Prompt:
             f"{where} has a part of type image_url in its messages.",
             'Write <image> in the content, and name the file beside it: {"messages": [...], "images": ["a.png"]}.',
         )
-    if not isinstance(images, list):
-        raise DataError(f"{where} has images {images!r}.", 'Give a list: {"prompt": "<image>", "images": ["a.png"]}.')
+    if not isinstance(images, list) or "image" in line["whole"]:
+        has = f"images {images!r}" if images else 'the key "image"'
+        raise DataError(f"{where} has {has}.", 'Give a list: {"prompt": "<image>", "images": ["a.png"]}.')
     clips = [clip_of_row(where, image, path.parent) for image in images]
     return Prompt(id=line["id"], text=text, messages=messages, images=clips)
 

@@ -64,6 +64,9 @@ def test_images_among_the_parts_of_a_chat_are_refused_in_files(tmp_path: Path) -
         read_prompts(path)
     with pytest.raises(DataError, match="has images, and questions are read as text alone"):
         read_exact(path, words_of(300), 4)
+    path.write_text(json.dumps({"prompt": "<image>", "image": "a.png"}) + "\n")
+    with pytest.raises(DataError, match='line 1 has the key "image"'):
+        read_prompts(path)
     path.write_text(json.dumps({"messages": [{"role": "user", "content": parts[:1]}]}) + "\n")
     assert len(read_prompts(path)) == 1
 
