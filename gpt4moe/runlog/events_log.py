@@ -206,8 +206,9 @@ def before_start(
 
 
 def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
-    """Seconds since 1970 of the last event, or of the last step where that is later."""
-    times = [written_at(event) for event in events]
+    """Seconds since 1970 of the last event, or of the last step where that is later. The lines that tell of an end are
+    no signs of life: a launch writes them seconds after the fault."""
+    times = [written_at(event) for event in events if event["event"] not in ("stop", "hang")]
     metrics = run_folder / METRICS_FILE
     if metrics.is_file():
         times.append(metrics.stat().st_mtime)

@@ -5,7 +5,8 @@ One launch of a run over time; a part that a launch does not have takes no time:
     submitted   job begins    first step begins                              stop       next submitted
         | queue     | start-up      | steps, evaluation, checkpoints, other    |   down     | queue ...
 
-Steps that a later launch did again do not count, and neither does the time after a killed launch's last sign of life.
+Steps that a later launch did again do not count, and neither does the time after the last sign of life of a launch that
+was killed or ended by an error.
 A run that was finished and later extended loses nothing in between. Every second has exactly one cause, so the seconds
 of all causes add up to the wall time: `other` is what is left of a launch, and is shown.
 """
@@ -29,7 +30,7 @@ CAUSES: dict[str, str] = {
     "report": "loss.png and report.html",
     "other": "between steps: metrics, console, wandb",
     "queue": "waiting in the queue",
-    "down": "no job: after a crash, a preemption, a stop by hand",
+    "down": "no steps: from a crash until it is noticed, and no job after it, a preemption or a stop by hand",
 }
 """Every second of a run belongs to one of these; in the order they are shown."""
 
@@ -44,7 +45,7 @@ class Attempt:
     began: float
     """The job's start where Slurm reports it, else the process's."""
     ended: float
-    """Its stop, or its last sign of life."""
+    """Its stop; after a kill or an error its last sign of life."""
     resumed_step: int
     last_step: int
     """The last step it did."""
@@ -152,12 +153,13 @@ def _by_start(events: list[Event]) -> list[list[Event]]:
 def _end(start: list[Event], following: Event | None, last_sign_of_life: float, is_running: bool) -> tuple[float, str]:
     """When a launch ended, and why."""
     stop = next((event for event in start if event["event"] == "stop"), None)
-    if stop is not None:
+    if stop is not None and not stop.get("is_error"):
         return stop["time"], stop["reason"]
-    latest = max(written_at(event) for event in start)
-    if following is not None:
-        return max(latest, following.get("last_sign_of_life") or 0.0), "killed"
-    return max(latest, last_sign_of_life), "running" if is_running else "killed"
+    latest = max(written_at(event) for event in start if event is not stop and event["event"] != "hang")
+    seen = last_sign_of_life if following is None else following.get("last_sign_of_life") or 0.0
+    if stop is not None:
+        return min(stop["time"], max(latest, seen)), stop["reason"]
+    return max(latest, seen), "running" if following is None and is_running else "killed"
 
 
 def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before: Attempt | None) -> Attempt:

@@ -81,6 +81,18 @@ def test_a_killed_and_requeued_run_is_accounted_for_to_the_second() -> None:
     assert [(a.end, a.resumed_step, a.last_step) for a in found.attempts] == [("killed", 0, 7), ("finished", 5, 10)]
 
 
+def test_what_a_launch_needs_to_notice_its_own_end_is_down() -> None:
+    """A watchdog waited for a rank, and ended the launch 8 s after its last step: no more was made than by a kill."""
+    told = [event("hang", 146.0, step=7, cause="rank 1"), event("stop", 148.0, step=7, reason="hang", is_error=True)]
+    found = account([*KILLED, *told, *RESUMED], STEPS)
+    assert lost(found) == lost(account([*KILLED, *RESUMED], STEPS))
+    assert (found.attempts[0].end, found.attempts[0].ended) == ("hang", 138.0)
+    unseen = account([*KILLED, *told, {**RESUMED[0], "last_sign_of_life": None}, *RESUMED[1:]], STEPS)
+    assert unseen.attempts[0].ended == 131.0, "its checkpoint is the last that is known of it"
+    last = account([*KILLED, *told], STEPS, last_sign_of_life=138.0)
+    assert last.wall_seconds == pytest.approx(138.0)
+
+
 def test_without_slurm_the_clock_begins_with_the_process_and_all_between_starts_is_down() -> None:
     events = [dict(event, submitted=None, job_started=None) for event in [*KILLED, *RESUMED]]
     found = account(events, STEPS)
