@@ -29,7 +29,7 @@ STOREYS = {
 NARROW = {
     "errors": set(), "durable": set(), "architecture": {"parallel"}, "pipeline": {"parallel"},
     "planner": {"architecture", "pipeline", "parallel"}, "data": {"parallel"},
-    "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "parallel"},
+    "model": {"architecture", "moe", "parallel"}, "checkpoint": {"architecture", "data", "parallel"},
     "resilience": {"parallel"},
     "runlog": {"moe", "parallel"}, "pages": {"runlog", "planner", "pipeline", "parallel"},
     "operations": {"runlog", "checkpoint"},

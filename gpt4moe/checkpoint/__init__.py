@@ -1,4 +1,4 @@
-"""Room `checkpoint`, storey 4: bytes that outlive a layout. May import config, parallel, architecture; never model.
+"""Room `checkpoint`, storey 4: bytes that outlive a layout. Imports config, parallel, architecture, data; never model.
 
     block_cache.py blocks that were read last
     storage.py     one safetensors file, written and read verified

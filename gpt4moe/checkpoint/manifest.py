@@ -1,7 +1,6 @@
 """manifest.json: what a checkpoint holds and which files it has. It is written last, and its presence is the commit."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from gpt4moe.checkpoint.storage import FileEntry
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS, Optimizer
 from gpt4moe.config.own_files import plain_name
-from gpt4moe.config.typed import FieldError, from_plain
+from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
+from gpt4moe.data.passed_over import PassedOver
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 
@@ -129,14 +129,4 @@ class Manifest:
                 raise FieldError(f"config.{name} is not an object")
         if self.base is not None and set(self.base) != {"folder", "sha256"}:
             raise FieldError("base has other keys than folder and sha256")
-
-
-def sealed(body: str) -> str:
-    """A JSON object with the sha256 of its own text as first member, so that any changed bit is noticed."""
-    return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",{body[1:]}'
-
-
-def unsealed(text: str) -> str | None:
-    """The JSON object that was sealed, or None when a bit of the text has changed."""
-    body = "{" + text[len(sealed("{")) :]
-    return body if text == sealed(body) else None
+        PassedOver.of(self.passed_over or [])

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from gpt4moe.checkpoint.health import mark, reasons
-from gpt4moe.checkpoint.manifest import NAME
+from gpt4moe.checkpoint.manifest import NAME, Manifest
+from gpt4moe.data.passed_over import PassedOver, read_gone_back
 from gpt4moe.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -50,19 +51,45 @@ def step_folders(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The step folder that `path` means: itself, or a run folder's latest.
+    """The step folder that `path` means: itself, or the one that the run of a run folder goes on from.
 
-    Raises: CheckpointError when it is neither.
+    Raises: CheckpointError when it is neither; DataError for a damaged record of the run's goings back.
     """
     if (path / NAME).exists():
         return path
-    steps = committed_steps(path / "checkpoints")
-    if not steps:
+    latest = latest_saved(path)
+    if not latest:
         raise CheckpointError(
             f"{path} is neither a step folder nor a run folder with a checkpoint: it has no {NAME}.",
             "Give runs/NAME, or runs/NAME/checkpoints/step-00000100.",
         )
-    return step_folder(path / "checkpoints", steps[-1])
+    return step_folder(path / "checkpoints", latest)
+
+
+def latest_saved(run_folder: Path) -> int:
+    """Step of the checkpoint that the run goes on from; 0: none. Raises: DataError for a damaged record."""
+    left = stale_steps(run_folder)
+    return max((step for step in committed_steps(run_folder / "checkpoints") if step not in left), default=0)
+
+
+def stale_steps(run_folder: Path) -> list[int]:
+    """Steps of the checkpoints that the run went back from: later than the last going back went to, and saved before
+    it. They are there where a kill came before they were renamed. Raises: DataError for a damaged record."""
+    passed_over, times = read_gone_back(run_folder) or (None, [])
+    if passed_over is None or not times:
+        return []
+    checkpoints = run_folder / "checkpoints"
+    later = [step for step in committed_steps(checkpoints) if step > times[-1].to_step]
+    return [step for step in later if not _has(step_folder(checkpoints, step), passed_over)]
+
+
+def _has(folder: Path, passed_over: PassedOver) -> bool:
+    """Whether a checkpoint was saved by a run that passed over these samples. A damaged one counts as such: whoever
+    loads it finds the damage."""
+    try:
+        return PassedOver.of(Manifest.load(folder).passed_over or []) == passed_over
+    except CheckpointError:
+        return True
 
 
 def keep_for(folder: Path, run: Path) -> None:

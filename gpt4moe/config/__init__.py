@@ -9,7 +9,7 @@ optimizer_table.py  each optimizer's state tensors, and the engines that run it
 run.py      RunConfig: the groups together
 own_files.py        which files a manifest may name; where links of a download may lead
 yaml_text.py        YAML of a file that somebody may have damaged
-typed.py    what JSON gives -> a dataclass whose fields have their types; of manifests
+typed.py    what JSON gives -> a dataclass whose fields have their types; of manifests; their seal
 cures.py            what a key may be, in words
 load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)
 plan.py     the keys of tools/plan.py

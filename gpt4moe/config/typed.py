@@ -1,10 +1,11 @@
-"""Plain data of a file -> a dataclass whose every field has the type that it says; manifests are read by it.
+"""Plain data of a file -> a dataclass whose every field has the type that it says; manifests are read by it. The seal.
 
 A manifest's hash says that it is what was written, not that whoever wrote it was right. So what is used as a number, a
 name or a list is one, before anything relies on it.
 """
 
 import dataclasses
+import hashlib
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -105,3 +106,14 @@ def _is_writable(text: str) -> bool:
 def _shown(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def sealed(body: str) -> str:
+    """A JSON object with the sha256 of its own text as first member, so that any changed bit is noticed."""
+    return f'{{"sha256": "{hashlib.sha256(body.encode()).hexdigest()}",{body[1:]}'
+
+
+def unsealed(text: str) -> str | None:
+    """The JSON object that was sealed, or None when a bit of the text has changed."""
+    body = "{" + text[len(sealed("{")) :]
+    return body if text == sealed(body) else None

@@ -15,10 +15,9 @@ from typing import Any
 
 from gpt4moe.architecture.tensors import Box
 from gpt4moe.checkpoint.block_cache import BlockCache
-from gpt4moe.checkpoint.manifest import sealed, unsealed
 from gpt4moe.checkpoint.storage import FileEntry, VerifiedFile
 from gpt4moe.config.load import config_from_dict, config_to_dict
-from gpt4moe.config.typed import FieldError, from_plain
+from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.export import DTYPES

@@ -10,14 +10,14 @@ samples that they consumed, and `position` says where in the order they are.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
 from gpt4moe.errors import DataError
 
 GONE_BACK_FILE = "gone_back.json"
-"""Of a run folder: {"passed_over": PassedOver.as_lists, "times": [...]} (training.gone_back)."""
+"""Of a run folder: {"sha256": its seal, "passed_over": as_lists, "times": [GoingBack]} (training.gone_back)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +51,68 @@ class PassedOver:
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> "PassedOver":
-        """Of as_lists."""
-        return cls(tuple((int(first), int(samples)) for first, samples in lists))
+        """Of as_lists. Raises: FieldError for what are no windows."""
+        end = 0
+        for window in lists:
+            if len(window) != 2 or window[0] < end or window[1] < 1:
+                raise FieldError(
+                    f"passed_over has {ascii(window)[:60]}, not (first sample, samples) after those before"
+                )
+            end = sum(window)
+        return cls(tuple((first, samples) for first, samples in lists))
 
 
 NOTHING = PassedOver()
 
 
-def read_gone_back(run_folder: Path) -> tuple[PassedOver, list[dict[str, Any]]] | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoingBack:
+    """One time that a run went back."""
+
+    step: int
+    """The one that went wrong."""
+    to_step: int
+    newest: int
+    """Step of the newest healthy checkpoint."""
+    samples: int
+    """How many are passed over."""
+    cause: str
+    time: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    passed_over: list[list[int]]
+    times: list[GoingBack]
+
+
+def gone_back_text(passed_over: PassedOver, times: list[GoingBack]) -> str:
+    """The content of GONE_BACK_FILE, sealed: one changed digit would make other checkpoints count."""
+    record = _Record(passed_over=passed_over.as_lists(), times=times)
+    return sealed(json.dumps(asdict(record), indent=1))
+
+
+def read_gone_back(run_folder: Path) -> tuple[PassedOver, list[GoingBack]] | None:
     """What a run has passed over, and each time that it went back; None: it never did.
 
     Raises: DataError when the file is damaged: a run must not read again what it went back from.
     """
     path = run_folder / GONE_BACK_FILE
     try:
-        found = json.loads(path.read_bytes())
-        return PassedOver.of(found["passed_over"]), [dict(time) for time in found["times"]]
+        body = unsealed(path.read_bytes().decode(errors="replace"))
+        if body is None:
+            raise FieldError("its sha256 differs")
+        found = from_plain(_Record, json.loads(body))
+        wrong = next((time for time in found.times if not time.to_step <= time.newest < time.step), None)
+        if wrong is not None:
+            raise FieldError(f"from step {wrong.step} it went back to {wrong.to_step}, of {wrong.newest}")
+        return PassedOver.of(found.passed_over), found.times
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is damaged, or cannot be read.",
+            f"{path} is damaged, or cannot be read: {error}.",
             "Restore it from a copy. manifest.json of the newest checkpoint has its passed_over, if it was saved after "
             "the run went back.",
         ) from error

@@ -81,7 +81,7 @@ def _record(context: TrainingContext, error: GoBack) -> None:
             f"{error.cause} The run cannot go back: {folder} cannot be written: {failed.strerror}.",
             "Make room or mend the cause, then start again.",
         ) from failed
-    to_step, samples = found["to_step"], found["samples"]
+    to_step, samples = found.to_step, found.samples
     logger.warning("%s\nThe run goes back to step %d and passes over %d samples.", error.cause, to_step, samples)
     doubt = suspicion(step_folder(context.folder.checkpoints, to_step))
     if doubt:

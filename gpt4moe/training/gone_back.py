@@ -1,33 +1,26 @@
 """The record of a run's goings back: gone_back.json in its folder. No torch, no collective.
 
     decide   step 47 went wrong -> a healthy checkpoint, of step 40 -> recorded: from here on the run goes on from 40
-    launch   latest_saved: 40, and later ones only if they were saved after the decision
+    launch   retention.latest_saved: 40, and later ones only if they were saved after the decision
     settle   those that were saved before it are renamed to left-step-*
 
 The record is written whole, before anything else is done. A run that is killed at any moment after it begins again at
 the same checkpoint and passes over the same samples. One that is killed before it comes to the same step again.
 """
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from gpt4moe.checkpoint.health import reasons
-from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.retention import LEFT, committed_steps, healthy_steps, set_aside, step_folder
+from gpt4moe.checkpoint.retention import LEFT, committed_steps, healthy_steps, set_aside, stale_steps
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.passed_over import GONE_BACK_FILE, PassedOver, read_gone_back
+from gpt4moe.data.passed_over import GONE_BACK_FILE, GoingBack, PassedOver, gone_back_text, read_gone_back
 from gpt4moe.durable import sync_folder
-from gpt4moe.errors import CheckpointError, DivergenceError
+from gpt4moe.errors import DivergenceError
 from gpt4moe.runlog.run_files import replace_file
 
-Time = dict[str, Any]
-"""One going back: the step that went wrong, to_step, the newest healthy checkpoint's step, samples passed over, cause,
-time (seconds since 1970)."""
 
-
-def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: DivergenceError) -> Time:
+def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: DivergenceError) -> GoingBack:
     """Records that the run goes back, to which checkpoint, and which samples it passes over from there.
 
     Args:
@@ -47,27 +40,26 @@ def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: Divergen
     first = before.position(sizes.samples(to_step))
     size = sizes.at_step(step).global_batch_size
     end = before.position(sizes.samples(step - 1)) + size * (1 + limits.pass_over_steps)
-    found: Time = {
-        "step": step, "to_step": to_step, "newest": healthy[-1] if healthy else to_step, "samples": end - first,
-        "cause": error.cause, "time": time.time(),
-    }  # fmt: skip
+    found = GoingBack(
+        step=step, to_step=to_step, newest=healthy[-1] if healthy else to_step, samples=end - first,
+        cause=error.cause, time=time.time(),
+    )  # fmt: skip
     times = [*times, found]
     if in_a_row(times) > limits.max_go_backs:
         raise DivergenceError(
             f"{error.cause} The run has gone back {in_a_row(times) - 1} times in a row, at last to step "
-            f"{times[-2]['to_step']} (resilience.max_go_backs).",
+            f"{times[-2].to_step} (resilience.max_go_backs).",
             f"{error.cure} Or set resilience.max_go_backs or pass_over_steps higher.",
         )
-    record = {"passed_over": before.and_from(first, end).as_lists(), "times": times}
-    replace_file(run_folder / GONE_BACK_FILE, json.dumps(record, indent=1).encode())
+    replace_file(run_folder / GONE_BACK_FILE, gone_back_text(before.and_from(first, end), times).encode())
     sync_folder(run_folder)
     return found
 
 
-def in_a_row(times: list[Time]) -> int:
+def in_a_row(times: list[GoingBack]) -> int:
     """How many at the end of the list had, after the first of them, no healthy checkpoint beyond its step."""
     count = 1
-    while count < len(times) and all(it["newest"] < times[-1 - count]["step"] for it in times[-count:]):
+    while count < len(times) and all(it.newest < times[-1 - count].step for it in times[-count:]):
         count += 1
     return count
 
@@ -78,33 +70,6 @@ def _choose(checkpoints: Path, healthy: list[int], nth: int, below: int) -> int 
     if healthy:
         return healthy[-nth] if len(healthy) >= nth else healthy[0]
     return next((step for step in committed_steps(checkpoints) if step < below), None)
-
-
-def latest_saved(run_folder: Path) -> int:
-    """Step of the checkpoint that the run goes on from; 0: none. Raises: DataError for a damaged record."""
-    left = stale_steps(run_folder)
-    return max((step for step in committed_steps(run_folder / "checkpoints") if step not in left), default=0)
-
-
-def stale_steps(run_folder: Path) -> list[int]:
-    """Steps of the checkpoints that the run went back from: later than the last going back went to, and saved before
-    it. Raises: DataError for a damaged record."""
-    found = read_gone_back(run_folder)
-    if found is None:
-        return []
-    passed_over, times = found
-    checkpoints, to_step = run_folder / "checkpoints", times[-1]["to_step"] if times else 0
-    later = [step for step in committed_steps(checkpoints) if times and step > to_step]
-    return [step for step in later if not _has(step_folder(checkpoints, step), passed_over)]
-
-
-def _has(folder: Path, passed_over: PassedOver) -> bool:
-    """Whether a checkpoint was saved by a run that passed over these samples. A damaged one counts as such: whoever
-    loads it finds the damage."""
-    try:
-        return PassedOver.of(Manifest.load(folder).passed_over or []) == passed_over
-    except CheckpointError:
-        return True
 
 
 def settle(run_folder: Path) -> PassedOver | None:

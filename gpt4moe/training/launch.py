@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt4moe.architecture.encoder_folder import require_encoder
 from gpt4moe.architecture.trained import require_images, tensor_settings, trained_names
-from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.retention import find_checkpoint, latest_saved
 from gpt4moe.config.load import config_from_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import CheckedData, check_data
@@ -26,7 +26,6 @@ from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.resilience.restarts import refuse_endless_restarts
 from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.dashboard import read_dashboard
-from gpt4moe.training.gone_back import latest_saved
 from gpt4moe.training.run_folder import RunFolder
 
 HELP = """\

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.base import base_folder, refuse_adapters
+from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, set_aside, step_folder
+from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, latest_saved, set_aside, step_folder
 from gpt4moe.checkpoint.selection import Selection, base_model, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.loader import Data
 from gpt4moe.data.passed_over import PassedOver
@@ -25,7 +27,7 @@ from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
-from gpt4moe.training.gone_back import latest_saved, settle, suspicion
+from gpt4moe.training.gone_back import settle, suspicion
 from gpt4moe.training.run_folder import ENCODER, RunFolder, comparable, identity_of, refuse_other_identity
 from gpt4moe.training.state import TrainState
 
@@ -148,7 +150,7 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
     if whole:
         state = TrainState(
             step=manifest.step, optimizer_step=manifest.optimizer_step, consumed_samples=manifest.consumed_samples,
-            recent=Recent(**(manifest.recent or {})), passed_over=PassedOver.of(manifest.passed_over or []),
+            recent=_recent(manifest, path), passed_over=PassedOver.of(manifest.passed_over or []),
         )  # fmt: skip
     return Source(
         reader=reader,
@@ -157,6 +159,15 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> S
         base=base,
         state=state,
     )
+
+
+def _recent(manifest: Manifest, folder: Path) -> Recent:
+    try:
+        return from_plain(Recent, manifest.recent or {}, "recent")
+    except FieldError as error:
+        raise CheckpointError(
+            f"{folder / NAME} has another content than this version writes: {error}.", "Use the version that wrote it."
+        ) from error
 
 
 def load_source(source: Source, engine: Engine, groups: ProcessGroups) -> None:

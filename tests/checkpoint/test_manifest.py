@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpt4moe.checkpoint.manifest import NAME, Manifest, sealed
+from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.config.typed import sealed
 from gpt4moe.errors import CheckpointError
 from tests.checkpoint.builders import manifest
 
@@ -101,6 +102,9 @@ def test_it_stays_small_at_1_8_trillion_parameters(tmp_path: Path) -> None:
         ),
         (lambda body: body | {"files": [body["files"][0] | {"name": "\ud800"}]}, "name is .*, not a text"),
         (lambda body: body | {"base": {"folder": "x"}}, "base has other keys"),
+        (lambda body: body | {"passed_over": [[1]]}, r"passed_over has \[1\]"),
+        (lambda body: body | {"passed_over": [[5, 936], [3, 7]]}, r"passed_over has \[3, 7\]"),
+        (lambda body: body | {"passed_over": [[5, 0]]}, r"passed_over has \[5, 0\]"),
         (lambda body: body | {"format": 2}, "another format"),
         (lambda body: {key: value for key, value in body.items() if key != "format"}, "another format"),
         (

@@ -9,7 +9,7 @@ import pytest
 import xxhash
 from safetensors.numpy import load_file, save_file
 
-from gpt4moe.checkpoint.manifest import sealed, unsealed
+from gpt4moe.config.typed import sealed, unsealed
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout

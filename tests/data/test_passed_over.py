@@ -1,12 +1,14 @@
 """Samples that a run went back from: which ones its steps read instead, whatever it went back from before."""
 
 import json
+from math import inf
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt4moe.config.typed import sealed
 from gpt4moe.data.loader import Data, SampleStream
 from gpt4moe.data.passed_over import GONE_BACK_FILE, NOTHING, PassedOver, read_gone_back
 from gpt4moe.data.samples import TokenSample
@@ -41,9 +43,26 @@ class _Halves:
         return {"even": (n + 1) // 2, "odd": n // 2}
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"passed_over": [[1]], "times": []}', '{"passed_over": 3, "times": []}'])
+TIME = {"step": 7, "to_step": 4, "newest": 4, "samples": 8, "cause": "nan", "time": 1.5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{}", '{"passed_over": [], "times": []}',
+        *(sealed(json.dumps(record)) for record in (
+            {"passed_over": [[1]], "times": []}, {"passed_over": 3, "times": []},
+            {"passed_over": [[inf, 1]], "times": []},
+            {"passed_over": [[5, 936], [3, -7]], "times": []}, {"passed_over": [], "times": [{}]},
+            {"passed_over": [], "times": [{**TIME, "to_step": 7}]}, {"passed_over": [], "times": [TIME], "more": 1},
+        )),
+    ],
+)  # fmt: skip
 def test_a_damaged_record_is_refused(text: str, tmp_path: Path) -> None:
     assert read_gone_back(tmp_path) is None
     (tmp_path / GONE_BACK_FILE).write_text(text)
     with pytest.raises(DataError, match="is damaged"):
         read_gone_back(tmp_path)
+    (tmp_path / GONE_BACK_FILE).write_text(sealed(json.dumps({"passed_over": [[3, 8]], "times": [TIME]})))
+    found = read_gone_back(tmp_path)
+    assert found is not None and found[1][0].to_step == 4

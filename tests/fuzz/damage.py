@@ -14,7 +14,7 @@ import xxhash
 import yaml
 from hypothesis import strategies as st
 
-from gpt4moe.checkpoint.manifest import sealed, unsealed
+from gpt4moe.config.typed import sealed, unsealed
 
 PARTS = 1000
 """A place in a file is so many thousandths of it."""

@@ -9,13 +9,21 @@ import pytest
 
 from gpt4moe.checkpoint.health import SUSPECT, mark, reasons
 from gpt4moe.checkpoint.manifest import NAME
-from gpt4moe.checkpoint.retention import LEFT, healthy_steps, prune, step_folder
+from gpt4moe.checkpoint.retention import (
+    LEFT,
+    find_checkpoint,
+    healthy_steps,
+    latest_saved,
+    prune,
+    stale_steps,
+    step_folder,
+)
 from gpt4moe.config.load import load_run_config
-from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
-from gpt4moe.errors import DivergenceError
+from gpt4moe.data.passed_over import NOTHING, GoingBack, PassedOver, read_gone_back
+from gpt4moe.errors import DataError, DivergenceError
 from gpt4moe.runlog.events_log import EventsLog, read_events
 from gpt4moe.training.go_back import mark_suspect
-from gpt4moe.training.gone_back import decide, in_a_row, latest_saved, settle, stale_steps
+from gpt4moe.training.gone_back import decide, in_a_row, settle
 from gpt4moe.training.state import TrainingContext
 from tests.checkpoint.builders import dealt, state, write_checkpoint
 from tests.training.command import SMALL
@@ -47,7 +55,7 @@ def test_it_goes_back_to_the_nth_newest_healthy_checkpoint(folder: Path) -> None
     for nth, to_step in ((1, 40), (2, 30), (9, 10)):
         run = load_run_config([*WORDS, f"resilience.go_back_checkpoints={nth}", "checkpoint.keep=0"])
         found = decide(folder, run, NOTHING, _wrong(57))
-        assert (found["to_step"], found["samples"]) == (to_step, 8 * (57 - to_step + 3))
+        assert (found.to_step, found.samples) == (to_step, 8 * (57 - to_step + 3))
         (folder / "gone_back.json").unlink()
 
 
@@ -55,7 +63,7 @@ def test_the_window_counts_samples_by_the_ramp_of_batch_sizes(folder: Path) -> N
     ramp = "training.batch_ramp=[{global_batch_size: 4, until_samples: 80}]"  # until step 20
     run = load_run_config([*WORDS, ramp])
     found = decide(folder, run, NOTHING, _wrong(17))
-    assert (found["to_step"], found["samples"]) == (10, 4 * (17 - 10 + 3))
+    assert (found.to_step, found.samples) == (10, 4 * (17 - 10 + 3))
     over = settle(folder)
     assert over is not None and over.position(run.step_sizes.samples(10)) == 40 + 40
     assert run.step_sizes.at_sample(run.step_sizes.samples(10)).global_batch_size == 4, "sizes go by what was read"
@@ -64,13 +72,14 @@ def test_the_window_counts_samples_by_the_ramp_of_batch_sizes(folder: Path) -> N
 def test_where_none_is_healthy_it_goes_to_the_oldest(folder: Path) -> None:
     for step in range(10, 50, 10):
         mark(step_folder(folder / "checkpoints", step), "unequal copies")
-    assert decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))["to_step"] == 10
+    assert decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57)).to_step == 10
 
 
 def test_what_was_saved_before_the_decision_stands_no_more_and_what_came_after_it_does(folder: Path) -> None:
     assert (latest_saved(folder), settle(folder)) == (50, None)
     decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))
     assert (latest_saved(folder), stale_steps(folder)) == (40, [50])  # killed before they were renamed
+    assert find_checkpoint(folder) == step_folder(folder / "checkpoints", 40)
     passed_over = settle(folder)
     assert passed_over == PassedOver(((320, 160),)) and stale_steps(folder) == []
     _save(folder, 50, passed_over)
@@ -84,6 +93,19 @@ def test_what_was_saved_before_the_decision_stands_no_more_and_what_came_after_i
     assert not left.exists()
 
 
+def test_any_changed_digit_of_the_record_is_found_before_a_checkpoint_is_left(folder: Path) -> None:
+    decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))
+    _save(folder, 50, settle(folder) or NOTHING)
+    path = folder / "gone_back.json"
+    text = path.read_text()
+    path.write_text(text.replace("160", "161"))
+    for read in (latest_saved, settle, find_checkpoint):
+        with pytest.raises(DataError, match="sha256 differs"):
+            read(folder)
+    path.write_text(text)
+    assert latest_saved(folder) == 50
+
+
 def test_a_later_going_back_further_passes_over_what_an_earlier_one_did(folder: Path) -> None:
     run = load_run_config([*WORDS])
     decide(folder, run, NOTHING, _wrong(57))
@@ -94,14 +116,18 @@ def test_a_later_going_back_further_passes_over_what_an_earlier_one_did(folder: 
     assert latest_saved(folder) == 30
     found = read_gone_back(folder)
     assert found is not None and found[0] == PassedOver(((240, 8 * (20 + 13 + 1 + 3)),))
-    assert [(it["step"], it["to_step"]) for it in found[1]] == [(57, 40), (44, 30)]
+    assert [(it.step, it.to_step) for it in found[1]] == [(57, 40), (44, 30)]
 
 
 def test_only_goings_back_without_a_healthy_checkpoint_beyond_count(folder: Path) -> None:
-    assert in_a_row([{"step": 57, "newest": 40}]) == 1
-    assert in_a_row([{"step": 57, "newest": 40}, {"step": 60, "newest": 50}]) == 2
-    assert in_a_row([{"step": 57, "newest": 40}, {"step": 71, "newest": 60}]) == 1
-    assert in_a_row([{"step": 9, "newest": 5}, {"step": 57, "newest": 40}, {"step": 58, "newest": 40}]) == 2
+    for count, *times in (
+        (1, (57, 40)),
+        (2, (57, 40), (60, 50)),
+        (1, (57, 40), (71, 60)),
+        (2, (9, 5), (57, 40), (58, 40)),
+    ):
+        went = [GoingBack(step=step, to_step=5, newest=newest, samples=8, cause="", time=0.0) for step, newest in times]
+        assert in_a_row(went) == count
     run, over = load_run_config([*WORDS, "resilience.max_go_backs=2"]), NOTHING
     for step in (57, 48):
         decide(folder, run, over, _wrong(step))
@@ -111,7 +137,7 @@ def test_only_goings_back_without_a_healthy_checkpoint_beyond_count(folder: Path
         decide(folder, run, over, _wrong(47))
     assert (folder / "gone_back.json").read_bytes() == record
     _save(folder, 60, over)
-    assert decide(folder, run, over, _wrong(61))["to_step"] == 60
+    assert decide(folder, run, over, _wrong(61)).to_step == 60
 
 
 def test_the_last_healthy_checkpoint_is_never_removed(folder: Path) -> None:
