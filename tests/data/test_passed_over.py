@@ -29,7 +29,7 @@ def test_steps_read_every_sample_in_order_that_is_in_no_window(times: list[tuple
     assert sum(samples for _, samples in over.windows) == len(dropped)
     for place in range(0, 60, 7):  # of two sources, the one with the even samples and the one with the odd
         counts = Data(
-            train=SampleStream(_Halves()), validation=SampleStream(_Halves()), identity={}, tokenizer=None,
+            train=SampleStream(_Halves(), 64), validation=SampleStream(_Halves(), 64), identity={}, tokenizer=None,
             source_names=["even", "odd"],
         ).consumed_per_source(place, over)  # fmt: skip
         assert counts == {"even": sum(n % 2 == 0 for n in read[:place]), "odd": sum(n % 2 for n in read[:place])}

@@ -15,7 +15,7 @@ from gpt4moe.data.samples import MockSamples
 from gpt4moe.errors import DataError
 
 CPU = torch.device("cpu")
-STREAM = SampleStream(MockSamples(vocab_size=64, seq_length=16, seed=1))
+STREAM = SampleStream(MockSamples(vocab_size=64, seq_length=16, seed=1), vocab_size=64)
 PATIENCE = 60.0
 
 

@@ -43,7 +43,9 @@ def _with_bad_samples(environment: Environment, arguments: list[str], bad: tuple
     """
     good = update.train_step
 
-    def step(runner: StepRunner, number: int, batches: list[Batch], *, policy: update.Policy) -> update.StepOutcome:
+    def step(
+        runner: StepRunner, number: int, batches: list[Batch], *, policy: update.Policy, **more: Any
+    ) -> update.StepOutcome:
         seen = {int(sample) for batch in batches for sample in batch.samples}
         # Every rank of these layouts with dp 2 has other samples.
         first = min(seen) // BATCH * BATCH
@@ -53,7 +55,7 @@ def _with_bad_samples(environment: Environment, arguments: list[str], bad: tuple
             loss = nan if is_bad else numbers.loss
             return policy(update.StepNumbers(step=numbers.step, loss=loss, grad_norm=numbers.grad_norm), run)
 
-        return good(runner, number, batches, policy=judged)
+        return good(runner, number, batches, policy=judged, **more)
 
     def killed(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
