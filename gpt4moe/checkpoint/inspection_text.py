@@ -70,6 +70,7 @@ def verification_lines(answer: Answer) -> Iterator[str]:
     if answer["problems"]:
         yield f"{answer['folder']} is damaged:"
         yield from (f"  {problem}" for problem in answer["problems"])
+        yield "Its run renames it when it is started again, and goes on from the checkpoint before it."
     else:
         yield (
             f"{answer['folder']} is whole: {answer['tensors']} tensors in {answer['slices']} slices, "

@@ -33,10 +33,7 @@ def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: Divergen
     healthy = [saved for saved in healthy_steps(run_folder / "checkpoints") if saved < step]
     to_step = _choose(run_folder / "checkpoints", healthy, limits.go_back_checkpoints, below=step)
     if to_step is None:
-        raise DivergenceError(
-            f"{error.cause} The run has no checkpoint to go back to.",
-            f"{error.cure} Or set checkpoint.every lower, so that there is one.",
-        )
+        raise DivergenceError(f"{error.cause} The run has no checkpoint to go back to.", error.cure)
     first = before.position(sizes.samples(to_step))
     size = sizes.at_step(step).global_batch_size
     end = before.position(sizes.samples(step - 1)) + size * (1 + limits.pass_over_steps)

@@ -76,7 +76,7 @@ def stop(numbers: StepNumbers, run: RunConfig, what: str) -> Verdict:
         Action.stop,
         f"Step {numbers.step} has {what}; the weights were not touched.",
         f"Lower optimizer.lr={run.optimizer.lr:g} or optimizer.clip_norm, and start again: the run goes on "
-        "from its last checkpoint.",
+        "from its last checkpoint, where it has one.",
     )
 
 

@@ -68,7 +68,8 @@ class Tracking(Callback):
             context.samples.clear()
             if context.stop_requested:
                 self.console.message(
-                    f"{context.stop_requested} received: saving step {context.state.step}, then ending."
+                    f"{context.stop_requested} received: saving step {context.state.step}, then ending. The same "
+                    "command goes on."
                 )
             elif context.save_requested:
                 self.console.message(f"SIGUSR1 received: saving step {context.state.step}, then going on.")
