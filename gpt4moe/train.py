@@ -89,12 +89,16 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
                 if not step_back(error, launch.folder, latest, groups):
                     raise
             else:
+                before = trainer.context
                 try:
                     trainer.fit()
-                    stopped = trainer.context.stop_requested
-                    return end_status(stopped) if stopped else 0
+                    goes_back = False
                 except GoBack:
-                    before = trainer.context
+                    goes_back = True
+                if before.stop_requested:  # also where the save that the signal asked for led to going back
+                    return end_status(before.stop_requested)
+                if not goes_back:
+                    return 0
             latest = latest_step(launch.folder, groups)
 
 

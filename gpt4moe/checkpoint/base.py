@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from gpt4moe.checkpoint.manifest import NAME, Manifest
-from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.checkpoint.retention import find_checkpoint, renamed
 from gpt4moe.errors import CheckpointError
 
 
@@ -19,15 +19,18 @@ def reference(folder: Path) -> dict[str, str]:
 
 
 def base_folder(manifest: Manifest, elsewhere: str | None = None) -> Path:
-    """The folder of a checkpoint's base.
+    """The folder of a checkpoint's base, also where its run renamed it (retention.set_aside).
 
     Args:
         elsewhere: a step or run folder to look at if the base is gone from where it was (checkpoint.load).
-    Raises: CheckpointError when the base is at neither place, or has changed.
+    Raises: CheckpointError when the base is at no such place, or has changed.
     """
     assert manifest.base is not None
     folder, wanted = Path(manifest.base["folder"]), manifest.base["sha256"]
-    if not (folder / NAME).exists():
+    for place in (folder, *renamed(folder)):
+        if (place / NAME).exists() and _hash(place) == wanted:
+            return place
+    if elsewhere is not None or not (folder / NAME).exists():
         if elsewhere is None:
             raise CheckpointError(
                 f"The base of these adapters is gone: {folder}.", "Put it back, or say where it is: --base of "

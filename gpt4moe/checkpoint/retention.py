@@ -1,5 +1,6 @@
 """The checkpoints of a run folder: which exist, which is the latest, which are kept. No torch."""
 
+import itertools
 import logging
 import re
 import shutil
@@ -118,7 +119,8 @@ def set_aside(checkpoints: Path, step: int, prefix: str = "damaged-") -> Path:
     Raises: CheckpointError when the system refuses.
     """
     folder = step_folder(checkpoints, step)
-    names = (checkpoints / f"{prefix}{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 100))))
+    suffixes = itertools.chain([""], (f".{number}" for number in itertools.count(2)))
+    names = (checkpoints / f"{prefix}{folder.name}{suffix}" for suffix in suffixes)
     aside = next(path for path in names if not path.exists())
     try:
         folder.rename(aside)
@@ -127,33 +129,42 @@ def set_aside(checkpoints: Path, step: int, prefix: str = "damaged-") -> Path:
             f"{folder} cannot be renamed to {aside.name}: {error.strerror}.",
             "Move it away: the run then begins before it.",
         ) from error
+    if (aside / KEEP).exists():
+        logger.warning("other runs need the checkpoint that is %s now (%s): they find it there", aside, KEEP)
     return aside
 
 
-def prune(checkpoints: Path, *, keep: int, keep_every: int) -> list[int]:
-    """Removes all checkpoints but the newest `keep`, the newest healthy one, those of steps divisible by `keep_every`,
+def renamed(folder: Path) -> list[Path]:
+    """Where a step folder may be after set_aside."""
+    return sorted(path for prefix in (LEFT, "damaged-") for path in folder.parent.glob(f"{prefix}{folder.name}*"))
+
+
+def prune(checkpoints: Path, *, keep: int, keep_every: int, keep_healthy: int = 1, suspect_steps: int = 1) -> list[int]:
+    """Removes all checkpoints but the newest `keep`, the newest healthy ones, those of steps divisible by `keep_every`,
     and those with KEEP.
 
     Also removes step folders without a manifest, which a killed save left; so no save may be under way. And those that
-    a run went back from, by the same rules. The manifest is removed first, so that a folder half removed is no
-    checkpoint any more. A folder that cannot be removed is logged.
+    a run went back from, but with KEEP. The manifest is removed first, so that a folder half removed is no checkpoint
+    any more. A folder that cannot be removed is logged.
 
     Args:
         keep: 0: all.
         keep_every: 0: none is kept for this reason.
+        keep_healthy: so many healthy ones stay that no step to come makes suspect, and the newest.
+        suspect_steps: a wrong step makes checkpoints of less than so many steps before it suspect.
     Returns: the steps of the checkpoints removed.
     """
     committed = committed_steps(checkpoints)
     old = {step for step in committed[:-keep] if not keep_every or step % keep_every} if keep else set()
-    old -= set(healthy_steps(checkpoints)[-1:]) if old else set()
+    healthy = healthy_steps(checkpoints) if old else []
+    safe = [step for step in healthy if step <= committed[-1] + 1 - suspect_steps]
+    old -= {*healthy[-1:], *safe[-keep_healthy:]}
     old -= {step for step in old if (step_folder(checkpoints, step) / KEEP).exists()}
     for step, folder in sorted(step_folders(checkpoints)):
         if step in old or step not in committed:
             _remove(folder)
-    for folder in sorted(checkpoints.glob(f"{LEFT}step-*")) if keep else ():
-        found = _STEP_FOLDER.match(folder.name.removeprefix(LEFT))
-        is_chosen = found is not None and keep_every > 0 and int(found.group(1)) % keep_every == 0
-        if found is not None and not is_chosen and not (folder / KEEP).exists():
+    for folder in sorted(checkpoints.glob(f"{LEFT}step-*")):
+        if _STEP_FOLDER.match(folder.name.removeprefix(LEFT)) and not (folder / KEEP).exists():
             _remove(folder)
     return sorted(old)
 

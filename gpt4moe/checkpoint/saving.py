@@ -31,9 +31,10 @@ _PATIENCE_SECONDS = 60.0
 class SaveJob:
     """What one rank writes, and where.
 
-    folder: exists and is empty.
+    folder: exists; at most suspect.json is in it.
     pieces: those of all ranks together cover every tensor exactly once.
     manifest: its `files` are empty.
+    keep, keep_every, keep_healthy, suspect_steps: as in retention.prune.
     """
 
     folder: Path
@@ -43,6 +44,8 @@ class SaveJob:
     world_size: int
     keep: int
     keep_every: int
+    keep_healthy: int = 1
+    suspect_steps: int = 1
 
 
 class Save:
@@ -80,7 +83,10 @@ class Save:
             note_written(job.folder, job.rank, write_file(job.folder / file_name(job.rank), job.pieces))
             if job.rank == 0 and self._others_have_written():
                 commit(job.folder, job.manifest, job.world_size)
-                prune(job.folder.parent, keep=job.keep, keep_every=job.keep_every)
+                prune(
+                    job.folder.parent, keep=job.keep, keep_every=job.keep_every, keep_healthy=job.keep_healthy,
+                    suspect_steps=job.suspect_steps,
+                )  # fmt: skip
         except CheckpointError as error:
             self.problem = error
         except Exception as error:  # whatever it is, the training loop must learn of it

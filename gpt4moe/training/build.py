@@ -13,6 +13,7 @@ from gpt4moe.checkpoint.retention import keep_for
 from gpt4moe.config.optimizer import EngineKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data, build_data
+from gpt4moe.data.passed_over import NOTHING
 from gpt4moe.errors import LaunchError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.agreement import raise_together
@@ -30,6 +31,7 @@ from gpt4moe.training.encoder_files import with_encoder_files
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_deepspeed import DeepSpeedEngine
 from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.gone_back import record
 from gpt4moe.training.launch import Launch
 from gpt4moe.training.loop import Trainer
 from gpt4moe.training.resume import Source, find_source, load_source, passed_over
@@ -87,6 +89,8 @@ def build_trainer(
         if groups.is_first_rank:
             if before is None:
                 folder.record_start(run, job=launch.job, layout=groups.layout, first_step=state.step + 1)
+            if left is None and state.passed_over != NOTHING:  # of a checkpoint.load: tools/mixture.py step reads it
+                record(folder.path, state.passed_over)
             history = History.read(folder)
             events.begin(launch, groups.layout, history, resumed_step=state.step)
     signals.before_leaving = events.left

@@ -71,6 +71,20 @@ class Staging:
             torch.cuda.synchronize(device)
         return staged
 
+    def close(self) -> None:
+        """Gives the buffer back: a run that goes back has another Staging afterwards."""
+        try:
+            self._unlock()
+        except RuntimeError as error:
+            logger.warning("%.1f GB stay page-locked: %s", self.buffer.nbytes / 1e9, error)
+            _forget_cuda_error()
+        self.buffer = torch.empty(0)
+
+    def _unlock(self) -> None:
+        if self._is_locked:
+            self._is_locked = False
+            _require_success(torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr()))
+
     def _allocate(self, num_elements: int, *, locked: bool) -> None:
         """A new buffer in place of the old one.
 
@@ -78,9 +92,7 @@ class Staging:
             locked: pages are locked, so that GPUs copy at full speed. Not by torch.empty(pin_memory=True), which rounds
                 up to a power of two and takes 64 GB where 36 are asked for (torch 2.13's CachingHostAllocator).
         """
-        if self._is_locked:
-            self._is_locked = False
-            _require_success(torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr()))
+        self._unlock()
         self.buffer = torch.empty(0)  # frees the old buffer before the new one is allocated
         self.buffer = torch.empty(num_elements, dtype=torch.float32)
         if locked:
@@ -116,6 +128,7 @@ class Saver:
         self.wait(context.groups)
         context.engine.finish_update()  # a run may end after a checkpoint
         run, state, groups = context.run, context.state, context.groups
+        limits = run.resilience
         folder = step_folder(context.folder.checkpoints, state.step)
         with raise_together(groups):
             context.refuse()
@@ -134,6 +147,8 @@ class Saver:
                 world_size=groups.layout.world_size,
                 keep=run.checkpoint.keep,
                 keep_every=run.checkpoint.keep_every,
+                keep_healthy=limits.go_back_checkpoints if limits.may_go_back else 1,
+                suspect_steps=limits.suspect_steps if limits.may_go_back else 1,
             )
         )
 
@@ -179,6 +194,7 @@ class Saver:
         if self.save is not None:
             self.save.leave()
             self.save = None
+        self.staging.close()
 
 
 def _require_success(status: Any) -> None:

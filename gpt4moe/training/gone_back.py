@@ -8,7 +8,9 @@ The record is written whole, before anything else is done. A run that is killed 
 the same checkpoint and passes over the same samples. One that is killed before it comes to the same step again.
 """
 
+import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpt4moe.checkpoint.health import reasons
@@ -19,6 +21,8 @@ from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DivergenceError
 from gpt4moe.runlog.run_files import replace_file
 
+logger = logging.getLogger(__name__)
+
 
 def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: DivergenceError) -> GoingBack:
     """Records that the run goes back, to which checkpoint, and which samples it passes over from there.
@@ -26,7 +30,7 @@ def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: Divergen
     Args:
         before: what the run had passed over until now.
         error: of the step that went wrong.
-    Raises: DivergenceError where it may not go back; DataError for a damaged record; OSError.
+    Raises: DivergenceError where it may not go back; DataError for a damaged record; OSError, and nothing is recorded.
     """
     limits, sizes, step = run.resilience, run.step_sizes, error.step
     _, times = read_gone_back(run_folder) or (before, [])
@@ -48,9 +52,18 @@ def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: Divergen
             f"{times[-2].to_step} (resilience.max_go_backs).",
             f"{error.cure} Or set resilience.max_go_backs or pass_over_steps higher.",
         )
-    replace_file(run_folder / GONE_BACK_FILE, gone_back_text(before.and_from(first, end), times).encode())
-    sync_folder(run_folder)
+    record(run_folder, before.and_from(first, end), times)
     return found
+
+
+def record(run_folder: Path, passed_over: PassedOver, times: Sequence[GoingBack] = ()) -> None:
+    """Writes gone_back.json. No times: the run begins with a checkpoint of another that went back. Raises: OSError, and
+    then the old record stands."""
+    replace_file(run_folder / GONE_BACK_FILE, gone_back_text(passed_over, list(times)).encode())
+    try:
+        sync_folder(run_folder)
+    except OSError as failed:  # a power failure alone could undo the record, and the run would then decide again
+        logger.warning("%s: a power failure may undo the decision to go back: %s", run_folder, failed.strerror)
 
 
 def in_a_row(times: list[GoingBack]) -> int:

@@ -88,7 +88,9 @@ class TrainingContext:
         self.waits.begin(kind)
         if self.events is not None:
             self.events.write("pause", what=kind, step=self.state.step)
-        yield
-        seconds = self.waits.end()
-        if self.events is not None:
-            self.events.write(kind, step=self.state.step, seconds=seconds)
+        try:
+            yield
+        finally:  # also where it failed: training waited so long
+            seconds = self.waits.end()
+            if self.events is not None:
+                self.events.write(kind, step=self.state.step, seconds=seconds)

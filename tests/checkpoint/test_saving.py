@@ -151,6 +151,8 @@ def test_page_locked_memory_takes_the_bytes_asked_for_and_no_power_of_two(monkey
     staged = staging.copy(on_gpu(3000))
     assert cuda.locked == {staging.buffer.data_ptr(): 4 * 3000}, "the old buffer must be unlocked before it is freed"
     assert staged[0].values.equal(torch.arange(3000.0))
+    staging.close()
+    assert cuda.locked == {} and staging.buffer.numel() == 0, "a run that goes back has another buffer afterwards"
 
 
 def test_memory_that_cannot_be_locked_is_used_as_it_is(

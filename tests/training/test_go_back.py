@@ -11,14 +11,18 @@ from unittest.mock import patch
 
 import pytest
 
+from gpt4moe.checkpoint.retention import latest_saved
+from gpt4moe.checkpoint.storage import Piece
 from gpt4moe.data.batch import Batch
 from gpt4moe.data.command import answer
 from gpt4moe.data.loader import SampleStream
+from gpt4moe.errors import GoBack
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.training import gone_back, loop, update
+from gpt4moe.training import checkpointing, gone_back, loop, update
+from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepRunner
 from tests.spawn import run_ranks
-from tests.training.command import BATCH, SMALL, Ended, contents, metrics, run_rank, saved_state, train
+from tests.training.command import BATCH, SMALL, Ended, Event, contents, metrics, run_rank, saved_state, train
 
 GO_BACK = (
     "training.steps=8", "checkpoint.every=2", "checkpoint.keep=0", "resilience.on_nonfinite=go_back",
@@ -83,6 +87,19 @@ def _with_later_samples(environment: Environment, arguments: list[str], from_sam
 
     with patch.object(SampleStream, "micro_batches", later):
         return run_rank(environment, arguments, (), {})
+
+
+def _with_a_save_that_is_not_finite(environment: Environment, arguments: list[str], at: int) -> Ended:
+    """A run that a signal asks to end with step `at`, after whose update a weight is infinite."""
+
+    def refused(pieces: list[Piece], context: TrainingContext) -> None:
+        if context.state.step == at:
+            error = GoBack("a weight is not finite", "lower it")
+            error.step = at
+            raise error
+
+    with patch.object(checkpointing, "require_finite", refused):
+        return run_rank(environment, arguments, (Event(after_step=at - 1, sent=signal.SIGTERM),), {})
 
 
 def _events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -154,6 +171,23 @@ def test_a_run_cut_after_it_went_back_goes_on_as_one_that_was_not(gone: Path, tm
     assert _gone_back(folder, "training.steps=7")[0].status == 0
     assert train(folder, *GO_BACK)[0].status == 0
     assert saved_state(folder, 8) == saved_state(gone, 8)
+
+
+def test_a_signal_ends_the_run_also_where_its_save_goes_back(tmp_path: Path) -> None:
+    arguments = [*SMALL, f"run.root={tmp_path}", "run.name=x", *GO_BACK]
+    (ended,) = run_ranks(1, _with_a_save_that_is_not_finite, arguments, 5)
+    assert ended.status == 85, ended.err
+    assert [it["reason"] for it in _events(tmp_path / "x", "stop")] == ["SIGTERM"]
+    waits = [it for it in _events(tmp_path / "x", "pause") if it["what"] == "checkpoint"]
+    assert len(waits) == len(_events(tmp_path / "x", "checkpoint")) == 3
+    assert latest_saved(tmp_path / "x") == 2
+
+
+def test_a_run_from_a_checkpoint_that_passed_over_samples_says_what_its_steps_read(gone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "y"
+    assert train(folder, *GO_BACK, "training.steps=9", f"checkpoint.load={gone}")[0].status == 0
+    named = [*SMALL, "training.steps=9", f"run.root={tmp_path}", "run.name=y"]
+    assert answer("step", ["9", *named]).facts["first_sample"] == 96
 
 
 def test_wrong_numbers_for_ever_end_the_run_after_max_go_backs(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The record of goings back: which checkpoint is chosen, what stands after a kill, when it is enough."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,14 +8,19 @@ from typing import cast
 
 import pytest
 
+from gpt4moe.checkpoint.base import base_folder, reference
 from gpt4moe.checkpoint.health import SUSPECT, mark, reasons
-from gpt4moe.checkpoint.manifest import NAME
+from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.retention import (
+    KEEP,
     LEFT,
     find_checkpoint,
     healthy_steps,
+    keep_for,
     latest_saved,
+    mark_between,
     prune,
+    set_aside,
     stale_steps,
     step_folder,
 )
@@ -22,6 +28,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.data.passed_over import NOTHING, GoingBack, PassedOver, read_gone_back
 from gpt4moe.errors import DataError, DivergenceError
 from gpt4moe.runlog.events_log import EventsLog, read_events
+from gpt4moe.training import gone_back
 from gpt4moe.training.go_back import mark_suspect
 from gpt4moe.training.gone_back import decide, in_a_row, settle
 from gpt4moe.training.state import TrainingContext
@@ -86,11 +93,10 @@ def test_what_was_saved_before_the_decision_stands_no_more_and_what_came_after_i
     assert settle(folder) == passed_over and latest_saved(folder) == 50
     left = folder / "checkpoints" / f"{LEFT}step-00000050"
     assert reasons(left) == ["step 45 was a spike"]
-    assert prune(folder / "checkpoints", keep=0, keep_every=0) == [] and left.exists()
-    prune(folder / "checkpoints", keep=9, keep_every=25)
-    assert left.exists()
-    prune(folder / "checkpoints", keep=9, keep_every=0)
-    assert not left.exists()
+    (left / KEEP).touch()
+    assert prune(folder / "checkpoints", keep=0, keep_every=0) == [] and left.exists(), "adapters may stand on it"
+    (left / KEEP).unlink()
+    assert prune(folder / "checkpoints", keep=0, keep_every=25) == [] and not left.exists()
 
 
 def test_any_changed_digit_of_the_record_is_found_before_a_checkpoint_is_left(folder: Path) -> None:
@@ -151,6 +157,43 @@ def test_the_last_healthy_checkpoint_is_never_removed(folder: Path) -> None:
     assert healthy_steps(checkpoints) == [40]
     _save(folder, 80)
     assert prune(checkpoints, keep=1, keep_every=0) == [40, 70]
+
+
+def test_so_many_healthy_ones_stay_as_a_going_back_wants_whatever_becomes_suspect(folder: Path) -> None:
+    checkpoints = folder / "checkpoints"
+    assert prune(checkpoints, keep=3, keep_every=0, keep_healthy=3) == [10]
+    _save(folder, 60)
+    assert prune(checkpoints, keep=1, keep_every=0, keep_healthy=2, suspect_steps=21) == [20, 50]
+    mark_between(checkpoints, 61 - 21, 60, "step 61 has a spike")
+    assert healthy_steps(checkpoints) == [30, 40]
+
+
+def test_a_decision_that_is_written_stands_where_its_folder_cannot_be_synced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(gone_back, "sync_folder", refused)
+    assert decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57)).to_step == 40
+    assert latest_saved(folder) == 40 and "Input/output error" in caplog.text
+
+
+def test_adapters_find_their_base_under_the_name_that_going_back_gave_it(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = step_folder(folder / "checkpoints", 50)
+    adapters = dataclasses.replace(Manifest.load(base), base=reference(base))
+    keep_for(base, folder)
+    decide(folder, load_run_config([*WORDS]), NOTHING, _wrong(57))
+    passed_over = settle(folder)
+    assert "other runs need the checkpoint that is" in caplog.text and "left-step-00000050" in caplog.text
+    assert base_folder(adapters).name == "left-step-00000050"
+    _save(folder, 50, passed_over or NOTHING)
+    assert base_folder(adapters).name == "left-step-00000050"
+    for number in range(2, 101):
+        (folder / "checkpoints" / f"{LEFT}step-00000050.{number}").mkdir()
+    assert set_aside(folder / "checkpoints", 50, LEFT).name == "left-step-00000050.101"
 
 
 def test_a_mark_is_written_once_and_one_that_cannot_be_read_is_a_mark(folder: Path) -> None:

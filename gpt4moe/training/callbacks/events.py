@@ -23,11 +23,13 @@ from gpt4moe.training.step import StepResult
 
 
 class Events(Callback):
-    gives = frozenset({Gives.event_log})
+    """events.jsonl of one launch.
 
-    """Args:
-        began: of a launch that goes on in the process of the one before; None: with the process.
+    Args:
+        began: of a launch that goes on in the process of the one before, seconds since 1970; None: with the process.
     """
+
+    gives = frozenset({Gives.event_log})
 
     def __init__(self, began: float | None = None) -> None:
         self.began = process_began("self") if began is None else began
@@ -86,15 +88,19 @@ class Events(Callback):
         self.has_stepped = True
 
     def on_exit(self, context: TrainingContext) -> None:
-        self._stop(step=context.state.step, reason=context.stop_requested or "finished", cause=context.ended_by)
+        asked = context.stop_requested
+        self._stop(step=context.state.step, reason=asked or "finished", cause=context.ended_by, is_asked=bool(asked))
 
-    def _stop(self, *, step: int, reason: str = "", cause: str | None = None) -> None:
+    def _stop(self, *, step: int, reason: str = "", cause: str | None = None, is_asked: bool = False) -> None:
         if self.log is None:
             return
         # Called in a `finally`: an error that ends the run is being raised now.
         error = sys.exception()
         goes_on = isinstance(error, GoBack)
-        reason = WENT_BACK if goes_on else reason if error is None else type(error).__name__
+        if goes_on and not is_asked:
+            reason = WENT_BACK
+        elif error is not None and not goes_on:
+            reason = type(error).__name__
         cause = error.cause if isinstance(error, Gpt4MoeError) else cause
         self.log.write("stop", step=step, reason=reason, is_error=error is not None and not goes_on, cause=cause)
         self.log.close()

@@ -100,7 +100,7 @@ class Agreement(Callback):
             context.stop_requested = heard.name
 
     def on_exit(self, context: TrainingContext) -> None:
-        if not isinstance(sys.exception(), GoBack):  # the run goes on in this process
+        if context.stop_requested or not isinstance(sys.exception(), GoBack):  # else the run goes on in this process
             self.signals.ignore()
 
 
