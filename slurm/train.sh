@@ -39,11 +39,13 @@ for argument in "$@"; do
     esac
 done
 [ -n "$name" ] || refuse "run.name is not set." "Add run.name=first."
-# Before any folder is made; config/training.py has the same rule.
+# Before any folder is made; config/training.py has the same rule. A run that has a folder may have an older name.
 (
     LC_ALL=C
-    [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,127}$ ]]
-) || refuse "run.name=$(printf %q "$name") cannot name a folder." "Use letters, digits, '-', '_' and '.', 128 at most."
+    [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,127}$ ]] ||
+        [[ $name =~ ^[^/.][^/]*$ && -f $folder_root/$name/resolved.yaml ]]
+) || refuse "run.name=$(printf %q "$name") cannot name a folder." \
+    "Use letters, digits and - _ . , = + @, 128 at most; begin with a letter, a digit or _."
 
 # A chain: every job waits for the end of the job before it, and checks how that ended (starts.sh).
 submit() {

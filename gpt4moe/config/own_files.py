@@ -16,11 +16,13 @@ def plain_name(name: object) -> str:
 def leads_out(path: Path) -> str | None:
     """Where a file of a download leads to, if it is a link out of its folder; None: it is the folder's own.
 
-    In Hugging Face's cache the files of MODEL/snapshots/REVISION are links to MODEL/blobs: the folder's own. A link to
-    anywhere else could bring a file of this machine, a key say, into what is made of the download.
+    Files in Hugging Face's cache, models--OWNER--NAME/blobs, are a download's own: snapshots of the cache are links to
+    them, and so are the large files of folders that `--local-dir` made before huggingface_hub 0.23. A link to anywhere
+    else could bring a file of this machine, a key say, into what is made of the download.
     """
     folder, found = path.parent.resolve(), path.resolve()
     if found.is_relative_to(folder):
         return None
-    is_cached = folder.parent.name == "snapshots" and found.parent == folder.parent.parent / "blobs"
-    return None if is_cached else str(found)
+    is_in_cache = found.parent.name == "blobs" and found.parent.parent.name.startswith("models--")
+    is_snapshot = folder.parent.name == "snapshots" and found.parent == folder.parent.parent / "blobs"
+    return None if is_in_cache or is_snapshot else str(found)

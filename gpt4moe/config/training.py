@@ -22,12 +22,23 @@ class RunSection:
     """Decides the initial weights, the order of samples and the routers' noise."""
 
     def validate(self) -> None:
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise self._refused()
+
+    def require_plain_name(self) -> None:
+        """For new runs alone: what is stored of older ones may have any name that `validate` takes.
+
+        Raises: ConfigError.
+        """
         # slurm/train.sh has the same rule: a name is a folder, and stands in commands.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,=+@-]{0,127}", self.name):
-            raise ConfigError(
-                f"run.name={ascii(self.name)[:150]} cannot name a folder.",
-                "Use letters, digits, '-', '_' and '.', 128 at most; begin with a letter or digit.",
-            )
+            raise self._refused()
+
+    def _refused(self) -> ConfigError:
+        return ConfigError(
+            f"run.name={ascii(self.name)[:150]} cannot name a folder.",
+            "Use letters, digits and - _ . , = + @, 128 at most; begin with a letter, a digit or _.",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

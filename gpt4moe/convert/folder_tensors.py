@@ -15,7 +15,11 @@ from gpt4moe.errors import ConversionError
 
 
 def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, RawFile]]:
-    """(tensors of all safetensors files, the file of each, the files); headers are checked."""
+    """(tensors of all safetensors files, the file of each, the files); headers are checked.
+
+    A safetensors file may be a link to anywhere: it is read as numbers alone. An index may list a tensor that no file
+    has, as after a tied lm_head was left out: `place` finds out whether it is needed.
+    """
     index, weight_map = folder / INDEX, dict[str, str]()
     if index.exists():
         try:
@@ -31,7 +35,7 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             f"{folder} lacks {missing[0] if missing else 'safetensors files with the names of Hugging Face'}.",
             "Copy or download the folder again, in safetensors (other formats can run code).",
         )
-    files = {name: RawFile(own_path(folder / name)) for name in names}
+    files = {name: RawFile(folder / name) for name in names}
     tensors: dict[str, StoredTensor] = {}
     places: dict[str, str] = {}
     for name, file in files.items():
@@ -39,10 +43,10 @@ def stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str
             if key in tensors:
                 raise ConversionError(f"{folder} has {key} in two files.", "Copy or download the folder again.")
             tensors[key], places[key] = tensor, name
-    other = next((key for key, name in weight_map.items() if places.get(key) != name), None)
+    other = next((key for key, name in weight_map.items() if places.get(key, name) != name), None)
     if other is not None:
         raise ConversionError(
-            f"{index} says that {other} is in {weight_map[other]}: it is in {places.get(other, 'no file')}.",
+            f"{index} says that {other} is in {weight_map[other]}: it is in {places[other]}.",
             "Copy or download the folder again.",
         )
     return tensors, places, files

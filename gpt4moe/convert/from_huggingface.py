@@ -78,7 +78,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
         written.
     """
     refuse_existing(out)
-    generation = generation_of(source, read_config(source))
+    generation, notes = generation_of(source, read_config(source))
     _require_tokenizer(source)
     weights = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
     boxes = [(name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
@@ -102,7 +102,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             config=config, layout="converted", versions={"safetensors": version("safetensors")}, files=entries,
             tensor_names=[f"{WEIGHT}/{name}" for name in weights.shapes],
         ).save(draft.folder)  # fmt: skip
-    notes = [
+    notes += [
         f"{name} was not read: it holds the same weights in Mistral's own format." for name in mistral_files(source)
     ]
     if (source / FOLDER).is_dir():

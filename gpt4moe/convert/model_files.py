@@ -93,21 +93,29 @@ def _ids(eos_id: int | None) -> SpecialIds:
     return {"bos_token_id": None, "eos_token_id": eos_id, "pad_token_id": eos_id}
 
 
-def generation_of(source: Path, config: dict[str, Any]) -> bytes:
-    """generation_config.json of a Hugging Face folder; special ids that it lacks come from config.json."""
+def generation_of(source: Path, config: dict[str, Any]) -> tuple[bytes, list[str]]:
+    """(generation_config.json of a Hugging Face folder, notes); special ids that it lacks come from config.json.
+
+    A pad_token_id outside the vocabulary is left out: fine-tuned models add one without a row for it, and nothing
+    reads it. Raises: ConversionError for another special id that is no token.
+    """
     path = source / GENERATION
     try:
         given = json.loads(read_own(path)) if os.path.lexists(path) else {"_from_model_config": True}
         found = {name: config.get(name) for name in SPECIAL_IDS} | given
-        _require_ids(path, found, config.get("vocab_size"))
-        return _json(found)
+        most = config["vocab_size"] if isinstance(config.get("vocab_size"), int) else 2**31
+        pad, notes = found.get("pad_token_id"), list[str]()
+        if isinstance(pad, int) and not -1 <= pad < most:
+            found["pad_token_id"] = None
+            notes.append(f"pad_token_id={pad} was left out: the vocabulary has {most} tokens, counted from 0.")
+        _require_ids(path, found, most)
+        return _json(found), notes
     except (ValueError, TypeError, RecursionError) as error:
         raise ConversionError(f"{path} is no JSON object.", "Copy or download the folder again.") from error
 
 
-def _require_ids(path: Path, found: dict[str, Any], vocab_size: object) -> None:
+def _require_ids(path: Path, found: dict[str, Any], most: int) -> None:
     """Raises: ConversionError for special ids that are no tokens of the vocabulary; -1 is none, in old folders."""
-    most = vocab_size if isinstance(vocab_size, int) else 2**31
     for name in SPECIAL_IDS:
         value = found.get(name)
         for one in value if isinstance(value, list) else [value]:

@@ -12,6 +12,8 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.errors import ConversionError
 from gpt4moe.inference.load import loaded_model
 
+_CURE = "An export of ours: make it again with to-hf. Another folder: download it whole, in safetensors."
+
 
 @contextmanager
 def open_model(folder: Path, dtype: Dtype | None = None) -> Iterator[nn.Module]:
@@ -57,12 +59,11 @@ def load_strictly(folder: Path) -> TheirModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
-        raise ConversionError(f"transformers cannot load {folder}: {why}.", "Export it again with to-hf.") from error
+        raise ConversionError(f"transformers cannot load {folder}: {why}.", _CURE) from error
     for what, names in info.items():
         if names:
             raise ConversionError(
-                f"{folder} does not fit its config.json: {what.replace('_', ' ')} {sorted(map(str, names))[0]}.",
-                "Export it again with to-hf.",
+                f"{folder} does not fit its config.json: {what.replace('_', ' ')} {sorted(map(str, names))[0]}.", _CURE
             )
     return TheirModel(model.eval())
 

@@ -64,7 +64,10 @@ def load(arguments: list[str], job: SlurmJob) -> RunConfig:
     A chain of jobs counts as one job. Raises: ConfigError.
     """
     run = load_run_config(arguments)
-    frozen = RunFolder.of(run).last_config(job.own_jobs) if job.restarts > 0 else None
+    folder = RunFolder.of(run)
+    if not folder.is_made:
+        run.run.require_plain_name()
+    frozen = folder.last_config(job.own_jobs) if job.restarts > 0 else None
     return run if frozen is None else config_from_dict(frozen)
 
 

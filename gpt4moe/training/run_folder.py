@@ -88,6 +88,11 @@ class RunFolder:
         return _stored(self.path / "identity.json", json.loads, "run_id")
 
     @property
+    def is_made(self) -> bool:
+        """Whether a launch has written its config; False too for a path that no folder can have."""
+        return os.path.isfile(self.path / "resolved.yaml")
+
+    @property
     def is_begun(self) -> bool:
         """Whether its identity holds: a launch has taken a step. Launches that ended before (a model that no memory
         holds, a damaged checkpoint.load) have used up no name."""

@@ -89,6 +89,9 @@ def test_a_link_may_lead_within_its_folder_or_into_the_blobs_of_its_cache(tmp_pa
     (tmp_path / "linked").symlink_to(snapshot)
     assert [name for name in links if leads_out(snapshot / name)] == []
     assert leads_out(tmp_path / "linked" / "cached") is None
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "older").symlink_to(blobs / "c0ffee")  # as --local-dir linked large files
+    assert leads_out(tmp_path / "local" / "older") is None
     assert [name for name in (*out, "chain") if not leads_out(snapshot / name)] == []
 
 

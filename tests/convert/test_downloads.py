@@ -53,7 +53,7 @@ def test_a_snapshot_of_the_hubs_cache_converts_as_it_lies(download: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer.json", "tokenizer.model", "config.json", "model.safetensors", "generation_config.json",
+    "name", ["tokenizer.json", "tokenizer.model", "config.json", "generation_config.json",
              "model.safetensors.index.json"],
 )  # fmt: skip
 def test_a_link_out_of_the_folder_is_refused(download: Path, tmp_path: Path, name: str) -> None:
@@ -63,6 +63,28 @@ def test_a_link_out_of_the_folder_is_refused(download: Path, tmp_path: Path, nam
     _refused(download, f"{name} is a link to .*secret, out of its folder")
 
 
+def test_large_files_that_older_downloads_linked_convert_as_they_lie(download: Path, tmp_path: Path) -> None:
+    """`--local-dir` before huggingface_hub 0.23: NAME -> ~/.cache/huggingface/hub/models--a--b/blobs/HASH."""
+    blobs = tmp_path / "cache" / "hub" / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for name in ("tokenizer.json", "model.safetensors"):
+        (download / name).rename(blobs / name)
+        (download / name).symlink_to(blobs / name)
+    assert from_huggingface(download, tmp_path / "ours")["tensors"]
+
+
+def test_weights_may_be_a_link_to_anywhere_and_are_read_as_numbers_alone(download: Path, tmp_path: Path) -> None:
+    weights = download / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    assert from_huggingface(download, tmp_path / "ours")["tensors"]
+    shutil.rmtree(tmp_path / "ours")
+    (tmp_path / "secret").write_text("key" * 99)
+    weights.unlink()
+    weights.symlink_to(tmp_path / "secret")
+    _refused(download, "no safetensors file")
+
+
 @pytest.mark.parametrize("name", ["../hf/model.safetensors", "/etc/passwd", "..", "", "x/y.safetensors"])
 def test_an_index_that_names_a_file_elsewhere_is_refused(download: Path, name: str) -> None:
     _index(download, name)
@@ -70,10 +92,24 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(download: Path, name: s
 
 
 def test_an_index_of_other_files_is_refused(download: Path) -> None:
+    tensors = load_file(download / "model.safetensors")
+    save_file({"lm_head.weight": tensors.pop("lm_head.weight")}, download / "b.safetensors", metadata={"format": "pt"})
+    save_file(tensors, download / "model.safetensors", metadata={"format": "pt"})
+    names = dict.fromkeys([*tensors, "lm_head.weight"], "model.safetensors") | {"model.norm.weight": "b.safetensors"}
+    (download / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    _refused(download, "says that .* is in .*: it is in ")
+
+
+def test_an_index_may_list_tensors_that_no_file_has_and_no_model_needs(download: Path, tmp_path: Path) -> None:
     index = json.loads((download / "model.safetensors.index.json").read_text())
-    index["weight_map"]["model.colour.weight"] = "model.safetensors"
+    index["weight_map"]["model.layers.0.self_attn.rotary_emb.inv_freq"] = "model.safetensors"
     (download / "model.safetensors.index.json").write_text(json.dumps(index))
-    _refused(download, "model.colour.weight is in model.safetensors: it is in no file")
+    assert from_huggingface(download, tmp_path / "ours")["tensors"]
+    tensors = load_file(download / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, download / "model.safetensors", metadata={"format": "pt"})
+    shutil.rmtree(tmp_path / "ours")
+    _refused(download, "has no tensor model.norm.weight")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -98,6 +134,16 @@ def test_sizes_that_no_model_has_end_at_once(download: Path, changes: dict[str, 
     (download / "generation_config.json").unlink(missing_ok=True)
     with pytest.raises(Gpt4MoeError, match=said):
         from_huggingface(download, download.parent / "out")
+
+
+def test_a_padding_token_outside_the_vocabulary_is_left_out_with_a_note(download: Path, tmp_path: Path) -> None:
+    config = json.loads((download / "config.json").read_text())
+    (download / "config.json").write_text(json.dumps(config | {"pad_token_id": config["vocab_size"]}))
+    (download / "generation_config.json").unlink(missing_ok=True)
+    answer = from_huggingface(download, tmp_path / "ours")
+    assert any("pad_token_id=" in note for note in answer["notes"])
+    kept = tmp_path / "ours" / "tokenizer" / "generation_config.json"
+    assert json.loads(kept.read_text())["pad_token_id"] is None
 
 
 def test_a_damaged_tokenizer_is_refused(download: Path) -> None:

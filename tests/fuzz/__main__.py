@@ -17,7 +17,8 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.cases import ALL, TRAIN, Case, cases, command
+from tests.fuzz.cases import ALL, KINDS, TRAIN, Case, cases, command
+from tests.fuzz.damage import MARKER, Damage
 from tests.fuzz.forked import FOUND, REFUSED, TAKEN, Ended, copied, run_forked, verdict
 from tests.fuzz.worlds import make_world
 
@@ -87,6 +88,29 @@ def fuzz(world: Path, number: int, count: int, kinds: Sequence[str] = ALL) -> Ta
     return tally
 
 
+def poisoned(world: Path, kind: str, *, is_every: bool) -> list[str]:
+    """A pickle in the place of a file of each ending, and what went wrong: it ran, or a fault.
+
+    Args:
+        is_every: each ending before each command of the kind; else each of both once.
+    """
+    row = KINDS[kind]
+    files = sorted(path.relative_to(world).as_posix() for path in world.glob(row.files) if path.is_file())
+    names = list({Path(name).suffix: name for name in files}.values())
+    pairs = [(command, name) for command in row.commands for name in names]
+    if not is_every:
+        most = max(len(names), len(row.commands))
+        pairs = [(row.commands[n % len(row.commands)], names[n % len(names)]) for n in range(most)]
+    wrong = []
+    for words, name in pairs:
+        case = Case(kind, words[0], words[1:], row.needs, row.statuses, (Damage(name, "pickle"),))
+        ended = try_case(case, world)
+        how, why = verdict(ended, (0, 1, 2))
+        if MARKER in ended.wrote or how == "fault":
+            wrong.append(f"{'unpickled' if MARKER in ended.wrote else why}\n    {case.describe()}")
+    return wrong
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
@@ -94,11 +118,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kinds", default=",".join(ALL))
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fuzz-world-") as name:
-        tally = fuzz(make_world(Path(name)), asked.seed, asked.cases, asked.kinds.split(","))
+        world, kinds = make_world(Path(name)), asked.kinds.split(",")
+        tally = fuzz(world, asked.seed, asked.cases, kinds)
+        wrong = [one for kind in kinds if kind in KINDS for one in poisoned(world, kind, is_every=True)]
+    for one in wrong:
+        sys.stdout.write(f"PICKLE {one}\n")
     for alike, faults in tally.faults.items():
         sys.stdout.write(f"FAULT x {len(faults)}: {alike.partition(':')[0]}: {faults[0]}\n")
     sys.stdout.write("\n".join([f"seed {asked.seed}", *tally.table()]) + "\n")
-    return int(bool(tally.faults))
+    return int(bool(tally.faults or wrong))
 
 
 if __name__ == "__main__":

@@ -71,12 +71,15 @@ class Found:
         return lines
 
 
-def look(world: Path, places: int, number: int, formats: tuple[Format, ...] = FORMATS) -> Found:
-    """Damages each file of the formats; flips and cuts at so many places of it."""
+def look(
+    world: Path, places: int, number: int, formats: tuple[Format, ...] = FORMATS, most: int | None = None
+) -> Found:
+    """Damages each file of the formats, or `most` of a format; flips and cuts at so many places of it."""
     rng, result = random.Random(number), Found()
     for row in formats:
         files = sorted(path.relative_to(world).as_posix() for path in world.glob(row.files) if path.is_file())
-        for file in (name for name in files if name not in row.without):
+        mine = [name for name in files if name not in row.without]
+        for file in mine if most is None else rng.sample(mine, min(most, len(mine))):
             others = [name for name in files if name != file and Path(name).suffix == Path(file).suffix]
             done = [Damage(file, how, rng.randrange(PARTS)) for how in ("flip", "cut") for _ in range(places)]
             done += [Damage(file, "delete"), *(Damage(file, "swap", other=other) for other in others[:1])]

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt4moe.config.load import config_to_dict, load_run_config
+from gpt4moe.config.load import config_from_dict, config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
+from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.run_files import SUMS_FILE
+from gpt4moe.training.launch import load
 from gpt4moe.training.run_folder import RunFolder, identity_of
 from tests.numbered_lines import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
@@ -211,3 +213,16 @@ def test_a_value_that_rotted_is_found_by_the_files_sum(tmp_path: Path, name: str
     (folder.path / SUMS_FILE).unlink()  # a folder of before
     (folder.path / name).write_text(whole)
     folder.check_identity(run, data)
+
+
+@pytest.mark.parametrize("name", ["my run", "größe", "a:b", "v1(2)", "x~1", "x" * 130])
+def test_a_name_that_only_older_versions_gave_goes_on_and_names_no_new_run(tmp_path: Path, name: str) -> None:
+    old = load_run_config(["+experiment=tiny", f"run.name='{name}'", f"run.root={tmp_path}"])
+    assert config_from_dict(config_to_dict(old)).run.name == name
+    words = ["+experiment=tiny", f"run.name='{name}'", f"run.root={tmp_path}"]
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        load(words, SlurmJob())
+    folder = RunFolder.of(old)
+    folder.path.mkdir()
+    folder.freeze(old, {"data": "mock", "tokenizer": "none"})
+    assert load(words, SlurmJob()).run.name == name
