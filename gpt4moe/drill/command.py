@@ -15,11 +15,9 @@ from pathlib import Path
 from gpt4moe.drill.drill import Drill
 from gpt4moe.drill.kinds import draw, last_step
 from gpt4moe.drill.page import plan_keys, summary, write_block
-from gpt4moe.drill.scene import EVERY, Scene
+from gpt4moe.drill.scene import EVERY, RESULT, Scene
 from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.runlog.command_line import print_error
-
-RESULT = "drill.json"
 
 
 def main(arguments: list[str]) -> int:
@@ -31,11 +29,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="of the plan: which faults come when")
     parser.add_argument("--ranks", type=int, default=2, help="2 or 4")
-    parser.add_argument("--folder", type=Path, default=Path("runs/drill"), help="made anew; default runs/drill")
+    parser.add_argument("--folder", type=Path, default=Path("runs/drill"), help="empty, or an earlier drill's")
     parser.add_argument("--cold", action="store_true", help="start each rank as a process of its own")
     parser.add_argument(
         "--hang-seconds", type=float, default=120.0, help="no step for so long, and no watchdog: killed"
     )
+    parser.add_argument("--watchdog-seconds", type=float, default=8.0, help="resilience.hang_seconds of the run")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the result into this page, docs/drill.md")
     given = parser.parse_args(arguments)
     try:
@@ -50,12 +49,18 @@ def main(arguments: list[str]) -> int:
 
 def run(given: argparse.Namespace) -> int:
     """Drills as `given` says, prints the result and writes it. Raises: Gpt4MoeError."""
-    if given.faults < 1 or given.ranks not in (2, 4) or not given.hang_seconds > 0:
-        raise ConfigError("--faults is below 1, --ranks not 2 or 4, or --hang-seconds not above 0.", "See --help.")
-    if given.folder.exists() and not (given.folder / "data" / "manifest.json").exists():
-        raise ConfigError(f"{given.folder} is there and no folder of a drill.", "Give another --folder.")
+    if given.faults < 1 or given.ranks not in (2, 4):
+        raise ConfigError("--faults is below 1, or --ranks not 2 or 4.", "See --help.")
+    if not 0 < given.watchdog_seconds < given.hang_seconds:
+        raise ConfigError(
+            "--watchdog-seconds is not above 0, or not below --hang-seconds: the watchdog must come first.",
+            "See --help.",
+        )
     plan = draw(given.seed, given.faults, ranks=given.ranks, every=EVERY)
-    scene = Scene(folder=given.folder.resolve(), ranks=given.ranks, steps=last_step(plan, EVERY))
+    scene = Scene(
+        folder=given.folder.resolve(), ranks=given.ranks, steps=last_step(plan, EVERY),
+        watchdog_seconds=given.watchdog_seconds,
+    )  # fmt: skip
     result = Drill(
         scene=scene, plan=plan, seed=given.seed, is_cold=given.cold, hang_seconds=given.hang_seconds, say=_say
     ).run()

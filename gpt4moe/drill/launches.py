@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpt4moe.drill.kinds import Fault
 from gpt4moe.drill.rank import FAULTS, forked
-from gpt4moe.drill.scene import Scene
+from gpt4moe.drill.scene import LOGS, NOTES, Scene
 from gpt4moe.parallel import local_ranks
 from gpt4moe.parallel.rank_processes import Ranks, rank_variables, start_ranks
 from gpt4moe.resilience.hangs import HUNG
@@ -77,12 +77,12 @@ def launch(scene: Scene, name: str, faults: Sequence[Fault], *, is_cold: bool, h
     Args:
         hang_seconds: no step for so long, and the watchdog has not ended them: all ranks are killed.
     """
-    notes = scene.folder / "notes"
+    notes = scene.folder / NOTES
     notes.mkdir(exist_ok=True)
     for old in notes.glob("*.*"):
         old.unlink()
     (notes / FAULTS).write_text(json.dumps([fault.to_json() for fault in faults]))
-    logs = scene.folder / "logs"
+    logs = scene.folder / LOGS
     logs.mkdir(exist_ok=True)
     log = logs / f"{name}-{len(list(logs.iterdir())) + 1:03d}.log"
     arguments = [str(notes), *scene.overrides(name)]

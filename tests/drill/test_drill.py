@@ -12,14 +12,14 @@ from gpt4moe.drill.account import Availability, Outcome, Result, add_restarts, a
 from gpt4moe.drill.command import main
 from gpt4moe.drill.kinds import KINDS, MOMENTS, Fault, draw, last_step, of_launch
 from gpt4moe.drill.page import BEGIN, END, plan_keys, summary, write_block
-from gpt4moe.drill.scene import flip_a_bit
+from gpt4moe.drill.scene import MARKER, flip_a_bit
 from gpt4moe.errors import ConfigError
 
 
 def test_ten_faults_cost_no_step_and_change_no_number(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Kills of one and all ranks and within a save, a hang, an exception, NaN, a full and a slow disk, flipped bits."""
     folder = tmp_path / "drill"
-    status = main(["--faults", "10", "--seed", "2", "--folder", str(folder)])
+    status = main(["--faults", "10", "--seed", "2", "--folder", str(folder), "--watchdog-seconds", "20"])
     told = json.loads((folder / "drill.json").read_text())
     assert (status, told["is_good"], told["wrong"]) == (0, True, []), capfd.readouterr().out
     assert {outcome["fault"]["kind"] for outcome in told["outcomes"]} == set(KINDS)
@@ -148,12 +148,34 @@ def test_the_page_shows_both_availabilities_and_what_went_wrong(tmp_path: Path) 
         write_block(tmp_path / "empty.md", "new")
 
 
-@pytest.mark.parametrize("arguments", [["--faults", "0"], ["--ranks", "3"], ["--hang-seconds", "nan"]])
+@pytest.mark.parametrize(
+    "arguments", [["--faults", "0"], ["--ranks", "3"], ["--hang-seconds", "nan"], ["--watchdog-seconds", "120"]]
+)
 def test_bad_arguments_end_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert main(["--folder", str(tmp_path)]) == 2 and (tmp_path / "file").exists()
+@pytest.mark.parametrize("file", ["file", "data/manifest.json", "drilled/metrics.jsonl"])
+def test_a_folder_of_something_else_is_not_removed(file: str, tmp_path: Path) -> None:
+    """A checkout, or a data folder, has the names that a drill's folder has."""
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert main(["--folder", str(tmp_path)]) == 2 and (tmp_path / file).exists()
+
+
+def test_a_drill_removes_what_a_drill_wrote_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpt4moe.drill.scene.train_tokenizer", stop)
+    outside, folder = tmp_path / "outside", tmp_path / "drill"
+    outside.mkdir()
+    (outside / "kept").touch()
+    assert main(["--folder", str(folder)]) == 130, "Ctrl-C while the data is made"
+    (folder / "drilled").mkdir()
+    (folder / "plain").symlink_to(outside)
+    (folder / "mine").touch()
+    assert main(["--folder", str(folder)]) == 130, "the same command begins again"
+    assert sorted(path.name for path in folder.iterdir()) == [MARKER, "data", "mine"]
+    assert (outside / "kept").exists()
