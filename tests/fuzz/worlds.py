@@ -22,11 +22,13 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.data.check import check_data
+from gpt4moe.data.passed_over import GoingBack, PassedOver
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.events_log import EventsLog
+from gpt4moe.training.gone_back import record
 from gpt4moe.training.run_folder import RunFolder, identity_of
 from tests.checkpoint.builders import dealt, write_checkpoint
 from tests.media.conftest import image, pairs
@@ -50,6 +52,8 @@ def make_world(folder: Path) -> Path:
     _run_folder(folder, run, "first")
     _run_folder(folder, run, "second")
     _checkpoint(folder / CHECKPOINT, run)
+    went = GoingBack(step=STEP + 2, to_step=STEP, newest=STEP, samples=8, cause="a spike", time=1e9)
+    record(folder / "runs" / "first", PassedOver(((4 * STEP, 8),)), [went])
     shutil.copytree(folder / CHECKPOINT, folder / "ckpt")
     _adapters(folder)
     to_huggingface(folder / "ckpt", folder / "hf", max_shard_bytes=30_000, tokenizer=folder / "tokenizer.json")
