@@ -11,8 +11,9 @@ is no dropout), moves no buffer, and begins with gradients and statistics at zer
 each rank gave to collectives says on which rank a difference began (parallel.handed).
 
 Where kernels need not be equal to the bit (a GPU without training.deterministic) the first of these steps is computed
-three times. If the passes are equal all the same, so must the later ones be. Otherwise gradients may differ by
-TIMES_CALIBRATED as much as those three do, each tensor's sum and norm relative to its norm.
+three times. Each tensor's sum and norm may then differ, relative to its norm, by TIMES_CALIBRATED as much as in those
+three, and always by a bound of the precision: passes may be equal by chance. A step whose numbers are not finite in any
+pass measures nothing, and is no flipped bit: resilience.on_nonfinite says what becomes of it.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.data.batch import Batch
 from gpt4moe.errors import CorruptionError
 from gpt4moe.model.parameters import buffers, shards
@@ -37,6 +39,10 @@ from gpt4moe.training.step import StepResult, StepRunner
 logger = logging.getLogger(__name__)
 
 TIMES_CALIBRATED = 8.0
+_ALONE = 64.0
+"""Of three passes one is wrong where the nearest two are so many times nearer than the farthest two."""
+_LEAST = {Dtype.fp32: 2.0**-16, Dtype.bf16: 2.0**-7}
+"""By precision the bound below which no difference counts: some roundings in fp32, one in bf16."""
 _NAMED = 2
 """Tensors that an error names of a rank; it counts the rest. So with ranks."""
 _TEXT_BYTES = 400
@@ -52,9 +58,9 @@ class Pass(NamedTuple):
     handed: Handed
     names: list[str]
     sums: Tensor
-    """[n] int64, of each name its checksum."""
+    """[n] int64, of each name its checksum; empty where passes need not be equal to the bit."""
     sizes: Tensor
-    """[n, 2] fp64, of each name its sum and norm; not filled where passes must be equal to the bit."""
+    """[n, 2] fp64, of each name its sum and norm; empty where passes must be equal to the bit."""
 
 
 class Recheck:
@@ -65,7 +71,7 @@ class Recheck:
         self.every = runner.run.resilience.recompute_every
         self.is_exact = self.groups.device.type == "cpu" or runner.run.training.deterministic
         self.tolerance: float | None = None
-        """Of sums and norms, where passes are not equal to the bit; None: not measured yet."""
+        """Of sums and norms, where passes need not be equal to the bit; None: not measured yet."""
         self.made_again: Callable[[], list[Batch]] | None = None
         """Makes the next checked step's batches once more, from the data; None: they are not compared with it."""
         self._remembered: tuple[int, Tensor] | None = None
@@ -107,49 +113,55 @@ class Recheck:
 
     def _compare(self, step: int, passes: Sequence[Pass]) -> None:
         """Raises: CorruptionError, as `twice`."""
-        pairs = [(a, b) for at, a in enumerate(passes) for b in passes[at + 1 :]]
-        unequal = [_unequal(b.names, a.sums, b.sums) for a, b in pairs]
-        flags = self._any([len(found) > 0 for found in unequal])
-        if len(passes) == 3 and not any(flags):
-            self.is_exact = True
-            logger.info("step %d: three passes were equal to the bit: so must those of later steps be", step)
-        elif len(passes) == 3 and all(flags):
-            self._calibrate(step, pairs)
+        if self.is_exact:
+            one, other = passes
+            found = _unequal(other.names, one.sums, other.sums)
+            if self._any([len(found) > 0])[0]:
+                began = began_here(one.handed, other.handed, bool(found), self.groups)
+                self._refuse(step, [] if began is None else [f"seen first {began}", *found], since=step)
+                self._refuse(step, found, since=step)  # began on no rank: all that differ
         elif self.tolerance is not None:
-            far = _distances(*pairs[0])
-            found = [name for name, it in zip(passes[1].names, far.tolist(), strict=True) if it > self.tolerance]
-            self._refuse(step, found, since=step)
-        elif any(flags):
-            at = flags.index(True)
-            began = began_here(pairs[at][0].handed, pairs[at][1].handed, bool(unequal[at]), self.groups)
-            self._refuse(step, [] if began is None else [f"seen first {began}", *unequal[at]], since=step)
-            self._refuse(step, unequal[at], since=step)  # began on no rank: all that differ
+            self._refuse(step, _farther(passes[0], passes[1], self.tolerance), since=step)
+        else:
+            self._calibrate(step, passes)
 
-    def _calibrate(self, step: int, pairs: Sequence[tuple[Pass, Pass]]) -> None:
-        farthest = max((float(_distances(a, b).max()) for a, b in pairs), default=0.0)
-        farthest_of_all = torch.tensor([farthest], dtype=torch.float64, device=self.groups.device)
-        distributed.all_reduce(farthest_of_all, op=distributed.ReduceOp.MAX)
-        self.tolerance = TIMES_CALIBRATED * farthest_of_all.item()
+    def _calibrate(self, step: int, passes: Sequence[Pass]) -> None:
+        """Measures the tolerance. Raises: CorruptionError, as `twice`, where one pass is far from the others."""
+        pairs = [(a, b) for at, a in enumerate(passes) for b in passes[at + 1 :]]
+        is_lost = bool(torch.stack([_is_lost(it) for it in passes]).all(dim=0).any())
+        farthest = [float(_distances(a, b).max()) if a.names else 0.0 for a, b in pairs]
+        shared = torch.tensor([float(is_lost), *farthest], dtype=torch.float64, device=self.groups.device)
+        distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+        lost, *away = shared.tolist()
+        if lost:
+            logger.warning("step %d is not finite in any pass: the next checked step measures what may differ", step)
+            return
+        least = _LEAST[self.runner.run.precision.dtype]
+        bound = max(_ALONE * min(away), least)
+        if max(away) > bound:
+            self._refuse(step, _farther(*pairs[away.index(max(away))], bound), since=step)
+        self.tolerance = max(TIMES_CALIBRATED * max(away), least)
         logger.warning(
             "step %d: three passes over one step differ by %.2g: gradients that differ by less than %.2g pass "
             "resilience.recompute_every. training.deterministic=true makes them equal to the bit.",
-            step, farthest_of_all.item(), self.tolerance,
+            step, max(away), self.tolerance,
         )  # fmt: skip
 
     def _pass(self, compute: Callable[[], StepResult]) -> Pass:
-        handed = Handed()
-        with handed if self.groups.layout.world_size > 1 else nullcontext():
+        handed, device = Handed(), self.groups.device
+        with handed if self.is_exact and self.groups.layout.world_size > 1 else nullcontext():
             result = compute()
-        device = self.groups.device
+        if not self.is_exact:
+            names, tensors = zip(*self._gradients(result), strict=True)
+            sizes = [torch.stack((it.sum(dtype=torch.float64), sum_of_squares([it]).sqrt())) for it in tensors]
+            in_order = torch.stack([size.to(device) for size in sizes]).cpu()
+            return Pass(result, handed, list(names), read_together([], device), in_order)
         given = read_together(handed.sums, device)  # a difference here may be rounded away in a sum over ranks
-        names, sums, sizes = [_GIVEN], [checksum(given)], [torch.zeros(2, dtype=torch.float64, device=device)]
+        names, sums = [_GIVEN], [checksum(given)]
         for name, tensor in self._gradients(result):
             names.append(name)
             sums.append(checksum(tensor))
-            if not self.is_exact:
-                norm = sum_of_squares([tensor]).sqrt()
-                sizes.append(torch.stack((tensor.sum(dtype=torch.float64), norm)).to(device))
-        return Pass(result, handed, names, read_together(sums, device), torch.stack(sizes).cpu())
+        return Pass(result, handed, names, read_together(sums, device), torch.zeros(0, 2, dtype=torch.float64))
 
     def _gradients(self, result: StepResult) -> Named:
         names = {id(parameter): shard.name for parameter, shard, _ in shards(self.engine.chunks, self.groups)}
@@ -215,11 +227,23 @@ def _unequal(names: Sequence[str], before: Tensor, after: Tensor) -> list[str]:
     return [names[at] for at in (before != after).nonzero().flatten().tolist()]
 
 
+def _is_lost(one: Pass) -> Tensor:
+    """[n] bool: whose sum or norm is not finite."""
+    return ~one.sizes.isfinite().all(dim=1)
+
+
 def _distances(one: Pass, other: Pass) -> Tensor:
-    """[n] fp64: how far sums and norms of two passes are apart, relative to the norm; infinite for NaN in one alone."""
+    """[n] fp64: how far sums and norms of two passes are apart, relative to the norm: 0 where both are not finite,
+    infinite where one alone is."""
     norm = torch.maximum(one.sizes[:, 1], other.sizes[:, 1]).clamp_min(torch.finfo(torch.float32).tiny)
     apart = ((one.sizes - other.sizes).abs() / norm.unsqueeze(1)).amax(dim=1)
-    return apart.nan_to_num(nan=torch.inf)
+    apart[_is_lost(one) ^ _is_lost(other)] = torch.inf
+    apart[_is_lost(one) & _is_lost(other)] = 0.0
+    return apart
+
+
+def _farther(one: Pass, other: Pass, bound: float) -> list[str]:
+    return [name for name, it in zip(one.names, _distances(one, other).tolist(), strict=True) if it > bound]
 
 
 def _batch_sums(batches: Sequence[Batch]) -> dict[str, int]:

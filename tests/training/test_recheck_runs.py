@@ -1,16 +1,16 @@
 """Runs whose steps are computed twice: the same numbers, an error that ends the command, kernels that are not equal."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-import torch
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.resilience import ResilienceConfig
-from gpt4moe.errors import ConfigError, CorruptionError
+from gpt4moe.errors import ConfigError, CorruptionError, DivergenceError
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
@@ -24,52 +24,69 @@ from tests.spawn import run_ranks
 from tests.training.command import SMALL, Ended, metrics, run_rank, saved_state, train
 from tests.training.test_recheck import MICRO, flip_bit
 
+NAN, ONE_WRONG, A_BIT = (float("nan"),) * 3, (1.0, 1.0, 1.5), (1.0, 1.0 + 1e-6, 1.0)
+AS_ON_GPUS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "noise": ((1 + 1e-5, 1.0, 1 - 1e-5), (1.0, 1 + 1e-5), (1.0, 1.5)),
+    "two equal by chance": (A_BIT, A_BIT[:2], (1.0, 1.5)),
+    "three equal by chance": ((1.0,) * 3, A_BIT[:2], (1.0, 1.5)),
+    "one of three is wrong": (ONE_WRONG,),
+    "not finite": (NAN, (1 + 1e-5, 1.0, 1 - 1e-5), NAN[:2], (1.0, 1 + 1e-5), (1.0, float("nan"))),
+}
+"""Name -> of each checked step the factor of one gradient in each pass."""
 
-def _not_equal_kernels(environment: Environment) -> dict[str, Any]:
-    """Steps of a run whose gradients are never twice the same, as on a GPU; and of one where they are."""
-    answer: dict[str, Any] = {}
+
+def _not_equal_kernels(environment: Environment) -> dict[str, list[tuple[str, float | None]]]:
+    """Of each step of AS_ON_GPUS what it raised, and the tolerance after it."""
+    answer: dict[str, list[tuple[str, float | None]]] = {}
     with world(environment) as device:
         run = load_run_config([*BASE, *MICRO])
         groups = ProcessGroups.create(Layout.from_config(run.parallel, 1), 0, device, run.run.seed)
-        for name, noise in (("noisy", 1e-6), ("equal", 0.0)):
-            runner = StepRunner(run, ENGINES[run.engine.kind](build_model(run, groups), run, groups), groups)
-            check, reduce, draws = Recheck(runner), runner.engine.reduce, torch.Generator().manual_seed(1)
-            check.is_exact, factors = False, [1.0]
+        runner = StepRunner(run, ENGINES[run.engine.kind](build_model(run, groups), run, groups), groups)
+        reduce, factors = runner.engine.reduce, [1.0]
 
-            def reduced(
-                runner: Any = runner, reduce: Any = reduce, draws: Any = draws, noise: float = noise,
-                factors: Any = factors,
-            ) -> None:  # fmt: skip
-                reduce()
-                for owned in runner.engine.owned():
-                    owned.gradient.mul_(1 + noise * torch.randn(owned.gradient.shape, generator=draws))
-                (owned, *_) = runner.engine.owned()
-                owned.gradient[0] += factors.pop() - 1.0 if len(factors) > 1 else 0.0
+        def reduced() -> None:
+            reduce()
+            next(iter(runner.engine.owned())).gradient.mul_(factors.pop(0))
 
-            runner.engine.reduce = reduced  # type: ignore[method-assign]
-            for step in (1, 2):
-                train_step(runner, step, synthetic_batches(run, step, 1, 0), check=check)
-            answer[name] = (check.is_exact, check.tolerance)
-            factors.append(1.001)
-            with pytest.raises(CorruptionError) as raised:
-                train_step(runner, 3, synthetic_batches(run, 3, 1, 0), check=check)
-            answer[f"{name} error"] = raised.value.cause
-            check.is_exact, check.tolerance = False, None
-            factors.append(1.001)
-            if not noise:  # the passes that calibrate: two are equal, so the third is wrong
-                with pytest.raises(CorruptionError) as raised:
-                    train_step(runner, 3, synthetic_batches(run, 3, 1, 0), check=check)
-                answer["calibration"] = raised.value.cause
+        runner.engine.reduce = reduced  # type: ignore[method-assign]
+        for name, steps in AS_ON_GPUS.items():
+            check, answer[name] = Recheck(runner), []
+            check.is_exact = False
+            for step, of_passes in enumerate(steps, start=1):
+                factors[:], raised = of_passes, ""
+                try:
+                    train_step(runner, step, synthetic_batches(run, step, 1, 0), check=check)
+                except (CorruptionError, DivergenceError) as error:
+                    raised = f"{type(error).__name__} {error.cause}"
+                assert factors == []
+                answer[name].append((raised, check.tolerance))
+    return answer
+
+
+@cache
+def as_on_gpus() -> dict[str, list[tuple[str, float | None]]]:
+    answer: dict[str, list[tuple[str, float | None]]]
+    (answer,) = run_ranks(1, _not_equal_kernels)
     return answer
 
 
 def test_where_kernels_are_not_equal_to_the_bit_the_first_checked_step_measures_what_may_differ() -> None:
-    (answer,) = run_ranks(1, _not_equal_kernels)
-    is_exact, tolerance = answer["noisy"]
-    assert not is_exact and 1e-8 < tolerance < 1e-4
-    assert answer["equal"] == (True, None)
-    assert "the gradient of " in answer["noisy error"] and "seen first after its last" in answer["equal error"]
-    assert "the gradient of " in answer["calibration"]
+    answer = as_on_gpus()
+    for name, bound in (("noise", 1e-3), ("two equal by chance", 1e-4), ("three equal by chance", 2.0**-16)):
+        calibrated, later, wrong = answer[name]
+        assert calibrated == later and calibrated[0] == "" and 2.0**-16 <= (calibrated[1] or 0.0) <= bound, name
+        assert wrong[0].startswith("CorruptionError") and "the gradient of " in wrong[0], name
+    ((wrong_at_once, tolerance),) = answer["one of three is wrong"]
+    assert wrong_at_once.startswith("CorruptionError") and "the gradient of " in wrong_at_once and tolerance is None
+
+
+def test_a_step_that_is_not_finite_in_any_pass_is_no_flipped_bit() -> None:
+    answer = as_on_gpus()
+    lost, calibrated, lost_later, later, in_one_pass = answer["not finite"]
+    assert lost[0].startswith("DivergenceError") and lost[1] is None
+    assert calibrated[0] == later[0] == "" and calibrated[1] is not None and calibrated[1] < 1e-3
+    assert lost_later[0].startswith("DivergenceError")
+    assert in_one_pass[0].startswith("CorruptionError")
 
 
 def test_a_run_whose_steps_are_computed_twice_is_the_run_without(tmp_path: Path, whole_run: Path) -> None:
