@@ -139,7 +139,8 @@ class Recheck:
         least = _LEAST[self.runner.run.precision.dtype]
         bound = max(_ALONE * min(away), least)
         if max(away) > bound:
-            self._refuse(step, _farther(*pairs[away.index(max(away))], bound), since=step)
+            one, other = pairs[away.index(max(away))]
+            self._refuse(step, _farther(one, other, bound), since=step)
         self.tolerance = max(TIMES_CALIBRATED * max(away), least)
         logger.warning(
             "step %d: three passes over one step differ by %.2g: gradients that differ by less than %.2g pass "
@@ -152,10 +153,10 @@ class Recheck:
         with handed if self.is_exact and self.groups.layout.world_size > 1 else nullcontext():
             result = compute()
         if not self.is_exact:
-            names, tensors = zip(*self._gradients(result), strict=True)
-            sizes = [torch.stack((it.sum(dtype=torch.float64), sum_of_squares([it]).sqrt())) for it in tensors]
+            named = list(self._gradients(result))
+            sizes = [torch.stack((it.sum(dtype=torch.float64), sum_of_squares([it]).sqrt())) for _, it in named]
             in_order = torch.stack([size.to(device) for size in sizes]).cpu()
-            return Pass(result, handed, list(names), read_together([], device), in_order)
+            return Pass(result, handed, [name for name, _ in named], read_together([], device), in_order)
         given = read_together(handed.sums, device)  # a difference here may be rounded away in a sum over ranks
         names, sums = [_GIVEN], [checksum(given)]
         for name, tensor in self._gradients(result):
