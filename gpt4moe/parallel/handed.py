@@ -103,14 +103,12 @@ class Handed(TorchDispatchMode):  # type: ignore[misc]
 
 
 def began_here(first: Handed, second: Handed, has_other_result: bool, groups: ProcessGroups) -> str | None:
-    """Where the difference of two passes began on this rank, in words; None: it began elsewhere, or it cannot be known,
-    as messages went over a group that is not the layout's. Collective: every rank of the world calls it.
+    """Where the difference of two passes began on this rank, in words; None: it began elsewhere. Collective: every rank
+    of the world calls it.
 
     Args:
         has_other_result: whether what this rank has at the end (gradients, loss) differs.
     """
-    if _are_messages_elsewhere(second.calls, groups):
-        return None
     calls, differs = second.calls, _differences(first, second, groups.device)
     own = next((at for at, it in enumerate(differs) if it), len(calls) if has_other_result else -1)
     tainted = min(_met(calls, differs, second.groups, groups) + _received(calls, differs, groups), default=len(calls))
@@ -146,41 +144,29 @@ def _met(
 
 
 def _received(calls: Sequence[Call], differs: Sequence[bool], groups: ProcessGroups) -> list[int]:
-    """Places at which this rank got a message that differs. Those of two ranks over one group keep their order."""
+    """Places at which this rank received a message that differs. Messages go along the pipeline alone, and those of two
+    ranks over one group keep their order."""
+    pp, rank = groups.pp.size(), groups.rank
+    if pp == 1:
+        return []
+    stage = {distributed.get_global_rank(groups.pp, at): at for at in range(pp)}
     ordered: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for at, call in enumerate(calls):
         if call.peer >= 0:
-            ordered[call.group, call.kind, call.peer].append(at)
+            ordered[call.group, call.kind, stage[call.peer]].append(at)
+    names = sorted({group for group, _, _ in ordered})
+    most = torch.tensor([max(map(len, ordered.values()), default=0)], dtype=torch.int64, device=groups.device)
+    distributed.all_reduce(most, op=distributed.ReduceOp.MAX, group=groups.pp)
     found = []
-    for name, group in _known(groups).items():
-        longest = max((len(places) for (over, _, _), places in ordered.items() if over == name), default=0)
-        most = torch.tensor([longest], dtype=torch.int64, device=groups.device)
-        distributed.all_reduce(most, op=distributed.ReduceOp.MAX, group=group)
-        if not most.item():
-            continue
-        ranks, here = distributed.get_process_group_ranks(group), group.rank()
-        flags = torch.zeros(len(ranks), len(ranks), int(most.item()), dtype=torch.int32, device=groups.device)
-        for to, rank in enumerate(ranks):
-            for number, at in enumerate(ordered[name, "send", rank]):
-                flags[here, to, number] = int(differs[at])
-        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=group)
-        for rank, got in zip(ranks, flags[:, here].tolist(), strict=True):
-            found += [at for at, is_other in zip(ordered[name, "recv_", rank], got, strict=False) if is_other]
+    for name in names:
+        flags = torch.zeros(pp, pp, int(most.item()), dtype=torch.int32, device=groups.device)
+        for to in range(pp):
+            for number, at in enumerate(ordered[name, "send", to]):
+                flags[stage[rank], to, number] = int(differs[at])
+        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX, group=groups.pp)
+        for source, got in enumerate(flags[:, stage[rank]].tolist()):
+            found += [at for at, is_other in zip(ordered[name, "recv_", source], got, strict=False) if is_other]
     return found
-
-
-def _known(groups: ProcessGroups) -> dict[str, distributed.ProcessGroup]:
-    """The layout's groups of several ranks by c10d's names, in one order on every rank."""
-    return {group.group_name: group for group in groups.by_name.values() if group.size() > 1}
-
-
-def _are_messages_elsewhere(calls: Sequence[Call], groups: ProcessGroups) -> bool:
-    """Whether any rank of the world sent over a group that the layout does not have: who got that is not known."""
-    known = _known(groups)
-    is_any = any(call.peer >= 0 and call.group not in known for call in calls)
-    flag = torch.tensor([int(is_any)], dtype=torch.int32, device=groups.device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    return bool(flag.item())
 
 
 def _is_group(argument: Any) -> bool:
