@@ -135,7 +135,8 @@ is_cancelled() {
 
 # For programs whose finished work is always on disk: nothing is lost when they are killed, and the next start goes on.
 # KILL and not TERM, because a rank that waits in a collective of a GPU does not hear TERM.
-# 85: stopped by a signal, please requeue. Above 128: a signal killed a rank. Any other status ends the job.
+# 85: stopped by a signal, please requeue. Above 128: a signal killed a rank. Any other status ends
+# the job, and 130, which is Ctrl-C.
 most_restarts=20
 run_until_done() { # name of the job's files; program and arguments
     first_failure=$1-$SLURM_JOB_ID-$restart.failed
@@ -147,7 +148,8 @@ run_until_done() { # name of the job's files; program and arguments
     trap '' TERM # a requeue ends this shell too
     set +e       # if a full disk refuses a message, the exit status must not change
     echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
-    if [ -z "$cancelled" ] && { [ -n "$stopped" ] || [ "$status" -eq 85 ] || [ "$status" -gt 128 ]; }; then
+    if [ -z "$cancelled" ] && [ "$status" -ne 130 ] &&
+        { [ -n "$stopped" ] || [ "$status" -eq 85 ] || [ "$status" -gt 128 ]; }; then
         if [ "$restart" -ge "$most_restarts" ]; then
             echo "It has started $((restart + 1)) times: give it more time (--time) or memory (--mem)." >&2
         else

@@ -92,9 +92,10 @@ trap '' TERM # a requeue ends this shell too
 
 echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
 # 85: saved, please requeue. 86: ranks hung or were lost. Above 128: a signal killed a rank. The last two saved nothing.
+# 130 is no such signal but Ctrl-C, after which the run is to rest.
 if [ -n "$cancelled" ]; then
     exit "$status"
-elif [ "$status" -ne 85 ] && [ "$status" -ne 86 ] && [ "$status" -le 128 ]; then
+elif [ "$status" -ne 85 ] && [ "$status" -ne 86 ] && { [ "$status" -le 128 ] || [ "$status" -eq 130 ]; }; then
     note_end "$([ "$status" -eq 0 ] && echo again || echo stop)" "job $SLURM_JOB_ID ended with $status"
 elif count_early_ends && [ "$early" -ge "$most_early_ends" ]; then
     note_end stop "$early starts in a row ended before training began"

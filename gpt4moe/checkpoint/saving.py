@@ -8,6 +8,7 @@ Ranks tell each other by files alone, because a collective of this thread could 
 
 import dataclasses
 import json
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import prune
 from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, write_file
 from gpt4moe.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 1.0  # listing a folder of thousands of files is work for a shared file system
@@ -54,6 +57,7 @@ class Save:
     def __init__(self, job: SaveJob):
         self.job = job
         self.problem: CheckpointError | None = None
+        """Its exit status is 2 where the disk refused (OSError) and 1 for an error nobody expects."""
         self._deadline = float("inf")
         # Not a daemon: the interpreter waits for it. leave() bounds how long that can be.
         self._thread = threading.Thread(target=self._run, name=f"save-{job.folder.name}")
@@ -89,11 +93,18 @@ class Save:
                 )  # fmt: skip
         except CheckpointError as error:
             self.problem = error
-        except Exception as error:  # whatever it is, the training loop must learn of it
+        except OSError as error:
             self.problem = CheckpointError(
                 f"{job.folder} could not be saved: {error}.",
                 "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
             )
+        except Exception as error:  # whatever it is, the training loop must learn of it
+            logger.exception("The thread that saves %s failed:", job.folder)
+            self.problem = CheckpointError(
+                f"{job.folder} could not be saved: {type(error).__name__}: {error}.",
+                "This is a mistake in the program: please report it. Earlier checkpoints are whole.",
+            )
+            self.problem.exit_code = 1
         finally:
             job.pieces = []
 

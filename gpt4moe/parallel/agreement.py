@@ -17,7 +17,7 @@ def raise_together(groups: ProcessGroups) -> Iterator[None]:
     """If the work inside raises a Gpt4MoeError on any rank, every rank raises. The work must have no collective.
 
     Collective at its end. A rank whose work failed raises its own error. The others raise the error of the lowest
-    failed rank: only rank 0 prints an error, and it may not have failed itself.
+    failed rank, with its exit status: only rank 0 prints an error, and it may not have failed itself.
     """
     refusal: Gpt4MoeError | None = None
     try:
@@ -29,8 +29,7 @@ def raise_together(groups: ProcessGroups) -> Iterator[None]:
     distributed.all_reduce(failed, op=distributed.ReduceOp.MIN)
     if failed.item() == world_size:
         return
-    cause, cure = _broadcast_error(refusal, int(failed.item()), groups.device)
-    raise refusal or LaunchError(cause, cure)
+    raise _broadcast_error(refusal, int(failed.item()), groups.device)
 
 
 def broadcast_int(value: int, groups: ProcessGroups) -> int:
@@ -53,11 +52,13 @@ def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
     return [int(number) for number in largest.tolist()]
 
 
-def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> tuple[str, str]:
-    """Cause and cure of the rank `source`'s error, on every rank. Collective."""
-    text = f"{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""
-    cause, _, cure = _broadcast_bytes(text, source, device).decode(errors="replace").partition("\0")
-    return cause, cure
+def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> Gpt4MoeError:
+    """This rank's own error, or else the rank `source`'s, on every rank. Collective."""
+    text = f"{refusal.exit_code}\0{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""
+    status, cause, *cure = _broadcast_bytes(text, source, device).decode(errors="replace").split("\0")
+    told = LaunchError(cause, "".join(cure))
+    told.exit_code = int(status)
+    return refusal or told
 
 
 def _broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:

@@ -42,9 +42,9 @@ The same command again resumes from the latest checkpoint of the run folder, run
 USR1 saves now and goes on; Ctrl-C, HUP, TERM or USR2 saves and ends, a second Ctrl-C ends at once; before training
 begins there is nothing to save.
 
-Exit status: 0 done; 1 a loss or gradient was not finite, or copies of a tensor on several ranks were not equal;
-2 bad input; 85 saved after a signal, 86 ranks hung or were lost: please requeue; 130 Ctrl-C. torchrun's own status is
-1 in all cases but the first.
+Exit status: 0 done; 1 a check failed (loss or gradient not finite, replicas differ, a flipped bit), or any other error
+of a rank; 2 bad input, or a disk that takes no more; 85 saved after a signal, 86 ranks hung or were lost: please requeue;
+130 Ctrl-C; 128 + n signal n killed a rank. torchrun's own status is 1 in all cases but the first.
 """
 
 

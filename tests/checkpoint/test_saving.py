@@ -66,8 +66,11 @@ def test_pieces_that_do_not_cover_every_tensor_once_are_not_committed(tmp_path: 
 def test_any_error_of_the_thread_is_told(tmp_path: Path) -> None:
     save = finished(Save(job(tmp_path / "never made", [])))
     assert save.problem is not None and "could not be saved" in save.problem.cause
+    assert save.problem.exit_code == 2
     broken = Piece("weight/a", (3,), (0,), (3,), None)  # type: ignore[arg-type]
-    assert "NoneType" in str(finished(Save(job(tmp_path, [broken]))).problem)
+    problem = finished(Save(job(tmp_path, [broken]))).problem
+    assert problem is not None and "NoneType" in problem.cause and "report it" in problem.cure
+    assert problem.exit_code == 1, "no input of the user's"
 
 
 def test_leaving_gives_other_ranks_time_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

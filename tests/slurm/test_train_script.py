@@ -72,11 +72,12 @@ def test_a_signal_reaches_every_rank_and_a_saved_run_goes_back_into_the_queue(sl
         assert (checkout / f"runs/x/logs/{job}-{start}.log").read_text().count(f"of start {start}") == 4
 
 
-@pytest.mark.parametrize("status", [2, 1])
+@pytest.mark.parametrize("status", [2, 1, 130])
 def test_any_other_status_ends_the_job(slurm: SlurmLab, checkout: Path, status: int) -> None:
     job = slurm.submit("sbatch", "--ntasks=2", "slurm/train.sh", "run.name=x", f"end={status}", cwd=checkout)
     ended = slurm.wait(job, 30)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", f"{status}:0", "0")
+    assert (checkout / f"runs/x/logs/{job}-0.end").read_text().startswith("stop"), "a chain ends here too"
 
 
 def test_a_run_whose_ranks_hung_goes_back_into_the_queue(slurm: SlurmLab, checkout: Path) -> None:
