@@ -15,7 +15,7 @@ restart_minutes time_factor, and with report=inference: inference.tp pp ep promp
 sequences max_token_ms precision objective. It has latency, throughput and price as the load grows; output=html
 file=plan.html: as curves.
 docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
-Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a missing price), with what would fit.
+Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a budget without a price), with what would fit.
 """
 
 import json

@@ -30,6 +30,7 @@ _GENERAL = (
     "Write an override as key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has "
     "the groups, resolved.yaml of a run every key."
 )
+_CLUSTER = re.compile(r"""([+]?cluster=)(['"]?)([^'"]*)\2""")
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -100,9 +101,8 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
                 f"The value of {key} is to be read from the environment: it would be written into the run folder.",
                 f"Write the value itself: {key}=... .",
             )
-    named = "cluster="
     overrides = [
-        f"{named}{whole_cluster_name(one.removeprefix(named))}" if one.startswith(named) else one for one in overrides
+        f"{named[1]}{whole_cluster_name(named[3])}" if (named := _CLUSTER.fullmatch(one)) else one for one in overrides
     ]
     ConfigStore.instance().store(name=f"{'run' if schema is RunConfig else 'plan'}_schema", node=schema)
     GlobalHydra.instance().clear()
@@ -112,6 +112,8 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
         raw = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, schema) from error
+    except (ValueError, TypeError) as error:  # Hydra's own, where a group's value is no name
+        raise _nameless_group(overrides, error) from error
     except AssertionError as error:  # what OmegaConf raises where a value is set below a null
         raise ConfigError(
             "An override sets a key of a group that is null here (model.moe of a dense model?).",
@@ -119,6 +121,16 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
         ) from error
     assert isinstance(raw, dict)
     return {str(key): value for key, value in raw.items()}
+
+
+def _nameless_group(overrides: list[str], error: Exception) -> ConfigError:
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        files = sorted(file.stem for file in (CONFIG_FOLDER / group).glob("*.yaml"))
+        if group.isidentifier() and files and not re.fullmatch(r"(?!(null|true|false)$)[a-z]\w*", value, re.IGNORECASE):
+            return ConfigError(f"{override}: a group takes a name.", f"Give {key}= one of: {' '.join(files)}.")
+    return ConfigError(f"An override is none that Hydra takes: {str(error).splitlines()[0]}.", _GENERAL)
 
 
 def config_from_dict(raw: dict[str, Any]) -> RunConfig:
@@ -231,6 +243,9 @@ def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
             f"Unknown key or group {group.group(1)}.",
             ["An experiment is added with a plus: +experiment=tiny."],
         )
+    twice = re.match(r"Multiple values for ([^ ]+)\.", lines[0])
+    if twice:
+        cause, options = f"{twice[1]} has a value already; a plus adds one.", [f"Leave the plus out: {twice[1]}=... ."]
     unparsed = getattr(error, "override", None)
     if unparsed is not None:  # its lines are a parser's, and an address
         cause, options = f"{unparsed!r} is no override: {lines[0]}.", []

@@ -138,6 +138,8 @@ class PlanConfig(RunConfig):
     """Minutes from an unexpected stop to the first step after it; an assumption."""
     time_factor: float = 1.0
     """Multiplies the time of every part of a step, but not saving, restarts or memory. calibrate= measures it."""
+    has_steps: bool = field(default=False, metadata={"omegaconf_ignore": True})
+    """Whether the command line says training.steps; no key."""
 
     def validate(self) -> None:
         RunConfig.validate(self)
@@ -176,13 +178,14 @@ class PlanConfig(RunConfig):
             )
 
     def take_tokens(self, given: list[str]) -> None:
-        """Sets training.steps to what trains `tokens`. Args: given: keys of the command line.
+        """Sets training.steps to what trains `tokens`, and has_steps. Args: given: keys of the command line.
 
         Raises: ConfigError if training.steps is given too.
         """
+        self.has_steps = "training.steps" in given
         if self.tokens is None:
             return
-        if "training.steps" in given:
+        if self.has_steps:
             raise ConfigError(
                 f"tokens={self.tokens:g} and training.steps={self.training.steps} both say how long the run is.",
                 "Leave one of them out.",

@@ -10,13 +10,14 @@ from math import ceil
 
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import divisors
+from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.plan import DEFAULT_STEPS, PlanConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.planner.efficiency import error_interval, generation_timing
+from gpt4moe.planner.efficiency import generation_timing, plan_interval
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
 from gpt4moe.planner.step_time import StepTime
@@ -66,6 +67,7 @@ def warnings(
     unsupported: list[str],
     *,
     step: StepTime,
+    world: int,
     offloaded_bytes: float,
 ) -> list[str]:
     """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is.
@@ -106,8 +108,8 @@ def warnings(
             f"is checkpoint.every={best_interval(saving.seconds, rate, work)}"
         )
     if plan.engine.offload_optimizer:
-        found.append(_of_offload(plan, step, offloaded_bytes))
-    if plan.training.steps == DEFAULT_STEPS and plan.tokens is None:
+        found.append(_of_offload(plan, step, offloaded_bytes * min(world, cluster.devices_per_node)))
+    if plan.training.steps == DEFAULT_STEPS and plan.tokens is None and not plan.has_steps:
         found.append(
             f"days and cost are of {DEFAULT_STEPS:,} steps, a plan's default, or "
             f"{plan.step_sizes.tokens(DEFAULT_STEPS):.3g} tokens: set tokens=... or training.steps=..."
@@ -120,26 +122,32 @@ def warnings(
     return found
 
 
-def _of_offload(plan: PlanConfig, step: StepTime, device_bytes: float) -> str:
+def _of_offload(plan: PlanConfig, step: StepTime, node_bytes: float) -> str:
     least, most = OFFLOAD_SLOWER
     return (
         f"the offloaded update is {step.parts['optimizer']:.3g} of a step's {step.seconds:.3g} s by assumed rates of "
         f"the host, nothing hidden (Megatron-Bridge's steps took {most:g} times as long, {least:g} with a quarter "
-        f"offloaded); it takes {device_bytes * plan.cluster.devices_per_node / 1e9:,.0f} GB of a node's host memory"
+        f"offloaded); it takes {node_bytes / 1e9:,.0f} GB of a node's host memory"
     )
 
 
 def _of_time(plan: PlanConfig) -> str:
     """Which constants the time comes from, and their error. No run of this trainer on a GPU has been timed."""
-    cluster, has_experts = plan.cluster, plan.model.moe is not None
-    known, seen = generation_timing(cluster.generation), error_interval(cluster.generation, has_experts=has_experts)
+    cluster = plan.cluster
+    known, seen = generation_timing(cluster.generation), plan_interval(plan)
     if cluster.generation is Generation.cpu:
         return f"FLOP/s, bandwidths and price of cluster={cluster.name} are nominal: its time and cost are only a trend"
     error = "no published row on it was found, so how far off that is is not known"
-    if seen is not None:
+    if plan.time_factor != 1:
+        error = "the errors of published rows are of those constants alone, without time_factor"
+    elif plan.precision.dtype is Dtype.fp32:
+        error = "no published row in fp32 was found, so how far off that is is not known"
+    elif seen is not None:
+        side = "some too fast, some too slow" if seen.least < 0 < seen.most else "all too fast"
+        side = "all too slow" if seen.least > 0 else side
         error = (
             f"{seen.rows} published rows ({seen.of}), predicted by another source's constants, are {seen.least:+.0%} "
-            f"to {seen.most:+.0%} off (docs/planner-error.md): too slow against tuned stacks, too fast against others"
+            f"to {seen.most:+.0%} off (docs/planner-error.md), {side}"
         )
     return (
         f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "

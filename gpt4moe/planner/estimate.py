@@ -15,7 +15,7 @@ from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.checkpoint_size import saved_bytes, state_bytes
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
-from gpt4moe.planner.efficiency import ErrorInterval, error_interval, planning_profile
+from gpt4moe.planner.efficiency import ErrorInterval, plan_interval, planning_profile
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.phases import RunPhase, timed_phases
 from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
@@ -81,7 +81,7 @@ class Estimate:
     @property
     def interval(self) -> ErrorInterval | None:
         """How far off the time of a step is for published runs, and with it days and dollars; None: not known."""
-        return error_interval(self.plan.cluster.generation, has_experts=self.plan.model.moe is not None)
+        return plan_interval(self.plan)
 
     def likely(self, predicted: float | None) -> tuple[float, float] | None:
         """The range of a time or a cost of this plan by that interval; None: not known."""
@@ -180,7 +180,7 @@ def estimate(plan: PlanConfig) -> Estimate:
     whole, phases = timed_phases(
         plan, seconds_of, lambda part: _fullest(memory_of(part)), saving,
         failures_per_hour=world / hours_between if hours_between else 0.0,
-        restart_seconds=plan.detect_seconds + 60 * plan.restart_minutes,
+        restart_seconds=60 * plan.restart_minutes, detect_seconds=plan.detect_seconds,
     )  # fmt: skip
     memory = max((memory_of(plan), *memories.values()), key=_fullest)
     refused = [
@@ -195,7 +195,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step=step,
-                          offloaded_bytes=state_bytes(work, world)),
+                          world=world, offloaded_bytes=state_bytes(work, world)),
     )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def timed_phases(
     *,
     failures_per_hour: float,
     restart_seconds: float,
+    detect_seconds: float,
 ) -> tuple[RunTime, list[RunPhase]]:
     """The run's time, and its phases.
 
@@ -62,7 +63,8 @@ def timed_phases(
         seconds, memory = seconds_of(part), memory_of(part)
         flops = flops_per_token(part.model, part.parallel, trained=trained_tensors(part))
         took = run_time(
-            steps, seconds, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds
+            steps, seconds, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds,
+            detect_seconds=detect_seconds,
         )  # fmt: skip
         times.append((steps, took))
         for first, count, shares in _cut_by_shares(plan, span.first_step, steps):

@@ -48,10 +48,18 @@ def save_seconds(bytes_per_device: float, *, asynchronous: bool) -> float:
 
 
 def run_time(
-    steps: int, step_seconds: float, saving: Saving, *, failures_per_hour: float, restart_seconds: float
+    steps: int,
+    step_seconds: float,
+    saving: Saving,
+    *,
+    failures_per_hour: float,
+    restart_seconds: float,
+    detect_seconds: float = 0.0,
 ) -> RunTime:
     """The time of `steps` steps.
 
+    Args:
+        restart_seconds, detect_seconds: of each stop, one after the other; apart, so that a cure can name either.
     Raises: ConfigError if failures cost more time than the run has. The cure names a save interval that works.
     """
     every = saving.every_steps or steps
@@ -60,9 +68,9 @@ def run_time(
     checkpoint = (saving.seconds + late) / every
     work = step_seconds + checkpoint
     rate = failures_per_hour / 3600
-    lost = rate * (restart_seconds + every * work / 2)
+    lost = rate * (detect_seconds + restart_seconds + every * work / 2)
     if not lost <= MOST_LOST:
-        raise ConfigError(*_endless(steps, step_seconds, saving, rate, restart_seconds))
+        raise ConfigError(*_endless(steps, step_seconds, saving, rate, restart_seconds, detect_seconds))
     seconds = steps * work / (1 - lost)
     return RunTime(
         seconds=seconds,
@@ -72,20 +80,32 @@ def run_time(
     )
 
 
-def _endless(steps: int, step: float, saving: Saving, rate: float, restart: float) -> tuple[str, str]:
-    """(cause, cure) for a run that would never end. The cure names a save interval if that is enough."""
+def _endless(steps: int, step: float, saving: Saving, rate: float, restart: float, detect: float) -> tuple[str, str]:
+    """(cause, cure) for a run that would never end. The cure names a save interval if that is enough, or else with it
+    shorter restarts, a faster notice, or both."""
     every = saving.every_steps or steps
+    noticed = f"{detect / 60:.3g} min until it is noticed (detect_seconds), " if detect else ""
     cause = (
-        f"Unexpected stops are {1 / (3600 * rate):.3g} h apart; each costs {restart / 60:.3g} min to restart and half "
-        f"of checkpoint.every={saving.every_steps} ({every * step / 3600:.3g} h of work): the run would not end."
+        f"Unexpected stops are {1 / (3600 * rate):.3g} h apart; each costs {noticed}{restart / 60:.3g} min to restart "
+        f"and half of checkpoint.every={saving.every_steps} ({every * step / 3600:.3g} h of work): the run would not "
+        "end."
     )
     best = best_interval(saving.seconds, rate, step)
-    less = int(MOST_LOST / 4 / rate / 6) / 10  # restart minutes, rounded down to tenths: a quarter of MOST_LOST
-    for minutes, also in ((restart / 60, ""), (less, f" and restart_minutes={less:g}")):
+    both = MOST_LOST / 4 / rate  # seconds for notice and restart: a quarter of MOST_LOST
+    minutes, half = int((both - detect) / 6) / 10, int(both / 12) / 10  # rounded down to tenths
+    found, split = int(both - restart), int(both / 2)
+    changes = [(detect + restart, "")]
+    if minutes > 0:
+        changes.append((detect + 60 * minutes, f" and restart_minutes={minutes:g}"))
+    if detect and found > 0:
+        changes.append((found + restart, f" and detect_seconds={found}"))
+    if detect and split and half:
+        changes.append((split + 60 * half, f" and detect_seconds={split} and restart_minutes={half:g}"))
+    for stopped, also in changes:
         for tried in sorted({best, max(1, best // 2), 2 * best, 1}, key=lambda number: abs(number - best)):
             late = max(0.0, saving.written_seconds - tried * step)
             work = step + (saving.seconds + late) / tried
-            if rate * (60 * minutes + tried * work / 2) <= MOST_LOST:
+            if rate * (stopped + tried * work / 2) <= MOST_LOST:
                 return cause, f"Set checkpoint.every={tried}{also}, or use fewer devices."
     return cause, "Use fewer devices, or set cluster.hours_between_failures to what your devices have."
 

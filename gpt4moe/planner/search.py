@@ -109,7 +109,8 @@ def _best_spent(plan: PlanConfig, most: int) -> Taken:
         _, found, _ = max(fitting, key=_trained)
         # Devices that never wait: so many seconds of one device a sample. Layouts of other counts hardly need less.
         ideal = min(one.least_device_seconds for one, _, _ in fitting) * plan.training.global_batch_size / gpus
-        if ideal >= found[0].step.seconds:
+        run = found[0].run  # what saves and failures add counts too, because the choice is by tokens of the whole time
+        if ideal >= found[0].step.seconds + run.checkpoint_seconds + run.failure_seconds:
             break
         if gpus not in seen:
             fitting += [one for one in [_taken(plan, gpus)] if one[1]]

@@ -146,6 +146,7 @@ def _configurations() -> st.SearchStrategy[Case]:
     run = load_run_config([*SMALL, "run.name=first"])
     keys = sorted(_keys(config_to_dict(run)))
     groups = ["model", "data", "parallel", "precision", "engine", "router@model.moe.router", "stage", "experiment"]
+    groups += ["cluster", "router"]
     key = st.one_of(st.sampled_from(keys), st.sampled_from(keys), st.sampled_from(groups), st.builds(
         lambda name, at, letter: name[:at] + letter + name[at + 1 :], st.sampled_from(keys), st.integers(0, 20),
         _words(),

@@ -138,25 +138,32 @@ def test_a_plan_warns_of_saves_closer_together_than_they_take_and_the_cure_cures
     assert not [line for line in cured if "reach storage" in line]
 
 
+@pytest.mark.parametrize("detect_seconds", [0.0, 300.0, 7200.0])
 @pytest.mark.parametrize("restart_seconds", [60.0, 600.0, 1e9])
 @pytest.mark.parametrize("failures_per_hour", [0.5, 5.0, 40.0, 1e4])
 @pytest.mark.parametrize("every", [1, 25, 2000, 0])
 def test_the_cure_of_a_run_that_would_not_end_ends_it(
-    restart_seconds: float, failures_per_hour: float, every: int
+    detect_seconds: float, restart_seconds: float, failures_per_hour: float, every: int
 ) -> None:
     saving = Saving(every_steps=every, seconds=2.0, written_seconds=20.0)
     try:
-        run_time(10_000, 10.0, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds)
+        run_time(
+            10_000, 10.0, saving, failures_per_hour=failures_per_hour, restart_seconds=restart_seconds,
+            detect_seconds=detect_seconds,
+        )  # fmt: skip
     except ConfigError as error:
         if "checkpoint.every=" in error.cure:
             change = dict(part.split("=") for part in error.cure.split("Set ")[1].split(",")[0].split(" and "))
             minutes = float(change.get("restart_minutes", restart_seconds / 60))
+            noticed = float(change.get("detect_seconds", detect_seconds))
             cured = replace(saving, every_steps=int(change["checkpoint.every"]))
             assert run_time(
-                10_000, 10.0, cured, failures_per_hour=failures_per_hour, restart_seconds=60 * minutes
-            ).seconds
+                10_000, 10.0, cured, failures_per_hour=failures_per_hour, restart_seconds=60 * minutes,
+                detect_seconds=noticed,
+            ).seconds  # fmt: skip
         else:
             assert failures_per_hour == 1e4 and "fewer devices" in error.cure
+        assert (f"{detect_seconds / 60:g} min until it is noticed" in error.cause) == (detect_seconds > 0)
 
 
 def test_more_layers_recomputed_than_there_are_is_said() -> None:

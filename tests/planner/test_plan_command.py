@@ -179,6 +179,8 @@ def test_a_default_of_1000_steps_is_remarked_on() -> None:
     asked = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "parallel.ep=8")
     remarks = [line for line in estimate(plan_of(*asked)).warnings if "a plan's default" in line]
     assert len(remarks) == 1 and "set tokens=... or training.steps=..." in remarks[0]
+    chosen = load_plan_config([*asked, "training.steps=1000"])
+    assert not [line for line in estimate(chosen).warnings if "a plan's default" in line], "1000 said is no default"
     for said in ("training.steps=999", "tokens=1e9"):
         assert not [line for line in estimate(plan_of(*asked, said)).warnings if "a plan's default" in line]
 

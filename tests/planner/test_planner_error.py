@@ -106,6 +106,16 @@ def test_every_plan_says_what_stands_behind_its_seconds(cluster: str, said: str)
     assert said in estimate(plan).warnings[-1]
 
 
+@pytest.mark.parametrize(
+    ("model", "cluster", "side"),
+    [("llama3_405b", "h100_80g", "all too fast"), ("llama3_405b", "a100_80g", "all too slow"),
+     ("mixtral_8x7b", "h100_80g", "some too fast, some too slow")],
+)  # fmt: skip
+def test_a_plan_says_on_which_side_the_errors_lie(model: str, cluster: str, side: str) -> None:
+    found = [line for line in estimate(plan_of(f"model={model}", f"cluster={cluster}")).warnings if "rows (" in line]
+    assert len(found) == 1 and found[0].endswith(f", {side}")
+
+
 def test_an_interval_is_around_the_step_the_days_and_the_dollars_of_every_plan_and_search() -> None:
     """Dense models on Hopper were predicted 11% to 26% too fast: what comes is slower than what is shown."""
     plan = plan_of("model=llama3_405b", "cluster=h100_80g", "gpus=512", "parallel.tp=8", "parallel.pp=16",
@@ -117,6 +127,11 @@ def test_an_interval_is_around_the_step_the_days_and_the_dollars_of_every_plan_a
         value = data[shown][predicted]  # type: ignore[index]
         assert kept[predicted] == pytest.approx((value / (1 - 0.106), value / (1 - 0.255)))
     assert error_interval(Generation.cdna3, has_experts=True) is None
+    on_blackwell = error_interval(Generation.blackwell, has_experts=False)
+    assert on_blackwell is not None and on_blackwell.of == "dense models on blackwell, fp8", "no row is in bf16"
+    for changed in ("time_factor=1.5", "precision=fp32"):
+        other = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "gpus=16", "parallel.ep=8", changed)
+        assert estimate(other).interval is None and "published rows (" not in " ".join(estimate(other).warnings)
     on_ampere = error_interval(Generation.ampere, has_experts=True)
     assert on_ampere == error_interval(Generation.hopper, has_experts=True)
     console = Console(width=220, record=True, file=StringIO())

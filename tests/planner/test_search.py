@@ -186,6 +186,8 @@ def test_what_does_not_fit_may_be_offloaded_which_costs_time_and_host_memory() -
     assert 1.8 < slower < 4.2  # Megatron-Bridge measured 4.2 for a smaller model
     (said,) = [line for line in best.warnings if "offloaded" in line]
     assert "560 GB of a node's host memory" in said, said
+    few = estimate(plan_of(*plan[:2], "gpus=2", "parallel.ep=2", "engine=deepspeed", "engine.offload_optimizer=true"))
+    assert any("560 GB of a node's host memory" in line for line in few.warnings), "two devices of the node are used"
 
 
 def test_a_layout_is_found_once_with_the_least_recomputation_that_fits() -> None:
