@@ -67,13 +67,12 @@ def warnings(
     unsupported: list[str],
     *,
     step: StepTime,
-    world: int,
     offloaded_bytes: float,
 ) -> list[str]:
     """Warnings: what the trainer cannot run, what does not fit, what failures cost, how reliable the time is.
 
     Args:
-        offloaded_bytes: of a device's masters and moments, if they are in host memory.
+        offloaded_bytes: masters and moments of a node's devices, if they are in host memory.
     """
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
@@ -108,7 +107,7 @@ def warnings(
             f"is checkpoint.every={best_interval(saving.seconds, rate, work)}"
         )
     if plan.engine.offload_optimizer:
-        found.append(_of_offload(plan, step, offloaded_bytes * min(world, cluster.devices_per_node)))
+        found.append(_of_offload(plan, step, offloaded_bytes))
     if plan.training.steps == DEFAULT_STEPS and plan.tokens is None and not plan.has_steps:
         found.append(
             f"days and cost are of {DEFAULT_STEPS:,} steps, a plan's default, or "

@@ -195,7 +195,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         cost=cost(plan.cluster, world, whole.seconds / 3600),
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step=step,
-                          world=world, offloaded_bytes=state_bytes(work, world)),
+                          offloaded_bytes=state_bytes(work, world) * min(world, plan.cluster.devices_per_node)),
     )  # fmt: skip
 
 

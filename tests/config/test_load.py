@@ -42,31 +42,6 @@ def test_a_document_mask_of_conversations_is_refused() -> None:
     assert "data.pack" in refusal([*TINY, "stage=sft", "data.document_mask=true"]).cure
 
 
-@pytest.mark.parametrize(
-    ("short", "whole"),
-    [("h100", "h100_80g"), ("H200", "h200_141g"), ("MI300X", "mi300x"), ("rtx-4090", "rtx4090"),
-     ("'h100'", "h100_80g"), ('"H200"', "h200_141g")],
-)  # fmt: skip
-def test_a_short_name_stands_for_the_one_cluster_that_has_it(short: str, whole: str) -> None:
-    assert load_run_config(["run.name=x", "training.steps=1", f"cluster={short}"]).cluster.name == whole
-
-
-def test_a_short_name_of_several_clusters_is_refused_with_all_of_them() -> None:
-    error = refusal(["run.name=x", "training.steps=1", "cluster=a100"])
-    assert "a100_40g or a100_80g" in error.cause and error.cure == "Set cluster=a100_40g or cluster=a100_80g."
-    assert "h100_80g" in refusal(["run.name=x", "training.steps=1", "cluster=h1000"]).cure
-    assert "Leave the plus out: cluster=" in refusal(["run.name=x", "training.steps=1", "+cluster=h100"]).cure
-
-
-@pytest.mark.parametrize(
-    "override", ["cluster=null", "stage=null", "+experiment=null", "cluster=5", "router@model.moe.router=true"]
-)
-def test_a_group_that_is_given_no_name_is_refused_with_its_names(override: str) -> None:
-    error = refusal(["run.name=x", "training.steps=1", override])
-    assert error.cause.startswith(f"{override}: ")
-    assert any(f" {name}" in error.cure for name in ("h100_80g", "sft", "tiny", "switch"))
-
-
 @pytest.mark.parametrize("file", GROUP_FILES, ids=str)
 def test_every_group_file_is_reachable(file: Path) -> None:
     group, choice = file.parent.as_posix(), file.stem
