@@ -1,8 +1,15 @@
 """What every test starts from: one thread a process, nothing sent anywhere, and in CI no skip that nobody expects."""
 
 import os
+import signal
 
 import pytest
+
+# Processes that tests start inherit what is ignored here: HUP by nohup, INT by a script's background job. Those whose
+# signals are tested would go on ignoring them, as they should.
+for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # Before torch is imported anywhere: several ranks share two cores, and wandb must not look for its server.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
