@@ -116,14 +116,14 @@ def test_a_running_run_without_steps_is_told_and_one_that_has_ended_is_not(tmp_p
     assert statuses([folder], now=NOW + 501)[0].alerts == []
 
 
-def test_a_start_that_makes_no_step_is_stuck_after_a_quarter_of_an_hour(tmp_path: Path, no_slurm: Path) -> None:
+def test_a_start_that_makes_no_step_is_stuck_after_ten_minutes(tmp_path: Path, no_slurm: Path) -> None:
     command(no_slurm / "squeue", "12|RUNNING|None")
     folder = a_run(tmp_path / "x", job=12, steps=0)
     events = (folder / "events.jsonl").read_text().splitlines(keepends=True)
     (folder / "events.jsonl").write_text(events[0])
-    (early,) = statuses([folder], now=NOW + 700)
+    (early,) = statuses([folder], now=NOW + 500)
     (late,) = statuses([folder], now=NOW + 920)
-    assert "running, in start-up for 13 min 12 RUNNING" in line(early) and not early.is_stuck
+    assert "running, in start-up for 10 min 12 RUNNING" in line(early) and not early.is_stuck
     assert "running, stuck in start-up for 17 min (no progress)" in line(late)
     # The job of another start of which there is a log and no event: its processes never found each other.
     (folder / "logs").mkdir()
