@@ -1,24 +1,31 @@
 """What a drill showed: every step once and equal to the last bit; what each fault cost; availability two ways.
 
-Availability (ETTR, effective training time ratio) is the share of the wall time in which steps that count were made:
+Availability is the share of the wall time that was not lost to a fault or a save:
 
-    measured   by the trainer's own files (runlog.goodput): 1 - (start-up + redone + checkpoints + down) / wall
+    measured   by the trainer's own files (runlog.goodput): 1 - (start-up + redone + checkpoints + queue + down) / wall
     formula    1 - (save + lost work + detect + restart) x rate: means of a fault, by the drill's clock
 
-Both over the time from the first step of the first launch to the end of the last.
+Evaluations, reports and what is between the steps are available time. So the share in which steps that count were made
+(ETTR, effective training time ratio) is smaller: `productive`. All are over the time from the first step of the first
+launch to the end of the last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gpt4moe.checkpoint.retention import committed_steps, step_folder
-from gpt4moe.drill.kinds import Fault
+from gpt4moe.drill.kinds import KINDS, RESUME, START, Fault
 from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, read_events, written_at
-from gpt4moe.runlog.goodput import by_launch, goodput, redone
+from gpt4moe.runlog.goodput import PRODUCTIVE, by_launch, goodput, redone
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
+LONG = 30
+"""From so many faults on, the two availabilities must agree: fewer are a matter of chance."""
+MOST_POINTS = 3.0
 _LOST = ("start_up", "redone", "checkpoint", "queue", "down")
 
 
@@ -36,7 +43,9 @@ class Outcome:
     detect_seconds: float | None = None
     """From the fault until no rank was left; for a bit in the data until the launch that found it had ended."""
     restart_seconds: float | None = None
-    """From there to the next first step, or to the next fault where that comes before it."""
+    """From there to the next first step, or to the next fault where that comes before it. None: neither came."""
+    is_cut_off: bool = False
+    """No first step came before the next fault: restart_seconds are not those of a whole restart."""
     redone_steps: int = 0
     redone_seconds: float = 0.0
 
@@ -51,13 +60,25 @@ class Availability:
     lost_seconds: float
     detect_seconds: float
     restart_seconds: float
+    """Those that the next fault cut off are in it."""
+    whole_restart_seconds: float | None
+    """Mean of the restarts that no fault cut off; None: there was none."""
     measured: float
     """0 to 1."""
+    productive: float
+    """Share of the wall time in which steps that count were made, 0 to 1."""
+
+    @property
+    def cost_seconds(self) -> float:
+        return self.save_seconds + self.lost_seconds + self.detect_seconds + self.restart_seconds
 
     @property
     def formula(self) -> float:
-        cost = self.save_seconds + self.lost_seconds + self.detect_seconds + self.restart_seconds
-        return 1 - cost * self.faults / self.wall_seconds
+        return 1 - self.cost_seconds * self.faults / self.wall_seconds
+
+    @property
+    def points_apart(self) -> float:
+        return 100 * abs(self.measured - self.formula)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +102,18 @@ class Result:
         return asdict(self) | {"formula": self.availability and self.availability.formula, "is_good": self.is_good}
 
 
+def judge_arrivals(outcomes: Sequence[Outcome], came: Mapping[int, float]) -> None:
+    """What did not happen is not survived. Args: came: number of a fault -> when it came, over all launches."""
+    for outcome in outcomes:
+        fault = outcome.fault
+        if fault.number not in came:
+            outcome.wrong = "it did not come"
+            continue
+        outcome.came_at = came[fault.number]
+        if KINDS[fault.kind].statuses and outcome.status is None:
+            outcome.wrong = "it came and ended no launch"
+
+
 def add_restarts(outcomes: Sequence[Outcome], ends: Sequence[float], run_folder: Path) -> None:
     """Fills in what the trainer's events know: restarts and steps redone.
 
@@ -91,15 +124,18 @@ def add_restarts(outcomes: Sequence[Outcome], ends: Sequence[float], run_folder:
     ended = [outcome for outcome in outcomes if outcome.status is not None]
     redone_of = [redone(launches, key) for key in ("redone_steps", "redone_seconds")]
     for launch, steps, seconds in zip(launches, *redone_of, strict=True):
-        before = [outcome for outcome, end in zip(ended, ends, strict=True) if end <= written_at(launch[0])]
-        if before:
-            before[-1].redone_steps += int(steps)
-            before[-1].redone_seconds += seconds
+        # By when it came, not by when it ended: a bit in the data ends with the launch that finds it. A fault in a
+        # start-up ended a launch without steps: those were lost to the fault before it.
+        came = [it for it in ended if it.came_at < written_at(launch[0]) and it.fault.moment not in (START, RESUME)]
+        if came:
+            came[-1].redone_steps += int(steps)
+            came[-1].redone_seconds += seconds
     first_steps = [event for launch in launches for event in launch if event["event"] == "first_step"]
     for index, (outcome, end) in enumerate(zip(ended, ends, strict=True)):
         until = ended[index + 1].came_at if index + 1 < len(ended) else float("inf")
         begun = [event["time"] - event["seconds"] for event in first_steps if end <= event["time"] < until]
-        outcome.restart_seconds = min([*begun, until]) - end
+        outcome.is_cut_off = not begun
+        outcome.restart_seconds = min([*begun, until]) - end if begun or isfinite(until) else None
 
 
 def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float) -> Availability:
@@ -113,6 +149,7 @@ def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float)
     faults = [outcome for outcome in outcomes if outcome.status is not None]
     count = len(faults) or 1
     saves = sum(event["seconds"] for event in events if event["event"] == "checkpoint")
+    whole = [it.restart_seconds for it in faults if it.restart_seconds is not None and not it.is_cut_off]
     began = next(event["time"] - event["seconds"] for event in events if event["event"] == "first_step")
     return Availability(
         wall_seconds=ended_at - began,
@@ -121,8 +158,17 @@ def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float)
         lost_seconds=sum(outcome.redone_seconds for outcome in faults) / count,
         detect_seconds=sum(outcome.detect_seconds or 0.0 for outcome in faults) / count,
         restart_seconds=sum(outcome.restart_seconds or 0.0 for outcome in faults) / count,
+        whole_restart_seconds=fmean(whole) if whole else None,
         measured=1 - lost / wall,
+        productive=account.seconds[PRODUCTIVE] / wall,
     )
+
+
+def disagreement(it: Availability, faults: int) -> list[str]:
+    """That the two availabilities of a long drill are too far apart; empty: they agree. Args: faults: of its plan."""
+    if faults < LONG or it.points_apart <= MOST_POINTS:
+        return []
+    return [f"measured availability and formula are {it.points_apart:.1f} points apart, more than {MOST_POINTS:g}"]
 
 
 def differences(drilled: Path, plain: Path, steps: int) -> list[str]:

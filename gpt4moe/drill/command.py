@@ -3,8 +3,8 @@
   python -m gpt4moe.drill.command --faults 60 --write docs/drill.md
   python -m gpt4moe.drill.command --faults 10 --cold        # every rank a process of its own, as people start them
 
-Exit status: 0 all survived; 1 a fault was not, or the run is not equal to one without faults; 2 bad input;
-130 Ctrl-C.
+Exit status: 0 all survived; 1 a fault was not or did not come, the run is not equal to one without faults, or (from 30
+faults on) availability by its two ways is more than 3 points apart; 2 bad input; 130 Ctrl-C.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def run(given: argparse.Namespace) -> int:
     text = summary(result)
     _say(f"\n{text}")
     if result.availability is not None:
-        _say(f"\nThese seconds in a plan: python tools/plan.py +experiment=gpt4 {plan_keys(result.availability)}")
+        _say(f"\nAs keys of a plan, of this model and machine: {plan_keys(result.availability)}")
     if given.write is not None:
         write_block(given.write, text)
     return 0 if result.is_good else 1

@@ -94,7 +94,7 @@ def last_step(faults: Sequence[Fault], every: int) -> int:
 
 
 def of_launch(left: Sequence[Fault]) -> list[Fault]:
-    """The faults of the next launch: up to the first that ends it."""
+    """The faults of the next launch, of those that did not come yet: up to the first that ends it."""
     for number, fault in enumerate(left):
         if KINDS[fault.kind].statuses:
             return list(left[: number + 1])

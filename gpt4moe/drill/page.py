@@ -38,7 +38,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         if not own:
             continue
         detect = [outcome.detect_seconds for outcome in own if outcome.detect_seconds is not None]
-        restart = [outcome.restart_seconds for outcome in own if outcome.restart_seconds is not None]
+        whole = [outcome for outcome in own if not outcome.is_cut_off]
+        restart = [outcome.restart_seconds for outcome in whole if outcome.restart_seconds is not None]
         rows.append(
             f"| {kind.meaning} | {len(own)} | {sum(not outcome.wrong for outcome in own)} | "
             + (f"{fmean(outcome.redone_steps for outcome in own):.1f} | " if detect else "none | ")
@@ -59,20 +60,23 @@ def _whole(result: Result) -> str:
 
 
 def _availability(it: Availability) -> str:
-    cost = it.save_seconds + it.lost_seconds + it.detect_seconds + it.restart_seconds
-    between = it.wall_seconds / it.faults
-    hours = ", ".join(f"{1 - cost / (3600 * hours):.2%} at one in {hours:g} h" for hours in _HOURS)
+    between = it.wall_seconds / max(1, it.faults)
+    hours = ", ".join(f"{1 - it.cost_seconds / (3600 * hours):.2%} at one in {hours:g} h" for hours in _HOURS)
     return (
-        f"Availability: **measured {it.measured:.1%}**, by the formula 1 - (save {it.save_seconds:.2f} s + lost work "
+        f"Availability, the share not lost to a fault or a save: **measured {it.measured:.1%}**, by "
+        f"the formula 1 - (save {it.save_seconds:.2f} s + lost work "
         f"{it.lost_seconds:.2f} s + detect {it.detect_seconds:.2f} s + restart {it.restart_seconds:.2f} s) x one fault "
-        f"in {between:.1f} s = **{it.formula:.1%}**, {100 * abs(it.measured - it.formula):.1f} points apart. The same "
-        f"seconds give {hours}."
+        f"in {between:.1f} s = **{it.formula:.1%}**, {it.points_apart:.1f} points apart. Steps that count "
+        f"took {it.productive:.1%} of the time. The same seconds give {hours}."
     )
 
 
 def plan_keys(it: Availability) -> str:
-    """The measured seconds as keys of tools/plan.py."""
-    return f"detect_seconds={it.detect_seconds:.3g} restart_minutes={it.restart_seconds / 60:.3g}"
+    """The measured seconds as keys of tools/plan.py; without a restart time where every restart was cut off."""
+    keys = [f"detect_seconds={it.detect_seconds:.3g}"]
+    if it.whole_restart_seconds is not None:
+        keys.append(f"restart_minutes={it.whole_restart_seconds / 60:.3g}")
+    return " ".join(keys)
 
 
 def write_block(page: Path, text: str) -> None:

@@ -22,7 +22,15 @@ from gpt4moe.operations.run_state import IDENTITY_FILE, activity, job_of, last_j
 from gpt4moe.runlog import slurm_queue
 from gpt4moe.runlog.alerts import FiredAlert, Stalled, failing_alerts
 from gpt4moe.runlog.dashboard import dashboard_of
-from gpt4moe.runlog.events_log import EVENTS_FILE, WENT_BACK, Event, last_sign_of_life, own_events, scan_events
+from gpt4moe.runlog.events_log import (
+    EVENTS_FILE,
+    WENT_BACK,
+    Event,
+    last_seen,
+    last_sign_of_life,
+    own_events,
+    scan_events,
+)
 from gpt4moe.runlog.goodput import Goodput, goodput
 from gpt4moe.runlog.interruptions import Interruption, first_failures, interruptions
 from gpt4moe.runlog.metrics import Record
@@ -165,12 +173,12 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     step = int(records[-1]["step"]) if records else 0
     total = starts[-1]["total_steps"] if starts else _total_steps(folder)
     state, why = state_of(folder, events, job_state, step=step, total=total)
-    is_alive, last_seen = state == "running", last_sign_of_life(folder, events)
+    is_alive, seen_alive = state == "running", last_sign_of_life(folder, events)
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
     alerts = failing_alerts(rules, records, doing) if doing is not None else []
     account = goodput(
-        events, records, last_sign_of_life=now if is_alive else last_seen, is_running=is_alive,
+        events, records, last_sign_of_life=now if is_alive else seen_alive, is_running=is_alive,
         waiting_until=now if state == "waiting" else None,
     )  # fmt: skip
     return RunStatus(
@@ -182,7 +190,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
         total_steps=total,
         loss=float(records[-1]["loss"]) if records and "loss" in records[-1] else None,
         tokens_per_second=_speed(records),
-        eta_seconds=_eta(folder, events, records, last_seen, total) if state in ("running", "waiting") else None,
+        eta_seconds=_eta(folder, events, records, seen_alive, total) if state in ("running", "waiting") else None,
         restarts=max(0, len(starts) - 1 - _count_back(events), len(list(folder.glob("starts/*.yaml"))) - 1),
         went_back=[
             f"step {it['step']} went back to step {it['to_step']}, {it['samples']} samples passed over: {it['cause']}"
@@ -194,7 +202,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
             for path in sorted(folder.glob(f"checkpoints/step-*/{SUSPECT}"))
             for reason in reasons(path.parent)
         ],
-        last_seen=last_seen or None,
+        last_seen=last_seen(folder, events) or None,
         alerts=alerts,
         is_stuck=bool({alert.name for alert in rules if isinstance(alert.rule, Stalled)} & {it.name for it in alerts}),
         account=account,

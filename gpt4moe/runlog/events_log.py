@@ -208,7 +208,13 @@ def before_start(
 def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
     """Seconds since 1970 of the last event, or of the last step where that is later. The lines that tell of an end are
     no signs of life: a launch writes them seconds after the fault."""
-    times = [written_at(event) for event in events if event["event"] not in ("stop", "hang")]
+    return last_seen(run_folder, [event for event in events if event["event"] not in ("stop", "hang")])
+
+
+def last_seen(run_folder: Path, events: list[Event]) -> float:
+    """Seconds since 1970 of the last line of events.jsonl, whatever it tells, or of the last step where that is later;
+    0: neither is there."""
+    times = [written_at(event) for event in events]
     metrics = run_folder / METRICS_FILE
     if metrics.is_file():
         times.append(metrics.stat().st_mtime)

@@ -89,7 +89,7 @@ def goodput(
     Args:
         events: events.jsonl, in order.
         records: metrics.jsonl, by step; each step counts once, as it was done last.
-        last_sign_of_life: when the last launch was last seen: now, or metrics.jsonl's time.
+        last_sign_of_life: of the last launch: now, or events_log.last_sign_of_life.
         is_running: the last launch is still at work.
         waiting_until: now, when the run's job waits in the queue.
     """

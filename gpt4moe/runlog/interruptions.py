@@ -24,7 +24,7 @@ class Interruption:
     """One end of a launch, and what it cost until the next one had its first step."""
 
     at: float
-    """Seconds since 1970: the stop, or the last sign of life."""
+    """Seconds since 1970: after a kill or an error the last sign of life, else the stop."""
     step: int
     """The last step done."""
     what: str

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.runlog.events_log import EventsLog, before_start, own_events, read_events, scan_events
+from gpt4moe.runlog.events_log import (
+    EventsLog,
+    before_start,
+    last_seen,
+    last_sign_of_life,
+    own_events,
+    read_events,
+    scan_events,
+)
 from gpt4moe.runlog.metrics import Record
 
 
@@ -81,7 +89,10 @@ def test_a_start_finds_what_the_one_before_did_in_vain(tmp_path: Path) -> None:
     records: list[Record] = [{"step": step, "step_seconds": 0.5} for step in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").touch()
     os.utime(tmp_path / "metrics.jsonl", (900.0, 900.0))
+    told = [{"event": "hang", "time": 946.0}, {"event": "stop", "time": 948.0}]
     events = read_events(tmp_path / "events.jsonl")
+    assert last_sign_of_life(tmp_path, events + told) == 900.0, "what tells of an end is written after it"
+    assert last_seen(tmp_path, events + told) == 948.0
     found = before_start(tmp_path, events, "a", 2, records)
     assert found == {"last_sign_of_life": 900.0, "redone_steps": 2, "redone_seconds": 1.0}
     nothing = {"last_sign_of_life": None, "redone_steps": 0, "redone_seconds": 0.0}
