@@ -73,7 +73,7 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
 
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed, timeout=timeout)
-        watchdog.knows(groups.by_name)
+        watchdog.thread.knows(groups.by_name)
         latest = latest_step(launch.folder, groups)
         if latest >= run.training.steps:
             if groups.is_first_rank:

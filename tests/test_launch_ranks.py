@@ -96,6 +96,23 @@ def test_the_first_ctrl_c_is_handed_on_once_and_the_second_ends_ranks_that_hang(
     assert [(tmp_path / f"heard-{rank}").read_text() for rank in (0, 1)] == ["SIGINT SIGINT "] * 2
 
 
+def test_after_ctrl_c_the_first_rank_may_end_long_after_the_others(tmp_path: Path) -> None:
+    body = (
+        "sys.path.insert(0, os.getcwd())\n"
+        "from gpt4moe.resilience.signals import SignalNotes\n"
+        "notes = SignalNotes(); notes.note(); touch('up')\n"
+        "while not notes.take(): time.sleep(0.02)\n"
+        "time.sleep(1.2)  # a save: what comes now is a second press\n"
+        "if rank == 0: time.sleep(1.5); print('the report is written', flush=True)\n"
+        "sys.exit(130)"
+    )
+    process = launcher(tmp_path, body)
+    all_there(tmp_path, "up")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "the report is written\n", "")
+
+
 def test_its_own_kill_9_leaves_no_rank(tmp_path: Path) -> None:
     process = launcher(tmp_path, "touch('up'); time.sleep(60)")
     all_there(tmp_path, "up")

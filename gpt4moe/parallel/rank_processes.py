@@ -1,6 +1,6 @@
 """Ranks: the processes of one launch on this machine, watched until the last has ended. No torch.
 
-    a rank ends with a status  ->  TERM to the others; after 120 s KILL, after 5 s where it says that ranks hang
+    a rank ends with a status  ->  TERM to the others, not at Ctrl-C; after 120 s KILL, 5 s where ranks hang
     a signal kills a rank      ->  5 s later KILL for the others: they wait for it in vain
     status()                   ->  the rank that decided, by the rule of slurm/rank.sh
 
@@ -110,7 +110,8 @@ class Ranks:
             if code is None or rank in self.ended or code in self.sent:
                 continue
             self.ended[rank] = now
-            if code > 0 and not self.sent:
+            # After a Ctrl-C each ends by itself; to a rank a TERM now would be the second one, which leaves at once.
+            if code > 0 and not self.sent and self.interrupted is None:
                 self.sent.add(-signal.SIGTERM)
                 for other in self.processes:
                     other.send_signal(signal.SIGTERM)

@@ -16,6 +16,8 @@ from gpt4moe.resilience.standing import Place
 
 HUNG = 86
 """Exit status: ranks hung or were lost, nothing was saved; please requeue."""
+_LOST_SECONDS = 30.0
+"""Between steps no more is waited for a silent rank, unless steps take long."""
 _LEAST_SHARE = 0.1
 """Of a rank's own work: ranks that nearly always wait are not compared."""
 _NAMED = 4
@@ -36,7 +38,11 @@ class Beat:
     still_seconds: float = 0.0
     """Since its training thread moved."""
     idle_seconds: float = 0.0
-    """Since its last step ended, or what it waits for began."""
+    """Since its last step ended, or a pause after it began or ended."""
+    allowed_seconds: float = float("inf")
+    """Limits.allowed of what it does."""
+    lookout_seconds: float = float("inf")
+    """Limits.lookout of what it does."""
     busy_share: float = 1.0
     """Share of the last minute in which its training thread was in no collective."""
     place: Place = field(default_factory=Place)
@@ -60,6 +66,8 @@ class End:
     writes_stacks: bool = False
     grace_seconds: float = 2.0
     """In which a rank may end by itself, with its own error."""
+    is_shared: bool = False
+    """Whether every rank should have this error, and end by itself."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -93,27 +101,39 @@ class Limits:
         least = HANG_PATIENCE * self.hang_seconds if doing else self.hang_seconds
         return max(least, 3 * longest_step, 2 * longest_wait if doing else 0.0)
 
+    def lookout(self, doing: str, *, longest_step: float, longest_wait: float) -> float:
+        """The same where a rank sends no beats."""
+        allowed = self.allowed(doing, longest_step=longest_step, longest_wait=longest_wait)
+        return allowed if doing else min(allowed, max(_LOST_SECONDS, 2 * longest_step))
 
-def is_hang(beats: Iterable[Beat], allowed: float, *, slack: float) -> bool:
-    """Whether none of the ranks that send beats has moved for `allowed` seconds, or no step has ended for four times
-    that, whatever moves.
+
+def why_hung(beats: Iterable[Beat], *, is_rank_lost: bool, slack: float) -> str:
+    """How `told` begins, where the ranks that send beats hang; empty where they do not. Each is judged by the limit of
+    what it does itself. No rank: no verdict.
 
     Args:
+        is_rank_lost: another rank sends no beats: between steps that is waited for more shortly.
         slack: seconds by which a beat may be old.
     """
     live = list(beats)
-    return all(beat.still_seconds >= allowed - slack for beat in live) or all(
-        beat.idle_seconds >= HANG_PATIENCE * allowed for beat in live
-    )
+    if not live:
+        return ""
+    if all(
+        beat.still_seconds >= (beat.lookout_seconds if is_rank_lost else beat.allowed_seconds) - slack for beat in live
+    ):
+        return f"Nothing has moved for {min(beat.still_seconds for beat in live):.0f} s"
+    if not is_rank_lost and all(beat.idle_seconds >= HANG_PATIENCE * beat.allowed_seconds for beat in live):
+        return f"Ranks move, but no step has ended for {min(beat.idle_seconds for beat in live):.0f} s"
+    return ""
 
 
-def told(beats: Mapping[int, Beat], silent: Collection[int], *, seconds: float) -> list[str]:
+def told(beats: Mapping[int, Beat], silent: Collection[int], *, what: str) -> list[str]:
     """Two lines: who stopped, and in what the others wait.
 
     Args:
         beats: of every rank that ever sent one.
         silent: ranks that send none any more.
-        seconds: how long nothing has moved.
+        what: of `why_hung`.
     """
     outside = [rank for rank, beat in beats.items() if rank not in silent and not beat.place.collective]
     stopped = [*sorted(silent), *outside] if silent else outside
@@ -135,7 +155,7 @@ def told(beats: Mapping[int, Beat], silent: Collection[int], *, seconds: float) 
     else:
         who = "every rank is in the same collective: a device or the network stands still"
     others = [rank for rank in sorted(beats) if rank not in stopped] or sorted(beats)
-    return [f"Nothing has moved for {seconds:.0f} s: {who}.", f"Where they wait: {_where(beats, others)}."]
+    return [f"{what}: {who}.", f"Where they wait: {_where(beats, others)}."]
 
 
 def busiest(beats: Mapping[int, Beat], like: Callable[[int], int]) -> tuple[int, float] | None:

@@ -10,8 +10,10 @@ step does nothing for this; the watchdog looks when a rank has not moved.
 Names are those of torch 2.13 and megatron-core 0.16.1 and 0.19.2. What a frame does not say is left out.
 """
 
+import inspect
 import sysconfig
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,7 @@ _WAITS = {
 }
 """Functions of Megatron that wait for what was begun before: what it is, and the attribute that holds its group."""
 _LIBRARY = sysconfig.get_paths()["stdlib"]
+_DEBUGGERS = (*(f"{_LIBRARY}/{name}.py" for name in ("pdb", "bdb", "code")), "/IPython/", "/pydevd", "/debugpy/")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,11 @@ def waits_in_collective(innermost: FrameType | None) -> bool:
     return any(_is_collective(frame) or frame.f_code.co_name in _WAITS for frame in frames(innermost))
 
 
+def is_debugged(innermost: FrameType | None) -> bool:
+    """Whether a debugger holds the thread."""
+    return any(part in frame.f_code.co_filename for frame in frames(innermost) for part in _DEBUGGERS)
+
+
 def place_of(innermost: FrameType | None, group_names: Mapping[int, str]) -> Place:
     """Where a thread stands.
 
@@ -85,10 +93,10 @@ def place_of(innermost: FrameType | None, group_names: Mapping[int, str]) -> Pla
         if frame.f_code.co_name == "wrapper":
             continue
         if _is_collective(frame):
-            collective, group = frame.f_code.co_name, _group_name(frame.f_locals.get("group"), group_names)
+            collective, group = frame.f_code.co_name, _group_name(_local(frame, "group"), group_names)
         elif frame.f_code.co_name in _WAITS and not collective:
             collective, attribute = _WAITS[frame.f_code.co_name]
-            group = group_names.get(id(getattr(frame.f_locals.get("self"), attribute, None)), "")
+            group = group_names.get(id(getattr(_local(frame, "self"), attribute, None)), "")
         elif collective:
             break
     return Place(
@@ -101,6 +109,23 @@ def place_of(innermost: FrameType | None, group_names: Mapping[int, str]) -> Pla
         micro_batch=_micro_batch(stack),
         is_backward=any(frame.f_code.co_name in ("backward_step", "_engine_run_backward") for frame in stack),
     )
+
+
+@contextmanager
+def _locals(frame: FrameType) -> Iterator[Mapping[str, Any]]:
+    """Before Python 3.13 the frame keeps this copy of its locals, and with it every tensor, until its function returns:
+    so it is emptied. Of a module it is no copy."""
+    its = frame.f_locals
+    try:
+        yield its
+    finally:
+        if isinstance(its, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+            its.clear()
+
+
+def _local(frame: FrameType, name: str) -> Any:
+    with _locals(frame) as its:
+        return its.get(name)
 
 
 def _is_collective(frame: FrameType) -> bool:
@@ -137,7 +162,7 @@ def short_path(file: str) -> str:
 def _layer(frame: FrameType) -> int | None:
     if frame.f_code.co_name not in ("forward", "_forward_attention", "_forward_mlp"):
         return None
-    number = getattr(frame.f_locals.get("self"), "layer_number", None)
+    number = getattr(_local(frame, "self"), "layer_number", None)
     return number - 1 if isinstance(number, int) else None
 
 
@@ -148,11 +173,12 @@ def _micro_batch(stack: list[FrameType]) -> int | None:
         code = frame.f_code
         if code.co_filename.endswith(_SCHEDULES):
             if code.co_name == "forward_step":
-                number = frame.f_locals.get("current_microbatch")
+                number = _local(frame, "current_microbatch")
                 return number if isinstance(number, int) else None
             if code.co_name.startswith("forward_backward_"):
                 try:
-                    return _in_schedule(code.co_name, called, frame.f_locals)
+                    with _locals(frame) as its:
+                        return _in_schedule(code.co_name, called, its)
                 except (KeyError, TypeError):  # another version's names
                     return None
         called = code.co_name

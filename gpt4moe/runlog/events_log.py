@@ -11,6 +11,7 @@ which: a list of runs must survive any file.
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -237,6 +238,7 @@ class EventsLog:
     def __init__(self, path: Path):
         self.path = path
         self._file = -1
+        self._lock = threading.RLock()  # the watchdog writes too, from its thread
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -250,22 +252,24 @@ class EventsLog:
         Args: at: its time, in seconds since 1970; by default now.
         """
         assert kind in EVENTS, kind
-        if self._file < 0:
-            return
         event = {"event": kind, "time": time.time() if at is None else at, **fields}
         line = json.dumps(event).encode() + b"\n"
-        try:
-            # One call, as in metrics_log: a kill leaves the line whole or torn at the end.
-            if os.write(self._file, line) < len(line):
-                raise OSError("the line was not written whole; is the disk full?")
-        except OSError as error:
-            self._give_up(error)
+        with self._lock:
+            if self._file < 0:
+                return
+            try:
+                # One call, as in metrics_log: a kill leaves the line whole or torn at the end.
+                if os.write(self._file, line) < len(line):
+                    raise OSError("the line was not written whole; is the disk full?")
+            except OSError as error:
+                self._give_up(error)
 
     def close(self) -> None:
         """A second call does nothing."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
 
     def _mend(self) -> None:
         """Cuts off a torn last line. Of a whole file one byte is read."""

@@ -7,6 +7,7 @@ deepspeed_partition.py  DeepSpeed's flat gradients, a rank's partition
 step.py             micro-batches through the pipeline schedule: loss, gradients, statistics
 images.py           latents of images, before and after the schedule
 watchdog.py         sees that the launch hangs, ends a rank whose launch has failed
+training_thread.py  has the training thread moved? where does it stand?
 roll_call.py        what ranks say of themselves, through the board
 hang_files.py       stacks and recorders of a launch that hung
 watch.py            the policy of a run: not finite, a spike, or well

@@ -43,9 +43,7 @@ class HangFiles:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / f"rank-{self.rank:05d}.txt").open("w") as file:
-                file.write(beat + "\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
+                file.write(f"{beat}\n{_stacks()}")
             recorded = recorder()
             if recorded.get("entries"):
                 recorded["entries"] = recorded["entries"][-_LAST_COLLECTIVES:]
@@ -77,6 +75,14 @@ class HangFiles:
             with EventsLog(path) as events:
                 events.write("hang", step=step, cause=lines[0], waiting=lines[1], stacks=str(self.folder))
                 events.write("stop", step=step, reason="hang", is_error=True, cause=lines[0])
+
+
+def _stacks() -> str:
+    """Of all threads. faulthandler holds Python's lock while it writes: so into memory, for a disk may block."""
+    with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
 
 
 def say(*lines: str, kind: str = "error") -> None:

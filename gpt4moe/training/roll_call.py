@@ -2,14 +2,19 @@
 
 Only this thread asks the store. Where the process that serves it is stopped, a question never returns; then
 `seconds_unanswered` grows, and the watchdog draws its conclusion.
+
+Where nothing is wrong beats are read seldom. So only what was read since they are wanted says that a rank is silent:
+the same beat, in readings that lie so far apart.
 """
 
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from gpt4moe.parallel.board import Board
 from gpt4moe.resilience.hangs import Beat, End
+from gpt4moe.training.hang_files import say, summary
 
 _MISSED = 4
 """Beats that a rank may miss before it counts as silent."""
@@ -27,6 +32,15 @@ def beat_seconds(world_size: int, hang_seconds: float) -> float:
     return min(seconds, hang_seconds / 8) if hang_seconds else seconds
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A rank's beat of one number, and the end of the first and the begin of the last reading that had it."""
+
+    number: int
+    first: float
+    last: float
+
+
 class RollCall:
     """Of one rank and launch.
 
@@ -41,16 +55,21 @@ class RollCall:
         self.end: End | None = None
         """Why every rank ends, once a rank has said so."""
         self.looks_for = ""
-        """Why all beats are wanted: "hang", "lost" (a connection broke); empty: they are not."""
+        """Why all beats are wanted: "hang", "lost" (a connection broke); empty: they are not. Set by `want`."""
         self.is_reader = board.rank == 0
         """Whether this rank reads all beats when they are wanted: rank 0, or a deputy, the first that asks to be one.
         Few read, because 25,000 beats are 5 MB."""
         self.readings = 0
         """Of all beats, by this rank."""
-        self._beat, self._number, self._read_at = beat, 0, time.monotonic()
-        self._changed: dict[int, tuple[int, float]] = {}
-        self._answered = time.monotonic()
-        self._stop = threading.Event()
+        self._beat, self._number = beat, 0
+        self._read_at = self._answered = self._wanted_at = time.monotonic()
+        self._lasting = self.patience
+        self._seen: dict[int, _Seen] = {}
+        self._failures = 0
+        self._has_told = False
+        self._wish: End | None = None
+        self._soon, self._is_known = threading.Event(), threading.Event()
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     @property
@@ -69,15 +88,39 @@ class RollCall:
         threading.Thread(target=self._talk, name="watchdog's beats", daemon=True).start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._is_stopped = True
+        self._soon.set()
+
+    def want(self, what: str, lasting: float = 0.0) -> None:
+        """Asks for readings of all beats.
+
+        Args:
+            what: as in `looks_for`.
+            lasting: seconds without a new beat after which a rank is silent; at least `patience`.
+        """
+        self._lasting = max(lasting, self.patience)
+        if what != self.looks_for:
+            self._wanted_at = time.monotonic()
+            self.looks_for = what
+
+    def forget(self) -> None:
+        """This process was stopped, and the others may have been too: what was seen before says nothing."""
+        self._wanted_at = time.monotonic()
+        self._answered = max(self._answered, self._wanted_at) if self._answered > 0 else self._answered
+
+    @property
+    def has_read(self) -> bool:
+        """Whether the beats of all ranks were read since they are wanted."""
+        return self._read_at > self._wanted_at and len(self.beats) >= self.world_size
 
     def silent(self) -> list[int]:
-        """Ranks that have not left and whose beat has not changed for some time, as far as this rank has read."""
-        now = time.monotonic()
+        """Ranks that have not left and whose beat did not change for so long, in the readings since they are wanted."""
         return sorted(
             rank
-            for rank, (_, since) in self._changed.items()
-            if now - since > self.patience and self.beats[rank].doing != LEFT
+            for rank, seen in list(self._seen.items())
+            if seen.first > self._wanted_at
+            and seen.last - seen.first > self._lasting
+            and self.beats[rank].doing != LEFT
         )
 
     def claim(self, end: End) -> bool:
@@ -86,31 +129,59 @@ class RollCall:
         Returns: whether this one counts. Raises: RuntimeError when the store has gone, or does not answer.
         """
         with self._lock:
-            if self.end is None:
-                if self.seconds_unanswered > self.patience:
-                    raise RuntimeError("the store does not answer: asked now, it might never")
-                self.end = End.decode(self.board.claim_end(end.encode()))
-                return self.end == end
-            return False
+            if self.end is not None:
+                return False
+            self._wish = self._wish or end
+        self._soon.set()
+        until = time.monotonic() + self.patience + 2 * self.interval
+        while not self._is_known.wait(self.interval / 4):
+            if self.seconds_unanswered == float("inf") or time.monotonic() > until:
+                raise RuntimeError("the store has gone, or does not answer")
+        return self.end == end
 
     def _talk(self) -> None:
-        while not self._stop.wait(self.interval):
-            try:
-                self._post()
-                text = self.board.end()
-                if text is not None:
-                    with self._lock:
-                        self.end = self.end or End.decode(text)
-                    return  # the process that serves the store may leave from now on
-                self._look_for_readers()
-                if self.is_reader and (self.looks_for or time.monotonic() - self._read_at > self._calm_seconds):
-                    self._read(range(self.world_size))
-                    self._read_at = time.monotonic()
-                    self.readings += 1
-                self._answered = time.monotonic()
-            except RuntimeError:  # of torch's store: it has gone, and does not come back
-                self._answered = float("-inf")
+        while True:
+            self._soon.wait(self.interval)
+            self._soon.clear()
+            if self._is_stopped:
                 return
+            begun = time.monotonic()
+            try:
+                if self._ask():
+                    return  # the process that serves the store may leave from now on
+                self._failures = 0
+            except RuntimeError as error:  # of torch's store; a client whose connection broke stays so
+                if not any(word in str(error).lower() for word in ("timed out", "timeout")):
+                    self._failures += 1
+                if self._failures > 1:
+                    self._answered = float("-inf")
+                    return
+                continue
+            except Exception as error:  # the watch goes on
+                if not self._has_told:
+                    self._has_told = True
+                    text = f"the watchdog of rank {self.board.rank} has an error and goes on: {summary(error)}."
+                    say(text, kind="warning")
+            self._answered = time.monotonic()
+            if self._answered - begun > self.patience:  # what others posted meanwhile is not known
+                self.forget()
+
+    def _ask(self) -> bool:
+        """Says and hears what there is. Returns: whether the launch ends."""
+        self._post()
+        text = self.board.claim_end(self._wish.encode()) if self._wish else self.board.end()
+        if text is not None:
+            with self._lock:
+                self.end = self.end or End.decode(text)
+            self._is_known.set()
+            return True
+        self._look_for_readers()
+        if self.is_reader and (self.looks_for or time.monotonic() - self._read_at > self._calm_seconds):
+            begun = time.monotonic()
+            self._read(range(self.world_size))
+            self._read_at = begun
+            self.readings += 1
+        return False
 
     @property
     def _calm_seconds(self) -> float:
@@ -126,12 +197,15 @@ class RollCall:
             self.is_reader = 0 in self.silent() and self.board.is_first_to("stand for rank 0")
 
     def _read(self, ranks: Collection[int]) -> None:
+        begun = time.monotonic()
         texts, now = self.board.read(ranks), time.monotonic()
         beats = {rank: Beat.decode(text) for rank, text in texts.items()}
-        for rank, beat in beats.items():
-            if self._changed.get(rank, (-1, now))[0] != beat.number:
-                self._changed[rank] = (beat.number, now)
         self.beats = self.beats | beats
+        for rank, beat in beats.items():
+            seen = self._seen.get(rank)
+            is_same = seen is not None and seen.number == beat.number and seen.first > self._wanted_at
+            first = seen.first if seen is not None and is_same else now
+            self._seen[rank] = _Seen(beat.number, first, begun)
 
     def _post(self) -> None:
         self._number += 1

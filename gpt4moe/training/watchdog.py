@@ -8,55 +8,48 @@ A step does nothing for this, and no collective is added. The watchdog never ask
 """
 
 import os
-import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from gpt4moe.errors import Gpt4MoeError, RankEnded
 from gpt4moe.parallel.board import Board
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.resilience.hangs import HUNG, Beat, End, Limits, is_hang, lost, told
-from gpt4moe.resilience.standing import Place, mark, place_of, waits_in_collective
+from gpt4moe.resilience.hangs import HUNG, Beat, End, Limits, lost, told, why_hung
 from gpt4moe.runlog.events_log import EventsLog
-from gpt4moe.runlog.waits import START_UP, Waits
-from gpt4moe.training.hang_files import HangFiles, pending, recorder, say, summary
+from gpt4moe.runlog.waits import Waits
+from gpt4moe.training.hang_files import HangFiles, say, summary
 from gpt4moe.training.roll_call import LEFT, RollCall, beat_seconds
+from gpt4moe.training.training_thread import TrainingThread
 
-_LOST_SECONDS = 30.0
-"""Between steps no more is waited for a silent rank."""
-_LOOKS = 120
-"""At the training thread, of which the share outside collectives is taken."""
-_PATIENT = 15.0
+_PATIENT = 60.0
 """Seconds in which ranks end by themselves after an error that all of them should have."""
+_LEAVING = 110.0
+"""The same for a rank that closes files; launchers wait 120 s."""
+_WRITING = 30.0
+"""Seconds for stacks and events: a disk that does not answer may be why ranks hang."""
 
 
 class Watchdog:
     """Of one rank, from when the ranks have met until it leaves. Made in the training thread.
 
     Args:
-        device_type: cuda: the training thread runs ahead of its device, so torch's recorder says where that stands.
+        device_type: as of TrainingThread.
     """
 
     def __init__(self, environment: Environment, limits: Limits, run_folder: Path, device_type: str):
         self.rank, self.world_size, self.limits = environment.rank, environment.world_size, limits
+        self.node = os.uname().nodename
         board = Board.connect(environment)
         self.files = HangFiles(run_folder, board.token, self.rank)
         self.call = RollCall(board, self.world_size, beat_seconds(self.world_size, limits.hang_seconds), self.beat)
-        self.node, self.is_cuda, self.thread = os.uname().nodename, device_type == "cuda", threading.get_ident()
-        self.groups: Mapping[int, tuple[str, str]] = {}
-        self.waits = Waits()
+        self.thread = TrainingThread(device_type)
         self.events: EventsLog | None = None
-        self.step, self.step_ended, self.longest_step, self.has_stepped = 0, time.monotonic(), 0.0, False
-        self.moved, self.mark, self.place = time.monotonic(), 0, Place()
-        self.looks: deque[bool] = deque(maxlen=_LOOKS)
-        self.is_over = self.is_warned = self.has_said = False
+        self.is_over = self.is_leaving = self.is_warned = self.has_said = self.has_erred = False
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -67,18 +60,12 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Raises: RankEnded instead of an error that is not a Gpt4MoeError."""
         ended = self.failed(error) if isinstance(error, Exception) else None
+        self.is_leaving = False
         if ended is not None:
             raise ended from None  # the threads live on: they end the process if the groups cannot be destroyed
         self.is_over = True
         self._stop.set()
         self.call.stop()
-
-    def knows(self, groups: Mapping[str, Any]) -> None:
-        """Names of process groups; where two are one object, the first counts."""
-        from torch import distributed
-
-        groups = {**groups, "world": distributed.group.WORLD}
-        self.groups = {id(group): (name, group.group_name) for name, group in reversed(list(groups.items()))}
 
     def follow(self, waits: Waits, step: int, events: EventsLog | None) -> None:
         """Training begins after this step.
@@ -86,35 +73,37 @@ class Watchdog:
         Args:
             waits, events: of its launch; events on rank 0 alone.
         """
-        self.waits, self.step, self.events = waits, step, events
+        self.thread.waits, self.thread.step, self.events = waits, step, events
 
     def stepped(self, step: int, seconds: float) -> None:
         """A step has ended, with its checkpoint."""
-        self.step, self.step_ended, self.has_stepped = step, time.monotonic(), True
-        self.longest_step = max(self.longest_step, seconds)
+        self.thread.stepped(step, seconds)
 
     def between(self) -> None:
         """The loop has ended. What follows, if the run goes back, is a start-up."""
-        self.has_stepped, self.step_ended = False, time.monotonic()
+        self.thread.start_again(has_stepped=False)
 
     def rest(self) -> None:
         """No collective follows: each rank ends when it is ready."""
         self.is_over = True
 
+    def leaves(self) -> None:
+        """An error ends this rank, which closes its files: that may take a while."""
+        self.is_leaving = True
+
     def beat(self, number: int) -> Beat:
-        now, doing = time.monotonic(), self._doing()
-        idle = now - self.step_ended
+        thread, doing = self.thread, self.thread.doing
         return Beat(
-            number=number, node=self.node, step=self.step, doing=LEFT if self.is_over else doing, place=self.place,
-            still_seconds=round(now - self.moved, 2), busy_share=self.busy_share,
-            idle_seconds=round(min(idle, self.waits.idle().seconds) if doing else idle, 2),
+            number=number, node=self.node, step=thread.step, doing=LEFT if self.is_over else doing, place=thread.place,
+            still_seconds=round(thread.still_seconds, 2), busy_share=thread.busy_share,
+            idle_seconds=round(thread.idle_seconds, 2), allowed_seconds=self._limit(self.limits.allowed),
+            lookout_seconds=self._limit(self.limits.lookout),
         )  # fmt: skip
 
-    @property
-    def busy_share(self) -> float:
-        """Of the last looks at the training thread during steps, those that found it outside a collective."""
-        looks = list(self.looks)
-        return round(sum(looks) / len(looks), 3) if looks else 1.0
+    def _limit(self, limit: Callable[..., float]) -> float:
+        """Of what this rank does now."""
+        longest_wait = self.thread.waits.idle().longest_seconds
+        return limit(self.thread.doing, longest_step=self.thread.longest_step, longest_wait=longest_wait)
 
     # In the training thread, when it has an error.
 
@@ -125,13 +114,13 @@ class Watchdog:
             return error
         if isinstance(error, Gpt4MoeError):
             lines = [f"rank {self.rank} on {self.node} ended alone: {error.cause}", error.cure]
-            self._claim(End(status=error.exit_code, lines=lines, grace_seconds=_PATIENT), says=False)
+            self._claim(End(status=error.exit_code, lines=lines, grace_seconds=_PATIENT, is_shared=True), says=False)
             return None
         if self.world_size == 1:
             return None
         if is_broken_connection(error):
             return self._ended(self._cause_of(error))
-        line = f"rank {self.rank} on {self.node} failed in step {self.step + 1}: {summary(error)}"
+        line = f"rank {self.rank} on {self.node} failed in step {self.thread.step + 1}: {summary(error)}"
         end = self._claim(End(status=1, lines=[line]), below="".join(traceback.format_exception(error)))
         if end.lines == [line]:
             time.sleep(3 * self.call.interval)  # this process may serve the store: the others read it first
@@ -139,7 +128,7 @@ class Watchdog:
 
     def _say_for(self, end: End) -> None:
         """On rank 0, the error that another rank alone has: that one prints nothing, for it counts on rank 0."""
-        if end.grace_seconds == _PATIENT and self.rank == 0 and not self.has_said:
+        if end.is_shared and self.rank == 0 and not self.has_said:
             self.has_said = True
             say(*end.lines)
 
@@ -149,7 +138,7 @@ class Watchdog:
 
     def _cause_of(self, error: Exception) -> End:
         """Why a connection broke: what the rank that failed has said, or that one is silent."""
-        self.call.looks_for = "lost"
+        self.call.want("lost")
         until = time.monotonic() + 2 * self.call.patience + 10
         while self.call.end is None and time.monotonic() < until:
             if self.call.is_reader and (silent := self.call.silent()):
@@ -157,7 +146,7 @@ class Watchdog:
             if self.call.seconds_unanswered > self.call.patience:
                 return self._claim(End(status=HUNG, lines=[_STORE_GONE]))
             time.sleep(self.call.interval / 4)
-        line = f"rank {self.rank} on {self.node} lost a connection in step {self.step + 1}, and no rank is lost"
+        line = f"rank {self.rank} on {self.node} lost a connection in step {self.thread.step + 1}, and no rank is lost"
         return self._claim(End(status=HUNG, lines=[f"{line}: {summary(error)}"]))
 
     def _claim(self, end: End, *, says: bool = True, below: str = "") -> End:
@@ -175,62 +164,45 @@ class Watchdog:
     # In the watchdog's thread.
 
     def _look(self) -> None:
+        looked = time.monotonic()
         while not self._stop.wait(self.call.interval / 2):
-            self._see_training_thread()
-            if self.call.end is not None:
-                self._leave(self.call.end)
-            elif not self.is_over:
-                self._judge()
-
-    def _see_training_thread(self) -> None:
-        now, frame = time.monotonic(), sys._current_frames().get(self.thread)
-        seen = mark(frame)
-        if seen != self.mark:
-            self.mark, self.moved, self.place = seen, now, Place()
-        elif not self.place.at and now - self.moved > 2 * self.call.interval:
-            self.place = self._place()
-        if self.has_stepped and not self._doing():
-            self.looks.append(not waits_in_collective(frame))
-
-    def _place(self) -> Place:
-        """Of the training thread, or of a thread of torch that runs its backward pass. Locals are read here alone."""
-        names = {group: names[0] for group, names in self.groups.items()}
-        stacks = sys._current_frames()
-        place = place_of(stacks.get(self.thread), names)
-        if place.is_backward and not place.collective:
-            known = {thread.ident for thread in threading.enumerate() if "Dummy" not in thread.name}
-            inner = [place_of(frame, names) for thread, frame in stacks.items() if thread not in known]
-            place = replace(next((one for one in inner if one.collective), place), is_backward=True)
-        if self.is_cuda or (place.is_backward and not place.collective):
-            collective, group = pending(recorder(), {torch: ours for ours, torch in self.groups.values()})
-            if collective:
-                place = replace(place, collective=collective, group=group)
-        return place
-
-    def _doing(self) -> str:
-        kind = self.waits.idle().kind
-        return START_UP if not self.has_stepped else "" if kind == START_UP else kind
+            was, looked = looked, time.monotonic()
+            try:
+                if looked - was > self.call.patience:  # this process was stopped, and the others may have been too
+                    self.thread.start_again(has_stepped=self.thread.has_stepped)
+                    self.call.forget()
+                self.thread.look(2 * self.call.interval)
+                if self.call.end is not None:
+                    self._leave(self.call.end)
+                elif not self.is_over:
+                    self._judge()
+            except Exception as error:  # the watch goes on
+                if not self.has_erred:
+                    self.has_erred = True
+                    say(f"the watchdog of rank {self.rank} has an error and goes on: {summary(error)}.", kind="warning")
 
     def _judge(self) -> None:
-        call, still, doing = self.call, time.monotonic() - self.moved, self._doing()
-        longest_wait = self.waits.idle().longest_seconds
-        allowed = self.limits.allowed(doing, longest_step=self.longest_step, longest_wait=longest_wait)
-        lookout = allowed if doing or not self.limits.hang_seconds else min(allowed, _LOST_SECONDS)
-        idle = time.monotonic() - self.step_ended
+        call, thread = self.call, self.thread
+        allowed, lookout = self._limit(self.limits.allowed), self._limit(self.limits.lookout)
+        still, idle = thread.still_seconds, thread.idle_seconds
         self._warn(still, allowed)
+        silence = lookout / 2 if thread.doing else lookout
         if call.looks_for != "lost":
-            call.looks_for = "hang" if still > lookout / 2 or (self.rank == 0 and idle > allowed) else ""
+            call.want("hang" if still > lookout / 2 or (self.rank == 0 and idle > allowed) else "", silence)
         if not call.looks_for or not self.limits.hang_seconds:
             return
-        if call.seconds_unanswered > call.patience and still > lookout:
+        if call.seconds_unanswered > max(call.patience, silence) and still > lookout:
             self._tell_without_store(still)
-        if not call.is_reader or len(call.beats) < self.world_size:
+        if not call.is_reader or not call.has_read:
             return
-        silent, slack = call.silent(), 2 * call.interval
-        live = [beat for rank, beat in call.beats.items() if rank not in silent and beat.doing != LEFT]
+        beats, silent = call.beats, call.silent()
+        live = [beat for rank, beat in beats.items() if rank not in silent and beat.doing != LEFT]
         # A deputy stands in for rank 0 alone; where no rank is silent, that one judges.
-        if (silent and is_hang(live, lookout, slack=slack)) or (self.rank == 0 and is_hang(live, allowed, slack=slack)):
-            self._tell(call.beats, silent, still)
+        if silent or self.rank == 0:
+            what = why_hung(live, is_rank_lost=bool(silent), slack=2 * call.interval)
+            # The beats may be older than what this rank sees of itself.
+            if what and (still > lookout / 2 or idle > allowed):
+                self._tell(beats, silent, what)
 
     def _warn(self, still: float, allowed: float) -> None:
         """On rank 0, once at half of the limit."""
@@ -238,43 +210,69 @@ class Watchdog:
             self.is_warned = False
         elif self.rank == 0 and not self.is_warned:
             self.is_warned = True
-            where = f"rank 0 has not moved for {still:.0f} s, {self.place.words or 'at a place that is not known'}"
+            where = (
+                f"rank 0 has not moved for {still:.0f} s, {self.thread.place.words or 'at a place that is not known'}"
+            )
             text = f"{where}; where no rank moves for {allowed:.0f} s, the launch ends with {HUNG}"
-            say(text + ".", kind="warning")
+            say(f"{text}. resilience.hang_seconds sets that; 0: never.", kind="warning")
             if self.events is not None:
-                self.events.write("alert", step=self.step, name="watchdog", text=text)
+                self.events.write("alert", step=self.thread.step, name="watchdog", text=text)
 
-    def _tell(self, beats: Mapping[int, Beat], silent: list[int], seconds: float) -> None:
+    def _tell(self, beats: Mapping[int, Beat], silent: list[int], what: str) -> None:
         """Says who hangs, and ends every rank."""
-        lines = told(beats, silent, seconds=seconds)
+        lines = told(beats, silent, what=what)
         lines[1] += f" Stacks of all ranks: {self.files.folder}"
         end = End(status=HUNG, lines=lines, writes_stacks=True, grace_seconds=0.0)
         if self._claim(end) == end:
-            self.files.write_events(self.step, lines)
+            self._end_after(_WRITING, HUNG)
+            self.files.write_events(self.thread.step, lines)
 
     def _tell_without_store(self, still: float) -> None:
         """The process that serves the store is stopped or lost, as every rank finds by itself. One tells it."""
+        patience = self.call.patience
+        self._end_after(_WRITING + 2 * patience, HUNG)
         self.files.write(self.beat(0).encode())
-        lines = [f"Nothing has moved for {still:.0f} s: {_STORE_GONE}", ""]
+        what = f"Nothing has moved for {still:.0f} s"
         if self.files.is_first_to_tell():
-            time.sleep(self.call.patience)  # until the others have found it too
+            time.sleep(patience)  # until the others have found it too
             beats = {rank: Beat.decode(text) for rank, text in self.files.beats().items()}
-            lines[1] = told(beats, [0], seconds=still)[1] + f" Stacks of these ranks: {self.files.folder}"
+            where = f"{told(beats, [0], what=what)[1]} Stacks of these ranks: {self.files.folder}"
+            lines = [f"{what}: {_STORE_GONE}", where]
             say(*lines)
-            self.files.write_events(self.step, lines)
+            self.files.write_events(self.thread.step, lines)
+        else:
+            time.sleep(2 * patience)  # a launcher ends all soon after the first
         os._exit(HUNG)
 
     def _leave(self, end: End) -> None:
         """Ends this process, unless the training thread leaves by itself before."""
-        if end.writes_stacks:
-            self.files.write(self.beat(0).encode())
-        teller_waits = 2 * self.call.interval if end.writes_stacks else 0.0  # a launcher ends all when one has left
-        if self._stop.wait(end.grace_seconds + teller_waits):
-            return
-        self._say_for(end)
-        if self.events is not None and not end.writes_stacks:
-            self.events.write("stop", step=self.step, reason="RankEnded", is_error=True, cause=end.lines[0])
+        # A launcher ends all when one has left, and rank 0 may serve the store, in which the others read why.
+        waits = (2 if end.writes_stacks else 0) + (1 if self.rank == 0 and self.world_size > 1 else 0)
+        until = time.monotonic() + end.grace_seconds + waits * self.call.interval
+        try:
+            if end.writes_stacks:
+                self._end_after(_WRITING + waits * self.call.interval, end.status)
+                self.files.write(self.beat(0).encode())
+            began = time.monotonic()
+            while time.monotonic() < until or (
+                self.is_leaving and not end.writes_stacks and time.monotonic() < began + _LEAVING
+            ):
+                if self._stop.wait(0.05):
+                    return
+            self._end_after(_WRITING, end.status)
+            if not self.is_leaving:
+                self._say_for(end)
+            if self.events is not None and not end.writes_stacks:
+                self.events.write("stop", step=self.thread.step, reason="RankEnded", is_error=True, cause=end.lines[0])
+        except BaseException as error:
+            say(f"the watchdog of rank {self.rank} has an error: {summary(error)}.", kind="warning")
         os._exit(end.status)
+
+    def _end_after(self, seconds: float, status: int) -> None:
+        """Ends this process, whatever blocks this thread."""
+        timer = threading.Timer(seconds, lambda: self._stop.is_set() or os._exit(status))
+        timer.daemon = True
+        timer.start()
 
 
 _STORE_GONE = (
@@ -284,8 +282,14 @@ _STORE_GONE = (
 )
 
 
+_BROKEN = ("Connection closed", "Connection re", "Broken pipe", "imed out", "imeout")
+"""What gloo says of a connection; of a wrong size it says something else."""
+
+
 def is_broken_connection(error: Exception) -> bool:
     """Whether torch lost another rank: NCCL's and the store's errors have a class of their own, gloo's have not."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+    text = str(error)
+    is_gloo = isinstance(error, RuntimeError) and "gloo/" in text
+    return isinstance(error, distributed.DistError) or (is_gloo and any(words in text for words in _BROKEN))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.resilience.hangs import Beat, End, Limits, busiest, is_hang, ranks_text, told
+from gpt4moe.resilience.hangs import Beat, End, Limits, busiest, ranks_text, told, why_hung
 from gpt4moe.resilience.standing import Place, mark, place_of
 from gpt4moe.training.hang_files import pending
 from gpt4moe.training.roll_call import beat_seconds
@@ -33,7 +33,7 @@ def test_a_beat_and_an_end_come_back_as_they_were() -> None:
 def test_thousands_of_ranks_are_told_in_two_short_lines() -> None:
     places = [waiting("all_to_all_single", "ep", layer=layer) for layer in range(40)]
     beats = {rank: beat(rank, place=places[rank % 40]) for rank in range(25_000)}
-    lines = told(beats, [4097], seconds=301)
+    lines = told(beats, [4097], what="Nothing has moved for 301 s")
     assert lines[0].startswith("Nothing has moved for 301 s: rank 4097 on n1024 sends no heartbeat any more")
     assert max(map(len, lines)) < 1500 and "36 more places" in lines[1]
     assert ranks_text([3, 0, 5, 4]) == "ranks 0, 3-5"
@@ -44,19 +44,27 @@ def test_the_rank_outside_is_named_before_those_in_other_collectives() -> None:
         0: beat(place=waiting("recv", "pp")), 1: beat(place=waiting("all_reduce", "tp")),
         2: beat(place=Place(at="loader.py:3 in read")),
     }  # fmt: skip
-    who, where = told(beats, [], seconds=9)
+    who, where = told(beats, [], what="Nothing")
     assert "rank 2 on n0 is in no collective: rank 2 in step 8, loader.py:3 in read" in who and "rank 2" not in where
     del beats[2]
-    assert "they wait in different ones" in told(beats, [], seconds=9)[0]
+    assert "they wait in different ones" in told(beats, [], what="Nothing")[0]
     beats[1] = beats[0]
-    assert "every rank is in the same collective" in told(beats, [], seconds=9)[0]
+    assert "every rank is in the same collective" in told(beats, [], what="Nothing")[0]
 
 
 def test_a_hang_is_when_nothing_moves_or_no_step_ends_for_long() -> None:
-    still, moving = beat(still_seconds=10.0), beat(still_seconds=0.1)
-    assert is_hang([still, still], 10, slack=1) and not is_hang([still, moving], 10, slack=1)
-    assert not is_hang([beat(still_seconds=8.9)], 10, slack=1)
-    assert is_hang([beat(still_seconds=0.1, idle_seconds=41.0)], 10, slack=1)
+    def why(*beats: Beat, is_rank_lost: bool = False) -> str:
+        return why_hung(beats, is_rank_lost=is_rank_lost, slack=1)
+
+    limits = {"allowed_seconds": 10.0, "lookout_seconds": 5.0}
+    still, moving = beat(still_seconds=10.0, **limits), beat(still_seconds=0.1, **limits)
+    assert why(still, still) == "Nothing has moved for 10 s" and not why(still, moving)
+    assert not why(beat(still_seconds=8.9, **limits)) and why(beat(still_seconds=5.0, **limits), is_rank_lost=True)
+    endless = beat(still_seconds=0.1, idle_seconds=41.0, **limits)
+    assert why(endless) == "Ranks move, but no step has ended for 41 s" and not why(endless, is_rank_lost=True)
+    assert not why() and not why(is_rank_lost=True), "of no beats"
+    saving = beat(still_seconds=30.0, doing="checkpoint", allowed_seconds=40.0, lookout_seconds=40.0)
+    assert not why(still, saving), "each by the limit of what it does"
 
 
 def test_saves_and_long_steps_are_waited_for_longer() -> None:
@@ -65,6 +73,8 @@ def test_saves_and_long_steps_are_waited_for_longer() -> None:
     assert limits.allowed("", longest_step=50, longest_wait=900) == 150
     assert limits.allowed("checkpoint", longest_step=5, longest_wait=20) == 400
     assert limits.allowed("checkpoint", longest_step=5, longest_wait=300) == 600
+    assert limits.lookout("", longest_step=5, longest_wait=0) == 30
+    assert limits.lookout("", longest_step=40, longest_wait=0) == 80, "nor is a silent rank lost within a long step"
     assert Limits(hang_seconds=0).allowed("", longest_step=1, longest_wait=0) == float("inf")
     assert (beat_seconds(4, 300), beat_seconds(24_960, 300), beat_seconds(4, 4)) == (1.0, pytest.approx(4.992), 0.5)
 

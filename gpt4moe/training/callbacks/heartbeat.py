@@ -6,7 +6,7 @@ No collective: the watchdogs share what they see through their board.
 import logging
 import sys
 
-from gpt4moe.errors import Gpt4MoeError
+from gpt4moe.errors import GoBack, Gpt4MoeError
 from gpt4moe.resilience.hangs import busiest
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.callback import Callback, Gives, History
@@ -67,6 +67,8 @@ class Heartbeat(Callback):
     def on_exit(self, context: TrainingContext) -> None:
         error = sys.exception()  # called in a `finally`
         self.watchdog.between()
+        if error is not None and not isinstance(error, GoBack):
+            self.watchdog.leaves()
         if isinstance(error, Exception) and not isinstance(error, Gpt4MoeError):  # those are of every rank
             ended = self.watchdog.failed(error)
             context.ended_by = None if ended is None else ended.cause
