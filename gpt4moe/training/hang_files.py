@@ -130,3 +130,16 @@ def pending(recorded: Mapping[str, Any], group_names: Mapping[str, str]) -> tupl
             kind = str(entry.get("profiling_name", "")).partition(":")[2]
             return kind or "a collective", group_names.get(str(entry.get("process_group", [""])[0]), "")
     return "", ""
+
+
+_BROKEN = ("Connection closed", "Connection re", "Broken pipe", "imed out", "imeout")
+"""What gloo says of a connection; of a wrong size it says something else."""
+
+
+def is_broken_connection(error: Exception) -> bool:
+    """Whether torch lost another rank: NCCL's and the store's errors have a class of their own, gloo's have not."""
+    from torch import distributed
+
+    text = str(error)
+    is_gloo = isinstance(error, RuntimeError) and "gloo/" in text
+    return isinstance(error, distributed.DistError) or (is_gloo and any(words in text for words in _BROKEN))

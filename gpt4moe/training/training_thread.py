@@ -21,7 +21,7 @@ from gpt4moe.training.hang_files import pending, recorder
 
 _LOOKS = 120
 """Of which the share outside collectives is taken."""
-_WORKING_SHARE = 0.2
+_WORKING_SHARE = 0.01
 """Of the time between two looks. A thread that polls in a sleep computes for less."""
 _WORKING_BYTES = 2**20
 """Read or written between two looks. A log or a board takes less."""

@@ -22,7 +22,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.hangs import HUNG, Beat, End, Limits, lost, told, why_hung
 from gpt4moe.runlog.events_log import EventsLog
 from gpt4moe.runlog.waits import Waits
-from gpt4moe.training.hang_files import HangFiles, say, summary
+from gpt4moe.training.hang_files import HangFiles, is_broken_connection, say, summary
 from gpt4moe.training.roll_call import LEFT, RollCall, beat_seconds
 from gpt4moe.training.training_thread import TrainingThread
 
@@ -225,6 +225,7 @@ class Watchdog:
         end = End(status=HUNG, lines=lines, writes_stacks=True, grace_seconds=0.0)
         if self._claim(end) == end:
             self._end_after(_WRITING, HUNG)
+            self._close_events()
             self.files.write_events(self.thread.step, lines)
 
     def _tell_without_store(self, still: float) -> None:
@@ -252,6 +253,7 @@ class Watchdog:
         try:
             if end.writes_stacks:
                 self._end_after(_WRITING + waits * self.call.interval, end.status)
+                self._close_events()
                 self.files.write(self.beat(0).encode())
             began = time.monotonic()
             while time.monotonic() < until or (
@@ -264,9 +266,15 @@ class Watchdog:
                 self._say_for(end)
             if self.events is not None and not end.writes_stacks:
                 self.events.write("stop", step=self.thread.step, reason="RankEnded", is_error=True, cause=end.lines[0])
+                self.events.close()
         except BaseException as error:
             say(f"the watchdog of rank {self.rank} has an error: {summary(error)}.", kind="warning")
         os._exit(end.status)
+
+    def _close_events(self) -> None:
+        """A launch has one stop: the training thread's broken connection is a consequence."""
+        if self.events is not None:
+            self.events.close()
 
     def _end_after(self, seconds: float, status: int) -> None:
         """Ends this process, whatever blocks this thread."""
@@ -280,16 +288,3 @@ _STORE_GONE = (
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     else "the first node's launcher is stopped, killed or lost: the ranks' store, which it serves, does not answer."
 )
-
-
-_BROKEN = ("Connection closed", "Connection re", "Broken pipe", "imed out", "imeout")
-"""What gloo says of a connection; of a wrong size it says something else."""
-
-
-def is_broken_connection(error: Exception) -> bool:
-    """Whether torch lost another rank: NCCL's and the store's errors have a class of their own, gloo's have not."""
-    from torch import distributed
-
-    text = str(error)
-    is_gloo = isinstance(error, RuntimeError) and "gloo/" in text
-    return isinstance(error, distributed.DistError) or (is_gloo and any(words in text for words in _BROKEN))

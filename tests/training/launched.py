@@ -36,7 +36,7 @@ class Left:
     err: str
 
 
-def launch(folder: Path, fault: Fault, *overrides: str, ranks: int, seconds: float = 60) -> tuple[list[Left], float]:
+def launch(folder: Path, fault: Fault, *overrides: str, ranks: int, seconds: float = 150) -> tuple[list[Left], float]:
     """Runs the command with a fault. Returns: how each rank ended, and the seconds from the fault to the last end of a
     rank that ended by itself."""
     local_ranks.start_server()
