@@ -42,7 +42,7 @@ def broadcast_int(value: int, groups: ProcessGroups) -> int:
 def broadcast_text(text: str, groups: ProcessGroups, source: int = 0) -> str:
     """The `text` of the rank `source`, at most 4096 bytes of UTF-8, on every rank. Collective."""
     own = text.encode() if groups.rank == source else b""
-    return _broadcast_bytes(own, source, groups.device).decode()
+    return broadcast_bytes(own, source, groups.device).decode()
 
 
 def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
@@ -55,13 +55,13 @@ def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
 def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> Gpt4MoeError:
     """This rank's own error, or else the rank `source`'s, on every rank. Collective."""
     text = f"{refusal.exit_code}\0{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""
-    status, cause, *cure = _broadcast_bytes(text, source, device).decode(errors="replace").split("\0")
+    status, cause, *cure = broadcast_bytes(text, source, device).decode(errors="replace").split("\0")
     told = LaunchError(cause, "".join(cure))
     told.exit_code = int(status)
     return refusal or told
 
 
-def _broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:
+def broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:
     """Of the rank `source`, without zeros at their end. Collective."""
     assert len(message) <= _MESSAGE_BYTES
     padded = torch.frombuffer(bytearray(message.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8).to(device)

@@ -12,8 +12,10 @@ import time
 from collections.abc import Collection
 from datetime import timedelta
 
+import torch
 from torch import distributed
 
+from gpt4moe.parallel.agreement import broadcast_bytes
 from gpt4moe.parallel.environment import Environment
 
 _SECONDS = timedelta(seconds=20)
@@ -27,24 +29,23 @@ class Board:
         store: of which nobody else uses this client.
     """
 
-    def __init__(self, store: distributed.Store, rank: int):
-        self.store = distributed.PrefixStore("board", store)
+    def __init__(self, store: distributed.Store, rank: int, token: str):
+        # torchrun's own store outlives a restart of its ranks, whose number differs from agent to agent.
+        self.store = distributed.PrefixStore(f"board {token}", store)
         self.rank = rank
-        if rank == 0:
-            self.store.set("token", time.strftime("%Y%m%d-%H%M%S"))
-        self.token = self.store.get("token").decode()
+        self.token = token
         """Of this launch, the same on every rank: when it began."""
 
     @classmethod
-    def connect(cls, environment: Environment) -> "Board":
-        """After the ranks have met (parallel.groups.world)."""
+    def connect(cls, environment: Environment, device: torch.device) -> "Board":
+        """After the ranks have met (parallel.groups.world). Collective: a rank may come minutes after others."""
+        token = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         if environment.master is None:
-            return cls(distributed.HashStore(), environment.rank)
+            return cls(distributed.HashStore(), environment.rank, token)
+        token = broadcast_bytes(token.encode() if environment.rank == 0 else b"", 0, device).decode()
         address, port = environment.master
         store = distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_SECONDS)
-        # torchrun's own store outlives a restart of its ranks.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return cls(distributed.PrefixStore(f"attempt {attempt}", store), environment.rank)
+        return cls(store, environment.rank, token)
 
     def post(self, text: str) -> None:
         self.store.set(f"beats/{self.rank}", text)

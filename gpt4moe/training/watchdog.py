@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
+
 from gpt4moe.errors import Gpt4MoeError, RankEnded
 from gpt4moe.parallel.board import Board
 from gpt4moe.parallel.environment import Environment
@@ -44,7 +46,7 @@ class Watchdog:
     def __init__(self, environment: Environment, limits: Limits, run_folder: Path, device_type: str):
         self.rank, self.world_size, self.limits = environment.rank, environment.world_size, limits
         self.node = os.uname().nodename
-        board = Board.connect(environment)
+        board = Board.connect(environment, torch.device(device_type))
         self.files = HangFiles(run_folder, board.token, self.rank)
         self.call = RollCall(board, self.world_size, beat_seconds(self.world_size, limits.hang_seconds), self.beat)
         self.thread = TrainingThread(device_type)
