@@ -88,7 +88,7 @@ def _boxes_in(weights: FolderWeights, file: str) -> dict[str, int]:
     """Key -> bytes of every box in a file, by its header."""
     stored = weights.files[file]
     assert isinstance(stored, VerifiedFile)
-    entries = {key: entry for key, entry in stored.header().items() if key != "__metadata__"}
+    entries = {key: entry for key, entry in stored.header(BYTES).items() if key != "__metadata__"}
     return {key: entry["data_offsets"][1] - entry["data_offsets"][0] for key, entry in entries.items()}
 
 
