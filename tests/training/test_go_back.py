@@ -121,7 +121,7 @@ def test_what_follows_equals_a_run_from_that_checkpoint_with_later_samples(layou
     for file in ("gone_back.json", "events.jsonl"):
         (told / file).unlink()
     for step in ("left-step-00000006", "step-00000006", "step-00000008"):
-        shutil.rmtree(told / "checkpoints" / step)
+        shutil.rmtree(told / "checkpoints" / step, ignore_errors=True)  # the next save removes what was left
     plain = [*SMALL, f"run.root={tmp_path}", "run.name=told", *GO_BACK, "resilience.on_nonfinite=stop", *words]
     again = run_ranks(ranks, _with_later_samples, plain, 32, 32)
     assert [rank.status for rank in again] == [0] * ranks, again[0].err
