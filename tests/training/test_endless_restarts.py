@@ -9,6 +9,7 @@ from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.resilience.restarts import refuse_endless_restarts
 from gpt4moe.runlog.events_log import read_events
+from gpt4moe.runlog.run_files import add_sums
 from tests.spawn import run_ranks
 from tests.training.command import SMALL, run_rank, train
 
@@ -41,14 +42,20 @@ def test_the_trainer_ends_with_2_in_a_crash_loop(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     keys = ("resilience.max_stuck_starts=1", "training.steps=4")
     assert train(folder, *keys, "training.steps=2")[0].status == 0
-    last = folder / "starts" / "001.yaml"
-    last.write_text(last.read_text().replace("first_step: 1", "first_step: 3"))
+    replace_in_start(folder, "first_step: 1", "first_step: 3")
     (ended,) = train(folder, *keys, variables={"GPT4MOE_CHAIN_LINK": "1", "SLURM_RESTART_COUNT": "0"})
     assert ended.status == 0, "its own last start's config asks for 2 steps: done"
-    last.write_text(last.read_text().replace("  steps: 2", "  steps: 4"))
+    replace_in_start(folder, "  steps: 2", "  steps: 4")
     (ended,) = train(folder, *keys, variables={"SLURM_RESTART_COUNT": "2"})
     assert ended.status == 2
     assert "1 starts in a row began at step 3" in ended.err
+
+
+def replace_in_start(folder: Path, old: str, new: str) -> None:
+    """As if the first start had been written so: its noted sha256 is the new file's."""
+    start = folder / "starts" / "001.yaml"
+    start.write_text(start.read_text().replace(old, new))
+    add_sums(folder, "starts/001.yaml")
 
 
 def test_a_job_put_back_before_it_ever_trained_keeps_its_own_overrides(tmp_path: Path) -> None:
