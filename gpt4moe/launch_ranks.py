@@ -8,7 +8,8 @@ behind 35 lines of traceback. Here:
 
     exit status    of the rank whose failure is the cause; 128 + n: signal n killed it (parallel.rank_processes)
     a rank killed  one line that names it; the others are ended after 5 s, for they wait for it in vain
-    signals        INT, HUP, TERM, USR1 and USR2 are handed to every rank; a second Ctrl-C ends them within 5 s
+    signals        INT, HUP, TERM, USR1 and USR2 are handed to every rank. All but USR1 end the launch: ranks that still
+                   run --end-seconds later are named and killed. A second Ctrl-C ends them within 5 s
     kill -9        of this process ends its ranks too
 
 It imports no torch: it starts at once, and needs no memory beside the ranks.
@@ -19,17 +20,27 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import inf
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.rank_processes import Ranks, start_ranks
-from gpt4moe.resilience.hangs import HUNG
 from gpt4moe.resilience.signals import SIGNALS
 from gpt4moe.runlog.command_line import print_error
 
+END_SECONDS = 600.0
+"""A step, and a save of a model that one machine holds, on a slow disk."""
 
-def launch(num_ranks: int, command: Sequence[str], variables: Mapping[str, str] = os.environ) -> int:
+
+def launch(
+    num_ranks: int,
+    command: Sequence[str],
+    *,
+    variables: Mapping[str, str] = os.environ,
+    end_seconds: float = END_SECONDS,
+) -> int:
     """Runs `command` on `num_ranks` ranks of this machine. Returns: the exit status. In the main thread only."""
-    ranks = Ranks(hung_status=HUNG)
+    ranks = Ranks(patience_seconds=end_seconds, say=_say)
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ranks.send) for number in heard}
     try:
@@ -47,12 +58,22 @@ def launch(num_ranks: int, command: Sequence[str], variables: Mapping[str, str] 
     return status
 
 
+def _say(text: str) -> None:
+    """Past Python's buffers: the main thread may hold their lock when a signal comes."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+
+
 def main(arguments: list[str]) -> int:
     """Exit status: as above; 2 for arguments that it does not know."""
     parser = argparse.ArgumentParser(
         prog="python -m gpt4moe.launch_ranks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--nproc-per-node", "--nproc", type=int, required=True, metavar="N", help="ranks to start")
+    parser.add_argument(
+        "--end-seconds", type=float, default=END_SECONDS, metavar="S",
+        help="after a signal that ends the launch, ranks that still run are killed (%(default)g)",
+    )  # fmt: skip
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a file")
     parser.add_argument("program", help="the module or file that each rank runs")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
@@ -60,11 +81,15 @@ def main(arguments: list[str]) -> int:
     try:
         if given.nproc_per_node < 1:
             raise LaunchError(f"--nproc-per-node {given.nproc_per_node} starts no rank.", "Set 1 or more.")
+        if not 0 < given.end_seconds < inf:
+            raise LaunchError(f"--end-seconds {given.end_seconds:g} is no time.", "Set seconds above 0.")
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
     module = ["-m"] if given.module else []
-    return launch(given.nproc_per_node, [sys.executable, *module, given.program, *given.rest])
+    return launch(
+        given.nproc_per_node, [sys.executable, *module, given.program, *given.rest], end_seconds=given.end_seconds
+    )
 
 
 if __name__ == "__main__":

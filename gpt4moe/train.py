@@ -64,7 +64,12 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
 
     timeout = timedelta(minutes=run.resilience.collective_timeout_minutes)
     with (
-        world(environment, timeout=timeout, deterministic=run.training.deterministic) as device,
+        world(
+            environment,
+            timeout=timeout,
+            patience_seconds=run.resilience.meeting_seconds,
+            deterministic=run.training.deterministic,
+        ) as device,  # fmt: skip
         Watchdog(environment, Limits.of(run.resilience), launch.folder.path, device.type) as watchdog,
     ):
         from gpt4moe.pages.run_report import write_run_report

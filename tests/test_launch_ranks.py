@@ -23,10 +23,13 @@ def touch(name):
 """
 
 
-def launcher(here: Path, body: str, ranks: int = 2) -> subprocess.Popen[str]:
+ASKED = "SIGINT: the ranks finish their step, save and end. Those that still run in 600 s are killed"
+
+
+def launcher(here: Path, body: str, ranks: int = 2, *more: str) -> subprocess.Popen[str]:
     program = here / "program.py"
     program.write_text(PROGRAM + body)
-    command = [sys.executable, "-m", "gpt4moe.launch_ranks", "--nproc-per-node", str(ranks), str(program), "a=b"]
+    command = [sys.executable, "-m", "gpt4moe.launch_ranks", "--nproc-per-node", str(ranks), *more, str(program), "a=b"]
     return subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "HERE": str(here)}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,7 +95,9 @@ def test_the_first_ctrl_c_is_handed_on_once_and_the_second_ends_ranks_that_hang(
     time.sleep(1.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
-    assert process.stderr is not None and process.stderr.read() == ""
+    assert process.stderr is not None and process.stderr.read().splitlines() == [
+        f"{ASKED}; a second Ctrl-C ends them within 5 s.", "Still running after SIGINT, and killed now: ranks 0-1.",
+    ]  # fmt: skip
     assert [(tmp_path / f"heard-{rank}").read_text() for rank in (0, 1)] == ["SIGINT SIGINT "] * 2
 
 
@@ -110,7 +115,24 @@ def test_after_ctrl_c_the_first_rank_may_end_long_after_the_others(tmp_path: Pat
     all_there(tmp_path, "up")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (130, "the report is written\n", "")
+    assert (process.returncode, out, err) == (
+        130,
+        "the report is written\n",
+        f"{ASKED}; a second Ctrl-C ends them within 5 s.\n",
+    )
+
+
+def test_after_term_ranks_that_do_not_end_are_named_and_killed(tmp_path: Path) -> None:
+    body = "signal.signal(signal.SIGTERM, signal.SIG_IGN if rank else hear); touch('up'); time.sleep(60)"
+    process = launcher(tmp_path, body, 3, "--end-seconds=0.5")
+    all_there(tmp_path, "up", ranks=3)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert err.splitlines() == [
+        "SIGTERM: the ranks finish their step, save and end. Those that still run in 0.5 s are killed.",
+        "Still running after SIGTERM, and killed now: ranks 0-2.",
+    ]
 
 
 def test_its_own_kill_9_leaves_no_rank(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 made, 2 bad input, 130 stopped by Ctrl-C."""
     from gpt4moe.corpus.command import make_parser, run, summary
     from gpt4moe.data.progress import byte_bar
-    from gpt4moe.errors import Gpt4MoeError
+    from gpt4moe.errors import INTERRUPTED, Gpt4MoeError
     from gpt4moe.runlog.command_line import print_error
 
     given = make_parser(__doc__).parse_args(arguments)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "The same command goes on where it was.")
-        return 130
+        return INTERRUPTED
     for name, manifest in made.items():
         sys.stdout.write("".join(f"{line}\n" for line in summary(name, manifest)))
     return 0

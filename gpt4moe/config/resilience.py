@@ -61,6 +61,11 @@ class ResilienceConfig:
         return self.on_spike is not Remedy.go_on or self.on_nonfinite is not Remedy.stop
 
     @property
+    def meeting_seconds(self) -> float:
+        """How long the ranks of a launch wait for those that have not come."""
+        return max(LEAST_MEETING_SECONDS, HANG_PATIENCE * self.hang_seconds) if self.hang_seconds else inf
+
+    @property
     def may_go_back(self) -> bool:
         return Remedy.go_back in (self.on_nonfinite, self.on_spike)
 
@@ -131,5 +136,7 @@ MIN_STEPS = 16
 """A median distance of fewer steps says little."""
 HANG_PATIENCE = 4
 """How many times hang_seconds a start-up, a save or an evaluation may stand still."""
+LEAST_MEETING_SECONDS = 60.0
+"""Ranks that make the same imports side by side may begin so far apart."""
 MAX_TIMEOUT_MINUTES = 7 * 24 * 60
 """A week."""

@@ -26,7 +26,7 @@ from gpt4moe.data.check import check_data
 from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.demo.commands import run_python, run_side_by_side
 from gpt4moe.demo.exercises import write_exercises
-from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.errors import INTERRUPTED, Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "The same command goes on: what is there already is not made again.")
-        return 130
+        return INTERRUPTED
 
 
 def tell(places: Places) -> int:

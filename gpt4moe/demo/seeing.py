@@ -33,7 +33,7 @@ from gpt4moe.demo.pictures.items import FEW_SHOT
 from gpt4moe.demo.pictures.make import ASKED, LEARNED, MADE_OF, TEXTS, prepare_once, write_set
 from gpt4moe.demo.seeing_answers import Answers
 from gpt4moe.demo.seeing_exam import NO_EXAMPLE, constant, examine, read_items
-from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.errors import INTERRUPTED, Gpt4MoeError, LaunchError
 from gpt4moe.pages.run_report import write_run_report
 from gpt4moe.runlog.command_line import print_error
 from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "The same command goes on: what is there already is not made again.")
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -16,7 +16,7 @@ from gpt4moe.drill.drill import Drill
 from gpt4moe.drill.kinds import draw, last_step
 from gpt4moe.drill.page import plan_keys, summary, write_block
 from gpt4moe.drill.scene import EVERY, RESULT, Scene
-from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.errors import INTERRUPTED, ConfigError, Gpt4MoeError
 from gpt4moe.runlog.command_line import print_error
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "The same command begins again.")
-        return 130
+        return INTERRUPTED
 
 
 def run(given: argparse.Namespace) -> int:

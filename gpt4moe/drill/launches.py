@@ -19,7 +19,6 @@ from gpt4moe.drill.rank import FAULTS, forked
 from gpt4moe.drill.scene import LOGS, NOTES, Scene
 from gpt4moe.parallel import local_ranks
 from gpt4moe.parallel.rank_processes import Ranks, rank_variables, start_ranks
-from gpt4moe.resilience.hangs import HUNG
 from gpt4moe.runlog.metrics_log import METRICS_FILE
 
 _START_SECONDS = 180.0
@@ -87,7 +86,7 @@ def launch(scene: Scene, name: str, faults: Sequence[Fault], *, is_cold: bool, h
     log = logs / f"{name}-{len(list(logs.iterdir())) + 1:03d}.log"
     arguments = [str(notes), *scene.overrides(name)]
     log.touch()
-    ranks, began = Ranks(hung_status=HUNG), time.time()
+    ranks, began = Ranks(), time.time()
     try:
         if is_cold:
             with log.open("ab") as file:

@@ -11,6 +11,7 @@ wire.py            bytes on the wire, counted at the collective
 handed.py          what a rank gives to collectives: on which rank did two passes part?
 slurm_job.py       SlurmJob: what Slurm reports (no torch)
 environment.py     rank and world of this process (no torch)
+rendezvous.py      how the ranks of a launch find each other, and which has not come
 groups.py          ProcessGroups: the live groups
 megatron_state.py  the only use of Megatron's parallel_state and random-number trackers
 deepspeed_groups.py  the only use of DeepSpeed's communication layer

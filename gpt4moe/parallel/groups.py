@@ -1,14 +1,11 @@
 """ProcessGroups: the process groups of one rank, made once from a Layout and passed as an argument."""
 
 import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import torch
@@ -18,11 +15,10 @@ from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.determinism import set_deterministic_variables, use_deterministic_kernels
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.rendezvous import store_at
 
 # Longer than the slowest first step. Training has a key of its own: resilience.collective_timeout_minutes.
 TIMEOUT = timedelta(minutes=30)
-_DOOR_KEY = "gpt4moe/door"
-"""In the store of torchrun's agents: the port at which rank 0 tells the name of the launch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +79,7 @@ def world(
     *,
     store: distributed.Store | None = None,
     timeout: timedelta = TIMEOUT,
+    patience_seconds: float = inf,
     deterministic: bool = False,
 ) -> Iterator[torch.device]:
     """Initialises torch.distributed, DeepSpeed's communication and, without a GPU, cpu_device. Yields the device.
@@ -90,9 +87,10 @@ def world(
     Args:
         store: the store by which the ranks find each other; by default one at the environment's address.
         timeout: of a collective.
+        patience_seconds: how long ranks wait for others to come; at most the timeout.
         deterministic: on GPUs, what parallel.determinism does; without meaning on CPUs.
     Raises: ConfigError for an environment variable that is set against it; LaunchError for ranks without a GPU of
-        their own.
+        their own, or for ranks that did not come.
     """
     from gpt4moe.parallel import cpu_device, deepspeed_groups
 
@@ -110,7 +108,7 @@ def world(
     if store is None and environment.master is None:
         store = distributed.HashStore()
     elif store is None:
-        store = _store_at(environment, timeout)
+        store = store_at(environment, timeout, min(patience_seconds, timeout.total_seconds()))
     if backend == "nccl":
         refuse_shared_gpus(store, environment, str(torch.cuda.get_device_properties(device).uuid))
         # Communicators are made now and on this GPU. Otherwise the first collective of each group makes its own, and a
@@ -129,54 +127,6 @@ def world(
 
             megatron_state.stop()
             distributed.destroy_process_group()
-
-
-def _store_at(environment: Environment, timeout: timedelta) -> distributed.Store:
-    """The store at the environment's address, which init_process_group would open. torchrun's agent may serve it."""
-    assert environment.master is not None
-    address, port = environment.master
-    place = {"rank": environment.rank, "world_size": environment.world_size, "timeout": timeout}
-    store, _, _ = next(distributed.rendezvous(f"tcp://{address}:{port}", **place))
-    store.set_timeout(timeout)
-    launch = ""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        launch = _launch_of_agents(store, address, is_first=environment.rank == 0, timeout=timeout)
-    return distributed.PrefixStore(f"default_pg{launch}", store)
-
-
-def _launch_of_agents(store: distributed.Store, address: str, *, is_first: bool, timeout: timedelta) -> str:
-    """A name of this launch, the same on every rank, under torchrun's agents. Collective.
-
-    The agents' store outlives its ranks (torch 2.13): ranks that are started again would find the addresses that those
-    before left there, and wait for them until the timeout. So keys get the name of the launch. Ranks learn it from
-    rank 0 itself, not from that store, where the name before may still stand: a port that an earlier rank 0 left is
-    closed, for the agents start ranks again when all of the last ones have ended.
-    """
-    name = uuid.uuid4().hex
-    if is_first:
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        door = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=dual)
-        store.set(_DOOR_KEY, str(door.getsockname()[1]))
-        # Until the process ends: somebody who knocks by mistake must not take the place of a rank.
-        threading.Thread(target=_tell_all, args=(door, name), name="door", daemon=True).start()
-        return name
-    deadline = time.monotonic() + timeout.total_seconds()
-    while True:
-        with suppress(OSError), socket.create_connection((address, int(store.get(_DOOR_KEY))), timeout=10) as asked:
-            told = asked.makefile().read()
-            if len(told) == len(name):
-                return told
-        if time.monotonic() > deadline:
-            raise LaunchError(f"Rank 0 on {address} told no name of this launch.", "Look at the log of rank 0.")
-        time.sleep(0.1)
-
-
-def _tell_all(door: socket.socket, name: str) -> None:
-    while True:
-        visitor, _ = door.accept()
-        with suppress(OSError), visitor:
-            visitor.sendall(name.encode())
 
 
 def refuse_shared_gpus(store: distributed.Store, environment: Environment, gpu: str) -> None:

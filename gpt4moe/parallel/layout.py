@@ -11,6 +11,7 @@ For experts the same ranks of a stage form a second grid, etp fastest ("parallel
 so ep may span tp, cp and dp. A MoE layer's all-to-all runs over `ep`, its expert gradients over `expert_dp`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate, product
 from math import lcm
@@ -104,3 +105,19 @@ class Layout:
         ]
         extras += ["sequence parallel"] if self.sequence_parallel else []
         return ", ".join([f"{self.world_size} rank{'s' * (self.world_size > 1)} = {grid}", *extras])
+
+
+def ranks_text(ranks: Collection[int]) -> str:
+    """Ranks, with runs of them joined: "rank 3", "ranks 0, 2-5"."""
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and rank == parts[-1][-1] + 1:
+            parts[-1].append(rank)
+        else:
+            parts.append([rank])
+    texts = [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+    more = f" and {len(texts) - _NAMED_RUNS} more runs of ranks" if len(texts) > _NAMED_RUNS else ""
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(texts[:_NAMED_RUNS])}{more}"
+
+
+_NAMED_RUNS = 8

@@ -2,6 +2,7 @@
 
     a rank ends with a status  ->  TERM to the others, not at Ctrl-C; after 120 s KILL, 5 s where ranks hang
     a signal kills a rank      ->  5 s later KILL for the others: they wait for it in vain
+    a signal ends the launch   ->  a line; those that have not ended after patience_seconds are named, and KILL
     status()                   ->  the rank that decided, by the rule of slurm/rank.sh
 
 launch_ranks (a command for people) and drill (planted faults) start their ranks and hand them to this class.
@@ -13,9 +14,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from types import FrameType
 from typing import BinaryIO, Protocol
 
+from gpt4moe.errors import HUNG, INTERRUPTED, SAME_PRESS_SECONDS
+from gpt4moe.parallel.layout import ranks_text
 from gpt4moe.parallel.local_ranks import free_port
 
 _LOOK_SECONDS = 0.05
@@ -23,11 +27,9 @@ _BROKEN_SECONDS = 5.0
 """Between the death of a rank and the end of the others, by force: they fail by themselves on the broken connection."""
 _LEAVING_SECONDS = 120.0
 """The same after a rank that ended by itself: the first one may still write the report or finish its wandb run."""
-_SAME_PRESS_SECONDS = 1.0
 _EXIT_IS_LATER, _ABORT_IS_LATER = 2.0, 4.0
 """Seconds. A rank that fails may do so because another was killed, one that aborts (NCCL's watchdog, gloo) because
 another has failed or was killed: within these seconds it is not the cause."""
-_INTERRUPTED = 130
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,8 +53,10 @@ class RankProcess(Protocol):
 class Ranks:
     """In the order of ranks. Owned by whoever started them, for as long as one of them lives."""
 
-    hung_status: int
-    """With which ranks end that found others to hang: those do not leave by themselves."""
+    patience_seconds: float = inf
+    """After a signal that ends the launch, until those that still run are killed."""
+    say: Callable[[str], None] = lambda text: None
+    """Prints a line; called in a signal handler too."""
     processes: Sequence[RankProcess] = ()
     ended: dict[int, float] = field(default_factory=dict)
     """Rank -> when its end was seen; without those that were ended from here."""
@@ -61,6 +65,8 @@ class Ranks:
     """What ended the others from here: -TERM, -KILL, as return codes say it."""
     interrupted: float | None = None
     """When Ctrl-C first came."""
+    asked: str | None = None
+    """The first signal that ends the launch."""
 
     def wait(self, look: Callable[[], None] = lambda: None) -> None:
         """Until all have ended. Args: look: called now and then meanwhile."""
@@ -73,9 +79,17 @@ class Ranks:
     def send(self, number: int, frame: FrameType | None = None) -> None:
         """Hands a signal to every rank; the second Ctrl-C is the last."""
         now = time.monotonic()
+        if number != signal.SIGUSR1 and self.asked is None:
+            self.asked = signal.Signals(number).name
+            self._end_by(now + self.patience_seconds)
+            second = f"; a second Ctrl-C ends them within {_BROKEN_SECONDS:g} s" if number == signal.SIGINT else ""
+            self.say(
+                f"{self.asked}: the ranks finish their step, save and end. Those that still run in "
+                f"{self.patience_seconds:g} s are killed{second}."
+            )
         if number == signal.SIGINT:
             self.interrupted = self.interrupted or now
-            if now - self.interrupted > _SAME_PRESS_SECONDS:
+            if now - self.interrupted > SAME_PRESS_SECONDS:
                 self._end_by(now + _BROKEN_SECONDS)
         for process in self.processes:
             process.send_signal(number)
@@ -84,8 +98,9 @@ class Ranks:
         """The exit status of the launch, when all have ended, and the rank that was killed (status - 128: the signal);
         None: no rank was."""
         failed = {rank: when for rank, when in self.ended.items() if self._code(rank)}
-        if not failed:  # at the second Ctrl-C all may have been ended by force
-            return (_INTERRUPTED if any(process.returncode for process in self.processes) else 0), None
+        if not failed:  # after a signal all may have been ended by force
+            forced = INTERRUPTED if self.interrupted is not None else 128 + signal.SIGKILL
+            return (forced if any(process.returncode for process in self.processes) else 0), None
         rank = min(failed, key=lambda it: failed[it] + _later(self._code(it)))
         code = self._code(rank)
         return (code, None) if code >= 0 else (128 - code, rank)
@@ -103,6 +118,9 @@ class Ranks:
         if self.kill_at is not None and now > self.kill_at:
             self.kill_at = None
             self.sent.add(-signal.SIGKILL)
+            running = [rank for rank, process in enumerate(self.processes) if process.poll() is None]
+            if self.asked is not None and running:
+                self.say(f"Still running after {self.asked}, and killed now: {ranks_text(running)}.")
             for process in self.processes:
                 process.kill()
         for rank, process in enumerate(self.processes):
@@ -116,7 +134,7 @@ class Ranks:
                 for other in self.processes:
                     other.send_signal(signal.SIGTERM)
             if code:
-                is_leaving = code > 0 and code != self.hung_status
+                is_leaving = code > 0 and code != HUNG
                 self._end_by(now + (_LEAVING_SECONDS if is_leaving else _BROKEN_SECONDS))
 
     def _end_by(self, when: float) -> None:

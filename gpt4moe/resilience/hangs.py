@@ -12,10 +12,9 @@ from statistics import median
 from typing import Any, Self
 
 from gpt4moe.config.resilience import HANG_PATIENCE, ResilienceConfig
+from gpt4moe.parallel.layout import ranks_text
 from gpt4moe.resilience.standing import Place
 
-HUNG = 86
-"""Exit status: ranks hung or were lost, nothing was saved; please requeue."""
 _LOST_SECONDS = 30.0
 """Between steps no more is waited for a silent rank, unless steps take long."""
 _LEAST_SHARE = 0.1
@@ -180,19 +179,6 @@ def busiest(beats: Mapping[int, Beat], like: Callable[[int], int]) -> tuple[int,
 def lost(beats: Mapping[int, Beat], silent: Collection[int]) -> str:
     """One line of ranks that are gone while others lost the connection."""
     return f"{_silent(beats, silent)}: killed, or lost with the node."
-
-
-def ranks_text(ranks: Collection[int]) -> str:
-    """Ranks, with runs of them joined: "rank 3", "ranks 0, 2-5"."""
-    parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1].append(rank)
-        else:
-            parts.append([rank])
-    texts = [str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
-    more = f" and {len(texts) - 2 * _NAMED} more runs of ranks" if len(texts) > 2 * _NAMED else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(texts[: 2 * _NAMED])}{more}"
 
 
 def _silent(beats: Mapping[int, Beat], ranks: Collection[int]) -> str:

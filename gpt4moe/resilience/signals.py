@@ -19,16 +19,13 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from gpt4moe.errors import INTERRUPTED, SAME_PRESS_SECONDS
 from gpt4moe.parallel.slurm_job import SlurmJob
 
 REQUEUE = 85
 """Exit status: saved, please requeue."""
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, saved or not: whoever pressed it wants the run to rest, so nobody puts it back."""
 SIGNALS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 """The weakest first. Of several signals the strongest counts, so that one which ends the run wins."""
-_SAME_PRESS_SECONDS = 1.0
-"""A launcher and a terminal may both send the INT of one Ctrl-C."""
 
 
 def end_status(name: str) -> int:
@@ -89,7 +86,7 @@ class SignalNotes:
     def _is_second_press(self, number: int) -> bool:
         # torchrun's agent hands on the first INT, and sends TERM at the second.
         leaves = number in (signal.SIGINT, signal.SIGTERM) and self._interrupted is not None
-        return leaves and time.monotonic() - (self._interrupted or 0.0) > _SAME_PRESS_SECONDS
+        return leaves and time.monotonic() - (self._interrupted or 0.0) > SAME_PRESS_SECONDS
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         """Ends the process at once. An exception could be caught by a module that is being imported."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.text import Text
 
-from gpt4moe.errors import ConfigError, Gpt4MoeError
+from gpt4moe.errors import INTERRUPTED, ConfigError, Gpt4MoeError
 
 
 def print_error(cause: str, cure: str) -> None:
@@ -53,4 +53,4 @@ def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[st
         return error.exit_code
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "Run the same command again.")
-        return 130
+        return INTERRUPTED

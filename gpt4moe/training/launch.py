@@ -111,7 +111,7 @@ def report(error: Gpt4MoeError, environment: Environment | None, *, have_met: bo
         have_met: the ranks have met, so every rank has this error and rank 0 prints it. Before that, an error of this
             rank alone (its node lacks the data, for example) is printed here when rank 0 has none and waits.
     """
-    is_first = environment is None or environment.rank == 0
+    is_first = environment is None or environment.rank == error.told_by
     if is_first:
         print_error(error.cause, error.cure)
     if environment is not None:

@@ -18,10 +18,10 @@ from typing import Self
 
 import torch
 
-from gpt4moe.errors import Gpt4MoeError, RankEnded
+from gpt4moe.errors import HUNG, Gpt4MoeError, RankEnded
 from gpt4moe.parallel.board import Board
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.resilience.hangs import HUNG, Beat, End, Limits, lost, told, why_hung
+from gpt4moe.resilience.hangs import Beat, End, Limits, lost, told, why_hung
 from gpt4moe.runlog.events_log import EventsLog
 from gpt4moe.runlog.waits import Waits
 from gpt4moe.training.hang_files import HangFiles, is_broken_connection, say, summary

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gpt4moe.config.load import load_run_config
-from gpt4moe.resilience.hangs import Beat, End, Limits, busiest, ranks_text, told, why_hung
+from gpt4moe.parallel.layout import ranks_text
+from gpt4moe.resilience.hangs import Beat, End, Limits, busiest, told, why_hung
 from gpt4moe.resilience.standing import Place, mark, place_of
 from gpt4moe.training.hang_files import pending
 from gpt4moe.training.roll_call import beat_seconds

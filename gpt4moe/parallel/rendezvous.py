@@ -1,0 +1,161 @@
+"""How the ranks of a launch find each other: a store that rank 0 serves, or torchrun's agents, and who has not come.
+
+    store_at()   connect  ->  each rank says that it is here  ->  the last one, or rank 0's patience, ends the wait
+
+torch waits for the last rank without a word, and names none. Here rank 0 warns after a minute, and gives up by an error
+that every rank has and that names the ranks that are missing.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from datetime import timedelta
+
+from torch import distributed
+
+from gpt4moe.errors import HUNG, LaunchError
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.layout import ranks_text
+
+logger = logging.getLogger(__name__)
+
+_DOOR_KEY = "gpt4moe/door"
+"""In the store of torchrun's agents: the port at which rank 0 tells the name of the launch."""
+_WARN_SECONDS = 60.0
+_CONNECT_SECONDS = 30.0
+"""A wait inside torch lets no signal handler run: no single one is longer. A store that thousands of ranks knock at
+takes its time."""
+_QUESTIONS_PER_SECOND = 10_000
+"""Of all ranks together, to one store."""
+_VERDICT_SECONDS = 20.0
+"""Longer than rank 0 the others wait, for what it says."""
+
+
+def store_at(environment: Environment, timeout: timedelta, patience_seconds: float) -> distributed.Store:
+    """The store by which the ranks of this launch talk, once all of them have come. Collective.
+
+    Args:
+        timeout: of what is asked of the store afterwards.
+        patience_seconds: how long the ranks that came wait for the others.
+    Raises: LaunchError with status 86, on every rank that came, when one did not.
+    """
+    deadline = time.monotonic() + patience_seconds
+    store = _connect(environment, deadline, patience_seconds)
+    launch = ""
+    if _agents_serve():
+        assert environment.master is not None
+        address, is_first = environment.master[0], environment.rank == 0
+        launch = _launch_of_agents(store, address, is_first=is_first, deadline=deadline)
+    await_all(distributed.PrefixStore(f"come{launch}", store), environment, deadline, patience_seconds)
+    store.set_timeout(timeout)
+    return distributed.PrefixStore(f"default_pg{launch}", store)
+
+
+def await_all(store: distributed.Store, environment: Environment, deadline: float, patience_seconds: float) -> None:
+    """Until every rank has called this. Args: deadline: by time.monotonic(). Raises: as store_at."""
+    rank, world_size = environment.rank, environment.world_size
+    store.set(f"here/{rank}", "")
+    if store.add("number", 1) == world_size:
+        store.compare_set("verdict", "", "met")
+    warn_at = time.monotonic() + min(_WARN_SECONDS, patience_seconds / 2)
+    is_warned = False
+    wait_seconds, longest = 0.01, max(0.2, world_size / _QUESTIONS_PER_SECOND)
+    while not store.check(["verdict"]):  # not store.wait, in which no signal handler runs
+        time.sleep(wait_seconds)
+        now, wait_seconds = time.monotonic(), min(2 * wait_seconds, longest)
+        if rank == 0 and now > deadline:
+            who = missing_text(store, world_size)
+            store.compare_set(
+                "verdict", "", f"{who} not come in {patience_seconds:.0f} s, and {world_size} are waited for"
+            )
+        elif rank == 0 and now > warn_at and not is_warned:
+            is_warned = True
+            logger.warning(
+                "%s not come yet; %.0f s from now the launch ends with %d",
+                missing_text(store, world_size), deadline - now, HUNG,
+            )  # fmt: skip
+        elif now > deadline + _VERDICT_SECONDS:
+            raise late("rank 0 came, and stopped before all ranks had come", told_by=1)
+    verdict = store.get("verdict").decode()
+    if verdict != "met":
+        raise late(verdict)
+
+
+def missing_text(store: distributed.Store, world_size: int) -> str:
+    """Which ranks have not said that they are here, as the begin of a sentence."""
+    missing = [rank for rank in range(world_size) if not store.check([f"here/{rank}"])]
+    return f"{ranks_text(missing)} {'have' if len(missing) > 1 else 'has'}"
+
+
+def late(cause: str, *, told_by: int = 0) -> LaunchError:
+    error = LaunchError(
+        f"The ranks did not meet: {cause}.",
+        "Look at what these ranks and their nodes do (stopped, in an import from a slow disk, on a network of their "
+        "own). resilience.hang_seconds sets how long a run waits: four times that.",
+    )
+    error.exit_code, error.told_by = HUNG, told_by
+    return error
+
+
+def _agents_serve() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _connect(environment: Environment, deadline: float, patience_seconds: float) -> distributed.TCPStore:
+    """A client of the store; rank 0 serves it too, unless torchrun's agents do. Not torch's rendezvous: there rank 0
+    waits for all clients before it says anything."""
+    assert environment.master is not None
+    address, port = environment.master
+    serves = environment.rank == 0 and not _agents_serve()
+    while True:
+        seconds = max(1.0, min(_CONNECT_SECONDS, deadline - time.monotonic()))
+        try:
+            return distributed.TCPStore(
+                address, port, environment.world_size, is_master=serves, timeout=timedelta(seconds=seconds),
+                wait_for_workers=False, multi_tenant=serves,
+            )  # fmt: skip
+        except distributed.DistNetworkError:
+            if serves:  # its port is another's
+                raise
+        if time.monotonic() > deadline:
+            who = "torchrun's agent" if _agents_serve() else "rank 0"
+            raise late(f"{who} does not answer at {address}:{port} after {patience_seconds:.0f} s", told_by=1)
+
+
+def _launch_of_agents(store: distributed.Store, address: str, *, is_first: bool, deadline: float) -> str:
+    """A name of this launch, the same on every rank, under torchrun's agents. Collective.
+
+    The agents' store outlives its ranks (torch 2.13): ranks that are started again would find the addresses that those
+    before left there, and wait for them until the timeout. So keys get the name of the launch. Ranks learn it from
+    rank 0 itself, not from that store, where the name before may still stand: a port that an earlier rank 0 left is
+    closed, for the agents start ranks again when all of the last ones have ended.
+    """
+    name = uuid.uuid4().hex
+    if is_first:
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        door = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=dual)
+        store.set(_DOOR_KEY, str(door.getsockname()[1]))
+        # Until the process ends: somebody who knocks by mistake must not take the place of a rank.
+        threading.Thread(target=_tell_all, args=(door, name), name="door", daemon=True).start()
+        return name
+    while True:
+        if store.check([_DOOR_KEY]):
+            with suppress(OSError), socket.create_connection((address, int(store.get(_DOOR_KEY))), timeout=10) as asked:
+                told = asked.makefile().read()
+                if len(told) == len(name):
+                    return told
+        if time.monotonic() > deadline:
+            raise late(f"rank 0 on {address} has told no name of this launch", told_by=1)
+        time.sleep(0.1)
+
+
+def _tell_all(door: socket.socket, name: str) -> None:
+    while True:
+        visitor, _ = door.accept()
+        with suppress(OSError), visitor:
+            visitor.sendall(name.encode())
