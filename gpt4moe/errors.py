@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+HUNG = 86
+"""Exit status: ranks hung, were lost or did not come, nothing was saved; please requeue."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, saved or not: whoever pressed it wants the run to rest, so nobody puts it back."""
+SAME_PRESS_SECONDS = 1.0
+"""A launcher and a terminal may both send the INT of one Ctrl-C. One that comes later is a second Ctrl-C."""
 
 
 class Gpt4MoeError(Exception):
@@ -12,12 +19,25 @@ class Gpt4MoeError(Exception):
     have_met = False
     """Whether the ranks had met (parallel.groups.world): then every rank has this error, and rank 0 prints it."""
 
+    told_by = 0
+    """Which rank prints it, where every rank has it."""
+
     def __init__(self, cause: str, cure: str):
         super().__init__(f"{cause}\n{cure}")
         self.cause = cause
         self.cure = cure
         self.parts: Sequence[Gpt4MoeError] = ()
         """Where this is several errors in one (together): each of them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole out of a process of a pool: Python would make it again from its text alone."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(kind: type[Gpt4MoeError], args: tuple[Any, ...], fields: dict[str, Any]) -> Gpt4MoeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(Gpt4MoeError):

@@ -76,15 +76,13 @@ class Workers:
     def _result(self, future: "Future[Any]", advance: Advance) -> Any:
         while True:
             try:
-                result, refusal = future.result(timeout=_WAIT_SECONDS)
+                result = future.result(timeout=_WAIT_SECONDS)
             except NotYet:
                 self._report(advance)
                 continue
             except BrokenProcessPool as error:
                 raise _killed() from error
             self._report(advance)
-            if refusal is not None:
-                raise DataError(*refusal)
             return result
 
     def _report(self, advance: Advance) -> None:
@@ -115,8 +113,8 @@ def _leave_with(parent: int, is_over: Any) -> None:
     os._exit(1)
 
 
-def _run(task: Task, given: tuple[Any, ...]) -> tuple[Any, tuple[str, str] | None]:
-    """The result, or cause and cure of a DataError: an exception with two arguments is not unpickled whole."""
+def _run(task: Task, given: tuple[Any, ...]) -> Any:
+    """The result. Raises: DataError."""
     done = _HERE["done"]
 
     def advance(amount: int) -> None:
@@ -124,8 +122,7 @@ def _run(task: Task, given: tuple[Any, ...]) -> tuple[Any, tuple[str, str] | Non
             done.value += amount
 
     try:
-        return task(_HERE["kitchen"], advance, *given), None
-    except DataError as error:
-        return None, (error.cause, error.cure)
+        return task(_HERE["kitchen"], advance, *given)
     except OSError as error:
-        return None, (f"{error.filename or 'A file'}: {error.strerror}.", "Make room, and run the same command again.")
+        cause = f"{error.filename or 'A file'}: {error.strerror}."
+        raise DataError(cause, "Make room, and run the same command again.") from error
