@@ -31,6 +31,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     6  gpu_rehearsal two steps of one rank on a fake GPU: what it would refuse, and what bounds its speed
     7  train.py      the guided tour: python -m gpt4moe.train
     7  launch_ranks.py  starts the ranks of one machine
+   -1  lean_imports.py  Megatron and DeepSpeed without a compiler that no step uses
     7  refinement    better texts by search: candidates in turn, scored, the best kept
     8  drill         faults planted in a small run, and what they cost
 
@@ -38,3 +39,7 @@ A room's `__init__.py` is its sign: its job and its files. `python -m tests.wher
 """
 
 __version__ = "0.1.0"
+
+from gpt4moe import lean_imports
+
+lean_imports.install()
