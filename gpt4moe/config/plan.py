@@ -1,7 +1,7 @@
 """The configuration of tools/plan.py: that of a run, and the planner's own keys at the top level."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import inf
 from pathlib import Path
@@ -45,7 +45,7 @@ class InferenceObjective(str, Enum):
 
 @dataclass(kw_only=True, slots=True)
 class InferencePlanConfig:
-    """The keys inference.*: a deployment, as report=inference plans it."""
+    """The keys inference.*: a deployment, as `plan.py serve` (report=inference) plans it."""
 
     tp: int = 8
     """Devices that share a stage, and with it its experts. With pp: the deployment reported of GPT-4."""
@@ -73,6 +73,18 @@ class InferencePlanConfig:
                 raise ConfigError(
                     f"inference.{name}={value:g} is below 1, or no number.", f"Set inference.{name} to 1 or more."
                 )
+
+
+def serving_overrides(given: list[str]) -> list[str]:
+    """The overrides of `plan.py serve`: keys of inference.* may stand without that word.
+
+    Raises: ConfigError for another report.
+    """
+    other = next((one for one in given if one.startswith("report=") and one != "report=inference"), None)
+    if other is not None:
+        raise ConfigError(f"{other} with serve: serve is a report of its own.", "Leave one of them out.")
+    own = {key.name for key in fields(InferencePlanConfig)}
+    return [f"inference.{one}" if one.partition("=")[0] in own else one for one in given] + ["report=inference"]
 
 
 DEFAULT_STEPS = 1000
@@ -203,9 +215,9 @@ class PlanConfig(RunConfig):
         for key in given:
             group = re.split(r"[.@/]", key)[0]
             if is_served and group not in SERVED:
-                self._refuse_idle(key, "report=inference", "serving has no such setting", "or report")
+                self._refuse_idle(key, "serve", "serving has no such setting", "or plan a training run: without serve")
             if group == "inference" and not is_served:
-                self._refuse_idle(key, "no report=inference", "a training run is planned", "or add report=inference")
+                self._refuse_idle(key, "no serve", "a training run is planned", "or write plan.py serve")
         for asked, allowed in {} if is_served else ALONE.items():
             idle = [key for key in given if key not in allowed]
             if getattr(self, asked) is not None and idle:

@@ -16,6 +16,7 @@ a plan
     plan_answer.py    what tools/plan.py prints or writes
     plan_page.py      a plan as one page
     inference_answer.py  a deployment: tables, JSON, a page
+    inference_charts.py  its curves, with bars of error
     schedule_page.py  the pipeline schedule, a Gantt chart
 
 It may import runlog, planner, pipeline and parallel. Nothing that trains imports this room: train.py hands the function

@@ -9,7 +9,7 @@ Colours are CSS variables of report_page.py, so a chart follows the light or dar
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Literal
 
@@ -17,6 +17,8 @@ from gpt4moe.runlog.console import short_count
 from gpt4moe.runlog.metrics import Record
 
 Point = tuple[float, float]
+Bar = tuple[float, float, float]
+"""x, least, most."""
 
 
 def points(records: Sequence[Record], name: str, *, x: str = "step") -> list[Point]:
@@ -82,6 +84,8 @@ class Series:
     name: str
     points: Sequence[Point]
     look: Literal["raw", "line", "dots"] = "line"
+    bar: Bar | None = None
+    """What one point may turn out as, drawn as an upright line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,14 +160,14 @@ def value_axis(values: Sequence[float], bottom: float, *, log: bool) -> Axis:
 def line_chart(chart: Chart) -> str:
     """The chart as <figure>. If there is nothing to draw, a sentence takes the place of the picture."""
     limit = MAX_WIDE_POINTS if chart.is_wide else MAX_POINTS
-    series = [Series(name=s.name, points=thin(s.points, limit), look=s.look) for s in chart.series if s.points]
+    series = [replace(s, points=thin(s.points, limit)) for s in chart.series if s.points]
     heading = f'<h3>{escape(chart.title)} <span class="unit">{escape(chart.unit)}</span></h3>'
     look = "chart wide" if chart.is_wide else "chart"
     if not series:
         return f'<figure class="{look}">{heading}<p class="none">not recorded in this run</p></figure>'
     steps = [x for s in series for x, _ in s.points]
     width, height = WIDE_SIZE if chart.is_wide else SIZE
-    values = [y for s in series for _, y in s.points] + list(chart.levels.values())
+    values = [y for s in series for y in (*(y for _, y in s.points), *(s.bar or ())[1:])] + list(chart.levels.values())
     y_axis = value_axis(values, height - BOTTOM_GAP, log=chart.log_y)
     left = max(LEFT, 14 + LABEL * max((len(label) for label in axis_labels(y_axis.ticks())), default=0))
     last = max(max(steps), min(steps) + 1)
@@ -239,6 +243,9 @@ def _curve(series: Series, x_axis: Axis, y_axis: Axis, colour: int) -> list[str]
     parts = [f'<polyline class="{series.look} c{colour}" points="{path}"/>']
     if series.look == "dots" or len(places) == 1:
         parts.extend(f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places)
+    if series.bar is not None:
+        x, (low, high) = x_axis.place(series.bar[0]), map(y_axis.place, series.bar[1:])
+        parts.append(f'<line class="bar c{colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     return parts
 
 

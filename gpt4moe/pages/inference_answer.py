@@ -1,10 +1,10 @@
-"""The answer of report=inference: what a deployment costs, as tables, JSON or a page with curves.
+"""The answer of `plan.py serve`: what a deployment costs, as tables, JSON or a page with curves.
 
 planner.inference.InferencePlan -> rows of text -> tables (rich), a page
                                 -> curves over the load -> JSON, line charts
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -12,39 +12,77 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from gpt4moe.pages.charts import Chart, Point, Series, line_chart
-from gpt4moe.pages.plan_page import section, usd_text, write_page
-from gpt4moe.planner.inference import MILLION, OBJECTIVES, Deployment, InferencePlan, decode_usd
-from gpt4moe.planner.prefill import Prefill
-from gpt4moe.planner.serving import Serving, usd_per_tokens
+from gpt4moe.pages.inference_charts import burst_usd, decode_charts, prefill_charts
+from gpt4moe.pages.plan_page import section, usd_text, with_range, write_page
+from gpt4moe.planner.efficiency import ErrorInterval
+from gpt4moe.planner.inference import OBJECTIVES, Deployment, InferencePlan, decode_usd
+from gpt4moe.planner.serving_error import Quantity, served_kind
 
-COLUMNS: dict[str, Callable[[Deployment], str]] = {
-    "tp": lambda d: str(d.layout.tp),
-    "pp": lambda d: str(d.layout.pp),
-    "ep": lambda d: str(d.ep),
-    "copies": lambda d: str(d.layout.copies),
-    "in flight [seq]": lambda d: f"{d.in_flight:,}",
-    "that fit [seq]": lambda d: f"{d.most * d.layout.copies:,}",
-    "first token [s]": lambda d: f"{d.prefill.first_token_seconds:.3g}",
-    "a token [ms]": lambda d: f"{1e3 * d.decode.latency_seconds:.3g}",
-    "prompt [tokens/s]": lambda d: f"{d.prefill.steady_tokens_per_second:,.0f}",
-    "new [tokens/s]": lambda d: f"{d.decode.tokens_per_second:,.0f}",
-    "prompt [USD/M]": lambda d: usd_text(d.input_usd, ",.2f", missing="not known"),
-    "new [USD/M]": lambda d: usd_text(d.output_usd, ",.2f", missing="not known"),
-    "request [USD]": lambda d: usd_text(d.request_usd, ".3g", missing="not known"),
-    "requests/s": lambda d: f"{d.requests_per_second:.3g}",
-    "weights [GB]": lambda d: f"{d.decode.weight_bytes / 1e9:.1f}",
-    "cache [GB]": lambda d: f"{d.decode.cache_bytes / 1e9:.1f}",
+Column = Callable[[InferencePlan, Deployment], str]
+
+
+def _timed(quantity: Quantity, number: Callable[[Deployment], float], form: str = ",.3g") -> Column:
+    """A number, with what it may turn out as where rows are known."""
+
+    def text(plan: InferencePlan, d: Deployment) -> str:
+        interval, value = plan.interval(d, quantity), number(d)
+        return with_range(f"{value:{form}}", None if interval is None else interval.around(value), form)
+
+    return text
+
+
+def _priced(number: Callable[[Deployment], float | None], form: str) -> Column:
+    """A price, which grows as throughput falls."""
+
+    def text(plan: InferencePlan, d: Deployment) -> str:
+        interval, usd = plan.interval(d, Quantity.throughput), number(d)
+        likely = None if interval is None or usd is None else interval.around_price(usd)
+        return with_range(usd_text(usd, form, missing="not known"), likely, form)
+
+    return text
+
+
+LOAD: dict[str, Column] = {
+    "tp": lambda _, d: str(d.layout.tp),
+    "pp": lambda _, d: str(d.layout.pp),
+    "ep": lambda _, d: str(d.ep),
+    "copies": lambda _, d: str(d.layout.copies),
+    "in flight [seq]": lambda _, d: f"{d.in_flight:,}",
+    "that fit [seq]": lambda _, d: f"{d.most * d.layout.copies:,}",
+    "weights [GB]": lambda _, d: f"{d.decode.weight_bytes / 1e9:.1f}",
+    "cache [GB]": lambda _, d: f"{d.decode.cache_bytes / 1e9:.1f}",
+    "first token [s]": _timed(Quantity.first_token, lambda d: d.prefill.first_token_seconds),
+    "a token [ms]": lambda _, d: f"{1e3 * d.decode.latency_seconds:.3g}",
+    "with prompts [ms]": _timed(Quantity.token, lambda d: 1e3 * d.token_with_prompts_seconds),
+}
+PRICES: dict[str, Column] = {
+    "prompt [tokens/s]": _timed(Quantity.throughput, lambda d: d.prefill.steady_tokens_per_second, ",.0f"),
+    "new [tokens/s]": _timed(Quantity.throughput, lambda d: d.decode.tokens_per_second, ",.0f"),
+    "requests/s": _timed(Quantity.throughput, lambda d: d.requests_per_second),
+    "prompt [USD/M]": _priced(lambda d: d.input_usd, ",.2f"),
+    "new [USD/M]": _priced(lambda d: d.output_usd, ",.2f"),
+    "request [USD]": _priced(lambda d: d.request_usd, ".3g"),
 }
 """Column -> its text for one layout."""
+TABLES = {"Layouts under their load": LOAD, "Throughput and price": PRICES}
+QUANTITIES = {
+    Quantity.throughput: "throughput and prices",
+    Quantity.first_token: "time to the first token",
+    Quantity.token: "time a token, with prompts",
+}
 
 
 def inference_tables(plan: InferencePlan) -> list[Table | str]:
-    """The layouts side by side, the asked one as its load grows, and what was assumed."""
-    table = _table("Layouts under their load", ["", *COLUMNS], _rows(plan))
-    head, *loads = _growth(plan, plan.asked)
-    growth = _table("The asked layout as the load grows", head, loads)
-    return [_heading(plan), table, _verdict(plan), growth, "assumptions:", *(f"- {one}" for one in plan.assumptions)]
+    """The layouts side by side, the asked and the best one as their load grows, and what was assumed."""
+    return [
+        _heading(plan),
+        *(_table(title, ["", *columns], _rows(plan, columns)) for title, columns in TABLES.items()),
+        *(f"in brackets: {line}" for line in _ranges(plan)),
+        _verdict(plan),
+        *(_table(title, head, loads) for title, (head, *loads) in _curves(plan).items()),
+        "assumptions:",
+        *(f"- {one}" for one in plan.assumptions),
+    ]
 
 
 def inference_json(plan: InferencePlan) -> dict[str, object]:
@@ -65,16 +103,16 @@ def write_inference_page(path: Path | str, plan: InferencePlan) -> None:
     body = (
         f'<h1>{escape(title)}</h1><p class="under-title">{escape(_heading(plan))}</p>'
         f'<p class="verdict">{escape(_verdict(plan))}</p>'
-        + section("Layouts under their load", _html_table(["", *COLUMNS], _rows(plan)))
-        + section("New tokens, as more sequences are in flight", _drawn(_decode_charts(plan)))
-        + section("Prompts, as more come at once", _drawn(_prefill_charts(plan)))
+        + "".join(
+            section(title, _html_table(["", *columns], _rows(plan, columns))) for title, columns in TABLES.items()
+        )
+        + "".join(f"<p>In brackets, and as bars: {escape(line)}</p>" for line in _ranges(plan))
+        + section("New tokens, as more sequences are in flight", decode_charts(plan))
+        + section("Prompts, as more come at once", prefill_charts(plan))
+        + "".join(section(title, _html_table(head, loads)) for title, (head, *loads) in _curves(plan).items())
         + section("Assumptions", f"<ul>{assumed}</ul>")
     )
     write_page(path, title, body)
-
-
-def _drawn(charts: Sequence[Chart]) -> str:
-    return f'<div class="charts">{"".join(map(line_chart, charts))}</div>'
 
 
 def _heading(plan: InferencePlan) -> str:
@@ -96,18 +134,56 @@ def _verdict(plan: InferencePlan) -> str:
     return f"{counts}. Best by the least {best_by} (inference.objective={plan.config.objective.value})."
 
 
-def _rows(plan: InferencePlan) -> list[list[str]]:
-    return [[name, *(text(d) for text in COLUMNS.values())] for name, d in plan.shown.items()]
+def _rows(plan: InferencePlan, columns: Mapping[str, Column]) -> list[list[str]]:
+    return [[name, *(text(plan, d) for text in columns.values())] for name, d in plan.shown.items()]
+
+
+def _ranges(plan: InferencePlan) -> list[str]:
+    """Of which published rows the ranges are; one line for each kind of deployment and quantity."""
+    lines = []
+    for quantity, words in QUANTITIES.items():
+        for d in plan.shown.values():
+            interval = plan.interval(d, quantity)
+            if interval is None:
+                kind = served_kind(plan.served, d.layout).value
+                hardware = plan.served.cluster.generation.value
+                line = f"{words}: no range, as no published row of {kind} on {hardware} is known"
+            else:
+                line = (
+                    f"{words}: by {interval.rows} published rows ({interval.of}), predicted {interval.least:+.0%} to "
+                    f"{interval.most:+.0%} off"
+                )
+            lines.append(line)
+    return list(dict.fromkeys(lines))
+
+
+def _curves(plan: InferencePlan) -> dict[str, list[list[str]]]:
+    """Title -> head and rows: new tokens and prompts of the asked and of the best layout as the load grows."""
+    found = {}
+    for name, d in plan.shown.items():
+        if name in ("asked", "best 1") and (name == "asked" or d.layout != plan.asked.layout):
+            found[f"{name}, new tokens as more sequences are in flight"] = _growth(plan, d)
+            found[f"{name}, prompts as more come at once"] = _bursts(plan, d)
+    return found
 
 
 def _growth(plan: InferencePlan, deployment: Deployment) -> list[list[str]]:
-    """Head and rows: one row for each load of the curve."""
     cluster, copies = plan.served.cluster, deployment.layout.copies
     head = ["in flight [seq]", "a token [ms]", "new [tokens/s]", "new [USD/M]", "cache [GB]"]
     return [head] + [
         [f"{load.sequences * copies:,}", f"{1e3 * load.latency_seconds:.3g}", f"{load.tokens_per_second:,.0f}",
          usd_text(decode_usd(load, cluster), ",.2f", missing="not known"), f"{load.cache_bytes / 1e9:.2f}"]
         for load in plan.decode_curve(deployment)
+    ]  # fmt: skip
+
+
+def _bursts(plan: InferencePlan, deployment: Deployment) -> list[list[str]]:
+    head = ["prompts at once", "the last first token [s]", "prompt [tokens/s]", "prompt [USD/M]"]
+    return [head] + [
+        [f"{burst.prompts * deployment.layout.copies:,}", f"{burst.first_token_seconds:.3g}",
+         f"{burst.tokens_per_second:,.0f}",
+         usd_text(burst_usd(plan, deployment, burst), ",.2f", missing="not known")]
+        for burst in plan.prefill_curve(deployment)
     ]  # fmt: skip
 
 
@@ -134,10 +210,12 @@ def _json(plan: InferencePlan, deployment: Deployment) -> dict[str, object]:
         "most_in_flight": deployment.most * layout.copies,
         "first_token_seconds": deployment.prefill.first_token_seconds,
         "token_seconds": deployment.decode.latency_seconds,
+        "token_with_prompts_seconds": deployment.token_with_prompts_seconds,
         "prompt_tokens_per_second": deployment.prefill.steady_tokens_per_second,
         "new_tokens_per_second": deployment.decode.tokens_per_second,
         "usd_per_million_prompt_tokens": deployment.input_usd, "usd_per_million_new_tokens": deployment.output_usd,
         "usd_per_request": deployment.request_usd, "requests_per_second": deployment.requests_per_second,
+        "intervals": {quantity.value: _interval_json(plan.interval(deployment, quantity)) for quantity in Quantity},
         "weight_bytes": deployment.decode.weight_bytes, "cache_bytes": deployment.decode.cache_bytes,
         "decode_curve": [
             {"in_flight": load.sequences * layout.copies, "token_seconds": load.latency_seconds,
@@ -147,70 +225,12 @@ def _json(plan: InferencePlan, deployment: Deployment) -> dict[str, object]:
         "prefill_curve": [
             {"prompts": burst.prompts * layout.copies, "first_token_seconds": burst.first_token_seconds,
              "prompt_tokens_per_second": burst.tokens_per_second,
-             "usd_per_million_prompt_tokens": _burst_usd(plan, deployment, burst)}
+             "usd_per_million_prompt_tokens": burst_usd(plan, deployment, burst)}
             for burst in plan.prefill_curve(deployment)
         ],
     }  # fmt: skip
 
 
-def _burst_usd(plan: InferencePlan, deployment: Deployment, burst: Prefill) -> float | None:
-    return usd_per_tokens(MILLION, deployment.layout.devices, burst.tokens_per_second, plan.served.cluster)
-
-
-def _decode_charts(plan: InferencePlan) -> list[Chart]:
-    cluster, limit = plan.served.cluster, {"inference.max_token_ms": plan.config.max_token_ms}
-    curves = {name: (d.layout.copies, plan.decode_curve(d)) for name, d in plan.shown.items()}
-
-    def chart(title: str, unit: str, value: Callable[[Serving], float], **look: object) -> Chart:
-        lines = {
-            name: [(float(load.sequences * copies), value(load)) for load in loads]
-            for name, (copies, loads) in curves.items()
-        }
-        return _chart(plan, title, unit, lines, "sequences in flight", **look)
-
-    def milliseconds(load: Serving) -> float:
-        return 1e3 * load.latency_seconds
-
-    def usd(load: Serving) -> float:
-        return decode_usd(load, cluster) or 0.0
-
-    timed = [
-        chart("Time from a token to the next", "ms", milliseconds, levels=limit),
-        chart("Throughput of all sequences", "new tokens/s", lambda load: load.tokens_per_second),
-    ]
-    if cluster.usd_per_hour is None:
-        return timed
-    traded = {name: [(milliseconds(load), usd(load)) for load in loads] for name, (_, loads) in curves.items()}
-    return timed + [
-        chart("Price of new tokens", "USD for a million", usd, log_y=True),
-        _chart(plan, "Price against time a token", "USD for a million", traded, "ms a token", log_y=True),
-    ]
-
-
-def _prefill_charts(plan: InferencePlan) -> list[Chart]:
-    def chart(title: str, unit: str, value: Callable[[Deployment, Prefill], float], **look: object) -> Chart:
-        lines = {
-            name: [(float(burst.prompts * d.layout.copies), value(d, burst)) for burst in plan.prefill_curve(d)]
-            for name, d in plan.shown.items()
-        }
-        return _chart(plan, title, unit, lines, "prompts at once", **look)
-
-    def usd(deployment: Deployment, burst: Prefill) -> float:
-        return _burst_usd(plan, deployment, burst) or 0.0
-
-    timed = [
-        chart("Time to the last prompt's first token", "s", lambda _, burst: burst.first_token_seconds, log_y=True),
-        chart("Throughput of prompts", "prompt tokens/s", lambda _, burst: burst.tokens_per_second),
-    ]
-    priced = plan.served.cluster.usd_per_hour is not None
-    return timed + ([chart("Price of prompts", "USD for a million", usd, log_y=True)] if priced else [])
-
-
-def _chart(plan: InferencePlan, title: str, unit: str, lines: dict[str, list[Point]], x: str, **look: object) -> Chart:
-    series = [Series(name=_name(name, plan.shown[name]), points=points) for name, points in lines.items()]
-    return Chart(title=title, unit=unit, series=series, x_name=x, log_x=True, first_colour=1, **look)  # type: ignore[arg-type]
-
-
-def _name(name: str, deployment: Deployment) -> str:
-    layout = deployment.layout
-    return f"{name}: tp {layout.tp}, pp {layout.pp}, ep {deployment.ep}, copies {layout.copies}"
+def _interval_json(interval: ErrorInterval | None) -> dict[str, object] | None:
+    """Signed errors of published rows; null: none is known."""
+    return None if interval is None else asdict(interval)

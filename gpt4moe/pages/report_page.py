@@ -52,6 +52,7 @@ polyline { fill: none; stroke-linejoin: round; stroke-linecap: round; vector-eff
 .c7 { --stroke: var(--c7); } .c8 { --stroke: var(--c8); } .c9 { --stroke: var(--c9); }
 polyline.raw { stroke: var(--stroke); stroke-width: 1; stroke-opacity: .38; }
 polyline.line { stroke: var(--stroke); stroke-width: 2; }
+.bar { stroke: var(--stroke); stroke-width: 5; stroke-opacity: .35; stroke-linecap: round; }
 polyline.dots { stroke: var(--stroke); stroke-width: 1.4; }
 .dot { fill: var(--stroke); stroke: var(--card); stroke-width: 1.5; }
 .level { stroke-dasharray: 6 4; stroke-width: 1.4; }

@@ -27,6 +27,8 @@ answers
     search.py              the fastest that fit, cures
     serving.py             decoding: cache, latency, price
     prefill.py             prompts: the first token
+    serving_layouts.py     how a deployment can be cut
+    serving_error.py       how far off published ones were
     inference.py           a deployment, the best layouts
     calibrate.py           a run against its plan
     gpt4_claims.py         reported numbers against ours

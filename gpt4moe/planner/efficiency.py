@@ -96,6 +96,10 @@ class ErrorInterval:
         """What a prediction (seconds, days, USD) may turn out as, if it errs as far as those rows."""
         return predicted / (1 + self.most), predicted / (1 + self.least)
 
+    def around_price(self, usd: float) -> tuple[float, float]:
+        """What a price of tokens may turn out as, where the rows are throughputs: it grows as they fall."""
+        return usd * (1 + self.least), usd * (1 + self.most)
+
 
 _CORE = "megatron-core-2025/hopper"
 _HOPPER = "fitted to 64 rows of one paper on H100 (Megatron-Core 2025)"

@@ -1,4 +1,4 @@
-"""Inference on paper: the deployment that is asked for, and the best layouts of its devices, as the load grows.
+"""Serving on paper: the deployment that is asked for, and the best layouts of its devices, as the load grows.
 
     PlanConfig.inference -> layouts that to-inference can cut and that fit -> the fullest load within max_token_ms
                          -> the three best by inference.objective -> curves: sequences in flight, prompts at once
@@ -7,16 +7,13 @@ Prompts and new tokens take turns on the same devices and nothing is lost betwee
 both throughputs. Separate devices for each (disaggregation) cost the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import gcd
 
-from gpt4moe.architecture.tensors import embedding_tensors, inference_cut, output_tensors
 from gpt4moe.config.cluster import ClusterConfig
-from gpt4moe.config.model import divisors
 from gpt4moe.config.plan import InferenceObjective, InferencePlanConfig, PlanConfig, ServedPrecision
 from gpt4moe.errors import ConfigError, LayoutError
-from gpt4moe.planner.efficiency import MEMORY_SHARE, generation_timing, planning_profile
+from gpt4moe.planner.efficiency import MEMORY_SHARE, ErrorInterval, generation_timing, planning_profile
 from gpt4moe.planner.prefill import Prefill, prefill
 from gpt4moe.planner.serving import (
     ALL_REDUCE_SECONDS,
@@ -29,7 +26,8 @@ from gpt4moe.planner.serving import (
     serve,
     usd_per_tokens,
 )
-from gpt4moe.planner.work import timed_kinds
+from gpt4moe.planner.serving_error import Quantity, served_interval
+from gpt4moe.planner.serving_layouts import asked_layout, layouts
 
 SHOWN = 3
 """Layouts beside the one that is asked for."""
@@ -56,16 +54,24 @@ class Deployment:
     """USD for a million prompt tokens, prompt after prompt."""
     request_usd: float | None
     requests_per_second: float
+    new_tokens: int
+    """Of a request."""
 
     @property
     def in_flight(self) -> int:
         """Sequences on all devices."""
         return self.decode.sequences * self.layout.copies
 
+    @property
+    def token_with_prompts_seconds(self) -> float:
+        """From a token to the next while prompts of other requests take their turns: sequences in flight over new
+        tokens a second of the whole (Little's law)."""
+        return self.in_flight / (self.requests_per_second * self.new_tokens)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferencePlan:
-    """The answer of report=inference."""
+    """The answer of `plan.py serve`, which is report=inference."""
 
     config: InferencePlanConfig
     served: ServedModel
@@ -88,7 +94,8 @@ class InferencePlan:
             f"{config.chunk_tokens:,} tokens that follow each other through the stages",
             f"new tokens: weights in use and cache are read once at {MEMORY_SHARE:.0%} of the memory bandwidth, or "
             f"products run at {share:.0%} of the peak, whichever takes longer; a cache holds the prompt and half of "
-            "the new tokens; the sequences of a copy form pp groups that follow each other",
+            "the new tokens; the sequences of a copy form pp groups that follow each other; max_token_ms is kept "
+            "without prompts of other requests between, whose turns are in the time beside it",
             f"a sum over tp waits {1e6 * ALL_REDUCE_SECONDS:g} us and its bytes, a message between stages as long "
             "without bytes: an assumption; nothing of it is hidden",
             "experts: chosen with equal chances, so a group reads those that it meets; the busiest rank gets "
@@ -109,6 +116,10 @@ class InferencePlan:
         """Name -> deployment, the asked one first; a layout once."""
         named = {"asked": self.asked}
         return named | {f"best {at}": found for at, found in enumerate(self.best, start=1)}
+
+    def interval(self, deployment: Deployment, quantity: Quantity) -> ErrorInterval | None:
+        """How far off such a number was for published deployments; None: no row is known."""
+        return served_interval(self.served, deployment.layout, quantity)
 
     def decode_curve(self, deployment: Deployment) -> list[Serving]:
         """From one sequence in each copy until the memory is full."""
@@ -163,62 +174,6 @@ def served_model(plan: PlanConfig) -> ServedModel:
     return ServedModel(model=plan.model, cluster=plan.cluster, is_fp8=is_fp8, imbalance=plan.imbalance)
 
 
-def asked_layout(plan: PlanConfig) -> ServingLayout:
-    """The layout of the keys inference.*. Raises: LayoutError if the model cannot be cut so, or gpus do not divide."""
-    config, model = plan.inference, plan.model
-    tp, pp = config.tp, config.pp
-    if pp > model.num_layers:
-        raise LayoutError(
-            f"inference.pp={pp} is more than model.num_layers={model.num_layers}.",
-            f"Set inference.pp from 1 to {model.num_layers}.",
-        )
-    legal = tensor_degrees(plan)
-    if tp not in legal:
-        raise LayoutError(
-            f"inference.tp={tp} does not divide the heads, query groups, experts or vocabulary of {model.name}, or is "
-            f"more than an NVLink domain ({plan.cluster.devices_per_nvlink_domain} devices).",
-            f"Set inference.tp to one of {', '.join(map(str, legal))}.",
-        )
-    experts = model.moe.num_experts if model.moe else tp
-    ep = config.ep or tp
-    if ep % tp or experts % ep:
-        fitting = [d for d in divisors(experts) if d % tp == 0]
-        raise LayoutError(
-            f"inference.ep={ep} is no multiple of inference.tp={tp} that divides "
-            f"{f'the {experts} experts' if model.moe else 'anything: the model has no experts'}.",
-            f"Set inference.ep to one of {', '.join(map(str, fitting))}, or leave it out.",
-        )
-    size, sharing = tp * pp, ep // tp
-    gpus = plan.gpus or size * sharing
-    if gpus % (size * sharing):
-        raise LayoutError(
-            f"gpus={gpus} is no multiple of inference.tp={tp} x pp={pp} x {sharing} copies that share experts.",
-            f"Set gpus={max(1, gpus // (size * sharing)) * size * sharing}, or other degrees.",
-        )
-    return ServingLayout(tp=tp, pp=pp, copies=gpus // size, sharing=sharing)
-
-
-def tensor_degrees(plan: PlanConfig) -> list[int]:
-    """The values of tp over which to-inference can cut the model, inside an NVLink domain."""
-    model, counts = plan.model, [plan.model.num_attention_heads]
-    tensors = [*embedding_tensors(model), *output_tensors(model)]
-    tensors += [tensor for kind in {id(kind): kind for kind in timed_kinds(model)}.values() for tensor in kind.tensors]
-    cuts = (inference_cut(model, tensor.name, tensor.shape) for tensor in tensors)
-    counts += [cut.count for cut in cuts if cut is not None]
-    return [tp for tp in divisors(gcd(*counts)) if tp <= plan.cluster.devices_per_nvlink_domain]
-
-
-def layouts(plan: PlanConfig, gpus: int) -> Iterator[ServingLayout]:
-    """Every layout of so many devices that to-inference can cut: copies of tp x pp, and how many share experts."""
-    experts = plan.model.moe.num_experts if plan.model.moe else 1
-    for tp in (d for d in tensor_degrees(plan) if gpus % d == 0):
-        for pp in (d for d in divisors(gpus // tp) if d <= plan.model.num_layers):
-            copies = gpus // (tp * pp)
-            for sharing in divisors(copies):
-                if sharing == 1 or experts % (tp * sharing) == 0:
-                    yield ServingLayout(tp=tp, pp=pp, copies=copies, sharing=sharing)
-
-
 def deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLayout) -> Deployment | None:
     """The layout under its fullest load within max_token_ms; one sequence a copy if none is. None: it does not fit."""
     most = most_sequences(served, layout, context=config.prompt_tokens + config.new_tokens)
@@ -233,6 +188,7 @@ def deployed(config: InferencePlanConfig, served: ServedModel, layout: ServingLa
         layout=layout, ep=layout.ep if served.model.moe else 1, most=most, decode=decode, prefill=alone,
         output_usd=decode_usd(decode, cluster), input_usd=prefill_usd(alone, devices, cluster),
         request_usd=usd_per_tokens(1, devices, 1 / request, cluster), requests_per_second=1 / request,
+        new_tokens=config.new_tokens,
     )  # fmt: skip
 
 
