@@ -13,6 +13,7 @@ typed.py    what JSON gives -> a dataclass whose fields have their types; of man
 cures.py            what a key may be, in words
 load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)
 plan.py     the keys of tools/plan.py
+serve_command.py    the words of `tools/plan.py serve`
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The configuration of tools/plan.py: that of a run, and the planner's own keys at the top level."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from pathlib import Path
@@ -73,18 +73,6 @@ class InferencePlanConfig:
                 raise ConfigError(
                     f"inference.{name}={value:g} is below 1, or no number.", f"Set inference.{name} to 1 or more."
                 )
-
-
-def serving_overrides(given: list[str]) -> list[str]:
-    """The overrides of `plan.py serve`: keys of inference.* may stand without that word.
-
-    Raises: ConfigError for another report.
-    """
-    other = next((one for one in given if one.startswith("report=") and one != "report=inference"), None)
-    if other is not None:
-        raise ConfigError(f"{other} with serve: serve is a report of its own.", "Leave one of them out.")
-    own = {key.name for key in fields(InferencePlanConfig)}
-    return [f"inference.{one}" if one.partition("=")[0] in own else one for one in given] + ["report=inference"]
 
 
 DEFAULT_STEPS = 1000

@@ -16,6 +16,7 @@ from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.plan import InferenceObjective, InferencePlanConfig, PlanOutput, PlanReport
+from gpt4moe.config.serve_command import SERVE_HELP
 from gpt4moe.convert.inference_grid import rank_contents
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConfigError, ConversionError, Gpt4MoeError, LayoutError
@@ -208,6 +209,7 @@ def test_serve_takes_its_keys_with_and_without_their_group(capsys: pytest.Captur
     assert plan_main(["serve", "report=leak"]) == 2
     assert plan_main(["serve", "--help"]) == 0
     teaches = capsys.readouterr().out
+    assert teaches == SERVE_HELP
     assert teaches.count("python tools/plan.py serve") >= 5
     assert all(key.name in teaches for key in fields(InferencePlanConfig))
 
