@@ -14,6 +14,7 @@ cures.py            what a key may be, in words
 load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)
 plan.py     the keys of tools/plan.py
 serve_command.py    the words of `tools/plan.py serve`
+beyond.py   those that the trainer lacks
 """
 
 from typing import Any

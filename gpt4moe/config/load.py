@@ -52,6 +52,8 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
     given = [override.partition("=")[0].lstrip("+~") for override in overrides]
     if "ranks" in given:  # a key of other tools; the planner counts devices
         raise ConfigError("ranks is no key of a plan.", "Say gpus: gpus=8 plans 8 devices, a rank each.")
+    in_fp8 = {f"precision={name}": ["precision=bf16", f"beyond.products={name}"] for name in ("fp8", "mxfp8")}
+    overrides = [one for override in overrides for one in in_fp8.get(override, [override])]
     plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
     plan.require_used(given)

@@ -6,6 +6,9 @@ from enum import Enum
 from math import inf
 from pathlib import Path
 
+from gpt4moe.config.beyond import BeyondConfig
+from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 
@@ -127,6 +130,10 @@ class PlanConfig(RunConfig):
     inference: InferencePlanConfig = field(default_factory=InferencePlanConfig)
     calibrate: str | None = None
     """A run folder: compares the plan of that run with its measurements."""
+    stack: str | None = None
+    """A published stack whose constants, kernels and gradients the plan takes (planner.stacks); null: the trainer's own
+    kernels, timed by the nearest stack's constants."""
+    beyond: BeyondConfig = field(default_factory=BeyondConfig)
     imbalance: float = DEFAULT_IMBALANCE
     """Tokens at the experts of the fullest rank, divided by an even share."""
     images_per_sequence: float | None = None
@@ -144,6 +151,7 @@ class PlanConfig(RunConfig):
     def validate(self) -> None:
         RunConfig.validate(self)
         self.inference.validate()
+        self._validate_beyond()
         for name in ("gpus", "top", "tokens", "budget_usd", "days", "time_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
@@ -175,6 +183,19 @@ class PlanConfig(RunConfig):
                 f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is out of range: imbalance "
                 f"is 1 to the experts of a layer ({most:g}), restart_minutes 0 or more.",
                 f"Set imbalance={DEFAULT_IMBALANCE:g} and restart_minutes=10, say.",
+            )
+
+    def _validate_beyond(self) -> None:
+        fp32 = [key for key in self.beyond.asked() if self.precision.dtype is Dtype.fp32]
+        if fp32:
+            raise ConfigError(
+                f"{fp32[0]} with precision.dtype=fp32, beside which it is nothing.", "Set precision=bf16."
+            )
+        cut = self.parallel
+        if self.beyond.recompute and cut.recompute is Recompute.full and cut.recompute_layers is None:
+            raise ConfigError(
+                "beyond.recompute has no effect with parallel.recompute=full, which repeats whole layers.",
+                "Leave one of them out.",
             )
 
     def take_tokens(self, given: list[str]) -> None:
@@ -225,6 +246,11 @@ class PlanConfig(RunConfig):
     @staticmethod
     def _refuse_idle(key: str, beside: str, why: str, instead: str) -> None:
         raise ConfigError(f"{key} has no effect with {beside}: {why}.", f"Leave out {key}, {instead}.")
+
+
+def beyond_of(run: RunConfig) -> BeyondConfig:
+    """What a plan has beyond the trainer; nothing of a run."""
+    return run.beyond if isinstance(run, PlanConfig) else BeyondConfig()
 
 
 def images_per_sequence(run: RunConfig) -> float:

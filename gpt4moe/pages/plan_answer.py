@@ -19,13 +19,23 @@ from gpt4moe.config.plan import PlanConfig, PlanOutput, PlanReport, images_per_s
 from gpt4moe.config.yaml_text import load_yaml
 from gpt4moe.errors import DataError
 from gpt4moe.pages.inference_answer import inference_json, inference_tables, write_inference_page
-from gpt4moe.pages.plan_page import NO_PRICE, PHASE_COLUMNS, phase_rows, usd_text, with_range, write_plan_page
+from gpt4moe.pages.plan_page import (
+    NO_PRICE,
+    PHASE_COLUMNS,
+    STACK,
+    phase_rows,
+    unbuilt_mark,
+    usd_text,
+    with_range,
+    write_plan_page,
+)
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
 from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
 from gpt4moe.planner.inference import plan_inference
 from gpt4moe.planner.search import Search, search
+from gpt4moe.planner.stacks import stack_text
 from gpt4moe.planner.states import trained_tensors
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
@@ -124,7 +134,8 @@ def estimate_tables(result: Estimate) -> list[Table | str]:
     """The plan of one layout."""
     warned = [f"warning: {text}" for text in result.warnings]
     return [
-        f"{result.plan.model.name} on {result.layout.describe()} of {result.plan.cluster.name}",
+        f"{result.plan.model.name} on {result.layout.describe()} of {result.plan.cluster.name}; {STACK}: "
+        f"{stack_text(result.plan)}{unbuilt_mark(result)}",
         _parameters(result),
         *([_images(result)] if result.images is not None else []),
         _memory(result),
@@ -143,7 +154,7 @@ def search_tables(result: Search) -> list[Table | str]:
     table = _table(
         "Layouts, fastest first",
         "tp", "pp", "vpp", "cp", "ep", "etp", "dp", "micro-batch [seq]", "recompute", "step [s]", "MFU [%]",
-        "tokens/s/GPU", "memory [GB]", "headroom [GB]", "days", "cost [USD]", "largest cost beside products",
+        "tokens/s/GPU", "memory [GB]", "headroom [GB]", "days", "cost [USD]", "largest cost beside products", "trainer",
     )  # fmt: skip
     for found in result.found:
         layout, plan = found.layout, found.plan
@@ -156,12 +167,13 @@ def search_tables(result: Search) -> list[Table | str]:
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}",
             with_range(f"{found.days:.3g}", found.likely(found.days)),
             usd_text(found.cost.usd, missing="not known"), f"{worst} {others[worst] / found.step.seconds:.0%}",
+            "cannot build it" if found.unbuilt else "builds it",
         )  # fmt: skip
     slower = "" if result.is_complete else "; the others are slower than what is shown"
     head = (
         f"{model} on {result.gpus} x {cluster.name}: {result.legal} legal layouts, of which {result.may_fit} may "
         f"fit by a lower bound of their memory; that of the fastest {result.checked} was worked out in full, and "
-        f"{len(result.found)} fit{slower}"
+        f"{len(result.found)} fit{slower}; {STACK}: {stack_text(best.plan)}"
     )
     if best.interval is not None:
         low, high = best.interval.around(1.0)
@@ -202,7 +214,7 @@ def _parameters(result: Estimate) -> Table:
     table.add_row("active, of a token, in the layers", f"{count.active / 1e9:,.3f}", "10^9 parameters")
     # With frozen weights 2 operations an element, or 4 with the gradient of the input.
     layers = "6N of a token" if trained_tensors(result.plan) is None else "2N to 6N of a token"
-    rows = {layers: "layers", "... with head and attention": "model", "... with what is recomputed": "hardware"}
+    rows = {layers: "layers", "... with head and attention": "model", "... with what parallel.recompute repeats": "hardware"}
     for name, kind in rows.items():
         value = getattr(flops, kind)
         table.add_row(name, f"{value / 1e12:.4g}", "TFLOP")

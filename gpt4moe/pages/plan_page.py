@@ -11,6 +11,7 @@ from gpt4moe.pages.report_page import POLICY, STYLE
 from gpt4moe.pages.schedule_page import gantt
 from gpt4moe.pipeline.schedule import schedule, simulate
 from gpt4moe.planner.estimate import Estimate
+from gpt4moe.planner.stacks import stack_text
 from gpt4moe.runlog.run_files import replace_file
 
 PART_COLOURS = (
@@ -50,6 +51,14 @@ def with_range(text: str, likely: tuple[float, float] | None, form: str = ",.3g"
     return text if likely is None else f"{text} ({likely[0]:{form}} to {likely[1]:{form}})"
 
 
+STACK = "time by constants of stack"
+
+
+def unbuilt_mark(result: Estimate) -> str:
+    """What stands beside a plan that the trainer cannot build; empty: it can."""
+    return "; THE TRAINER CANNOT BUILD IT" if result.unbuilt else ""
+
+
 def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
     """Of each phase of the run, in words: PHASE_COLUMNS."""
     return [
@@ -85,7 +94,8 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
     limit = result.plan.cluster.memory_bytes / 1e9
     body = (
         f'<h1>{escape(title)}</h1><p class="under-title">{escape(result.layout.describe())} of '
-        f'{escape(result.plan.cluster.name)}</p><p class="verdict">{escape(result.bottleneck)}</p>'
+        f"{escape(result.plan.cluster.name)}; {STACK}: {escape(stack_text(result.plan))}{unbuilt_mark(result)}</p>"
+        f'<p class="verdict">{escape(result.bottleneck)}</p>'
         f'<dl class="cards">{_cards(result)}</dl>{_warnings(result)}'
         + section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
         + section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))

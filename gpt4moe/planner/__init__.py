@@ -11,6 +11,7 @@ memory
     memory_lower_bound.py  prunes the search, loses nothing
 time
     efficiency.py          constants of stacks and generations
+    stacks.py              stack=, beyond.*: release, kernels
     work.py                what the time follows from
     layer_time.py          seconds of one layer
     image_time.py          seconds of a step's images

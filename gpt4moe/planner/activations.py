@@ -11,7 +11,8 @@ experts of a rank. What frozen weights spare is in frozen.py, gated blocks and t
 
 from collections.abc import Callable
 
-from gpt4moe.architecture.names import FINAL_NORM, OUTPUT_LAYER, WORD_EMBEDDINGS
+from gpt4moe.architecture.names import EXPERTS_DOWN, FINAL_NORM, OUTPUT_LAYER, WORD_EMBEDDINGS
+from gpt4moe.config.beyond import Module
 from gpt4moe.config.model import AttentionKind, MlpKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.planner.frozen import unkept
@@ -29,7 +30,8 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
     gated = gated_activations(micro, norm) if micro.model.has_gated_block(layer) else {}
     kept = {"norms": 2 * norm, **attention, **mlp, **gated}
     less = unkept(micro, layer, recompute)
-    return {name: size - less.get(name, 0) for name, size in kept.items()}
+    kept = {name: size - less.get(name, 0) for name, size in kept.items()}
+    return without_modules(micro, layer, kept) if micro.modules else kept
 
 
 def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:
@@ -59,18 +61,21 @@ def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
     tables = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
     output = tokens * heads * width * item
+    fp8_copy = output // item if micro.product_item < item else 0  # attention keeps its own
     parts = {
-        "attention_input": micro.hidden_bytes,
+        "attention_input": micro.hidden_bytes // item * micro.product_item,
         "rotary": tables + tokens * (heads + groups) * width * item,
         "qk_norms": _qk_norm_activations(micro, heads + groups) if model.qk_norm else 0,
-        "attention_output": output,
+        "attention_output": output + fp8_copy,
     }
-    if again or layout.cp == 1:
-        parts["qkv"] = tokens * (heads + 2 * groups) * width * item
+    gathers = layout.cp > 1 and not micro.kernels.copies_values  # the others pass keys and values round
+    if again or not gathers:
+        queries = 0 if micro.kernels.copies_values else heads + groups  # queries and keys are with the rotary ones
+        parts["qkv"] = tokens * (queries + groups) * width * item
     if again:
         return parts
     parts["softmax"] = tokens * heads * FLOAT  # each row's logsumexp
-    if layout.cp > 1:
+    if gathers:
         parts["rotary"] -= tokens * groups * width * item  # gathered keys replace the rank's own
         parts["qkv"] = layout.cp * tokens * 2 * groups * width * item
         parts["attention_output"] += output  # once for the two chunks, once concatenated
@@ -81,7 +86,7 @@ def mask_bytes(micro: MicroBatch) -> int:
     """Bytes of the masks of a rank's two chunks with context parallelism. All layers and micro-batches share them."""
     chunk, cp = micro.sequence // 2, micro.layout.cp
     # Chunk n of queries sees n + 1 chunks of keys. Summed over a rank's two chunks, this is equal on all ranks.
-    return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 else 0
+    return (2 * cp + 1) * chunk * chunk * micro.item if cp > 1 and not micro.kernels.copies_values else 0
 
 
 def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
@@ -96,7 +101,7 @@ def latent_attention_activations(micro: MicroBatch, again: bool = False) -> Byte
     assert mla is not None
     latents = [width for width in (mla.q_lora_rank, mla.kv_lora_rank) if width is not None]
     parts = {
-        "attention_input": micro.hidden_bytes,
+        "attention_input": micro.hidden_bytes // item * micro.product_item,
         "latents": sum(
             norm_activations(micro, micro.split_tokens, width) + micro.split_tokens * width * item for width in latents
         ),
@@ -116,9 +121,23 @@ def _qk_norm_activations(micro: MicroBatch, heads: int) -> int:
 
 
 def dense_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """The input [T/tp, H]; gate and up [T, 2 F/tp]; silu(gate), up and their product, [T, F/tp] each."""
+    """The input [T/tp, H]; what mlp_hidden_bytes has."""
     ffn = (micro.model.ffn_hidden_size or 0) // micro.layout.tp
-    return {"mlp_input": micro.hidden_bytes, "mlp_hidden": micro.tokens * 5 * ffn * micro.item}
+    return {
+        "mlp_input": micro.hidden_bytes // micro.item * micro.product_item,
+        "mlp_hidden": mlp_hidden_bytes(micro, ffn),
+    }
+
+
+def mlp_hidden_bytes(micro: MicroBatch, ffn: int) -> int:
+    """Gate and up [T, 2 F/tp]; silu(gate) and up, unless one kernel makes the product; the product [T, F/tp], which the
+    second matrix keeps. Without a gate: the first matrix's output and GELU of it, [T, F/tp] each.
+
+    Args: ffn: F/tp.
+    """
+    ungated = micro.model.planned is not None and micro.model.planned.ungated_mlp
+    inner = 1 if ungated else 2 if micro.kernels.fused_mlp else 4
+    return micro.tokens * ffn * (inner * micro.item + micro.product_item)
 
 
 def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
@@ -130,9 +149,10 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     model, moe, tokens, rows = micro.model, micro.model.moe, micro.split_tokens, micro.expert_rows
     assert moe is not None
     experts, ffn = moe.num_experts, moe.ffn_hidden_size // micro.layout.etp
-    weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT else 0  # the router multiplies in fp32
+    exact = micro.kernels.fp32_router_input  # the router multiplies in fp32
+    weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT and exact else 0
     vectors = (5 * experts + 2) * FLOAT  # sums of the auxiliary losses
-    router = tokens * (model.hidden_size + 2 * experts + moe.top_k + 2) * FLOAT
+    router = router_input_bytes(micro) + tokens * (2 * experts + moe.top_k + 2) * FLOAT
     router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
     assignment = micro.layout.etp * tokens * moe.top_k * LONG
@@ -148,11 +168,11 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
         return kept | _shared_activations(micro, input_copy=0)
     hidden = rows * (2 * ffn * micro.item + FLOAT)  # and the router's weight
     if micro.grouped:
-        order, hidden = order + micro.local_experts * INT, hidden + rows * ffn * micro.item
+        order, hidden = order + micro.local_experts * INT, hidden + rows * ffn * micro.product_item
     return {
         "router": router,
         "dispatch": assignment + order,
-        "expert_input": rows * model.hidden_size * micro.item,
+        "expert_input": rows * model.hidden_size * micro.product_item,
         "expert_hidden": hidden,
         **_shared_activations(micro, input_copy=input_copy),
     }
@@ -168,7 +188,43 @@ def _shared_activations(micro: MicroBatch, *, input_copy: int) -> Bytes:
     if moe is None or moe.shared_expert_ffn_hidden_size is None:
         return {}
     ffn = moe.shared_expert_ffn_hidden_size // micro.layout.tp
-    return {"shared_experts": input_copy + micro.tokens * 5 * ffn * micro.item}
+    return {"shared_experts": input_copy + mlp_hidden_bytes(micro, ffn)}
+
+
+def router_input_bytes(micro: MicroBatch) -> int:
+    """The router's tokens [T/tp, H]: an fp32 copy, or the norm's output."""
+    each = FLOAT if micro.kernels.fp32_router_input else micro.item
+    return micro.split_tokens * micro.model.hidden_size * each
+
+
+def without_modules(micro: MicroBatch, layer: int, kept: Bytes) -> Bytes:
+    """What is left of a layer's activations where beyond.recompute makes outputs of modules again.
+
+    Args: kept: of layer_activations; of parts that parallel.recompute repeats already nothing is taken twice.
+    """
+    moe, less, has_experts = micro.model.moe, dict.fromkeys(kept, 0), micro.kinds[layer].has_experts
+    if Module.layernorm in micro.modules:
+        less["attention_input"] = kept["attention_input"]
+        if has_experts:
+            less["router"] = min(kept["router"], router_input_bytes(micro))
+        else:
+            less["mlp_input"] = kept["mlp_input"]
+    if (
+        Module.moe_act in micro.modules
+        and has_experts
+        and "expert_hidden" in kept
+        and micro.grouped
+        and EXPERTS_DOWN not in micro.frozen(layer)
+    ):
+        assert moe is not None
+        less["expert_hidden"] = micro.expert_rows * (moe.ffn_hidden_size // micro.layout.etp) * micro.product_item
+    if Module.mla_up_proj in micro.modules and "latents" in kept:
+        less |= {name: kept[name] for name in ("qkv", "rotary")}
+    if Module.mlp in micro.modules and not has_experts:  # the norm before it is repeated with it
+        less |= {name: kept[name] for name in ("mlp_input", "mlp_hidden")}
+    if Module.shared_experts in micro.modules and "shared_experts" in kept:
+        less["shared_experts"] = kept["shared_experts"]
+    return {name: max(0, size - less[name]) for name, size in kept.items()}
 
 
 Activations = Callable[[MicroBatch, bool], Bytes]
@@ -201,5 +257,5 @@ def head_activations(micro: MicroBatch) -> Bytes:
     return {
         "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size) - spared,
         "output_input": micro.hidden_bytes * micro.trains(output),
-        "logits": micro.tokens * (vocabulary * FLOAT + LONG + 1),
+        "logits": micro.tokens * (vocabulary * (micro.item if micro.kernels.fused_loss else FLOAT) + LONG + 1),
     }

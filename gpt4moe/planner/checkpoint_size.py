@@ -14,8 +14,10 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.planner.step_time import stage_parameters, trained_resampler
 from gpt4moe.planner.work import Work
 
-STATE_BYTES = 12
-"""Of one trained parameter: master weight and both moments, fp32."""
+MASTER_BYTES = 4
+"""Of one trained parameter: its master weight, fp32. Two moments are beside it."""
+STATE_BYTES = MASTER_BYTES + 2 * 4
+"""Of one trained parameter, all fp32."""
 FROZEN_BYTES = 4
 """Of one frozen parameter."""
 
@@ -53,7 +55,10 @@ def state_bytes(work: Work, world_size: int) -> float:
 
 def _state_bytes(work: Work, world_size: int) -> list[float]:
     stages, resampler = stage_parameters(work, trained=work.trained), trained_resampler(work)
-    return [STATE_BYTES * _of_rank(work, world_size, (dense + resampler, expert)) for dense, expert in stages]
+    return [
+        (MASTER_BYTES + 2 * work.moment_bytes) * _of_rank(work, world_size, (dense + resampler, expert))
+        for dense, expert in stages
+    ]
 
 
 def _of_rank(work: Work, world_size: int, sizes: tuple[float, float]) -> float:

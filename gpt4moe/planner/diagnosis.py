@@ -17,9 +17,10 @@ from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.planner.efficiency import generation_timing, plan_interval
+from gpt4moe.planner.efficiency import generation_timing
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
+from gpt4moe.planner.stacks import STACKS, plan_interval
 from gpt4moe.planner.step_time import StepTime
 
 MOVES = {
@@ -144,9 +145,16 @@ def _of_time(plan: PlanConfig) -> str:
     elif seen is not None:
         side = "some too fast, some too slow" if seen.least < 0 < seen.most else "all too fast"
         side = "all too slow" if seen.least > 0 else side
+        whose = "another source's constants" if plan.stack is None else "the others' constants"
         error = (
-            f"{seen.rows} published rows ({seen.of}), predicted by another source's constants, are {seen.least:+.0%} "
+            f"{seen.rows} published rows ({seen.of}), predicted by {whose}, are {seen.least:+.0%} "
             f"to {seen.most:+.0%} off (docs/planner-error.md), {side}"
+        )
+    if plan.stack is not None:
+        stack = STACKS[plan.stack]
+        return (
+            f"time and memory are those of stack={plan.stack}, {stack.release} ({stack.source}), not this trainer's; "
+            f"later releases are faster; {error}"
         )
     return (
         f"no run of this trainer on a GPU has been timed; time on {cluster.generation.value} takes constants "

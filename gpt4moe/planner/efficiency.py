@@ -11,8 +11,6 @@ row of GENERATIONS.
 from dataclasses import dataclass, replace
 
 from gpt4moe.config.cluster import Generation
-from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.plan import PlanConfig
 from gpt4moe.errors import ConfigError
 
 ATTENTION_SHARE = 0.4
@@ -139,23 +137,15 @@ FEWEST_ROWS = 3
 """Fewer rows say little: those of the other precision are taken with them."""
 
 
-def plan_interval(plan: PlanConfig) -> ErrorInterval | None:
-    """How far off the time of a plan may be; None: not known. No row is in fp32, and a time_factor that was measured
-    is another prediction than the rows had."""
-    if plan.precision.dtype is Dtype.fp32 or plan.time_factor != 1:
-        return None
-    return error_interval(plan.cluster.generation, has_experts=plan.model.moe is not None)
-
-
-def error_interval(generation: Generation, *, has_experts: bool) -> ErrorInterval | None:
-    """How far off a plan in bf16 may be; None: no row is known.
+def error_interval(generation: Generation, *, has_experts: bool, precision: str = "bf16") -> ErrorInterval | None:
+    """How far off a plan may be; None: no row is known. Args: precision: of products, bf16 or fp8.
 
     Models with experts on Ampere have Hopper's constants and no row: Hopper's rows are taken.
     """
     kind = "experts" if has_experts else "dense"
     if has_experts and generation is Generation.ampere:
         generation = Generation.hopper
-    for asked in (("bf16",), ("bf16", "fp8")):
+    for asked in ((precision,), ("bf16", "fp8")):
         precisions = [one for one in asked if (generation, kind, one) in PREDICTED]
         cells = [PREDICTED[generation, kind, one] for one in precisions]
         rows = sum(cell[0] for cell in cells)

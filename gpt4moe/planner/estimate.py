@@ -15,10 +15,19 @@ from gpt4moe.parallel.layout import Layout, fewest_ranks
 from gpt4moe.parallel.legality import support_problems
 from gpt4moe.planner.checkpoint_size import saved_bytes, state_bytes
 from gpt4moe.planner.diagnosis import binding, require_legal, warnings
-from gpt4moe.planner.efficiency import ErrorInterval, plan_interval, planning_profile
+from gpt4moe.planner.efficiency import ErrorInterval
 from gpt4moe.planner.memory import StageMemory, memory_per_stage
 from gpt4moe.planner.phases import RunPhase, timed_phases
 from gpt4moe.planner.run_time import Cost, RunTime, Saving, cost, save_seconds
+from gpt4moe.planner.stacks import (
+    efficiency_of,
+    gradient_bytes,
+    moment_bytes,
+    plan_interval,
+    products_peak,
+    stack_text,
+    unbuilt,
+)
 from gpt4moe.planner.states import trained_tensors
 from gpt4moe.planner.step_time import StepTime, step_time
 from gpt4moe.planner.work import TimedKind, Work, busiest_rows, timed_kinds
@@ -44,6 +53,8 @@ class Estimate:
     cost: Cost
     bottleneck: str
     warnings: list[str]
+    unbuilt: list[str]
+    """Why the trainer cannot build it; empty: it can."""
 
     @property
     def rank_parameters(self) -> list[RankParameters]:
@@ -74,8 +85,8 @@ class Estimate:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs (attention included, recomputation excluded) over the dense peak; 0 to 1."""
-        peak = self.plan.cluster.peak_flops(self.plan.precision.dtype) * self.layout.world_size
+        """Model FLOPs (attention included, recomputation excluded) over the dense peak of the products; 0 to 1."""
+        peak = products_peak(self.plan) * self.layout.world_size
         return self.flops.model * self.tokens_per_second / peak
 
     @property
@@ -117,7 +128,7 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
         kinds: the result of timed_kinds(plan.model, trained_tensors(plan)), if the caller has it.
     """
     trained = trained_tensors(plan)
-    cluster, efficiency = _slowed(plan.cluster, plan.time_factor), planning_profile(plan.cluster.generation)
+    cluster, efficiency = _slowed(plan.cluster, plan.time_factor), efficiency_of(plan)
     return Work(
         model=plan.model,
         kinds=kinds or timed_kinds(plan.model, trained),
@@ -125,11 +136,14 @@ def timed_work(plan: PlanConfig, kinds: list[TimedKind] | None = None) -> Work:
         micro_batch_size=plan.training.micro_batch_size,
         cluster=cluster,
         efficiency=replace(efficiency, moe_layer_seconds=plan.time_factor * efficiency.moe_layer_seconds),
-        matrix_peak=cluster.peak_flops(plan.precision.dtype),
+        matrix_peak=products_peak(plan) / plan.time_factor,
         imbalance=busiest_rows(plan.model, plan.imbalance, plan.parallel.ep),
         value_bytes=2 if plan.precision.dtype.value == "bf16" else 4,
         images=images_per_sequence(plan),
         trained=trained,
+        modules=frozenset(plan.beyond.recompute),
+        gradient_bytes=gradient_bytes(plan),
+        moment_bytes=moment_bytes(plan),
         offloads=plan.engine.offload_optimizer,
     )
 
@@ -187,12 +201,13 @@ def estimate(plan: PlanConfig) -> Estimate:
         *support_problems(plan.model, plan.parallel),
         *kernel_problems(plan, DeviceKind.of_cluster(plan.cluster)),
     ]
-    unsupported = [problem.cause for problem in refused]
+    beyond = [f"{setting}: the planner counts it, the trainer cannot build it" for setting in unbuilt(plan)]
+    unsupported = [*beyond, *(problem.cause for problem in refused)]
     return Estimate(
         plan=plan, layout=layout, parameters=count_parameters(plan.model),
         flops=flops_per_token(plan.model, plan.parallel, trained=work.trained), images=_images(work),
         memory=memory, step=step, run=whole, phases=phases,
-        cost=cost(plan.cluster, world, whole.seconds / 3600),
+        cost=cost(plan.cluster, world, whole.seconds / 3600), unbuilt=unsupported,
         bottleneck=binding(step, plan.parallel, memory, plan.cluster),
         warnings=warnings(plan, memory, saving, whole, unsupported, step=step,
                           offloaded_bytes=state_bytes(work, world) * min(world, plan.cluster.devices_per_node)),
@@ -253,6 +268,8 @@ def to_json(result: Estimate) -> dict[str, object]:
         ],
         "cost": {"usd": result.cost.usd, "gpu_hours": result.cost.gpu_hours, "kwh": result.cost.kwh},
         "interval": _interval_json(result),
+        "stack": {"name": result.plan.stack, "constants": stack_text(result.plan)},
+        "unbuilt": result.unbuilt,
         "bottleneck": result.bottleneck,
         "warnings": result.warnings,
     }

@@ -12,16 +12,20 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from gpt4moe.architecture.flops import Gradients, passes_of
+from gpt4moe.architecture.names import DENSE_DOWN, DENSE_GATE_UP, SHARED_DOWN, SHARED_GATE_UP
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import ModelTensor
 from gpt4moe.architecture.vision import is_vision
+from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE
 from gpt4moe.planner.work import TimedKind, Work
 
 NO_GRADIENTS, BOTH_GRADIENTS = Gradients(of_input=False, of_weight=False), Gradients()
+LATENT_UP = tuple(f"self_attention.linear_{name}.weight" for name in ("q", "q_up", "kv_up"))
+"""Matrices that beyond.recompute=[mla_up_proj] multiplies again."""
 LAYER_PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
 
 
@@ -56,6 +60,9 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
         "ep": passes * forward["ep"],
     }
     again = _recomputed(work, kind, forward) if recomputes else {}
+    if work.modules and again is not forward:
+        for part, seconds in modules_seconds(work, kind).items():
+            again[part] = again.get(part, 0.0) + seconds
     return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
 
 
@@ -90,6 +97,31 @@ def _recomputed(work: Work, kind: TimedKind, forward: dict[str, float]) -> dict[
         return {}
     experts = sum(product_seconds(work, _product(work, t)) for t in kind.tensors if t.spread is Spread.experts)
     return {"products": experts * 2 / 3, "elementwise": forward["elementwise"] / 2, "ep": forward["ep"] / 2}
+
+
+def modules_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
+    """Seconds of the forward operations that beyond.recompute repeats, by part: the modules of work.modules."""
+    again, moe, tp = dict.fromkeys(("products", "elementwise", "tp"), 0.0), work.model.moe, work.parallel.tp
+    rows = {t.row.name: t for t in kind.tensors}
+    moved = 0.0
+    if Module.layernorm in work.modules:
+        moved += 4 * work.rank_tokens * work.model.hidden_size
+    if Module.moe_act in work.modules and kind.layer_kind.has_experts and moe is not None:
+        moved += 3 * work.copies * moe.ffn_hidden_size
+    if Module.mla_up_proj in work.modules:
+        again["products"] += sum(
+            product_seconds(work, _product(work, t)) for name, t in rows.items() if name in LATENT_UP
+        )
+    for module, first, second in (
+        (Module.mlp, DENSE_GATE_UP, DENSE_DOWN), (Module.shared_experts, SHARED_GATE_UP, SHARED_DOWN),
+    ):  # fmt: skip
+        if module in work.modules and first in rows:
+            again["products"] += sum(product_seconds(work, _product(work, rows[name])) for name in (first, second))
+            moved += 3 * work.tokens * rows[second].shape[-1] / tp
+            shard = work.value_bytes * work.tokens / tp * work.model.hidden_size
+            again["tp"] += work.efficiency.exposed * 2 * shard * (tp - 1) / link_rate(work.cluster, tp)
+    again["elementwise"] = work.value_bytes * moved / work.memory_rate
+    return again
 
 
 def head_seconds(work: Work) -> dict[str, float]:

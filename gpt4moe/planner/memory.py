@@ -12,7 +12,7 @@ the first and the last have. Ranks of one stage differ in what their optimizers 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from operator import sub
 from typing import TypeVar
@@ -29,12 +29,11 @@ from gpt4moe.pipeline.schedule import virtual_order, warmup_forwards
 from gpt4moe.planner.activations import embedding_activations, head_activations, layer_bytes, mask_bytes
 from gpt4moe.planner.images import image_memory
 from gpt4moe.planner.micro_batch import FLOAT, MicroBatch
+from gpt4moe.planner.stacks import kernels_of
 from gpt4moe.planner.states import RankStates, fullest_states
 
 CONTEXT_BYTES = 2_000_000_000
 """Bytes of a GPU's driver context and NCCL's buffers: an assumption."""
-FRAGMENTATION = 0.05
-"""Share of activations and buffers that is lost to fragmentation: an assumption."""
 Value = TypeVar("Value")
 KnownStates = dict[int, RankStates]
 """Cache: stage -> its states. Of several equal stages only the first has an entry."""
@@ -106,7 +105,11 @@ def memory_per_stage(
 
 def reserve_bytes(run: RunConfig, moving_bytes: float) -> int:
     """Reserve in bytes; 0 on a CPU. Args: moving_bytes: activations and buffers, a share of which is fragmentation."""
-    return 0 if run.cluster.generation is Generation.cpu else CONTEXT_BYTES + int(FRAGMENTATION * moving_bytes)
+    return (
+        0
+        if run.cluster.generation is Generation.cpu
+        else CONTEXT_BYTES + int(kernels_of(run).fragmentation * moving_bytes)
+    )
 
 
 def alike_stages(run: RunConfig, layout: Layout) -> list[int]:
@@ -194,9 +197,10 @@ def again_bytes(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -
     On the last stage the head has freed its activations by then, so they are subtracted.
     """
     most = 0
+    whole = replace(micro, modules=frozenset(), sums={}) if micro.modules else micro
     for layers in rank_chunks(run.model.num_layers, run.parallel, stage):
         for place, layer in enumerate(layers):
-            gone = layer_bytes(micro, layer) - layer_bytes(micro, layer, recompute_of(run, place))
+            gone = layer_bytes(whole, layer) - layer_bytes(micro, layer, recompute_of(run, place))
             most = max(most, gone)
     head = sum(head_activations(micro).values()) if stage == layout.pp - 1 else 0
     return max(0, most - head)
@@ -207,8 +211,8 @@ def _kept_messages(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int
     last = layout.pp * layout.vpp - 1
     # A fused norm keeps the input itself (an activation, counted there). The unfused norm keeps a copy of a bf16 input.
     has_copy = not (micro.fused_norm or run.precision.dtype is Dtype.fp32)
-    places = range(stage, last + 1, layout.pp)
-    return [micro.hidden_bytes * ((place < last) + (place > 0 and has_copy)) for place in places]
+    places, keeps = range(stage, last + 1, layout.pp), not micro.kernels.frees_outputs
+    return [micro.hidden_bytes * (keeps * (place < last) + (place > 0 and has_copy)) for place in places]
 
 
 def _workspace(run: RunConfig, layout: Layout, micro: MicroBatch, stage: int) -> int:

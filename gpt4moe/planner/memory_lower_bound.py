@@ -19,7 +19,8 @@ from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import layer_bytes
 from gpt4moe.planner.memory import reserve_bytes
 from gpt4moe.planner.micro_batch import MicroBatch
-from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, freezes, owned_bytes
+from gpt4moe.planner.stacks import gradient_bytes
+from gpt4moe.planner.states import VALUE_BYTES, freezes, owned_bytes
 from gpt4moe.planner.step_time import stage_parameters
 from gpt4moe.planner.work import Work
 
@@ -108,7 +109,7 @@ class MemoryLowerBound:
         if key not in self.stages:
             ranks = self.gpus // cut.pp
             layers, each = stage_sizes(self.plan.model.num_layers, cut), owned_bytes(self.plan)
-            on_all = VALUE_BYTES[self.plan.precision.dtype] + GRADIENT_BYTES
+            on_all = VALUE_BYTES[self.plan.precision.dtype] + gradient_bytes(self.plan)
             if freezes(self.plan):  # which weights have gradients and states is not counted here
                 on_all, each = VALUE_BYTES[self.plan.precision.dtype], 0
             first: dict[tuple[float, ...], StageStates] = {}

@@ -25,14 +25,16 @@ from gpt4moe.architecture.names import (
 )
 from gpt4moe.architecture.trained import trained_names
 from gpt4moe.architecture.vision import GATED_ROWS
+from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
-from gpt4moe.config.plan import images_per_sequence
+from gpt4moe.config.plan import beyond_of, images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import ExpertKernel, NormKernel, expert_kernel
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.stacks import Kernels, kernels_of, product_bytes
 
 FLOAT, LONG, INT = 4, 8, 4
 """Bytes of fp32, int64 and int32."""
@@ -57,6 +59,10 @@ class MicroBatch:
     """B: sequences in the micro-batch."""
     item: int
     """Bytes of one element of a weight or activation."""
+    product_item: int
+    """Bytes of one element of a product's input as it is kept: 1 in fp8, else `item`."""
+    kernels: Kernels
+    """Of the stack that is planned."""
     fused_norm: bool
     grouped: bool
     """Whether experts run as grouped products."""
@@ -68,6 +74,8 @@ class MicroBatch:
     """Of the row that has most: latents of every row are padded to it. 0: a text model."""
     trained: frozenset[str] | None = None
     """Names of the trained tensors; None: all, or adapters beside them, which need what the frozen matrices would."""
+    modules: frozenset[Module] = frozenset()
+    """Computed again in layers that are not recomputed whole."""
     sums: dict[tuple[object, Recompute], int] = field(default_factory=dict, compare=False)
     """Cache of layer_bytes, so that each kind of layer is computed once."""
 
@@ -75,8 +83,11 @@ class MicroBatch:
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
         on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
         kernel = expert_kernel(run.kernels.experts, on_gpu=on_gpu, dtype=run.precision.dtype)
+        item = 2 if bf16 else FLOAT
         return cls(
-            model=run.model, layout=layout, batch=run.training.micro_batch_size, item=2 if bf16 else FLOAT,
+            model=run.model, layout=layout, batch=run.training.micro_batch_size, item=item,
+            product_item=product_bytes(run, item), kernels=kernels_of(run),
+            modules=frozenset(beyond_of(run).recompute),
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
             imbalance=imbalance, kinds=tuple(run.model.layer_kinds), images=ceil(images_per_sequence(run)),
             trained=trained_names(run.model, run.stage) if run.stage.train else None,

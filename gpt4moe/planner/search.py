@@ -18,7 +18,8 @@ from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.planner.candidates import LayoutQueue
 from gpt4moe.planner.estimate import Estimate, world_of
 from gpt4moe.planner.run_time import hourly_price
-from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, owned_bytes
+from gpt4moe.planner.stacks import gradient_bytes
+from gpt4moe.planner.states import VALUE_BYTES, owned_bytes
 
 MOST_COUNTS = 4
 """A search within a budget compares so many of the largest device counts, and rounder ones."""
@@ -198,7 +199,7 @@ def _more_devices(plan: PlanConfig) -> Iterator[tuple[int, int, str]]:
     together hold one copy of all states.
     """
     gpus, batch = plan.gpus or 1, plan.training.global_batch_size
-    each = VALUE_BYTES[plan.precision.dtype] + GRADIENT_BYTES + owned_bytes(plan)
+    each = VALUE_BYTES[plan.precision.dtype] + gradient_bytes(plan) + owned_bytes(plan)
     needed = count_parameters(plan.model).total * each / plan.cluster.memory_bytes
     times = max(2, ceil(needed / gpus))
     for _ in range(4):

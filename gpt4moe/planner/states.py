@@ -20,13 +20,14 @@ from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
+from gpt4moe.planner.stacks import gradient_bytes, moment_bytes
 
 VALUE_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
 """Bytes of one element of a weight or an activation."""
 GRADIENT_BYTES = 4
-"""Bytes of one gradient element: gradients are kept and reduced in fp32."""
+"""Bytes of one gradient element of the trainer: gradients are kept and reduced in fp32."""
 _STATE_BYTES = 4
-"""Bytes of one element of a master or of an optimizer's state tensor: they are fp32."""
+"""Bytes of one element of a master: fp32."""
 _STEP_BYTES = 4
 """Bytes of a step count. Megatron has one for each parameter, DeepSpeed one for each group."""
 _ZERO_ALIGNMENT = 2
@@ -63,7 +64,7 @@ def owned_bytes(run: RunConfig) -> int:
         return 0
     # Under Megatron the master of an fp32 weight is the weight itself; DeepSpeed keeps a copy.
     has_master = run.engine.kind is not EngineKind.megatron or run.precision.dtype is not Dtype.fp32
-    return _STATE_BYTES * (has_master + len(OPTIMIZERS[run.optimizer.kind].states))
+    return _STATE_BYTES * has_master + moment_bytes(run) * len(OPTIMIZERS[run.optimizer.kind].states)
 
 
 def fullest_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
@@ -142,7 +143,10 @@ def _megatron_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     numel, optimizer = sum(chunk.numel for chunk in packed), optimizer_bytes(run, layout, packed)
     item = VALUE_BYTES[run.precision.dtype]
     return RankStates(
-        numel * item + frozen_bytes(run, stage), numel * GRADIENT_BYTES, max(optimizer), optimizer.index(max(optimizer))
+        numel * item + frozen_bytes(run, stage),
+        numel * gradient_bytes(run),
+        max(optimizer),
+        optimizer.index(max(optimizer)),
     )
 
 
@@ -163,7 +167,7 @@ def _deepspeed_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     owned = sum(cut * owned_bytes(run) + _STEP_BYTES for cut, _ in cuts)
     return RankStates(
         whole * VALUE_BYTES[run.precision.dtype] + frozen_bytes(run, stage),
-        whole * GRADIENT_BYTES,
+        whole * gradient_bytes(run),
         0 if run.engine.offload_optimizer else owned,
         fullest=0,
     )

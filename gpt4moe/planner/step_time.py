@@ -21,14 +21,9 @@ from gpt4moe.planner.efficiency import RING_SHARE
 from gpt4moe.planner.image_time import image_seconds
 from gpt4moe.planner.layer_time import LAYER_PARTS, head_seconds, layer_seconds, link_rate
 from gpt4moe.planner.run_time import HOST_COPY_RATE
-from gpt4moe.planner.states import GRADIENT_BYTES
 from gpt4moe.planner.work import TimedKind, Work
 
 STEP_PARTS = (*LAYER_PARTS, "pp", "bubble", "dp", "optimizer")
-UPDATE_BYTES = 30
-"""Memory traffic of AdamW for one parameter, in bytes.
-
-Reads gradient, master and two moments, writes master and two moments (all fp32), and writes the bf16 weight."""
 HOST_MEMORY_RATE = 41e9
 """Bytes per second of host memory for each device: an assumption, 80% of an eighth of 410 GB/s (two sockets with eight
 channels of DDR4-3200, as a DGX A100 has)."""
@@ -163,9 +158,16 @@ def after_seconds(work: Work, world_size: int, pace: float, heaviest: tuple[floa
 def update_seconds(work: Work) -> float:
     """Seconds of the update of one parameter that a rank owns. Offloaded: the gradient to the host, the update there,
     the weight back; nothing of it is hidden."""
+    moved = update_bytes(work)
     if not work.offloads:
-        return UPDATE_BYTES / work.memory_rate
-    return (GRADIENT_BYTES + work.value_bytes) / HOST_COPY_RATE + UPDATE_BYTES / HOST_MEMORY_RATE
+        return moved / work.memory_rate
+    return (work.gradient_bytes + work.value_bytes) / HOST_COPY_RATE + moved / HOST_MEMORY_RATE
+
+
+def update_bytes(work: Work) -> int:
+    """Memory traffic of AdamW for one parameter. Reads gradient, master (fp32) and two moments, writes master and two
+    moments, and writes the bf16 weight: 30 where all are fp32."""
+    return work.gradient_bytes + 8 + 4 * work.moment_bytes + 2
 
 
 def heaviest_stage(work: Work) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gpt4moe.architecture.flops import Gradients, passes_of, tokens_seen
 from gpt4moe.architecture.tensors import ModelTensor, layer_tensors
 from gpt4moe.architecture.vision import RESAMPLER
+from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.parallel import ParallelConfig
@@ -83,6 +84,12 @@ class Work:
     """Of a sequence; 0: a text model."""
     trained: frozenset[str] | None = None
     """Names of the trained tensors; None: all."""
+    modules: frozenset[Module] = frozenset()
+    """Computed again in layers that are not recomputed whole."""
+    gradient_bytes: int = 4
+    """Of one gradient as it is kept."""
+    moment_bytes: int = 4
+    """Of one element of a moment."""
     offloads: bool = False
     """Whether masters and moments are in host memory, and the update runs there (engine.offload_optimizer)."""
 

@@ -1,0 +1,66 @@
+"""The keys beyond.* and stack of a plan: what the planner counts and the trainer cannot build.
+
+A plan that uses any of them says so beside its numbers: in its table, the rows of a search, JSON and pages.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gpt4moe.config.optimizer import Dtype
+
+
+class Products(str, Enum):
+    """What matrix products are multiplied in, above bf16. fp8: one scale for a tensor. mxfp8: one for 32 elements."""
+
+    fp8 = "fp8"
+    mxfp8 = "mxfp8"
+
+
+class Module(str, Enum):
+    """A part of a layer whose output the backward pass makes again, by the names of Megatron-core's recompute_modules.
+
+    layernorm: both norms. moe_act: the experts' activation. mla_up_proj: queries, keys and values of latent attention,
+    with the rotary embedding. mlp: the MLP of a dense layer. shared_experts: the MLP beside the routed experts.
+    """
+
+    layernorm = "layernorm"
+    moe_act = "moe_act"
+    mla_up_proj = "mla_up_proj"
+    mlp = "mlp"
+    shared_experts = "shared_experts"
+
+
+class Dispatch(str, Enum):
+    """How rows travel to their experts. plain: a copy for each expert, nothing hidden. tuned: a copy for each NVLink
+    domain (DeepEP, HybridEP)."""
+
+    plain = "plain"
+    tuned = "tuned"
+
+
+@dataclass(kw_only=True, slots=True)
+class BeyondConfig:
+    """The keys beyond.*; null: as the trainer has it, or as stack= has it."""
+
+    products: Products | None = None
+    """Matrix products in fp8 or mxfp8, beside precision.dtype=bf16; null: in precision.dtype."""
+    gradients: Dtype | None = None
+    """What gradients are kept and exchanged in; null: fp32."""
+    moments: Dtype | None = None
+    """What the optimizer's moments are kept in; masters stay fp32. null: fp32."""
+    recompute: list[Module] = field(default_factory=list)
+    """Modules that are computed again in every layer that parallel.recompute does not repeat whole."""
+    dispatch: Dispatch | None = None
+    """null: the trainer's, which is plain."""
+
+    def asked(self) -> list[str]:
+        """Those keys that are set to what the trainer cannot do, as KEY=VALUE."""
+        found = {
+            "products": self.products,
+            "gradients": self.gradients if self.gradients is not Dtype.fp32 else None,
+            "moments": self.moments if self.moments is not Dtype.fp32 else None,
+            "dispatch": self.dispatch if self.dispatch is not Dispatch.plain else None,
+        }
+        texts = [f"beyond.{name}={value.value}" for name, value in found.items() if value is not None]
+        modules = ",".join(module.value for module in self.recompute)
+        return [*texts, f"beyond.recompute=[{modules}]"] if modules else texts
