@@ -214,7 +214,8 @@ def _parameters(result: Estimate) -> Table:
     table.add_row("active, of a token, in the layers", f"{count.active / 1e9:,.3f}", "10^9 parameters")
     # With frozen weights 2 operations an element, or 4 with the gradient of the input.
     layers = "6N of a token" if trained_tensors(result.plan) is None else "2N to 6N of a token"
-    rows = {layers: "layers", "... with head and attention": "model", "... with what parallel.recompute repeats": "hardware"}
+    again = "... with what parallel.recompute repeats"
+    rows = {layers: "layers", "... with head and attention": "model", again: "hardware"}
     for name, kind in rows.items():
         value = getattr(flops, kind)
         table.add_row(name, f"{value / 1e12:.4g}", "TFLOP")
