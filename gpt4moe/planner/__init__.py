@@ -32,6 +32,7 @@ answers
     serving_error.py       how far off published ones were
     inference.py           a deployment, the best layouts
     calibrate.py           a run against its plan
+    gpt4_reported.py       the reported runs as plans
     gpt4_claims.py         reported numbers against ours
 
 It may import config, parallel, architecture and pipeline, and is arithmetic alone: a login node runs it. Tests compare

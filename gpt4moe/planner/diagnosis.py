@@ -17,10 +17,12 @@ from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
 from gpt4moe.parallel.legality import layout_problems, refuse
 from gpt4moe.parallel.placement import stage_sizes
+from gpt4moe.planner.checkpoint_size import checkpoint_bytes
 from gpt4moe.planner.efficiency import generation_timing
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
 from gpt4moe.planner.stacks import STACKS, plan_interval
+from gpt4moe.planner.states import trained_tensors
 from gpt4moe.planner.step_time import StepTime
 
 MOVES = {
@@ -103,10 +105,7 @@ def warnings(
     if lost > 0.1:
         rate = whole.failures / whole.seconds
         work = (whole.seconds - lost * whole.seconds) / plan.training.steps
-        found.append(
-            f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops; the interval that loses the least "
-            f"is checkpoint.every={best_interval(saving.seconds, rate, work)}"
-        )
+        found.append(_of_failures(plan, saving, whole, lost, best_interval(saving.seconds, rate, work), work))
     if plan.engine.offload_optimizer:
         found.append(_of_offload(plan, step, offloaded_bytes))
     if plan.training.steps == DEFAULT_STEPS and plan.tokens is None and not plan.has_steps:
@@ -120,6 +119,25 @@ def warnings(
     if plan.time_factor != 1:
         found.append(f"every step is taken {plan.time_factor:g} times as long as those constants say: time_factor")
     return found
+
+
+def _of_failures(plan: PlanConfig, saving: Saving, whole: RunTime, lost: float, best: int, step_seconds: float) -> str:
+    """What stops cost, and the interval between saves that loses least, if each is written before the next one is due.
+
+    Args:
+        lost: share of the time.
+        best: steps between saves, by what a save keeps training waiting.
+    """
+    whole_bytes = checkpoint_bytes(plan.model, trained_tensors(plan))
+    every = max(best, ceil(saving.written_seconds / step_seconds))
+    stops = f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops"
+    if not saving.every_steps:
+        return f"{stops}, and nothing is saved before the end: set checkpoint.every={every}"
+    then, now = (whole_bytes / (steps * step_seconds) / 1e9 for steps in (every, saving.every_steps))
+    return (
+        f"{stops}; the interval that loses the least is checkpoint.every={every}, if storage takes the "
+        f"{whole_bytes / 1e12:.3g} TB of a save at {then:,.3g} GB/s; now it has to take {now:,.3g} GB/s"
+    )
 
 
 def _of_offload(plan: PlanConfig, step: StepTime, node_bytes: float) -> str:

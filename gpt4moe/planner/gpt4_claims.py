@@ -5,75 +5,30 @@ runs of configs/experiment -> estimate, serve -> Claim rows -> docs/gpt4-numbers
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.count import count_parameters
-from gpt4moe.config.load import load_plan_config
-from gpt4moe.config.parallel import ParallelConfig, Recompute
-from gpt4moe.config.plan import PlanConfig, images_per_sequence
+from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.parallel.placement import stage_sizes
-from gpt4moe.planner.estimate import Estimate, estimate
-from gpt4moe.planner.serving import ServedModel, Serving, ServingLayout, most_sequences, serve, with_query_groups
+from gpt4moe.planner.checkpoint_size import checkpoint_bytes
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.gpt4_reported import (
+    CONTEXT,
+    DECODER,
+    INFERENCE,
+    SEMIANALYSIS,
+    SEQUENCES,
+    Claim,
+    ReportedRuns,
+    difference,
+    fits_device,
+    within,
+)
+from gpt4moe.planner.serving import most_sequences, serve
 
-DECODER = "THE DECODER, 2023-06-28/07-11"
-SEMIANALYSIS = "SemiAnalysis, 2023-07-10"
-INFERENCE = ServingLayout(tp=8, pp=16)
-"""The reported layout of inference."""
-CONTEXT = 8192
-"""Tokens in the cache of each sequence that is served: the reported context."""
-SEQUENCES = 64
-"""Sequences in flight on the 128 devices under a light load: an assumption."""
+H100_USD = 2.0
+"""An hour of an H100, as the source prices it."""
 QUERY_GROUPS = {"multi-head": 96, "8 groups": 8, "multi-query": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    claim: str
-    source: str
-    reported: str
-    ours: str
-    verdict: str
-    """The difference in %, or why the reported number does not follow."""
-    assumptions: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReportedRuns:
-    """The plans that the claims are compared with."""
-
-    gpt4: PlanConfig
-    other: PlanConfig
-    """8 x 220B."""
-    davinci: PlanConfig
-    vision: PlanConfig
-
-    @classmethod
-    def load(cls) -> "ReportedRuns":
-        """As configs/ has them, whatever the command line says."""
-        return cls(
-            load_plan_config(["+experiment=gpt4"]),
-            load_plan_config(["+experiment=gpt4_8x220b"]),
-            load_plan_config(["model=davinci_175b", "cluster=a100_80g"]),
-            load_plan_config(["+experiment=gpt4_vision"]),
-        )
-
-    def trained(self) -> Estimate:
-        """As reported: the layout without recomputation and without failures, whatever its memory."""
-        plan = replace(self.gpt4, parallel=replace(self.gpt4.parallel, recompute=Recompute.none, recompute_layers=None))
-        return estimate(replace(plan, cluster=replace(plan.cluster, hours_between_failures=None)))
-
-    def served(self, groups: int) -> Serving:
-        return serve(self.with_groups(groups), INFERENCE, sequences=SEQUENCES, context=CONTEXT)
-
-    def with_groups(self, groups: int) -> ServedModel:
-        return ServedModel(model=with_query_groups(self.gpt4.model, groups), cluster=self.gpt4.cluster)
-
-    def davinci_served(self) -> Serving:
-        """On 8 devices, as full as its caches of 2,048 tokens allow."""
-        layout = ServingLayout(tp=8, pp=1)
-        davinci = ServedModel(model=self.davinci.model, cluster=self.davinci.cluster)
-        sequences = most_sequences(davinci, layout, context=2048)
-        return serve(davinci, layout, sequences=sequences, context=2048)
 
 
 def claims(runs: ReportedRuns) -> list[Claim]:
@@ -97,23 +52,6 @@ def markdown(rows: list[Claim]) -> str:
     return "\n".join(lines)
 
 
-def _off(ours: float, reported: float) -> str:
-    return f"{100 * (ours / reported - 1):+.1f}%"
-
-
-def _within(ours: float, low: float, high: float) -> str:
-    """Whether a number is in the reported range, and how far outside it."""
-    if low <= ours <= high:
-        return "within"
-    return f"does not follow: {_off(ours, low if ours < low else high)} outside"
-
-
-def _fits(needed: float, device: float) -> str:
-    if needed > device:
-        return f"does not follow: a device has {device / 1e9:.1f} GB"
-    return f"follows: {(device - needed) / 1e9:.1f} GB are left"
-
-
 def _sizes(runs: ReportedRuns) -> list[Claim]:
     gpt4, other = count_parameters(runs.gpt4.model), count_parameters(runs.other.model)
     expert = gpt4.per_component["experts"] / 16
@@ -125,16 +63,17 @@ def _sizes(runs: ReportedRuns) -> list[Claim]:
     # Multi-query: 2 H^2 for queries and output, 2 H D for the one key and value head, in every layer.
     wide = (((width**2 + 2 * 55e9 / layers) ** 0.5) - width) / 2
     return [
-        Claim("parameters", DECODER, "1.8T", f"{gpt4.total / 1e12:.3f}T", _off(gpt4.total, 1.8e12), shape),
-        Claim("an expert's MLP", DECODER, "111B", f"{expert / 1e9:.1f}B", _off(expert, 111e9), "16, in 120 layers"),
-        Claim("shared attention", SEMIANALYSIS, "55B", f"{attention / 1e9:.1f}B", _off(attention, 55e9),
+        Claim("parameters", DECODER, "1.8T", f"{gpt4.total / 1e12:.3f}T", difference(gpt4.total, 1.8e12), shape),
+        Claim("an expert's MLP", DECODER, "111B", f"{expert / 1e9:.1f}B", difference(expert, 111e9),
+              "16, in 120 layers"),
+        Claim("shared attention", SEMIANALYSIS, "55B", f"{attention / 1e9:.1f}B", difference(attention, 55e9),
               f"multi-head; with the reported multi-query it would need a hidden size near {round(wide, -2):,.0f}"),
-        Claim("active a token", SEMIANALYSIS, "280B", f"{gpt4.active / 1e9:.1f}B", _off(gpt4.active, 280e9),
+        Claim("active a token", SEMIANALYSIS, "280B", f"{gpt4.active / 1e9:.1f}B", difference(gpt4.active, 280e9),
               "2 of 16 experts, no embedding"),
         Claim("forward pass of a token", SEMIANALYSIS, "560 GFLOP", f"{2 * gpt4.active / 1e9:.0f} GFLOP",
-              _off(2 * gpt4.active, 560e9), "2 x active, without attention scores"),
+              difference(2 * gpt4.active, 560e9), "2 x active, without attention scores"),
         Claim("earlier rumour: 8 experts of 220B", DECODER, "1.76T, 220B", f"{other.total / 1e12:.3f}T, "
-              f"{one / 1e9:.1f}B", _off(other.total, 1.76e12), "an expert with its eighth of the trunk"),
+              f"{one / 1e9:.1f}B", difference(other.total, 1.76e12), "an expert with its eighth of the trunk"),
     ]  # fmt: skip
 
 
@@ -145,35 +84,54 @@ def _training(runs: ReportedRuns) -> list[Claim]:
     days = whole / (ours.mfu * 312e12 * ours.layout.world_size) / 86400
     usd = days * 24 * ours.layout.world_size * (plan.cluster.usd_per_hour or 0)
     hours = 25_000 * 95 * 24
-    stopped = estimate(plan)
-    lost = stopped.run.failure_seconds * plan.training.steps / stopped.run.seconds
+    stopped, calm = estimate(plan), estimate(runs.without_failures(plan))
     size = ours.layout.tp * ours.layout.pp
     bubble = ours.step.parts["bubble"] / ours.step.seconds
     implied = 2.15e25 / (hours * 3600 * 312e12)
+    on_6n = ours.mfu * 2.15e25 / whole
     return [
-        Claim("training compute", SEMIANALYSIS, "2.15e25 FLOP", f"{flops:.3g} (6N), {whole:.3g} with attention",
-              _off(flops, 2.15e25), "13T tokens; causal scores at 8,192 tokens"),
+        Claim("training compute", SEMIANALYSIS, "2.15e25 FLOP", f"{flops:.3g}", difference(flops, 2.15e25),
+              "13T tokens, 6N: what the source counts"),
+        Claim("training compute, with attention", "-", "-", f"{whole:.3g}", difference(whole, 2.15e25),
+              "causal scores at 8,192 tokens, and the output layer: what our MFU counts"),
         Claim("devices", SEMIANALYSIS, "~25,000 A100", f"{ours.layout.world_size:,}",
               "follows" if 25_000 % size == 0 else f"25,000 does not divide by tp 8 x pp 15 = {size}",
               "the next multiple below"),
-        Claim("utilisation", SEMIANALYSIS, "32-36% MFU", f"{100 * ours.mfu:.1f}%",
-              _within(100 * ours.mfu, 32, 36),
-              f"tp 8 x pp 15, one chunk a stage, {ours.step.micro_batches} micro-batches: the bubble is {bubble:.0%} "
-              "of a step; the busiest experts "
-              f"get {plan.imbalance:g} times the mean; nothing recomputed, no failures"),
+        Claim("utilisation", SEMIANALYSIS, "32-36% MFU", f"{100 * on_6n:.1f}%", within(100 * on_6n, 32, 36),
+              f"of the reported 2.15e25 FLOP; tp 8 x pp 15, one chunk a stage, {ours.step.micro_batches} "
+              f"micro-batches: the bubble is {bubble:.0%} of a step; the busiest experts get "
+              f"{plan.imbalance:g} times the mean; nothing recomputed, no failures"),
+        Claim("utilisation, with attention", "-", "-", f"{100 * ours.mfu:.1f}%", within(100 * ours.mfu, 32, 36),
+              f"the same step, of {whole:.3g} FLOP"),
         Claim("utilisation that the money implies", DECODER, "-",
-              f"{100 * implied:.1f}%", _within(100 * implied, 32, 36), "2.15e25 FLOP in 25,000 x 95 days"),
-        Claim("days", SEMIANALYSIS, "90-100", f"{days:.0f}", _within(days, 90, 100),
-              "no failures"),
-        Claim("cost", DECODER, "$63M", f"${usd / 1e6:.1f}M", _off(usd, 63e6),
-              f"${plan.cluster.usd_per_hour:.2f} a device hour; $63M over {hours / 1e6:.1f}M device hours is "
-              f"${63e6 / hours:.3f}"),
-        Claim("failures", SEMIANALYSIS, "'absurd number', restarts from checkpoints",
-              f"{stopped.run.failures:.0f} stops, {100 * lost:.0f}% of the time",
-              f"{stopped.days:.0f} days with them: {_within(stopped.days, 90, 100)}",
-              "Llama 3's rate (one in 50,700 device hours), 10 minutes a restart, "
-              f"a checkpoint every {plan.checkpoint.every} steps, recomputation as below"),
+              f"{100 * implied:.1f}%", within(100 * implied, 32, 36), "2.15e25 FLOP in 25,000 x 95 days"),
+        Claim("days", SEMIANALYSIS, "90-100", f"{days:.0f}", within(days, 90, 100),
+              "nothing recomputed, no failures, nothing saved"),
+        Claim("days with recomputation that fits", "-", "-", f"{calm.days:.0f}", within(calm.days, 90, 100),
+              f"{plan.parallel.recompute_layers} of 8 layers of a stage: what 80 GB need; no failures"),
+        Claim("days with failures too", SEMIANALYSIS, "'absurd number', restarts from checkpoints",
+              f"{stopped.days:.0f}, of which {stopped.days - calm.days:.0f} are failures' "
+              f"({stopped.run.failures:.0f} stops)", within(stopped.days, 90, 100),
+              "Llama 3's rate (one in 50,700 device hours), 10 minutes a restart, a checkpoint of "
+              f"{checkpoint_bytes(plan.model) / 1e12:.0f} TB every {plan.checkpoint.every} steps"),
+        Claim("cost", DECODER, "$63M", f"${usd / 1e6:.1f}M", difference(usd, 63e6),
+              f"no failures; ${plan.cluster.usd_per_hour:.2f} a device hour; $63M over {hours / 1e6:.1f}M device hours "
+              f"is ${63e6 / hours:.3f}"),
+        _on_h100(runs),
     ]  # fmt: skip
+
+
+def _on_h100(runs: ReportedRuns) -> Claim:
+    """The same training on newer devices, as the source prices it."""
+    ours, hours = runs.on_h100(), 8192 * 55 * 24
+    implied = 2.15e25 / (hours * 3600 * ours.plan.cluster.peak_flops_bf16)
+    usd = H100_USD * ours.cost.gpu_hours
+    return Claim(
+        "cost on H100", SEMIANALYSIS, "$21.5M", f"${usd / 1e6:.1f}M, {ours.days:.0f} days", difference(usd, 21.5e6),
+        f"{ours.layout.world_size:,} H100 at ${H100_USD:g} an hour in bf16, MFU {100 * ours.mfu:.1f}%, recomputation "
+        f"as above, no failures; the source's 8,192 x 55 days x ${H100_USD:g} is ${H100_USD * hours / 1e6:.1f}M and "
+        f"implies {100 * implied:.0f}% of the bf16 peak on 2.15e25 FLOP",
+    )  # fmt: skip
 
 
 def _memory(runs: ReportedRuns) -> list[Claim]:
@@ -183,10 +141,10 @@ def _memory(runs: ReportedRuns) -> list[Claim]:
     slower = "slower than reported" if fits.mfu < 0.32 else "as fast as reported"
     return [
         Claim("tp 8 x pp 15, ZeRO-1, on 80 GB", SEMIANALYSIS, "so it ran",
-              f"{without.peak_memory_bytes / 1e9:.0f} GB a device", _fits(without.peak_memory_bytes, device),
+              f"{without.peak_memory_bytes / 1e9:.0f} GB a device", fits_device(without.peak_memory_bytes, device),
               "8,192 tokens, micro-batch 1, fp32 gradients, nothing recomputed"),
         Claim("... with recomputation", "-", "-", f"{fits.peak_memory_bytes / 1e9:.0f} GB, MFU {100 * fits.mfu:.1f}%",
-              f"{_fits(fits.peak_memory_bytes, device)}; {slower}",
+              f"{fits_device(fits.peak_memory_bytes, device)}; {slower}",
               f"{plan.parallel.recompute_layers} of 8 layers of a stage recomputed"),
     ]  # fmt: skip
 
@@ -205,7 +163,7 @@ def _serving(runs: ReportedRuns) -> list[Claim]:
             f"{ours.cache_bytes_per_token * CONTEXT / 1e9:.1f} GB for 8,192; at most {most:,} sequences; "
             f"{1e3 * ours.latency_seconds:.0f} ms a token, "
             f"{ours.tokens_per_second:,.0f} tokens/s, ${ours.usd_per_1000_tokens(runs.gpt4.cluster):.4f} for 1,000",
-            f"attention of this shape is {attention / 1e9:.1f}B, {_off(attention, 55e9)} of the reported 55B",
+            f"attention of this shape is {attention / 1e9:.1f}B, {difference(attention, 55e9)} of the reported 55B",
             f"bf16, {SEQUENCES} sequences in flight, 8,192 tokens cached each; 120 layers over 16 stages are uneven: "
             f"{_stages(model.num_layers)}; {ours.weight_bytes / 1e9:.1f} GB of weights on the fullest device",
         ))  # fmt: skip
