@@ -32,7 +32,8 @@ from gpt4moe.pages.plan_page import (
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
 from gpt4moe.planner.estimate import Estimate, estimate, to_json
-from gpt4moe.planner.gpt4_claims import ReportedRuns, claims, claims_page
+from gpt4moe.planner.gpt4_claims import claims, claims_page
+from gpt4moe.planner.gpt4_reported import ReportedRuns
 from gpt4moe.planner.inference import plan_inference
 from gpt4moe.planner.search import Search, search
 from gpt4moe.planner.stacks import stack_text

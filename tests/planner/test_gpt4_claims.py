@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.parallel.legality import layout_problems
-from gpt4moe.planner.gpt4_claims import Claim, ReportedRuns, claims, claims_page
+from gpt4moe.planner.gpt4_claims import claims, claims_page
+from gpt4moe.planner.gpt4_reported import Claim, ReportedRuns
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "gpt4-numbers.md"
 
