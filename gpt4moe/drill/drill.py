@@ -98,6 +98,8 @@ class Drill:
         at = self._data_bit(outcome, ended, own) if fault.kind == "data_bit" else ended.at
         if outcome.status not in kind.statuses:
             outcome.wrong = f"ended with {outcome.status}, not {' or '.join(map(str, kind.statuses))}"
+        if fault.kind == "gradient_bit" and f" not what they were: rank {fault.rank} (" not in ended.log:
+            outcome.wrong = outcome.wrong or f"rank {fault.rank} is not named"
         if fault.kind == "checkpoint_bit":
             newest = self.scene.newest_checkpoint(DRILLED)
             flip_a_bit(newest / f"rank-{fault.rank:05d}.safetensors", own)

@@ -28,6 +28,8 @@ class Kind:
 
 
 _KILLED = (137,)
+RECOMPUTE_EVERY = 3
+"""resilience.recompute_every of the drilled run: a gradient's bit flips in such a step. Not the steps between saves."""
 KINDS: dict[str, Kind] = {
     "kill_rank": Kind(meaning="kill -9 of one rank", statuses=_KILLED, weight=4),
     "kill_all": Kind(meaning="kill -9 of all ranks at once", statuses=_KILLED, weight=3),
@@ -40,6 +42,10 @@ KINDS: dict[str, Kind] = {
     "nan": Kind(meaning="the loss of one rank is NaN (on_nonfinite=stop)", moments=(STEP,), statuses=(1,), weight=2),
     "full_disk": Kind(meaning="the disk takes no more (RLIMIT_FSIZE)", moments=(STEP, SAVE), statuses=(2,), weight=2),
     "slow_disk": Kind(meaning="every fsync takes 1 s longer, for one save", moments=(SAVE,), weight=1),
+    "gradient_bit": Kind(
+        meaning="a bit of a reduced gradient flips in a step that is computed twice", moments=(STEP,), statuses=(1,),
+        weight=2,
+    ),
     "checkpoint_bit": Kind(
         meaning="a bit of the newest checkpoint flips", moments=(STEP,), statuses=_KILLED, weight=2
     ),

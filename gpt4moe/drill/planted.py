@@ -5,6 +5,7 @@ test double does. A fault comes once; before it does anything it leaves a file t
 """
 
 import os
+import random
 import resource
 import shutil
 import signal
@@ -13,15 +14,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gpt4moe.checkpoint import saving
-from gpt4moe.drill.kinds import COMMIT, EVALUATION, RESUME, RETENTION, SAVE, START, STEP, Fault
+from gpt4moe.drill.kinds import COMMIT, EVALUATION, RECOMPUTE_EVERY, RESUME, RETENTION, SAVE, START, STEP, Fault
 from gpt4moe.training import build, loop
+from gpt4moe.training.build import ENGINES
+from gpt4moe.training.engine import Engine
 from gpt4moe.training.step import StepRunner
 
 _SLOWER_SECONDS = 1.0
 _DISK_TAKES_BYTES = 1 << 16
 """Less than a checkpoint, more than a log of the drill: that has a disk of its own."""
-_TRAIN_STEP, _LOSS, _PRUNE = "train_step", "_scaled_loss", "prune"
+_TRAIN_STEP, _LOSS, _PRUNE, _REDUCE = "train_step", "_scaled_loss", "prune", "reduce"
 
 
 class Planted:
@@ -35,18 +40,24 @@ class Planted:
         self.left, self.rank, self.folder = list(faults), rank, folder
         self.step = 0
         """The step in work, or the last one."""
-        self.poison_loss = False
+        self.poisoned_step = -1
+        """Whose loss is NaN, in every pass over it."""
+        self.flips: random.Random | None = None
+        """Draws the bit of the next reduced gradient that flips."""
         (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
         self._acts: dict[str, Callable[[], None]] = {
             "kill_rank": self._kill_own, "kill_saver": self._kill_own, "kill_all": self._kill_all,
             "checkpoint_bit": self._kill_all, "data_bit": self._kill_all, "hang": self._stop,
-            "exception": self._raise, "nan": self._poison, "full_disk": self._fill, "slow_disk": self._slow,
+            "exception": self._raise, "nan": self._poison, "gradient_bit": self._flip, "full_disk": self._fill,
+            "slow_disk": self._slow,
         }  # fmt: skip
 
     def at(self, moment: str) -> None:
         """Called at each moment; does what is due."""
         for fault in self.left:
             before_steps = moment in (START, RESUME)
+            if fault.kind == "gradient_bit" and self.step % RECOMPUTE_EVERY:
+                continue
             if fault.moment == moment and fault.rank == self.rank and (before_steps or self.step >= fault.step):
                 self.left.remove(fault)
                 note = self.folder / f"fault-{fault.number:03d}.tmp"
@@ -71,7 +82,19 @@ class Planted:
         raise RuntimeError("planted by the drill")
 
     def _poison(self) -> None:
-        self.poison_loss = True
+        self.poisoned_step = self.step
+
+    def _flip(self) -> None:
+        self.flips = random.Random(self.step)
+
+    def flip_gradient(self, engine: Engine) -> None:
+        """Flips one bit of one gradient that this rank owns, where that is due."""
+        if self.flips is None:
+            return
+        own, self.flips = self.flips, None
+        gradient = own.choice([owned.gradient for owned in engine.owned() if owned.gradient.numel()])
+        at = own.randrange(gradient.numel())
+        gradient[at : at + 1].view(torch.int32).bitwise_xor_(1 << own.randrange(31))
 
     def _fill(self) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (_DISK_TAKES_BYTES, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -96,6 +119,8 @@ def plant(planted: Planted) -> None:
         setattr(owner, name, _before(getattr(owner, name), planted, moment))
     setattr(loop, _TRAIN_STEP, _counted(getattr(loop, _TRAIN_STEP), planted))
     setattr(StepRunner, _LOSS, _poisoned(getattr(StepRunner, _LOSS), planted))
+    for engine in ENGINES.values():
+        setattr(engine, _REDUCE, _flipping(getattr(engine, _REDUCE), planted))
     setattr(saving, _PRUNE, _at_removals(getattr(saving, _PRUNE), planted))
 
 
@@ -118,9 +143,17 @@ def _counted(function: Callable[..., Any], planted: Planted) -> Callable[..., An
 def _poisoned(function: Callable[..., Any], planted: Planted) -> Callable[..., Any]:
     def instead(*given: Any, **more: Any) -> Any:
         loss, count, logged = function(*given, **more)
-        if planted.poison_loss:
-            planted.poison_loss, loss = False, loss * float("nan")
+        if planted.poisoned_step == planted.step:
+            loss = loss * float("nan")
         return loss, count, logged
+
+    return instead
+
+
+def _flipping(reduce: Callable[[Engine], None], planted: Planted) -> Callable[[Engine], None]:
+    def instead(engine: Engine) -> None:
+        reduce(engine)
+        planted.flip_gradient(engine)
 
     return instead
 

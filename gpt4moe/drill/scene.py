@@ -13,6 +13,7 @@ from pathlib import Path
 from gpt4moe.checkpoint.retention import committed_steps, step_folder
 from gpt4moe.data.preprocess import SourceText, write_data_folder
 from gpt4moe.data.tokenizer import train_tokenizer
+from gpt4moe.drill.kinds import RECOMPUTE_EVERY
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import ConfigError
 
@@ -32,6 +33,7 @@ _SMALL = (
     "training.global_batch_size=4", "training.micro_batch_size=1", "training.eval_every=5", "training.eval_samples=4",
     "training.check_replicas_every=10", "optimizer.lr=0.002", "schedule.warmup_steps=2", "schedule.total_steps=1000",
     "tracking.wandb=disabled", f"checkpoint.every={EVERY}", "checkpoint.keep=3",
+    f"resilience.recompute_every={RECOMPUTE_EVERY}",
 )  # fmt: skip
 
 
