@@ -64,6 +64,10 @@ class DamagedCheckpoint(CheckpointError):
         self.folder = folder
 
 
+class SaveFailed(CheckpointError):
+    """A disk that refused a save, or stood still in it. Earlier checkpoints are whole, and so is the run."""
+
+
 class ConversionError(Gpt4MoeError):
     """A folder that cannot be read, or a model that the other format cannot say."""
 

@@ -29,6 +29,7 @@ from gpt4moe.errors import GoBack, Gpt4MoeError, RankEnded
 from gpt4moe.evaluation.in_loop import read_probes
 from gpt4moe.parallel.environment import Environment, set_cuda_variables
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.runlog.command_line import outlive_output
 from gpt4moe.training.launch import HELP, Launch, check, load, report, set_up_logging
 
 if TYPE_CHECKING:  # torch takes seconds
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(HELP)
         return 0
+    outlive_output()
     set_cuda_variables()
     environment, have_met = None, False
     try:

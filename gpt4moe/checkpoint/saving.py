@@ -21,13 +21,14 @@ from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import prune
 from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, write_file
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, SaveFailed
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
 _SLOWEST_POLL_SECONDS = 1.0  # listing a folder of thousands of files is work for a shared file system
 _PATIENCE_SECONDS = 60.0
+_CURE = "Earlier checkpoints are whole; make room or mend the cause, then start the run again."
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +50,8 @@ class SaveJob:
     keep_every: int
     keep_healthy: int = 1
     suspect_steps: int = 1
+    stall_seconds: float = 0.0
+    """A disk that takes nothing for so long has failed; 0: it is waited for."""
 
 
 class Save:
@@ -58,9 +61,14 @@ class Save:
         self.job = job
         self.problem: CheckpointError | None = None
         """Its exit status is 2 where the disk refused (OSError) and 1 for an error nobody expects."""
+        self.others_have_ended = False
+        """Whether every other rank's save has; the training thread says so on the first rank."""
         self._deadline = float("inf")
-        # Not a daemon: the interpreter waits for it. leave() bounds how long that can be.
-        self._thread = threading.Thread(target=self._run, name=f"save-{job.folder.name}")
+        self._is_abandoned = False
+        self._missing: list[int] = []
+        self._moved = time.monotonic()
+        # A daemon, because a disk may never answer: then the process ends without it. leave() waits for all others.
+        self._thread = threading.Thread(target=self._run, name=f"save-{job.folder.name}", daemon=True)
         self._thread.start()
 
     @property
@@ -68,9 +76,32 @@ class Save:
         """This rank's file is written, on the first rank committed too; or the save has failed (`problem`)."""
         return not self._thread.is_alive()
 
-    def abandon(self) -> None:
-        """Ends without a commit, because another rank has failed. Returns when this rank writes no more."""
+    @property
+    def still_seconds(self) -> float:
+        """Since the disk has taken something, or this thread has waited for other ranks that still write."""
+        return 0.0 if self.is_done else time.monotonic() - self._moved
+
+    def stalled(self) -> SaveFailed | None:
+        """The failure of a disk that stands still; None: it does not."""
+        limit = self.job.stall_seconds
+        if not 0 < limit < self.still_seconds:
+            return None
+        what, waited = (
+            "the disk has taken nothing",
+            f"for {self.still_seconds:.0f} s (checkpoint.stall_seconds={limit:g})",
+        )
+        if self._missing:
+            what = (
+                f"the file system, which lists files late, shows no note of rank {self._missing[0]}, which has ended,"
+            )
+        return SaveFailed(f"{self.job.folder} could not be saved: {what} {waited}.", _CURE)
+
+    def abandon(self) -> bool:
+        """Ends without a commit, because a rank has failed. Returns: whether this rank's thread hangs in the disk; else
+        it writes no more. One that hangs neither tells of its file nor commits when the disk answers."""
+        self._is_abandoned = True
         self._end(patience_seconds=0.0)
+        return not self.is_done
 
     def leave(self) -> None:
         """Ends because the process must. This rank's file is finished; the first rank waits up to a minute for the
@@ -79,12 +110,16 @@ class Save:
 
     def _end(self, *, patience_seconds: float) -> None:
         self._deadline = time.monotonic() + patience_seconds
-        self._thread.join()
+        while not self.is_done and not self.stalled():
+            self._thread.join(_SLOWEST_POLL_SECONDS)
 
     def _run(self) -> None:
         job = self.job
         try:
-            note_written(job.folder, job.rank, write_file(job.folder / file_name(job.rank), job.pieces))
+            entry = write_file(job.folder / file_name(job.rank), job.pieces, moved=self._has_moved)
+            if self._is_abandoned:
+                return
+            note_written(job.folder, job.rank, entry)
             if job.rank == 0 and self._others_have_written():
                 commit(job.folder, job.manifest, job.world_size)
                 prune(
@@ -94,10 +129,7 @@ class Save:
         except CheckpointError as error:
             self.problem = error
         except OSError as error:
-            self.problem = CheckpointError(
-                f"{job.folder} could not be saved: {error}.",
-                "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
-            )
+            self.problem = SaveFailed(f"{job.folder} could not be saved: {error}.", _CURE)
         except Exception as error:  # whatever it is, the training loop must learn of it
             logger.exception("The thread that saves %s failed:", job.folder)
             self.problem = CheckpointError(
@@ -108,14 +140,21 @@ class Save:
         finally:
             job.pieces = []
 
+    def _has_moved(self) -> None:
+        self._moved = time.monotonic()
+
     def _others_have_written(self) -> bool:
-        wait_seconds = _POLL_SECONDS
-        while len(list(self.job.folder.glob("rank-*.written.json"))) < self.job.world_size:
+        wait_seconds, all_ranks = _POLL_SECONDS, range(self.job.world_size)
+        while len(written := {note.name for note in self.job.folder.glob("rank-*.written.json")}) < len(all_ranks):
             if time.monotonic() > self._deadline:
                 return False
+            self._missing = [rank for rank in all_ranks if _note_of(self.job.folder, rank).name not in written]
+            if not self.others_have_ended:
+                self._has_moved()
             time.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, _SLOWEST_POLL_SECONDS)
-        return True
+        self._missing = []
+        return not self._is_abandoned
 
 
 def file_name(rank: int) -> str:

@@ -10,7 +10,7 @@ global shapes. Any safetensors library opens these files.
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -75,14 +75,18 @@ def block_bytes_for(size: int) -> int:
     return 16 * _MIB if size < 4096 * _MIB else 64 * _MIB
 
 
-def write_file(path: Path, pieces: list[Piece], block_bytes: int | None = None) -> FileEntry:
+def write_file(
+    path: Path, pieces: list[Piece], block_bytes: int | None = None, *, moved: Callable[[], None] = lambda: None
+) -> FileEntry:
     """Writes `pieces` and syncs; one piece at a time in host memory.
+
+    Args: moved: called whenever the disk has taken something.
 
     Raises: OSError, for example on a full disk; CheckpointError when two pieces have the same place.
     """
     header, end = pieces_header(path, pieces)
     with path.open("wb") as file:
-        data = HashingWriter(file, header, block_bytes or block_bytes_for(end))
+        data = HashingWriter(file, header, block_bytes or block_bytes_for(end), moved)
         for piece in pieces:
             array = piece.values.detach().cpu().float().contiguous().numpy()
             data.write(memoryview(array.reshape(-1)).cast("B"))
@@ -117,8 +121,9 @@ def encoded_header(layout: dict[str, Any]) -> bytes:
 class HashingWriter:
     """Writes a header, then passes bytes on to the file and hashes them block by block."""
 
-    def __init__(self, file: BinaryIO, header: bytes, block_bytes: int):
+    def __init__(self, file: BinaryIO, header: bytes, block_bytes: int, moved: Callable[[], None] = lambda: None):
         file.write(header)
+        self.moved = moved
         self.file = file
         self.header = header
         self.size = len(header)
@@ -132,6 +137,7 @@ class HashingWriter:
             size = min(self.room, _STREAM_BYTES)
             part, view = view[:size], view[size:]
             self.file.write(part)
+            self.moved()
             self.current.update(part)
             self.room -= part.nbytes
             self.size += part.nbytes
@@ -148,6 +154,7 @@ class HashingWriter:
             self._end_block()
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.moved()
         return FileEntry(
             name=name,
             size=self.size,

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from math import inf
 
 from gpt4moe.config import MISSING
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.step_sizes import BatchLevelConfig, LengthLevelConfig, StepSizes, validate_ramp
 from gpt4moe.errors import ConfigError
+
+NAME_CURE = "Use letters, digits and - _ . , = + @, 128 at most; begin with a letter, a digit or _."
 
 REPORT_SECONDS = 20.0
 """How long a run that a signal ends may write its report. Slurm's grace period is needed for the checkpoint."""
@@ -37,7 +40,7 @@ class RunSection:
     def _refused(self) -> ConfigError:
         return ConfigError(
             f"run.name={ascii(self.name)[:150]} cannot name a folder.",
-            "Use letters, digits and - _ . , = + @, 128 at most; begin with a letter, a digit or _.",
+            NAME_CURE,
         )
 
 
@@ -141,6 +144,13 @@ def _refuse_doubles(name: str, values: list[str]) -> None:
         raise ConfigError(f"training.{name} has {double!r} {values.count(double)} times.", "Name it once.")
 
 
+class OnSaveFailure(str, Enum):
+    """stop: the run ends with status 2. go_on: it trains on, and saves when the next save is due."""
+
+    stop = "stop"
+    go_on = "go_on"
+
+
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     every: int = 0
@@ -152,6 +162,12 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Write in the background, from a copy in host memory (12 bytes for each parameter of the rank). false: training
     waits until the checkpoint is written."""
+    on_save_failure: OnSaveFailure = OnSaveFailure.stop
+    """What is done where the disk refuses a save, or stands still. The last save of a run ends it with status 2."""
+    max_failed_saves: int = 3
+    """With go_on: saves in a row that may fail. The next one that fails ends the run with status 2."""
+    stall_seconds: float = 900.0
+    """A save in which the disk takes nothing for so long has failed; 0: it is waited for."""
     load: str | None = None
     """Step folder or run folder whose weights a new run begins with."""
     load_only: list[str] = field(default_factory=list)
@@ -161,6 +177,16 @@ class CheckpointConfig:
     def validate(self) -> None:
         if min(self.every, self.keep, self.keep_every) < 0:
             raise ConfigError("checkpoint.every, keep and keep_every cannot be negative.", "Set 0 or more.")
+        if self.max_failed_saves < 1:
+            raise ConfigError(
+                f"checkpoint.max_failed_saves={self.max_failed_saves} is below 1.",
+                "Set 1 or more; to end at the first, set checkpoint.on_save_failure=stop.",
+            )
+        if not 0 <= self.stall_seconds < inf:
+            raise ConfigError(
+                f"checkpoint.stall_seconds={self.stall_seconds:g} is no time to wait.",
+                "Set seconds; 900 is usual. 0 waits for ever.",
+            )
         if self.load_only and self.load is None:
             raise ConfigError(
                 f"checkpoint.load_only={self.load_only}, but checkpoint.load is not set.",

@@ -75,6 +75,10 @@ class SignalNotes:
         del self._received[: len(heard)]  # a signal that arrives now stays for the next call
         return max((SIGNALS.index(signal.Signals(number)) + 1 for number in heard), default=0)
 
+    def again(self, number: int) -> None:
+        """As if the signal came once more: what it asked for was not done."""
+        self._received.append(number)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
         if number == signal.SIGINT and self._interrupted is None:

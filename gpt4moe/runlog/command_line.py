@@ -1,7 +1,11 @@
 """How a command answers a person: its help, a user's mistake in two lines, its exit status."""
 
+import io
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -54,3 +58,35 @@ def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[st
     except KeyboardInterrupt:
         print_error("Stopped by Ctrl-C.", "Run the same command again.")
         return INTERRUPTED
+
+
+def outlive_output() -> None:
+    """From now on a stdout or stderr that takes no more (a full disk, a pipe that nobody reads) ends nothing: what it
+    does not take is dropped, after one warning on the other. For a command whose results are files."""
+    for name, other in (("stdout", 2), ("stderr", 1)):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue  # somebody's capture, or done before
+        with suppress(OSError):
+            stream.flush()
+        raw = _Droppable(stream.fileno(), name, other)
+        new = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
+        setattr(sys, name, new)
+
+
+class _Droppable(io.FileIO):
+    """Args: other: file descriptor of the stream on which the first loss is told."""
+
+    def __init__(self, file: int, name: str, other: int):
+        super().__init__(file, "w", closefd=False)
+        self.stream_name, self.other, self.has_told = name, other, False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if not self.has_told:
+                self.has_told = True
+                with suppress(OSError):
+                    os.write(self.other, f"warning: {self.stream_name} takes no more: {error.strerror}.\n".encode())
+            return len(data)

@@ -25,6 +25,7 @@ replicas.py         are copies on several ranks bitwise equal?
 run_folder.py       identity, frozen config, lock
 encoder_files.py    an encoder's files as part of the identity
 checkpointing.py    the engine's state <-> a checkpoint folder
+saver.py            one save at a time, and what becomes of the run when one fails
 finite.py           is all that a checkpoint would get finite?
 pieces.py           what a rank writes of it
 callback.py         Callback, its order, best_effort

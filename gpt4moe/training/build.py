@@ -34,7 +34,7 @@ from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.gone_back import record
 from gpt4moe.training.launch import Launch
 from gpt4moe.training.loop import Trainer
-from gpt4moe.training.resume import Source, find_source, load_source, passed_over
+from gpt4moe.training.resume import Source, find_source, load_source, passed_over, place_of_source
 from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext, TrainState
 from gpt4moe.training.step import StepRunner
@@ -75,8 +75,9 @@ def build_trainer(
     run, folder = launch.run, launch.folder
     data = before.data if before else _open(launch, groups)
     left = passed_over(folder, groups)
+    path = place_of_source(run, folder, latest, groups)
     with raise_together(groups):
-        source = find_source(run, folder, data, latest)
+        source = find_source(run, folder, data, latest, path)
         if source and source.base is not None and groups.is_first_rank:
             # Before minutes of building, in which its own run might delete it.
             keep_for(source.base.folder, folder.path)

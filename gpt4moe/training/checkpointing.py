@@ -1,38 +1,29 @@
 """The engine's state <-> a checkpoint.
 
-save   Engine.owned --model.parameters.shards--> pieces --Staging--> checkpoint.saving.Save, in a thread
+save   Engine.owned --model.parameters.shards--> pieces --Staging--> checkpoint.saving.Save, by training.saver
 load   CheckpointReader --model.weights.load_weights--> masters, states, buffers --Engine.finish_load--> weights
 """
 
 import logging
-import shutil
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
 
-from gpt4moe.checkpoint.health import mark
-from gpt4moe.checkpoint.manifest import NAME, Manifest
+from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import step_folder
-from gpt4moe.checkpoint.saving import Save, SaveJob
 from gpt4moe.checkpoint.selection import stored_names
 from gpt4moe.checkpoint.storage import Piece
 from gpt4moe.config.load import config_to_dict
-from gpt4moe.errors import CheckpointError, Gpt4MoeError
+from gpt4moe.errors import CheckpointError
 from gpt4moe.model.weights import load_weights
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import Engine
-from gpt4moe.training.finite import require_finite
-from gpt4moe.training.pieces import owned_pieces
 from gpt4moe.training.run_folder import identity_of
 from gpt4moe.training.state import TrainingContext
 
@@ -105,98 +96,6 @@ class Staging:
                 _forget_cuda_error()
 
 
-class Saver:
-    """Saves one checkpoint at a time, in the background.
-
-    Threads write and commit without any collective (checkpoint.saving). In the training thread each `poll` has small
-    all-reduces, by which all ranks learn that a save has ended or failed. So a failure ends all ranks at the same step,
-    and no rank waits alone in a collective.
-    """
-
-    def __init__(self) -> None:
-        self.staging = Staging()
-        self.save: Save | None = None
-
-    def start(self, context: TrainingContext, *, staged: bool) -> None:
-        """Begins to save the state of the current step. Waits first for an unfinished save. Collective.
-
-        Args:
-            staged: copy the state to host memory first, so that training may go on. False: call `wait` next.
-        Raises: Gpt4MoeError on every rank when the folder cannot be made, the save before failed, any rank cannot
-            continue after this step, or its state is not finite.
-        """
-        self.wait(context.groups)
-        context.engine.finish_update()  # a run may end after a checkpoint
-        run, state, groups = context.run, context.state, context.groups
-        limits = run.resilience
-        folder = step_folder(context.folder.checkpoints, state.step)
-        with raise_together(groups):
-            context.refuse()
-        pieces = owned_pieces(context.engine, groups, adapters_alone=run.model.lora is not None)
-        require_finite(pieces, context)
-        with raise_together(groups):
-            if groups.is_first_rank:
-                _make_empty(folder, context.suspicions)
-        context.suspicions.clear()
-        self.save = Save(
-            SaveJob(
-                folder=folder,
-                pieces=self.staging.copy(pieces) if staged else pieces,
-                manifest=manifest_of(context),
-                rank=groups.rank,
-                world_size=groups.layout.world_size,
-                keep=run.checkpoint.keep,
-                keep_every=run.checkpoint.keep_every,
-                keep_healthy=limits.go_back_checkpoints if limits.may_go_back else 1,
-                suspect_steps=limits.suspect_steps if limits.may_go_back else 1,
-            )
-        )
-
-    def poll(self, groups: ProcessGroups) -> None:
-        """Finds out whether the current save has ended on all ranks. Collective while there is one.
-
-        Raises: Gpt4MoeError on every rank, with the failing one's message, when any could not save. What was written is
-            removed, unless it was committed; earlier checkpoints are untouched.
-        """
-        if self.save is None:
-            return
-        save, folder = self.save, self.save.job.folder
-        unfinished = torch.tensor([int(not save.is_done)], dtype=torch.int32, device=groups.device)
-        try:
-            with raise_together(groups):
-                if save.problem:
-                    raise save.problem
-        except Gpt4MoeError:
-            self.save = None
-            save.abandon()
-            distributed.barrier()  # nobody writes into the folder any more
-            if groups.is_first_rank and not (folder / NAME).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        distributed.all_reduce(unfinished, op=distributed.ReduceOp.MAX)
-        if unfinished.item():
-            return
-        self.save = None
-        if groups.is_first_rank:
-            logger.info("checkpoint %s", folder)
-
-    def wait(self, groups: ProcessGroups) -> None:
-        """Polls until the current save, if any, has ended. Collective."""
-        wait_seconds = _WAIT_SECONDS
-        self.poll(groups)
-        while self.save is not None:
-            time.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, _LONGEST_WAIT_SECONDS)
-            self.poll(groups)
-
-    def leave(self) -> None:
-        """Call it before the process ends, also after an error. Finishes what can be finished. No collective."""
-        if self.save is not None:
-            self.save.leave()
-            self.save = None
-        self.staging.close()
-
-
 def _require_success(status: Any) -> None:
     if int(status) != 0:
         raise RuntimeError(f"CUDA says {int(status)}")
@@ -206,22 +105,6 @@ def _forget_cuda_error() -> None:
     """CUDA keeps the last failed call's error, and torch raises it at the next launch: here, in place of training."""
     with suppress(RuntimeError, AssertionError):  # AssertionError: this torch has no CUDA
         torch.zeros(1, device="cuda").add_(1)
-
-
-def _make_empty(folder: Path, suspicions: Sequence[str]) -> None:
-    """Makes a new folder, with the reasons why its checkpoint is suspect; removes what a killed save left there."""
-    if (folder / NAME).exists():
-        raise CheckpointError(f"{folder} holds a checkpoint already.", "Move it away: the run did not start from it.")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for reason in suspicions:
-            mark(folder, reason)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be made: {error.strerror}.",
-            "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
-        ) from error
 
 
 def manifest_of(context: TrainingContext) -> Manifest:

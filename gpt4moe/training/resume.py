@@ -1,10 +1,13 @@
 """What a launch begins with: the run folder's latest checkpoint, else checkpoint.load, else initial weights.
 
-latest_step -> find_source -> load_source
+latest_step -> place_of_source -> find_source -> load_source
 """
 
 import logging
+import os
+import time
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from gpt4moe.architecture.vision import is_vision
@@ -20,8 +23,8 @@ from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.loader import Data
 from gpt4moe.data.passed_over import PassedOver
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError
-from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, raise_together
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError, LaunchError
+from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, broadcast_text, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
@@ -32,6 +35,9 @@ from gpt4moe.training.run_folder import ENCODER, RunFolder, comparable, identity
 from gpt4moe.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+LISTING_SECONDS = 120.0
+"""NFS shows a folder as it was for a minute at most, unless somebody set it longer (acdirmax)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,16 +112,62 @@ def step_back(error: Gpt4MoeError, folder: RunFolder, latest: int, groups: Proce
     return True
 
 
-def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int) -> Source | None:
+def place_of_source(run: RunConfig, folder: RunFolder, latest: int, groups: ProcessGroups) -> Path | None:
+    """The step folder that the launch begins with, the same on every rank, once every rank sees its files as rank 0
+    does; None: initial weights. Collective.
+
+    A file system of many nodes may show one of them an older folder for a minute: without a file, or another checkpoint
+    of this name. Then ranks would load parts of two states, or take a whole checkpoint for damaged.
+
+    Raises: Gpt4MoeError on every rank when there is none, or a rank still sees another one after LISTING_SECONDS.
+    """
+    path = None
+    with raise_together(groups):
+        if groups.is_first_rank and latest:
+            path = step_folder(folder.checkpoints, latest)
+        elif groups.is_first_rank and run.checkpoint.load is not None:
+            path = find_checkpoint(Path(run.checkpoint.load))
+    first = broadcast_text(f"{as_seen(path)} {path}" if path else "", groups)
+    if not first:
+        return None
+    wanted, _, place = first.partition(" ")
+    with raise_together(groups):
+        _await_listing(Path(place), wanted, groups.rank)
+    return Path(place)
+
+
+def as_seen(folder: Path) -> str:
+    """A checksum of a checkpoint's manifest and of the names and sizes of its files, as this process sees them."""
+    seen = sha256()
+    for path in (folder / NAME, *sorted(folder.glob("*.safetensors"))):
+        try:
+            seen.update(f"{path.name} {path.stat().st_size}\n".encode())
+            if path.name == NAME:
+                seen.update(path.read_bytes())
+        except OSError as error:
+            seen.update(f"{path.name} {error.errno}\n".encode())
+    return seen.hexdigest()
+
+
+def _await_listing(folder: Path, wanted: str, rank: int) -> None:
+    until, wait_seconds = time.monotonic() + LISTING_SECONDS, 0.05
+    while as_seen(folder) != wanted:
+        if time.monotonic() > until:
+            raise LaunchError(
+                f"Rank {rank} on {os.uname().nodename} sees other files in {folder} than rank 0, for "
+                f"{LISTING_SECONDS:.0f} s.",
+                "Look at this node's mount of the file system (NFS: actimeo), then start again.",
+            )
+        time.sleep(wait_seconds)
+        wait_seconds = min(2 * wait_seconds, 2.0)
+
+
+def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int, path: Path | None) -> Source | None:
     """Opens the checkpoint to begin with, without loading it; None: initial weights.
 
     Raises: CheckpointError; ConfigError for a checkpoint in the run folder that is not of this run.
     """
-    if latest:
-        path = step_folder(folder.checkpoints, latest)
-    elif run.checkpoint.load is not None:
-        path = find_checkpoint(Path(run.checkpoint.load))
-    else:
+    if path is None:
         return None
     reader = CheckpointReader(path)
     manifest = reader.manifest

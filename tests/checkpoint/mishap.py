@@ -32,6 +32,8 @@ class Mishap:
     """Nothing is written before this file has so many lines."""
     seconds: float = 0.0
     """Writing takes this much longer."""
+    refused: int = 0
+    """The error number with which the disk refuses this save alone."""
 
 
 def train_with(mishaps: tuple[Mishap, ...], folder: Path, *overrides: str, ranks: int = 1) -> list[Ended]:
@@ -46,12 +48,12 @@ def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap,
     count = 0
     write_file = storage.write_file
 
-    def counted(path: Path, pieces: list[Piece]) -> FileEntry:
+    def counted(path: Path, pieces: list[Piece], **more: Any) -> FileEntry:
         nonlocal count
         count += 1
         if count in own:
             _befall(own[count])
-        return write_file(path, pieces)
+        return write_file(path, pieces, **more)
 
     saving.write_file = counted
     return command.run_rank(environment, arguments, (), {})
@@ -65,6 +67,8 @@ def _befall(mishap: Mishap) -> None:
             assert time.monotonic() < end, "the training loop waited for the save"
             time.sleep(0.01)
     time.sleep(mishap.seconds)
+    if mishap.refused:
+        raise OSError(mishap.refused, os.strerror(mishap.refused))
     if mishap.disk_full:
         storage.HashingWriter.write = _second_call(storage.HashingWriter.write, _no_space)
     place: dict[str, tuple[Any, str, Callable[..., Any]]] = {

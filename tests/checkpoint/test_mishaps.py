@@ -1,11 +1,13 @@
 """Whatever happens to a save, the last whole checkpoint stays, and the run goes on from it as if nothing had been."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from gpt4moe.checkpoint.index import CheckpointIndex
 from gpt4moe.checkpoint.retention import committed_steps, step_folder
+from gpt4moe.runlog.events_log import read_events
 from tests.checkpoint.mishap import COMMIT, NOTE, REMOVAL, RETENTION, WRITE, Mishap, train_with
 from tests.training.command import contents, metrics, saved_state, train
 
@@ -73,6 +75,43 @@ def test_a_full_disk_ends_every_rank_with_one_clear_error_and_loses_nothing(
 
     assert [each.status for each in train(folder, *two, ranks=2)] == [0, 0]
     assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+
+
+GO_ON = ("checkpoint.on_save_failure=go_on", "checkpoint.keep=2")
+
+
+def test_where_only_a_save_failed_the_run_may_go_on(tmp_path: Path) -> None:
+    folder, two = tmp_path / "x", (*SIX, *GO_ON, "parallel.ep=2")
+    ended = train_with((Mishap(save=2, rank=1, refused=errno.EROFS),), folder, *two, ranks=2)
+    assert [each.status for each in ended] == [0, 0], ended
+    assert committed_steps(folder / "checkpoints") == [2, 6], "nothing was pruned for the failed one"
+    assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    (alert,) = [event for event in read_events(folder / "events.jsonl") if event["event"] == "alert"]
+    assert alert["name"] == "failed save" and "step-00000004 could not be saved" in alert["text"]
+    assert "Read-only file system" in alert["text"] and "1 of 3" in alert["text"] and alert["text"] in ended[0].out
+
+
+def test_too_many_failed_saves_in_a_row_and_a_failed_last_one_end_the_run(tmp_path: Path) -> None:
+    folder, refused = tmp_path / "x", (Mishap(save=2, refused=errno.EDQUOT), Mishap(save=3, refused=errno.EDQUOT))
+    (ended,) = train_with(refused, folder, *SIX, *GO_ON, "checkpoint.max_failed_saves=1", "training.steps=9")
+    assert ended.status == 2 and "step-00000006 could not be saved" in ended.err
+    assert committed_steps(folder / "checkpoints") == [2]
+
+    (ended,) = train_with((Mishap(save=2, refused=errno.ENOSPC),), folder, *SIX, *GO_ON, "training.steps=6")
+    assert ended.status == 2 and "step-00000006 could not be saved" in ended.err
+
+
+def test_a_disk_that_stands_still_has_failed_and_what_it_takes_later_is_no_checkpoint(tmp_path: Path) -> None:
+    folder, wakes = tmp_path / "x", 5
+    held = Mishap(save=1, until=(folder / "metrics.jsonl", wakes))
+    stall = ("checkpoint.stall_seconds=2", "checkpoint.max_failed_saves=100", "checkpoint.keep=0")
+    (ended,) = train_with((held,), folder, *SIX, *GO_ON, *stall, "training.steps=40", "checkpoint.every=1")
+    assert ended.status == 0, ended.err
+    assert "step-00000001 could not be saved: the disk has taken nothing for 2 s (checkpoint" in ended.out
+    assert "Step 2 could not be saved: the disk still does not answer to the save of " in ended.out
+    saved = committed_steps(folder / "checkpoints")
+    assert saved[0] >= wakes and saved[-1] == 40
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {f"step-{step:08d}" for step in saved}
 
 
 def test_a_failed_background_save_ends_the_run_at_the_next_step_not_at_its_end(tmp_path: Path) -> None:

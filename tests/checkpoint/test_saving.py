@@ -1,6 +1,7 @@
 """One rank's part of a save, in its thread; two ranks here are two threads."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_a_save_that_another_rank_failed_is_abandoned_without_a_commit(tmp_path:
     save = Save(job(tmp_path, [], 0, 2))
     save.abandon()
     assert save.is_done and not (tmp_path / NAME).exists()
+
+
+def test_a_note_that_never_shows_is_told_once_its_rank_has_ended(tmp_path: Path) -> None:
+    save = Save(replace(job(tmp_path, [], 0, 2), stall_seconds=0.05))
+    save.others_have_ended = True
+    deadline = time.monotonic() + 20
+    while (problem := save.stalled()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert f"{tmp_path} could not be saved" in problem.cause and "shows no note of rank 1, " in problem.cause
+    save.abandon()
 
 
 def test_staged_values_do_not_change_with_their_source_and_the_buffer_is_used_again() -> None:

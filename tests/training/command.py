@@ -45,6 +45,7 @@ class Event:
     rank: int = 0
     sent: signal.Signals | None = None
     fills_disk: bool = False
+    fills_stdout: bool = False
     go: Path | None = None
 
 
@@ -137,6 +138,8 @@ def _add_events(events: list[Event]) -> None:
                 if event.after_step == context.state.step:
                     if event.sent is not None:
                         os.kill(os.getpid(), event.sent)
+                    if event.fills_stdout:
+                        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
                     if event.fills_disk:
                         os.write = _no_space
                     while event.go is not None and not event.go.exists():

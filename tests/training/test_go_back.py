@@ -11,14 +11,14 @@ from unittest.mock import patch
 
 import pytest
 
-from gpt4moe.checkpoint.retention import latest_saved
+from gpt4moe.checkpoint.retention import committed_steps, latest_saved
 from gpt4moe.checkpoint.storage import Piece
 from gpt4moe.data.batch import Batch
 from gpt4moe.data.command import answer
 from gpt4moe.data.loader import SampleStream
 from gpt4moe.errors import GoBack
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.training import checkpointing, gone_back, loop, update
+from gpt4moe.training import gone_back, loop, saver, update
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepRunner
 from tests.spawn import run_ranks
@@ -89,17 +89,21 @@ def _with_later_samples(environment: Environment, arguments: list[str], from_sam
         return run_rank(environment, arguments, (), {})
 
 
-def _with_a_save_that_is_not_finite(environment: Environment, arguments: list[str], at: int) -> Ended:
-    """A run that a signal asks to end with step `at`, after whose update a weight is infinite."""
+def _with_a_save_that_is_not_finite(
+    environment: Environment, arguments: list[str], at: int, sent: signal.Signals
+) -> Ended:
+    """A run that a signal asks to save step `at`, after whose update a weight is infinite; once."""
+    done = []
 
     def refused(pieces: list[Piece], context: TrainingContext) -> None:
-        if context.state.step == at:
+        if context.state.step == at and not done:
+            done.append(at)
             error = GoBack("a weight is not finite", "lower it")
             error.step = at
             raise error
 
-    with patch.object(checkpointing, "require_finite", refused):
-        return run_rank(environment, arguments, (Event(after_step=at - 1, sent=signal.SIGTERM),), {})
+    with patch.object(saver, "require_finite", refused):
+        return run_rank(environment, arguments, (Event(after_step=at - 1, sent=sent),), {})
 
 
 def _events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -175,12 +179,20 @@ def test_a_run_cut_after_it_went_back_goes_on_as_one_that_was_not(gone: Path, tm
 
 def test_a_signal_ends_the_run_also_where_its_save_goes_back(tmp_path: Path) -> None:
     arguments = [*SMALL, f"run.root={tmp_path}", "run.name=x", *GO_BACK]
-    (ended,) = run_ranks(1, _with_a_save_that_is_not_finite, arguments, 5)
+    (ended,) = run_ranks(1, _with_a_save_that_is_not_finite, arguments, 5, signal.SIGTERM)
     assert ended.status == 85, ended.err
     assert [it["reason"] for it in _events(tmp_path / "x", "stop")] == ["SIGTERM"]
     waits = [it for it in _events(tmp_path / "x", "pause") if it["what"] == "checkpoint"]
     assert len(waits) == len(_events(tmp_path / "x", "checkpoint")) == 3
     assert latest_saved(tmp_path / "x") == 2
+
+
+def test_a_save_that_was_asked_for_and_goes_back_is_made_after_the_next_step(tmp_path: Path) -> None:
+    arguments = [*SMALL, f"run.root={tmp_path}", "run.name=x", *GO_BACK, "training.steps=6", "checkpoint.every=4"]
+    (ended,) = run_ranks(1, _with_a_save_that_is_not_finite, arguments, 5, signal.SIGUSR1)
+    assert ended.status == 0, ended.err
+    assert ended.out.count("SIGUSR1 received: saving step 5") == 2, "the run goes back to step 4 in between"
+    assert committed_steps(tmp_path / "x" / "checkpoints") == [4, 5, 6]
 
 
 def test_a_run_from_a_checkpoint_that_passed_over_samples_says_what_its_steps_read(gone: Path, tmp_path: Path) -> None:

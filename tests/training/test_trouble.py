@@ -1,9 +1,12 @@
 """What goes wrong in the middle of things: the run ends in order, or goes on; nothing saved is lost."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gpt4moe.errors import LaunchError
+from gpt4moe.training import resume
 from tests.training.command import Event, contents, metrics, saved_state, train
 
 TEN = ("training.steps=10", "checkpoint.every=5", "checkpoint.keep=0")
@@ -125,3 +128,27 @@ def test_damage_that_one_rank_alone_finds_sends_every_rank_back(tmp_path: Path) 
     assert [rank.status for rank in ended] == [0, 0], ended[0].err
     assert "The run goes on from step 2." in ended[0].out
     assert [record["step"] for record in metrics(folder)] == [1, 2, 3, 4, 5]
+
+
+def test_a_stdout_that_takes_no_more_ends_nothing(tmp_path: Path) -> None:
+    (ended,) = train(tmp_path / "x", "training.steps=3", events=(Event(after_step=1, fills_stdout=True),))
+    assert (ended.status, ended.err) == (0, "warning: stdout takes no more: No space left on device.\n")
+    assert "step 1/3" in ended.out and [record["step"] for record in metrics(tmp_path / "x")] == [1, 2, 3]
+
+
+def test_no_rank_begins_before_it_sees_the_checkpoint_that_rank_0_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "step-00000002", tmp_path / "step-00000004"
+    for path, text in ((folder, "old"), (seen, "new")):
+        path.mkdir()
+        (path / "manifest.json").write_text(text)
+    wanted = resume.as_seen(seen)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(resume._await_listing, folder, wanted, 3)
+        (folder / "manifest.json").write_text("new")
+        waiting.result()  # the file system shows it at last
+    (folder / "rank-00000.safetensors").write_bytes(b"one more")
+    monkeypatch.setattr(resume, "LISTING_SECONDS", 0.1)
+    with pytest.raises(LaunchError, match=r"Rank 3 on .* sees other files in .*step-00000002 than rank 0"):
+        resume._await_listing(folder, wanted, 3)

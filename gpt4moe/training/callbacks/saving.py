@@ -23,9 +23,9 @@ from gpt4moe.parallel.agreement import all_reduce_max, raise_together
 from gpt4moe.resilience.signals import SIGNALS, SignalNotes
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.training.callback import Callback, Gives, History
-from gpt4moe.training.checkpointing import Saver
 from gpt4moe.training.go_back import mark_suspect
 from gpt4moe.training.replicas import unequal_copies
+from gpt4moe.training.saver import Saver
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepResult
 
@@ -84,6 +84,9 @@ class Agreement(Callback):
     def on_start(self, context: TrainingContext, history: History) -> None:
         self.signals.note()
 
+    def before_step(self, context: TrainingContext) -> None:
+        context.save_requested = False
+
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
         """Raises: Gpt4MoeError on every rank when any could not go on after the step before."""
         # One all-reduce for all three: each would cost every step its latency.
@@ -100,6 +103,8 @@ class Agreement(Callback):
             context.stop_requested = heard.name
 
     def on_exit(self, context: TrainingContext) -> None:
+        if context.save_requested and isinstance(sys.exception(), GoBack):
+            self.signals.again(signal.SIGUSR1)  # the save that it asked for is not there
         if context.stop_requested or not isinstance(sys.exception(), GoBack):  # else the run goes on in this process
             self.signals.ignore()
 
@@ -121,17 +126,17 @@ class Checkpoints(Callback):
         self.saver = Saver()
 
     def on_start(self, context: TrainingContext, history: History) -> None:
-        context.finish_save = lambda: self.saver.wait(context.groups)
+        context.finish_save = lambda: self.saver.wait(context)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        self.saver.poll(context.groups)
+        self.saver.poll(context)
         if not context.is_saved_step:
             return
         in_background = context.run.checkpoint.asynchronous and not context.is_last_step
         with context.pause("checkpoint"):
             self.saver.start(context, staged=in_background)
             if not in_background:  # no step is left to run, and the process must not end before the commit
-                self.saver.wait(context.groups)
+                self.saver.wait(context)
 
     def on_exit(self, context: TrainingContext) -> None:
         self.saver.leave()
