@@ -22,12 +22,12 @@ def tolerance(text: str) -> float:
 
 
 def listing_lines(answer: Answer) -> Iterator[str]:
-    head = ("STEP", "SAVED", "HEALTH", "SIZE", "FILES", "SAMPLES", "LAYOUT")
+    head = ("STEP", "SAVED", "SUSPECT", "SIZE", "FILES", "SAMPLES", "LAYOUT")
     rows = []
     for row in answer["checkpoints"]:
         if row["state"] == "committed":
             rest = (size(row["size_bytes"]), row["files"], row["consumed_samples"], row["layout"])
-            rows.append((row["step"], row["saved"], "suspect" if row["suspect"] else "healthy", *rest))
+            rows.append((row["step"], row["saved"], "yes" if row["suspect"] else "no", *rest))
         else:
             rows.append((row["step"], row["state"], "", "", "", "", ""))
     yield from table(head, rows)
@@ -49,7 +49,7 @@ def description_lines(answer: Answer) -> Iterator[str]:
         "folder": answer["folder"],
         "step": answer["step"],
         "samples": f"{answer['consumed_samples']} ({sources}){passed_over}",
-        "health": "; ".join(f"suspect: {reason}" for reason in answer["suspect"]) or "healthy",
+        "suspect": "; ".join(answer["suspect"]) or "no, by what was noted; verify reads every byte",
         "run": answer["run_id"],
         "model": f"{model.get('name', '?')}: {shape}",
         "seed": answer["identity"].get("seed"),

@@ -2,9 +2,12 @@
 
 import dataclasses
 import types
+from collections.abc import Collection
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+REFUSED = "refused"
+"""In a field's metadata: the values of its enum that its group refuses."""
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -30,7 +33,8 @@ def type_cure(schema: type, full_key: str) -> str | None:
         if part not in hints:
             return None
         kind, field = hints[part], next(one for one in dataclasses.fields(owner) if one.name == part)
-    return f"{full_key} is {_words(kind)}{_default(field)}."
+    refused = () if field is None else field.metadata.get(REFUSED, ())
+    return f"{full_key} is {_words(kind, refused)}{_default(field)}."
 
 
 def _dataclass_in(kind: Any) -> Any:
@@ -40,12 +44,12 @@ def _dataclass_in(kind: Any) -> Any:
     )
 
 
-def _words(kind: Any) -> str:
+def _words(kind: Any, refused: Collection[Enum] = ()) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join("null" if one is type(None) else _words(one) for one in inner)
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"one of {', '.join(str(one.value) for one in kind)}"
+        return f"one of {', '.join(str(one.value) for one in kind if one not in refused)}"
     if origin is list:
         return f"a list ([A,B]), each entry {_words(inner[0])}"
     if origin is dict:

@@ -136,6 +136,10 @@ class DataConfig:
             raise ConfigError(f"data.max_images={self.max_images} is below 1.", "Set data.max_images=32.")
         self._validate_phases()
 
+    def phase_of(self, tokens: float) -> int:
+        """Which phase's shares a step has that ends after so many tokens; 0: those before the first phase."""
+        return sum(phase.from_tokens < tokens for phase in self.phases)
+
     def _validate_phases(self) -> None:
         last = 0.0
         for number, phase in enumerate(self.phases):

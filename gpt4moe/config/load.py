@@ -24,12 +24,14 @@ from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.cures import type_cure
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import NAME_CURE
 from gpt4moe.errors import ConfigError
 
 _GENERAL = (
     "Write an override as key=value; a value with other letters than of words in quotes: 'key=\"a, b\"'. configs/ has "
     "the groups, resolved.yaml of a run every key."
 )
+_EXPONENTS = {"K": 3, "M": 6, "G": 9, "B": 9, "T": 12}
 _CLUSTER = re.compile(r"""([+]?cluster=)(['"]?)([^'"]*)\2""")
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
@@ -193,8 +195,9 @@ def _refuse_missing(raw: dict[str, Any], path: str) -> None:
         if isinstance(value, dict):
             _refuse_missing(value, full)
         elif value == "???":
-            example = {"run.name": "first"}.get(full, "VALUE")
-            raise ConfigError(f"{full} is not set.", f"Add {full}={example}, or choose a whole run: +experiment=tiny.")
+            if full == "run.name":  # no experiment has one
+                raise ConfigError(f"{full} is not set.", f"Add {full}=first.")
+            raise ConfigError(f"{full} is not set.", f"Add {full}=VALUE, or choose a whole run: +experiment=tiny.")
 
 
 def _entry_named(name: str, schema: type, path: str = "") -> tuple[str, list[str]] | None:
@@ -251,5 +254,15 @@ def _explain(error: Exception, root: type[RunConfig]) -> ConfigError:
     unparsed = getattr(error, "override", None)
     if unparsed is not None:  # its lines are a parser's, and an address
         cause, options = f"{unparsed!r} is no override: {lines[0]}.", []
+    if re.match(r"[+]*run\.name=", unparsed or lines[0].partition("Ambiguous value for argument '")[2]):
+        options = [f"{NAME_CURE} Other signs stand for something in an override."]
     of_type = type_cure(root, full_key.group(1)) if full_key else None
+    listed = re.search(r", expected one of \[(.*)\]$", cause)
+    if of_type and listed and listed[1] not in of_type:  # its group refuses some of them
+        cause = cause[: listed.start()]
+    size = re.match(r"Value '(\d+\.?\d*)([kKMGBT])' of type 'str' could not be converted to (\w+)", lines[0])
+    if size and of_type and not options:
+        exponent = _EXPONENTS[size[2].upper()]
+        written = round(float(size[1]) * 10**exponent) if size[3] == "Integer" else f"{size[1]}e{exponent}"
+        of_type += f" Write {written}."
     return ConfigError(cause, " ".join(options) or of_type or _GENERAL)

@@ -1,9 +1,10 @@
 """Group resilience: when restarts end, and what a run does about a step whose numbers are wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
+from gpt4moe.config.cures import REFUSED
 from gpt4moe.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ class ResilienceConfig:
     """Slurm may restart one job this many times. The next restart ends with status 2."""
     max_stuck_starts: int = 3
     """After this many launches in a row from the same step, the next restart by Slurm ends with status 2."""
-    on_nonfinite: Remedy = Remedy.stop
+    on_nonfinite: Remedy = field(default=Remedy.stop, metadata={REFUSED: (Remedy.go_on,)})
     """What is done when the loss or the gradient norm of a step is NaN or infinite: stop, skip or go_back."""
     on_spike: Remedy = Remedy.go_on
     """What is done when the loss or the gradient norm of a step is far above those before (spike_deviations)."""

@@ -1,12 +1,16 @@
-"""Availability over time for report.html: a strip of the run's wall time, and a line for each interruption."""
+"""Availability over time for report.html: a strip of the run's wall time, a line for each interruption; the slowest
+rank."""
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from statistics import median
 
 from gpt4moe.runlog.console import clock_time
 from gpt4moe.runlog.goodput import Goodput
 from gpt4moe.runlog.interruptions import Interruption, shares_up
+from gpt4moe.runlog.metrics import Record
 
 _SLOTS = 240
 _HEIGHT = 36
@@ -40,6 +44,18 @@ def availability_section(account: Goodput, found: Sequence[Interruption]) -> str
         f'preserveAspectRatio="none" style="width:100%;height:{_HEIGHT}px;border-radius:6px">{bars}</svg>'
         f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def slowest_card(records: Sequence[Record]) -> tuple[str, str, str] | None:
+    """A card of the rank that was most often the busiest of its stage, of all readings of the ranks' beats, and by how
+    much then; None: it was never measured."""
+    readings = [(int(it["busiest_rank"]), it["busiest_rank_ratio"]) for it in records if "busiest_rank_ratio" in it]
+    if not readings:
+        return None
+    ((rank, times),) = Counter(rank for rank, _ in readings).most_common(1)
+    ratio = median(ratio for one, ratio in readings if one == rank)
+    small = f"{ratio:.2f} times the work of the others of its stage, in {times} of {len(readings)} readings"
+    return "Slowest rank", str(rank), small
 
 
 HEAD = ("when", "what", "after step", "which rank or node", "steps redone", "cost", "cause")

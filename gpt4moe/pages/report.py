@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from gpt4moe.pages.availability import availability_section
+from gpt4moe.pages.availability import availability_section, slowest_card
 from gpt4moe.pages.charts import line_chart, middle, points
 from gpt4moe.pages.expert_maps import heat_map, load_maps
 from gpt4moe.pages.panel_charts import panel_charts
@@ -175,6 +175,7 @@ def _cards(data: ReportData) -> str:
         ("MFU", f"{utilization:.1%}", "of the devices' dense peak, median step") if utilization is not None else None,
         ("Cost", f"${cost:,.2f}", f"{hours:,.3g} device hours") if cost is not None else None,
         _duration_card(data),
+        slowest_card(data.records),
         _parameter_card(data),
     ]
     texts = {"Layout": data.layout} | data.facts

@@ -115,13 +115,13 @@ class Trainer:
             batches = prefetch.take(state.consumed_samples, following=following if has_next else None)
         data_seconds = time.perf_counter() - start
         passed_over = state.passed_over.position(following) - following
-        after = self.sizes.tokens(state.step + 1) + passed_over * span.seq_length
-        phase = sum(phase.from_tokens < after for phase in run.data.phases)
+        phase = run.data.phase_of(self.sizes.tokens(state.step + 1) + passed_over * span.seq_length)
         state.recent.begin(f"{span.seq_length} tokens, phase {phase}")
-        if self.check.is_due(state.step + 1):
+        is_checked = self.check.is_due(state.step + 1)
+        if is_checked:
             self.check.made_again = prefetch.again(state.consumed_samples)
         done = train_step(context.runner, state.step + 1, batches, policy=self.policy, check=self.check)
-        if self.check.is_due(state.step + 1) and context.events is not None:
+        if is_checked and context.events is not None:
             context.events.write("recompute", step=state.step + 1, seconds=done.check_seconds)
         state.step += 1
         state.optimizer_step += done.is_updated

@@ -67,7 +67,7 @@ def test_ls_says_what_there_is_without_looking_into_files(inspect: Any, run_fold
 def test_ls_and_show_say_which_checkpoint_is_suspect_and_why(inspect: Any, run_folder: Path) -> None:
     mark(step_folder(run_folder / "checkpoints", 20), "step 17 was a spike")
     _, out, _ = inspect("ls", run_folder)
-    assert [line.split()[2] for line in out.splitlines()[1:3]] == ["healthy", "suspect"]
+    assert [line.split()[2] for line in out.splitlines()[1:3]] == ["no", "yes"]
     assert out.splitlines()[-1] == "step 20 is suspect: step 17 was a spike"
     assert "health      suspect: step 17 was a spike" in inspect("show", run_folder)[1]
     assert inspect("verify", run_folder)[0] == 0

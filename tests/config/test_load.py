@@ -108,7 +108,7 @@ def test_a_misspelt_key_in_an_entry_of_a_list_names_the_list_and_its_keys(
 @pytest.mark.parametrize(
     ("overrides", "cause", "cure"),
     [
-        (["+experiment=tiny"], "run.name is not set", "run.name=first"),
+        (["+experiment=tiny"], "run.name is not set", "Add run.name=first."),
         (["run.name=x"], "training.steps is not set", "training.steps="),
         ([*TINY, "precision.dtype=fp31"], "precision.dtype", ""),
         ([*TINY, "precision=fp31"], "precision/fp31", "bf16 fp32"),

@@ -82,6 +82,15 @@ def test_the_duration_is_the_wall_time_of_the_account(tmp_path: Path) -> None:
     assert "0:00:20h:mm:ss of steps" in full(tmp_path).text, "of a run without events"
 
 
+def test_the_slowest_rank_is_named(tmp_path: Path) -> None:
+    records = falling_loss(4)
+    for record, rank, ratio in zip(records, (3, 1, 3), (1.4, 1.1, 1.8), strict=False):
+        record |= {"busiest_rank": rank, "busiest_rank_ratio": ratio}
+    wanted = "Slowest rank31.60 times the work of the others of its stage, in 2 of 3 readings"
+    assert wanted in report(tmp_path, records).text
+    assert "Slowest rank" not in report(tmp_path).text
+
+
 @pytest.mark.parametrize(
     "place", ["run_name", "layout", "resolved_config", "checkpoint_path", "prompt", "text", "note"]
 )
