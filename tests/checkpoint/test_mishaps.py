@@ -105,12 +105,12 @@ def test_a_disk_that_stands_still_has_failed_and_what_it_takes_later_is_no_check
     folder, wakes = tmp_path / "x", 5
     held = Mishap(save=1, until=(folder / "metrics.jsonl", wakes))
     stall = ("checkpoint.stall_seconds=2", "checkpoint.max_failed_saves=100", "checkpoint.keep=0")
-    (ended,) = train_with((held,), folder, *SIX, *GO_ON, *stall, "training.steps=40", "checkpoint.every=1")
+    (ended,) = train_with((held,), folder, *SIX, *GO_ON, *stall, "training.steps=20", "checkpoint.every=1")
     assert ended.status == 0, ended.err
     assert "step-00000001 could not be saved: the disk has taken nothing for 2 s (checkpoint" in ended.out
     assert "Step 2 could not be saved: the disk still does not answer to the save of " in ended.out
     saved = committed_steps(folder / "checkpoints")
-    assert saved[0] >= wakes and saved[-1] == 40
+    assert saved[0] >= wakes and saved[-1] == 20
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {f"step-{step:08d}" for step in saved}
 
 
