@@ -22,6 +22,8 @@ from gpt4moe.runlog.events_log import EVENTS_FILE, EventsLog
 HANGS = "hangs"
 _LAST_COLLECTIVES = 200
 _RECORDER_SECONDS = 5.0
+_RANKS_OF_A_FOLDER = 1000
+"""Later ranks write into folders 001, 002, ... below: a shared file system is slow at a folder of 50,000 files."""
 _MOST_READ = 64
 """Files of other ranks that are read where the store does not answer."""
 
@@ -41,13 +43,15 @@ class HangFiles:
     def write(self, beat: str) -> None:
         """Stacks and recorder. An OSError is told on stderr: the rank ends all the same."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"rank-{self.rank:05d}.txt").open("w") as file:
+            thousand = self.rank // _RANKS_OF_A_FOLDER
+            folder = self.folder / (f"{thousand:03d}" if thousand else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"rank-{self.rank:05d}.txt").open("w") as file:
                 file.write(f"{beat}\n{_stacks()}")
             recorded = recorder()
             if recorded.get("entries"):
                 recorded["entries"] = recorded["entries"][-_LAST_COLLECTIVES:]
-                (self.folder / f"rank-{self.rank:05d}.recorder.json").write_text(json.dumps(recorded))
+                (folder / f"rank-{self.rank:05d}.recorder.json").write_text(json.dumps(recorded))
         except OSError as error:
             say(f"rank {self.rank}: its stacks cannot be written to {self.folder}: {error.strerror}.")
 

@@ -137,16 +137,14 @@ def place_of_source(run: RunConfig, folder: RunFolder, latest: int, groups: Proc
 
 
 def as_seen(folder: Path) -> str:
-    """A checksum of a checkpoint's manifest and of the names and sizes of its files, as this process sees them."""
-    seen = sha256()
-    for path in (folder / NAME, *sorted(folder.glob("*.safetensors"))):
-        try:
-            seen.update(f"{path.name} {path.stat().st_size}\n".encode())
-            if path.name == NAME:
-                seen.update(path.read_bytes())
-        except OSError as error:
-            seen.update(f"{path.name} {error.errno}\n".encode())
-    return seen.hexdigest()
+    """A checksum of a checkpoint's manifest and of the names of its files, as this process sees them. No file of a rank
+    is asked for: every rank calls this."""
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    try:
+        manifest = (folder / NAME).read_bytes()
+    except OSError as error:
+        manifest = f"{error.errno}".encode()
+    return sha256("\n".join(names).encode() + b"\n" + manifest).hexdigest()
 
 
 def _await_listing(folder: Path, wanted: str, rank: int) -> None:

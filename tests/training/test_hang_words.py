@@ -4,6 +4,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.parallel.layout import ranks_text
 from gpt4moe.resilience.hangs import Beat, End, Limits, busiest, told, why_hung
 from gpt4moe.resilience.standing import Place, mark, place_of
-from gpt4moe.training.hang_files import pending
+from gpt4moe.training.hang_files import HangFiles, pending
 from gpt4moe.training.roll_call import beat_seconds
 
 
@@ -154,3 +155,10 @@ def test_a_thread_that_moves_has_another_mark() -> None:
     assert mark(frame) != first, "another instruction"
     names: Mapping[int, str] = {}
     assert place_of(None, names) == Place()
+
+
+@pytest.mark.parametrize(("rank", "file"), [(7, "rank-00007.txt"), (2345, "002/rank-02345.txt")])
+def test_no_folder_has_the_stacks_of_more_than_a_thousand_ranks(rank: int, file: str, tmp_path: Path) -> None:
+    files = HangFiles(tmp_path, "token", rank)
+    files.write("{}")
+    assert (tmp_path / "hangs" / "token" / file).read_text().startswith("{}\n")
