@@ -59,7 +59,7 @@ def test_ls_says_what_there_is_without_looking_into_files(inspect: Any, run_fold
     status, out, _ = inspect("ls", run_folder)
     assert status == 0
     head, *rows = [line.split() for line in out.splitlines()]
-    assert head == ["STEP", "SAVED", "HEALTH", "SIZE", "FILES", "SAMPLES", "LAYOUT"]
+    assert head == ["STEP", "SAVED", "SUSPECT", "SIZE", "FILES", "SAMPLES", "LAYOUT"]
     assert [(row[0], row[-2:]) for row in rows[:2]] == [("10", ["3", "ranks"]), ("20", ["1", "ranks"])]
     assert rows[2] == ["30", "uncommitted"]
 
@@ -69,7 +69,7 @@ def test_ls_and_show_say_which_checkpoint_is_suspect_and_why(inspect: Any, run_f
     _, out, _ = inspect("ls", run_folder)
     assert [line.split()[2] for line in out.splitlines()[1:3]] == ["no", "yes"]
     assert out.splitlines()[-1] == "step 20 is suspect: step 17 was a spike"
-    assert "health      suspect: step 17 was a spike" in inspect("show", run_folder)[1]
+    assert "suspect     step 17 was a spike" in inspect("show", run_folder)[1]
     assert inspect("verify", run_folder)[0] == 0
 
 
