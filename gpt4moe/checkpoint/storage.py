@@ -123,9 +123,7 @@ class HashingWriter:
 
     def __init__(self, file: BinaryIO, header: bytes, block_bytes: int, moved: Callable[[], None] = lambda: None):
         file.write(header)
-        self.moved = moved
-        self.file = file
-        self.header = header
+        self.file, self.header, self.moved = file, header, moved
         self.size = len(header)
         self.block_bytes = block_bytes
         self.hashes: list[str] = []
