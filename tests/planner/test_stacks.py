@@ -182,8 +182,8 @@ def test_published_layouts_are_said_to_fit_where_they_ran() -> None:
 
 
 def test_an_offloaded_update_takes_what_megatron_bridge_measured() -> None:
-    """Qwen3-30B-A3B on 16 H100, tp 2, pp 2, ep 4, batch 8 (its skill nemo-mbridge-perf-cpu-offloading at 067f987df): 4.2
-    times a step with all states offloaded, 1.9 times with a quarter of them. The host's rates were not fitted to it."""
+    """Qwen3-30B-A3B on 16 H100, tp 2, pp 2, ep 4, batch 8 (its skill nemo-mbridge-perf-cpu-offloading at 067f987df):
+    4.2 times a step with all states offloaded, 1.9 times with a quarter of them. Host rates were not fitted to it."""
     plan = plan_of("model=qwen3_30b_a3b", "cluster=h100_80g", "gpus=16", "parallel.tp=2", "parallel.pp=2",
                    "parallel.ep=4", "training.global_batch_size=8")  # fmt: skip
     plan.stack, plan.beyond = "megatron-bridge-26.04", BeyondConfig(gradients=Dtype.fp32)
