@@ -15,6 +15,7 @@ from gpt4moe.architecture.names import EXPERTS_DOWN, FINAL_NORM, OUTPUT_LAYER, W
 from gpt4moe.config.beyond import Module
 from gpt4moe.config.model import AttentionKind, MlpKind
 from gpt4moe.config.parallel import Recompute
+from gpt4moe.planner.adapters import adapter_activations
 from gpt4moe.planner.frozen import unkept
 from gpt4moe.planner.images import gated_activations
 from gpt4moe.planner.micro_batch import FLOAT, INT, LONG, Bytes, MicroBatch
@@ -31,7 +32,8 @@ def layer_activations(micro: MicroBatch, layer: int, recompute: Recompute = Reco
     kept = {"norms": 2 * norm, **attention, **mlp, **gated}
     less = unkept(micro, layer, recompute)
     kept = {name: size - less.get(name, 0) for name, size in kept.items()}
-    return without_modules(micro, layer, kept) if micro.modules else kept
+    kept = without_modules(micro, layer, kept) if micro.modules else kept
+    return kept | adapter_activations(micro, layer, recompute)
 
 
 def layer_bytes(micro: MicroBatch, layer: int, recompute: Recompute = Recompute.none) -> int:

@@ -16,10 +16,12 @@ from gpt4moe.architecture.names import DENSE_DOWN, DENSE_GATE_UP, SHARED_DOWN, S
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.table import ATTENTION
 from gpt4moe.architecture.tensors import ModelTensor
+from gpt4moe.architecture.trained import is_adapter
 from gpt4moe.architecture.vision import is_vision
 from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import Recompute
+from gpt4moe.planner.adapters import adapter_product, adapter_sum_bytes
 from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE
 from gpt4moe.planner.work import TimedKind, Work
 
@@ -54,7 +56,7 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
     backward = {
         "products": sum(backward_seconds(work, product) for product in products),
         "attention": 2.5 * kind.has_backward * forward["attention"],  # flash attention: 5 products, forward has 2
-        "elementwise": 2.0 * passes * forward["elementwise"],
+        "elementwise": passes * (2.0 * forward["elementwise"] - adapter_sum_bytes(work, kind) / work.memory_rate),
         "tp": gathers * passes * forward["tp"],
         "cp": kind.has_backward * forward["cp"],
         "ep": passes * forward["ep"],
@@ -178,7 +180,7 @@ def elementwise_bytes(work: Work, kind: TimedKind) -> float:
         elements += work.copies * (work.efficiency.copy_passes * model.hidden_size + 3 * ffn)
         if model.planned is not None and model.planned.mlp_biases:  # grouped products add biases in a separate kernel
             elements += work.copies * (4 * ffn + 2 * model.hidden_size)
-    return work.value_bytes * elements
+    return work.value_bytes * elements + adapter_sum_bytes(work, kind)
 
 
 def _products(work: Work, kind: TimedKind) -> list[Product]:
@@ -187,6 +189,8 @@ def _products(work: Work, kind: TimedKind) -> list[Product]:
         gradients = kind.gradients_of(place)
         if tensor.is_matrix and len(tensor.shape) > 1:
             found.append(replace(_product(work, tensor), gradients=gradients))
+        elif is_adapter(tensor):
+            found.append(Product(*adapter_product(work, tensor), gradients=gradients))
         elif kind.gated and len(tensor.shape) > 1 and is_vision(tensor.name):  # keys and values of latents
             n, k = tensor.shape
             gradients = Gradients(work.trains_resampler, gradients.of_weight)

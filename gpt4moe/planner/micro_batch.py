@@ -21,6 +21,7 @@ from gpt4moe.architecture.names import (
     ROUTER,
     SHARED_DOWN,
     SHARED_GATE_UP,
+    adapter_names,
     layer_name,
 )
 from gpt4moe.architecture.trained import trained_names
@@ -73,7 +74,7 @@ class MicroBatch:
     images: int = 0
     """Of the row that has most: latents of every row are padded to it. 0: a text model."""
     trained: frozenset[str] | None = None
-    """Names of the trained tensors; None: all, or adapters beside them, which need what the frozen matrices would."""
+    """Names of the trained tensors, adapters alone where there are any; None: all."""
     modules: frozenset[Module] = frozenset()
     """Computed again in layers that are not recomputed whole."""
     sums: dict[tuple[object, Recompute], int] = field(default_factory=dict, compare=False)
@@ -90,17 +91,23 @@ class MicroBatch:
             modules=frozenset(beyond_of(run).recompute),
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
             imbalance=imbalance, kinds=tuple(run.model.layer_kinds), images=ceil(images_per_sequence(run)),
-            trained=trained_names(run.model, run.stage) if run.stage.train else None,
+            trained=trained_names(run.model, run.stage) if run.stage.train or run.model.lora else None,
         )  # fmt: skip
 
     def trains(self, name: str) -> bool:
         return self.trained is None or name in self.trained
 
     def frozen(self, layer: int) -> frozenset[str]:
-        """The tensors of a layer that are not trained, by their names within it; of those in FREEZABLE."""
+        """The tensors of a layer that are not trained, by their names within it; of those in FREEZABLE. A matrix with
+        an adapter counts as trained: the adapter needs the same input."""
         if self.trained is None:
             return frozenset()
-        return frozenset(name for name in FREEZABLE if layer_name(layer, name) not in self.trained)
+        needed = self.trained
+        return frozenset(
+            name
+            for name in FREEZABLE
+            if needed.isdisjoint((layer_name(layer, name), layer_name(layer, adapter_names(name)[0])))
+        )
 
     def kind(self, layer: int) -> tuple[LayerKind, bool, frozenset[str]]:
         """What the bytes of a layer follow from."""

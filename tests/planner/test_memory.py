@@ -44,6 +44,13 @@ STATES: dict[str, tuple[int, tuple[str, ...]]] = {
     "etp2-ep2, query and key norms": (8, (
         "parallel.tp=2", "parallel.etp=2", "parallel.ep=2", "model.head_dim=6", "model.qk_norm=true",
     )),
+    "adapters, tp2-pp2-ep2, bf16": (4, (
+        "parallel.tp=2", "parallel.pp=2", "parallel.ep=2", "stage.lora.rank=4", "precision=bf16",
+    )),
+    "adapters of one stage, pp2": (2, (
+        "parallel.pp=2", "stage.lora.rank=3", "stage.lora.targets=['*.3.*linear_qkv*']",
+    )),
+    "experts alone, ep2, bf16": (2, ("parallel.ep=2", "stage.train=['*experts*']", "precision=bf16")),
 }  # fmt: skip
 
 
@@ -98,6 +105,7 @@ ZERO: dict[str, tuple[str, ...]] = {
         "{tensors:'*linear*',lr_factor:3}]",
     ),
     "vision": ("+vision@model.vision=tiny", "model.vision.encoder.hidden_size=20", "parallel.pp=2"),
+    "adapters, ep2, bf16": ("parallel.ep=2", "stage.lora.rank=4", "precision=bf16"),
     "pp2, tied, a dense stage": (
         "parallel.pp=2", "model.tied_embeddings=true", "model.moe.layer_pattern=[0,0,1,1]", "model.ffn_hidden_size=40",
     ),
@@ -164,6 +172,17 @@ ACTIVATIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "cp2-etp2, recompute selective": (2, (
         "parallel.cp=2", "parallel.etp=2", "parallel.recompute=selective", "precision=bf16",
     )),
+    "adapters, dense between, shared experts, bf16": (1, (
+        "model.moe.layer_pattern=[0,1,0,1]", "model.ffn_hidden_size=96", "precision=bf16", "stage.lora.rank=8",
+        "model.moe.shared_expert_ffn_hidden_size=96",
+    )),
+    "adapters of attention, grouped products": (1, (
+        "stage.lora.rank=8", "stage.lora.targets=['*self_attention*']", "precision=bf16", "kernels.experts=grouped_mm",
+    )),
+    "adapters, grouped products, recompute moe": (1, (
+        "stage.lora.rank=8", "precision=bf16", "kernels.experts=grouped_mm", "parallel.recompute=moe",
+    )),
+    "adapters, tp2-pp2-ep2": (4, ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2", "stage.lora.rank=8")),
 }  # fmt: skip
 WIDE = (
     *BASE, "model.hidden_size=64", "model.num_attention_heads=4", "model.seq_length=32", "model.vocab_size=128",

@@ -1,14 +1,20 @@
 """Seconds of a step: each part against a second opinion, and directions that physics gives."""
 
 from functools import cache
+from math import prod
 
 import pytest
 
+from gpt4moe.architecture.count import active_size
 from gpt4moe.architecture.flops import flops_per_token
+from gpt4moe.architecture.rows import Cut
+from gpt4moe.architecture.trained import is_adapter
+from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.pipeline.schedule import schedule, simulate
-from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.adapters import adapter_product
+from gpt4moe.planner.estimate import estimate, timed_work
 from gpt4moe.planner.step_time import STEP_PARTS, StepTime
 from tests.planner.timed import plan_of, step_of
 
@@ -111,3 +117,36 @@ def test_a_capacity_bounds_the_rows_of_the_busiest_rank_in_time_as_in_memory() -
 
     assert seconds(8, 1.0) < seconds(8, 1.25) < seconds(8, None) == seconds(8, 2.0)
     assert seconds(1, 0.5) < seconds(1, 1.0) == seconds(1, None)
+
+
+RANK = "stage.lora.rank=16"
+TUNED = ("model=mixtral_8x7b", "cluster=h100_80g", "imbalance=1", "training.global_batch_size=64")
+
+
+@pytest.mark.parametrize(
+    "layout", [(), ("parallel.tp=2", "parallel.ep=8"), ("parallel.tp=4", "parallel.etp=2", "parallel.ep=4")]
+)
+def test_products_with_adapters_are_computed_once_over_the_ranks_that_share_them(layout: tuple[str, ...]) -> None:
+    work = timed_work(load_plan_config([*TUNED, RANK, *layout]))
+    tokens = work.model.seq_length * work.micro_batch_size
+    adapters = [tensor for tensor in work.kinds[0].tensors if is_adapter(tensor)]
+    assert len(adapters) == 8
+    for tensor in adapters:
+        # Where experts are cut over etp, what is not cut meets the rows of every rank of the group.
+        copies = work.parallel.etp if tensor.row.cut is Cut.experts_whole else 1
+        computed = work.parallel.tp * prod(adapter_product(work, tensor))
+        assert computed == pytest.approx(copies * tokens * active_size(work.model, tensor)), tensor.name
+
+
+def test_adapters_take_less_than_training_everything_and_more_than_fewer_of_them() -> None:
+    asked = (*TUNED, "gpus=16", "parallel.ep=8", "parallel.pp=2")
+    everything = estimate(load_plan_config([*asked]))
+    adapters = estimate(load_plan_config([*asked, RANK]))
+    few = estimate(load_plan_config([*asked, RANK, "stage.lora.targets=['*self_attention*']"]))
+    assert few.step.seconds < adapters.step.seconds < everything.step.seconds
+    # Frozen matrices make no gradient of their own: two products of three, and what the adapters add.
+    assert 2 / 3 < adapters.step.parts["products"] / everything.step.parts["products"] < 0.8
+    assert (
+        few.memory[0].activations_bytes < adapters.memory[0].activations_bytes < everything.memory[0].activations_bytes
+    )
+    assert adapters.memory[0].optimizer_bytes < everything.memory[0].optimizer_bytes / 100
