@@ -15,6 +15,7 @@ from gpt4moe.data.check import open_catalogue, rows_of
 from gpt4moe.data.indexed_writer import token_dtype
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.mixture import Phase, names_of
+from gpt4moe.data.samples import num_samples
 from gpt4moe.errors import DataError
 
 
@@ -47,6 +48,40 @@ def overview(run: RunConfig) -> dict[str, Any]:
         "tokens_read": sum(source["tokens_read"] for source in sources),
         "disk_bytes": sum(source["disk_bytes"] for source in sources),
     }
+
+
+def tokens_of_epochs(run: RunConfig, epochs: float) -> float:
+    """Tokens of so many passes over the data, in samples of model.seq_length: a source counts as often as its own
+    data.sources.NAME.epochs says. Conversations count as the rows that they are packed into.
+
+    Raises: DataError where that is no number: synthetic tokens, shares or phases, unpacked rows that are not on disk.
+    """
+    if run.data.kind is DataKind.mock:
+        raise DataError(
+            f"epochs={epochs:g}: data=mock is synthetic and has no end.",
+            "Set data=demo data.path=FOLDER; for data that is not on disk yet data=demo "
+            "'+data.sources.mine={tokens: 2e8}'.",
+        )
+    shared = next((name for name, source in run.data.chosen.items() if source.share is not None), None)
+    if shared is not None or run.data.phases:
+        what = "data.phases" if shared is None else f"data.sources.{shared}.share"
+        raise DataError(
+            f"epochs={epochs:g} with {what}: sources are read in shares, so a pass over the data is no number.",
+            "Set tokens=... or training.steps=... instead.",
+        )
+    catalogue = _catalogue(run)
+    if catalogue is None and run.has_rows and not run.data.pack:
+        raise DataError(
+            f"epochs={epochs:g} with data.pack=false: how many rows the data has is known once it is on disk.",
+            "Set data.pack=true, or training.steps=... instead.",
+        )
+    tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
+    names = list(run.data.chosen or tokens)
+    rows = _rows(run, catalogue, phases_of(run, tokens))
+    each = {name: run.data.chosen[name].epochs if name in run.data.chosen else 1.0 for name in names}
+    length = run.model.seq_length
+    samples = {name: rows.get(name) or max(1, num_samples(int(tokens[name]), length)) for name in names}
+    return epochs * length * sum(samples[name] * each[name] for name in names)
 
 
 def _catalogue(run: RunConfig) -> Catalogue | None:

@@ -10,7 +10,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.blend import phases_of, uses
 from gpt4moe.data.check import check_data
 from gpt4moe.data.loader import build_data
-from gpt4moe.data.overview import overview
+from gpt4moe.data.overview import overview, tokens_of_epochs
 from gpt4moe.errors import ConfigError, DataError
 from tests.data.conftest import small_run
 
@@ -121,6 +121,25 @@ def test_gpt4s_13_trillion_tokens_are_planned_without_a_file() -> None:
     assert found["disk_bytes"] == 4 * found["tokens"]
     with pytest.raises(DataError, match=r"Source code has .* reads it 4\.\d\d times; .*max_epochs is 4"):
         overview(load_run_config(["+experiment=gpt4", "run.name=t", "training.steps=250000"]))
+
+
+def test_epochs_of_a_plan_are_those_of_its_sources() -> None:
+    gpt4 = load_run_config(["+experiment=gpt4", "run.name=t"])
+    assert tokens_of_epochs(gpt4, 1) == pytest.approx(13e12, rel=0.01)
+    mine = ["+experiment=tiny", "run.name=t", "data.path=nowhere", "+data.sources.mine={tokens: 2e6}"]
+    tokens = tokens_of_epochs(load_run_config(mine), 2.5)
+    assert tokens == pytest.approx(5e6, rel=1e-3)
+    for override, told in (
+        ("data=mock", "synthetic"),
+        ("++data.sources.mine.share=1", r"data\.sources\.mine\.share"),
+        ("data.phases=[{from_tokens: 160, shares: {mine: 1}}]", r"data\.phases"),
+    ):
+        with pytest.raises(DataError, match=told) as caught:
+            tokens_of_epochs(load_run_config([*(mine if override != "data=mock" else mine[:2]), override]), 2.0)
+        assert "epochs=2" in caught.value.cause and caught.value.cure.startswith("Set ")
+    unpacked = load_run_config([*mine, "stage=sft", "data.pack=false"])
+    with pytest.raises(DataError, match=r"data\.pack=false"):
+        tokens_of_epochs(unpacked, 2.0)
 
 
 def test_a_plan_is_no_data_to_train_on() -> None:

@@ -19,7 +19,7 @@ from gpt4moe.data.indexed_writer import PairWriter, token_dtype
 from gpt4moe.data.loader import SampleStream, build_data
 from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.manifest import Shard, SourceManifest
-from gpt4moe.data.overview import overview
+from gpt4moe.data.overview import overview, tokens_of_epochs
 from gpt4moe.data.rows import OPEN_ROWS, RowLayout, pack
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
@@ -190,6 +190,16 @@ def test_without_shares_a_source_counts_by_its_rows(tokenizer: Tokenizer, tmp_pa
     assert check_data(run).phases[0].shares == {"long": 0.5, "short": 0.5}
     # 40 rows each; the packed stretches of S tokens would be 37 and 7
     assert [source["epochs"] for source in overview(run)["sources"]] == pytest.approx([1, 1], abs=0.1)
+
+
+def test_epochs_of_conversations_are_passes_over_their_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    made = chat_folder(tmp_path / "data", tokenizer, LENGTHS)
+    run = small_run(made, *SFT, "training.global_batch_size=2")
+    run.training.steps = run.step_sizes.steps(tokens_of_epochs(run, 3))
+    (source,) = overview(run)["sources"]
+    assert source["epochs"] == pytest.approx(3, abs=2 / len(LENGTHS))
+    packed = small_run(made, "stage=sft", "training.global_batch_size=2")
+    assert tokens_of_epochs(packed, 3) < 0.7 * tokens_of_epochs(run, 3)
 
 
 @pytest.mark.parametrize("bit", [1, 20, 63])
