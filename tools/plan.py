@@ -6,12 +6,13 @@
   python tools/plan.py +experiment=gpt4 search=true                     all legal layouts that fit, fastest first
   python tools/plan.py model=mixtral_8x22b cluster=h100_80g search=true budget_usd=1e6 days=30
   python tools/plan.py serve +experiment=gpt4                           128 GPUs as tp 8 x pp 16; `serve --help`
+  python tools/plan.py +experiment=gpt4_sft data.path=data/chat epochs=3 stage.lora.rank=16     fine-tuning of adapters
   python tools/plan.py report=leak                                      the numbers reported about GPT-4, claim by claim
   python tools/plan.py calibrate=runs/first                             a run of yours compared with its plan
 
 Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own keys, whose defaults
-are in configs/plan.yaml: gpus search top tokens budget_usd days output file report calibrate imbalance detect_seconds
-restart_minutes time_factor. `serve` plans inference instead, and has a help of its own.
+are in configs/plan.yaml: gpus search top tokens epochs budget_usd days output file report calibrate imbalance
+detect_seconds restart_minutes time_factor save_share pue grid_kg_co2e_per_kwh. `serve` plans inference instead.
 docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a budget without a price), with what would fit.
 """
@@ -34,6 +35,10 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         plan = load_plan_config(serving_overrides(arguments) if SERVE in arguments else arguments)
+        if plan.epochs is not None:
+            from gpt4moe.data.overview import tokens_of_epochs
+
+            plan.train_tokens(tokens_of_epochs(plan, plan.epochs))
         from gpt4moe.pages.plan_answer import plan_answer
 
         answer = plan_answer(plan)

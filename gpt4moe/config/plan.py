@@ -120,6 +120,8 @@ class PlanConfig(RunConfig):
     """Layouts that a search shows."""
     tokens: float | None = None
     """Training tokens of the run, instead of training.steps: the fewest steps that train so many."""
+    epochs: float | None = None
+    """Passes over the data, instead of training.steps: of data.path, or of sources that say their tokens."""
     budget_usd: float | None = None
     """Money to spend. With search=true the answer has the number of tokens that it pays for."""
     days: float | None = None
@@ -143,6 +145,12 @@ class PlanConfig(RunConfig):
     """Seconds from a fault until its job has ended, in addition to restart_minutes. make drill measures both."""
     restart_minutes: float = 10.0
     """Minutes from an unexpected stop to the first step after it; an assumption."""
+    save_share: float = 0.01
+    """Share of the time that saving may cost: a plan says at which write rate it does not cost more."""
+    pue: float = 1.1
+    """Power of the whole hall over that of the devices and servers in it."""
+    grid_kg_co2e_per_kwh: float = 0.436
+    """Emissions of the electricity."""
     time_factor: float = 1.0
     """Multiplies the time of every part of a step, but not saving, restarts or memory. calibrate= measures it."""
     has_steps: bool = field(default=False, metadata={"omegaconf_ignore": True})
@@ -152,7 +160,7 @@ class PlanConfig(RunConfig):
         RunConfig.validate(self)
         self.inference.validate()
         self._validate_beyond()
-        for name in ("gpus", "top", "tokens", "budget_usd", "days", "time_factor"):
+        for name in ("gpus", "top", "tokens", "epochs", "budget_usd", "days", "time_factor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
@@ -172,6 +180,16 @@ class PlanConfig(RunConfig):
             raise ConfigError(
                 f"{asked}=... with output=html: its answer is a text or data, no page.",
                 "Leave output out, or set output=json.",
+            )
+        if not 0 < self.save_share < 1:
+            raise ConfigError(
+                f"save_share={self.save_share:g} is no share of the time above 0.", "Set save_share=0.01, say."
+            )
+        if not (1 <= self.pue < inf and 0 <= self.grid_kg_co2e_per_kwh < inf):
+            raise ConfigError(
+                f"pue={self.pue:g} or grid_kg_co2e_per_kwh={self.grid_kg_co2e_per_kwh:g} is out of range: a PUE is 1 "
+                "or more, emissions 0 or more.",
+                "Set pue=1.1 and grid_kg_co2e_per_kwh=0.436, say.",
             )
         if not 0 <= self.detect_seconds < inf:
             raise ConfigError(
@@ -201,16 +219,21 @@ class PlanConfig(RunConfig):
     def take_tokens(self, given: list[str]) -> None:
         """Sets training.steps to what trains `tokens`, and has_steps. Args: given: keys of the command line.
 
-        Raises: ConfigError if training.steps is given too.
+        Raises: ConfigError if two keys say how long the run is.
         """
         self.has_steps = "training.steps" in given
+        lengths = {"epochs": self.epochs, "tokens": self.tokens}
+        said = [f"{key}={value:g}" for key, value in lengths.items() if value is not None]
+        said += [f"training.steps={self.training.steps}"] * self.has_steps
+        if len(said) > 1:
+            raise ConfigError(f"{said[0]} and {said[1]} both say how long the run is.", "Leave one of them out.")
+        self.train_tokens(self.tokens)
+
+    def train_tokens(self, tokens: float | None) -> None:
+        """Sets training.steps to the fewest that train so many tokens; None: leaves them as they are."""
+        self.tokens = tokens
         if self.tokens is None:
             return
-        if self.has_steps:
-            raise ConfigError(
-                f"tokens={self.tokens:g} and training.steps={self.training.steps} both say how long the run is.",
-                "Leave one of them out.",
-            )
         whole = self.step_sizes.steps(self.tokens)
         self.training.steps = whole + (self.step_sizes.tokens(whole) < self.tokens)
 

@@ -15,6 +15,7 @@ a mixture of sources
 a plan
     plan_answer.py    what tools/plan.py prints or writes
     plan_page.py      a plan as one page
+    upkeep_rows.py    storage, data, network, carbon of a plan
     inference_answer.py  a deployment: tables, JSON, a page
     inference_charts.py  its curves, with bars of error
     schedule_page.py  the pipeline schedule, a Gantt chart

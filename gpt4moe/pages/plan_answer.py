@@ -29,12 +29,14 @@ from gpt4moe.pages.plan_page import (
     with_range,
     write_plan_page,
 )
+from gpt4moe.pages.upkeep_rows import UPKEEP_TITLE, upkeep_section, upkeep_table
 from gpt4moe.planner.calibrate import Compared, advice, calibrate
 from gpt4moe.planner.diagnosis import MOVES
-from gpt4moe.planner.estimate import Estimate, estimate, to_json
+from gpt4moe.planner.estimate import Estimate, estimate
 from gpt4moe.planner.gpt4_claims import claims, claims_page
 from gpt4moe.planner.gpt4_reported import ReportedRuns
 from gpt4moe.planner.inference import plan_inference
+from gpt4moe.planner.plan_json import to_json
 from gpt4moe.planner.search import Search, search
 from gpt4moe.planner.stacks import stack_text
 from gpt4moe.planner.states import trained_tensors
@@ -59,8 +61,8 @@ def plan_answer(plan: PlanConfig) -> dict[str, object] | str | list[Table | str]
     if plan.report is not None:
         return claims_page(claims(ReportedRuns.load()))
     if plan.output is PlanOutput.html:
-        # For a search, the page shows the fastest layout.
-        write_plan_page(plan.file, search(plan).found[0] if plan.search else estimate(plan))
+        shown = search(plan).found[0] if plan.search else estimate(plan)  # of a search the fastest layout
+        write_plan_page(plan.file, shown, {UPKEEP_TITLE: upkeep_section(shown)})
         return f"{plan.file}\n"
     return table_answer(plan)
 
@@ -143,6 +145,7 @@ def estimate_tables(result: Estimate) -> list[Table | str]:
         _time(result),
         _whole(result),
         *([_phases(result)] if len(result.phases) > 1 else []),
+        upkeep_table(result),
         f"bottleneck: {result.bottleneck}",
         *warned,
     ]
@@ -249,8 +252,7 @@ def _images(result: Estimate) -> Table:
 def _memory(result: Estimate) -> Table:
     has_images = any(stage.images_bytes for stage in result.memory)
     columns = [line for line in MEMORY_COLUMNS if line != "images" or has_images]
-    head = ("stage", "parameters [M]", *(f"{line} [GB]" for line in columns))
-    table = _table("Memory, the fullest rank of each stage", *head)
+    table = _table("Memory, the fullest rank of each stage", "stage", "parameters [M]", *(f"{c} [GB]" for c in columns))
     for stage, held in zip(result.memory, result.rank_parameters, strict=True):
         values = (getattr(stage, f"{line}_bytes") / 1e9 for line in columns)
         table.add_row(str(stage.stage), f"{held.total / 1e6:,.1f}", *(f"{value:.2f}" for value in values))

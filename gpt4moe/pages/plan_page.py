@@ -84,8 +84,8 @@ def _phases(result: Estimate) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def write_plan_page(path: Path | str, result: Estimate) -> None:
-    """Writes the page of one plan."""
+def write_plan_page(path: Path | str, result: Estimate, more: Mapping[str, str] | None = None) -> None:
+    """Writes the page of one plan. Args: more: title -> HTML of further sections."""
     title = f"{result.plan.model.name}: plan"
     memory = {
         f"stage {stage.stage}": {line: getattr(stage, f"{line}_bytes") / 1e9 for line in MEMORY_PARTS}
@@ -100,6 +100,7 @@ def write_plan_page(path: Path | str, result: Estimate) -> None:
         + section("Memory of the fullest rank of each stage", stacked_bars(memory, unit="GB", limit=limit))
         + section("Time of a step", stacked_bars({"step": result.step.parts}, unit="s"))
         + (section("Phases", _phases(result)) if len(result.phases) > 1 else "")
+        + "".join(section(title, content) for title, content in (more or {}).items())
         + section("Pipeline", _pipeline(result))
     )
     write_page(path, title, body)

@@ -4,6 +4,7 @@ memory
     micro_batch.py         sizes and kernels of a micro-batch
     activations.py         tensors kept of a micro-batch
     frozen.py              what frozen weights spare of them
+    adapters.py            what adapters add: kept, timed
     images.py              encoder, latents, resampler, blocks
     gradient_buffers.py    Megatron's flat buffers, their cut
     states.py              weights, gradients, optimizer, by engine
@@ -19,10 +20,12 @@ time
     communication.py       bytes a rank sends, by group
     checkpoint_size.py     bytes of a checkpoint, of a rank
     run_time.py            days, failures, money, energy
+    upkeep.py              storage, data, network, carbon
     phases.py              a ramp, phases of the data: time of each
     pipeline_plan.py       the schedule, timed by FLOP
 answers
     estimate.py            all numbers of one plan
+    plan_json.py           the same as JSON data
     diagnosis.py           illegal layouts, bottleneck, warnings
     candidates.py          layouts that may fit, queued
     search.py              the fastest that fit, cures

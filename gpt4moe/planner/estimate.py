@@ -3,7 +3,7 @@
 PlanConfig + devices -> count, flops, memory, step_time, run_time -> Estimate -> JSON, tables, a page
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.count import ParameterCount, RankParameters, count_parameters, rank_parameters
 from gpt4moe.architecture.flops import FlopsPerToken, flops_per_token
@@ -25,11 +25,11 @@ from gpt4moe.planner.stacks import (
     moment_bytes,
     plan_interval,
     products_peak,
-    stack_text,
     unbuilt,
 )
 from gpt4moe.planner.states import trained_tensors
 from gpt4moe.planner.step_time import StepTime, step_time
+from gpt4moe.planner.upkeep import Upkeep, upkeep
 from gpt4moe.planner.work import TimedKind, Work, busiest_rows, timed_kinds
 
 
@@ -101,6 +101,14 @@ class Estimate:
     @property
     def days(self) -> float:
         return self.run.seconds / 86400
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Storage, data, network and carbon of the run."""
+        return upkeep(
+            self.plan, timed_work(self.plan), self.layout, step_seconds=self.step.seconds, tokens=self.tokens,
+            kwh=self.cost.kwh,
+        )  # fmt: skip
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -220,77 +228,3 @@ def _images(work: Work) -> ImageFlops | None:
 
 def _fullest(memory: list[StageMemory]) -> int:
     return max(stage.total_bytes for stage in memory)
-
-
-def to_json(result: Estimate) -> dict[str, object]:
-    """A plan as JSON data. Other programs read it, so its keys and units do not change."""
-    layout, step, run = result.layout, result.step, result.run
-    stalls = {"checkpoint": run.checkpoint_seconds, "failures": run.failure_seconds}
-    images: dict[str, object] = {}
-    if result.images is not None:
-        images["images"] = {
-            "per_sequence": images_per_sequence(result.plan),
-            "encoder_parameters": result.encoder_parameters,
-            "flops_per_sequence": asdict(result.images),
-        }
-    return images | {
-        "parameters": {
-            "total": result.parameters.total,
-            "active": result.parameters.active,
-            "per_component": result.parameters.per_component,
-            "per_rank": [{"dense": rank.dense, "experts": rank.expert} for rank in result.rank_parameters],
-        },
-        "flops": {
-            "per_token": result.flops.layers,
-            "total": result.flops.layers * result.tokens,
-            "total_with_attention": result.total_flops("model"),
-        },
-        "layout": {
-            **{name: getattr(layout, name) for name in ("tp", "pp", "vpp", "ep", "etp", "cp", "dp")},
-            "world": layout.world_size,
-        },
-        "memory": {"per_stage": [_memory_json(stage) for stage in result.memory]},
-        "time": {
-            "step_seconds": step.seconds,
-            "tokens_per_second": result.tokens_per_second,
-            "tokens_per_second_per_gpu": result.tokens_per_second / layout.world_size,
-            "mfu": result.mfu,
-            "days": result.days,
-            "parts": {**step.parts, **stalls},
-        },
-        "phases": [
-            {
-                **asdict(phase),
-                "days": phase.seconds / 86400,
-                "usd": result.phase_usd(phase),
-            }
-            for phase in result.phases
-        ],
-        "cost": {"usd": result.cost.usd, "gpu_hours": result.cost.gpu_hours, "kwh": result.cost.kwh},
-        "interval": _interval_json(result),
-        "stack": {"name": result.plan.stack, "constants": stack_text(result.plan)},
-        "unbuilt": result.unbuilt,
-        "bottleneck": result.bottleneck,
-        "warnings": result.warnings,
-    }
-
-
-def _interval_json(result: Estimate) -> dict[str, object] | None:
-    """What the step, the days and the cost may turn out as: [least, most], or null."""
-    if result.interval is None:
-        return None
-    return {
-        **asdict(result.interval),
-        "step_seconds": result.likely(result.step.seconds),
-        "days": result.likely(result.days),
-        "usd": result.likely(result.cost.usd),
-    }
-
-
-def _memory_json(stage: StageMemory) -> dict[str, int]:
-    """Memory of a stage. The reserve is added to the buffers, so that the lines sum up to the total."""
-    names = ("weights", "gradients", "optimizer", "activations")
-    lines = {f"{name}_bytes": int(getattr(stage, f"{name}_bytes")) for name in names}
-    if stage.images_bytes:
-        lines["images_bytes"] = stage.images_bytes
-    return {**lines, "buffers_bytes": stage.buffers_bytes + stage.reserve_bytes, "total_bytes": stage.total_bytes}

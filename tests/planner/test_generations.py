@@ -9,7 +9,8 @@ import pytest
 
 from gpt4moe.config.cluster import Generation
 from gpt4moe.planner.efficiency import GENERATIONS, PROFILES, planning_profile
-from gpt4moe.planner.estimate import estimate, to_json
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.plan_json import to_json
 from tests.planner.timed import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,11 +13,12 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.estimate import estimate, timed_work, to_json
+from gpt4moe.planner.estimate import estimate, timed_work
 from gpt4moe.planner.image_time import latents_seconds
 from gpt4moe.planner.images import image_memory
 from gpt4moe.planner.memory import live_activations
 from gpt4moe.planner.micro_batch import MicroBatch
+from gpt4moe.planner.plan_json import to_json
 from gpt4moe.planner.step_time import heaviest_stage
 from tests.planner.test_memory import WIDE, kept_bytes
 from tests.spawn import run_ranks

@@ -10,7 +10,8 @@ from rich.table import Table
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.errors import ConfigError
 from gpt4moe.pages.plan_answer import table_answer
-from gpt4moe.planner.estimate import estimate, to_json
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.plan_json import to_json
 from gpt4moe.planner.run_time import Saving, best_interval, cost, run_time
 from tests.planner.timed import plan_of
 

@@ -42,7 +42,8 @@ def gpt4() -> dict:
 
 
 def test_the_json_has_the_keys_of_the_contract_and_no_others() -> None:
-    assert set(gpt4()) == {*CONTRACT, "phases", "interval", "bottleneck", "warnings", "stack", "unbuilt"}
+    needs = {"checkpoints", "data", "network", "carbon", "stack", "unbuilt"}
+    assert set(gpt4()) == {*CONTRACT, *needs, "phases", "interval", "bottleneck", "warnings"}
     for section, keys in CONTRACT.items():
         assert set(gpt4()[section]) == keys, section
     assert {key for stage in gpt4()["memory"]["per_stage"] for key in stage} == {f"{name}_bytes" for name in STAGE}
@@ -171,6 +172,8 @@ def test_tokens_set_the_steps_of_a_plan_and_of_a_search() -> None:
     assert load_plan_config([*asked, "search=true", "tokens=1e12"]).training.steps == plan.training.steps
     with pytest.raises(ConfigError, match=r"tokens=1e\+12 and training.steps=3 both"):
         load_plan_config([*asked, "tokens=1e12", "training.steps=3"])
+    with pytest.raises(ConfigError, match=r"epochs=3 and tokens=1e\+12 both"):
+        load_plan_config([*asked, "tokens=1e12", "epochs=3"])
     with pytest.raises(ConfigError, match="tokens=0"):
         load_plan_config([*asked, "tokens=0"])
 

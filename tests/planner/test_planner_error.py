@@ -21,7 +21,8 @@ from benchmarks.planner_error_rows import rows
 from gpt4moe.config.cluster import Generation
 from gpt4moe.pages.plan_answer import table_answer
 from gpt4moe.planner.efficiency import GENERATIONS, PREDICTED, PROFILES, error_interval
-from gpt4moe.planner.estimate import estimate, to_json
+from gpt4moe.planner.estimate import estimate
+from gpt4moe.planner.plan_json import to_json
 from tests.planner.timed import plan_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "planner-error.md"

@@ -1,0 +1,211 @@
+"""What a run needs beside its devices: storage for checkpoints, the data that it reads, the network, carbon.
+
+    checkpoint_size -> bytes a save, of those kept, of all; the write rate at which a save costs its share of the time
+    tokens          -> bytes on disk, bytes read per second
+    communication   -> bytes that a node sends in a step, by group, and what of them leaves the node
+    kWh             -> kg CO2e: x the hall's PUE x the grid's intensity
+
+All is arithmetic of the run that estimate.py timed. docs/plan-decisions.md says what each number assumes.
+"""
+
+from dataclasses import asdict, dataclass
+
+from gpt4moe.config.plan import PlanConfig
+from gpt4moe.parallel.layout import Layout
+from gpt4moe.planner.checkpoint_size import checkpoint_bytes, saved_bytes
+from gpt4moe.planner.communication import bytes_per_step
+from gpt4moe.planner.work import Work
+
+WIDE_VOCABULARY = 65_500
+"""From so many tokens on one takes 4 bytes on disk, before 2 (data/indexed_writer.token_dtype, as Megatron)."""
+GROUPS = {
+    "tp": "tp", "cp": "cp", "ep": "ep", "etp": "etp", "pp": "pp", "embedding": "pp", "dp_cp": "dp_cp",
+    "expert_dp": "expert_dp", "model": "model",
+}  # fmt: skip
+"""Group of planner/communication.py -> whose ranks these are (Layout.members)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upkeep:
+    """Everything here, of one plan."""
+
+    checkpoints: "CheckpointStorage"
+    data: "DataVolume"
+    network: "Network"
+    carbon: "Carbon | None"
+    """None: the cluster's power is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointStorage:
+    """Checkpoints of a run. Bytes, bytes per second."""
+
+    save_bytes: float
+    """Of one checkpoint, all ranks together."""
+    device_bytes: float
+    """That the device with the largest part writes."""
+    saves: int
+    kept: int
+    """When the run has ended: the newest checkpoint.keep, and those of checkpoint.keep_every."""
+    room_bytes: float
+    """The most there is at once: those kept, and the one that is being written before the oldest is deleted."""
+    written_bytes: float
+    """Of all saves."""
+    write_bytes_per_second: float
+    """Of all ranks together, at which a save costs save_share of the time: a synchronous save stops training for so
+    long, an asynchronous one may take until the next save."""
+    copy_bytes_per_second: float | None
+    """Of one device to its host, at which an asynchronous save stops training for save_share; None: synchronous."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataVolume:
+    """Text that a run reads; images come on top."""
+
+    tokens: float
+    """Read over the run."""
+    distinct_tokens: float
+    """On disk: of all sources where they say how many they have, else as if each token were read once."""
+    token_bytes: int
+    read_bytes_per_second: float
+    """By all replicas together, each sample once."""
+    rank_reads: int
+    """How many ranks read each sample: every rank reads its replica's."""
+
+    @property
+    def disk_bytes(self) -> float:
+        return self.distinct_tokens * self.token_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeTraffic:
+    """Bytes of one group that the ranks of one node send in a step."""
+
+    sent_bytes: float
+    leaving_bytes: float
+    """To other nodes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """Of the node that sends most to others, in one step."""
+
+    node_ranks: int
+    groups: dict[str, NodeTraffic]
+    device_bytes_per_second: float
+    """What leaves the node, for each of its devices, as a mean over the step."""
+
+    @property
+    def leaving_bytes(self) -> float:
+        return sum(traffic.leaving_bytes for traffic in self.groups.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Carbon:
+    """Emissions of the electricity; those of making the devices are not in it."""
+
+    kg_co2e: float
+    hall_kwh: float
+    """With the cooling of the hall."""
+    pue: float
+    grid_kg_co2e_per_kwh: float
+
+
+def upkeep(
+    plan: PlanConfig, work: Work, layout: Layout, *, step_seconds: float, tokens: float, kwh: float | None
+) -> Upkeep:
+    """Args: step_seconds: of a step without saves and failures. tokens: of the run. kwh: of devices and servers."""
+    per_step = plan.training.global_batch_size * plan.model.seq_length
+    return Upkeep(
+        checkpoints=checkpoint_storage(plan, work, layout.world_size, step_seconds),
+        data=data_volume(plan, layout, tokens, per_step / step_seconds),
+        network=network(plan, layout, step_seconds), carbon=carbon(plan, kwh),
+    )  # fmt: skip
+
+
+def upkeep_json(found: Upkeep) -> dict[str, object]:
+    """Keys of a plan's JSON. Bytes, bytes per second, tokens, kWh, kg."""
+    data, net = found.data, found.network
+    return {
+        "checkpoints": asdict(found.checkpoints),
+        "data": {**asdict(data), "disk_bytes": data.disk_bytes},
+        "network": {**asdict(net), "leaving_bytes": net.leaving_bytes},
+        "carbon": None if found.carbon is None else asdict(found.carbon),
+    }
+
+
+def checkpoint_storage(plan: PlanConfig, work: Work, world: int, step_seconds: float) -> CheckpointStorage:
+    """Args: step_seconds: of a step without saves and failures."""
+    steps, config = plan.training.steps, plan.checkpoint
+    every = min(config.every or steps, steps)
+    saved_at = {*range(every, steps + 1, every), steps}
+    newest = set(sorted(saved_at)[-config.keep :]) if config.keep else saved_at
+    kept = newest | {step for step in saved_at if config.keep_every and step % config.keep_every == 0}
+    size, of_device = checkpoint_bytes(plan.model, work.trained), saved_bytes(work, world)
+    interval, stopped = every * step_seconds, plan.save_share / (1 - plan.save_share)
+    return CheckpointStorage(
+        save_bytes=size, device_bytes=of_device, saves=len(saved_at), kept=len(kept),
+        room_bytes=size * min(len(kept) + 1, len(saved_at)), written_bytes=size * len(saved_at),
+        write_bytes_per_second=size / (interval * (1 if config.asynchronous else stopped)),
+        copy_bytes_per_second=of_device / (interval * stopped) if config.asynchronous else None,
+    )  # fmt: skip
+
+
+def data_volume(plan: PlanConfig, layout: Layout, tokens: float, tokens_per_second: float) -> DataVolume:
+    """Args: tokens: of the run."""
+    token_bytes = 2 if plan.model.vocab_size < WIDE_VOCABULARY else 4
+    known = [source.tokens for source in plan.data.chosen.values()]
+    distinct = sum(size for size in known if size is not None) if known and None not in known else tokens
+    return DataVolume(
+        tokens=tokens, distinct_tokens=distinct, token_bytes=token_bytes,
+        read_bytes_per_second=token_bytes * tokens_per_second, rank_reads=layout.tp * layout.cp * layout.pp,
+    )  # fmt: skip
+
+
+def network(plan: PlanConfig, layout: Layout, step_seconds: float) -> Network:
+    """The first node of the stage whose nodes send most to others; ranks are placed node after node."""
+    size = min(plan.cluster.devices_per_node, layout.world_size)
+    found = []
+    for stage in sorted({0, min(1, layout.pp - 1), layout.pp - 1}):
+        traffic = bytes_per_step(plan, layout, stage=stage)
+        first = stage * layout.stage_size // size * size
+        ranks = range(first, min(first + size, layout.world_size))
+        groups = {
+            group: NodeTraffic(
+                sent_bytes=len(ranks) * sum(kinds.values()),
+                leaving_bytes=sum(kinds.values()) * sum(_leaving(layout, group, rank, size) for rank in ranks),
+            )
+            for group, kinds in traffic.items()
+        }
+        found.append((sum(one.leaving_bytes for one in groups.values()), groups))
+    most, groups = max(found, key=lambda one: one[0])
+    return Network(node_ranks=size, groups=groups, device_bytes_per_second=most / size / step_seconds)
+
+
+def _leaving(layout: Layout, group: str, rank: int, node_size: int) -> float:
+    """The share of what a rank sends in a group that goes to other nodes.
+
+    all-to-all: the members that are elsewhere. pp: the neighbours before and after. Others are rings in the order of
+    the ranks, in which a rank sends to the next member.
+    """
+    members, node = layout.members(GROUPS[group], rank), rank // node_size
+    if len(members) == 1:
+        return 0.0
+    place = members.index(rank)
+    if group == "embedding":
+        members, place = [members[0], members[-1]], int(rank == members[-1])
+    if group == "ep":
+        others = [member for member in members if member != rank]
+    elif group == "pp" and layout.vpp == 1:
+        others = [members[at] for at in (place - 1, place + 1) if 0 <= at < len(members)]
+    else:
+        others = [members[(place + 1) % len(members)]]
+    return sum(member // node_size != node for member in others) / len(others)
+
+
+def carbon(plan: PlanConfig, kwh: float | None) -> Carbon | None:
+    """Args: kwh: of devices and servers. None: the cluster's power is not known."""
+    if kwh is None:
+        return None
+    hall, grid = kwh * plan.pue, plan.grid_kg_co2e_per_kwh
+    return Carbon(kg_co2e=hall * grid, hall_kwh=hall, pue=plan.pue, grid_kg_co2e_per_kwh=grid)
