@@ -5,6 +5,8 @@ routers/       the table of routers: logits -> which experts, with which weight
 pool.py        one micro-batch over tp x cp: sums, order, capacity
 losses.py      load-balancing and z-loss, attached to the backward pass
 dispatch.py    tokens -> expert ranks -> tokens (DeepSpeed's split plan, all-to-all, permutation, combine)
-experts.py     the SwiGLU experts of one rank
+experts.py     the SwiGLU experts of one rank, on the kernel that its device has
+per_expert.py  the kernel of CPUs: experts one by one, small ones together
+swiglu.py      the weighted activation and its gradients
 statistics.py  declared once: what is counted, and its metrics (no torch)
 """

@@ -11,7 +11,6 @@ outputs nor a [T, K, H] fp32 product need to be kept for the backward pass. The 
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +20,8 @@ from torch.distributed import ProcessGroup
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.training import ExpertKernel, expert_kernel
 from gpt4moe.errors import ConfigError
+from gpt4moe.moe.per_expert import PerExpert, PerExpertProduct, slices
+from gpt4moe.moe.swiglu import WeightedSwiGlu, weighted_swiglu
 
 COLUMNS_UP_TO = 6
 """Rows of an expert whose product with the larger matrix runs as one of columns: on CPUs that takes 10 to 50% less time
@@ -102,7 +103,7 @@ class Experts(nn.Module):
         rows, weight = x_TH.index_select(0, order // top_k), weight_TK.reshape(-1, 1).index_select(0, order)
         found = Counter(expert.tolist())  # the only wait for a GPU
         counts = [found[index] for index in range(len(self.down))]
-        met = [(index, at) for index, at in _slices(counts) if counts[index]]
+        met = [(index, at) for index, at in slices(counts) if counts[index]]
         if len(rows) <= COLUMNS_UP_TO * len(met):
             hidden = rows.new_empty(self.gate_up.shape[1], len(rows))
             for index, at in met:
@@ -112,7 +113,7 @@ class Experts(nn.Module):
             hidden = rows.new_empty(len(rows), self.gate_up.shape[1])
             for index, at in met:
                 torch.mm(rows[at], self.gate_up[index].t(), out=hidden[at])
-        activation, out = _weighted_swiglu(hidden, weight).contiguous(), torch.empty_like(rows)
+        activation, out = weighted_swiglu(hidden, weight).contiguous(), torch.empty_like(rows)
         for index, at in met:
             torch.mm(activation[at], self.down[index].t(), out=out[at])
         return torch.empty_like(out).index_copy_(0, order, out).view(-1, top_k, out.shape[1])
@@ -131,111 +132,6 @@ class SummedGradient(torch.autograd.Function):
         total = gradient[0].contiguous().clone()
         distributed.all_reduce(total, group=ctx.group)
         return total, None
-
-
-class PerExpertProduct(torch.autograd.Function):
-    """Rows [N, in], sorted by expert, times weight [L, out, in]: [N, out]. Makes only the gradients that are needed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        for expert, rows in _slices(counts):
-            torch.mm(x[rows], weight[expert].t(), out=out[rows])
-        ctx.save_for_backward(x, weight)
-        ctx.counts = counts
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        grad = gradient[0].contiguous()
-        grad_x, grad_weight = (
-            torch.empty_like(value) if needed else None
-            for value, needed in zip((x, weight), ctx.needs_input_grad, strict=False)
-        )
-        for expert, rows in _slices(ctx.counts):
-            if grad_x is not None:
-                torch.mm(grad[rows], weight[expert], out=grad_x[rows])
-            if grad_weight is not None:
-                torch.mm(grad[rows].t(), x[rows], out=grad_weight[expert])
-        return grad_x, grad_weight, None
-
-
-class PerExpert(torch.autograd.Function):
-    """Computes one expert after the other. So its activations, a few MB, are still in the cache when they are used, and
-    the allocator reuses the same memory. Products are written into slices of one output.
-
-    Indexing weight[e] under autograd instead would make a full-size zero gradient for each expert: E times E weights.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], gate_up: Tensor, down: Tensor) -> Tensor:
-        out = x.new_empty(x.shape[0], down.shape[1])
-        hidden = []
-        for expert, rows in _slices(counts):
-            hidden.append(torch.mm(x[rows], gate_up[expert].t()))
-            torch.mm(_weighted_swiglu(hidden[expert], weight[rows]), down[expert].t(), out=out[rows])
-        ctx.save_for_backward(x, weight, gate_up, down, *hidden)
-        ctx.counts = counts
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None, Tensor | None]:
-        x, weight, gate_up, down, *hidden = ctx.saved_tensors
-        grad = gradient[0].contiguous()
-        grad_x, grad_weight = map(torch.empty_like, (x, weight))
-        grad_gate_up, grad_down = (
-            torch.empty_like(value) if needed else None  # not of a frozen matrix
-            for value, needed in zip((gate_up, down), ctx.needs_input_grad[3:], strict=True)
-        )
-        for expert, rows in _slices(ctx.counts):
-            grad_activation = torch.mm(grad[rows], down[expert])
-            grad_hidden, grad_weight[rows] = _weighted_swiglu_backward(grad_activation, hidden[expert], weight[rows])
-            if grad_down is not None:
-                torch.mm(grad[rows].t(), _weighted_swiglu(hidden[expert], weight[rows]), out=grad_down[expert])
-            torch.mm(grad_hidden, gate_up[expert], out=grad_x[rows])
-            if grad_gate_up is not None:
-                torch.mm(grad_hidden.t(), x[rows], out=grad_gate_up[expert])
-        return grad_x, grad_weight, None, grad_gate_up, grad_down
-
-
-class WeightedSwiGlu(torch.autograd.Function):
-    """silu(gate) * up * weight for hidden = [gate, up], [N, 2F], and weight [N, 1]; keeps only its inputs."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, weight)
-        return _weighted_swiglu(hidden, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _weighted_swiglu_backward(gradient[0], *ctx.saved_tensors)
-
-
-def _weighted_swiglu(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[N, 2F], [N, 1] fp32 -> [N, F] of hidden's dtype, computed in fp32."""
-    gate, up = hidden.float().chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate).mul_(up).mul_(weight).to(hidden.dtype)
-
-
-def _weighted_swiglu_backward(grad: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden and weight."""
-    gate, up = hidden.float().chunk(2, dim=-1)
-    silu = torch.nn.functional.silu(gate)
-    grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
-    grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
-    torch.mul(grad.float(), silu, out=grad_up)  # of `up`, before the weight
-    grad_weight = (grad_up * up).sum(dim=-1, keepdim=True)
-    grad_up.mul_(weight)
-    silu_gradient = torch.mul(grad, weight).mul_(up)
-    torch.ops.aten.silu_backward.grad_input(silu_gradient, gate, grad_input=grad_gate)
-    return grad_hidden.to(hidden.dtype), grad_weight
-
-
-def _slices(counts: list[int]) -> list[tuple[int, slice]]:
-    """(expert, its rows) of each local expert."""
-    ends = list(accumulate(counts))
-    return [(expert, slice(end - count, end)) for expert, (count, end) in enumerate(zip(counts, ends, strict=True))]
 
 
 def _per_expert(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

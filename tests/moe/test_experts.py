@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gpt4moe.config.training import ExpertKernel
 from gpt4moe.errors import ConfigError
-from gpt4moe.moe import experts
-from gpt4moe.moe.experts import WeightedSwiGlu
+from gpt4moe.moe import experts, per_expert
+from gpt4moe.moe.swiglu import WeightedSwiGlu
 
 H, F = 16, 24
 KERNELS = pytest.mark.parametrize("kernel", [ExpertKernel.per_expert, ExpertKernel.grouped_mm])
@@ -142,3 +142,31 @@ def test_few_tokens_get_what_the_kernel_gives_their_rows(num_tokens: int) -> Non
             counts = nn.functional.one_hot(index[token, slot], 4)
             wanted = of(inputs["x"][token : token + 1], weight[token, slot].view(1, 1), counts)
             torch.testing.assert_close(found[token, slot], wanted[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows_a_chunk", [1, 7, 12])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+def test_chunks_of_experts_change_nothing(counts: list[int], rows_a_chunk: int, monkeypatch) -> None:
+    inputs = _inputs(counts)
+    whole = _with_gradients(inputs, _ours(counts, ExpertKernel.per_expert))
+    monkeypatch.setattr(per_expert, "CHUNK_BYTES", rows_a_chunk * 4 * 2 * F)
+    for name, value in _with_gradients(inputs, _ours(counts, ExpertKernel.per_expert)).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_chunk_is_as_many_experts_as_fit_and_at_least_one(monkeypatch) -> None:
+    monkeypatch.setattr(per_expert, "CHUNK_BYTES", 10 * 4 * 8)
+    found = per_expert.chunks_of([4, 6, 0, 1, 30, 2], width=8)
+    assert [chunk.counts for chunk in found] == [[4, 6, 0], [1], [30], [2]]
+    assert [chunk.experts for chunk in found] == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
+    assert [chunk.rows for chunk in found] == [slice(0, 10), slice(10, 11), slice(11, 41), slice(41, 43)]
+
+
+def test_experts_of_few_rows_share_their_small_operations() -> None:
+    """Every expert needs 2 products on the way there and 4 back; the activation is computed once each way."""
+    counts = [4] * 16
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        _with_gradients(_inputs(counts), _ours(counts, ExpertKernel.per_expert))
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::mm"] == 6 * len(counts)
+    assert (calls["aten::silu"], calls["aten::silu_backward"]) == (2, 1)
