@@ -49,7 +49,8 @@ class PerExpert(torch.autograd.Function):
                 grad_activation, of_chunk, weight[at.rows]
             )
             if grad_down is not None:
-                _outer_products(grad[at.rows], activation, at.counts, grad_down[at.experts])
+                weighted = activation.mul_(weight[at.rows]).to(grad.dtype)
+                _outer_products(grad[at.rows], weighted, at.counts, grad_down[at.experts])
             _products(grad_hidden, gate_up[at.experts], at.counts, grad_x[at.rows])
             if grad_gate_up is not None:
                 _outer_products(grad_hidden, x[at.rows], at.counts, grad_gate_up[at.experts])

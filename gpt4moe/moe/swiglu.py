@@ -26,15 +26,14 @@ def weighted_swiglu(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def weighted_swiglu_backward(grad: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden and weight, and weighted_swiglu(hidden, weight), computed on the way."""
+    """Gradients of hidden and weight, and silu(gate) * up in fp32, computed on the way."""
     gate, up = hidden.float().chunk(2, dim=-1)
     silu = torch.nn.functional.silu(gate)
     activation = silu * up
     grad_weight = (grad * activation).sum(dim=-1, keepdim=True)
-    activation.mul_(weight)
     grad_hidden = torch.empty_like(hidden, dtype=torch.float32)
     grad_gate, grad_up = grad_hidden.chunk(2, dim=-1)
     grad_weighted = grad * weight
     torch.mul(grad_weighted, silu, out=grad_up)
     torch.ops.aten.silu_backward.grad_input(grad_weighted.mul_(up), gate, grad_input=grad_gate)
-    return grad_hidden.to(hidden.dtype), grad_weight, activation.to(hidden.dtype)
+    return grad_hidden.to(hidden.dtype), grad_weight, activation
