@@ -53,7 +53,7 @@ THIRD_PARTY = {
     "wandb": ["gpt4moe/runlog/wandb_run.py"], "wandb_workspaces": ["gpt4moe/runlog/wandb_workspace.py"],
     "starlette": ["gpt4moe/serving/http.py"], "uvicorn": ["gpt4moe/serving/http.py"],
     "hydra": ["gpt4moe/config/load.py"], "omegaconf": ["gpt4moe/config/load.py"],
-    "orjson": ["gpt4moe/corpus/records.py"], "pyarrow": ["gpt4moe/corpus/records.py"],
+    "orjson": ["gpt4moe/corpus/records.py", "gpt4moe/runlog/metrics_log.py"], "pyarrow": ["gpt4moe/corpus/records.py"],
     "zstandard": ["gpt4moe/corpus/compressed.py"],
     "gigatoken": ["gpt4moe/corpus/encoder.py"], "sentencepiece": ["gpt4moe/corpus/foreign.py"],
     "tiktoken": ["gpt4moe/corpus/foreign.py"],

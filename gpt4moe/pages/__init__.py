@@ -8,6 +8,7 @@ a run folder
     report_tables.py  bytes on the wire, wall time
     charts.py         curves, thinned, as inline SVG
     panel_charts.py   a dashboard's panels -> charts
+    curves.py         metrics as arrays: smoothed, thinned
     expert_maps.py    expert load as heat maps
     plots.py          loss.png by matplotlib
 a mixture of sources

@@ -10,7 +10,7 @@ from statistics import median
 from gpt4moe.runlog.console import clock_time
 from gpt4moe.runlog.goodput import Goodput
 from gpt4moe.runlog.interruptions import Interruption, shares_up
-from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_columns import MetricColumns
 
 _SLOTS = 240
 _HEIGHT = 36
@@ -46,10 +46,11 @@ def availability_section(account: Goodput, found: Sequence[Interruption]) -> str
     )
 
 
-def slowest_card(records: Sequence[Record]) -> tuple[str, str, str] | None:
+def slowest_card(columns: MetricColumns) -> tuple[str, str, str] | None:
     """A card of the rank that was most often the busiest of its stage, of all readings of the ranks' beats, and by how
     much then; None: it was never measured."""
-    readings = [(int(it["busiest_rank"]), it["busiest_rank_ratio"]) for it in records if "busiest_rank_ratio" in it]
+    ranks, ratios = columns.column("busiest_rank_ratio", x="busiest_rank")
+    readings = list(zip(map(int, ranks.tolist()), ratios.tolist(), strict=True))
     if not readings:
         return None
     ((rank, times),) = Counter(rank for rank, _ in readings).most_common(1)

@@ -1,7 +1,7 @@
 """Line charts as inline SVG, without a charting library, in the colours of the page's theme.
 
-    records of steps -> points, smooth, thin -> Chart(series, levels, marks) -> scale -> <svg> with axes and paths,
-    and its points as JSON for the script of the page
+    points -> Chart(series, levels, marks) -> thin -> scale -> <svg> with axes and paths, and its points as JSON for the
+    script of the page
 
 Colours are CSS variables of report_page.py, so a chart follows the light or dark theme. Sizes are in pixels.
 """
@@ -14,40 +14,10 @@ from html import escape
 from typing import Literal
 
 from gpt4moe.runlog.console import short_count
-from gpt4moe.runlog.metrics import Record
 
 Point = tuple[float, float]
 Bar = tuple[float, float, float]
 """x, least, most."""
-
-
-def points(records: Sequence[Record], name: str, *, x: str = "step") -> list[Point]:
-    """(x, value) of every record that has the metric and a finite value of it, in order."""
-    return [(r[x], r[name]) for r in records if name in r and x in r and math.isfinite(r[name])]
-
-
-def smooth(curve: Sequence[Point], span: float) -> list[Point]:
-    """Exponential moving average over about `span` points, in both directions, so that it does not lag behind."""
-    forward = _average(curve, span)
-    backward = _average(curve[::-1], span)[::-1]
-    return [(x, (past + future) / 2) for (x, past), (_, future) in zip(forward, backward, strict=True)]
-
-
-def _average(curve: Sequence[Point], span: float) -> list[Point]:
-    # total / weight: a plain average would start at zero, or depend too much on the first point.
-    keep = 1.0 - 2.0 / (max(span, 1.0) + 1.0)
-    total = weight = 0.0
-    averaged = []
-    for x, value in curve:
-        total = keep * total + (1.0 - keep) * value
-        weight = keep * weight + (1.0 - keep)
-        averaged.append((x, total / weight))
-    return averaged
-
-
-def smoothing_span(num_points: int) -> float:
-    """The span for a curve: a thirtieth of its points, from 3 to 200. It shows trends and hides noise."""
-    return min(200.0, max(3.0, num_points / 30))
 
 
 def thin(curve: Sequence[Point], limit: int) -> list[Point]:
@@ -61,12 +31,6 @@ def thin(curve: Sequence[Point], limit: int) -> list[Point]:
         ends = {min(bucket, key=lambda i: curve[i][1]), max(bucket, key=lambda i: curve[i][1])}
         kept.extend(curve[i] for i in sorted(ends))
     return kept
-
-
-def middle(values: Sequence[float]) -> float | None:
-    """The median; None for no values."""
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
 
 
 SIZE, WIDE_SIZE = (540.0, 250.0), (1100.0, 360.0)

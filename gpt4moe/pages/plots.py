@@ -1,12 +1,12 @@
 """loss.png: the loss curve of a run as a PNG by matplotlib, for a README or a mail."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt4moe.pages.charts import points, smooth, smoothing_span
-from gpt4moe.runlog.metrics import Record
+from gpt4moe.pages.curves import curve_of, smooth, smoothing_span, thin
+from gpt4moe.runlog.metrics_columns import MetricColumns
 from gpt4moe.runlog.run_files import replace_file
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e4e8ee"
 BLUE, ORANGE = "#2563eb", "#ea580c"
 LEVELS = ("#7c3aed", "#0f766e", "#b45309")
+WIDTH, HEIGHT, DPI = 9, 5, 140
+"""Inches, pixels an inch. The lowest and the highest point of each column of pixels are drawn."""
 X_LABELS = {"consumed_tokens": "tokens", "step": "step"}
 PLOT_STYLE = {
     "font.size": 11, "axes.edgecolor": SOFT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": SOFT,
@@ -24,7 +26,7 @@ PLOT_STYLE = {
 
 def plot_loss(
     path: Path | str,
-    records: Sequence[Record],
+    columns: MetricColumns,
     *,
     title: str,
     levels: Mapping[str, float] | None = None,
@@ -42,18 +44,19 @@ def plot_loss(
 
     with matplotlib.rc_context(PLOT_STYLE):
         # Figure without pyplot: no global state, and no display needed, whatever backend is configured.
-        figure = Figure(figsize=(9, 5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
-        train = points(records, "loss", x=x)
-        held_out = points(records, "eval_loss", x=x)
-        if train:
-            axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=0.8, alpha=0.3)
-            smoothed = smooth(train, smoothing_span(len(train)))
-            axes.plot(*zip(*smoothed, strict=True), color=BLUE, linewidth=2.2, label="training (smoothed)")
-        if held_out:
+        train = curve_of(columns, "loss", x=x)
+        held_out = curve_of(columns, "eval_loss", x=x)
+        if len(train):
+            drawn = thin(train, 2 * WIDTH * DPI)
+            axes.plot(drawn.x, drawn.y, color=BLUE, linewidth=0.8, alpha=0.3)
+            smoothed = thin(smooth(train, smoothing_span(len(train))), 2 * WIDTH * DPI)
+            axes.plot(smoothed.x, smoothed.y, color=BLUE, linewidth=2.2, label="training (smoothed)")
+        if len(held_out):
             axes.plot(
-                *zip(*held_out, strict=True), color=ORANGE, linewidth=1.2, marker="o", markersize=6.5,
-                markeredgecolor="white", label=f"held-out, last {held_out[-1][1]:.3f}", zorder=4,
+                held_out.x, held_out.y, color=ORANGE, linewidth=1.2, marker="o", markersize=6.5,
+                markeredgecolor="white", label=f"held-out, last {held_out.y[-1]:.3f}", zorder=4,
             )  # fmt: skip
         for (name, value), colour in zip((levels or {}).items(), LEVELS * len(levels or {}), strict=False):
             axes.axhline(value, color=colour, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
@@ -68,12 +71,12 @@ def plot_loss(
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.margins(x=0.015)
-        if train or held_out:
+        if len(train) or len(held_out):
             axes.legend(frameon=False, loc="upper right")
         _save(figure, Path(path))
 
 
 def _save(figure: "Figure", path: Path) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=140, facecolor="white")
+    figure.savefig(picture, format="png", dpi=DPI, facecolor="white")
     replace_file(path, picture.getvalue())

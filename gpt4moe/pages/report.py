@@ -12,7 +12,8 @@ from html import escape
 from pathlib import Path
 
 from gpt4moe.pages.availability import availability_section, slowest_card
-from gpt4moe.pages.charts import line_chart, middle, points
+from gpt4moe.pages.charts import line_chart
+from gpt4moe.pages.curves import curve_of, middle
 from gpt4moe.pages.expert_maps import heat_map, load_maps
 from gpt4moe.pages.panel_charts import panel_charts
 from gpt4moe.pages.report_page import POLICY, SCRIPT, STYLE
@@ -24,7 +25,7 @@ from gpt4moe.runlog.dashboard import PanelSection, read_dashboard
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadWindow
 from gpt4moe.runlog.goodput import Goodput
 from gpt4moe.runlog.interruptions import Interruption
-from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_columns import MetricColumns
 from gpt4moe.runlog.run_files import replace_file
 from gpt4moe.runlog.step_lines import SAMPLES_FILE, StepLine
 
@@ -63,8 +64,8 @@ class ReportData:
     run_name: str
     layout: str
     """One line, e.g. "tp=2 pp=2 ep=2, 4 ranks"."""
-    records: Sequence[Record]
-    """metrics.jsonl, by step."""
+    columns: MetricColumns
+    """metrics.jsonl."""
     resolved_config: str
     """The config of the run, as YAML."""
     checkpoint_path: str
@@ -94,10 +95,6 @@ class ReportData:
     """Of samples.jsonl: what the model wrote while it trained."""
     facts: dict[str, str] = field(default_factory=dict)
     """Further cards: title -> text."""
-
-    def last(self, name: str) -> float | None:
-        """The metric's last value."""
-        return next((r[name] for r in reversed(self.records) if name in r), None)
 
     def levels(self) -> dict[str, float]:
         """Name -> nats/token: the entropies that the loss is compared with."""
@@ -145,13 +142,14 @@ def write_report(path: Path | str, data: ReportData) -> None:
 
 
 def _under_title(data: ReportData) -> str:
-    parts = [f"{data.records[-1]['step']:,} steps" if data.records else "no step yet", data.layout]
+    step = data.columns.last("step")
+    parts = ["no step yet" if step is None else f"{step:,.0f} steps", data.layout]
     return escape(" · ".join(part for part in parts if part))
 
 
 def _verdict(data: ReportData) -> str:
     """One sentence that compares the held-out loss with the unigram and bigram entropies."""
-    loss = data.last("eval_loss")
+    loss = data.columns.last("eval_loss")
     if loss is None or not math.isfinite(loss) or not data.levels():
         return ""
     gaps = []
@@ -162,11 +160,11 @@ def _verdict(data: ReportData) -> str:
 
 
 def _cards(data: ReportData) -> str:
-    loss, held_out, tokens = data.last("loss"), data.last("eval_loss"), data.last("consumed_tokens")
-    speed = middle([value for _, value in points(data.records, "tokens_per_second")])
-    utilization = middle([value for _, value in points(data.records, "mfu")])
-    cost, hours = data.last("cost_usd"), data.last("device_hours")
-    best = min((value for _, value in points(data.records, "eval_loss")), default=None)
+    loss, held_out, tokens = map(data.columns.last, ("loss", "eval_loss", "consumed_tokens"))
+    speed = middle(curve_of(data.columns, "tokens_per_second").y)
+    utilization = middle(curve_of(data.columns, "mfu").y)
+    cost, hours = map(data.columns.last, ("cost_usd", "device_hours"))
+    best = min(curve_of(data.columns, "eval_loss").y, default=None)
     cards = [
         ("Training loss", f"{loss:.3f}", "last step, nats per token") if loss is not None else None,
         ("Held-out loss", f"{held_out:.3f}", f"best {best:.3f}") if held_out is not None and best is not None else None,
@@ -175,7 +173,7 @@ def _cards(data: ReportData) -> str:
         ("MFU", f"{utilization:.1%}", "of the devices' dense peak, median step") if utilization is not None else None,
         ("Cost", f"${cost:,.2f}", f"{hours:,.3g} device hours") if cost is not None else None,
         _duration_card(data),
-        slowest_card(data.records),
+        slowest_card(data.columns),
         _parameter_card(data),
     ]
     texts = {"Layout": data.layout} | data.facts
@@ -192,7 +190,7 @@ def _duration_card(data: ReportData) -> tuple[str, str, str] | None:
     """Wall time of the run, as goodput counts it. For a run without events: the sum of its steps."""
     if data.account is not None:
         return "Duration", clock_time(data.account.wall_seconds), "h:mm:ss of wall time, restarts included"
-    seconds = sum(value for _, value in points(data.records, "step_seconds"))
+    seconds = sum(curve_of(data.columns, "step_seconds").y.tolist())
     return ("Duration", clock_time(seconds), "h:mm:ss of steps") if seconds else None
 
 
@@ -208,7 +206,7 @@ def _marks(starts: Sequence[RunStart]) -> dict[str, float]:
 
 
 def _panels(section: PanelSection, data: ReportData) -> str:
-    charts = panel_charts(section.panels, data.records, levels=data.levels(), marks=_marks(data.starts))
+    charts = panel_charts(section.panels, data.columns, levels=data.levels(), marks=_marks(data.starts))
     maps = ""
     if section.title == EXPERTS and data.expert_load:
         maps = heat_map(data.expert_load) + load_maps(data.load_windows, data.expert_load.layers)

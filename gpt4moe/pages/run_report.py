@@ -18,7 +18,8 @@ from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, own_events
 from gpt4moe.runlog.expert_load import ExpertLoad, LoadHistory, LoadWindow
 from gpt4moe.runlog.goodput import goodput
 from gpt4moe.runlog.interruptions import first_failures, interruptions
-from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
+from gpt4moe.runlog.metrics_columns import MetricColumns
+from gpt4moe.runlog.metrics_log import METRICS_FILE
 from gpt4moe.runlog.run_files import EXPERT_LOAD_FILE, RESULTS_FILE, WIRE_FILE
 from gpt4moe.runlog.step_lines import SAMPLES_FILE, read_step_lines
 
@@ -32,7 +33,7 @@ def write_run_report(
         entropies: "unigram" and "bigram" -> nats/token of the corpus, drawn as horizontal lines for comparison.
     """
     entropies = entropies or {}
-    records = read_metrics(run_folder / METRICS_FILE)
+    columns = MetricColumns.read(run_folder / METRICS_FILE)
     events = read_events(run_folder / EVENTS_FILE)
     records_of_starts = [load_yaml(path.read_text()) for path in sorted((run_folder / "starts").glob("*.yaml"))]
     starts = [_start(record) for record in records_of_starts]
@@ -40,15 +41,16 @@ def write_run_report(
     results = _results(run_folder)
     steps = sorted((run_folder / "checkpoints").glob("step-*/manifest.json"))
     levels = {f"{name} entropy": value for name, value in entropies.items()}
-    plot_loss(run_folder / "loss.png", records, title=run_folder.name, levels=levels)
-    account = goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events))
+    plot_loss(run_folder / "loss.png", columns, title=run_folder.name, levels=levels)
+    steps_made = columns.records_of("step_seconds")
+    account = goodput(events, steps_made, last_sign_of_life=last_sign_of_life(run_folder, events))
     path = run_folder / "report.html"
     write_report(
         path,
         ReportData(
             run_name=run_folder.name,
             layout=starts[-1].layout if starts else "",
-            records=records,
+            columns=columns,
             resolved_config=(run_folder / "resolved.yaml").read_text(),
             checkpoint_path=str(steps[-1].parent) if steps else "",
             unigram_entropy=entropies.get("unigram"),

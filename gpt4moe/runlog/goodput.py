@@ -11,7 +11,7 @@ A run that was finished and later extended loses nothing in between. Every secon
 of all causes add up to the wall time: `other` is what is left of a launch, and is shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from gpt4moe.runlog.events_log import PAUSES, WENT_BACK, Event, own_events, written_at
@@ -78,7 +78,7 @@ class Goodput:
 
 def goodput(
     events: Sequence[Event],
-    records: Sequence[Record],
+    records: Iterable[Record],
     *,
     last_sign_of_life: float,
     is_running: bool = False,

@@ -12,12 +12,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import orjson
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.runlog.metrics import Number, Record
@@ -42,13 +44,21 @@ def encode_record(record: Mapping[str, Number]) -> bytes:
 def decode_record(line: bytes) -> Record | None:
     """The record of one line; None when the line is not a whole one."""
     try:
-        record = json.loads(line)
+        record = _parsed(line)
         if NONFINITE in record:
             record.update({name: float(text) for name, text in record.pop(NONFINITE).items()})
         is_whole = type(record["step"]) is int and set(map(type, record.values())) <= {int, float}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return record if is_whole and record["step"] >= 1 else None
+
+
+def _parsed(line: bytes) -> Any:
+    """Raises: ValueError."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line)  # it takes NaN and integers of any size
 
 
 def read_metrics(path: Path | str) -> list[Record]:
@@ -76,9 +86,7 @@ class StoredMetrics:
         except FileNotFoundError:
             return cls()
         except OSError as error:
-            raise LaunchError(
-                f"{path} cannot be read: {error.strerror}.", "Make it a file that you may read, or move it away."
-            ) from error
+            raise _unreadable(path, error) from error
         lines = _decode_lines(data, path)
         return cls(lines, is_mended=b"".join(line for _, line in lines) == data)
 
@@ -93,10 +101,24 @@ class StoredMetrics:
 
 def _decode_lines(data: bytes, path: Path) -> list[tuple[Record, bytes]]:
     """Records with their bytes, by step; of one step written twice the later wins."""
-    by_step: dict[Number, tuple[Record, bytes]] = {}
+    lines = data.splitlines(keepends=True)
+    by_step = {record["step"]: (record, line.rstrip(b"\r\n") + b"\n") for record, line in whole_records(lines, path)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def whole_records(
+    lines: Iterable[bytes], path: Path, decode: Callable[[bytes], Record | None] = decode_record
+) -> Iterator[tuple[Record, bytes]]:
+    """The records of a metrics.jsonl with their lines, in the file's order; a torn last line is left out.
+
+    Args:
+        path: of the file, for errors.
+        decode: one line; None: it is not a whole one.
+    Raises: LaunchError when a line is damaged that no kill can have torn.
+    """
     damaged = None
-    for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        record = decode_record(line)
+    for number, line in enumerate(lines, start=1):
+        record = decode(line)
         if record is None:
             damaged = damaged or number
         elif damaged:
@@ -105,8 +127,29 @@ def _decode_lines(data: bytes, path: Path) -> list[tuple[Record, bytes]]:
                 "Restore the file from a copy, or move it away: the log then begins at the checkpoint's next step.",
             )
         else:
-            by_step[record["step"]] = (record, line.rstrip(b"\r\n") + b"\n")
-    return [by_step[step] for step in sorted(by_step)]
+            yield record, line
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, one in memory at a time; none where there is no file.
+
+    Raises: LaunchError when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                # As splitlines() does, which splits at \r too.
+                yield from line.splitlines(keepends=True) if b"\r" in line else (line,)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> LaunchError:
+    return LaunchError(
+        f"{path} cannot be read: {error.strerror}.", "Make it a file that you may read, or move it away."
+    )
 
 
 @contextmanager

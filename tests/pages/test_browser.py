@@ -16,6 +16,7 @@ from gpt4moe.planner.pipeline_plan import run_pipeline
 from gpt4moe.runlog.dashboard import DASHBOARD_FILE, read_dashboard
 from gpt4moe.runlog.expert_load import LoadWindow
 from gpt4moe.runlog.metrics import Parts, Record
+from gpt4moe.runlog.metrics_columns import MetricColumns
 from gpt4moe.runlog.metrics_table import METRICS
 from tests.browser import Browser, find_program
 from tests.runlog.synthetic import falling_loss, uneven_load
@@ -61,7 +62,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = [LoadWindow(50 * i + 1, 50 * i + 50, np.array([[3.0, 1, i], [0, 1, 2]])) for i in range(5)]
     run = load_run_config(["+experiment=tiny", "run.name=test", "parallel.pp=2"])
     data = ReportData(
-        run_name="tiny", layout="pp=2, 2 ranks", resolved_config="run:\n  name: tiny\n", records=records(),
+        run_name="tiny", layout="pp=2, 2 ranks", resolved_config="run:\n  name: tiny\n",
+        columns=MetricColumns(records()),
         checkpoint_path="runs/tiny/checkpoints/x", expert_load=uneven_load(num_experts=8), load_windows=windows,
         starts=[RunStart(first_step=1, when="10:00", layout="a"), RunStart(first_step=200, when="10:05", layout="b")],
         unigram_entropy=6.0, alerts=[(7, "loss spike", "loss: 9")], pipeline=run_pipeline(run),

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from gpt4moe.pages.plots import BLUE, ORANGE, plot_loss
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_columns import MetricColumns
 from tests.runlog.synthetic import falling_loss
 
 
@@ -19,13 +20,13 @@ def has_colour(path: Path, colour: str) -> bool:
 
 @pytest.mark.parametrize("records", [[], falling_loss(1), falling_loss(50)], ids=["none", "one", "fifty"])
 def test_a_loss_curve_of_any_length_is_drawn(tmp_path: Path, records: list[Record]) -> None:
-    plot_loss(tmp_path / "loss.png", records, title="t", levels={"unigram entropy": 6.0})
+    plot_loss(tmp_path / "loss.png", MetricColumns(records), title="t", levels={"unigram entropy": 6.0})
     height, width = imread(tmp_path / "loss.png").shape[:2]
     assert (width, height) == (1260, 700)
 
 
 def test_training_and_held_out_loss_are_in_the_picture(tmp_path: Path) -> None:
-    plot_loss(tmp_path / "both.png", falling_loss(50), title="t", x="step")
-    plot_loss(tmp_path / "train.png", falling_loss(9), title="t", x="step")
+    plot_loss(tmp_path / "both.png", MetricColumns(falling_loss(50)), title="t", x="step")
+    plot_loss(tmp_path / "train.png", MetricColumns(falling_loss(9)), title="t", x="step")
     assert has_colour(tmp_path / "both.png", BLUE) and has_colour(tmp_path / "both.png", ORANGE)
     assert not has_colour(tmp_path / "train.png", ORANGE)

@@ -11,6 +11,7 @@ from gpt4moe.pages.report import ReportData, RunStart, Sample, write_report
 from gpt4moe.planner.pipeline_plan import run_pipeline
 from gpt4moe.runlog.goodput import CAUSES, Goodput
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_columns import MetricColumns
 from tests.runlog.synthetic import falling_loss, uneven_load
 
 VOID = {"meta", "link", "br", "img"}
@@ -51,7 +52,8 @@ class Page(HTMLParser):
 def report(tmp_path: Path, records: list[Record] | None = None, **changes: object) -> Page:
     values: dict[str, object] = {
         "run_name": "tiny <1>", "layout": "tp=2 pp=2 ep=2, 4 ranks", "resolved_config": "run:\n  name: tiny\n",
-        "records": falling_loss(40) if records is None else records, "checkpoint_path": "runs/tiny/checkpoints/x",
+        "columns": MetricColumns(falling_loss(40) if records is None else records),
+        "checkpoint_path": "runs/tiny/checkpoints/x",
     }  # fmt: skip
     write_report(tmp_path / "report.html", ReportData(**(values | changes)))
     return Page((tmp_path / "report.html").read_text(encoding="utf-8"))

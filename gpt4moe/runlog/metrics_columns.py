@@ -1,0 +1,103 @@
+"""A metrics.jsonl as columns of numbers: 8 bytes a value, where a list of records takes over 100.
+
+    lines, one at a time -> the table of the record's keys, a row each -> one column of all tables, by step
+
+A run has few sets of keys (steps that evaluate have more), so there are few tables, and a row is packed in one call.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_log import lines_of, whole_records
+
+
+@dataclass(slots=True)
+class _Table:
+    """The records that have the same keys in the same order."""
+
+    keys: tuple[str, ...]
+    row: Struct
+    numbers: bytearray = field(default_factory=bytearray)
+    """Rows of float64. An integer below 2^53 is exact."""
+    lines: list[int] = field(default_factory=list)
+    """Of each row which record of the file it is."""
+
+    def rows(self) -> NDArray[np.float64]:
+        """[rows, keys]"""
+        return np.frombuffer(self.numbers, dtype=np.float64).reshape(-1, len(self.keys))
+
+
+class MetricColumns:
+    """The metrics of a run, by name. Of one step written twice the later counts, as in `read_metrics`."""
+
+    def __init__(self, records: Iterable[Record]):
+        tables: dict[tuple[str, ...], _Table] = {}
+        for number, record in enumerate(records):
+            keys = tuple(record)
+            table = tables.get(keys)
+            if table is None:
+                table = tables[keys] = _Table(keys, Struct(f"{len(keys)}d"))
+            table.numbers += table.row.pack(*record.values())
+            table.lines.append(number)
+        self._tables = [(table.keys, rows) for table, rows in _each_step_once(list(tables.values()))]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Of a metrics.jsonl. An absent file gives no steps. Raises: LaunchError as `read_metrics` does."""
+        return cls(record for record, _ in whole_records(lines_of(path), path))
+
+    def __len__(self) -> int:
+        """Steps."""
+        return sum(len(rows) for _, rows in self._tables)
+
+    @property
+    def names(self) -> list[str]:
+        """Every metric that any step has, in the order in which they came."""
+        return list(dict.fromkeys(name for keys, _ in self._tables for name in keys))
+
+    def column(self, name: str, *, x: str = "step") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(x, values) of the steps that have both, by step; a value may be no number."""
+        parts = [
+            (rows[:, keys.index("step")], rows[:, keys.index(x)], rows[:, keys.index(name)])
+            for keys, rows in self._tables
+            if name in keys and x in keys
+        ]
+        if not parts:
+            return np.empty(0), np.empty(0)
+        step, along, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+        order = np.argsort(step, kind="stable")
+        return along[order], values[order]
+
+    def last(self, name: str) -> float | None:
+        """The metric's last value; None where no step has it."""
+        _, values = self.column(name)
+        return float(values[-1]) if len(values) else None
+
+    def records_of(self, name: str) -> Iterator[Record]:
+        """Records that have this metric and their step alone."""
+        for step, value in zip(*self.column(name), strict=True):
+            yield {"step": int(step), name: float(value)}
+
+
+def _each_step_once(tables: list[_Table]) -> Iterator[tuple[_Table, NDArray[np.float64]]]:
+    """Each table with the rows that count."""
+    if not tables:
+        return
+    rows = [table.rows() for table in tables]
+    steps = np.concatenate([each[:, table.keys.index("step")] for table, each in zip(tables, rows, strict=True)])
+    lines = np.concatenate([table.lines for table in tables])
+    by_step = np.lexsort((lines, steps))
+    is_last = np.append(np.diff(steps[by_step]) != 0, True)
+    counts = np.zeros(len(steps), dtype=np.bool_)
+    counts[by_step[is_last]] = True
+    ends = np.cumsum([len(each) for each in rows])
+    for table, each, own in zip(tables, rows, np.split(counts, ends[:-1]), strict=True):
+        if own.any():
+            yield table, each if own.all() else each[own]
