@@ -34,11 +34,11 @@ from gpt4moe.runlog.events_log import (
 from gpt4moe.runlog.goodput import Goodput, goodput
 from gpt4moe.runlog.interruptions import Interruption, first_failures, interruptions
 from gpt4moe.runlog.metrics import Record
+from gpt4moe.runlog.metrics_glance import WHOLE_STEPS, glance_at_metrics
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 from gpt4moe.runlog.run_files import SUMS_FILE, has_other_sum
 from gpt4moe.runlog.waits import Idle
 
-_SPEED_STEPS = 50
 _FROZEN_FILE = "resolved.yaml"
 
 Looked = TypeVar("Looked")
@@ -165,7 +165,7 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     job_state = None if job is None else job_states.get(job)
     known: dict[str, Any] = dict(name=folder.name, folder=str(folder), job=job, job_state=job_state, wrong=seen.wrong)
     try:
-        records = read_metrics(folder / METRICS_FILE)
+        records = glance_at_metrics(folder / METRICS_FILE)
     except Gpt4MoeError as error:
         return RunStatus(state="damaged", why=error.cause, **known)
     starts = [event for event in events if event["event"] == "start"]
@@ -176,7 +176,8 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     is_alive, seen_alive = state == "running", last_sign_of_life(folder, events)
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
-    alerts = failing_alerts(rules, records, doing) if doing is not None else []
+    # A rule may need any metric of any step.
+    alerts = failing_alerts(rules, read_metrics(folder / METRICS_FILE), doing) if doing is not None else []
     account = goodput(
         events, records, last_sign_of_life=now if is_alive else seen_alive, is_running=is_alive,
         waiting_until=now if state == "waiting" else None,
@@ -222,7 +223,7 @@ def _gaps(records: list[Record]) -> list[str]:
 
 
 def _speed(records: list[Record]) -> float | None:
-    speeds = [float(record["tokens_per_second"]) for record in records[-_SPEED_STEPS:] if "tokens_per_second" in record]
+    speeds = [float(record["tokens_per_second"]) for record in records[-WHOLE_STEPS:] if "tokens_per_second" in record]
     return statistics.median(speeds) if speeds else None
 
 

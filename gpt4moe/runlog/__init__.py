@@ -6,6 +6,7 @@ usage.py         pace, device hours, money, MFU: declared, made
 metrics_table.py METRICS: all declarations, checked, as Markdown
 metrics_log.py   MetricsLog: metrics.jsonl, every step exactly once
 metrics_columns.py metrics.jsonl as columns, 8 bytes a value
+metrics_glance.py metrics.jsonl for a list of runs: its last steps whole
 step_lines.py    samples.jsonl, evaluations.jsonl: lines of steps
 events_log.py    EventsLog: events.jsonl, launches, pauses, ends; what an event must have
 waits.py         what training waits for, and since when

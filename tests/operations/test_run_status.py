@@ -17,6 +17,7 @@ from gpt4moe.operations.run_state import named_run, run_folders
 from gpt4moe.operations.run_status import statuses
 from gpt4moe.operations.run_table import ago, run_details, runs_table
 from gpt4moe.runlog.events_log import EventsLog
+from gpt4moe.runlog.metrics_log import read_metrics
 from tests.operations.some_run import NOW, a_run, command, line, status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,18 @@ def test_all_steps_done_is_finished_only_with_its_checkpoint(tmp_path: Path, no_
     assert status(folder).state == "finished", "the kill came when all was done"
     command(no_slurm / "squeue", "12|RUNNING|None")
     assert status(folder).state == "running", "it may still write its report"
+
+
+def test_a_long_run_is_told_as_if_every_line_were_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = a_run(tmp_path / "x", steps=300)
+    every = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(every[:100] + every[103:]))
+    os.utime(folder / "metrics.jsonl", (NOW - 79, NOW - 79))
+    glanced = status(folder)
+    monkeypatch.setattr("gpt4moe.operations.run_status.glance_at_metrics", read_metrics)
+    assert glanced == status(folder)
+    assert glanced.wrong == ["metrics.jsonl lacks 3 steps from 101 on"]
+    assert glanced.account is not None and glanced.account.seconds["productive"] == 297 * 2.0
 
 
 def test_a_living_process_is_running_and_its_pace_gives_the_eta(tmp_path: Path) -> None:
