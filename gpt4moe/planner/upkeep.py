@@ -9,6 +9,7 @@ All is arithmetic of the run that estimate.py timed. docs/plan-decisions.md says
 """
 
 from dataclasses import asdict, dataclass
+from math import lcm
 
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
@@ -138,14 +139,16 @@ def checkpoint_storage(plan: PlanConfig, work: Work, world: int, step_seconds: f
     """Args: step_seconds: of a step without saves and failures."""
     steps, config = plan.training.steps, plan.checkpoint
     every = min(config.every or steps, steps)
-    saved_at = {*range(every, steps + 1, every), steps}
-    newest = set(sorted(saved_at)[-config.keep :]) if config.keep else saved_at
-    kept = newest | {step for step in saved_at if config.keep_every and step % config.keep_every == 0}
+    saves = -(-steps // every)  # every so many steps, and at the end
+    kept = min(config.keep or saves, saves)
+    if config.keep_every and kept < saves:
+        oldest = every * (saves - kept + 1)  # of the newest; those of keep_every lie before it
+        kept += (oldest - 1) // lcm(every, config.keep_every)
     size, of_device = checkpoint_bytes(plan.model, work.trained), saved_bytes(work, world)
     interval, stopped = every * step_seconds, plan.save_share / (1 - plan.save_share)
     return CheckpointStorage(
-        save_bytes=size, device_bytes=of_device, saves=len(saved_at), kept=len(kept),
-        room_bytes=size * min(len(kept) + 1, len(saved_at)), written_bytes=size * len(saved_at),
+        save_bytes=size, device_bytes=of_device, saves=saves, kept=kept,
+        room_bytes=size * min(kept + 1, saves), written_bytes=size * saves,
         write_bytes_per_second=size / (interval * (1 if config.asynchronous else stopped)),
         copy_bytes_per_second=of_device / (interval * stopped) if config.asynchronous else None,
     )  # fmt: skip
