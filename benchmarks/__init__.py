@@ -4,6 +4,7 @@ moe_layer.py       the expert-parallel MLP against plain matrix products and fou
 training_step.py   a whole training step against Hugging Face Mixtral
 checkpoints.py     saving, loading and converting in GB/s beside cp
 gpt4_checkpoint.py  the tools on a 1.8T checkpoint of headers without data: seconds and memory
+telemetry.py       the report of a long run and the list of many: processor seconds, memory
 startup.py         seconds from the launch of four ranks to their first step
 gpu.py             a bf16 step of a Mixtral-like slice on one GPU: tokens/s, MFU, peak memory
 harness/           timing in turns, one process's groups, what machine this is

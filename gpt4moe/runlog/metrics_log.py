@@ -136,7 +136,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
     Raises: LaunchError when it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=1 << 18) as file:
             for line in file:
                 # As splitlines() does, which splits at \r too.
                 yield from line.splitlines(keepends=True) if b"\r" in line else (line,)
