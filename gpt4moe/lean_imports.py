@@ -28,6 +28,9 @@ def install() -> None:
 
 class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.startswith(f"{COMPILER}.") and name in sys.modules:
+            # Asking the stand-in for its __path__ brought the whole package, this module too: not a second time.
+            return ModuleSpec(name, _Loaded(sys.modules[name]))
         if name not in LEAN:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -36,12 +39,28 @@ class _Finder(MetaPathFinder):
         return spec
 
 
+class _Loaded(Loader):
+    """A module that is there, as if it had just been loaded."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+
+
 class _Loader(Loader):
     def __init__(self, real: Loader) -> None:
         self.real = real
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.real.create_module(spec)
+
+    def __getattr__(self, name: str) -> Any:  # get_source, get_resource_reader
+        return getattr(self.real, name)
 
     def exec_module(self, module: ModuleType) -> None:
         if COMPILER not in sys.modules:

@@ -37,6 +37,14 @@ assert torch._dynamo is sys.modules["torch._dynamo"] and torch._dynamo.config.di
 import wandb
 print(wandb.__name__)
 """
+SUBMODULE_FIRST = """
+import warnings
+warnings.filterwarnings("ignore")
+import gpt4moe, megatron.core, torch
+from torch._dynamo.variables.builder import VariableBuilder
+import torch._dynamo.variables as package
+print(torch._dynamo.variables is package, package.builder.VariableBuilder is VariableBuilder)
+"""
 
 
 def python(code: str, *arguments: str) -> str:
@@ -55,3 +63,7 @@ def test_a_run_compiles_nothing_and_loads_no_compiler(engine: str, tmp_path: Pat
 
 def test_what_is_decorated_is_compiled_once_when_it_is_called_and_the_compiler_is_torchs() -> None:
     assert python(COMPILES).splitlines() == ["[1.0, 2.0, 3.0, 4.0] module", "wandb"]
+
+
+def test_no_module_of_the_compiler_is_there_twice() -> None:
+    assert python(SUBMODULE_FIRST).split() == ["True", "True"]
