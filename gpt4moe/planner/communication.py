@@ -28,7 +28,8 @@ from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks
-from gpt4moe.planner.states import GRADIENT_BYTES, VALUE_BYTES, trained_tensors
+from gpt4moe.planner.stacks import gradient_bytes
+from gpt4moe.planner.states import VALUE_BYTES, trained_tensors
 
 Traffic = dict[str, dict[str, float]]
 """Group -> kind of operation -> bytes sent."""
@@ -61,16 +62,16 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
     cut_experts = 2.0 * (layout.etp - 1) * moe_layers * shard
     traffic: Traffic = {
         "tp": _tensor_parallel(model, parallel, stage=stage, layers=layers, shard=shard)
-        | {"all_reduce": _tensor_parallel_sums(model, parallel, stage=stage, tokens=tokens * micro_batches)},
+        | {"all_reduce": _tensor_parallel_sums(run, stage=stage, tokens=tokens * micro_batches)},
         "cp": _context_parallel(model, layout, len(layers) * tokens * element * micro_batches),
         "ep": {"all_to_all": 2.0 * (rows.sent + rows.received) * model.hidden_size * element},
         "etp": {"all_gather": cut_experts, "reduce_scatter": cut_experts},
         "pp": {"send": shard * _boundaries(layout, stage)},
-        "embedding": {"all_reduce": _tied_embedding(model, layout, stage)},
+        "embedding": {"all_reduce": _tied_embedding(run, layout, stage)},
     }
-    sizes = _trained_sizes(run, stage)
-    traffic["dp_cp"] = _zero_1(sizes[False], layout.dp * layout.cp, element)
-    traffic["expert_dp"] = _zero_1(sizes[True], layout.expert_dp, element)
+    sizes, gradient = _trained_sizes(run, stage), gradient_bytes(run)
+    traffic["dp_cp"] = _zero_1(sizes[False], layout.dp * layout.cp, gradient, element)
+    traffic["expert_dp"] = _zero_1(sizes[True], layout.expert_dp, gradient, element)
     _add_images(traffic, run, layout, micro_batches)
     sent = {group: {kind: value for kind, value in kinds.items() if value} for group, kinds in traffic.items()}
     return {group: kinds for group, kinds in sent.items() if kinds}
@@ -112,7 +113,7 @@ def _tensor_parallel(
     return {"all_gather": float(gathers * part), "reduce_scatter": float(scatters * part)}
 
 
-def _tensor_parallel_sums(model: ModelConfig, parallel: ParallelConfig, *, stage: int, tokens: int) -> float:
+def _tensor_parallel_sums(run: RunConfig, *, stage: int, tokens: int) -> float:
     """Bytes of the all-reduces over tp.
 
     The vocabulary-parallel cross-entropy sums three fp32 numbers a token (arXiv:1909.08053 section 3). Norms and
@@ -120,12 +121,12 @@ def _tensor_parallel_sums(model: ModelConfig, parallel: ParallelConfig, *, stage
     """
     whole = sum(
         tensor.size
-        for chunk in chunk_tensors(model, parallel, stage)
+        for chunk in chunk_tensors(run.model, run.parallel, stage)
         for tensor in chunk
         if tensor.row.cut is Cut.whole  # not the resampler, whose gradient is whole on every rank
     )
-    cross_entropy = 3 * 4 * tokens if stage == parallel.pp - 1 else 0
-    return _all_reduced(cross_entropy + GRADIENT_BYTES * whole, parallel.tp)
+    cross_entropy = 3 * 4 * tokens if stage == run.parallel.pp - 1 else 0
+    return _all_reduced(cross_entropy + gradient_bytes(run) * whole, run.parallel.tp)
 
 
 def _context_parallel(model: ModelConfig, layout: Layout, width_bytes: int) -> dict[str, float]:
@@ -141,11 +142,12 @@ def _boundaries(layout: Layout, stage: int) -> int:
     return sum((place < layout.pp * layout.vpp - 1) + (place > 0) for place in stages)
 
 
-def _tied_embedding(model: ModelConfig, layout: Layout, stage: int) -> float:
+def _tied_embedding(run: RunConfig, layout: Layout, stage: int) -> float:
     """Bytes of the all-reduce of a tied embedding's gradient between the first and the last stage."""
+    model = run.model
     if not model.tied_embeddings or layout.pp == 1 or stage not in (0, layout.pp - 1):
         return 0.0
-    return _all_reduced(GRADIENT_BYTES * model.vocab_size * model.hidden_size / layout.tp, 2)
+    return _all_reduced(gradient_bytes(run) * model.vocab_size * model.hidden_size / layout.tp, 2)
 
 
 def _trained_sizes(run: RunConfig, stage: int) -> dict[bool, int]:
@@ -169,15 +171,15 @@ def _add_images(traffic: Traffic, run: RunConfig, layout: Layout, micro_batches:
     # Of a broadcast the first rank sends all, and every other one passes it on.
     traffic["model"] = {
         "broadcast": float(latents * (ranks > 1)),
-        "all_reduce": _all_reduced(GRADIENT_BYTES * learned, ranks),
+        "all_reduce": _all_reduced(gradient_bytes(run) * learned, ranks),
     }
     if learned:
         traffic["pp"]["all_reduce"] = _all_reduced(latents, layout.pp)
 
 
-def _zero_1(parameters: int, ranks: int, element: int) -> dict[str, float]:
+def _zero_1(parameters: int, ranks: int, gradient: int, element: int) -> dict[str, float]:
     share = (ranks - 1) / ranks * parameters
-    return {"reduce_scatter": share * GRADIENT_BYTES, "all_gather": share * element}
+    return {"reduce_scatter": share * gradient, "all_gather": share * element}
 
 
 def _all_reduced(size: float, ranks: int) -> float:

@@ -271,7 +271,12 @@ def all_to_all_seconds(work: Work, sent: float) -> float:
     domains = max(1.0, parallel.ep * parallel.etp / cluster.devices_per_nvlink_domain)
     leaves = (1 - 1 / domains) * parallel.ep / (parallel.ep - 1)
     if work.efficiency.one_copy_per_domain and work.model.moe is not None:
-        top_k = work.model.moe.top_k  # a token is sent once to each NVLink domain that has one of its experts
-        leaves *= domains * (1 - (1 - 1 / domains) ** top_k) / top_k
+        leaves *= copies_kept(work.model.moe.top_k, domains)
     inside = sent / cluster.nvlink_bytes_per_second
     return max(inside, sent * min(1.0, leaves) / cluster.fabric_bytes_per_second) / ALL_TO_ALL_SHARE
+
+
+def copies_kept(top_k: int, domains: float) -> float:
+    """Of the rows that leave an NVLink domain the share that is sent, where a token goes once to each domain that has
+    one of its experts. Args: domains: over which the experts are spread; at most 1: none leave."""
+    return domains * (1 - (1 - 1 / domains) ** top_k) / top_k if domains > 1 else 1.0

@@ -15,6 +15,8 @@ from gpt4moe.config.plan import PlanConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.checkpoint_size import checkpoint_bytes, saved_bytes
 from gpt4moe.planner.communication import bytes_per_step
+from gpt4moe.planner.layer_time import copies_kept
+from gpt4moe.planner.stacks import efficiency_of
 from gpt4moe.planner.work import Work
 
 WIDE_VOCABULARY = 65_500
@@ -166,44 +168,67 @@ def data_volume(plan: PlanConfig, layout: Layout, tokens: float, tokens_per_seco
 
 
 def network(plan: PlanConfig, layout: Layout, step_seconds: float) -> Network:
-    """The first node of the stage whose nodes send most to others; ranks are placed node after node."""
-    size = min(plan.cluster.devices_per_node, layout.world_size)
+    """Of the first node of the first, second and last stage and of the last node the one that sends most to others;
+    ranks are placed node after node, so a node may hold several stages, and the last one may be partly filled."""
+    size, world = min(plan.cluster.devices_per_node, layout.world_size), layout.world_size
+    firsts = {rank // size * size for rank in (0, layout.stage_size % world, world - layout.stage_size, world - 1)}
     found = []
-    for stage in sorted({0, min(1, layout.pp - 1), layout.pp - 1}):
-        traffic = bytes_per_step(plan, layout, stage=stage)
-        first = stage * layout.stage_size // size * size
-        ranks = range(first, min(first + size, layout.world_size))
-        groups = {
-            group: NodeTraffic(
-                sent_bytes=len(ranks) * sum(kinds.values()),
-                leaving_bytes=sum(kinds.values()) * sum(_leaving(layout, group, rank, size) for rank in ranks),
-            )
-            for group, kinds in traffic.items()
-        }
-        found.append((sum(one.leaving_bytes for one in groups.values()), groups))
-    most, groups = max(found, key=lambda one: one[0])
-    return Network(node_ranks=size, groups=groups, device_bytes_per_second=most / size / step_seconds)
+    for first in sorted(firsts):
+        ranks = range(first, min(first + size, world))
+        found.append((len(ranks), _node_traffic(plan, layout, ranks, size)))
+    count, groups = max(found, key=lambda one: sum(traffic.leaving_bytes for traffic in one[1].values()))
+    leaving = sum(traffic.leaving_bytes for traffic in groups.values())
+    return Network(node_ranks=count, groups=groups, device_bytes_per_second=leaving / count / step_seconds)
+
+
+def _node_traffic(plan: PlanConfig, layout: Layout, ranks: range, node_size: int) -> dict[str, NodeTraffic]:
+    """Of the ranks of one node, by group."""
+    of_stage: dict[int, dict[str, float]] = {}
+    sent, leaving = dict[str, float](), dict[str, float]()
+    for rank in ranks:
+        stage = rank // layout.stage_size
+        if stage not in of_stage:
+            of_stage[stage] = {
+                group: sum(kinds.values()) for group, kinds in bytes_per_step(plan, layout, stage=stage).items()
+            }
+        for group, size in of_stage[stage].items():
+            is_routed = group == "ep"
+            share = (_routed_away(plan, layout, rank, node_size) if is_routed
+                     else _leaving(layout, group, rank, node_size))  # fmt: skip
+            sent[group] = sent.get(group, 0.0) + size
+            leaving[group] = leaving.get(group, 0.0) + size * share
+    return {group: NodeTraffic(sent_bytes=sent[group], leaving_bytes=leaving[group]) for group in sent}
 
 
 def _leaving(layout: Layout, group: str, rank: int, node_size: int) -> float:
     """The share of what a rank sends in a group that goes to other nodes.
 
-    all-to-all: the members that are elsewhere. pp: the neighbours before and after. Others are rings in the order of
-    the ranks, in which a rank sends to the next member.
+    pp: the neighbours before and after, with vpp around the ends too. Others but ep are rings in the order of the
+    ranks, in which a rank sends to the next member.
     """
-    members, node = layout.members(GROUPS[group], rank), rank // node_size
+    members = layout.members(GROUPS[group], rank)
     if len(members) == 1:
         return 0.0
     place = members.index(rank)
     if group == "embedding":
         members, place = [members[0], members[-1]], int(rank == members[-1])
-    if group == "ep":
-        others = [member for member in members if member != rank]
-    elif group == "pp" and layout.vpp == 1:
-        others = [members[at] for at in (place - 1, place + 1) if 0 <= at < len(members)]
-    else:
-        others = [members[(place + 1) % len(members)]]
-    return sum(member // node_size != node for member in others) / len(others)
+    places = [place + 1]
+    if group == "pp":
+        places = [at for at in (place - 1, place + 1) if layout.vpp > 1 or 0 <= at < len(members)]
+    others = [members[at % len(members)] for at in places]
+    return sum(other // node_size != rank // node_size for other in others) / len(others)
+
+
+def _routed_away(plan: PlanConfig, layout: Layout, rank: int, node_size: int) -> float:
+    """As _leaving, of an all-to-all: the members that are elsewhere. A tuned dispatch (beyond.dispatch, or that of
+    stack=) sends what leaves an NVLink domain once for each domain, as layer_time.all_to_all_seconds has it."""
+    domain, others = plan.cluster.devices_per_nvlink_domain, [one for one in layout.members("ep", rank) if one != rank]
+    kept = 1.0
+    if efficiency_of(plan).one_copy_per_domain and plan.model.moe is not None:
+        kept = copies_kept(plan.model.moe.top_k, layout.ep * layout.etp / domain)
+    shares = [1.0 if other // domain == rank // domain else kept for other in others
+              if other // node_size != rank // node_size]  # fmt: skip
+    return sum(shares) / max(1, len(others))
 
 
 def carbon(plan: PlanConfig, kwh: float | None) -> Carbon | None:

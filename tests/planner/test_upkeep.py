@@ -71,6 +71,41 @@ def test_nodes_together_send_what_all_ranks_send() -> None:
     assert found.device_bytes_per_second == pytest.approx(found.leaving_bytes / 8 / 4.0)
 
 
+@pytest.mark.parametrize("vpp", [1, 2])
+def test_of_a_node_with_several_stages_each_rank_sends_what_its_own_stage_sends(vpp: int) -> None:
+    """Two nodes of four stages, the one as the other turned round, but for the loss: each sends half."""
+    plan = load_plan_config(["model=mixtral_8x7b", "cluster=h100_80g", "gpus=16", "training.global_batch_size=64",
+                             "parallel.tp=2", "parallel.pp=8", f"parallel.vpp={vpp}", "model.tied_embeddings=true"],
+                            )  # fmt: skip
+    layout = Layout.from_config(plan.parallel, 16)
+    found, total = network(plan, layout, 4.0).groups, bytes_of_all_ranks(plan, layout)
+    for group in ("pp", "embedding"):
+        assert 2 * found[group].sent_bytes == pytest.approx(sum(total[group].values())), group
+    assert found["embedding"].leaving_bytes == found["embedding"].sent_bytes
+    # One of the four stages of a node sends half of its messages to the other node, with vpp=2 two of them.
+    assert 0 < found["pp"].leaving_bytes < 0.3 * found["pp"].sent_bytes
+    plan.cluster.devices_per_node = 12  # the second node has 4 of them
+    partial = network(plan, layout, 4.0)
+    assert partial.node_ranks in (4, 12)
+    assert partial.device_bytes_per_second == pytest.approx(partial.leaving_bytes / partial.node_ranks / 4.0)
+
+
+def test_the_network_takes_gradients_and_dispatch_of_the_plan() -> None:
+    asked = ["model=mixtral_8x7b", "cluster=h100_80g", "gpus=32", "training.global_batch_size=64", "parallel.ep=8",
+             "cluster.devices_per_node=4", "cluster.devices_per_nvlink_domain=4"]  # fmt: skip
+    own, half, tuned, stack = (
+        network(plan, Layout.from_config(plan.parallel, 32), 4.0).groups
+        for plan in (load_plan_config([*asked, *more]) for more in (
+            [], ["beyond.gradients=bf16"], ["beyond.dispatch=tuned"], ["stack=megatron-bridge-26.04"]))
+    )  # fmt: skip
+    for group in ("dp_cp", "expert_dp"):  # 4 bytes of a gradient and 2 of a weight
+        assert half[group].sent_bytes == stack[group].sent_bytes == pytest.approx(own[group].sent_bytes * 4 / 6)
+        assert tuned[group] == own[group]
+    # Of a token 2 x 1/2 copies go to the other of 2 domains; 3/4 of the tokens have any that does, and send it once.
+    assert tuned["ep"].leaving_bytes == pytest.approx(own["ep"].leaving_bytes * 0.75)
+    assert half["ep"] == own["ep"]
+
+
 def test_what_leaves_a_node_follows_from_where_the_ranks_of_a_group_are() -> None:
     plan = load_plan_config([*ASKED, "cluster.devices_per_node=4", "parallel.pp=2"])
     layout = Layout.from_config(plan.parallel, 16)  # ep 8: two nodes, of whose 7 others 4 are elsewhere
