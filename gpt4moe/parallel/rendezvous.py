@@ -3,7 +3,7 @@
     store_at()   connect  ->  each rank says that it is here  ->  the last one, or rank 0's patience, ends the wait
 
 torch waits for the last rank without a word, and names none. Here rank 0 warns after a minute, and gives up by an error
-that every rank has and that names the ranks that are missing.
+that every rank has and that names the ranks that are missing. Ranks that came before rank 0 wait as long as it does.
 """
 
 import logging
@@ -12,8 +12,11 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from datetime import timedelta
+from typing import TypeVar
 
 from torch import distributed
 
@@ -21,16 +24,18 @@ from gpt4moe.errors import HUNG, LaunchError
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import ranks_text
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _DOOR_KEY = "gpt4moe/door"
 """In the store of torchrun's agents: the port at which rank 0 tells the name of the launch."""
 _WARN_SECONDS = 60.0
 _CONNECT_SECONDS = 30.0
-"""A wait inside torch lets no signal handler run: no single one is longer. A store that thousands of ranks knock at
-takes its time."""
+"""For one try. A store that thousands of ranks knock at takes its time."""
 _QUESTIONS_PER_SECOND = 10_000
-"""Of all ranks together, to one store."""
+"""Of all ranks together, to one store; more where each would ask too seldom."""
+_LONGEST_SLEEP_SECONDS = 1.0
+"""A rank 0 that gives up serves its store for 2 s more (environment.FIRST_STAYS_SECONDS): all ranks ask within them."""
 _VERDICT_SECONDS = 20.0
 """Longer than rank 0 the others wait, for what it says."""
 
@@ -43,46 +48,57 @@ def store_at(environment: Environment, timeout: timedelta, patience_seconds: flo
         patience_seconds: how long the ranks that came wait for the others.
     Raises: LaunchError with status 86, on every rank that came, when one did not.
     """
-    deadline = time.monotonic() + patience_seconds
-    store = _connect(environment, deadline, patience_seconds)
-    launch = ""
-    if _agents_serve():
-        assert environment.master is not None
-        address, is_first = environment.master[0], environment.rank == 0
-        launch = _launch_of_agents(store, address, is_first=is_first, deadline=deadline)
-    await_all(distributed.PrefixStore(f"come{launch}", store), environment, deadline, patience_seconds)
+
+    def find() -> tuple[distributed.Store, str]:
+        deadline = time.monotonic() + patience_seconds
+        store = _connect(environment, deadline, patience_seconds)
+        return store, _launch_of_agents(store, environment, deadline) if _agents_serve() else ""
+
+    store, launch = _in_time(find, environment, patience_seconds)
+    come = distributed.PrefixStore(f"come{launch}", store)
+    _in_time(lambda: await_all(come, environment, patience_seconds), environment, patience_seconds)
     store.set_timeout(timeout)
     return distributed.PrefixStore(f"default_pg{launch}", store)
 
 
-def await_all(store: distributed.Store, environment: Environment, deadline: float, patience_seconds: float) -> None:
-    """Until every rank has called this. Args: deadline: by time.monotonic(). Raises: as store_at."""
+def await_all(store: distributed.Store, environment: Environment, patience_seconds: float) -> None:
+    """Until every rank has called this. Raises: as store_at."""
+    try:
+        verdict = _verdict(store, environment, patience_seconds)
+    except distributed.DistError as error:
+        raise late("rank 0 came, and its store has gone before all ranks had come", told_by=1) from error
+    if verdict != "met":
+        raise late(verdict)
+
+
+def _verdict(store: distributed.Store, environment: Environment, patience_seconds: float) -> str:
+    """`met`, or why not."""
     rank, world_size = environment.rank, environment.world_size
     store.set(f"here/{rank}", "")
     if store.add("number", 1) == world_size:
         store.compare_set("verdict", "", "met")
-    warn_at = time.monotonic() + min(_WARN_SECONDS, patience_seconds / 2)
+    began = time.monotonic()  # not before: others may have waited long for rank 0, whose patience begins now
+    deadline, warn_at = began + patience_seconds, began + min(_WARN_SECONDS, patience_seconds / 2)
     is_warned = False
-    wait_seconds, longest = 0.01, max(0.2, world_size / _QUESTIONS_PER_SECOND)
-    while not store.check(["verdict"]):  # not store.wait, in which no signal handler runs
+    wait_seconds = 0.01
+    longest = min(max(0.2, world_size / _QUESTIONS_PER_SECOND), _LONGEST_SLEEP_SECONDS)
+    while not store.check(["verdict"]):
         time.sleep(wait_seconds)
         now, wait_seconds = time.monotonic(), min(2 * wait_seconds, longest)
-        if rank == 0 and now > deadline:
+        if rank == 0 and now > warn_at and not is_warned:
+            is_warned = True
+            logger.warning(
+                "%s not come yet; %.0f s from now the launch ends with %d",
+                missing_text(store, world_size), max(0.0, deadline - now), HUNG,
+            )  # fmt: skip
+        elif rank == 0 and now > deadline:
             who = missing_text(store, world_size)
             store.compare_set(
                 "verdict", "", f"{who} not come in {patience_seconds:.0f} s, and {world_size} are waited for"
             )
-        elif rank == 0 and now > warn_at and not is_warned:
-            is_warned = True
-            logger.warning(
-                "%s not come yet; %.0f s from now the launch ends with %d",
-                missing_text(store, world_size), deadline - now, HUNG,
-            )  # fmt: skip
         elif now > deadline + _VERDICT_SECONDS:
             raise late("rank 0 came, and stopped before all ranks had come", told_by=1)
-    verdict = store.get("verdict").decode()
-    if verdict != "met":
-        raise late(verdict)
+    return str(store.get("verdict").decode())
 
 
 def missing_text(store: distributed.Store, world_size: int) -> str:
@@ -92,13 +108,38 @@ def missing_text(store: distributed.Store, world_size: int) -> str:
 
 
 def late(cause: str, *, told_by: int = 0) -> LaunchError:
+    """The error that ends with 86 the ranks that came. Args: told_by: the rank that prints it."""
     error = LaunchError(
         f"The ranks did not meet: {cause}.",
         "Look at what these ranks and their nodes do (stopped, in an import from a slow disk, on a network of their "
-        "own). resilience.hang_seconds sets how long a run waits: four times that.",
+        "own). A training run waits for four times its resilience.hang_seconds.",
     )
     error.exit_code, error.told_by = HUNG, told_by
     return error
+
+
+def _in_time(ask: Callable[[], T], environment: Environment, patience_seconds: float) -> T:
+    """What `ask` returns or raises. It runs in a thread: torch waits for a store whose process is stopped without
+    timeout (2.13, also where it connects), and inside torch no signal handler runs."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="meeting", daemon=True).start()
+    wait([answer], patience_seconds + 2 * _VERDICT_SECONDS)
+    if not answer.done():
+        raise _no_answer(environment, patience_seconds)
+    return answer.result()
+
+
+def _no_answer(environment: Environment, patience_seconds: float) -> LaunchError:
+    assert environment.master is not None
+    who, (address, port) = "torchrun's agent" if _agents_serve() else "rank 0", environment.master
+    return late(f"{who} does not answer at {address}:{port} after {patience_seconds:.0f} s", told_by=1)
 
 
 def _agents_serve() -> bool:
@@ -115,18 +156,17 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
         seconds = max(1.0, min(_CONNECT_SECONDS, deadline - time.monotonic()))
         try:
             return distributed.TCPStore(
-                address, port, environment.world_size, is_master=serves, timeout=timedelta(seconds=seconds),
-                wait_for_workers=False, multi_tenant=serves,
+                address, port, is_master=serves, timeout=timedelta(seconds=seconds), wait_for_workers=False,
+                multi_tenant=serves,
             )  # fmt: skip
         except distributed.DistNetworkError:
             if serves:  # its port is another's
                 raise
         if time.monotonic() > deadline:
-            who = "torchrun's agent" if _agents_serve() else "rank 0"
-            raise late(f"{who} does not answer at {address}:{port} after {patience_seconds:.0f} s", told_by=1)
+            raise _no_answer(environment, patience_seconds)
 
 
-def _launch_of_agents(store: distributed.Store, address: str, *, is_first: bool, deadline: float) -> str:
+def _launch_of_agents(store: distributed.Store, environment: Environment, deadline: float) -> str:
     """A name of this launch, the same on every rank, under torchrun's agents. Collective.
 
     The agents' store outlives its ranks (torch 2.13): ranks that are started again would find the addresses that those
@@ -134,8 +174,9 @@ def _launch_of_agents(store: distributed.Store, address: str, *, is_first: bool,
     rank 0 itself, not from that store, where the name before may still stand: a port that an earlier rank 0 left is
     closed, for the agents start ranks again when all of the last ones have ended.
     """
-    name = uuid.uuid4().hex
-    if is_first:
+    assert environment.master is not None
+    name, address = uuid.uuid4().hex, environment.master[0]
+    if environment.rank == 0:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         door = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=dual)

@@ -1,14 +1,19 @@
 """Ranks that wait for one that never comes: it is named, before they give up and in the error that all of them have."""
 
 import logging
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from torch import distributed
 
 from gpt4moe.errors import LaunchError
+from gpt4moe.parallel import rendezvous
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.local_ranks import free_port
 from gpt4moe.parallel.rendezvous import await_all, store_at
@@ -38,7 +43,7 @@ def test_the_ranks_that_did_not_come_are_named_by_rank_0_to_all(caplog: pytest.L
     def come(rank: int) -> None:
         place = Environment(rank=rank, world_size=5, local_rank=rank, master=None, source="test")
         with pytest.raises(LaunchError) as error:
-            await_all(store, place, time.monotonic() + 0.2, 0.2)
+            await_all(store, place, 0.2)
         told.append((error.value.cause, error.value.exit_code, error.value.told_by))
 
     with caplog.at_level(logging.WARNING, "gpt4moe"), ThreadPoolExecutor(1) as threads:
@@ -61,6 +66,50 @@ def test_a_rank_0_that_never_comes_is_told_by_rank_1_alone(
         place = Environment(rank=rank, world_size=1, local_rank=rank, master=None, source="test")
         assert launch.report(error, place, have_met=True) == 86
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_a_rank_that_came_before_rank_0_waits_for_its_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, clock = distributed.HashStore(), [0.0]
+
+    def connect(*_: object) -> distributed.Store:
+        clock[0] += 1000  # rank 0 comes now
+        return store
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 10
+        if clock[0] > 2200:  # rank 0's patience ends
+            store.set("come/verdict", "rank 2 has not come")
+
+    monkeypatch.setattr(rendezvous, "_connect", connect)
+    monkeypatch.setattr(rendezvous, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    (error,) = meet([1], 3, seconds=1200)
+    assert isinstance(error, LaunchError) and error.cause == "The ranks did not meet: rank 2 has not come."
+
+
+def test_a_store_that_goes_while_ranks_meet_ends_them_with_86() -> None:
+    server = [distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    client = distributed.TCPStore("127.0.0.1", server[0].port, is_master=False, wait_for_workers=False)
+    place = Environment(rank=1, world_size=2, local_rank=1, master=None, source="test")
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(await_all, client, place, 60.0)
+        while not server[0].check(["here/1"]):
+            time.sleep(0.01)
+        server.clear()
+        error = other.exception()
+    assert isinstance(error, LaunchError) and error.exit_code == 86 and "its store has gone" in error.cause
+
+
+def test_a_rank_0_that_is_stopped_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_VERDICT_SECONDS", 0.1)
+    place = Environment(rank=1, world_size=2, local_rank=1, master=None, source="test")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # its kernel takes connections, nobody answers
+        place = replace(place, master=server.getsockname())
+        with pytest.raises(LaunchError, match=r"rank 0 does not answer at 127\.0\.0\.1:") as error:
+            store_at(place, timedelta(seconds=20), 0.1)
+    for thread in threading.enumerate():
+        if thread.name == "meeting":
+            thread.join()
+    assert error.value.exit_code == 86
 
 
 def test_ranks_that_all_come_have_one_store() -> None:
