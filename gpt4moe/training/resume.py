@@ -137,14 +137,15 @@ def place_of_source(run: RunConfig, folder: RunFolder, latest: int, groups: Proc
 
 
 def as_seen(folder: Path) -> str:
-    """A checksum of a checkpoint's manifest and of the names of its files, as this process sees them. No file of a rank
-    is asked for: every rank calls this."""
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    """A checksum of a checkpoint's manifest and of the names of its files, as this process sees them. A folder that
+    cannot be read (NFS: ESTALE) is another one than any that can. No file of a rank is asked for: every rank calls
+    this."""
     try:
-        manifest = (folder / NAME).read_bytes()
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        seen = "\n".join(names).encode() + b"\n" + (folder / NAME).read_bytes()
     except OSError as error:
-        manifest = f"{error.errno}".encode()
-    return sha256("\n".join(names).encode() + b"\n" + manifest).hexdigest()
+        seen = f"errno {error.errno}".encode()
+    return sha256(seen).hexdigest()
 
 
 def _await_listing(folder: Path, wanted: str, rank: int) -> None:

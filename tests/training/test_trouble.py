@@ -1,6 +1,8 @@
 """What goes wrong in the middle of things: the run ends in order, or goes on; nothing saved is lost."""
 
-from concurrent.futures import ThreadPoolExecutor
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -143,11 +145,25 @@ def test_no_rank_begins_before_it_sees_the_checkpoint_that_rank_0_sees(
     for path, text in ((folder, "old"), (seen, "new")):
         path.mkdir()
         (path / "manifest.json").write_text(text)
-    wanted = resume.as_seen(seen)
-    with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(resume._await_listing, folder, wanted, 3)
-        (folder / "manifest.json").write_text("new")
-        waiting.result()  # the file system shows it at last
+    wanted, as_seen, glob = resume.as_seen(seen), resume.as_seen, Path.glob
+    looks: list[str] = []
+
+    def look(path: Path) -> str:
+        if len(looks) == 2:  # the file system shows it at last
+            (folder / "manifest.json").write_text("new")
+        looks.append(as_seen(path))
+        return looks[-1]
+
+    def stale_at_first(path: Path, pattern: str) -> Iterator[Path]:
+        if not looks:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return glob(path, pattern)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "as_seen", look)
+        patch.setattr(Path, "glob", stale_at_first)
+        resume._await_listing(folder, wanted, 3)
+    assert len(set(looks)) == 3 and looks[2] == wanted
     (folder / "rank-00000.safetensors").write_bytes(b"one more")
     monkeypatch.setattr(resume, "LISTING_SECONDS", 0.1)
     with pytest.raises(LaunchError, match=r"Rank 3 on .* sees other files in .*step-00000002 than rank 0"):
