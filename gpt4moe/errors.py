@@ -8,8 +8,6 @@ HUNG = 86
 """Exit status: ranks hung, were lost or did not come, nothing was saved; please requeue."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, saved or not: whoever pressed it wants the run to rest, so nobody puts it back."""
-SAME_PRESS_SECONDS = 1.0
-"""A launcher and a terminal may both send the INT of one Ctrl-C. One that comes later is a second Ctrl-C."""
 
 
 class Gpt4MoeError(Exception):

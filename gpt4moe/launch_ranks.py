@@ -29,7 +29,8 @@ from gpt4moe.resilience.signals import SIGNALS
 from gpt4moe.runlog.command_line import print_error
 
 END_SECONDS = 600.0
-"""A step, and a save of a model that one machine holds, on a slow disk."""
+"""A step, an evaluation, the save under way and the last one, of a model that one machine holds, on a slow disk. Where
+they take longer, --end-seconds must be more: ranks that are killed have not saved."""
 
 
 def launch(
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nproc-per-node", "--nproc", type=int, required=True, metavar="N", help="ranks to start")
     parser.add_argument(
         "--end-seconds", type=float, default=END_SECONDS, metavar="S",
-        help="after a signal that ends the launch, ranks that still run are killed (%(default)g)",
+        help="after a signal that ends the launch, ranks that still run are killed, saved or not (%(default)g)",
     )  # fmt: skip
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a file")
     parser.add_argument("program", help="the module or file that each rank runs")

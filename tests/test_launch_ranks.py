@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gpt4moe.parallel.rank_processes import Ranks, start_ranks
+
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import os, signal, sys, time
@@ -23,7 +25,7 @@ def touch(name):
 """
 
 
-ASKED = "SIGINT: the ranks finish their step, save and end. Those that still run in 600 s are killed"
+ASKED = "SIGINT: handed to the ranks, to end in their own way. Those that still run in 600 s are killed"
 
 
 def launcher(here: Path, body: str, ranks: int = 2, *more: str) -> subprocess.Popen[str]:
@@ -69,11 +71,15 @@ def test_the_status_is_that_of_the_rank_that_failed_and_nothing_is_added(status:
 
 def test_a_killed_rank_is_named_and_counts_before_one_that_failed_for_it(tmp_path: Path) -> None:
     body = """
-if rank == 1:
-    os.kill(os.getpid(), 9)
 if rank == 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
+if rank == 1:
+    touch("dies")
+    os.kill(os.getpid(), 9)
+while not (here / "dies-1").exists():
+    time.sleep(0.01)
+time.sleep(0.5)  # before rank 1 is dead, the end of this rank would be a TERM for it
 sys.exit(1)
 """
     began = time.monotonic()
@@ -130,9 +136,17 @@ def test_after_term_ranks_that_do_not_end_are_named_and_killed(tmp_path: Path) -
     _, err = process.communicate(timeout=30)
     assert process.returncode == 137
     assert err.splitlines() == [
-        "SIGTERM: the ranks finish their step, save and end. Those that still run in 0.5 s are killed.",
+        "SIGTERM: handed to the ranks, to end in their own way. Those that still run in 0.5 s are killed.",
         "Still running after SIGTERM, and killed now: ranks 0-2.",
     ]
+
+
+def test_a_signal_that_comes_before_a_rank_is_there_ends_it_too() -> None:
+    ranks = Ranks(patience_seconds=600)
+    ranks.send(signal.SIGTERM)
+    start_ranks(2, ["sleep", "30"], os.environ, ranks)
+    ranks.wait()
+    assert ranks.status() == (143, 0)
 
 
 def test_its_own_kill_9_leaves_no_rank(tmp_path: Path) -> None:

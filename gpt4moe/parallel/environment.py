@@ -19,6 +19,8 @@ from gpt4moe.parallel.slurm_job import SlurmJob
 
 # Ranks start within a second of each other. Rank 0 waits for the others; they wait until it has ended.
 FIRST_STAYS_SECONDS, OTHERS_STAY_SECONDS = 2.0, 6.0
+SAME_PRESS_SECONDS = 1.0
+"""A launcher and a terminal may both send the INT of one Ctrl-C. One that comes later is a second Ctrl-C."""
 
 CUDA_VARIABLES = {
     # Megatron's overlap of tensor-parallel communication relies on one hardware queue. The driver reads it once, when

@@ -18,7 +18,8 @@ from math import inf
 from types import FrameType
 from typing import BinaryIO, Protocol
 
-from gpt4moe.errors import HUNG, INTERRUPTED, SAME_PRESS_SECONDS
+from gpt4moe.errors import HUNG, INTERRUPTED
+from gpt4moe.parallel.environment import SAME_PRESS_SECONDS
 from gpt4moe.parallel.layout import ranks_text
 from gpt4moe.parallel.local_ranks import free_port
 
@@ -84,7 +85,7 @@ class Ranks:
             self._end_by(now + self.patience_seconds)
             second = f"; a second Ctrl-C ends them within {_BROKEN_SECONDS:g} s" if number == signal.SIGINT else ""
             self.say(
-                f"{self.asked}: the ranks finish their step, save and end. Those that still run in "
+                f"{self.asked}: handed to the ranks, to end in their own way. Those that still run in "
                 f"{self.patience_seconds:g} s are killed{second}."
             )
         if number == signal.SIGINT:
@@ -177,3 +178,5 @@ def start_ranks(
             preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
         )  # fmt: skip
         started.processes = [*started.processes, process]
+        if started.asked is not None:  # the signal came before this rank was there
+            process.send_signal(signal.Signals[started.asked])

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from gpt4moe.errors import INTERRUPTED, SAME_PRESS_SECONDS
+from gpt4moe.errors import INTERRUPTED
+from gpt4moe.parallel.environment import SAME_PRESS_SECONDS
 from gpt4moe.parallel.slurm_job import SlurmJob
 
 REQUEUE = 85
