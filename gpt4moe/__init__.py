@@ -2,6 +2,7 @@
 
 Rooms, lowest storey first. Imports only go down (tests/test_house.py):
 
+   -1  lean_imports.py  Megatron and DeepSpeed without a compiler that no step uses
     0  config        what a run may be: typed, checked, no torch
     1  parallel      who computes what: layouts, legality, live groups, devices
     2  architecture  what a model is made of: tensors, counts, operations; no torch
@@ -31,7 +32,6 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     6  gpu_rehearsal two steps of one rank on a fake GPU: what it would refuse, and what bounds its speed
     7  train.py      the guided tour: python -m gpt4moe.train
     7  launch_ranks.py  starts the ranks of one machine
-   -1  lean_imports.py  Megatron and DeepSpeed without a compiler that no step uses
     7  refinement    better texts by search: candidates in turn, scored, the best kept
     8  drill         faults planted in a small run, and what they cost
 

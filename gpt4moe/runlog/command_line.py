@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -61,8 +62,8 @@ def run_tool(arguments: list[str], help_text: str | None, act: Callable[[list[st
 
 
 def outlive_output() -> None:
-    """From now on a stdout or stderr that takes no more (a full disk, a pipe that nobody reads) ends nothing: what it
-    does not take is dropped, after one warning on the other. For a command whose results are files."""
+    """From now on a stdout or stderr that takes no more (a full disk, a pipe whose reader has gone) ends nothing: what
+    it does not take is dropped, after one warning on the other. For a command whose results are files."""
     for name, other in (("stdout", 2), ("stderr", 1)):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
@@ -83,7 +84,10 @@ class _Droppable(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data) or 0
+            written = super().write(data)
+            if written is None:  # a full pipe that does not block: wait for its reader
+                time.sleep(0.01)
+            return written or 0
         except OSError as error:
             if not self.has_told:
                 self.has_told = True

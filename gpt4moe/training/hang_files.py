@@ -56,7 +56,7 @@ class HangFiles:
             say(f"rank {self.rank}: its stacks cannot be written to {self.folder}: {error.strerror}.")
 
     def beats(self) -> dict[int, str]:
-        """The last beats of the first ranks that have written theirs."""
+        """The last beats of the first ranks that have written theirs; of the first thousand alone: one folder."""
         found = sorted(self.folder.glob("rank-*.txt"))[:_MOST_READ]
         return {int(file.stem.split("-")[1]): file.read_text().partition("\n")[0] for file in found}
 
