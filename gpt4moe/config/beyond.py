@@ -6,7 +6,9 @@ A plan that uses any of them says so beside its numbers: in its table, the rows 
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.errors import ConfigError
 
 
 class Products(str, Enum):
@@ -64,3 +66,24 @@ class BeyondConfig:
         texts = [f"beyond.{name}={value.value}" for name, value in found.items() if value is not None]
         modules = ",".join(module.value for module in self.recompute)
         return [*texts, f"beyond.recompute=[{modules}]"] if modules else texts
+
+    def require_used(self, model: ModelConfig) -> None:
+        """Raises: ConfigError for a module or a dispatch that the model has no layer for."""
+        has_experts, has_dense = any(model.moe_layers), not all(model.moe_layers)
+        is_there = {
+            Module.layernorm: True,
+            Module.moe_act: has_experts,
+            Module.mla_up_proj: model.mla is not None,
+            Module.mlp: has_dense,
+            Module.shared_experts: model.moe is not None and model.moe.shared_expert_ffn_hidden_size is not None,
+        }
+        for module in self.recompute:
+            if not is_there[module] or self.recompute.count(module) > 1:
+                why = "is there twice" if is_there[module] else f"has no effect: no layer of {model.name} has it"
+                cure = "Name it once." if is_there[module] else f"Leave {module.value} out."
+                raise ConfigError(f"beyond.recompute: {module.value} {why}.", cure)
+        if self.dispatch is not None and not has_experts:
+            raise ConfigError(
+                f"beyond.dispatch={self.dispatch.value} has no effect: {model.name} has no experts.",
+                "Leave beyond.dispatch out.",
+            )

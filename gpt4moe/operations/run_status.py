@@ -176,8 +176,10 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     is_alive, seen_alive = state == "running", last_sign_of_life(folder, events)
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
-    # A rule may need any metric of any step.
-    alerts = failing_alerts(rules, read_metrics(folder / METRICS_FILE), doing) if doing is not None else []
+    try:  # a rule may need any metric of any step
+        alerts = failing_alerts(rules, read_metrics(folder / METRICS_FILE), doing) if doing is not None else []
+    except Gpt4MoeError as error:
+        return RunStatus(state="damaged", why=error.cause, **known)
     account = goodput(
         events, records, last_sign_of_life=now if is_alive else seen_alive, is_running=is_alive,
         waiting_until=now if state == "waiting" else None,
@@ -219,7 +221,8 @@ def _gaps(records: list[Record]) -> list[str]:
     """Steps between the first and the last that have no line in metrics.jsonl."""
     steps = [int(record["step"]) for record in records]
     gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
-    return [f"{METRICS_FILE} lacks {last - first + 1} steps from {first} on" for first, last in gaps]
+    counts = ((first, "1 step" if first == last else f"{last - first + 1} steps") for first, last in gaps)
+    return [f"{METRICS_FILE} lacks {count} from {first} on" for first, count in counts]
 
 
 def _speed(records: list[Record]) -> float | None:

@@ -1,6 +1,6 @@
 """Bytes of one checkpoint: of all ranks together, and of the rank that writes most.
 
-    trained weights    fp32 master and both moments
+    trained weights    fp32 master and both moments, which a plan may have in 16 bits (beyond.moments)
     frozen weights     fp32 too, whatever the dtype that they are held in (checkpoint.storage)
     with adapters      the adapters alone, with their moments: frozen weights are the base's
 
@@ -16,22 +16,21 @@ from gpt4moe.planner.work import Work
 
 MASTER_BYTES = 4
 """Of one trained parameter: its master weight, fp32. Two moments are beside it."""
-STATE_BYTES = MASTER_BYTES + 2 * 4
-"""Of one trained parameter, all fp32."""
 FROZEN_BYTES = 4
 """Of one frozen parameter."""
 
 
-def checkpoint_bytes(model: ModelConfig, trained: Collection[str] | None = None) -> float:
+def checkpoint_bytes(model: ModelConfig, trained: Collection[str] | None = None, *, moment_bytes: int = 4) -> float:
     """Bytes of a checkpoint of all ranks.
 
     Args:
         trained: names of the trained tensors; None: all.
+        moment_bytes: of one element of a moment.
     """
     sizes = {tensor.name: tensor.size for tensor in model_tensors(model)}
     learned = sum(size for name, size in sizes.items() if trained is None or name in trained)
     frozen = sum(sizes.values()) - learned if model.lora is None else 0
-    return float(STATE_BYTES * learned + FROZEN_BYTES * frozen)
+    return float((MASTER_BYTES + 2 * moment_bytes) * learned + FROZEN_BYTES * frozen)
 
 
 def saved_bytes(work: Work, world_size: int) -> float:

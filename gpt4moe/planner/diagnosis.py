@@ -21,7 +21,7 @@ from gpt4moe.planner.checkpoint_size import checkpoint_bytes
 from gpt4moe.planner.efficiency import generation_timing
 from gpt4moe.planner.memory import StageMemory
 from gpt4moe.planner.run_time import STORAGE_RATE, RunTime, Saving, best_interval
-from gpt4moe.planner.stacks import STACKS, plan_interval
+from gpt4moe.planner.stacks import STACKS, moment_bytes, plan_interval
 from gpt4moe.planner.states import trained_tensors
 from gpt4moe.planner.step_time import StepTime
 
@@ -128,7 +128,7 @@ def _of_failures(plan: PlanConfig, saving: Saving, whole: RunTime, lost: float, 
         lost: share of the time.
         best: steps between saves, by what a save keeps training waiting.
     """
-    whole_bytes = checkpoint_bytes(plan.model, trained_tensors(plan))
+    whole_bytes = checkpoint_bytes(plan.model, trained_tensors(plan), moment_bytes=moment_bytes(plan))
     every = max(best, ceil(saving.written_seconds / step_seconds))
     stops = f"{lost:.0%} of the time goes to {whole.failures:.0f} unexpected stops"
     if not saving.every_steps:

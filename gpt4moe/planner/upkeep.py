@@ -146,7 +146,8 @@ def checkpoint_storage(plan: PlanConfig, work: Work, world: int, step_seconds: f
     if config.keep_every and kept < saves:
         oldest = every * (saves - kept + 1)  # of the newest; those of keep_every lie before it
         kept += (oldest - 1) // lcm(every, config.keep_every)
-    size, of_device = checkpoint_bytes(plan.model, work.trained), saved_bytes(work, world)
+    size = checkpoint_bytes(plan.model, work.trained, moment_bytes=work.moment_bytes)
+    of_device = saved_bytes(work, world)
     interval, stopped = every * step_seconds, plan.save_share / (1 - plan.save_share)
     return CheckpointStorage(
         save_bytes=size, device_bytes=of_device, saves=saves, kept=kept,

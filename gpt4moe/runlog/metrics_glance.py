@@ -1,8 +1,8 @@
 """A metrics.jsonl read fast, for a list of runs: the last steps whole, of earlier ones the number and the seconds.
 
-Of a line as MetricsLog writes it these two are found by their place; a line of any other form is decoded whole. So what
-is damaged in the middle of a long file inside other numbers is found by `read_metrics`, which every launch and report
-calls, and not here.
+Of a line as MetricsLog writes it these two are found by their place; a line of any other form is decoded whole, as are
+those with a NUL or a second brace. So a wrong value in the middle of a long file is found by `read_metrics`, which each
+launch and report calls, and not here.
 """
 
 from collections import deque
@@ -37,8 +37,9 @@ def glance_at_metrics(path: Path) -> list[Record]:
 def _glanced(line: bytes) -> Record | None:
     """As decode_record."""
     at = line.find(_SECONDS)
-    # With "nonfinite", which is the last, a line ends with two braces.
-    if at > 0 and line.startswith(_FIRST) and line.endswith(b"}\n") and not line.endswith(b"}}\n") and line.isascii():
+    is_whole = line.startswith(_FIRST) and line.endswith(b"}\n") and line.isascii() and b"\0" not in line
+    # Two lines glued have two braces, and one with "nonfinite".
+    if at > 0 and is_whole and line.count(b"{") == 1:
         step, seconds = line[len(_FIRST) : line.find(b",")], line[at + len(_SECONDS) : line.find(b",", at)]
         if step.isdigit() and step != b"0":
             try:

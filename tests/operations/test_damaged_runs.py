@@ -12,7 +12,7 @@ import pytest
 from gpt4moe.operations.run_state import run_folders
 from gpt4moe.operations.run_status import statuses
 from gpt4moe.operations.run_table import print_runs
-from tests.operations.some_run import NOW, a_run, line, status
+from tests.operations.some_run import NOW, a_run, command, line, status
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +127,12 @@ def test_a_folder_that_may_not_be_read_is_one_row(tmp_path: Path) -> None:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
         (Path(root) / "runs" / "shut").chmod(0o755)
+
+
+def test_a_running_run_with_a_wrong_value_that_only_its_rules_meet_keeps_its_job(tmp_path: Path) -> None:
+    command(tmp_path / "squeue", "12|RUNNING|None")
+    folder = a_run(tmp_path / "x", steps=120, job=12)
+    file = folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"step": 60, "loss": -55.0', '"step": 60, "loss": "low"'))
+    found = status(folder)
+    assert (found.state, found.job) == ("damaged", 12) and "line 60 is not a metrics record" in found.why

@@ -96,9 +96,15 @@ def test_products_that_a_device_has_no_units_for_are_refused(cluster: str, produ
 
 def test_options_that_would_have_no_effect_are_refused() -> None:
     fp32 = ["model=tiny", "precision=fp32", "beyond.products=fp8"]
-    full = ["model=tiny", "beyond.recompute=[mlp]", "parallel.recompute=full"]
+    full = ["model=tiny", "beyond.recompute=[layernorm]", "parallel.recompute=full"]
     served = ["report=inference", "stack=llama3-2024"]
-    for given in (fp32, full, served):
+    no_module = [
+        [f"model={model}", f"beyond.recompute=[{module}]"]
+        for model, module in (("mixtral_8x7b", "mla_up_proj"), ("mixtral_8x7b", "mlp"),
+                              ("mixtral_8x7b", "shared_experts"), ("llama3_405b", "moe_act"))
+    ]  # fmt: skip
+    idle = [["model=llama3_405b", "beyond.dispatch=tuned"], ["beyond.recompute=[layernorm,layernorm]"]]
+    for given in (fp32, full, served, *no_module, *idle):
         with pytest.raises(ConfigError):
             load_plan_config(given)
     assert load_plan_config(["cluster=h100_80g", "precision=fp8"]).beyond.products is Products.fp8
@@ -173,7 +179,7 @@ def test_a_stacks_interval_is_that_of_its_rows_left_out() -> None:
 
 
 def test_published_layouts_are_said_to_fit_where_they_ran() -> None:
-    """All but five of 106, named in docs/planner-error.md; each of them within a quarter of the device."""
+    """All but five of 106, named in docs/planner-stacks.md; each of them within a quarter of the device."""
     found = fits()
     alarms = [fit for fit in found if fit.is_alarm]
     assert len(found) == 106 and len(alarms) == 5

@@ -30,6 +30,9 @@ def test_saves_kept_and_room_are_those_of_the_trainers_keys() -> None:
     assert storage.room_bytes == 6 * storage.save_bytes and storage.written_bytes == 10 * storage.save_bytes
     assert storage.save_bytes == 12 * 46_702_792_704
     assert 16 * storage.device_bytes == pytest.approx(storage.save_bytes, rel=0.01)
+    lean = load_plan_config([*ASKED, "beyond.moments=bf16"])
+    halved = checkpoint_storage(lean, timed_work(lean), 16, 5.0)
+    assert (halved.save_bytes, halved.device_bytes) == (8 * 46_702_792_704, storage.device_bytes * 8 / 12)
     endless = plan_of(*ASKED, "training.steps=1000000000000000000", "checkpoint.every=10")  # takes no memory
     assert checkpoint_storage(endless, timed_work(endless), 16, 5.0).saves == 10**17
     once = checkpoint_storage(plan_of(*ASKED, "checkpoint.every=0"), timed_work(plan), 16, 5.0)

@@ -56,6 +56,9 @@ def test_a_line_of_another_form_is_decoded(name: str, tmp_path: Path) -> None:
 DAMAGED = [
     (0, b'{"step": 1, "loss": "low", "step_seconds": 1.0, "mfu": 1}\n'),
     (99, b"oops\n"),
+    (99, lines(100)[-1][:-1] + lines(101)[-1]),
+    (99, lines(100)[-1][:-40] + lines(101)[-1]),
+    (99, lines(100)[-1].replace(b'"loss": 0.', b'"loss": 0.' + bytes(512))),
     (99, b'{"step": 100, "loss": 1.0, "step_sec\n'),
     (99, b'{"step": 0, "step_seconds": 1.0, "mfu": 1}\n'),
     (99, b'{"step": 100, "step_seconds": x, "mfu": 1}\n'),
