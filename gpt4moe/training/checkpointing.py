@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 _PORTABLE = 1
 """cudaHostRegisterPortable: locked for every GPU of the process."""
-_WAIT_SECONDS = 0.01
-_LONGEST_WAIT_SECONDS = 0.5
 
 
 class Staging:

@@ -17,7 +17,7 @@ from gpt4moe.errors import ConfigError
 from tests.drill.small import event, outcome, run
 
 
-def test_a_fault_of_each_kind_costs_no_step_and_change_no_number(
+def test_a_fault_of_each_kind_costs_no_step_and_changes_no_number(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Kills of one and all ranks and within a save, a hang, an exception, NaN, a full and a slow disk, and
