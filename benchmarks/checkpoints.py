@@ -29,7 +29,8 @@ from benchmarks.harness.process import machine, measured
 from gpt4moe.architecture.tensors import logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.storage import FileEntry, Piece, write_file
+from gpt4moe.checkpoint.storage import FileEntry, Piece
+from gpt4moe.checkpoint.writing import write_file
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.shard import flat_rectangles

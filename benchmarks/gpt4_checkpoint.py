@@ -22,7 +22,8 @@ from gpt4moe.architecture.names import split_name
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import logical_shapes
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for, encoded_header
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.checkpoint.writing import encoded_header
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.optimizer_table import OPTIMIZERS

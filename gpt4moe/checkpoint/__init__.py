@@ -1,7 +1,8 @@
 """Room `checkpoint`, storey 4: bytes that outlive a layout. Imports config, parallel, architecture, data; never model.
 
     block_cache.py blocks that were read last
-    storage.py     one safetensors file, written and read verified
+    storage.py     one safetensors file, read verified
+    writing.py     the same, written
     cover.py       are tensors covered exactly once?
     manifest.py    what a checkpoint holds; the commit
     base.py        the frozen weights beside adapters

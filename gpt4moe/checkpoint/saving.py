@@ -20,7 +20,8 @@ from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.cover import Rectangle, tensor_problems
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import prune
-from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, write_file
+from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile
+from gpt4moe.checkpoint.writing import write_file
 from gpt4moe.errors import CheckpointError, SaveFailed
 
 logger = logging.getLogger(__name__)

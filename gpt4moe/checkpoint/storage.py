@@ -1,4 +1,4 @@
-"""One safetensors file: written as a stream with a hash per block, read block by block and verified. No torch.
+"""One safetensors file: its parts, and reading it, verified block by block (writing.py writes it). No torch.
 
     8 bytes header length | JSON header {key: dtype, shape, data_offsets; __metadata__} | data
     `------------- one hash, so that a header can be read alone -----------------------' `-- a hash per block
@@ -9,13 +9,12 @@ global shapes. Any safetensors library opens these files.
 
 import json
 import os
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -31,7 +30,6 @@ ITEM_BYTES = 4  # everything stored is F32
 _FORGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What a header of another content ends in."""
 _MIB = 2**20
-_STREAM_BYTES = _MIB  # xxhash keeps the interpreter's lock: 0.3 ms at a time lets the training thread run
 _READ_AHEAD_BYTES = 32 * _MIB
 
 
@@ -75,94 +73,6 @@ def block_bytes_for(size: int) -> int:
     return 16 * _MIB if size < 4096 * _MIB else 64 * _MIB
 
 
-def write_file(
-    path: Path, pieces: list[Piece], block_bytes: int | None = None, *, moved: Callable[[], None] = lambda: None
-) -> FileEntry:
-    """Writes `pieces` and syncs; one piece at a time in host memory.
-
-    Args: moved: called whenever the disk has taken something.
-
-    Raises: OSError, for example on a full disk; CheckpointError when two pieces have the same place.
-    """
-    header, end = pieces_header(path, pieces)
-    with path.open("wb") as file:
-        data = HashingWriter(file, header, block_bytes or block_bytes_for(end), moved)
-        for piece in pieces:
-            array = piece.values.detach().cpu().float().contiguous().numpy()
-            data.write(memoryview(array.reshape(-1)).cast("B"))
-        return data.finish(path.name)
-
-
-def pieces_header(path: Path, pieces: list[Piece]) -> tuple[bytes, int]:
-    """(header, bytes of data) of a file of these pieces. Raises: CheckpointError when two pieces have the same
-    place."""
-    layout: dict[str, Any] = {
-        "__metadata__": {"shapes": json.dumps({piece.tensor: piece.global_shape for piece in pieces})}
-    }
-    end = 0
-    for piece in pieces:
-        start, end = end, end + prod(piece.shape) * ITEM_BYTES
-        key = f"{piece.tensor}@{','.join(map(str, piece.offset))}"
-        if key in layout:
-            raise CheckpointError(
-                f"{path} would hold {key} twice.", "This is a mistake in the program: please report it."
-            )
-        layout[key] = {"dtype": "F32", "shape": piece.shape, "data_offsets": [start, end]}
-    return encoded_header(layout), end
-
-
-def encoded_header(layout: dict[str, Any]) -> bytes:
-    """A safetensors file's first bytes: the length of the JSON, and the JSON padded to eight bytes."""
-    text = json.dumps(layout).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-class HashingWriter:
-    """Writes a header, then passes bytes on to the file and hashes them block by block."""
-
-    def __init__(self, file: BinaryIO, header: bytes, block_bytes: int, moved: Callable[[], None] = lambda: None):
-        file.write(header)
-        self.file, self.header, self.moved = file, header, moved
-        self.size = len(header)
-        self.block_bytes = block_bytes
-        self.hashes: list[str] = []
-        self.current = xxhash.xxh3_64()
-        self.room = block_bytes
-
-    def write(self, view: memoryview) -> None:
-        while view.nbytes:
-            size = min(self.room, _STREAM_BYTES)
-            part, view = view[:size], view[size:]
-            self.file.write(part)
-            self.moved()
-            self.current.update(part)
-            self.room -= part.nbytes
-            self.size += part.nbytes
-            if not self.room:
-                self._end_block()
-
-    def _end_block(self) -> None:
-        self.hashes.append(self.current.hexdigest())
-        self.current, self.room = xxhash.xxh3_64(), self.block_bytes
-
-    def finish(self, name: str) -> FileEntry:
-        """Syncs the file, named `name`. Returns its size and hashes."""
-        if self.room < self.block_bytes:
-            self._end_block()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.moved()
-        return FileEntry(
-            name=name,
-            size=self.size,
-            header_bytes=len(self.header),
-            header_hash=xxhash.xxh3_64_hexdigest(self.header),
-            block_bytes=self.block_bytes,
-            block_hashes=self.hashes,
-        )
-
-
 class VerifiedFile:
     """Reads ranges of one file's data; every block is checked against its hash when it is read.
 
@@ -171,7 +81,7 @@ class VerifiedFile:
 
     def __init__(self, folder: Path, entry: FileEntry, cache: BlockCache):
         self.path, self.entry, self.cache = folder / entry.name, entry, cache
-        size = self.path.stat().st_size if self.path.exists() else -1
+        size = self._size()
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
             raise self._damaged(f"{self.path} {what}.")
@@ -180,6 +90,20 @@ class VerifiedFile:
             raise self._damaged(
                 f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}."
             )
+
+    def _size(self) -> int:
+        """In bytes; -1: the file is missing."""
+        try:
+            # Not stat: NFS may answer with the size of seconds ago; an open file's is asked for again.
+            file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name is not waited for
+            try:
+                return os.fstat(file).st_size
+            finally:
+                os.close(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+        except OSError as error:
+            raise self._damaged(f"{self.path} cannot be read: {error.strerror}.") from error
 
     @property
     def data_bytes(self) -> int:

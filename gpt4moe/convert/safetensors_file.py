@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gpt4moe.architecture.rows import Shape
-from gpt4moe.checkpoint.storage import FileEntry, HashingWriter, block_bytes_for, encoded_header
+from gpt4moe.checkpoint.storage import FileEntry, block_bytes_for
+from gpt4moe.checkpoint.writing import HashingWriter, encoded_header
 from gpt4moe.convert.copy_pipeline import CHUNK_ELEMENTS, CopyPipeline
 from gpt4moe.errors import ConversionError
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed
 
 from gpt4moe.checkpoint.saving import file_name, note_written
-from gpt4moe.checkpoint.storage import Piece, pieces_header
+from gpt4moe.checkpoint.storage import Piece
+from gpt4moe.checkpoint.writing import pieces_header
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.model.gpt import build_model

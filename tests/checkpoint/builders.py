@@ -9,7 +9,8 @@ import torch
 
 from gpt4moe.checkpoint.cover import Rectangle
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.checkpoint.storage import FileEntry, Piece, write_file
+from gpt4moe.checkpoint.storage import FileEntry, Piece
+from gpt4moe.checkpoint.writing import write_file
 
 SHAPES = {"a.weight": (7, 5), "b.experts.gate_up": (3, 2, 4, 5), "c.norm": (11,)}
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

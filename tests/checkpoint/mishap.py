@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt4moe.checkpoint import manifest, retention, saving, storage
+from gpt4moe.checkpoint import manifest, retention, saving, writing
 from gpt4moe.checkpoint.storage import FileEntry, Piece
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
@@ -46,7 +46,7 @@ def train_with(mishaps: tuple[Mishap, ...], folder: Path, *overrides: str, ranks
 def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap, ...]) -> Ended:
     own = {mishap.save: mishap for mishap in mishaps if mishap.rank == environment.rank}
     count = 0
-    write_file = storage.write_file
+    write_file = writing.write_file
 
     def counted(path: Path, pieces: list[Piece], **more: Any) -> FileEntry:
         nonlocal count
@@ -70,9 +70,9 @@ def _befall(mishap: Mishap) -> None:
     if mishap.refused:
         raise OSError(mishap.refused, os.strerror(mishap.refused))
     if mishap.disk_full:
-        storage.HashingWriter.write = _second_call(storage.HashingWriter.write, _no_space)
+        writing.HashingWriter.write = _second_call(writing.HashingWriter.write, _no_space)
     place: dict[str, tuple[Any, str, Callable[..., Any]]] = {
-        WRITE: (storage.HashingWriter, "write", _second_call(storage.HashingWriter.write, _die)),
+        WRITE: (writing.HashingWriter, "write", _second_call(writing.HashingWriter.write, _die)),
         NOTE: (saving.os, "replace", _die),
         COMMIT: (manifest.Manifest, "save", _save_without_rename),
         RETENTION: (saving, "prune", _die),

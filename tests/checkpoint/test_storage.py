@@ -1,6 +1,7 @@
 """One file: hashes are of what was written, a changed bit is found where it is read, any library opens it."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 import xxhash
 from safetensors.numpy import load_file
 
+from gpt4moe.checkpoint import writing
 from gpt4moe.checkpoint.block_cache import BlockCache
-from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, block_bytes_for, write_file
+from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, block_bytes_for
+from gpt4moe.checkpoint.writing import write_file
 from gpt4moe.errors import CheckpointError
 from tests.checkpoint.builders import flip_bit, piece
 
@@ -95,6 +98,31 @@ def test_a_missing_file_is_refused(tmp_path: Path, entry: FileEntry) -> None:
     (tmp_path / "x.safetensors").unlink()
     with pytest.raises(CheckpointError, match="is missing"):
         opened(tmp_path, entry)
+
+
+def test_a_file_is_asked_for_its_size_when_open(
+    tmp_path: Path, entry: FileEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS may answer stat with the size of a file that was still being written."""
+    before = os.stat_result((0o100644, *[0] * 9))
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: before)
+    assert (tmp_path / entry.name).stat().st_size == 0
+    assert list(opened(tmp_path, entry).problems()) == []
+
+
+def test_a_big_file_is_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sync at its end would look like a disk that stands still."""
+    synced, sizes = os.fdatasync, []
+
+    def sync(file: int) -> None:
+        sizes.append(os.fstat(file).st_size)
+        synced(file)
+
+    monkeypatch.setattr(writing, "_SYNC_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(os, "fdatasync", sync)
+    entry = write_file(tmp_path / "x.safetensors", [piece("weight/a", ARRAY, (0, 0), (10, 10))], BLOCK)
+    assert sizes == [entry.header_bytes + 2 * BLOCK * number for number in (1, 2, 3)]
+    assert list(opened(tmp_path, entry).problems()) == []
 
 
 def test_the_cache_of_all_files_stays_within_its_bytes(tmp_path: Path) -> None:
