@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 HUNG = 86
-"""Exit status: ranks hung, were lost or did not come, nothing was saved; please requeue."""
+"""Exit status: ranks hung, were lost or did not come, or a disk stood still; nothing was saved; please requeue."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, saved or not: whoever pressed it wants the run to rest, so nobody puts it back."""
 
@@ -64,6 +64,15 @@ class DamagedCheckpoint(CheckpointError):
 
 class SaveFailed(CheckpointError):
     """A disk that refused a save, or stood still in it. Earlier checkpoints are whole, and so is the run."""
+
+    def __init__(self, cause: str):
+        super().__init__(cause, "Earlier checkpoints are whole; make room or mend the cause, then start the run again.")
+
+
+class SaveStalled(SaveFailed):
+    """A disk that stands still: after a failover it may answer the next launch."""
+
+    exit_code = HUNG
 
 
 class ConversionError(Gpt4MoeError):

@@ -91,7 +91,7 @@ trap '' TERM # a requeue ends this shell too
 [ -z "$warner" ] || kill "$warner" 2>/dev/null
 
 echo "Job $SLURM_JOB_ID, start $restart, ended with ${failure:-$status}."
-# 85: saved, please requeue. 86: ranks hung or were lost. Above 128: a signal killed a rank. The last two saved nothing.
+# 85: saved, please requeue. 86: ranks or a disk hung, or ranks were lost. Above 128: a signal killed a rank. The last two saved nothing.
 # 130 is no such signal but Ctrl-C, after which the run is to rest.
 if [ -n "$cancelled" ]; then
     exit "$status"

@@ -145,7 +145,8 @@ def _refuse_doubles(name: str, values: list[str]) -> None:
 
 
 class OnSaveFailure(str, Enum):
-    """stop: the run ends with status 2. go_on: it trains on, and saves when the next save is due."""
+    """stop: the run ends, with status 2, or 86 where the disk stands still. go_on: it trains on, and saves when the
+    next save is due."""
 
     stop = "stop"
     go_on = "go_on"
@@ -163,11 +164,12 @@ class CheckpointConfig:
     """Write in the background, from a copy in host memory (12 bytes for each parameter of the rank). false: training
     waits until the checkpoint is written."""
     on_save_failure: OnSaveFailure = OnSaveFailure.stop
-    """What is done where the disk refuses a save, or stands still. The last save of a run ends it with status 2."""
+    """What is done where the disk refuses a save, or stands still. Where the last save of a run fails, the run ends as
+    with stop."""
     max_failed_saves: int = 3
-    """With go_on: saves in a row that may fail. The next one that fails ends the run with status 2."""
+    """With go_on: saves in a row that may fail. The next one that fails ends the run as with stop."""
     stall_seconds: float = 900.0
-    """A save in which the disk takes nothing for so long has failed; 0: it is waited for."""
+    """A save in which the disk does not answer for so long has failed; 0: it is waited for."""
     load: str | None = None
     """Step folder or run folder whose weights a new run begins with."""
     load_only: list[str] = field(default_factory=list)

@@ -105,6 +105,7 @@ def build_trainer(
         context = TrainingContext(
             run=run, groups=groups, folder=folder, data=data, engine=engine, runner=runner, state=state,
             base=reference(source.base.folder) if source and source.base else None,
+            hanging=before.hanging if before else None,
         )  # fmt: skip
         return Trainer(context, build_callbacks(events, signals, write_report, probes, watchdog), history)
 

@@ -43,8 +43,9 @@ USR1 saves now and goes on; Ctrl-C, HUP, TERM or USR2 saves and ends, a second C
 begins there is nothing to save.
 
 Exit status: 0 done; 1 a check failed (loss or gradient not finite, replicas differ, a flipped bit), or any other error
-of a rank; 2 bad input, or a disk that takes no more; 85 saved after a signal, 86 ranks hung or were lost: please
-requeue; 130 Ctrl-C; 128 + n signal n killed a rank. torchrun's own status is 1 in all cases but the first.
+of a rank; 2 bad input, or a disk that takes no more; 85 saved after a signal, 86 ranks hung or were lost, or a disk
+stood still in a save: please requeue; 130 Ctrl-C; 128 + n signal n killed a rank. torchrun's own status is 1 in all
+cases but the first.
 """
 
 

@@ -9,6 +9,7 @@ failure means the same for all ranks at the same step, and none waits alone in a
 
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.checkpoint.retention import step_folder
 from gpt4moe.checkpoint.saving import Save, SaveJob
 from gpt4moe.config.training import OnSaveFailure
-from gpt4moe.errors import CheckpointError, Gpt4MoeError, SaveFailed
+from gpt4moe.errors import HUNG, INTERRUPTED, CheckpointError, Gpt4MoeError, SaveFailed, SaveStalled
 from gpt4moe.parallel.agreement import all_reduce_max, raise_together
 from gpt4moe.training.checkpointing import Staging, manifest_of
 from gpt4moe.training.finite import require_finite
@@ -37,9 +38,10 @@ _LONGEST_WAIT_SECONDS = 0.5
 class Saver:
     """Of one launch. Every method but `leave` is collective.
 
-    A failed save ends every rank, with the failing one's message: what was written is removed, unless it was committed,
-    and earlier checkpoints are untouched. With checkpoint.on_save_failure=go_on the run goes on where the disk is the
-    cause and steps are left: the next save is due as ever, and is suspect for what the failed one would have been.
+    A failed save ends every rank, with the failing one's message and status 2, or 86 where the disk stands still: what
+    was written is removed, unless it was committed, and earlier checkpoints are untouched. With
+    checkpoint.on_save_failure=go_on the run goes on where the disk is the cause and steps are left: the next save is
+    due as ever, and is suspect for what the failed one would have been.
     """
 
     def __init__(self) -> None:
@@ -47,10 +49,6 @@ class Saver:
         self.save: Save | None = None
         self.num_failed = 0
         """In a row, the same on every rank."""
-        self._hanging: Save | None = None
-        """Of this rank: a save that was given up and whose thread has not come back from the disk."""
-        self._may_hang = False
-        """Whether a rank has such a save, as all ranks know it."""
         self._suspicions: list[str] = []
 
     def start(self, context: TrainingContext, *, staged: bool) -> None:
@@ -107,7 +105,8 @@ class Saver:
                 if problem:
                     raise problem
         except Gpt4MoeError as error:
-            self._clean_up(context, save)
+            with context.pause("checkpoint"):  # a rank may hang in a sync, and the others wait for it
+                self._clean_up(context, save)
             self._end_or_go_on(context, error, save.job.manifest.step)
             return
         own = int(unfinished.item())
@@ -140,36 +139,35 @@ class Saver:
         self.save = None
         context.suspicions[:0] = self._suspicions  # of the steps that the next checkpoint has behind it too
         if save.abandon():
-            self._hanging = save
-        (does_hang,) = all_reduce_max([int(self._hanging is not None)], groups)
-        self._may_hang = bool(does_hang)
+            context.hanging = save
+        (does_hang,) = all_reduce_max([int(context.hanging is not None)], groups)
         # Nobody writes into the folder any more; to remove it from a disk that hangs would hang too.
-        if groups.is_first_rank and not self._may_hang and not (folder / NAME).exists():
+        if groups.is_first_rank and not does_hang and not (folder / NAME).exists():
             shutil.rmtree(folder, ignore_errors=True)
 
     def _require_idle_disk(self, context: TrainingContext) -> None:
-        """Raises: SaveFailed where the thread of a save that was given up still hangs: it holds the buffer."""
-        if not self._may_hang:
-            return
+        """Raises: SaveStalled where the thread of a save that was given up still hangs: it holds the buffer, and after
+        a going back it could write into the same folder."""
+        hanging = context.hanging
         with raise_together(context.groups):
-            if self._hanging is not None and not self._hanging.is_done:
-                job = self._hanging.job
-                raise SaveFailed(
+            if hanging is not None and not hanging.is_done:
+                raise SaveStalled(
                     f"Step {context.state.step} could not be saved: the disk still does not answer to the save of "
-                    f"{job.folder}, for {self._hanging.still_seconds:.0f} s.",
-                    "Earlier checkpoints are whole; mend the cause, then start the run again.",
+                    f"{hanging.job.folder}, for {hanging.still_seconds:.0f} s."
                 )
-        self._hanging, self._may_hang = None, False
+        context.hanging = None
 
     def _end_or_go_on(self, context: TrainingContext, error: Gpt4MoeError, step: int) -> None:
         """Args: step: whose save has failed. Raises: the error, where the run ends."""
         settings, groups = context.run.checkpoint, context.groups
         self.num_failed += 1
         is_mistake = isinstance(error, CheckpointError) and not isinstance(error, SaveFailed)  # of the rank that failed
-        (no_disk,) = all_reduce_max([int(is_mistake)], groups)
+        (is_any_mistake,) = all_reduce_max([int(is_mistake)], groups)
         is_last = context.is_last_step and step == context.state.step
         may_go_on = settings.on_save_failure is OnSaveFailure.go_on and self.num_failed <= settings.max_failed_saves
-        if no_disk or is_last or not may_go_on:
+        if is_any_mistake or is_last or not may_go_on:
+            if error.exit_code == HUNG and context.stop_requested == signal.SIGINT.name:
+                error.exit_code = INTERRUPTED  # whoever pressed Ctrl-C wants no requeue
             raise error
         text = (
             f"{error.cause} The run goes on; {self.num_failed} of {settings.max_failed_saves} saves in a row that may"
@@ -189,7 +187,4 @@ def _make_empty(folder: Path, suspicions: Sequence[str]) -> None:
         for reason in suspicions:
             mark(folder, reason)
     except OSError as error:
-        raise SaveFailed(
-            f"{folder} cannot be made: {error.strerror}.",
-            "Earlier checkpoints are whole; make room or mend the cause, then start the run again.",
-        ) from error
+        raise SaveFailed(f"{folder} cannot be made: {error.strerror}.") from error

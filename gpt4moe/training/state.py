@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from gpt4moe.checkpoint.saving import Save
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.loader import Data
 from gpt4moe.data.passed_over import PassedOver
@@ -64,6 +65,9 @@ class TrainingContext:
     """Of the steps since the last checkpoint: those that were skipped, or a spike. They make the next one suspect."""
     finish_save: Callable[[], None] = lambda: None
     """Waits until a save under way has ended. Collective. Raises: Gpt4MoeError on every rank when it has failed."""
+    hanging: Save | None = None
+    """Of this rank: a save that was given up and whose thread has not come back from the disk. It goes on to the
+    context after a going back."""
     waits: Waits = field(default_factory=Waits)
     """What training waits for at the moment, so that alerts can tell a long save from a hang."""
 
@@ -84,7 +88,11 @@ class TrainingContext:
 
     @contextmanager
     def pause(self, kind: str) -> Iterator[None]:
-        """Measures work that training waits for. Its seconds become an event of this kind (runlog.events_log)."""
+        """Measures work that training waits for. Its seconds become an event of this kind (runlog.events_log). Within
+        one of its kind, that one measures."""
+        if self.waits.idle().kind == kind:
+            yield
+            return
         self.waits.begin(kind)
         if self.events is not None:
             self.events.write("pause", what=kind, step=self.state.step)

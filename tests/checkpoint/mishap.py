@@ -30,6 +30,8 @@ class Mishap:
     disk_full: bool = False
     until: tuple[Path, int] | None = None
     """Nothing is written before this file has so many lines."""
+    stall_seconds: float | None = None
+    """checkpoint.stall_seconds of this save alone: on a busy machine another's sync may take seconds."""
     seconds: float = 0.0
     """Writing takes this much longer."""
     refused: int = 0
@@ -44,7 +46,13 @@ def train_with(mishaps: tuple[Mishap, ...], folder: Path, *overrides: str, ranks
 
 
 def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap, ...]) -> Ended:
-    own = {mishap.save: mishap for mishap in mishaps if mishap.rank == environment.rank}
+    plant(mishaps, environment.rank)
+    return command.run_rank(environment, arguments, (), {})
+
+
+def plant(mishaps: tuple[Mishap, ...], rank: int) -> None:
+    """In this process."""
+    own = {mishap.save: mishap for mishap in mishaps if mishap.rank == rank}
     count = 0
     write_file = writing.write_file
 
@@ -52,11 +60,12 @@ def _rank(environment: Environment, arguments: list[str], mishaps: tuple[Mishap,
         nonlocal count
         count += 1
         if count in own:
+            if own[count].stall_seconds is not None:
+                more["moved"].__self__.job.stall_seconds = own[count].stall_seconds  # a method of the Save
             _befall(own[count])
         return write_file(path, pieces, **more)
 
     saving.write_file = counted
-    return command.run_rank(environment, arguments, (), {})
 
 
 def _befall(mishap: Mishap) -> None:

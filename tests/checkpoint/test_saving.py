@@ -1,18 +1,21 @@
 """One rank's part of a save, in its thread; two ranks here are two threads."""
 
+import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpt4moe.checkpoint import saving
+from gpt4moe.checkpoint import saving, writing
 from gpt4moe.checkpoint.manifest import NAME
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.saving import Save, SaveJob
+from gpt4moe.checkpoint.saving import Save, SaveJob, commit, file_name, note_written
 from gpt4moe.checkpoint.storage import Piece
+from gpt4moe.checkpoint.writing import write_file
+from gpt4moe.errors import HUNG
 from gpt4moe.training.checkpointing import Staging
 from tests.checkpoint.builders import dealt, manifest, piece, state
 
@@ -23,11 +26,15 @@ def job(folder: Path, pieces: list[Piece], rank: int = 0, world_size: int = 1) -
     )
 
 
-def finished(save: Save) -> Save:
+def await_(condition: Callable[[], object]) -> None:
     end = time.monotonic() + 20
-    while not save.is_done:
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def finished(save: Save) -> Save:
+    await_(lambda: save.is_done)
     return save
 
 
@@ -90,14 +97,59 @@ def test_a_save_that_another_rank_failed_is_abandoned_without_a_commit(tmp_path:
 
 
 def test_a_note_that_never_shows_is_told_once_its_rank_has_ended(tmp_path: Path) -> None:
-    save = Save(replace(job(tmp_path, [], 0, 2), stall_seconds=0.05))
-    save.others_have_ended = True
-    deadline = time.monotonic() + 20
-    while (problem := save.stalled()) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    save = Save(job(tmp_path, [], 0, 2))
+    await_(lambda: save._missing)
+    save.job.stall_seconds, save.others_have_ended = 0.05, True
+    await_(save.stalled)
+    problem = save.stalled()
+    assert problem is not None and problem.exit_code == HUNG, "a failover of the disk must not end the run for good"
     assert f"{tmp_path} could not be saved" in problem.cause and "shows no note of rank 1, " in problem.cause
     save.abandon()
+
+
+def test_a_save_is_abandoned_in_the_midst_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other ranks wait for this one meanwhile."""
+    monkeypatch.setattr(writing, "_STREAM_BYTES", 1)  # minutes, were it not interrupted
+    values = torch.zeros(10**7)
+    save = Save(job(tmp_path, [Piece("weight/a", values.shape, (0,), values.shape, values)], 1, 2))
+    await_((tmp_path / file_name(1)).exists)
+    assert not save.abandon() and save.is_done and save.problem is None
+    assert (tmp_path / file_name(1)).stat().st_size < values.nbytes
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(1)], "it does not tell of its file"
+
+
+def test_a_commit_moves_with_every_file_and_can_be_abandoned_until_its_last_write(tmp_path: Path) -> None:
+    moves, ranks = 0, 3
+    for rank, pieces in enumerate(dealt(state(), ranks)):
+        note_written(tmp_path, rank, write_file(tmp_path / file_name(rank), pieces))
+
+    def moved() -> None:
+        nonlocal moves
+        moves += 1
+        if not list(tmp_path.glob("*.written.json")):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        commit(tmp_path, manifest(), ranks, moved=moved)
+    assert moves == 3 * ranks, "for each rank its note read, its header read, its note removed"
+    assert not (tmp_path / NAME).exists()
+
+
+def test_the_removal_of_older_checkpoints_is_no_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    removes, may_end = threading.Event(), threading.Event()
+
+    def prune(*_: object, **__: object) -> None:
+        removes.set()
+        may_end.wait(20)
+
+    monkeypatch.setattr(saving, "prune", prune)
+    save = Save(job(tmp_path, dealt(state(), 1)[0]))
+    await_(removes.is_set)
+    save.job.stall_seconds = 1e-9
+    await_(lambda: save.still_seconds > 1e-9)
+    assert save.stalled() is None and (tmp_path / NAME).exists()
+    may_end.set()
+    assert finished(save).problem is None
 
 
 def test_staged_values_do_not_change_with_their_source_and_the_buffer_is_used_again() -> None:

@@ -21,6 +21,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.training import gone_back, loop, saver, update
 from gpt4moe.training.state import TrainingContext
 from gpt4moe.training.step import StepRunner
+from tests.checkpoint.mishap import Mishap, plant
 from tests.spawn import run_ranks
 from tests.training.command import BATCH, SMALL, Ended, Event, contents, metrics, run_rank, saved_state, train
 
@@ -76,6 +77,11 @@ def _gone_back(
 ) -> list[Ended]:
     arguments = [*SMALL, f"run.root={folder.parent}", f"run.name={folder.name}", *GO_BACK, *overrides]
     return run_ranks(ranks, _with_bad_samples, arguments, bad, dies)
+
+
+def _with_a_hung_save(environment: Environment, arguments: list[str], mishap: Mishap) -> Ended:
+    plant((mishap,), environment.rank)
+    return _with_bad_samples(environment, arguments, BAD, "")
 
 
 def _with_later_samples(environment: Environment, arguments: list[str], from_sample: int, further: int) -> Ended:
@@ -193,6 +199,20 @@ def test_a_save_that_was_asked_for_and_goes_back_is_made_after_the_next_step(tmp
     assert ended.status == 0, ended.err
     assert ended.out.count("SIGUSR1 received: saving step 5") == 2, "the run goes back to step 4 in between"
     assert committed_steps(tmp_path / "x" / "checkpoints") == [4, 5, 6]
+
+
+def test_a_save_that_hangs_while_the_run_goes_back_lets_no_other_write_into_its_folder(tmp_path: Path) -> None:
+    """Its thread would truncate the new file of step 6."""
+    held = Mishap(save=3, until=(tmp_path / "x" / "metrics.jsonl", 8), stall_seconds=1)
+    more = ("training.steps=14", "checkpoint.on_save_failure=go_on", "checkpoint.max_failed_saves=100")
+    arguments = [*SMALL, f"run.root={tmp_path}", "run.name=x", "checkpoint.asynchronous=true", *GO_BACK, *more]
+    (ended,) = run_ranks(1, _with_a_hung_save, arguments, held)
+    assert ended.status == 0 and "goes back to step 4" in ended.out, ended.err
+    failed = [it["text"] for it in _events(tmp_path / "x", "alert") if it["name"] == "failed save"]
+    assert "step-00000006 could not be saved: the disk has not answered" in failed[0]
+    assert failed[1].startswith("Step 6 could not be saved: the disk still does not answer to the save of ")
+    steps = committed_steps(tmp_path / "x" / "checkpoints")
+    assert 6 not in steps and steps[-1] == 14
 
 
 def test_a_run_from_a_checkpoint_that_passed_over_samples_says_what_its_steps_read(gone: Path, tmp_path: Path) -> None:
