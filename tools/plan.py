@@ -12,7 +12,7 @@
 
 Arguments are Hydra overrides of a run (groups are the folders of configs/), and the planner's own keys, whose defaults
 are in configs/plan.yaml: gpus search top tokens epochs budget_usd days output file report calibrate imbalance
-detect_seconds restart_minutes time_factor save_share pue grid_kg_co2e_per_kwh. `serve` plans inference instead.
+images_per_sequence detect_seconds restart_minutes time_factor save_share pue grid_kg_co2e_per_kwh stack beyond.*
 docs/planner.md says how each number is computed, docs/planner-error.md how far off it was for published runs.
 Exit status: 0 done; 2 bad input (an illegal layout, an unknown cluster, a budget without a price), with what would fit.
 """

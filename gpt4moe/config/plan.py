@@ -80,6 +80,10 @@ class InferencePlanConfig:
 
 DEFAULT_STEPS = 1000
 """Steps of a plan that says neither steps nor tokens (configs/plan.yaml); every plan with as many remarks on it."""
+MOST_GPUS = 10_000_000
+"""Of a plan: the layouts of many more are not listed in minutes."""
+MOST_TOKENS = 1e20
+"""Of a plan's tokens and epochs."""
 DEFAULT_IMBALANCE = 1.25
 """Tokens at the experts of the fullest rank, divided by an even share. An assumption for routers that balance load."""
 TOKENS_OF_AN_IMAGE = 1024
@@ -164,6 +168,8 @@ class PlanConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
+        if (self.gpus or 0) > MOST_GPUS:
+            raise ConfigError(f"gpus={self.gpus} is more than any cluster has.", f"Set gpus to {MOST_GPUS} or fewer.")
         images = self.images_per_sequence
         if images is not None and not 0 < images <= self.data.max_images:
             raise ConfigError(
@@ -235,6 +241,12 @@ class PlanConfig(RunConfig):
         self.tokens = tokens
         if self.tokens is None:
             return
+        if not self.tokens <= MOST_TOKENS:
+            key = "tokens" if self.epochs is None else f"epochs={self.epochs:g}: tokens"
+            raise ConfigError(
+                f"{key}={self.tokens:g} is above {MOST_TOKENS:g}, more than was ever written.",
+                f"Set {'tokens=13e12' if self.epochs is None else 'epochs=2'}, say.",
+            )
         whole = self.step_sizes.steps(self.tokens)
         self.training.steps = whole + (self.step_sizes.tokens(whole) < self.tokens)
 

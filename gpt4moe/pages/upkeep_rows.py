@@ -55,7 +55,11 @@ def _storage(storage: CheckpointStorage, devices: int, share: float) -> list[Row
     until = f"a save costs {share:.2g} of the time" if copy is None else "a save is written before the next is due"
     rows = [
         ("a checkpoint", f"{storage.save_bytes / 1e12:,.4g}", "TB"),
-        (f"room: {storage.kept} that are kept, one being written", f"{storage.room_bytes / 1e12:,.4g}", "TB"),
+        (
+            f"room: {storage.kept} kept{', one being written' * (storage.saves > storage.kept)}",
+            f"{storage.room_bytes / 1e12:,.4g}",
+            "TB",
+        ),
         (f"written by {storage.saves:,} saves", f"{storage.written_bytes / 1e12:,.4g}", "TB"),
         (f"write rate, so that {until}", f"{write / 1e9:,.3g}", "GB/s"),
         ("... of a device", f"{write / devices / 1e6:,.3g}", "MB/s"),

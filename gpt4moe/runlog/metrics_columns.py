@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from struct import Struct
+from struct import error as StructError
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.errors import LaunchError
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import lines_of, whole_records
 
@@ -50,8 +52,15 @@ class MetricColumns:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Of a metrics.jsonl. An absent file gives no steps. Raises: LaunchError as `read_metrics` does."""
-        return cls(record for record, _ in whole_records(lines_of(path), path))
+        """Of a metrics.jsonl. An absent file gives no steps. Raises: LaunchError as `read_metrics` does, and for a
+        whole number beyond float64."""
+        try:
+            return cls(record for record, _ in whole_records(lines_of(path), path))
+        except (OverflowError, StructError) as error:
+            raise LaunchError(
+                f"{path} has a whole number that is too large for a float.",
+                "Restore the file from a copy, or move it away: the log then begins at the checkpoint's next step.",
+            ) from error
 
     def __len__(self) -> int:
         """Steps."""

@@ -178,7 +178,7 @@ _FIRST: dict[str, tuple[str, ...]] = {
     "convert_checkpoint": ("to-hf", "from-hf", "to-inference", "verify", "merge", "to-peft", "to-idefics", "x", ""),
     "inspect_checkpoint": ("ls", "show", "verify", "diff", "x"), "mixture": ("show", "sample", "step", "verify",
     "register", "x"), "runs": ("show", "runs", "x"), "tokenize_corpus": ("--out=out",), "prepare_chat": ("--out=out",),
-    "prepare_media": ("--out=out",), "plan": ("report=inference", "gpus=8", "search=true", "x"),
+    "prepare_media": ("--out=out",), "plan": ("report=inference", "serve", "gpus=8", "search=true", "x"),
     "show_schedule": ("ranks=4", "output=svg", "x"), "dashboard": ("check", "push", "x"), TRAIN: ("run.name=new", "x"),
 }  # fmt: skip
 

@@ -1,6 +1,8 @@
 """tools/plan.py: the JSON contract, what it refuses, and that it stays light."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from gpt4moe.config.load import load_plan_config
+from gpt4moe.config.serve_command import serving_overrides
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.pages.plan_answer import json_answer, table_answer
 from gpt4moe.planner.estimate import estimate
@@ -131,6 +134,17 @@ def test_help_teaches_by_examples_and_needs_no_configuration() -> None:
     result = plan_command("--help")
     assert result.returncode == 0
     assert result.stdout.count("python tools/plan.py") >= 5
+
+
+def test_commands_of_the_planners_pages_compose() -> None:
+    commands = set()
+    for page in ("planner.md", "planner-stacks.md", "plan-decisions.md"):
+        commands |= set(re.findall(r"python tools/plan\.py ([^`#\n]+)", (ROOT / "docs" / page).read_text()))
+    commands = {one for one in commands if "--help" not in one and "+experiment=gpt4 " not in f"{one} "}
+    assert len(commands) > 6
+    for command in commands:
+        words = shlex.split(command)
+        load_plan_config(serving_overrides(words) if "serve" in words else words)
 
 
 def test_every_column_and_row_says_its_unit() -> None:

@@ -58,6 +58,13 @@ def test_a_damaged_line_is_refused_as_by_read_metrics(line: bytes, tmp_path: Pat
     assert str(by_columns.value) == str(by_records.value)
 
 
+def test_a_whole_number_beyond_a_float_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1' + "0" * 400 + "}\n")
+    with pytest.raises(LaunchError, match="too large for a float"):
+        MetricColumns.read(path)
+
+
 def test_a_run_is_held_in_eight_bytes_a_value(tmp_path: Path) -> None:
     path, steps, metrics = tmp_path / "metrics.jsonl", 3000, 40
     path.write_text(
