@@ -18,6 +18,9 @@ from tests.distributed.layouts import LAYOUTS
 from tests.gpu_rehearsal.cases import CASES, CUDA_BUILD, FAULTS, GENERATION
 from tests.gpu_rehearsal.counts import RECORDED, stack
 
+pytestmark = pytest.mark.timeout(900)
+"""One process rehearses all cases before the first test: three minutes of a core of its own."""
+
 ALLOWED = 1.03
 SAME_ON_STACKS = ("host_syncs", "collectives", "evaluation_host_syncs")
 
