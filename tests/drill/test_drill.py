@@ -17,6 +17,7 @@ from gpt4moe.errors import ConfigError
 from tests.drill.small import event, outcome, run
 
 
+@pytest.mark.timeout(900)  # a dozen launches
 def test_a_fault_of_each_kind_costs_no_step_and_changes_no_number(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
