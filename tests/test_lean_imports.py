@@ -41,6 +41,7 @@ SUBMODULE_FIRST = """
 import warnings
 warnings.filterwarnings("ignore")
 import gpt4moe, megatron.core, torch
+import torch._dynamo.config  # the way of FakeTensorMode
 from torch._dynamo.variables.builder import VariableBuilder
 import torch._dynamo.variables as package
 print(torch._dynamo.variables is package, package.builder.VariableBuilder is VariableBuilder)
