@@ -19,9 +19,10 @@ from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.training.build import ENGINES
-from gpt4moe.training.checkpointing import Staging, fill, owned_pieces
+from gpt4moe.training.checkpointing import Staging, fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.pieces import owned_pieces
 from gpt4moe.training.step import StepRunner
 from gpt4moe.training.update import train_step
 from tests.checkpoint.builders import manifest

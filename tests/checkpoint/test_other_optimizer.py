@@ -24,8 +24,9 @@ from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.states import owned_bytes
 from gpt4moe.training.build import ENGINES
-from gpt4moe.training.checkpointing import fill, owned_pieces
+from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
+from gpt4moe.training.pieces import owned_pieces
 from tests.checkpoint.builders import dealt, write_checkpoint
 from tests.distributed.case import BASE
 from tests.spawn import run_ranks

@@ -25,8 +25,9 @@ from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.training.checkpointing import Staging, owned_pieces
+from gpt4moe.training.checkpointing import Staging
 from gpt4moe.training.engine_megatron import MegatronEngine
+from gpt4moe.training.pieces import owned_pieces
 from gpt4moe.training.step import StepRunner
 from gpt4moe.training.update import train_step
 from tests.distributed.case import BASE, synthetic_batches

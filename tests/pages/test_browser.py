@@ -104,6 +104,7 @@ def test_heat_maps_and_the_schedule_are_drawn(browser: Browser) -> None:
 
 
 def test_the_pointer_shows_the_step_and_its_values(browser: Browser) -> None:
+    browser.evaluate('(document.querySelector("[data-chart] svg").scrollIntoView({block: "center"}), 0)')
     place = 'document.querySelector("[data-chart] svg").getBoundingClientRect()'
     x, y = browser.evaluate(f"(box => [box.left + box.width / 2, box.top + box.height / 2])({place})")
     browser.move_pointer(x, y)
