@@ -98,7 +98,8 @@ class HashingWriter:
 
     def _end_block(self) -> None:
         # The kernel begins to write these pages now, so that a sync waits for few.
-        os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        written = self.block_bytes - self.room
+        os.posix_fadvise(self.file.fileno(), self.size - written, written, os.POSIX_FADV_DONTNEED)
         self.hashes.append(self.current.hexdigest())
         self.current, self.room = xxhash.xxh3_64(), self.block_bytes
 
