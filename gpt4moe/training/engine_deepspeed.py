@@ -141,6 +141,10 @@ class _Runtime(DeepSpeedRuntime):
     def _broadcast_model(self) -> None:
         """Sends nothing: initial weights are a function of the seed, the same on every rank and layout."""
 
+    def __del__(self) -> None:
+        """Leaves all to the garbage collector. DeepSpeed's destructor imports a module, and the collector may come in
+        the middle of another import, which then fails with a KeyError before Python 3.12."""
+
 
 def _runtime(chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, kept: Optimizer) -> Any:
     mpu = deepspeed_groups.lend(groups)
