@@ -34,6 +34,9 @@ _CONNECT_SECONDS = 30.0
 """For one try. A store that thousands of ranks knock at takes its time."""
 _QUESTIONS_PER_SECOND = 10_000
 """Of all ranks together, to one store; more where each would ask too seldom."""
+_LISTEN_SECONDS = 20.0
+"""How long rank 0 tries to get its port: the one before it may just be ending. Less than _CONNECT_SECONDS, after which
+torch prints its own error on every other rank."""
 _LONGEST_SLEEP_SECONDS = 1.0
 """A rank 0 that gives up serves its store for 2 s more (environment.FIRST_STAYS_SECONDS): all ranks ask within them."""
 _VERDICT_SECONDS = 20.0
@@ -46,7 +49,8 @@ def store_at(environment: Environment, timeout: timedelta, patience_seconds: flo
     Args:
         timeout: of what is asked of the store afterwards.
         patience_seconds: how long the ranks that came wait for the others.
-    Raises: LaunchError with status 86, on every rank that came, when one did not.
+    Raises: LaunchError with status 86, on every rank that came, when one did not; with status 2 on rank 0 when its port
+        is another program's.
     """
 
     def find() -> tuple[distributed.Store, str]:
@@ -136,10 +140,18 @@ def _in_time(ask: Callable[[], T], environment: Environment, patience_seconds: f
     return answer.result()
 
 
-def _no_answer(environment: Environment, patience_seconds: float) -> LaunchError:
+def _no_answer(environment: Environment, patience_seconds: float, why: str = "") -> LaunchError:
     assert environment.master is not None
     who, (address, port) = "torchrun's agent" if _agents_serve() else "rank 0", environment.master
-    return late(f"{who} does not answer at {address}:{port} after {patience_seconds:.0f} s", told_by=1)
+    told = f" ({why})" if why else ""
+    return late(f"{who} does not answer at {address}:{port} after {patience_seconds:.0f} s{told}", told_by=1)
+
+
+def _cannot_listen(port: int, why: str) -> LaunchError:
+    return LaunchError(
+        f"Rank 0 cannot listen at port {port} of {os.uname().nodename}: {why.rpartition('message: ')[2]}.",
+        "Set MASTER_PORT to a free one, 1024 to 32767, the same on every rank; launch_ranks takes another each time.",
+    )
 
 
 def _agents_serve() -> bool:
@@ -152,6 +164,7 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
     assert environment.master is not None
     address, port = environment.master
     serves = environment.rank == 0 and not _agents_serve()
+    listen_until = time.monotonic() + _LISTEN_SECONDS
     while True:
         seconds = max(1.0, min(_CONNECT_SECONDS, deadline - time.monotonic()))
         try:
@@ -159,11 +172,14 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
                 address, port, is_master=serves, timeout=timedelta(seconds=seconds), wait_for_workers=False,
                 multi_tenant=serves,
             )  # fmt: skip
-        except distributed.DistNetworkError:
-            if serves:  # its port is another's
-                raise
-        if time.monotonic() > deadline:
-            raise _no_answer(environment, patience_seconds)
+        except distributed.DistNetworkError as error:
+            why = str(error).partition("\n")[0].rstrip(".")
+        if serves:
+            if "EADDRINUSE" not in why or time.monotonic() > listen_until:
+                raise _cannot_listen(port, why)
+            time.sleep(0.2)
+        elif time.monotonic() > deadline:
+            raise _no_answer(environment, patience_seconds, why)
 
 
 def _launch_of_agents(store: distributed.Store, environment: Environment, deadline: float) -> str:

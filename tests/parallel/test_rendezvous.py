@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -20,9 +21,11 @@ from gpt4moe.parallel.rendezvous import await_all, store_at
 from gpt4moe.training import launch
 
 
-def meet(ranks: list[int], world_size: int, seconds: float) -> list[LaunchError | distributed.Store]:
+def meet(
+    ranks: list[int], world_size: int, seconds: float, port: int | None = None
+) -> list[LaunchError | distributed.Store]:
     """These of the ranks come, each in a thread. Returns: what each has of it."""
-    port = free_port()
+    port = port or free_port()
 
     def come(rank: int) -> LaunchError | distributed.Store:
         place = Environment(
@@ -110,6 +113,38 @@ def test_a_rank_0_that_is_stopped_is_not_waited_for_without_end(monkeypatch: pyt
         if thread.name == "meeting":
             thread.join()
     assert error.value.exit_code == 86
+
+
+def test_a_port_of_another_program_ends_in_its_name_and_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 cannot listen there; the others talk to a program that is no store."""
+    monkeypatch.setattr(rendezvous, "_LISTEN_SECONDS", 0.1)
+    with socket.create_server(("", 0)) as foreign:
+        port = foreign.getsockname()[1]
+
+        def greet() -> None:
+            with suppress(OSError):
+                while True:
+                    visitor, _ = foreign.accept()
+                    visitor.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        first, other = meet([0, 1], 2, seconds=0.5, port=port)
+        foreign.shutdown(socket.SHUT_RDWR)
+    assert isinstance(first, LaunchError) and isinstance(other, LaunchError)
+    assert f"Rank 0 cannot listen at port {port} of " in first.cause and first.cause.endswith(
+        ": address already in use."
+    )
+    assert "Set MASTER_PORT" in first.cure and (first.exit_code, first.told_by) == (2, 0)
+    assert "(Ping failed, invalid value returned from server" in other.cause and other.exit_code == 86
+
+
+def test_rank_0_waits_for_a_port_that_is_just_being_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with socket.create_server(("", port)) as left:
+        pause = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: left.close())
+        monkeypatch.setattr(rendezvous, "time", pause)
+        (store,) = meet([0], 1, seconds=20, port=port)
+    assert isinstance(store, distributed.Store)
 
 
 def test_ranks_that_all_come_have_one_store() -> None:
