@@ -18,6 +18,7 @@ time
     image_time.py          seconds of a step's images
     step_time.py           seconds of one step
     communication.py       bytes a rank sends, by group
+    routed.py              rows, bytes, busiest ranks of a routing
     checkpoint_size.py     bytes of a checkpoint, of a rank
     run_time.py            days, failures, money, energy
     upkeep.py              storage, data, network, carbon

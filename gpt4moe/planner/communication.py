@@ -64,7 +64,7 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
         "tp": _tensor_parallel(model, parallel, stage=stage, layers=layers, shard=shard)
         | {"all_reduce": _tensor_parallel_sums(run, stage=stage, tokens=tokens * micro_batches)},
         "cp": _context_parallel(model, layout, len(layers) * tokens * element * micro_batches),
-        "ep": {"all_to_all": 2.0 * (rows.sent + rows.received) * model.hidden_size * element},
+        "ep": {"all_to_all": row_bytes(rows, model.hidden_size * element)},
         "etp": {"all_gather": cut_experts, "reduce_scatter": cut_experts},
         "pp": {"send": shard * _boundaries(layout, stage)},
         "embedding": {"all_reduce": _tied_embedding(run, layout, stage)},
@@ -75,6 +75,11 @@ def bytes_per_step(run: RunConfig, layout: Layout, *, stage: int, routed: Routed
     _add_images(traffic, run, layout, micro_batches)
     sent = {group: {kind: value for kind, value in kinds.items() if value} for group, kinds in traffic.items()}
     return {group: kinds for group, kinds in sent.items() if kinds}
+
+
+def row_bytes(rows: RoutedRows, width_bytes: int) -> float:
+    """Bytes that the rank sends for its rows: there and back, forward and backward. width_bytes: of one row."""
+    return 2.0 * (rows.sent + rows.received) * width_bytes
 
 
 def bytes_of_all_ranks(run: RunConfig, layout: Layout) -> Traffic:
