@@ -64,7 +64,7 @@ class RunConfig:
         checks = [group.validate for group in groups if hasattr(group, "validate")]
         own = (
             self._validate_lengths, self._validate_kernels, self._validate_optimizer, self._validate_lora,
-            self._validate_documents, self._validate_vision, self._validate_going_back,
+            self._validate_documents, self._validate_vision, self._validate_going_back, self._validate_routing,
         )  # fmt: skip
         check_all(*checks, *own)
         # It counts the steps of both ramps, which only good ones have.
@@ -123,6 +123,13 @@ class RunConfig:
                 "engine.overlap_param_gather=true with model.vision: a rank that reads no image in a step would not "
                 "wait for the resampler's weights.",
                 "Set engine.overlap_param_gather=false.",
+            )
+
+    def _validate_routing(self) -> None:
+        if self.training.record_routing and self.model.moe is None:
+            raise ConfigError(
+                f"training.record_routing={self.training.record_routing}, but {self.model.name} has no experts.",
+                "Set training.record_routing=0, or choose a model with experts.",
             )
 
     def _validate_going_back(self) -> None:

@@ -62,6 +62,9 @@ class TrainingConfig:
     """Validation sequences of one evaluation; 0: no evaluation."""
     check_replicas_every: int = 100
     """Steps between checks that copies of one tensor on several ranks are bitwise equal; 0: never."""
+    record_routing: int = 0
+    """Steps between steps of which each rank writes down how many rows it sent to each expert (docs/imbalance.md); 0:
+    never."""
     deterministic: bool = False
     """On GPUs, equal runs take the same kernels and sums, which are slower (docs/gpu.md). On CPUs they do anyway."""
     sample_every: int | None = None
@@ -109,7 +112,7 @@ class TrainingConfig:
         first = self.length_ramp[0].global_batch_size if self.length_ramp else None
         key = "training.global_batch_size" if first is None else "training.length_ramp[0].global_batch_size"
         validate_ramp(self.batch_ramp, (key, first or self.global_batch_size), self.micro_batch_size)
-        for name in ("eval_every", "eval_samples", "check_replicas_every"):
+        for name in ("eval_every", "eval_samples", "check_replicas_every", "record_routing"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name}={getattr(self, name)} is negative.", "Set 0 or more.")
         self._validate_probes()

@@ -13,6 +13,7 @@ waits.py         what training waits for, and since when
 interruptions.py when, what, which rank, what it cost: each end of a launch before the run was done
 goodput.py       events + metrics -> seconds by cause
 expert_load.py   tokens of every expert over the whole run
+routing_record.py routing/rank_N.jsonl: rows of each rank, layer and expert
 run_files.py     names, whole-file writes, the folder's process
 dashboard.py     configs/dashboard.yaml: panels and alerts, checked
 alerts.py        rules over a metric's values; which alerts fail

@@ -25,6 +25,7 @@ from gpt4moe.training.callbacks.heartbeat import BusiestRank, Heartbeat
 from gpt4moe.training.callbacks.measurements import Evaluation, Resources
 from gpt4moe.training.callbacks.probes import Probe, Probes
 from gpt4moe.training.callbacks.report_files import Report, WireBytes
+from gpt4moe.training.callbacks.routing_record import RoutingRecord
 from gpt4moe.training.callbacks.saving import Agreement, Checkpoints, Replicas
 from gpt4moe.training.callbacks.tracking import Alerts, Tracking
 from gpt4moe.training.encoder_files import with_encoder_files
@@ -132,7 +133,7 @@ def build_callbacks(
     """In the order they run, which their `needs` and `gives` allow (callback.check_order)."""
     tracking = Tracking()
     return [
-        events, WireBytes(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(),
+        events, WireBytes(), RoutingRecord(), Replicas(), Evaluation(), Agreement(signals), Probes(probes), Resources(),
         *([BusiestRank(watchdog)] if watchdog else []), tracking, Alerts(tracking), Checkpoints(), Report(write_report),
         *([Heartbeat(watchdog)] if watchdog else []),
     ]  # fmt: skip

@@ -27,6 +27,7 @@ class Gives(Enum):
 
     event_log = "an events.jsonl that outlives every other callback: on_exit runs from the last to the first"
     step_traffic = "the step's bytes on the wire, counted before anything else is sent"
+    own_routing = "this rank's routing of the step, read before an evaluation counts its own"
     record = "metrics of the step, in the record"
     requests = "context.stop_requested and save_requested, so context.is_saved_step"
     replica_check = "copies of tensors found equal"

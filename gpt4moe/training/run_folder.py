@@ -5,9 +5,9 @@
               SHA256SUMS         of these and of starts/
               starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  evaluations.jsonl  logs/  wandb/  report.html
-              loss.png  gone_back.json (training.gone_back)
+              routing/  loss.png  gone_back.json (training.gone_back)
 
-Rank 0 alone writes here. When it raises an error, every rank does (parallel.agreement).
+Rank 0 alone writes here, but for checkpoints/ and routing/. If it raises an error, all ranks do (parallel.agreement).
 """
 
 import fcntl

@@ -30,6 +30,7 @@ def test_a_run_has_an_order_that_works() -> None:
         ("WireBytes", "Replicas", "step_traffic"),  # its own traffic would count as the step's
         ("Agreement", "Tracking", "record"),  # metrics.jsonl would lack the peak memory
         ("Evaluation", "Tracking", "record"),
+        ("RoutingRecord", "Evaluation", "own_routing"),  # held-out samples would count
         ("Tracking", "Alerts", "console"),
         ("Tracking", "Checkpoints", "metrics_log"),  # a checkpoint could be ahead of metrics.jsonl
         ("Replicas", "Checkpoints", "replica_check"),  # unequal copies would be saved

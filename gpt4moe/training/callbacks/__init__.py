@@ -6,5 +6,6 @@ heartbeat.py     what the watchdog is told, the busiest rank
 saving.py        copies compared, signals agreed on, checkpoints
 probes.py        texts and tasks that the model is asked between steps
 tracking.py      metrics.jsonl, console, wandb, alerts
+routing_record.py  routing/rank_N.jsonl
 report_files.py  wire.json, expert_load.json, loss.png, report.html
 """

@@ -26,7 +26,7 @@ class Evaluation(Callback):
     memory from then on until it has ended.
     """
 
-    needs = frozenset({Gives.event_log, Gives.step_traffic})
+    needs = frozenset({Gives.event_log, Gives.step_traffic, Gives.own_routing})
     gives = frozenset({Gives.record})
 
     def __init__(self) -> None:

@@ -47,7 +47,7 @@ class Probe(Protocol):
 class Probes(Callback):
     """Asks each probe at its steps."""
 
-    needs = frozenset({Gives.event_log, Gives.step_traffic, Gives.requests})
+    needs = frozenset({Gives.event_log, Gives.step_traffic, Gives.own_routing, Gives.requests})
     gives = frozenset({Gives.record})
 
     def __init__(self, probes: Sequence[Probe]) -> None:
