@@ -1,6 +1,8 @@
 """Benchmarks: each file is one command, `python -m benchmarks.<name>`, and prints ratios against named baselines.
 
 moe_layer.py       the expert-parallel MLP against plain matrix products and four other implementations
+routing.py         the layer and the step under uneven routing, beside the plan: routing_workloads.py (what goes
+                   where), routing_ranks.py (what a rank does), routing_plan.py (what the planner says)
 training_step.py   a whole training step against Hugging Face Mixtral
 checkpoints.py     saving, loading and converting in GB/s beside cp
 gpt4_checkpoint.py  the tools on a 1.8T checkpoint of headers without data: seconds and memory
