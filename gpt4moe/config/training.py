@@ -250,8 +250,29 @@ def expert_kernel(wish: ExpertKernel, *, on_gpu: bool, dtype: Dtype) -> ExpertKe
     return ExpertKernel.grouped_mm if on_gpu and dtype is Dtype.bf16 else ExpertKernel.per_expert
 
 
+class SwiGluKernel(str, Enum):
+    """torch: torch's operations. triton: one Triton kernel each way, for experts of grouped_mm on GPUs. auto: triton
+    where it can be."""
+
+    auto = "auto"
+    torch = "torch"
+    triton = "triton"
+
+
+def swiglu_kernel(wish: SwiGluKernel, *, on_gpu: bool, experts: ExpertKernel) -> SwiGluKernel:
+    """What `auto` is. Any other wish is itself.
+
+    Args:
+        experts: as expert_kernel decides, not auto.
+    """
+    if wish is not SwiGluKernel.auto:
+        return wish
+    return SwiGluKernel.triton if on_gpu and experts is ExpertKernel.grouped_mm else SwiGluKernel.torch
+
+
 @dataclass(kw_only=True, slots=True)
 class KernelsConfig:
     attention: AttentionKernel = AttentionKernel.sdpa
     norm: NormKernel = NormKernel.torch
     experts: ExpertKernel = ExpertKernel.auto
+    swiglu: SwiGluKernel = SwiGluKernel.auto

@@ -199,6 +199,8 @@ def _megatron(notes: Notes) -> None:
     _put(attention, can_use_flash_attention=gpu_kernels.can_use_flash_attention(notes))
     documents = importlib.import_module("gpt4moe.model.documents")
     _put(documents, document_lengths=gpu_kernels.quarters)
+    swiglu = importlib.import_module("gpt4moe.moe.swiglu")
+    _put(swiglu, kernels=lambda: gpu_kernels.SwiGluKernels)
     model = importlib.import_module("gpt4moe.model.gpt")
     _put(model, initialize=_nothing)  # draws values, which nobody reads
     _put(model, missing_packages=lambda run, device: missing_packages(run, None))  # a CUDA build brings triton

@@ -3,6 +3,7 @@
 scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
 rms_norm                       one kernel each way
 DeepSpeed's Triton kernels     the shapes of their results
+SwiGluKernels                  what ours read and write (moe.swiglu_kernels)
 """
 
 from typing import Any
@@ -119,6 +120,30 @@ def gather_rows(source: Tensor, index: Tensor) -> Tensor:
     rows = source.new_empty((index.numel(), source.shape[1]))
     _count("triton_gather_rows", "permutation", 2 * size_bytes(rows))
     return rows
+
+
+class SwiGluKernels:
+    """moe.swiglu_kernels, on tensors without values."""
+
+    @staticmethod
+    def activation(hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+        _launch("triton_swiglu", "SwiGLU", hidden, weight, out)
+
+    @staticmethod
+    def gradients(grad: Tensor, hidden: Tensor, weight: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> None:
+        _launch("triton_swiglu_backward", "SwiGLU", grad, hidden, weight, grad_hidden, grad_weight)
+
+
+def _launch(name: str, part: str, *touched: Tensor) -> None:
+    """Counts a kernel that reads or writes each of these once, by its linear address on the GPU."""
+    recorder = active()
+    if recorder is None:
+        return
+    for tensor in touched:
+        if tensor.device.type != "cuda" or not tensor.is_contiguous():
+            words = f"{name} takes contiguous tensors on the GPU, not {tensor.device} {tuple(tensor.shape)}"
+            recorder.notes.problem(places.here(), f"{words} of strides {tensor.stride()}")
+    recorder.count(name, part, sum(map(size_bytes, touched)))
 
 
 def _count(name: str, part: str, memory_bytes: float) -> None:

@@ -89,6 +89,7 @@ def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
     params = {
         "moe": built.run.model.moe,
         "kernel": built.run.kernels.experts,
+        "swiglu": built.run.kernels.swiglu,
         "groups": built.groups,
         "recompute": built.run.parallel.recompute is Recompute.moe,
         "linear": (ColumnLinear, RowLinear),

@@ -8,5 +8,6 @@ dispatch.py    tokens -> expert ranks -> tokens (DeepSpeed's split plan, all-to-
 experts.py     the SwiGLU experts of one rank, on the kernel that its device has
 per_expert.py  the kernel of CPUs: experts one by one, small ones together
 swiglu.py      the weighted activation and its gradients
+swiglu_kernels.py  the same in Triton, for GPUs
 statistics.py  declared once: what is counted, and its metrics (no torch)
 """

@@ -11,6 +11,7 @@ outputs nor a [T, K, H] fp32 product need to be kept for the backward pass. The 
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.training import ExpertKernel, expert_kernel
+from gpt4moe.config.training import ExpertKernel, SwiGluKernel, expert_kernel
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe.per_expert import PerExpert, PerExpertProduct, slices
-from gpt4moe.moe.swiglu import WeightedSwiGlu, weighted_swiglu
+from gpt4moe.moe.swiglu import ACTIVATIONS, WeightedSwiGlu, weighted_swiglu
 
 COLUMNS_UP_TO = 6
 """Rows of an expert whose product with the larger matrix runs as one of columns: on CPUs that takes 10 to 50% less time
@@ -50,15 +51,20 @@ class Experts(nn.Module):
     Args:
         kernel: grouped_mm or per_expert (see kernel_for).
         etp: the ranks that each hold a part of every expert; None: this one alone.
+        swiglu: torch or triton, which is for grouped_mm alone.
     """
 
     def __init__(
-        self, gate_up: nn.Parameter, down: nn.Parameter, kernel: ExpertKernel, etp: ProcessGroup | None = None
-    ):
+        self, gate_up: nn.Parameter, down: nn.Parameter, kernel: ExpertKernel, etp: ProcessGroup | None = None,
+        swiglu: SwiGluKernel = SwiGluKernel.torch,
+    ):  # fmt: skip
         super().__init__()
         self.gate_up = gate_up
         self.down = down
+        self.activation = ACTIVATIONS[swiglu]
         self.compute = KERNELS[kernel]
+        if swiglu is SwiGluKernel.triton:
+            self.compute = partial(self.compute, activation=self.activation)
         self.product = PRODUCTS[kernel]
         self.etp = etp
         self.adapter_scale = 0.0
@@ -76,7 +82,7 @@ class Experts(nn.Module):
             return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
         rows = self.product(counts_L)
         hidden = self._adapted("gate_up", x_NH, rows)
-        return self._adapted("down", WeightedSwiGlu.apply(hidden, weight_N1), rows)
+        return self._adapted("down", self.activation.apply(hidden, weight_N1), rows)
 
     def _adapted(self, name: str, x: Tensor, rows: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Rows times the matrix `name`, plus its adapter.
@@ -138,14 +144,16 @@ def _per_expert(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down
     return PerExpert.apply(x, weight, counts.tolist(), gate_up, down)
 
 
-def _grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def _grouped_mm(
+    x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor, activation: Any = WeightedSwiGlu
+) -> Tensor:
     ends = torch.cumsum(counts, 0).to(torch.int32)
     hidden = torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=ends)
-    return torch.nn.functional.grouped_mm(WeightedSwiGlu.apply(hidden, weight), down.transpose(1, 2), offs=ends)
+    return torch.nn.functional.grouped_mm(activation.apply(hidden, weight), down.transpose(1, 2), offs=ends)
 
 
 # x [N, H], weight [N, 1] fp32, counts [L], gate_up [L, 2F, H], down [L, H, F] -> [N, H]
-KERNELS: dict[ExpertKernel, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+KERNELS: dict[ExpertKernel, Callable[..., Tensor]] = {
     ExpertKernel.per_expert: _per_expert,
     ExpertKernel.grouped_mm: _grouped_mm,
 }

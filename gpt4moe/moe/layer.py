@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt4moe.config.moe import MoEConfig
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.training import ExpertKernel, SwiGluKernel, swiglu_kernel
 from gpt4moe.moe.dispatch import Arrived, Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments
@@ -53,7 +53,7 @@ class ExpertParallelMLP(nn.Module):
 
     Args:
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
-        moe, kernel, groups: ours, handed through ModuleSpec(params=...).
+        moe, kernel, groups, swiglu: ours, handed through ModuleSpec(params=...).
         recompute: parallel.recompute=moe, see the table above.
         linear: the classes of the shared experts' two linear layers.
         _: what Megatron hands every MLP since 0.18 (pg_collection, is_mtp_layer, name); ours has `groups` instead.
@@ -61,7 +61,7 @@ class ExpertParallelMLP(nn.Module):
 
     def __init__(
         self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False,
-        linear: Linear = (ColumnParallelLinear, RowParallelLinear), **_: Any,
+        linear: Linear = (ColumnParallelLinear, RowParallelLinear), swiglu: SwiGluKernel = SwiGluKernel.auto, **_: Any,
     ):  # fmt: skip
         super().__init__()
         hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
@@ -75,8 +75,9 @@ class ExpertParallelMLP(nn.Module):
         self.router = build_router(weight(moe.num_experts, hidden_size), moe)
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(
-            weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel, groups.etp
-        )
+            weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel, groups.etp,
+            swiglu_kernel(swiglu, on_gpu=groups.device.type == "cuda", experts=kernel),
+        )  # fmt: skip
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
         # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
         self.has_all_experts = groups.ep.size() * groups.etp.size() == 1 and kernel is ExpertKernel.per_expert

@@ -1,9 +1,16 @@
-"""silu(gate) * up, times the router's weight: SwiGLU's activation (arXiv:2002.05202, equation 5), computed in fp32."""
+"""silu(gate) * up, times the router's weight: SwiGLU's activation (arXiv:2002.05202, equation 5), computed in fp32.
 
+WeightedSwiGlu   torch's operations: each reads and writes all rows again
+FusedSwiGlu      one Triton kernel each way (swiglu_kernels.py), for GPUs
+"""
+
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gpt4moe.config.training import SwiGluKernel
 
 
 class WeightedSwiGlu(torch.autograd.Function):
@@ -17,6 +24,36 @@ class WeightedSwiGlu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
         return weighted_swiglu_backward(gradient[0], *ctx.saved_tensors)[:2]
+
+
+class FusedSwiGlu(torch.autograd.Function):
+    """WeightedSwiGlu in one kernel each way: no fp32 copy of the rows is made."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        hidden, weight = hidden.contiguous(), weight.contiguous()
+        ctx.save_for_backward(hidden, weight)
+        out = hidden.new_empty(hidden.shape[0], hidden.shape[1] // 2)
+        kernels().activation(hidden, weight, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)
+        kernels().gradients(gradient[0].contiguous(), hidden, weight, grad_hidden, grad_weight)
+        return grad_hidden, grad_weight
+
+
+def kernels() -> Any:
+    """The module of Triton's kernels."""
+    return importlib.import_module("gpt4moe.moe.swiglu_kernels")
+
+
+ACTIVATIONS: dict[SwiGluKernel, type[torch.autograd.Function]] = {
+    SwiGluKernel.torch: WeightedSwiGlu,
+    SwiGluKernel.triton: FusedSwiGlu,
+}
 
 
 def weighted_swiglu(hidden: Tensor, weight: Tensor) -> Tensor:

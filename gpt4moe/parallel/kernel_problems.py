@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, expert_kernel
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, SwiGluKernel, expert_kernel
 from gpt4moe.parallel.legality import Problem, grouped_product_problems
 
 FIRST_BF16 = (8, 0)
@@ -130,6 +130,7 @@ def _cpu_problems(run: RunConfig) -> list[Problem]:
     chosen = (
         (run.kernels.attention is AttentionKernel.transformer_engine, "attention", "transformer_engine", "sdpa"),
         (run.kernels.norm is NormKernel.apex, "norm", "apex", "torch"),
+        (run.kernels.swiglu is SwiGluKernel.triton, "swiglu", "triton", "auto"),
     )
     return [
         Problem(f"kernels.{key}={value} runs on GPUs only, and this is a CPU.", f"Set kernels.{key}={other}.")
@@ -140,6 +141,14 @@ def _cpu_problems(run: RunConfig) -> list[Problem]:
 
 def _gpu_problems(run: RunConfig, device: DeviceKind) -> list[Problem]:
     problems, model, is_bf16 = [], run.model, run.precision.dtype is Dtype.bf16
+    if run.kernels.swiglu is SwiGluKernel.triton and _expert_kernel(run, device) is ExpertKernel.per_expert:
+        problems.append(
+            Problem(
+                f"kernels.swiglu=triton with kernels.experts={run.kernels.experts.value}, which in "
+                f"{run.precision.dtype.value} is one product for each expert: the kernel is for all of them at once.",
+                "Set precision=bf16 and kernels.experts=grouped_mm, or kernels.swiglu=auto.",
+            )
+        )
     if is_bf16 and device.capability < FIRST_BF16:
         shown = ".".join(map(str, device.capability))
         problems.append(

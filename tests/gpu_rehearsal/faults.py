@@ -22,7 +22,7 @@ def tensor_on_the_cpu(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any)
     return _attention(self, query * torch.ones(query.shape[-1], device="cpu"), *args, **kwargs)
 
 
-def offsets_of_a_wrong_dtype(x: Any, weight: Any, counts: Any, gate_up: Any, down: Any) -> Any:
+def offsets_of_a_wrong_dtype(x: Any, weight: Any, counts: Any, gate_up: Any, down: Any, **_: Any) -> Any:
     return torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=torch.cumsum(counts, 0))
 
 

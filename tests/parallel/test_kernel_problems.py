@@ -10,7 +10,7 @@ import torch
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, expert_kernel
+from gpt4moe.config.training import ExpertKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.model import gpt
 from gpt4moe.parallel import kernel_problems as subject
@@ -21,6 +21,7 @@ from gpt4moe.training import launch
 
 CPU, GPU, OLD = DeviceKind(is_gpu=False), DeviceKind(is_gpu=True), DeviceKind(is_gpu=True, capability=(7, 5))
 TE, APEX, GROUPED = "kernels.attention=transformer_engine", "kernels.norm=apex", "kernels.experts=grouped_mm"
+FUSED = "kernels.swiglu=triton"
 DOCUMENTS = "data.document_mask=true"
 BF16, WIDE, ODD = "precision=bf16", "model.head_dim=320", "model.moe.ffn_hidden_size=100"
 
@@ -47,6 +48,11 @@ def run_of(*overrides: str) -> RunConfig:
         ((TE,), CPU, r"transformer_engine runs on GPUs only", "attention=sdpa"),
         ((APEX,), CPU, r"norm=apex runs on GPUs only", "norm=torch"),
         ((TE, APEX, BF16), GPU, None, None),
+        # the SwiGLU of grouped_mm
+        ((FUSED, BF16), CPU, r"swiglu=triton runs on GPUs only", "swiglu=auto"),
+        ((FUSED, BF16), GPU, None, None),
+        ((FUSED,), GPU, r"swiglu=triton with kernels.experts=auto, which in fp32 is one product", "swiglu=auto"),
+        ((FUSED, BF16, "kernels.experts=per_expert"), GPU, r"kernels.experts=per_expert, which", "experts=grouped_mm"),
         ((TE, "parallel.cp=2"), GPU, r"parallel.cp=2 and precision.dtype=fp32", "precision=bf16"),
         ((TE, "parallel.cp=2", BF16), GPU, None, None),
         ((TE, BF16, DOCUMENTS), GPU, None, None),
@@ -123,6 +129,16 @@ def test_auto_is_the_grouped_product_in_bf16_on_gpus_alone() -> None:
         for dtype in (bf16, fp32)
     }
     assert [place for place, kernel in chosen.items() if kernel is ExpertKernel.grouped_mm] == [(True, bf16)]
+
+
+def test_auto_is_the_fused_swiglu_for_grouped_products_on_gpus_alone() -> None:
+    chosen = {
+        (on_gpu, experts): swiglu_kernel(SwiGluKernel.auto, on_gpu=on_gpu, experts=experts)
+        for on_gpu in (False, True)
+        for experts in (ExpertKernel.per_expert, ExpertKernel.grouped_mm)
+    }
+    fused = [place for place, kernel in chosen.items() if kernel is SwiGluKernel.triton]
+    assert fused == [(True, ExpertKernel.grouped_mm)]
 
 
 def test_a_launch_refuses_without_torch_what_no_device_takes() -> None:
