@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 8
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_LAST_SHIFT = np.uint64(31)
+"""The shifts and factors of mix64, for arrays."""
 
 
 def mix64(value: Any) -> Any:
@@ -59,18 +62,36 @@ class Permutation:
         """As for each position alone, in one go. Raises: IndexError when one is outside range(size)."""
         if positions.size and not 0 <= positions.min() <= positions.max() < self.size:
             raise IndexError(f"positions {positions.min()} to {positions.max()} of a permutation of {self.size}")
-        image: NDArray[np.uint64] = self._feistel(positions.astype(np.uint64))
-        while (outside := np.flatnonzero(image >= self.size)).size:
-            image[outside] = self._feistel(image[outside])
+        image = self._feistel_of_array(positions.astype(np.uint64))
+        outside = np.flatnonzero(image >= self.size)
+        while outside.size:
+            again = self._feistel_of_array(image[outside])
+            image[outside] = again
+            outside = outside[again >= self.size]
         return image.astype(np.int64)
 
-    def _feistel(self, value: Any) -> Any:
-        """Of an int below 4^half_bits, or of a uint64 array of such."""
+    def _feistel(self, value: int) -> int:
+        """Of an int below 4^half_bits."""
         bits = self._half_bits
         mask = (1 << bits) - 1
         left, right = value >> bits, value & mask
         for key in self._keys:
             left, right = right, left ^ (mix64((right + key) & _MASK) & mask)
+        return left << bits | right
+
+    def _feistel_of_array(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """As _feistel, in place where it can be: a round is mix64 written out, as small arrays cost by the operation."""
+        bits, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
+        left, right, shifted = value >> bits, value & mask, np.empty_like(value)
+        for key in self._keys:
+            mixed = right + np.uint64(key)
+            for shift, factor in _MIX:
+                mixed ^= np.right_shift(mixed, shift, out=shifted)
+                mixed *= factor
+            mixed ^= np.right_shift(mixed, _LAST_SHIFT, out=shifted)
+            mixed &= mask
+            mixed ^= left
+            left, right = right, mixed
         return left << bits | right
 
 
