@@ -19,6 +19,7 @@
     lookup.py       where sample n comes from; are the files whole?
     permutation.py  shuffle of range(n) without memory
     mixture.py      source and position of sample n
+    mixed.py        samples of a mixture of streams: one, or a step's as arrays
     indexed_writer.py  writer of such a pair
     origins.py         file and line of each conversation
     rows.py         documents packed into rows; the n-th row of a mixture

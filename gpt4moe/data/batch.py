@@ -1,14 +1,17 @@
 """Batch: one micro-batch of a rank. Text, and further named tensors that an objective asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpt4moe.data.mixed import StepText
 from gpt4moe.data.samples import TokenSample
 from gpt4moe.parallel.placement import sequence_chunks
 
@@ -128,6 +131,34 @@ def stack(samples: list[TokenSample], numbers: Sequence[int]) -> Batch:
         documents=documents,
         **_images(samples),
     )
+
+
+def cut(text: StepText, numbers: NDArray[np.int64], micro_batch_size: int) -> list[Batch]:
+    """The samples of a step as micro-batches, which are views of one array each.
+
+    Args:
+        numbers: [n], which samples of the run they are.
+    """
+    length = text.tokens.shape[1]
+
+    def parts(array: NDArray[Any]) -> Sequence[Tensor]:
+        tensors: tuple[Tensor, ...] = torch.from_numpy(array).split(micro_batch_size)
+        return tensors
+
+    def parts_if(array: NDArray[Any] | None) -> Iterable[Tensor | None]:
+        return repeat(None) if array is None else parts(array)
+
+    places = repeat(_range(length).expand(micro_batch_size, -1))
+    token_ids = numbers[:, None] * length + np.arange(length)
+    return [
+        Batch(tokens, labels, positions, loss_mask, ids, source_index, documents)
+        for tokens, labels, positions, loss_mask, ids, source_index, documents in zip(
+            parts(text.tokens), parts(text.labels),
+            places if text.position_ids is None else parts(text.position_ids),
+            parts(text.loss_mask), parts(token_ids), parts(text.source_index), parts_if(text.documents),
+            strict=False,
+        )
+    ]  # fmt: skip
 
 
 @lru_cache(maxsize=4)

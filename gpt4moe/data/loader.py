@@ -1,31 +1,31 @@
 """build_data: the train and validation streams of a run, the same on every rank.
 
     n --mixture--> (source, epoch, position) --permutation--> index --packed_sample--> TokenSample --stack--> Batch
+    the n of a step, at once, where all is plain text --MixedSamples.step_text--> StepText --cut--> Batch, Batch, ...
 
 Nothing here has state. `consumed_samples` alone determines the next samples; it is the whole data state of a run, but
 for one that went back and passes over samples (passed_over.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
-from gpt4moe.data.batch import Batch, stack
+from gpt4moe.data.batch import Batch, cut, stack
 from gpt4moe.data.blend import parts_of
 from gpt4moe.data.check import CheckedData, check_data
-from gpt4moe.data.mixture import WHOLE, Draw, Draws, Phase, PhasedMixture, names_of
+from gpt4moe.data.mixed import MixedSamples
+from gpt4moe.data.mixture import WHOLE, Phase, PhasedMixture, names_of
 from gpt4moe.data.mock_images import MockImages
 from gpt4moe.data.passed_over import NOTHING, PassedOver
-from gpt4moe.data.permutation import Permutation, PieceOrder
 from gpt4moe.data.rows import RowSamples
-from gpt4moe.data.samples import MockSamples, TokenSample, in_documents, num_samples, packed_sample
-from gpt4moe.data.shards import ShardedTokens
+from gpt4moe.data.samples import MockSamples, TokenSample, num_samples
 from gpt4moe.errors import DataError
 
 EVERY = slice(None)
@@ -42,63 +42,6 @@ class Samples(Protocol):
 
     def consumed(self, n: int) -> dict[str, int]:
         """Samples of each source among the first n."""
-
-
-@dataclass(frozen=True, slots=True)
-class MixedSamples:
-    """The n-th sample of a mixture of token streams."""
-
-    streams: dict[str, ShardedTokens]
-    names: list[str]
-    """Data.source_names."""
-    mixture: PhasedMixture
-    seq_length: int
-    """Of a window: the longest sample."""
-    seed: int
-    reshuffle: bool
-    """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
-    by_document: bool = False
-    """Whether samples have documents."""
-
-    def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
-        draw, index = self.place(n)
-        stream, length = self.streams[draw.source], self.length_of(draw)
-        start = index * length
-        sample = packed_sample(stream, index, length)
-        if self.by_document:
-            sample = in_documents(sample, stream.begins(slice(start, start + length + 1)))
-        return replace(sample, source_index=self.names.index(draw.source))
-
-    def origin(self, n: int, at: int) -> str:
-        draw, index = self.place(n)
-        return f"source {draw.source}, {self.streams[draw.source].origin(index * self.length_of(draw) + at)}"
-
-    def length_of(self, draw: Draw) -> int:
-        """S of a sample: its tokens."""
-        return self.seq_length // self.mixture.parts[draw.part].pieces
-
-    def place(self, n: int) -> tuple[Draw, int]:
-        """Where sample n is drawn from, and which stretch of S tokens (length_of) of its source's stream it is."""
-        draw = self.mixture.draw(n)
-        return draw, self._order(draw.source, draw.epoch, draw.part)(draw.position)
-
-    def places(self, numbers: NDArray[np.int64]) -> tuple[Draws, NDArray[np.int64]]:
-        """`place` of many samples in one go."""
-        draws, index = self.mixture.draws(numbers), np.empty_like(numbers)
-        passes = (draws.epoch * len(self.mixture.parts) + draws.part) * len(self.mixture.names) + draws.source
-        by_pass = np.argsort(passes, kind="stable")
-        for inside in np.split(by_pass, np.flatnonzero(np.diff(passes[by_pass])) + 1) if numbers.size else []:
-            rest, source = divmod(int(passes[inside[0]]), len(self.mixture.names))
-            order = self._order(self.mixture.names[source], *divmod(rest, len(self.mixture.parts)))
-            index[inside] = order.indices(draws.position[inside])
-        return draws, index
-
-    def _order(self, source: str, epoch: int, part: int) -> Permutation | PieceOrder:
-        """Of a pass over a source."""
-        return self.mixture.order(source, epoch if self.reshuffle else 0, part, self.seed)
-
-    def consumed(self, n: int) -> dict[str, int]:
-        return self.mixture.consumed(n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +70,20 @@ class SampleStream:
             consumed_samples,
             global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, dp=dp, dp_index=dp_index,
         )  # fmt: skip
+        reader = f"data-parallel rank {dp_index} of {dp}"
+        if isinstance(self.samples, MixedSamples):
+            of_rank = np.fromiter(chain.from_iterable(numbers), dtype=np.int64)
+            text = self.samples.step_text(of_rank, global_batch_size)
+            if text.largest >= self.vocab_size:  # perhaps in a stretch that none of these samples has
+                for n in of_rank.tolist():
+                    self._require_known(n, self.sample(n), reader)
+            return cut(text, of_rank, micro_batch_size)
         decoded = set(range(len(numbers))[with_pixels])
         made = []
         for index, micro_batch in enumerate(numbers):
             samples = [self.sample(n, pixels=index in decoded) for n in micro_batch]
             for n, sample in zip(micro_batch, samples, strict=True):
-                self._require_known(n, sample, f"data-parallel rank {dp_index} of {dp}")
+                self._require_known(n, sample, reader)
             made.append(stack(samples, micro_batch))
         return made
 

@@ -80,7 +80,7 @@ class Permutation:
         return left << bits | right
 
     def _feistel_of_array(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """As _feistel, in place where it can be: a round is mix64 written out, as small arrays cost by the operation."""
+        """As _feistel, of an array. mix64 is written out in place: it costs by the operation and by the copy."""
         bits, mask = np.uint64(self._half_bits), np.uint64((1 << self._half_bits) - 1)
         left, right, shifted = value >> bits, value & mask, np.empty_like(value)
         for key in self._keys:

@@ -26,6 +26,7 @@ from gpt4moe.errors import DataError
 BLOCK_BYTES = 1 << 15
 """Of a checksum. A sample of 4096 tokens needs one or two blocks: checking them costs less than 0.1 ms."""
 TEXT_COMMAND = "tools/tokenize_corpus.py"
+_NEGATIVE = 1 << 63
 _MOST_MAPPED = 128
 """Shards of a source that are mapped at once: each takes up to three of the files that a process may open."""
 
@@ -57,6 +58,35 @@ class ShardedTokens:
         if not parts:
             return np.empty(0, dtype=self.shards[0].dtype)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def read_into(self, start: int, tokens: NDArray[np.int64], labels: NDArray[np.int64]) -> int:
+        """Writes the S tokens from `start` on into `tokens` [S], and the token after each of them into `labels` [S].
+
+        Returns: a number that no token of these is above; more than any vocabulary when one is negative.
+        Raises: IndexError beyond the end; DataError for a damaged block.
+        """
+        stop = start + len(tokens) + 1
+        at = bisect_right(self.ends, start)
+        if at < len(self.ends) and stop <= self.ends[at]:
+            mapped, before = self._mapped(at), self.ends[at] - self.shards[at].tokens
+            found, largest = mapped.checked(start - before, stop - before), mapped.largest
+        elif start >= 0 and stop <= len(self):
+            found = self[start:stop]
+            largest = _largest(found)
+        else:
+            raise IndexError(f"tokens {start} to {stop - 1} of {len(self)}")
+        tokens[:] = found[:-1]
+        labels[:] = found[1:]
+        return largest
+
+    def document_starts(self, stretch: slice) -> NDArray[np.int64]:
+        """Where in a stretch documents begin, ascending, each place once. Reads as `begins` does."""
+        found, first = [], stretch.start
+        for at, start, stop in self._parts(stretch):
+            before = self.ends[at] - self.shards[at].tokens
+            found.append(self._index(at).starts(start, stop) + (before - first))
+        places = np.concatenate(found)
+        return places[np.diff(places, prepend=-1) > 0]
 
     def begins(self, stretch: slice) -> NDArray[np.bool_]:
         """Of each token of a stretch whether it is the first of a document. Reads the indexes alone.
@@ -142,25 +172,40 @@ class _MappedShard:
     def __init__(self, folder: Path, shard: Shard, made_by: str):
         self.made_by = made_by
         self.path, self.sums_path = bin_path(folder, shard), sums_path(folder, shard)
-        self.bytes: NDArray[np.uint8] = np.memmap(self.path, mode="r", dtype=np.uint8)
+        # Plain views: slices of numpy's own class for mapped files cost several times as much.
+        self.bytes: NDArray[np.uint8] = np.asarray(np.memmap(self.path, mode="r", dtype=np.uint8))
         self.dtype = np.dtype(shard.dtype)
-        self.sums: NDArray[np.uint32] = np.memmap(self.sums_path, mode="r", dtype="<u4")
+        num_bytes = len(self.bytes) // self.dtype.itemsize * self.dtype.itemsize  # a file that was cut fails its checks
+        self.tokens: NDArray[np.integer] = self.bytes[:num_bytes].view(self.dtype)
+        self.sums: NDArray[np.uint32] = np.asarray(np.memmap(self.sums_path, mode="r", dtype="<u4"))
         self.is_whole = bytearray(-(-len(self.sums) // 8))
         """One bit a block."""
+        self.largest = 0
+        """Of the tokens of these blocks; more than any vocabulary when one is negative."""
 
     def read(self, start: int, stop: int) -> NDArray[np.integer]:
         """Tokens start to stop - 1, copied. Raises: DataError."""
+        return self.checked(start, stop).copy()
+
+    def checked(self, start: int, stop: int) -> NDArray[np.integer]:
+        """A view of tokens start to stop - 1. Raises: DataError."""
         first, last = start * self.dtype.itemsize, stop * self.dtype.itemsize
         for block in range(first // BLOCK_BYTES, (last - 1) // BLOCK_BYTES + 1):
             if not self.is_whole[block >> 3] >> (block & 7) & 1:
                 self._check(block)
-        return np.array(self.bytes[first:last]).view(self.dtype)
+        return self.tokens[start:stop]
 
     def _check(self, block: int) -> None:
         start = block * BLOCK_BYTES
         if zlib.crc32(self.bytes[start : start + BLOCK_BYTES].data) != self.sums[block]:
             raise damaged_block(self.path, block, self.made_by)
+        self.largest = max(self.largest, _largest(self.bytes[start : start + BLOCK_BYTES].view(self.dtype)))
         self.is_whole[block >> 3] |= 1 << (block & 7)
+
+
+def _largest(tokens: NDArray[np.integer]) -> int:
+    """The largest token; when one is negative, a number that is more than any vocabulary."""
+    return int(tokens.max()) if tokens.min() >= 0 else _NEGATIVE
 
 
 def damaged_block(path: Path, block: int, made_by: str) -> DataError:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpt4moe.data.loader import MixedSamples, build_data, micro_batch_samples
+from gpt4moe.data.loader import build_data, micro_batch_samples
+from gpt4moe.data.mixed import MixedSamples
 from gpt4moe.data.mixture import Phase, PhasedMixture
 from tests.data.conftest import SEQ_LENGTH, small_run
 

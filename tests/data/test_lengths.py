@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.blend import phases_of, uses
 from gpt4moe.data.check import check_data
-from gpt4moe.data.loader import MixedSamples, build_data
+from gpt4moe.data.loader import build_data
+from gpt4moe.data.mixed import MixedSamples
 from gpt4moe.data.mixture import Part, Phase, PhasedMixture
 from tests.data.conftest import SEQ_LENGTH, small_run
 from tests.data.mixture_tool import RUN, answer

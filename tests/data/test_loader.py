@@ -1,6 +1,7 @@
 """build_data: the same samples on every layout and after every restart; epochs reshuffle; held-out text stays put."""
 
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.batch import Batch, stack
 from gpt4moe.data.check import check_data
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.tokenizer import Tokenizer
@@ -28,6 +30,31 @@ def tokens_of(run: RunConfig, consumed: int, dp: int) -> torch.Tensor:
 def test_micro_batches_hold_the_same_samples_on_every_layout(data_folder: Path, dp: int) -> None:
     run = small_run(data_folder)
     assert torch.equal(tokens_of(run, 24, dp), tokens_of(run, 24, 1))
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_the_micro_batches_of_a_step_are_its_samples_one_by_one(in_shards: Path, document_mask: bool) -> None:
+    ramp = "training.length_ramp=[{seq_length: 8, until_step: 4}]"
+    run = small_run(in_shards, f"data.document_mask={document_mask}", "training.global_batch_size=12", ramp)
+    stream, alone = build_data(run).train, build_data(run).train
+    for consumed in (0, 12, 24, 36, 48, 60, 72, 600, 12, 3, 54):  # next steps, a jump, back, and out of step
+        made = stream.micro_batches(consumed, global_batch_size=6, micro_batch_size=3, dp=2, dp_index=1)
+        numbers = range(consumed + 3, consumed + 6)
+        wanted = stack([alone.sample(n) for n in numbers], numbers)
+        for name in (field.name for field in fields(Batch)):
+            found, right = getattr(made[0], name), getattr(wanted, name)
+            if isinstance(right, torch.Tensor):
+                assert torch.equal(found, right) and found.dtype == right.dtype, (consumed, name)
+            else:
+                assert found == right, name
+
+
+def test_a_step_has_samples_of_one_length(in_shards: Path) -> None:
+    ramp = "training.length_ramp=[{seq_length: 8, until_step: 4}]"
+    run = small_run(in_shards, "training.global_batch_size=12", ramp)
+    change = run.step_sizes.lengths()[1][0]
+    with pytest.raises(ValueError, match=f"samples {change - 12} to {change + 11} are of several lengths"):
+        build_data(run).train.micro_batches(change - 12, global_batch_size=24, micro_batch_size=3, dp=1, dp_index=0)
 
 
 def test_a_restart_goes_on_with_the_samples_that_were_next(data_folder: Path) -> None:
