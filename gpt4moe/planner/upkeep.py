@@ -95,12 +95,16 @@ class Network:
 
     node_ranks: int
     groups: dict[str, NodeTraffic]
-    device_bytes_per_second: float
-    """What leaves the node, for each of its devices, as a mean over the step."""
+    step_seconds: float
 
     @property
     def leaving_bytes(self) -> float:
         return sum(traffic.leaving_bytes for traffic in self.groups.values())
+
+    @property
+    def device_bytes_per_second(self) -> float:
+        """What leaves the node, for each of its devices, as a mean over the step."""
+        return self.leaving_bytes / self.node_ranks / self.step_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +136,12 @@ def upkeep_json(found: Upkeep) -> dict[str, object]:
     return {
         "checkpoints": asdict(found.checkpoints),
         "data": {**asdict(data), "disk_bytes": data.disk_bytes},
-        "network": {**asdict(net), "leaving_bytes": net.leaving_bytes},
+        "network": {
+            "node_ranks": net.node_ranks,
+            "groups": {group: asdict(traffic) for group, traffic in net.groups.items()},
+            "device_bytes_per_second": net.device_bytes_per_second,
+            "leaving_bytes": net.leaving_bytes,
+        },
         "carbon": None if found.carbon is None else asdict(found.carbon),
     }
 
@@ -177,10 +186,9 @@ def network(plan: PlanConfig, layout: Layout, step_seconds: float) -> Network:
     found = []
     for first in sorted(firsts):
         ranks = range(first, min(first + size, world))
-        found.append((len(ranks), _node_traffic(plan, layout, ranks, size)))
-    count, groups = max(found, key=lambda one: sum(traffic.leaving_bytes for traffic in one[1].values()))
-    leaving = sum(traffic.leaving_bytes for traffic in groups.values())
-    return Network(node_ranks=count, groups=groups, device_bytes_per_second=leaving / count / step_seconds)
+        groups = _node_traffic(plan, layout, ranks, size)
+        found.append(Network(node_ranks=len(ranks), groups=groups, step_seconds=step_seconds))
+    return max(found, key=lambda node: node.leaving_bytes)
 
 
 def _node_traffic(plan: PlanConfig, layout: Layout, ranks: range, node_size: int) -> dict[str, NodeTraffic]:
