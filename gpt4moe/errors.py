@@ -1,5 +1,6 @@
 """The errors a user can cause. Each says what is wrong with the numbers and what to change."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,11 +56,27 @@ class CheckpointError(Gpt4MoeError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint whose files are not what was written: a bit has changed, bytes are missing, or it cannot be read."""
+    """A checkpoint whose files are not what was written: a bit has changed, or bytes are missing."""
 
-    def __init__(self, folder: Path, cause: str):
+    def __init__(self, folder: Path, cause: str, place: tuple[str, int] | None = None):
         super().__init__(cause, "Take another checkpoint of the run: this one is damaged.")
         self.folder = folder
+        self.place = place
+        """The file, and which block of it (-1: its header or size). None: right bytes that say what cannot be."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """Files of a checkpoint that the system does not let this process read: a permission, a stale mount, a disk."""
+
+    def __init__(self, path: Path, what: str, error: OSError, block: int = -1):
+        super().__init__(
+            f"{what} cannot be read on {os.uname().nodename}: {error.strerror}.",
+            "Look at its permissions, and at this node's mount and disk; or take another checkpoint.",
+        )
+        self.folder = path.parent
+        self.place = (path.name, block)
+        """As of DamagedCheckpoint."""
+        self.number = error.errno or -1
 
 
 class SaveFailed(CheckpointError):

@@ -76,7 +76,8 @@ def train(launch: Launch, environment: Environment, probes: "Sequence[Probe]") -
     ):
         from gpt4moe.pages.run_report import write_run_report
         from gpt4moe.training.build import build_trainer
-        from gpt4moe.training.resume import latest_step, step_back
+        from gpt4moe.training.fallback import step_back
+        from gpt4moe.training.resume import latest_step
 
         layout = Layout.from_config(run.parallel, environment.world_size)
         groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed, timeout=timeout)

@@ -14,7 +14,7 @@ from gpt4moe.config.own_files import plain_name
 from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
 from gpt4moe.data.passed_over import PassedOver
 from gpt4moe.durable import sync_folder
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -90,17 +90,18 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Raises: CheckpointError when there is none, it is damaged, or its format or keys are unknown."""
         path = folder / NAME
-        if not path.exists():
+        try:
+            text = path.read_bytes().decode(errors="replace")
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(
                 f"{folder} is no checkpoint: it has no {NAME}.",
                 "Give a step folder like runs/NAME/checkpoints/step-00000100, or a run folder with one.",
-            )
-        try:
-            body = unsealed(path.read_bytes().decode(errors="replace"))
+            ) from error
         except OSError as error:
-            raise DamagedCheckpoint(folder, f"{path} cannot be read: {error.strerror}.") from error
+            raise UnreadableCheckpoint(path, str(path), error) from error
+        body = unsealed(text)
         if body is None:
-            raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.")
+            raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.", (NAME, -1))
         try:
             fields = json.loads(body)
             if fields.pop("format", None) != FORMAT:

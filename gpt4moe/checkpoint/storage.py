@@ -21,7 +21,7 @@ import xxhash
 
 from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.config.typed import FieldError, from_plain
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +103,7 @@ class VerifiedFile:
         except (FileNotFoundError, NotADirectoryError):
             return -1
         except OSError as error:
-            raise self._damaged(f"{self.path} cannot be read: {error.strerror}.") from error
+            raise UnreadableCheckpoint(self.path, str(self.path), error) from error
 
     @property
     def data_bytes(self) -> int:
@@ -115,7 +115,7 @@ class VerifiedFile:
         Args:
             item_bytes: type -> bytes of an element; None: F32 alone.
         """
-        data = self._checked(0, self.entry.header_bytes, self.entry.header_hash, "The header")
+        data = self._checked(0, self.entry.header_bytes, self.entry.header_hash)
         try:
             parsed = json.loads(data[8:].tobytes())
             if not isinstance(parsed, dict):
@@ -171,6 +171,13 @@ class VerifiedFile:
             except CheckpointError as error:
                 yield error.cause
 
+    def check(self, block: int) -> None:
+        """Reads one block, or with -1 the header. Raises: CheckpointError."""
+        if block < 0:
+            self._checked(0, self.entry.header_bytes, self.entry.header_hash)
+        else:
+            self._block(block)
+
     def _block(self, index: int) -> np.ndarray:
         key = (self.entry.name, index)
         block = self.cache.get(key)
@@ -179,7 +186,7 @@ class VerifiedFile:
             size = min(self.entry.block_bytes, self.entry.size - start)
             self.cache.make_room(size)
             self._read_ahead(start + size)
-            block = self._checked(start, size, self.entry.block_hashes[index], f"Block {index}")
+            block = self._checked(start, size, self.entry.block_hashes[index], index)
             self.cache.put(key, block)
         return block
 
@@ -189,17 +196,30 @@ class VerifiedFile:
         with suppress(OSError), self.path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
-    def _checked(self, start: int, size: int, expected: str, what: str) -> np.ndarray:
+    def _checked(self, start: int, size: int, expected: str, block: int = -1) -> np.ndarray:
+        what = f"{'The header' if block < 0 else f'Block {block}'} of {self.path}"
         try:
-            data = np.fromfile(self.path, dtype=np.uint8, count=size, offset=start)
+            data = _read(self.path, start, size)
         except OSError as error:
-            raise self._damaged(f"{what} of {self.path} cannot be read: {error.strerror}.") from error
+            raise UnreadableCheckpoint(self.path, what, error, block) from error
         if xxhash.xxh3_64_hexdigest(data.data) != expected:
-            raise self._damaged(f"{what} of {self.path} is damaged: its hash differs from the manifest's.")
+            raise self._damaged(f"{what} is damaged: its hash differs from the manifest's.", block)
         return data
 
-    def _damaged(self, cause: str) -> DamagedCheckpoint:
-        return DamagedCheckpoint(self.path.parent, cause)
+    def _damaged(self, cause: str, block: int = -1) -> DamagedCheckpoint:
+        return DamagedCheckpoint(self.path.parent, cause, (self.path.name, block))
+
+
+def _read(path: Path, start: int, size: int) -> np.ndarray:
+    """Bytes [start, start + size) or, where the file is shorter, those up to its end. Raises: OSError. Not by
+    np.fromfile, which takes an error in the middle of a file for its end (numpy 2.4)."""
+    data = np.empty(size, dtype=np.uint8)
+    left = data.data
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (count := file.readinto(left)):
+            left = left[count:]
+    return data[: size - len(left)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ launch.py           load, check, report: before torch
 gone_back.py        the record of a run's goings back, and what stands of its checkpoints
 go_back.py          the end of a loop at a step that went wrong: suspect checkpoints, going back
 resume.py           the checkpoint that a launch continues
+fallback.py         is the newest one damaged, or one node at fault?
 state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
 replicas.py         are copies on several ranks bitwise equal?

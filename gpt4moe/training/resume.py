@@ -14,7 +14,7 @@ from gpt4moe.architecture.vision import is_vision
 from gpt4moe.checkpoint.base import base_folder, refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint, latest_saved, set_aside, step_folder
+from gpt4moe.checkpoint.retention import find_checkpoint, latest_saved, step_folder
 from gpt4moe.checkpoint.selection import Selection, base_model, selection_of
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
@@ -23,8 +23,8 @@ from gpt4moe.config.typed import FieldError, from_plain
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.loader import Data
 from gpt4moe.data.passed_over import PassedOver
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError, LaunchError
-from gpt4moe.parallel.agreement import all_reduce_max, broadcast_int, broadcast_text, raise_together
+from gpt4moe.errors import CheckpointError, LaunchError
+from gpt4moe.parallel.agreement import broadcast_int, broadcast_text, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import BUFFER, WEIGHT
 from gpt4moe.resilience.recent import Recent
@@ -89,27 +89,6 @@ def passed_over(folder: RunFolder, groups: ProcessGroups) -> PassedOver | None:
     count = broadcast_int(len(flat), groups)
     flat = [broadcast_int(number, groups) for number in flat or [0] * count]
     return PassedOver.of(list(zip(flat[::2], flat[1::2], strict=True))) if flat else None
-
-
-def step_back(error: Gpt4MoeError, folder: RunFolder, latest: int, groups: ProcessGroups) -> bool:
-    """Whether the launch may begin again, from the checkpoint before the run's latest one, because that is damaged.
-
-    The damaged one is renamed (retention.set_aside). Where there is none before it, nothing is done: to begin at step 0
-    without being told to would be worse than to end. Collective, after an error that every rank has.
-
-    Raises: CheckpointError on every rank when it cannot be renamed.
-    """
-    own = step_folder(folder.checkpoints, latest)
-    (is_damaged,) = all_reduce_max([int(isinstance(error, DamagedCheckpoint) and error.folder == own)], groups)
-    steps = committed_steps(folder.checkpoints)
-    before = broadcast_int(max((step for step in steps if step < latest), default=0), groups)
-    if not (is_damaged and before):
-        return False
-    with raise_together(groups):
-        if groups.is_first_rank:
-            aside = set_aside(folder.checkpoints, latest)
-            logger.warning("%s\nIt is %s now. The run goes on from step %d.", error.cause, aside, before)
-    return True
 
 
 def place_of_source(run: RunConfig, folder: RunFolder, latest: int, groups: ProcessGroups) -> Path | None:

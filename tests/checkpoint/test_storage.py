@@ -1,6 +1,7 @@
 """One file: hashes are of what was written, a changed bit is found where it is read, any library opens it."""
 
 import dataclasses
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gpt4moe.checkpoint import writing
 from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, block_bytes_for
 from gpt4moe.checkpoint.writing import write_file
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, UnreadableCheckpoint
 from tests.checkpoint.builders import flip_bit, piece
 
 BLOCK = 64  # bytes
@@ -153,3 +154,14 @@ def test_hashes_that_are_not_those_of_all_blocks_are_refused(
     """A manifest with no hash at all would let `verify` call anything whole."""
     with pytest.raises(CheckpointError, match="hashes for the"):
         opened(tmp_path, dataclasses.replace(entry, **change))
+
+
+def test_a_disk_that_cannot_read_is_no_damage_and_its_node_is_named(tmp_path: Path) -> None:
+    """Linux answers EIO to whoever reads the first page of its own memory."""
+    (tmp_path / "x.safetensors").symlink_to("/proc/self/mem")
+    entry = FileEntry(name="x.safetensors", size=0, header_bytes=16, header_hash="", block_bytes=BLOCK, block_hashes=[])
+    with pytest.raises(UnreadableCheckpoint) as error:
+        opened(tmp_path, entry).check(-1)
+    path, node = tmp_path / "x.safetensors", os.uname().nodename
+    assert error.value.cause == f"The header of {path} cannot be read on {node}: Input/output error."
+    assert (error.value.folder, error.value.place, error.value.number) == (tmp_path, (path.name, -1), errno.EIO)
