@@ -84,14 +84,13 @@ def main(arguments: list[str]) -> int:
         print_error(error.cause, error.cure)
         return error.exit_code
     os.environ["PYTHONWARNINGS"] = "ignore"  # of every rank; before their server starts
-    found = run_ranks(
-        options.ranks, measure, overrides, workloads, ROUNDS, not options.shared, timeout_seconds=TIMEOUT_SECONDS
-    )
-    clock = ", CPU time" if options.shared else ""
+    asked = (overrides, workloads, options.rounds, not options.shared)
+    found = run_ranks(options.ranks, measure, *asked, timeout_seconds=TIMEOUT_SECONDS)
     print(
         f"Routing workloads: {sizes.num_tokens} tokens, {sizes.num_experts} experts, top-{sizes.top_k}, "
-        f"hidden {HIDDEN}, ffn {FFN}, fp32, expert parallel {options.ranks}.\n{machine()}{clock}"
+        f"hidden {HIDDEN}, ffn {FFN}, fp32, expert parallel {options.ranks}."
     )
+    print(f"{machine()}, {options.rounds} rounds{', CPU time' if options.shared else ''}")
     rows = {name: table_rows(name, overrides, workloads, found) for name in ("layer", "step")}
     for name, title in (("layer", "One MoE layer, forward and backward"), ("step", "A step, two layers")):
         _print(title, rows[name], workloads, sizes)
@@ -102,10 +101,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", action="store_true", help="measure CPU time: others use this machine")
     parser.add_argument("--ranks", type=int, default=2, help="processes, one expert-parallel group")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how often each workload is timed")
     parser.add_argument("--trace", type=Path, help="folder of a run that recorded its routing")
     options = parser.parse_args(arguments)
     if options.ranks < 1:
         raise ConfigError(f"--ranks {options.ranks} is below 1.", "Give 1, 2, 4 or 8.")
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds {options.rounds} is below 1.", f"Give 1 or more; {ROUNDS} is usual.")
     return options
 
 

@@ -87,6 +87,7 @@ def test_rows_and_heat_of_a_routing() -> None:
     ("arguments", "says"),
     [
         (["--ranks", "0"], "--ranks 0 is below 1"),
+        (["--rounds", "0"], "--rounds 0 is below 1"),
         (["--ranks", "3"], "--ranks 3 does not divide 2048 tokens and 16 experts"),
         (["--trace", "nowhere"], "has no recorded step"),
         (["--trace", "{ramped}"], "have 2 sizes"),
