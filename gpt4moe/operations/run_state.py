@@ -85,15 +85,13 @@ def job_of(jobs: Sequence[int], states: Mapping[int, str]) -> int | None:
     return max(in_queue or jobs, default=None)
 
 
-def state_of(
-    folder: Path, events: Sequence[Event], job_state: str | None, *, step: int, total: int | None
-) -> tuple[str, str]:
+def state_of(folder: Path, events: Sequence[Event], job_state: str | None, total: int | None) -> tuple[str, str]:
     """The state (RunStatus.state) and why.
 
     Args:
         events: the events of this run alone, in order.
         job_state: Slurm's state of the last launch's job; None: Slurm does not know the job.
-        step, total: the last step done, and the last step of the run.
+        total: the last step of the run.
     """
     if job_state is not None and job_state.startswith(_RUNNING):
         return "running", ""
@@ -107,7 +105,7 @@ def state_of(
         if stop["is_error"]:
             return "failed", stop["reason"]
         return ("finished", "") if stop["reason"] == "finished" else ("stopped", stop["reason"])
-    if total is not None and step >= total and _is_saved(folder, total):
+    if total is not None and _is_saved(folder, total):
         return "finished", ""  # killed after its last step was saved
     if not events:
         return "stopped", ""

@@ -164,22 +164,19 @@ def _status(seen: _Seen, job_states: Mapping[int, str], now: float) -> RunStatus
     folder, events, job = seen.folder, seen.events, job_of(seen.jobs, job_states)
     job_state = None if job is None else job_states.get(job)
     known: dict[str, Any] = dict(name=folder.name, folder=str(folder), job=job, job_state=job_state, wrong=seen.wrong)
-    try:
-        records = glance_at_metrics(folder / METRICS_FILE)
+    starts = [event for event in events if event["event"] == "start"]
+    total = starts[-1]["total_steps"] if starts else _total_steps(folder)
+    state, why = state_of(folder, events, job_state, total)
+    is_alive, seen_alive = state == "running", last_sign_of_life(folder, events)
+    try:  # of a run that trains a rule may need any metric of any step
+        records = (read_metrics if is_alive else glance_at_metrics)(folder / METRICS_FILE)
     except Gpt4MoeError as error:
         return RunStatus(state="damaged", why=error.cause, **known)
-    starts = [event for event in events if event["event"] == "start"]
     known["wrong"] = seen.wrong + _gaps(records)
     step = int(records[-1]["step"]) if records else 0
-    total = starts[-1]["total_steps"] if starts else _total_steps(folder)
-    state, why = state_of(folder, events, job_state, step=step, total=total)
-    is_alive, seen_alive = state == "running", last_sign_of_life(folder, events)
     doing = activity(folder, events, job, now) if is_alive else None
     rules = dashboard_of(folder).alerts if is_alive else []
-    try:  # a rule may need any metric of any step
-        alerts = failing_alerts(rules, read_metrics(folder / METRICS_FILE), doing) if doing is not None else []
-    except Gpt4MoeError as error:
-        return RunStatus(state="damaged", why=error.cause, **known)
+    alerts = failing_alerts(rules, records, doing) if doing is not None else []
     account = goodput(
         events, records, last_sign_of_life=now if is_alive else seen_alive, is_running=is_alive,
         waiting_until=now if state == "waiting" else None,
@@ -219,6 +216,8 @@ def _count_back(events: list[Event]) -> int:
 
 def _gaps(records: list[Record]) -> list[str]:
     """Steps between the first and the last that have no line in metrics.jsonl."""
+    if not records or records[-1]["step"] - records[0]["step"] + 1 == len(records):  # each step once, ascending
+        return []
     steps = [int(record["step"]) for record in records]
     gaps = [(before + 1, after - 1) for before, after in itertools.pairwise(steps) if after != before + 1]
     counts = ((first, "1 step" if first == last else f"{last - first + 1} steps") for first, last in gaps)

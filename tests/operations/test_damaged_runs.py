@@ -1,5 +1,6 @@
 """tools/runs.py outlives any file: a broken run is one row that says what is wrong, and hides no other."""
 
+import io
 import json
 import os
 import re
@@ -136,3 +137,18 @@ def test_a_running_run_with_a_wrong_value_that_only_its_rules_meet_keeps_its_job
     file.write_text(file.read_text().replace('"step": 60, "loss": -55.0', '"step": 60, "loss": "low"'))
     found = status(folder)
     assert (found.state, found.job) == ("damaged", 12) and "line 60 is not a metrics record" in found.why
+
+
+def test_the_metrics_of_a_run_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole where its alerts need them, else at a glance."""
+    folder, opened, real = a_run(tmp_path / "x"), list[str](), io.open
+
+    def counting(file: object, *given: Any, **named: Any) -> Any:
+        opened.append(Path(str(file)).name)
+        return real(file, *given, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", counting)
+    assert status(folder).state == "killed" and opened.count("metrics.jsonl") == 1
+    (folder / ".lock").write_text(f"process {os.getpid()} on {os.uname().nodename}")
+    opened.clear()
+    assert status(folder).state == "running" and opened.count("metrics.jsonl") == 1
