@@ -11,7 +11,8 @@ own_files.py        which files a manifest may name; where links of a download m
 yaml_text.py        YAML of a file that somebody may have damaged
 typed.py    what JSON gives -> a dataclass whose fields have their types; of manifests; their seal
 cures.py            what a key may be, in words
-load.py     load_run_config: YAML + overrides -> checked RunConfig (the only file with hydra and omegaconf)
+compose.py  Hydra's composition for our files alone
+load.py     load_run_config: YAML + overrides -> checked RunConfig (it and compose.py alone know Hydra)
 plan.py     the keys of tools/plan.py
 serve_command.py    the words of `tools/plan.py serve`
 beyond.py   those that the trainer lacks

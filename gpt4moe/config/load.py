@@ -9,18 +9,18 @@ key; our exit status is 2. An unknown key is an error even with `+` or `++`, wit
 import dataclasses
 import difflib
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt4moe.config.cluster import ClusterConfig
+from gpt4moe.config.compose import compose
 from gpt4moe.config.cures import type_cure
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
@@ -33,6 +33,7 @@ _GENERAL = (
 )
 _EXPONENTS = {"K": 3, "M": 6, "G": 9, "B": 9, "T": 12}
 _CLUSTER = re.compile(r"""([+]?cluster=)(['"]?)([^'"]*)\2""")
+_SCHEMAS = {"run_schema": RunConfig, "plan_schema": PlanConfig}
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -43,7 +44,7 @@ def load_run_config(overrides: list[str], config_name: str = "train") -> RunConf
         overrides: Hydra's, as on a command line: `+experiment=tiny`, `parallel.tp=2`.
     Raises: ConfigError for an unknown key or group, a value of the wrong type, a missing value, a failed check.
     """
-    return config_from_dict(_compose(overrides, config_name, RunConfig))
+    return _checked(_compose(overrides, config_name, RunConfig), RunConfig)
 
 
 def load_plan_config(overrides: list[str]) -> PlanConfig:
@@ -56,7 +57,7 @@ def load_plan_config(overrides: list[str]) -> PlanConfig:
         raise ConfigError("ranks is no key of a plan.", "Say gpus: gpus=8 plans 8 devices, a rank each.")
     in_fp8 = {f"precision={name}": ["precision=bf16", f"beyond.products={name}"] for name in ("fp8", "mxfp8")}
     overrides = [one for override in overrides for one in in_fp8.get(override, [override])]
-    plan = _from_dict(_compose(overrides, "plan", PlanConfig), PlanConfig)
+    plan = _checked(_compose(overrides, "plan", PlanConfig), PlanConfig)
     assert isinstance(plan, PlanConfig)
     plan.require_used(given)
     plan.take_tokens(given)
@@ -93,7 +94,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).lower()
 
 
-def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) -> dict[str, Any]:
+def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) -> DictConfig:
+    """A config whose every node has its type from the schema, the first of the defaults in configs/*.yaml."""
     for override in overrides:
         if not re.match(r"~|[+]{0,2}[^=+~]+=", override):
             raise ConfigError(f"{override!r} is not an override.", "Write key=value, e.g. parallel.tp=2.")
@@ -108,12 +110,11 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
     overrides = [
         f"{named[1]}{whole_cluster_name(named[3])}" if (named := _CLUSTER.fullmatch(one)) else one for one in overrides
     ]
-    ConfigStore.instance().store(name=f"{'run' if schema is RunConfig else 'plan'}_schema", node=schema)
-    GlobalHydra.instance().clear()
+    _store("plan_schema" if issubclass(schema, PlanConfig) else "run_schema")
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            composed = compose(config_name, overrides=overrides)
-        raw = OmegaConf.to_container(composed, resolve=True, enum_to_str=True)
+        composed = compose(CONFIG_FOLDER, config_name, overrides)
+        OmegaConf.resolve(composed)
+        return composed
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, schema) from error
     except (ValueError, TypeError) as error:  # Hydra's own, where a group's value is no name
@@ -123,8 +124,12 @@ def _compose(overrides: list[str], config_name: str, schema: type[RunConfig]) ->
             "An override sets a key of a group that is null here (model.moe of a dense model?).",
             "Choose a model that has the group, or leave the key out.",
         ) from error
-    assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}
+
+
+@cache
+def _store(name: str) -> None:
+    """The schema that the defaults of configs/*.yaml begin with, once for all loads: 0.05 s."""
+    ConfigStore.instance().store(name=name, node=OmegaConf.structured(_SCHEMAS[name]))
 
 
 def _nameless_group(overrides: list[str], error: Exception) -> ConfigError:
@@ -142,14 +147,30 @@ def config_from_dict(raw: dict[str, Any]) -> RunConfig:
 
     Raises: ConfigError as load_run_config does.
     """
-    return _from_dict(raw, RunConfig)
-
-
-def _from_dict(raw: dict[str, Any], schema: type[RunConfig]) -> RunConfig:
-    _refuse_unknown_keys(raw, schema, "")
+    _refuse_unknown_keys(raw, RunConfig, "")
     _refuse_missing(raw, "")
     try:
-        run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), raw))
+        typed = OmegaConf.merge(_run_schema(), raw)
+    except OmegaConfBaseException as error:
+        raise _explain(error, RunConfig) from error
+    assert isinstance(typed, DictConfig)
+    return _checked(typed, RunConfig)
+
+
+@cache
+def _run_schema() -> Any:
+    """Made once, and never changed: merge copies it."""
+    return OmegaConf.structured(RunConfig)
+
+
+def _checked(typed: DictConfig, schema: type[RunConfig]) -> RunConfig:
+    """The objects of a typed config, without interpolations, after every check."""
+    raw = OmegaConf.to_container(typed, enum_to_str=True)
+    assert isinstance(raw, dict)
+    _refuse_unknown_keys({str(key): value for key, value in raw.items()}, schema, "")
+    _refuse_missing({str(key): value for key, value in raw.items()}, "")
+    try:
+        run = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise _explain(error, schema) from error
     assert isinstance(run, RunConfig)
