@@ -12,3 +12,7 @@ import matplotlib.figure  # noqa: E402, F401
 
 import gpt4moe.train  # noqa: E402
 import gpt4moe.training.build  # noqa: E402, F401
+from gpt4moe.config.load import load_run_config  # noqa: E402
+
+# Hydra's parser and its tables of types are made at the first load: here once for all ranks.
+load_run_config(["+experiment=tiny", "run.name=preload"])

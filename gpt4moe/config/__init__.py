@@ -12,6 +12,7 @@ yaml_text.py        YAML of a file that somebody may have damaged
 typed.py    what JSON gives -> a dataclass whose fields have their types; of manifests; their seal
 cures.py            what a key may be, in words
 compose.py  Hydra's composition for our files alone
+plain.py    objects -> plain data
 load.py     load_run_config: YAML + overrides -> checked RunConfig (it and compose.py alone know Hydra)
 plan.py     the keys of tools/plan.py
 serve_command.py    the words of `tools/plan.py serve`

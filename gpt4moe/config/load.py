@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.compose import compose
 from gpt4moe.config.cures import type_cure
+from gpt4moe.config.plain import plain_data
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import NAME_CURE
@@ -180,9 +181,9 @@ def _checked(typed: DictConfig, schema: type[RunConfig]) -> RunConfig:
 
 def config_to_dict(run: RunConfig) -> dict[str, Any]:
     """The run as plain nested data for YAML or JSON. config_from_dict is the inverse."""
-    raw = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
-    assert isinstance(raw, dict)
-    return {str(key): value for key, value in raw.items()}
+    plain = plain_data(run)
+    assert isinstance(plain, dict)
+    return plain
 
 
 def config_to_yaml(run: RunConfig) -> str:

@@ -1,5 +1,7 @@
 """Our calls of Hydra's parts against hydra.compose."""
 
+import json
+
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -7,7 +9,8 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf
 
 from gpt4moe.config.compose import VERSION_BASE, compose
-from gpt4moe.config.load import CONFIG_FOLDER, load_plan_config, load_run_config
+from gpt4moe.config.load import CONFIG_FOLDER, config_to_dict, load_plan_config, load_run_config
+from gpt4moe.config.run import RunConfig
 
 CASES = {
     **{file.stem: [f"+experiment={file.stem}"] for file in sorted((CONFIG_FOLDER / "experiment").glob("*.yaml"))},
@@ -35,6 +38,16 @@ def test_a_config_is_what_hydra_composes(name: str, case: str) -> None:
     assert list(ours) == list(theirs)
     for key in ("model", "data", "optimizer"):
         assert OmegaConf.get_type(ours, key) is OmegaConf.get_type(theirs, key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_data_is_what_omegaconf_makes_of_the_objects(case: str) -> None:
+    run = load_run_config([*CASES[case], "run.name=a"]) if "experiment" in str(CASES[case]) else RunConfig()
+    run.optimizer.lr = 1  # an int where a float belongs, as code may set it
+    run.stage.train = ["*norm*"]
+    theirs = OmegaConf.to_container(OmegaConf.structured(run), enum_to_str=True)
+    assert config_to_dict(run) == theirs
+    assert json.dumps(config_to_dict(run)) == json.dumps(theirs)
 
 
 @pytest.mark.parametrize(
