@@ -4,8 +4,7 @@
 
 13T tokens are sparse files, so every shard is there in number, name and size, and reads as zeros. Target: 1 second and
 200 MB beyond the imports. Megatron-core's GPTDataset builds its indexes on the same files as ours, at sizes where that
-ends; its line to 13T is drawn through the two largest. The loader's own speed: tokens a second of processor time of one
-process, random reads included. Target: 20M.
+ends; its line to 13T is drawn through the two largest.
 """
 
 import json
@@ -21,8 +20,9 @@ import psutil
 
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
+from benchmarks.harness.token_files import megatron_dataset, registered, tokenizer_file, write_pair
 
-TARGET_SECONDS, TARGET_BYTES, TARGET_TOKENS_PER_SECOND = 1.0, 200e6, 20e6
+TARGET_SECONDS, TARGET_BYTES = 1.0, 200e6
 DOCUMENTS = (10**5, 10**6, 10**7)
 DOCUMENT_TOKENS = 64
 SAMPLES_OF_13T = 13e12 / 4096
@@ -34,7 +34,6 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
         _thirteen_trillion(folder)
-        _loader(folder)
         _beside_megatron(folder)
 
 
@@ -49,23 +48,15 @@ def _thirteen_trillion(folder: Path) -> None:
     _judge("1 second and 200 MB", seconds <= TARGET_SECONDS and found["memory_bytes"] <= TARGET_BYTES)
 
 
-def _loader(folder: Path) -> None:
-    pair = _write_pair(folder / "loader", documents=400_000, dtype="int32")
-    found = _child("loader", *_small(folder, "loader", pair, seq_length=4096), "training.global_batch_size=64")
-    print("\nThe loader alone, one process, 64 samples of 4096 tokens a step:")
-    for name in ("first", "later"):
-        print(f"  {name + ' epoch':<12} {found[name] / 1e6:.1f}M tokens/s")
-    _judge("20M tokens/s", found["later"] >= TARGET_TOKENS_PER_SECOND)
-
-
 def _beside_megatron(folder: Path) -> None:
     print(
         f"\nA document of {DOCUMENT_TOKENS} tokens a sample: seconds to the first one, memory beyond imports, indexes"
     )
     lines = []
     for documents in DOCUMENTS:
-        pair = _write_pair(folder / f"d{documents}", documents=documents, dtype="uint16")
-        ours = _child("ours", *_small(folder, f"d{documents}", pair, seq_length=DOCUMENT_TOKENS))
+        name = f"d{documents}"
+        pair = write_pair(folder / name, documents=documents, document_tokens=DOCUMENT_TOKENS, dtype="uint16")
+        ours = _child("ours", *registered(folder, name, pair, seq_length=DOCUMENT_TOKENS))
         theirs = _child("megatron", str(pair), str(documents - 1))
         lines.append((documents, theirs["open_seconds"], theirs["index_bytes"]))
         print(f"  {documents:>12,} samples")
@@ -91,7 +82,7 @@ def _sparse_13t(folder: Path) -> int:
 
     run = load_run_config(["+experiment=gpt4", "run.name=t"])
     folder.mkdir()
-    tokenizer = file_sha256(_tokenizer(folder / "tokenizer.json"))
+    tokenizer = file_sha256(tokenizer_file(folder / "tokenizer.json"))
     count = 0
     for name, source in run.data.chosen.items():
         (folder / name).mkdir()
@@ -116,15 +107,6 @@ def _sparse_13t(folder: Path) -> int:
     return count
 
 
-def _tokenizer(path: Path) -> Path:
-    """A tokenizer at `path`, made if it isn't there."""
-    from gpt4moe.data.tokenizer import train_tokenizer
-
-    if not path.exists():
-        train_tokenizer(["some text"], vocab_size=257).backend.save(str(path))
-    return path
-
-
 def _sparse(path: Path, size: int) -> None:
     with path.open("wb") as stream:
         stream.truncate(size)
@@ -141,37 +123,6 @@ def _sums_of_zeros(folder: Path, path: Path, size: int, block: int) -> None:
             sums[-1] = zlib.crc32(bytes(size % block))
         first.write_bytes(sums.tobytes())
     path.hardlink_to(first)
-
-
-def _write_pair(prefix: Path, *, documents: int, dtype: str) -> Path:
-    """Documents of DOCUMENT_TOKENS random tokens, in Megatron's format, and 1000 for validation at <prefix>-valid."""
-    import struct
-
-    for path, count in ((prefix, documents), (prefix.with_name(f"{prefix.name}-valid"), 1000)):
-        kind = np.dtype(dtype)
-        rng = np.random.default_rng(count)
-        with Path(f"{path}.bin").open("wb") as stream:
-            for start in range(0, count, 1 << 18):
-                rows = min(1 << 18, count - start)
-                stream.write(rng.integers(0, 256, rows * DOCUMENT_TOKENS, dtype=kind).tobytes())
-        with Path(f"{path}.idx").open("wb") as stream:
-            stream.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8 if dtype == "uint16" else 4, count, count + 1))
-            stream.write(np.full(count, DOCUMENT_TOKENS, dtype="<i4").tobytes())
-            stream.write((np.arange(count, dtype="<i8") * DOCUMENT_TOKENS * kind.itemsize).tobytes())
-            stream.write(np.arange(count + 1, dtype="<i8").tobytes())
-    return prefix
-
-
-def _small(folder: Path, name: str, pair: Path, *, seq_length: int) -> list[str]:
-    """The pair as a registered source, and overrides of a run that reads it."""
-    from gpt4moe.data.register import register
-
-    out = folder / f"{name}-data"
-    register(
-        out, "web", train=[pair], valid=[pair.with_name(f"{pair.name}-valid")],
-        tokenizer_path=_tokenizer(folder / "t.json"), licence="", progress=lambda path: None,
-    )  # fmt: skip
-    return ["+experiment=tiny", f"data.path={out}", "model.vocab_size=257", f"model.seq_length={seq_length}"]
 
 
 def _child(what: str, *words: str) -> dict[str, Any]:
@@ -209,37 +160,13 @@ def _ours(overrides: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _speed(overrides: list[str]) -> dict[str, Any]:
-    """Tokens a second of processor time, steps one after the other. In the first epoch every block is checked."""
-    from gpt4moe.config.load import load_run_config
-    from gpt4moe.data.loader import build_data
-
-    run = load_run_config([*overrides, "run.name=t"])
-    train, size, found, at = build_data(run).train, run.training.global_batch_size, {}, 0
-    for name in ("first", "later"):
-        started = time.process_time()
-        for _ in range(100):
-            train.micro_batches(at, global_batch_size=size, micro_batch_size=1, dp=1, dp_index=0)
-            at += size
-        found[name] = 100 * size * run.model.seq_length / (time.process_time() - started)
-    return found
-
-
 def _megatron(words: list[str]) -> dict[str, Any]:
-    prefix, samples = words[0], int(words[1])
-    from types import SimpleNamespace
+    prefix, samples = Path(words[0]), int(words[1])
+    import megatron.core.datasets.gpt_dataset  # noqa: F401  its time is not that of the data
 
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-
-    with tempfile.TemporaryDirectory(dir=Path(prefix).parent) as cache:
-        config = GPTDatasetConfig(
-            random_seed=1, sequence_length=DOCUMENT_TOKENS, blend=([prefix], None), split="1,0,0", path_to_cache=cache,
-            reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
-            tokenizer=SimpleNamespace(eod=0, vocab_size=257, unique_identifiers={}),
-        )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=prefix.parent) as cache:
         memory, started = psutil.Process().memory_info().rss, time.perf_counter()
-        train, *_ = BlendedMegatronDatasetBuilder(GPTDataset, [samples, 0, 0], lambda: True, config).build()
+        train = megatron_dataset(prefix, Path(cache), samples=samples, seq_length=DOCUMENT_TOKENS)
         train[0]
         seconds = time.perf_counter() - started
         size = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
@@ -251,7 +178,7 @@ def _megatron(words: list[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         what, *words = sys.argv[2:]
-        measure = {"ours": _ours, "loader": _speed, "megatron": _megatron}[what]
+        measure = {"ours": _ours, "megatron": _megatron}[what]
         print(json.dumps(measure(words)))
     else:
         main(sys.argv[1:])

@@ -1,0 +1,113 @@
+"""Processor time of the loader, from sample numbers to micro-batches, beside Megatron-core's GPTDataset on its files.
+
+    python -m benchmarks.loader
+
+Both read 64 samples a step in an order of their own and give tokens, labels, positions and loss mask, int64 and fp32.
+gpt4moe adds the tokens' numbers in the run, the sources, and the check that every token is in the vocabulary; with
+documents, the document of each token. Megatron's samples go through torch's default_collate in this process: worker
+processes would add the cost of moving them. No side makes an attention mask. All files are in the page cache, and
+Megatron's indexes are built before. "First pass" is a launch whose blocks are all checked against their sums, which
+Megatron does not do. Targets: 20M tokens/s, and at least 1.0 of Megatron in every row.
+"""
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from itertools import count, islice
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch.utils.data import default_collate
+
+from benchmarks.harness.command import read_options
+from benchmarks.harness.process import machine
+from benchmarks.harness.timing import in_blocks, ratio
+from benchmarks.harness.token_files import megatron_dataset, registered, write_pair
+from gpt4moe.config.load import load_run_config
+from gpt4moe.data.loader import SampleStream, build_data
+
+TARGET_TOKENS_PER_SECOND, TARGET_RATIO = 20e6, 1.0
+BATCH, STEPS, ROUNDS, CALLS = 64, 32, 2, 2
+"""The steps of a call read all samples of the files once; the calls of a block, as many samples as the loader works out
+places for in one go."""
+ROWS = (
+    (512, 64, 1, False), (512, 4096, 1, False), (2048, 64, 1, False), (2048, 4096, 1, False), (2048, 4096, 4, False),
+    (4096, 4096, 1, False), (2048, 64, 1, True), (2048, 4096, 1, True),
+)  # fmt: skip
+"""S, tokens of a document, micro-batch, whether positions and losses end with documents."""
+
+
+def main(arguments: list[str]) -> None:
+    read_options(__doc__, arguments)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    print(f"Micro-batches of {BATCH} samples a step, processor time of one thread. {machine()}")
+    print(f"\n{'':34}{'us a sample':>12}{'M tokens/s':>12}{'of Megatron':>13}{'twice':>7}")
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        reached = [_row(Path(name), *row) for row in ROWS]
+    for target, is_reached in zip((f"{TARGET_TOKENS_PER_SECOND / 1e6:.0f}M tokens/s", f"{TARGET_RATIO} of Megatron"),
+                                  map(all, zip(*reached, strict=True)), strict=True):  # fmt: skip
+        print(f"target: at least {target} in every row: {'reached' if is_reached else 'NOT reached'}")
+
+
+def _row(folder: Path, seq_length: int, document_tokens: int, micro_batch_size: int, by_document: bool) -> list[bool]:
+    """Prints one shape. Returns: whether each target is reached, in the first pass too."""
+    pair, documents = folder / f"{seq_length}-{document_tokens}", BATCH * STEPS * seq_length // document_tokens
+    if not Path(f"{pair}.bin").exists():
+        write_pair(pair, documents=documents, document_tokens=document_tokens, dtype="uint16")
+    words = registered(folder, pair.name, pair, seq_length=seq_length)
+    run = load_run_config([*words, f"data.document_mask={str(by_document).lower()}", "run.name=t"])
+    first_passes = [build_data(run).train for _ in range(ROUNDS * (CALLS + 1))]
+    contenders = {
+        "gpt4moe": _passes(build_data(run).train, micro_batch_size),
+        "gpt4moe, again": _passes(build_data(run).train, micro_batch_size),
+        "gpt4moe, first pass": lambda: _passes(first_passes.pop(), micro_batch_size)(),
+        "Megatron-core": _megatron_passes(folder, pair, seq_length, micro_batch_size, by_document),
+    }
+    contenders["gpt4moe"]()
+    contenders["gpt4moe, again"]()
+    seconds = in_blocks(contenders, ROUNDS, steps=CALLS, alone=False)
+    kind = ", documents apart" if by_document else ""
+    print(f"S {seq_length}, documents of {document_tokens}, micro-batch {micro_batch_size}{kind}")
+    found = []
+    for name in contenders:
+        rate = BATCH * STEPS * seq_length / median(seconds[name])
+        of_megatron = ratio(seconds["Megatron-core"], seconds[name])
+        twice = f"{ratio(seconds['gpt4moe'], seconds[name]):7.2f}" if name == "gpt4moe, again" else ""
+        print(f"  {name:<32}{1e6 * seq_length / rate:>12.1f}{rate / 1e6:>12.1f}{of_megatron:>13.2f}{twice}")
+        if name != "Megatron-core":
+            found.append((rate >= TARGET_TOKENS_PER_SECOND, of_megatron >= TARGET_RATIO))
+    return [all(column) for column in zip(*found, strict=True)]
+
+
+def _passes(stream: SampleStream, micro_batch_size: int) -> Callable[[], None]:
+    """Each call reads the next STEPS steps."""
+    consumed = count(0, BATCH)
+
+    def run() -> None:
+        for first in islice(consumed, STEPS):
+            stream.micro_batches(
+                first, global_batch_size=BATCH, micro_batch_size=micro_batch_size, dp=1, dp_index=0
+            )  # fmt: skip
+
+    return run
+
+
+def _megatron_passes(
+    folder: Path, pair: Path, seq_length: int, micro_batch_size: int, by_document: bool
+) -> Callable[[], None]:
+    samples = BATCH * STEPS - 1  # of one epoch: the last label needs a token of its own
+    cache = folder / f"{pair.name}-{by_document}"
+    train = megatron_dataset(pair, cache, samples=samples, seq_length=seq_length, by_document=by_document)
+
+    def run() -> None:
+        for first in range(0, BATCH * STEPS, micro_batch_size):
+            default_collate([train[n % samples] for n in range(first, first + micro_batch_size)])
+
+    return run
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
