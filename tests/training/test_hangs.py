@@ -11,8 +11,8 @@ from tests.training.launched import Fault, Left, launch
 
 FOUR = ("parallel.tp=2", "parallel.pp=2", "parallel.ep=2")
 PATIENCE = ("resilience.hang_seconds=3",)
-SOON = 30.0
-"""Seconds within which a hang is told. The limit of 3 s is at least three times the longest step."""
+"""The limit is at least three times the longest step. A collective's own limit is 30 minutes, and `launch` gives a rank
+that has not ended by itself within some no status."""
 
 
 def told(left: list[Left]) -> list[str]:
@@ -30,9 +30,8 @@ def last_events(folder: Path) -> tuple[Event, Event]:
 @pytest.mark.parametrize("what", ["sleep", "sleep in layer"])
 def test_a_rank_that_hangs_outside_a_collective_is_named_and_where_it_stands(what: str, tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    left, seconds = launch(folder, Fault(what=what, rank=2), *FOUR, *PATIENCE, ranks=4)
+    left = launch(folder, Fault(what=what, rank=2), *FOUR, *PATIENCE, ranks=4)
     assert [rank.status for rank in left] == [86] * 4, left
-    assert 0 < seconds < SOON
     who, where = told(left)
     assert "rank 2 on " in who and " is in no collective: rank 2 in step 3, " in who and "launched.py" in who, who
     hang, _ = last_events(folder)
@@ -54,8 +53,8 @@ def test_a_rank_that_hangs_outside_a_collective_is_named_and_where_it_stands(wha
 
 
 def test_a_rank_in_another_collective_than_the_others_is_named(tmp_path: Path) -> None:
-    left, seconds = launch(tmp_path / "x", Fault(what="go astray", rank=1), *FOUR, *PATIENCE, ranks=4)
-    assert [rank.status for rank in left] == [86] * 4 and seconds < SOON
+    left = launch(tmp_path / "x", Fault(what="go astray", rank=1), *FOUR, *PATIENCE, ranks=4)
+    assert [rank.status for rank in left] == [86] * 4
     who, where = told(left)
     assert "rank 1 is in another collective than the others: rank 1 in step 3, all_reduce of tp (" in who, who
     assert "ranks 0, 2-3 in step 3, all_reduce of world" in where, where
@@ -64,8 +63,8 @@ def test_a_rank_in_another_collective_than_the_others_is_named(tmp_path: Path) -
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_stopped_rank_is_named_also_where_it_serves_the_store(rank: int, tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    left, seconds = launch(folder, Fault(what="stop", rank=rank), "parallel.pp=2", *PATIENCE, ranks=2)
-    assert [left[rank].status, left[1 - rank].status] == [None, 86] and seconds < SOON
+    left = launch(folder, Fault(what="stop", rank=rank), "parallel.pp=2", *PATIENCE, ranks=2)
+    assert [left[rank].status, left[1 - rank].status] == [None, 86]
     who, where = told(left)
     assert "rank 0 is stopped, killed or lost" in who if rank == 0 else "rank 1 on " in who and "no heartbeat" in who
     assert f"rank {1 - rank} in step 3, all_reduce of world" in where, where
@@ -75,8 +74,8 @@ def test_a_stopped_rank_is_named_also_where_it_serves_the_store(rank: int, tmp_p
 
 def test_a_rank_that_raises_is_told_alone_and_ends_the_others(tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    left, seconds = launch(folder, Fault(what="raise", rank=1), *FOUR, ranks=4)
-    assert [rank.status for rank in left] == [1] * 4 and seconds < SOON
+    left = launch(folder, Fault(what="raise", rank=1), *FOUR, ranks=4)
+    assert [rank.status for rank in left] == [1] * 4
     line, *below = left[1].err.splitlines()
     assert line.startswith("error: rank 1 on ") and "failed in step 3: RuntimeError: a planted error (" in line
     assert "launched.py:" in line and below[0].startswith("Traceback") and below[-1] == "with a second line"
@@ -86,16 +85,16 @@ def test_a_rank_that_raises_is_told_alone_and_ends_the_others(tmp_path: Path) ->
 
 
 def test_an_error_of_bad_input_that_one_rank_has_alone_ends_the_others_too(tmp_path: Path) -> None:
-    left, seconds = launch(tmp_path / "x", Fault(what="refuse", rank=1), "parallel.pp=2", ranks=2)
-    assert [rank.status for rank in left] == [2, 2] and seconds < SOON
+    left = launch(tmp_path / "x", Fault(what="refuse", rank=1), "parallel.pp=2", ranks=2)
+    assert [rank.status for rank in left] == [2, 2]
     line, cure = left[0].err.splitlines()
     assert line.startswith("error: rank 1 on ") and line.endswith("ended alone: Only here.") and cure == "Mend it."
 
 
 @pytest.mark.parametrize("rank", [2, 0])
 def test_a_killed_rank_is_named_and_the_others_ask_to_be_put_back(rank: int, tmp_path: Path) -> None:
-    left, seconds = launch(tmp_path / "x", Fault(what="kill", rank=rank), *FOUR, ranks=4)
-    assert [one.status for one in left] == [-9 if place == rank else 86 for place in range(4)] and seconds < SOON
+    left = launch(tmp_path / "x", Fault(what="kill", rank=rank), *FOUR, ranks=4)
+    assert [one.status for one in left] == [-9 if place == rank else 86 for place in range(4)]
     (line,) = told(left)
     assert line.startswith("error: rank 2 on " if rank else "error: rank 0 is stopped, killed or lost"), line
     assert not any("Traceback" in one.err for one in left)
@@ -103,7 +102,7 @@ def test_a_killed_rank_is_named_and_the_others_ask_to_be_put_back(rank: int, tmp
 
 def test_a_slow_rank_is_the_busiest_by_the_beats_alone(tmp_path: Path) -> None:
     folder, keys = tmp_path / "x", ("parallel.tp=2", "parallel.ep=2", "training.steps=16")
-    left, _ = launch(folder, Fault(what="be slow", rank=1, after_step=1), *keys, ranks=2)
+    left = launch(folder, Fault(what="be slow", rank=1, after_step=1), *keys, ranks=2)
     assert [rank.status for rank in left] == [0, 0], left
     seen = [record for record in metrics(folder, timings=True) if "busiest_rank" in record]
     assert seen and seen[-1]["busiest_rank"] == 1 and seen[-1]["busiest_rank_ratio"] > 1.5, seen

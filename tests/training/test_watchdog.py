@@ -83,9 +83,10 @@ def test_a_save_or_evaluation_that_moves_is_not_ended_when_it_ends(make: Make, e
 def test_each_pause_begins_to_count_anew(make: Make, ends: list[int]) -> None:
     with make(1.5) as own:
         for number in range(30):  # always at the same line
+            began = time.monotonic()
             own.stepped(7 + number, 0.1)
             time.sleep(0.1)
-            assert own.thread.still_seconds < 1
+            assert own.thread.still_seconds <= time.monotonic() - began
     assert ends == []
 
 
@@ -95,7 +96,8 @@ def test_a_process_that_was_stopped_as_a_whole_hangs_not(make: Make, ends: list[
     own.thread._step_ended = own.thread._moved
     own.thread.start_again(has_stepped=True)
     own.call.forget()
-    assert own.thread.still_seconds < 1 and own.call._wanted_at >= now and not own.call.has_read and ends == []
+    assert own.thread.still_seconds <= time.monotonic() - now
+    assert own.call._wanted_at >= now and not own.call.has_read and ends == []
 
 
 def test_a_rank_that_closes_files_after_an_error_of_all_is_waited_for(
@@ -134,8 +136,10 @@ def test_an_error_of_the_watchdog_is_said_once_and_the_watch_goes_on(
     with make(1.0) as own:
         for place, name in ((own, "_judge"), (own.call, "_look_for_readers")):
             monkeypatch.setattr(place, name, lambda: {}["x"])
+        broken = time.monotonic()
         move(1)
-        assert own.call.seconds_unanswered < 1
+        while own.call._answered <= broken:
+            move(0.1)
         monkeypatch.undo()
     assert capfd.readouterr().err.count("has an error and goes on: KeyError: 'x'") == 2
 
