@@ -147,7 +147,7 @@ def _per_expert(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down
 def _grouped_mm(
     x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor, activation: Any = WeightedSwiGlu
 ) -> Tensor:
-    ends = torch.cumsum(counts, 0).to(torch.int32)
+    ends = torch.cumsum(counts, 0, dtype=torch.int32)
     hidden = torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=ends)
     return torch.nn.functional.grouped_mm(activation.apply(hidden, weight), down.transpose(1, 2), offs=ends)
 
@@ -165,7 +165,7 @@ def _per_expert_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _grouped_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    ends = torch.cumsum(counts, 0).to(torch.int32)
+    ends = torch.cumsum(counts, 0, dtype=torch.int32)
     return lambda x, weight: torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 

@@ -143,16 +143,17 @@ class ExpertParallelMLP(nn.Module):
         self, output: Tensor, routing: Routing, real_T: Tensor | None, keep: Tensor | None, batch: int
     ) -> Tensor:
         """Attaches the auxiliary losses to the output's backward pass and counts the routing."""
+        load = count_assignments(routing.expert_index, real_T, self.moe.num_experts)
         losses = auxiliary_losses(
-            routing, real_T, settings=self.moe.router, load_share=self.router.load_share, pool=self.pool, batch=batch
-        )
+            routing, real_T, load=load, settings=self.moe.router, load_share=self.router.load_share, pool=self.pool,
+            batch=batch,
+        )  # fmt: skip
         if torch.is_grad_enabled():
             output = AttachLoss.apply(output, losses[0] + losses[1], self.auxiliary_scale)
         if not is_second_forward():  # counted in the first
             with torch.no_grad():
-                load = count_assignments(routing.expert_index, real_T, self.moe.num_experts)[0]
                 self.statistics.add(
-                    RoutedBatch(routing=routing, load=load, keep=keep, real_T=real_T, losses=losses,
+                    RoutedBatch(routing=routing, load=load[0], keep=keep, real_T=real_T, losses=losses,
                                 pool_size=self.pool.size)
                 )  # fmt: skip
         return output

@@ -19,33 +19,35 @@ from gpt4moe.moe.routers.base import Routing
 
 
 def auxiliary_losses(
-    routing: Routing, real_T: Tensor | None, *, settings: RouterConfig, load_share: Tensor | None, pool: TokenPool,
-    batch: int,
+    routing: Routing, real_T: Tensor | None, *, load: Tensor, settings: RouterConfig, load_share: Tensor | None,
+    pool: TokenPool, batch: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Load-balancing and z-loss, scaled by their coefficients, the same on every rank of the pool. Collective over it.
 
     Args:
         real_T: False for padding; None: every token is real.
+        load: [1, E], count_assignments of routing.expert_index.
         load_share: f_e of the step before, for LoadBalancingScope.global_batch.
         batch: B; tokens lie in the order [S, B].
     """
     groups = batch if settings.load_balancing_scope is LoadBalancingScope.sequence else 1
-    num_experts = routing.probability.shape[1]
     probability, z_terms = routing.probability, z_loss_terms(routing.logits)
-    if real_T is not None:
+    if real_T is None:
+        counted = z_terms.new_full((groups,), len(z_terms) / groups)
+    else:
         probability, z_terms = probability * real_T.unsqueeze(1), z_terms * real_T
-    real = torch.ones_like(z_terms) if real_T is None else real_T.float()
-    parts = [
-        _by_group(probability, groups).flatten(),
-        count_assignments(routing.preferred_index, real_T, num_experts, groups=groups).flatten().float(),
-        _by_group(real, groups),
-        z_terms.sum().view(1),
-    ]
-    probability_sum, assigned, num_tokens, z_sum = pool.sum(torch.cat(parts)).split([part.numel() for part in parts])
-    share = assigned.view(groups, -1) if load_share is None else load_share.unsqueeze(0)
-    balance = load_balancing_loss(probability_sum.view(groups, -1), share, num_tokens)
-    z_loss = z_sum.squeeze(0) / num_tokens.sum().clamp_min(1)
-    return settings.load_balancing_coefficient * balance, settings.z_loss_coefficient * z_loss
+        counted = _by_group(real_T.float(), groups)
+    if groups > 1 or routing.preferred_index is not routing.expert_index:
+        load = count_assignments(routing.preferred_index, real_T, probability.shape[1], groups=groups)
+    probability_sum, assigned, num_tokens, z_sum = pool.sum(
+        _by_group(probability, groups), load.float(), counted, z_terms.sum()
+    )
+    # Without padding the host knows it, which spares a dozen operations on one number.
+    known = num_tokens if real_T is not None else max(len(z_terms) * pool.size / groups, 1.0)
+    share = assigned if load_share is None else load_share.unsqueeze(0)
+    balance = load_balancing_loss(probability_sum, share, known)
+    all_tokens = known * groups if isinstance(known, float) else known.sum().clamp_min(1)
+    return settings.load_balancing_coefficient * balance, z_sum * (settings.z_loss_coefficient / all_tokens)
 
 
 def load_balancing_loss(probability_sum: Tensor, assigned: Tensor, num_tokens: Tensor | float) -> Tensor:
@@ -58,14 +60,16 @@ def load_balancing_loss(probability_sum: Tensor, assigned: Tensor, num_tokens: T
     Args:
         probability_sum: router probabilities summed over a group's tokens, [G, E] fp32; gradient flows through it.
         assigned: anything proportional to f_e: assignments before any drop, or shares, [G, E]; no gradient.
-        num_tokens: of each group, [G]; a group without tokens does not count.
+        num_tokens: of each group, [G]; a group without tokens does not count. A number: of every group, above 0.
     Returns: scalar, fp32; 0 when no group has tokens.
     """
-    num_tokens = torch.as_tensor(num_tokens, dtype=torch.float32, device=probability_sum.device)
+    groups, num_experts = probability_sum.shape
     share = assigned.float() / assigned.sum(dim=-1, keepdim=True).clamp_min(1e-30)
-    mean = probability_sum / num_tokens.clamp_min(1).unsqueeze(-1)
-    loss = probability_sum.shape[-1] * (share * mean).sum(dim=-1)
-    return loss.sum() / (num_tokens > 0).sum().clamp_min(1)
+    if isinstance(num_tokens, Tensor):
+        factor = num_experts / (num_tokens.clamp_min(1) * (num_tokens > 0).sum().clamp_min(1)).unsqueeze(-1)
+    else:
+        factor = num_experts / (num_tokens * groups)
+    return WeightedSum.apply(probability_sum, share * factor)
 
 
 def z_loss_terms(logits: Tensor) -> Tensor:
@@ -75,7 +79,35 @@ def z_loss_terms(logits: Tensor) -> Tensor:
         logits: [T, E] fp32.
     Returns: [T] fp32; the loss is their mean over the pool.
     """
-    return torch.logsumexp(logits, dim=-1).square()
+    return SquaredLogSumExp.apply(logits)
+
+
+class WeightedSum(torch.autograd.Function):
+    """sum(value * weight), no gradient for the weight: one kernel in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return (value * weight).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * gradient[0], None
+
+
+class SquaredLogSumExp(torch.autograd.Function):
+    """logsumexp(logits)^2 of each row; d/dlogits = 2 logsumexp softmax."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        value = torch.logsumexp(logits, dim=-1)
+        ctx.save_for_backward(logits, value)
+        return value.square()
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Tensor:
+        logits, value = ctx.saved_tensors
+        return torch.softmax(logits, dim=-1).mul_((2 * value * gradient[0]).unsqueeze(-1))
 
 
 def count_assignments(index_TK: Tensor, real_T: Tensor | None, num_experts: int, *, groups: int = 1) -> Tensor:

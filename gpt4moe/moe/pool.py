@@ -29,9 +29,13 @@ class TokenPool:
         self.size = groups.tp_cp.size()
         self.tp, self.cp = groups.layout.tp, groups.layout.cp
 
-    def sum(self, value: Tensor) -> Tensor:
-        """All-reduced; the gradient passes through unchanged (PoolSum)."""
-        return PoolSum.apply(value, self.group)
+    def sum(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each of them summed over the ranks, in one all-reduce; the gradients pass through unchanged (PoolSum).
+
+        Args:
+            values: of one dtype.
+        """
+        return PoolSum.apply(self.group, *values)
 
     def gather_in_order(self, rows: Tensor, batch: int) -> Tensor:
         """Rows [T, ...] of all ranks, [P, ...], in the order [S, B]. No gradient."""
@@ -61,16 +65,18 @@ class PoolSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, pool: distributed.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, pool: distributed.ProcessGroup, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
         if pool.size() == 1:
-            return value.view_as(value)
-        total = value.detach().clone()
+            return tuple(value.view_as(value) for value in values)
+        total = torch.cat([value.flatten() for value in values])
         distributed.all_reduce(total, group=pool)
-        return total
+        parts = total.split([value.numel() for value in values])
+        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[0], None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *gradients
 
 
 def gathered_positions(local: int, tp: int, cp: int) -> list[int]:

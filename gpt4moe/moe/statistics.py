@@ -49,21 +49,21 @@ class RoutedBatch:
 
     def part(self, loss: "Tensor") -> "Tensor":
         """This rank's part of a loss that all ranks of the pool have, so that the sum over ranks counts it once."""
-        return loss.double() * (1 / self.pool_size)
+        return loss if self.pool_size == 1 else loss.double() * (1 / self.pool_size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
     """One number that a step sums up for each layer, over ranks and micro-batches."""
 
-    measure: "Callable[[RoutedBatch], Tensor]"
-    """This rank's part of one micro-batch."""
+    measure: "Callable[[RoutedBatch], Tensor | None]"
+    """This rank's part of one micro-batch; None: 0."""
     is_mean: bool = False
     """The sum is divided by the number of micro-batches of the global batch."""
 
 
-def _dropped(batch: RoutedBatch) -> "Tensor":
-    return batch.load.new_zeros(()) if batch.keep is None else batch.load.sum() - batch.keep.sum()
+def _dropped(batch: RoutedBatch) -> "Tensor | None":
+    return None if batch.keep is None else batch.load.sum() - batch.keep.sum()
 
 
 def _entropy_T(batch: RoutedBatch) -> "Tensor":
@@ -84,30 +84,34 @@ EXTRAS: tuple[str, ...] = tuple(COLUMNS)
 
 
 class RoutingStatistics:
-    """Owns one layer's sums from one reset to the next: over the micro-batches of a step, on this rank."""
+    """Owns what one layer counts from one reset to the next: in the micro-batches of a step, on this rank. They are
+    summed when they are read, which takes fewer kernels than a sum for each micro-batch."""
 
     def __init__(self, num_experts: int):
         self.num_experts = num_experts
-        self.row: Tensor | None = None
+        self.loads: list[Tensor] = []
+        self.measured: dict[str, list[Tensor]] = {}
 
     def reset(self) -> None:
-        self.row = None
+        self.loads, self.measured = [], {}
 
     def add(self, batch: RoutedBatch) -> None:
         """Adds one micro-batch."""
-        row = batch.load.new_zeros(row_width(self.num_experts)).double()
-        tokens_of_experts(row).copy_(batch.load)
+        self.loads.append(batch.load)
         for name, of in COLUMNS.items():
-            column(row, name).copy_(of.measure(batch))
-        self.row = row if self.row is None else self.row + row
+            if (value := of.measure(batch)) is not None:
+                self.measured.setdefault(name, []).append(value.detach())
 
     def read(self, device: "device") -> "Tensor":
         """The row so far, [E + columns] fp64; zeros where nothing was added."""
         import torch
 
-        if self.row is not None:
-            return self.row
-        return torch.zeros(row_width(self.num_experts), dtype=torch.float64, device=device)
+        row = torch.zeros(row_width(self.num_experts), dtype=torch.float64, device=device)
+        if self.loads:
+            tokens_of_experts(row).copy_(torch.stack(self.loads).sum(dim=0))
+        for name, values in self.measured.items():
+            column(row, name).copy_(torch.stack(values).double().sum())
+        return row
 
 
 def row_width(num_experts: int) -> int:

@@ -24,7 +24,7 @@ from gpt4moe.config.moe import DropPolicy, MoEConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.parameters import decoder_layers, language_chunks
 from gpt4moe.moe.layer import ExpertParallelMLP, is_second_forward
-from gpt4moe.moe.losses import auxiliary_losses
+from gpt4moe.moe.losses import auxiliary_losses, count_assignments
 from gpt4moe.moe.pool import capacity
 from gpt4moe.moe.routers.base import Routing
 from gpt4moe.parallel.groups import ProcessGroups
@@ -123,8 +123,9 @@ class Watch:
 
     def _add_loss_parts(self, mlp: ExpertParallelMLP, index: int, routing: Routing, batch: int) -> None:
         losses = auxiliary_losses(
-            routing, None, settings=mlp.moe.router, load_share=mlp.router.load_share, pool=mlp.pool, batch=batch
-        )
+            routing, None, load=count_assignments(routing.expert_index, None, mlp.moe.num_experts),
+            settings=mlp.moe.router, load_share=mlp.router.load_share, pool=mlp.pool, batch=batch,
+        )  # fmt: skip
         parts = self.loss_parts.setdefault(layer_name(index, ROUTER), {})
         for name, loss in zip(LOSS_PARTS, losses, strict=True):
             (gradient,) = torch.autograd.grad(loss * mlp.auxiliary_scale, mlp.router.weight, retain_graph=True)

@@ -120,4 +120,4 @@ def best(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """
     value, index = torch.topk(score.detach(), min(top_k + 1, score.shape[1]), dim=-1)
     margin = value[:, top_k - 1] - value[:, -1]  # 0 where all experts are chosen
-    return index[:, :top_k], margin.nan_to_num(0.0, 0.0, 0.0)
+    return index[:, :top_k].contiguous(), margin.nan_to_num(0.0, 0.0, 0.0)

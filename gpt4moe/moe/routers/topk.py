@@ -7,10 +7,10 @@ from gpt4moe.moe.routers.base import Choice, Router, best
 
 
 class TopK(Router):
-    """weight_k = p_k / (sum of the chosen p): equal to a softmax over the chosen logits."""
+    """weight_k = p_k / (sum of the chosen p), computed as a softmax over the chosen logits."""
 
     def choose(self, logits: Tensor) -> Choice:
         probability = torch.softmax(logits, dim=-1)
         expert_index, margin = best(probability, self.top_k)
-        chosen = probability.gather(1, expert_index)
-        return Choice(probability, expert_index, chosen / chosen.sum(dim=-1, keepdim=True), expert_index, margin)
+        weight = torch.softmax(logits.gather(1, expert_index), dim=-1)
+        return Choice(probability, expert_index, weight, expert_index, margin)
