@@ -102,7 +102,6 @@ def install(notes: Notes, cluster: ClusterConfig) -> None:
     _torch(notes)
     _torch_cuda(notes, cluster)
     _megatron(notes)
-    _deepspeed()
 
 
 def _put(owner: Any, **values: Any) -> None:
@@ -204,9 +203,3 @@ def _megatron(notes: Notes) -> None:
     model = importlib.import_module("gpt4moe.model.gpt")
     _put(model, initialize=_nothing)  # draws values, which nobody reads
     _put(model, missing_packages=lambda run, device: missing_packages(run, None))  # a CUDA build brings triton
-
-
-def _deepspeed() -> None:
-    kernels = importlib.import_module("deepspeed.moe.ep_kernels")
-    _put(kernels, _TRITON_AVAILABLE=True)
-    _put(kernels, fill_indices_wrapper=gpu_kernels.fill_indices, gather_rows=gpu_kernels.gather_rows)

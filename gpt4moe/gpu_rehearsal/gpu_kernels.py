@@ -2,7 +2,6 @@
 
 scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
 rms_norm                       one kernel each way
-DeepSpeed's Triton kernels     the shapes of their results
 SwiGluKernels                  what ours read and write (moe.swiglu_kernels)
 """
 
@@ -107,19 +106,6 @@ def rms_norm(notes: Notes) -> Any:
         return RmsNorm.apply(x, module.weight, notes)
 
     return forward
-
-
-def fill_indices(counts: Tensor, start: Tensor, write: Tensor, experts: int, ranks: int, max_len: int, *_: Any) -> Any:
-    """DeepSpeed's kernel of permutation indices."""
-    _count("triton_fill_indices", "permutation", 4 * max_len)
-    return torch.empty((max_len,), dtype=torch.int32, device=counts.device)
-
-
-def gather_rows(source: Tensor, index: Tensor) -> Tensor:
-    """DeepSpeed's kernel that gathers rows."""
-    rows = source.new_empty((index.numel(), source.shape[1]))
-    _count("triton_gather_rows", "permutation", 2 * size_bytes(rows))
-    return rows
 
 
 class SwiGluKernels:

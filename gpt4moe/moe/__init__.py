@@ -4,7 +4,7 @@ layer.py       ExpertParallelMLP: all of it behind Megatron's MLP seam; recomput
 routers/       the table of routers: logits -> which experts, with which weight
 pool.py        one micro-batch over tp x cp: sums, order, capacity
 losses.py      load-balancing and z-loss, attached to the backward pass
-dispatch.py    tokens -> expert ranks -> tokens (DeepSpeed's split plan, all-to-all, permutation, combine)
+dispatch.py    tokens -> expert ranks -> tokens (DeepSpeed's split plan, gathers, one all-to-all each way)
 experts.py     the SwiGLU experts of one rank, on the kernel that its device has
 per_expert.py  the kernel of CPUs: experts one by one, small ones together
 swiglu.py      the weighted activation and its gradients

@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.config.training import ExpertKernel, SwiGluKernel, swiglu_kernel
-from gpt4moe.moe.dispatch import Arrived, Dispatcher, Plan
+from gpt4moe.moe.dispatch import Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments
 from gpt4moe.moe.pool import TokenPool, kept_of_rank
@@ -113,7 +113,7 @@ class ExpertParallelMLP(nn.Module):
             output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
         else:
             plan = self.dispatcher.plan(routing.expert_index, keep)
-            output = self.dispatcher.combine(*self.run_experts(x_TH, routing.weight, plan), plan)
+            output = self.dispatcher.combine(self.run_experts(x_TH, routing.weight, plan), plan)
             if not self.is_generating:
                 output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
             output = output.view_as(hidden)
@@ -121,10 +121,10 @@ class ExpertParallelMLP(nn.Module):
             output = output + self.shared_experts(hidden)[0]
         return output, None
 
-    def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> tuple[Tensor, Arrived]:
+    def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
         """To the experts and through them; not the way back, which keeps no rows and would be sent once more."""
         arrived = self.dispatcher.send(x_TH, weight_TK, plan)
-        return self.experts(arrived.rows, arrived.weight, arrived.counts), arrived
+        return self.experts(arrived.rows, arrived.weight, arrived.counts)
 
     def _kept(self, routing: Routing, real_T: Tensor | None, batch: int) -> Tensor | None:
         """[T, K] bool: which assignments are sent; None: all."""

@@ -14,7 +14,14 @@ from pathlib import Path
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, SwiGluKernel, expert_kernel
+from gpt4moe.config.training import (
+    AttentionKernel,
+    ExpertKernel,
+    NormKernel,
+    SwiGluKernel,
+    expert_kernel,
+    swiglu_kernel,
+)
 from gpt4moe.parallel.legality import Problem, grouped_product_problems
 
 FIRST_BF16 = (8, 0)
@@ -98,14 +105,13 @@ def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]
                 "Build it as requirements.txt says, or set kernels.norm=torch.",
             )
         )
-    grouped = _expert_kernel(run, device) is ExpertKernel.grouped_mm
-    if grouped and device is not None and device.is_gpu and not is_installed("triton"):
+    experts, on_gpu = _expert_kernel(run, device), device is not None and device.is_gpu
+    is_fused = experts and swiglu_kernel(kernels.swiglu, on_gpu=on_gpu, experts=experts) is SwiGluKernel.triton
+    if is_fused and on_gpu and not is_installed("triton"):
         problems.append(
             Problem(
-                f"kernels.experts={kernels.experts.value} on a GPU sorts tokens by DeepSpeed's Triton kernels, and "
-                "triton is not installed: every layer would wait for the GPU once for each expert.",
-                "Install the triton that belongs to this torch (a CUDA build brings it), or set "
-                "kernels.experts=per_expert.",
+                f"kernels.swiglu={kernels.swiglu.value} on a GPU is a Triton kernel, and triton is not installed.",
+                "Install the triton that belongs to this torch (a CUDA build brings it), or set kernels.swiglu=torch.",
             )
         )
     return problems

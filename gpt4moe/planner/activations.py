@@ -157,9 +157,10 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     router = router_input_bytes(micro) + tokens * (2 * experts + moe.top_k + 2) * FLOAT
     router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
-    assignment = micro.layout.etp * tokens * moe.top_k * LONG
-    # Indices of the sort by local expert and of its inverse. Grouped products use DeepSpeed's padded indices.
-    order = rows * INT if micro.grouped else 2 * rows * LONG if micro.layout.ep > 1 else 0
+    # Indices of the sort by expert, and where nothing is dropped of its inverse.
+    assignment = (2 if moe.router.capacity_factor is None else 1) * micro.layout.etp * tokens * moe.top_k * LONG
+    # Of the sort by local expert and of its inverse; grouped products have padding among their rows.
+    order = 2 * rows * LONG if micro.grouped or micro.layout.ep > 1 else 0
     input_copy = micro.hidden_bytes if micro.item != FLOAT else 0  # the router keeps an fp32 copy of bf16 tokens
     if again:  # the dispatch plan is kept
         kept = {

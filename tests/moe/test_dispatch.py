@@ -30,7 +30,7 @@ def _identity(environment: Environment) -> float:
         plan = dispatcher.plan(index, None)
         arrived = dispatcher.send(x, weight, plan)
         assert arrived.counts.sum() == arrived.rows.shape[0]
-        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, plan)
+        back = dispatcher.combine(arrived.rows * arrived.weight, plan)
     return relative(back, x * weight.sum(dim=1, keepdim=True))
 
 
@@ -56,7 +56,7 @@ def _with_drops(environment: Environment) -> dict[str, float]:
         dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
         plan = dispatcher.plan(index, keep)
         arrived = dispatcher.send(x, weight, plan)
-        back = dispatcher.combine(arrived.rows * arrived.weight, arrived, plan)
+        back = dispatcher.combine(arrived.rows * arrived.weight, plan)
         back.square().sum().backward()
     assert x.grad is not None and weight.grad is not None
     return {

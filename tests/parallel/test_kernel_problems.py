@@ -93,6 +93,7 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((BF16,), CPU, (), None),
         ((BF16,), None, (), None),
         ((BF16, "kernels.experts=per_expert"), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch"), GPU, (), None),
         ((), GPU, (), None),
     ],
 )
