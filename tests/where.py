@@ -18,6 +18,7 @@ THROUGH = {
     "gpt4moe/drill/planted.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/preload.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/rank.py": "tests/drill/test_drill.py",
+    "gpt4moe/gpu_rehearsal/gpu_kernels.py": "tests/gpu_rehearsal/test_steps.py",
     "gpt4moe/proof/preload.py": "tests/proof/test_command.py",
     "gpt4moe/refinement/checker.py": "tests/refinement/test_outside.py",
     "gpt4moe/rehearsal/preload.py": "tests/rehearsal/test_rehearsal.py",
