@@ -37,7 +37,7 @@ def ranks_rows(environment: Environment, workloads: dict[str, Steps]) -> tuple[d
     def plan(self: Dispatcher, *given: Any) -> Plan:
         made = original(self, *given)
         own, (sent, received) = environment.rank, made.splits
-        rows.append((sum(sent) - sent[own], sum(received) - received[own], int(made.counts_by_source.sum())))
+        rows.append((sum(sent) - sent[own], sum(received) - received[own], int(made.counts.sum())))
         return made
 
     with pytest.MonkeyPatch.context() as patch:
