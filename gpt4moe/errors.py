@@ -55,6 +55,10 @@ class CheckpointError(Gpt4MoeError):
     """A checkpoint that is absent, incomplete or of another run."""
 
 
+HEADER, SIZE, MISSING = -1, -2, -3
+"""Of DamagedCheckpoint.place, in place of a block: the file's header is damaged, it has another size, there is none."""
+
+
 class DamagedCheckpoint(CheckpointError):
     """A checkpoint whose files are not what was written: a bit has changed, or bytes are missing."""
 
@@ -62,13 +66,14 @@ class DamagedCheckpoint(CheckpointError):
         super().__init__(cause, "Take another checkpoint of the run: this one is damaged.")
         self.folder = folder
         self.place = place
-        """The file, and which block of it (-1: its header or size). None: right bytes that say what cannot be."""
+        """The file, and which block of it, or what else of it: HEADER, SIZE, MISSING. None: bytes whose hash is right
+        say what cannot be, which is so for every reader."""
 
 
 class UnreadableCheckpoint(CheckpointError):
     """Files of a checkpoint that the system does not let this process read: a permission, a stale mount, a disk."""
 
-    def __init__(self, path: Path, what: str, error: OSError, block: int = -1):
+    def __init__(self, path: Path, what: str, error: OSError, block: int = HEADER):
         super().__init__(
             f"{what} cannot be read on {os.uname().nodename}: {error.strerror}.",
             "Look at its permissions, and at this node's mount and disk; or take another checkpoint.",

@@ -14,7 +14,7 @@ from gpt4moe.config.own_files import plain_name
 from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
 from gpt4moe.data.passed_over import PassedOver
 from gpt4moe.durable import sync_folder
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
+from gpt4moe.errors import HEADER, CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -101,7 +101,7 @@ class Manifest:
             raise UnreadableCheckpoint(path, str(path), error) from error
         body = unsealed(text)
         if body is None:
-            raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.", (NAME, -1))
+            raise DamagedCheckpoint(folder, f"{path} is damaged: its sha256 differs.", (NAME, HEADER))
         try:
             fields = json.loads(body)
             if fields.pop("format", None) != FORMAT:

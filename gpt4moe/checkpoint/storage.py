@@ -21,7 +21,7 @@ import xxhash
 
 from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.config.typed import FieldError, from_plain
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
+from gpt4moe.errors import HEADER, MISSING, SIZE, CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,11 +84,11 @@ class VerifiedFile:
         size = self._size()
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
-            raise self._damaged(f"{self.path} {what}.")
+            raise self._damaged(f"{self.path} {what}.", SIZE if size >= 0 else MISSING)
         blocks = -(-self.data_bytes // entry.block_bytes) if entry.block_bytes > 0 else -1
         if blocks != len(entry.block_hashes):
-            raise self._damaged(
-                f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}."
+            raise DamagedCheckpoint(
+                folder, f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}."
             )
 
     def _size(self) -> int:
@@ -136,8 +136,10 @@ class VerifiedFile:
             raise FieldError(f"{key} lies at bytes {start} to {end} of {self.data_bytes}, which its shape contradicts")
 
     def _not_written(self, error: Exception) -> DamagedCheckpoint:
-        return self._damaged(
-            f"The header of {self.path} is none that was written here ({type(error).__name__}: {error})."
+        """Without a place: the header's hash is right, so every reader finds this."""
+        return DamagedCheckpoint(
+            self.path.parent,
+            f"The header of {self.path} is none that was written here ({type(error).__name__}: {error}).",
         )
 
     def pieces(self) -> list[tuple[str, tuple[int, ...], StoredPiece]]:
@@ -172,10 +174,10 @@ class VerifiedFile:
                 yield error.cause
 
     def check(self, block: int) -> None:
-        """Reads one block, or with -1 the header. Raises: CheckpointError."""
-        if block < 0:
+        """Reads one block, or HEADER; SIZE and MISSING were looked at when this was made. Raises: CheckpointError."""
+        if block == HEADER:
             self._checked(0, self.entry.header_bytes, self.entry.header_hash)
-        else:
+        elif block >= 0:
             self._block(block)
 
     def _block(self, index: int) -> np.ndarray:
@@ -196,7 +198,7 @@ class VerifiedFile:
         with suppress(OSError), self.path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
-    def _checked(self, start: int, size: int, expected: str, block: int = -1) -> np.ndarray:
+    def _checked(self, start: int, size: int, expected: str, block: int = HEADER) -> np.ndarray:
         what = f"{'The header' if block < 0 else f'Block {block}'} of {self.path}"
         try:
             data = _read(self.path, start, size)
@@ -206,7 +208,7 @@ class VerifiedFile:
             raise self._damaged(f"{what} is damaged: its hash differs from the manifest's.", block)
         return data
 
-    def _damaged(self, cause: str, block: int = -1) -> DamagedCheckpoint:
+    def _damaged(self, cause: str, block: int) -> DamagedCheckpoint:
         return DamagedCheckpoint(self.path.parent, cause, (self.path.name, block))
 
 

@@ -40,9 +40,9 @@ def broadcast_int(value: int, groups: ProcessGroups) -> int:
 
 
 def broadcast_text(text: str, groups: ProcessGroups, source: int = 0) -> str:
-    """The `text` of the rank `source`, at most 4096 bytes of UTF-8, on every rank. Collective."""
-    own = text.encode() if groups.rank == source else b""
-    return broadcast_bytes(own, source, groups.device).decode()
+    """The `text` of the rank `source` on every rank: of its UTF-8 the first 4096 bytes. Collective."""
+    own = _message(text) if groups.rank == source else b""
+    return broadcast_bytes(own, source, groups.device).decode(errors="ignore")  # the cut may be inside a letter
 
 
 def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
@@ -54,15 +54,20 @@ def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
 
 def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> Gpt4MoeError:
     """This rank's own error, or else the rank `source`'s, on every rank. Collective."""
-    text = f"{refusal.exit_code}\0{refusal.cause}\0{refusal.cure}".encode()[:_MESSAGE_BYTES] if refusal else b""
-    status, cause, *cure = broadcast_bytes(text, source, device).decode(errors="replace").split("\0")
+    text = _message(f"{refusal.exit_code}\0{refusal.cause}\0{refusal.cure}") if refusal else b""
+    status, cause, *cure = broadcast_bytes(text, source, device).decode(errors="ignore").split("\0")
     told = LaunchError(cause, "".join(cure))
     told.exit_code = int(status)
     return refusal or told
 
 
+def _message(text: str) -> bytes:
+    # A path that is no UTF-8 has surrogates. One rank that could not encode them would leave the others waiting.
+    return text.encode(errors="replace")[:_MESSAGE_BYTES]
+
+
 def broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:
-    """Of the rank `source`, without zeros at their end. Collective."""
+    """Of the rank `source`, at most 4096, without zeros at their end. Collective."""
     assert len(message) <= _MESSAGE_BYTES
     padded = torch.frombuffer(bytearray(message.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8).to(device)
     distributed.broadcast(padded, src=source)

@@ -1,8 +1,8 @@
 """Whether a launch goes on from the checkpoint before the newest one, because that is damaged.
 
     a rank's error  --its place-->  a rank of another node reads the same block
-        the same there  -->  the folder is renamed, and the launch begins again from the one before
-        readable there  -->  the launch ends and names the node; nothing is renamed
+        damaged there too  -->  the folder is renamed, and the launch begins again from the one before
+        anything else      -->  the launch ends and names both nodes; nothing is renamed
 
 A node whose mount, memory or disk is at fault finds damage where there is none. To rename a checkpoint for that would
 lose its steps on all nodes.
@@ -30,7 +30,7 @@ _LOST = (errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EISDIR, errno.ELOOP, err
 """A disk or file system that has lost what was written, or no file stands there. Other numbers are of a mount, a
 permission, this process."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM)
-_CAUSE_LETTERS = 1000
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,7 @@ class _Finding:
     """What one rank has found in the newest checkpoint."""
 
     node: str
+    machine: str
     cause: str
     file: str
     block: int
@@ -51,7 +52,7 @@ class _Finding:
         number = error.number if isinstance(error, UnreadableCheckpoint) else 0
         file, block = error.place or ("", -1)
         return cls(
-            node=_node(), cause=error.cause[:_CAUSE_LETTERS], file=file, block=block, number=number,
+            node=_node(), machine=_machine(), cause=error.cause, file=file, block=block, number=number,
             is_certain=error.place is None,
         )  # fmt: skip
 
@@ -97,11 +98,11 @@ def _agree(finding: _Finding | None, finder: int, own: Path, groups: ProcessGrou
 
     Raises: CheckpointError on every rank when the checkpoint is not damaged for both.
     """
-    told = _Finding(**json.loads(broadcast_text(json.dumps(asdict(finding)) if finding else "", groups, finder)))
+    told = _broadcast(finding, finder, groups)
     if told.is_certain:
         return
     world_size = groups.layout.world_size
-    (nearest,) = all_reduce_max([world_size - groups.rank if told.node != _node() else 0], groups)
+    (nearest,) = all_reduce_max([world_size - groups.rank if told.machine != _machine() else 0], groups)
     if not nearest:
         if not told.is_damage:
             raise _node_alone(told, f"Rank {finder} found it, and all ranks are on this node.")
@@ -112,28 +113,54 @@ def _agree(finding: _Finding | None, finder: int, own: Path, groups: ProcessGrou
         raise _node_alone(told, f"Rank {finder} on {told.node} found it; {verdict}.")
 
 
+def _broadcast(finding: _Finding | None, source: int, groups: ProcessGroups) -> _Finding:
+    """The finding of the rank `source`, on every rank. Collective."""
+    fields = asdict(finding) if finding else {}
+    cause = fields.pop("cause", "")  # by itself: of a long one the end is lost, and the rest must be whole
+    told = json.loads(broadcast_text(json.dumps(fields), groups, source))
+    return _Finding(cause=broadcast_text(cause, groups, source), **told)
+
+
 def _look_again(folder: Path, told: _Finding, rank: int) -> str:
-    """How this rank does not find it; empty: it is damaged here too."""
+    """What this rank finds instead; empty: the same place is damaged here too."""
+    place = (told.file, told.block)
     try:
         files = {entry.name: entry for entry in Manifest.load(folder).files}
         if told.file in files:
             VerifiedFile(folder, files[told.file], BlockCache()).check(told.block)
+    except DamagedCheckpoint as error:
+        return "" if error.place == place else _instead(error, rank)
     except UnreadableCheckpoint as error:
-        return "" if error.number in _LOST else f"rank {rank}: {error.cause[:_CAUSE_LETTERS].rstrip('.')}"
-    except CheckpointError:
-        return ""
+        # A mount that went gives EIO too: only the same error in the same place is the disk of both.
+        is_same = error.place == place and error.number == told.number and told.is_damage
+        return "" if is_same else _instead(error, rank)
+    except CheckpointError as error:
+        return _instead(error, rank)
     return f"rank {rank} on {_node()} reads it well"
+
+
+def _instead(error: CheckpointError, rank: int) -> str:
+    return f"rank {rank} on {_node()} cannot tell: {error.cause.rstrip('.')}"
 
 
 def _node_alone(told: _Finding, who: str) -> CheckpointError:
     error = CheckpointError(
         f"{told.cause} {who}",
-        "Nothing was renamed. Look at this node's mount, permissions, disk and memory, then start again, without the "
-        "node where need be.",
+        "Nothing was renamed. Look at the mount, permissions, disk and memory of the nodes named here, then start "
+        "again, without them where need be.",
     )
     error.exit_code = 2 if told.number in _FORBIDDEN else HUNG
     return error
 
 
 def _node() -> str:
+    """For people."""
     return os.uname().nodename
+
+
+def _machine() -> str:
+    """Containers of several machines may have one name."""
+    try:
+        return f"{_node()} {_BOOT_ID.read_text().strip()}"
+    except OSError:
+        return _node()

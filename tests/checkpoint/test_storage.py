@@ -16,7 +16,7 @@ from gpt4moe.checkpoint import writing
 from gpt4moe.checkpoint.block_cache import BlockCache
 from gpt4moe.checkpoint.storage import FileEntry, Piece, VerifiedFile, block_bytes_for
 from gpt4moe.checkpoint.writing import write_file
-from gpt4moe.errors import CheckpointError, UnreadableCheckpoint
+from gpt4moe.errors import HEADER, MISSING, SIZE, CheckpointError, DamagedCheckpoint, UnreadableCheckpoint
 from tests.checkpoint.builders import flip_bit, piece
 
 BLOCK = 64  # bytes
@@ -83,22 +83,41 @@ def test_a_partial_read_is_verified_without_the_rest(tmp_path: Path, entry: File
 
 def test_a_flipped_bit_of_the_header_is_found(tmp_path: Path, entry: FileEntry) -> None:
     flip_bit(tmp_path / "x.safetensors", 9)
-    with pytest.raises(CheckpointError, match="The header of"):
+    with pytest.raises(DamagedCheckpoint, match="The header of") as error:
         opened(tmp_path, entry).header()
+    assert error.value.place == (entry.name, HEADER)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(b'"F32"', b'"F99"'), (b"a@0,0", b"a@9,0"), (b"[0, 400]", b"[0, 404]")])
+def test_a_header_that_cannot_be_is_damaged_for_every_reader(
+    right: bytes, wrong: bytes, tmp_path: Path, entry: FileEntry
+) -> None:
+    """Its hash is right: a reader of another node that compares hashes would call it whole."""
+    path = tmp_path / entry.name
+    written = path.read_bytes()
+    assert right in written
+    path.write_bytes(written := written.replace(right, wrong))
+    forged = dataclasses.replace(entry, header_hash=xxhash.xxh3_64_hexdigest(written[: entry.header_bytes]))
+    with pytest.raises(DamagedCheckpoint, match="is none that was written here") as error:
+        opened(tmp_path, forged).pieces()
+    assert error.value.place is None
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_another_size_is_refused_before_anything_is_read(tmp_path: Path, entry: FileEntry, change: int) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes((path.read_bytes() + b"x")[: entry.size + change])
-    with pytest.raises(CheckpointError, match=f"has {entry.size + change} bytes, its manifest says {entry.size}"):
+    cause = f"has {entry.size + change} bytes, its manifest says {entry.size}"
+    with pytest.raises(DamagedCheckpoint, match=cause) as error:
         opened(tmp_path, entry)
+    assert error.value.place == (entry.name, SIZE)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path, entry: FileEntry) -> None:
     (tmp_path / "x.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="is missing"):
+    with pytest.raises(DamagedCheckpoint, match="is missing") as error:
         opened(tmp_path, entry)
+    assert error.value.place == (entry.name, MISSING)
 
 
 def test_a_file_is_asked_for_its_size_when_open(
@@ -152,8 +171,9 @@ def test_hashes_that_are_not_those_of_all_blocks_are_refused(
     tmp_path: Path, entry: FileEntry, change: dict[str, Any]
 ) -> None:
     """A manifest with no hash at all would let `verify` call anything whole."""
-    with pytest.raises(CheckpointError, match="hashes for the"):
+    with pytest.raises(DamagedCheckpoint, match="hashes for the") as error:
         opened(tmp_path, dataclasses.replace(entry, **change))
+    assert error.value.place is None, "the manifest's own hash is right"
 
 
 def test_a_disk_that_cannot_read_is_no_damage_and_its_node_is_named(tmp_path: Path) -> None:

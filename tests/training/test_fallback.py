@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,16 @@ from typing import cast
 import pytest
 
 from gpt4moe.checkpoint.manifest import NAME
-from gpt4moe.errors import CheckpointError, DamagedCheckpoint, Gpt4MoeError, LaunchError, UnreadableCheckpoint
+from gpt4moe.errors import (
+    HEADER,
+    MISSING,
+    SIZE,
+    CheckpointError,
+    DamagedCheckpoint,
+    Gpt4MoeError,
+    LaunchError,
+    UnreadableCheckpoint,
+)
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.training import fallback
@@ -20,9 +30,11 @@ from tests.checkpoint.builders import dealt, flip_bit, state, write_checkpoint
 from tests.spawn import run_ranks
 
 FILE, OTHER = "rank-00001.safetensors", LaunchError("Told by rank 1.", "")
-DAMAGED = "Block 0 of {} is damaged."
+DAMAGED = "Block 0 of {} is damaged." + 2000 * " ü\udcff"
+"""Longer than a message between ranks, and with a letter that UTF-8 has not."""
 CASES: dict[str, tuple[int, bool, bool, str]] = {
-    # what rank 1 finds (0: a wrong hash), whether the file is so, on a node of its own -> "" set aside, or the cause
+    # what rank 1 finds (0: a wrong hash, -1: a right one of impossible bytes), whether the file is so, on a node of its
+    # own -> "" set aside, or the cause
     "a flipped bit": (0, True, True, ""),
     "a node's memory": (0, False, True, "Rank 1 on node 1 found it; rank 0 on node 0 reads it well"),
     "a flipped bit on one node": (0, True, False, ""),
@@ -30,6 +42,7 @@ CASES: dict[str, tuple[int, bool, bool, str]] = {
     "a disk of all nodes": (errno.EIO, True, True, ""),
     "the disk of the one node": (errno.EIO, False, False, ""),
     "a stale mount": (errno.ESTALE, False, True, "Rank 1 on node 1 found it; rank 0 on node 0 reads it well"),
+    "bytes that cannot be": (-1, False, True, ""),
     "a permission": (errno.EACCES, False, False, "Rank 1 found it, and all ranks are on this node"),
 }
 
@@ -49,7 +62,9 @@ def decide(environment: Environment, root: Path) -> dict[str, tuple[bool, str, i
             fallback._node = f"node {environment.rank if has_nodes else 0}".format
             path = root / case / "checkpoints" / "step-00000004" / FILE
             mine: Gpt4MoeError = OTHER
-            if environment.rank == 1 and number:
+            if environment.rank == 1 and number < 0:
+                mine = DamagedCheckpoint(path.parent, f"The header of {path} is none that was written here.")
+            elif environment.rank == 1 and number:
                 mine = UnreadableCheckpoint(path, str(path), OSError(number, os.strerror(number)), 0)
             elif environment.rank == 1:
                 mine = DamagedCheckpoint(path.parent, DAMAGED.format(path), (FILE, 0))
@@ -88,9 +103,62 @@ def test_what_one_node_alone_finds_ends_the_launch_and_renames_nothing(
         assert str(root / case) in cause and status == (2 if number == errno.EACCES else 86)
 
 
+def finding(folder: Path, file: str, block: int, number: int = 0) -> fallback._Finding:
+    if number:
+        return fallback._Finding.of(UnreadableCheckpoint(folder / file, file, OSError(number, "A disk."), block))
+    return fallback._Finding.of(DamagedCheckpoint(folder, "Damaged.", (file, block)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "found", "elsewhere"),
+    [
+        ("none", (FILE, 0), "reads it well"),
+        ("flip", (FILE, 0), ""),
+        ("flip", (FILE, HEADER), "reads it well"),
+        ("cut", (FILE, SIZE), ""),
+        ("cut", (FILE, 0), "cannot tell: .* bytes, its manifest says"),
+        ("gone", (FILE, MISSING), ""),
+        ("gone", (FILE, HEADER), f"cannot tell: .*{FILE} is missing"),
+        ("gone", (FILE, SIZE), f"cannot tell: .*{FILE} is missing"),
+        ("unmounted", (FILE, 0), "cannot tell: .* is no checkpoint"),
+        ("loop", (FILE, 0, errno.EIO), "cannot tell: .*Too many levels of symbolic links"),
+        ("loop", (FILE, HEADER, errno.ELOOP), ""),
+        ("loop", (FILE, HEADER), "cannot tell: .*Too many levels of symbolic links"),
+    ],
+)
+def test_only_damage_in_the_same_place_is_confirmed(
+    harm: str, found: tuple[str, int, int], elsewhere: str, tmp_path: Path
+) -> None:
+    write_checkpoint(folder := tmp_path / "step-00000004", dealt(state(), 2))
+    path = folder / FILE
+    if harm == "flip":
+        flip_bit(path, -1)
+    elif harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif harm == "unmounted":
+        shutil.rmtree(folder)
+    elif harm != "none":
+        path.unlink()
+    if harm == "loop":
+        path.symlink_to(path)
+    verdict = fallback._look_again(folder, finding(folder, *found), 0)
+    assert re.search(elsewhere, verdict) and bool(verdict) == bool(elsewhere)
+
+
+def test_machines_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = []
+    for boot in ("a", "b"):
+        (tmp_path / boot).write_text(f"{boot}\n")
+        monkeypatch.setattr(fallback, "_BOOT_ID", tmp_path / boot)
+        machines.append(fallback._machine())
+    monkeypatch.setattr(fallback, "_BOOT_ID", tmp_path / "none")
+    assert machines == [f"{os.uname().nodename} a", f"{os.uname().nodename} b"]
+    assert fallback._machine() == os.uname().nodename
+
+
 def test_the_manifest_is_looked_at_again_too(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-00000004", dealt(state(), 1))
-    told = fallback._Finding.of(DamagedCheckpoint(tmp_path, "Damaged.", (NAME, -1)))
+    told = finding(tmp_path, NAME, HEADER)
     assert "reads it well" in fallback._look_again(tmp_path / "step-00000004", told, 0)
     flip_bit(tmp_path / "step-00000004" / NAME, -5)
     assert fallback._look_again(tmp_path / "step-00000004", told, 0) == ""
