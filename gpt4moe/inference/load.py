@@ -31,7 +31,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import KernelsConfig
+from gpt4moe.config.training import KernelsConfig, SwiGluKernel
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
@@ -232,7 +232,9 @@ def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelCon
     run = dataclasses.replace(opened.run, parallel=parallel or ParallelConfig())
     run.precision = dataclasses.replace(run.precision, dtype=dtype or run.precision.dtype)
     # Generation needs our attention; and a package that trained the model may not be installed here.
-    run.kernels = KernelsConfig(experts=run.kernels.experts)
+    given = run.kernels
+    swiglu = SwiGluKernel.torch if given.swiglu is SwiGluKernel.torch else SwiGluKernel.auto
+    run.kernels = KernelsConfig(experts=given.experts, swiglu=swiglu)
     return run
 
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.run import RunConfig
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, KernelsConfig, NormKernel, SwiGluKernel
 from gpt4moe.errors import LayoutError
-from gpt4moe.inference.load import loaded_model
+from gpt4moe.inference.load import Opened, loaded_model, placed_run
+from gpt4moe.inference.text import Words
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 from tests.training.command import train
@@ -60,3 +63,19 @@ def _loaded_without_drawing(environment: Environment, folder: Path) -> bool:
     del parameters.normal_box  # an attempt to draw would be a NameError
     with loaded_model(folder, environment=environment) as model:
         return all(bool(parameter.isfinite().all()) for parameter in model.chunk.parameters())
+
+
+def _no_words() -> Words:
+    raise AssertionError("nobody asks for a tokenizer")
+
+
+@pytest.mark.parametrize(("trained_with", "loaded_with"), [("torch", "torch"), ("triton", "auto"), ("auto", "auto")])
+def test_a_loaded_model_asks_for_no_package_that_training_did_not_choose(trained_with: str, loaded_with: str) -> None:
+    run = RunConfig()
+    run.kernels = KernelsConfig(
+        attention=AttentionKernel.transformer_engine, norm=NormKernel.apex, experts=ExpertKernel.grouped_mm,
+        swiglu=SwiGluKernel(trained_with),
+    )  # fmt: skip
+    placed = placed_run(Opened(run=run, reader=None, step=0, words=_no_words))
+    assert placed.kernels == KernelsConfig(experts=ExpertKernel.grouped_mm, swiglu=SwiGluKernel(loaded_with))
+    assert run.kernels.norm is NormKernel.apex
