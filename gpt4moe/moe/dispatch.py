@@ -63,7 +63,7 @@ class Arrived:
     weight: Tensor
     """[P, 1] fp32, 0 for padding."""
     counts: Tensor
-    """[L], rows of each local expert."""
+    """[L], places of each local expert, padding included."""
 
 
 class Dispatcher:
@@ -254,6 +254,7 @@ def exchange(
     given = weight if value is None else value
     assert given is not None
     width, behind = 0 if value is None else value.shape[1], 0 if weight is None else WEIGHT_BYTES // given.itemsize
+    assert weight is None or behind * given.itemsize == weight.itemsize == WEIGHT_BYTES, "fp32 behind fp32 or less"
     message = given.new_empty(sum(splits[0]), width + behind)
     if value is not None:
         torch.index_select(value, 0, index, out=message[:, :width])
@@ -261,5 +262,8 @@ def exchange(
         message[:, width:] = weight.contiguous().view(given.dtype)
     came = given.new_empty(sum(splits[1]), width + behind)
     distributed.all_to_all_single(came, message, splits[1], splits[0], group=ep)
-    weights = None if weight is None else came[:, width:].contiguous().view(weight.dtype)
+    weights = None
+    if weight is not None:
+        # A copy, also of 0 or 1 rows, which are contiguous where they stand: but not where 4 bytes may begin.
+        weights = came[:, width:].clone(memory_format=torch.contiguous_format).view(weight.dtype)
     return None if value is None else came[:, :width], weights

@@ -34,6 +34,27 @@ def _identity(environment: Environment) -> float:
     return relative(back, x * weight.sum(dim=1, keepdim=True))
 
 
+def test_weights_arrive_bit_for_bit_behind_bf16_rows_of_any_width() -> None:
+    """An odd width puts a weight where no fp32 number may begin; 0 or 1 rows are contiguous even so."""
+    assert run_ranks(1, _exchanged) == [""]
+
+
+def _exchanged(environment: Environment) -> str:
+    from gpt4moe.moe.dispatch import exchange
+    from tests.moe.case import rank_groups
+
+    with rank_groups(environment) as groups:
+        for num_rows, width in ((rows, width) for rows in (0, 1, 5) for width in (7, 8)):
+            x, weight = torch.randn(num_rows + 1, width).bfloat16(), torch.rand(num_rows, 1)
+            index, splits = torch.arange(num_rows).flip(0), ([num_rows], [num_rows])
+            rows, weights = exchange(x, index, weight, splits, groups.ep)
+            if weights is None or not (weights.equal(weight) and rows.equal(x[index])):
+                return f"{num_rows} rows of {width}"
+        with pytest.raises(AssertionError, match="fp32"):
+            exchange(torch.rand(2, 8).double(), torch.arange(2), torch.rand(2, 1), ([2], [2]), groups.ep)
+    return ""
+
+
 def test_a_dropped_assignment_adds_nothing_and_gets_no_gradient() -> None:
     (result,) = run_ranks(1, _with_drops)
     assert result["output"] < 1e-6
