@@ -1,5 +1,6 @@
 """What every test starts from: one thread a process, nothing sent anywhere, and in CI no skip that nobody expects."""
 
+import gc
 import os
 import signal
 
@@ -38,6 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--strict-skips", action="store_true", help="an unexpected skip fails the session (as with CI=true)"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Collections during tests pass over what was imported until now, a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,5 +1,6 @@
 """Imported once by the fork server, for all ranks of a proof. Proofs run on CPUs, also where there is a GPU."""
 
+import gc
 import os
 import warnings
 
@@ -8,3 +9,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 warnings.filterwarnings("ignore")
 
 import gpt4moe.proof.ranks  # noqa: E402, F401
+
+# A collection in a forked rank then passes over what was imported here: a quarter of the time of a short run.
+gc.collect()
+gc.freeze()

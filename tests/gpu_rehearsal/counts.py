@@ -38,6 +38,8 @@ def rehearse_all(cases: Iterable[str]) -> dict[str, dict[str, Any]]:
     from tests.gpu_rehearsal import faults
 
     found = {}
+    gc.collect()
+    gc.freeze()  # the collections before each case, and those within, then pass over what was imported
     for case in cases:
         # The case before leaves an engine of DeepSpeed. Collected amid this case, it would wait for the GPU in __del__.
         gc.collect()
