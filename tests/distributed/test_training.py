@@ -1,37 +1,18 @@
-"""AdamW: twenty free-running AdamW steps stay together on every layout, in fp32 and bf16."""
+"""The shipped tiny model on four ranks beside one process."""
 
 import numpy as np
 import pytest
 
 from tests.distributed.case import outcome
 from tests.distributed.layouts import LAYOUTS
-from tests.distributed.runs import STEPS, bf16_differences, one_process, runs
 from tests.distributed.test_gradients import distance
 
 pytestmark = pytest.mark.layouts
 
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_twenty_adamw_steps_follow_one_process(name: str) -> None:
-    got, want = runs(LAYOUTS[name])["adamw"], one_process(LAYOUTS[name])["adamw"]
-    np.testing.assert_allclose(got.losses, want.losses, atol=1e-4, equal_nan=False)
-    np.testing.assert_allclose(got.norms, want.norms, rtol=1e-3, equal_nan=False)
+STEPS = 10
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_weights_after_adamw_steps_equal_one_process(name: str) -> None:
-    got, want = runs(LAYOUTS[name])["three"], one_process(LAYOUTS[name])["three"]
-    for parameter, value in want.weights.items():
-        # Adam divides by the gradient's own size: where that is near zero, round-off is a whole step of lr (0.003).
-        assert distance(got.weights[parameter], value) <= 1e-4, parameter
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_bf16_steps_are_as_near_to_fp32_as_one_process_is_and_follow_from_their_gradients(name: str) -> None:
-    assert bf16_differences(LAYOUTS[name], runs(LAYOUTS[name])["rounded"]) == []
-
-
-def test_the_shipped_tiny_model_follows_one_process_for_twenty_steps() -> None:
+def test_the_shipped_tiny_model_follows_one_process_for_ten_steps() -> None:
     """At its own size, batch and learning rate. Round-off flips a top-2 choice now and then, at any step: until the
     first flip, which the loads show, the norms are equal; after it they stay near, and so do the losses."""
     tiny = ("+experiment=tiny", "run.name=test", "data=mock")
