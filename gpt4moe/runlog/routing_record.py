@@ -34,16 +34,13 @@ class RoutingLog:
     """The open file of one rank and launch."""
 
     def __init__(self, run_folder: Path, rank: int, resume_step: int):
-        """Drops lines of later steps, which will be made again. Raises: OSError."""
-        folder = run_folder / ROUTING_FOLDER
-        folder.mkdir(exist_ok=True)
-        self.lines = StepLines.open(folder / f"rank_{rank:05}.jsonl", resume_step)
-        self.lines.lines.clear()  # nobody asks this log what it has, and a long run's would fill the memory
+        """Drops lines of later steps, which will be made again. Makes no file. Raises: OSError."""
+        self.lines = StepLines.open(run_folder / ROUTING_FOLDER / f"rank_{rank:05}.jsonl", resume_step)
 
     def add(self, lines: list[StepLine]) -> None:
         """Appends the lines of a step. Raises: OSError."""
+        self.lines.path.parent.mkdir(exist_ok=True)
         self.lines.add(lines)
-        self.lines.lines.clear()
 
 
 def drop_other_ranks(run_folder: Path, ranks: int, resume_step: int) -> None:

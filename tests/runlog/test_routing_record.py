@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -10,6 +12,9 @@ from gpt4moe.config.training import TrainingConfig
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.runlog.routing_record import ROUTING_FOLDER, RoutingLog, drop_other_ranks, read_routing
 from gpt4moe.runlog.step_lines import StepLine
+from gpt4moe.training.callback import History
+from gpt4moe.training.callbacks.routing_record import RoutingRecord
+from gpt4moe.training.state import TrainingContext
 
 
 def line(step: int, rank: int, layer: int = 0, **other: object) -> StepLine:
@@ -35,6 +40,25 @@ def test_a_launch_on_fewer_ranks_leaves_no_later_line_of_the_others(tmp_path: Pa
     record(tmp_path)
     record(tmp_path, first=2, last=2, ranks=1)
     assert [len(it.tokens) for it in read_routing(tmp_path)] == [2, 1]
+
+
+def test_a_launch_that_records_nothing_leaves_no_later_line_either(tmp_path: Path) -> None:
+    """It makes these steps again, and a still later launch would take the old lines for theirs."""
+
+    def start() -> None:
+        for rank in range(2):
+            context = SimpleNamespace(
+                folder=SimpleNamespace(path=tmp_path), state=SimpleNamespace(step=1),
+                groups=SimpleNamespace(rank=rank, is_first_rank=rank == 0, layout=SimpleNamespace(world_size=2)),
+                run=SimpleNamespace(training=SimpleNamespace(record_routing=0)),
+            )  # fmt: skip
+            RoutingRecord().on_start(cast("TrainingContext", context), History())
+
+    start()
+    assert not list(tmp_path.iterdir())
+    record(tmp_path, ranks=3)
+    start()
+    assert [it.step for it in read_routing(tmp_path)] == [1]
 
 
 def test_a_line_that_a_kill_has_torn_is_made_again(tmp_path: Path) -> None:

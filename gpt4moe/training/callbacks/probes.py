@@ -64,7 +64,7 @@ class Probes(Callback):
     def before_first_step(self, context: TrainingContext) -> None:
         for probe in self.probes:
             if context.state.step and self._is_due(probe, context, is_saved=True):
-                missing = self._missing(probe, context.state.step)
+                missing = self._missing(probe)
                 # Only rank 0 has the lines.
                 if broadcast_int(len(missing), context.groups):
                     self._ask(context, probe, missing)
@@ -80,9 +80,10 @@ class Probes(Callback):
     def _is_due(probe: Probe, context: TrainingContext, *, is_saved: bool) -> bool:
         return is_saved if probe.every is None else context.state.step % probe.every == 0
 
-    def _missing(self, probe: Probe, step: int) -> list[str]:
+    def _missing(self, probe: Probe) -> list[str]:
+        """At the step that this launch resumes from."""
         log = self.logs.get(probe.file)
-        done = {line.get(probe.key) for line in log.at(step)} if log is not None else set(probe.names)
+        done = {line.get(probe.key) for line in log.resumed} if log is not None else set(probe.names)
         return [name for name in probe.names if name not in done]
 
     def _ask(self, context: TrainingContext, probe: Probe, wanted: Sequence[str]) -> list[StepLine]:

@@ -19,15 +19,15 @@ class RoutingRecord(Callback):
 
     def on_start(self, context: TrainingContext, history: History) -> None:
         folder, groups, step = context.folder.path, context.groups, context.state.step
-        if not context.run.training.record_routing:
-            return
+        # Also where this launch records nothing: what an earlier one recorded of later steps is of no step of the run.
         with best_effort(f"opening {ROUTING_FOLDER}"):
             self.log = RoutingLog(folder, groups.rank, step)
             if groups.is_first_rank:
                 drop_other_ranks(folder, groups.layout.world_size, step)
 
     def on_step(self, context: TrainingContext, record: Record, result: StepResult) -> None:
-        if self.log is None or context.state.step % context.run.training.record_routing:
+        every = context.run.training.record_routing
+        if self.log is None or not every or context.state.step % every:
             return
         groups, moe = context.groups, context.run.model.moe
         assert moe is not None, "the configuration is checked"
