@@ -136,6 +136,7 @@ def test_a_misspelt_key_in_an_entry_of_a_list_names_the_list_and_its_keys(
         ([*TINY, "engine.bucket_size=0"], "engine.bucket_size=0", "null"),
         (["+experiment=tyni", "run.name=x"], "experiment/tyni", "tiny"),
         ([*TINY, "parallel.tp"], "'parallel.tp'", "key=value"),
+        ([*TINY, "~run"], "~run removes a part", "Leave it out"),
         ([*TINY, "parallel={tp: 2"], "tp", "override"),
     ],
 )
