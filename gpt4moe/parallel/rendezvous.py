@@ -50,7 +50,7 @@ def store_at(environment: Environment, timeout: timedelta, patience_seconds: flo
         timeout: of what is asked of the store afterwards.
         patience_seconds: how long the ranks that came wait for the others.
     Raises: LaunchError with status 86, on every rank that came, when one did not; with status 2 on rank 0 when its port
-        is another program's.
+        is another program's or the address is not its own.
     """
 
     def find() -> tuple[distributed.Store, str]:
@@ -154,6 +154,13 @@ def _cannot_listen(port: int, why: str) -> LaunchError:
     )
 
 
+def _not_reached(address: str, port: int, why: str) -> LaunchError:
+    return LaunchError(
+        f"Rank 0 on {os.uname().nodename} cannot reach its own store at {address}:{port}: {why}.",
+        "Set MASTER_ADDR to a name or address of rank 0's node that every node can resolve and reach.",
+    )
+
+
 def _agents_serve() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
@@ -175,7 +182,10 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
         except distributed.DistNetworkError as error:
             why = str(error).partition("\n")[0].rstrip(".")
         if serves:
-            if "EADDRINUSE" not in why or time.monotonic() > listen_until:
+            is_taken = "EADDRINUSE" in why
+            if not is_taken and "EACCES" not in why:
+                raise _not_reached(address, port, why)
+            if not is_taken or time.monotonic() > listen_until:
                 raise _cannot_listen(port, why)
             time.sleep(0.2)
         elif time.monotonic() > deadline:

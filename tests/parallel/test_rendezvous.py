@@ -138,6 +138,19 @@ def test_a_port_of_another_program_ends_in_its_name_and_a_cure(monkeypatch: pyte
     assert "(Ping failed, invalid value returned from server" in other.cause and other.exit_code == 86
 
 
+def test_an_address_that_is_not_rank_0s_is_no_port_of_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object, **__: object) -> distributed.TCPStore:
+        raise distributed.DistNetworkError("The client socket has timed out after 30000ms.\nException raised from ...")
+
+    monkeypatch.setattr(distributed, "TCPStore", connect)
+    place = Environment(rank=0, world_size=2, local_rank=0, master=("node7", 29500), source="test")
+    with pytest.raises(
+        LaunchError, match=r"cannot reach its own store at node7:29500: The client .* 30000ms\.\n"
+    ) as error:
+        store_at(place, timedelta(seconds=20), 1.0)
+    assert "MASTER_ADDR" in error.value.cure and "MASTER_PORT" not in error.value.cure
+
+
 def test_rank_0_waits_for_a_port_that_is_just_being_left(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     with socket.create_server(("", port)) as left:
