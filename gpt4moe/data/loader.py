@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
@@ -74,7 +75,8 @@ class SampleStream:
         if isinstance(self.samples, MixedSamples):
             of_rank = np.fromiter(chain.from_iterable(numbers), dtype=np.int64)
             text = self.samples.step_text(of_rank, global_batch_size)
-            if text.largest >= self.vocab_size:  # perhaps in a stretch that none of these samples has
+            # The largest of whole blocks is perhaps in a stretch that none of these samples has.
+            if text.largest >= self.vocab_size and not (self._knows(text.tokens) and self._knows(text.labels)):
                 for n in of_rank.tolist():
                     self._require_known(n, self.sample(n), reader)
             return cut(text, of_rank, micro_batch_size)
@@ -87,11 +89,14 @@ class SampleStream:
             made.append(stack(samples, micro_batch))
         return made
 
+    def _knows(self, tokens: NDArray[np.integer]) -> bool:
+        return bool(tokens.min() >= 0 and tokens.max() < self.vocab_size)
+
     def _require_known(self, n: int, sample: TokenSample, reader: str) -> None:
         """Raises: DataError for a token that is not in the vocabulary. An embedding that is cut over tp takes it for
         another rank's and trains on zeros, without a word; on a GPU it is an assertion of a kernel."""
         tokens = sample.tokens
-        if tokens.min() >= 0 and tokens.max() < self.vocab_size:
+        if self._knows(tokens):
             return
         at = int(np.flatnonzero((tokens < 0) | (tokens >= self.vocab_size))[0])
         raise DataError(

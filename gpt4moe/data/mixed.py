@@ -55,7 +55,7 @@ class MixedSamples:
     """Whether every epoch has an order of its own. False: all epochs have the order of the first."""
     by_document: bool = False
     """Whether samples have documents."""
-    ahead: "_Ahead" = field(default_factory=lambda: _Ahead(), repr=False, compare=False)
+    ahead: "_Ahead" = field(init=False, default_factory=lambda: _Ahead(), repr=False, compare=False)
 
     def sample(self, n: int, *, pixels: bool = True) -> TokenSample:
         draw, index = self.place(n)

@@ -63,11 +63,11 @@ class ShardedTokens:
         """Writes the S tokens from `start` on into `tokens` [S], and the token after each of them into `labels` [S].
 
         Returns: a number that no token of these is above; more than any vocabulary when one is negative.
-        Raises: IndexError beyond the end; DataError for a damaged block.
+        Raises: IndexError before the begin or beyond the end; DataError for a damaged block.
         """
         stop = start + len(tokens) + 1
         at = bisect_right(self.ends, start)
-        if at < len(self.ends) and stop <= self.ends[at]:
+        if start >= 0 and at < len(self.ends) and stop <= self.ends[at]:
             mapped, before = self._mapped(at), self.ends[at] - self.shards[at].tokens
             found, largest = mapped.checked(start - before, stop - before), mapped.largest
         elif start >= 0 and stop <= len(self):

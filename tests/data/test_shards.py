@@ -89,6 +89,12 @@ def test_a_place_is_found_in_its_shard(folder: Path, shards: list[Shard]) -> Non
     assert tokens.place(len(tokens) - 1) == (shards[-1], shards[-1].tokens - 1)
 
 
+def test_nothing_is_before_the_first_token(folder: Path, shards: list[Shard]) -> None:
+    """An index of numpy would count from the end."""
+    with pytest.raises(IndexError, match="tokens -3 to 1 of"):
+        ShardedTokens(folder, shards).read_into(-3, np.empty(4, dtype=np.int64), np.empty(4, dtype=np.int64))
+
+
 def test_only_shards_that_are_read_are_opened(
     folder: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,19 @@ def test_of_text_the_file_the_document_and_the_sample_are_named(in_shards: Path)
     assert raised.value.exit_code == 2 and "tools/mixture.py verify" in raised.value.cure
 
 
+def test_one_such_token_slows_no_step_that_has_it_not(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All samples here are of one block, whose largest token is the planted one."""
+    folder, read = shutil.copytree(data_folder, tmp_path / "copy"), SampleStream.sample
+    plant_token(folder / "alpha", "train-00000", 5, VOCAB_SIZE)
+    stream, alone = build_data(small_run(folder, "+data.sources.alpha=1")).train, []
+    monkeypatch.setattr(SampleStream, "sample", lambda self, n: alone.append(n) or read(self, n))
+    with pytest.raises(DataError, match=r"Sample (\d+),") as error:
+        read_all(stream, 1000)
+    assert alone == [int(error.value.cause.split()[1].strip(","))] and alone[0] > 0
+
+
 def test_of_held_out_text_too(in_shards: Path) -> None:
     plant_token(in_shards / "alpha", "valid-00000", 0, 65535)
     with pytest.raises(DataError, match=r"valid-00000\.bin, token 0 "):
