@@ -84,7 +84,7 @@ def _is_whole(line: StepLine, rank: int) -> bool:
     tokens = line.get("tokens")
     if not isinstance(tokens, list) or not tokens or line.get("rank") != rank:
         return False
-    return all(type(value) is int and value >= 0 for value in [*numbers, *tokens])
+    return all(type(value) is int and value >= 0 for value in [*numbers, *tokens]) and line["top_k"] > 0
 
 
 def _joined(folder: Path, key: tuple[int, int], lines: list[StepLine]) -> RecordedRouting:

@@ -76,6 +76,7 @@ def test_a_line_that_a_kill_has_torn_is_made_again(tmp_path: Path) -> None:
         (1, json.dumps(line(1, 1)), "step 2, layer 0 has 1 lines of 2 ranks"),
         (1, json.dumps(line(1, 0)), "rank_00001.jsonl: a line is none"),
         (0, json.dumps(line(1, 0, tokens=[1, -2, 3])), "rank_00000.jsonl: a line is none"),
+        (0, json.dumps(line(1, 0, top_k=0)), "rank_00000.jsonl: a line is none"),
         (0, json.dumps(line(1, 0, tokens="many")), "rank_00000.jsonl: a line is none"),
         (0, json.dumps(line(1, 0, tokens=[1, 2])), "or of several runs"),
         (0, "\n".join([json.dumps(line(1, 0))] * 2), "step 1, layer 0 has 3 lines"),
