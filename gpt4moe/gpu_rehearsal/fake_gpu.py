@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.gpu_rehearsal import gpu_kernels
 from gpt4moe.gpu_rehearsal.recorder import Notes, known
-from gpt4moe.parallel.kernel_problems import missing_packages
+from gpt4moe.parallel.kernel_problems import is_installed
 
 GPU = torch.device("cuda", 0)
 
@@ -202,4 +202,6 @@ def _megatron(notes: Notes) -> None:
     _put(swiglu, kernels=lambda: gpu_kernels.SwiGluKernels)
     model = importlib.import_module("gpt4moe.model.gpt")
     _put(model, initialize=_nothing)  # draws values, which nobody reads
-    _put(model, missing_packages=lambda run, device: missing_packages(run, None))  # a CUDA build brings triton
+    problems = importlib.import_module("gpt4moe.parallel.kernel_problems")
+    # A CUDA build of torch brings triton.
+    _put(problems, is_installed=lambda package, folder="": package == "triton" or is_installed(package, folder))

@@ -52,6 +52,8 @@ def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
     problems = []
     if _expert_kernel(run, device) is ExpertKernel.grouped_mm:
         problems += grouped_product_problems(run.model, run.parallel)
+    if device is None or device.is_gpu:
+        problems += _swiglu_problems(run)
     if device is not None:
         problems += _gpu_problems(run, device) if device.is_gpu else _cpu_problems(run)
     if run.kernels.attention is AttentionKernel.transformer_engine:
@@ -105,9 +107,8 @@ def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]
                 "Build it as requirements.txt says, or set kernels.norm=torch.",
             )
         )
-    experts, on_gpu = _expert_kernel(run, device), device is not None and device.is_gpu
-    is_fused = experts and swiglu_kernel(kernels.swiglu, on_gpu=on_gpu, experts=experts) is SwiGluKernel.triton
-    if is_fused and on_gpu and not is_installed("triton"):
+    is_known = kernels.swiglu is SwiGluKernel.triton if device is None else device.is_gpu
+    if is_known and _swiglu_on_gpus(run) is SwiGluKernel.triton and not is_installed("triton"):
         problems.append(
             Problem(
                 f"kernels.swiglu={kernels.swiglu.value} on a GPU is a Triton kernel, and triton is not installed.",
@@ -132,6 +133,28 @@ def _expert_kernel(run: RunConfig, device: DeviceKind | None) -> ExpertKernel | 
     return expert_kernel(wish, on_gpu=device is not None and device.is_gpu, dtype=run.precision.dtype)
 
 
+def _swiglu_on_gpus(run: RunConfig) -> SwiGluKernel | None:
+    """None: no experts."""
+    if run.model.moe is None:
+        return None
+    experts = expert_kernel(run.kernels.experts, on_gpu=True, dtype=run.precision.dtype)
+    return swiglu_kernel(run.kernels.swiglu, on_gpu=True, experts=experts)
+
+
+def _swiglu_problems(run: RunConfig) -> list[Problem]:
+    """The Triton kernel without the grouped product of GPUs; no other device has the kernel."""
+    experts = expert_kernel(run.kernels.experts, on_gpu=True, dtype=run.precision.dtype)
+    if experts is ExpertKernel.grouped_mm or run.kernels.swiglu is not SwiGluKernel.triton or run.model.moe is None:
+        return []
+    return [
+        Problem(
+            f"kernels.swiglu=triton with kernels.experts={run.kernels.experts.value}, which in "
+            f"{run.precision.dtype.value} is one product for each expert: the kernel is for all of them at once.",
+            "Set precision=bf16 and kernels.experts=grouped_mm, or kernels.swiglu=auto.",
+        )
+    ]
+
+
 def _cpu_problems(run: RunConfig) -> list[Problem]:
     chosen = (
         (run.kernels.attention is AttentionKernel.transformer_engine, "attention", "transformer_engine", "sdpa"),
@@ -147,14 +170,6 @@ def _cpu_problems(run: RunConfig) -> list[Problem]:
 
 def _gpu_problems(run: RunConfig, device: DeviceKind) -> list[Problem]:
     problems, model, is_bf16 = [], run.model, run.precision.dtype is Dtype.bf16
-    if run.kernels.swiglu is SwiGluKernel.triton and _expert_kernel(run, device) is ExpertKernel.per_expert:
-        problems.append(
-            Problem(
-                f"kernels.swiglu=triton with kernels.experts={run.kernels.experts.value}, which in "
-                f"{run.precision.dtype.value} is one product for each expert: the kernel is for all of them at once.",
-                "Set precision=bf16 and kernels.experts=grouped_mm, or kernels.swiglu=auto.",
-            )
-        )
     if is_bf16 and device.capability < FIRST_BF16:
         shown = ".".join(map(str, device.capability))
         problems.append(

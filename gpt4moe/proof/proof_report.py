@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, SwiGluKernel
 from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
@@ -232,8 +232,7 @@ def _finite(value: float) -> float | None:
 
 def unproved(meshes: list[Shrunk]) -> list[str]:
     """What the proof of a run on these meshes does not show, one line each."""
-    lines = (*_mesh(meshes), *_sizes(meshes), *_hardware(meshes[0]), *_scope(meshes[0]))
-    return [line for line in lines if line]
+    return [line for line in (*_mesh(meshes), *_sizes(meshes), *_hardware(meshes[0]), *_scope(meshes[0])) if line]
 
 
 def _mesh(meshes: list[Shrunk]) -> list[str]:
@@ -271,13 +270,14 @@ def _sizes(meshes: list[Shrunk]) -> list[str]:
 
 def _hardware(shrunk: Shrunk) -> list[str]:
     kernels, run = shrunk.asked.kernels, shrunk.asked
-    named = [
+    named = (
         (kernels.attention is AttentionKernel.transformer_engine, "Transformer Engine's attention"),
         (kernels.norm is NormKernel.apex, "apex's norm"),
         (kernels.experts is ExpertKernel.grouped_mm, "the grouped product of experts"),
-    ]
-    chosen = [name for is_chosen, name in named if is_chosen]
-    extra = f", {' and '.join(chosen)} that this run chooses" if chosen else ""
+        (kernels.swiglu is SwiGluKernel.triton, "Triton's SwiGLU"),
+    )
+    chosen = " and ".join(name for is_chosen, name in named if is_chosen)
+    extra = f", {chosen} that this run chooses" if chosen else ""
     return [
         f"GPU kernels{extra}: torch's CPU kernels ran",
         "NCCL, and overlap of communication with computation on GPU streams: gloo ran",

@@ -53,6 +53,10 @@ def run_of(*overrides: str) -> RunConfig:
         ((FUSED, BF16), GPU, None, None),
         ((FUSED,), GPU, r"swiglu=triton with kernels.experts=auto, which in fp32 is one product", "swiglu=auto"),
         ((FUSED, BF16, "kernels.experts=per_expert"), GPU, r"kernels.experts=per_expert, which", "experts=grouped_mm"),
+        ((FUSED, BF16), None, None, None),
+        ((FUSED,), None, r"swiglu=triton with kernels.experts=auto, which in fp32 is one product", "swiglu=auto"),
+        ((FUSED, BF16, "kernels.experts=per_expert"), None, r"kernels.experts=per_expert, which", "experts=grouped_mm"),
+        ((FUSED, "model.moe=null", "model.ffn_hidden_size=96"), None, None, None),
         ((TE, "parallel.cp=2"), GPU, r"parallel.cp=2 and precision.dtype=fp32", "precision=bf16"),
         ((TE, "parallel.cp=2", BF16), GPU, None, None),
         ((TE, BF16, DOCUMENTS), GPU, None, None),
@@ -92,6 +96,9 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((BF16,), GPU, ("triton",), None),
         ((BF16,), CPU, (), None),
         ((BF16,), None, (), None),
+        ((BF16, FUSED), None, (), "triton"),
+        ((BF16, FUSED), None, ("triton",), None),
+        ((FUSED, "model.moe=null", "model.ffn_hidden_size=96"), None, (), None),
         ((BF16, "kernels.experts=per_expert"), GPU, (), None),
         ((BF16, "kernels.swiglu=torch"), GPU, (), None),
         ((), GPU, (), None),
@@ -147,6 +154,7 @@ def test_a_launch_refuses_without_torch_what_no_device_takes() -> None:
     for overrides, cause in (
         ((GROUPED, BF16, ODD), "no multiple of 8"),
         ((TE,), "Transformer Engine is not installed"),
+        ((FUSED,), "is one product for each expert"),
     ):
         with pytest.raises(LayoutError, match=cause) as refused:
             launch.check(run_of(*overrides), environment)

@@ -10,12 +10,15 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.optimizer import OptimizerKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LayoutError
+from gpt4moe.parallel.kernel_problems import DeviceKind, kernel_problems
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.proof.mesh import lost, reduced, reductions
 from gpt4moe.proof.proof_report import unproved
 from gpt4moe.proof.shrink import Shrunk, shrink
+
+CPU = DeviceKind(is_gpu=False)
 
 
 def asked(*overrides: str) -> RunConfig:
@@ -193,3 +196,12 @@ def test_an_optimizer_that_no_proof_knows_is_refused_before_anything_else() -> N
     with pytest.raises(ConfigError, match=r"optimizer\.kind=nadam is not proved") as caught:
         shrink(run)
     assert "optimizer.kind=adamw" in caught.value.cure
+
+
+def test_kernels_of_gpus_become_those_of_a_cpu_and_are_named_as_not_proved() -> None:
+    run = asked("+experiment=tiny", "precision=bf16", "kernels=nvidia", "kernels.swiglu=triton")
+    shrunk = legal(shrink(run, ranks=1))
+    assert kernel_problems(run, CPU) and not kernel_problems(shrunk.run, CPU)
+    (line,) = [line for line in unproved([shrunk]) if line.startswith("GPU kernels")]
+    for chosen in ("Transformer Engine's attention", "apex's norm", "grouped product of experts", "Triton's SwiGLU"):
+        assert chosen in line
