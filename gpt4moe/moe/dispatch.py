@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from deepspeed.module_inject.auto_ep_layer import compute_split_plan
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from gpt4moe.parallel.collectives import AllGather, ReduceScatter, gather_rows
@@ -166,6 +167,7 @@ class ToExperts(torch.autograd.Function):
         return rows, weights
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         rows, weight = (
             gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)
@@ -184,6 +186,7 @@ class FromExperts(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
         return to_experts(gradient[0], None, *kept_indices(ctx))[0], None, None
 

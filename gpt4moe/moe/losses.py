@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gpt4moe.config.moe import LoadBalancingScope, RouterConfig
 from gpt4moe.moe.pool import TokenPool
@@ -91,6 +92,7 @@ class WeightedSum(torch.autograd.Function):
         return (value * weight).sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.saved_tensors[0] * gradient[0], None
 
@@ -105,6 +107,7 @@ class SquaredLogSumExp(torch.autograd.Function):
         return value.square()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
         logits, value = ctx.saved_tensors
         return torch.softmax(logits, dim=-1).mul_((2 * value * gradient[0]).unsqueeze(-1))

@@ -67,12 +67,15 @@ class PoolSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pool: distributed.ProcessGroup, *values: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        if pool.size() == 1:
-            return tuple(value.view_as(value) for value in values)
-        total = torch.cat([value.flatten() for value in values])
-        distributed.all_reduce(total, group=pool)
-        parts = total.split([value.numel() for value in values])
-        return tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        sums = tuple(value.view_as(value) for value in values)
+        if pool.size() > 1:
+            total = torch.cat([value.flatten() for value in values])
+            distributed.all_reduce(total, group=pool)
+            parts = total.split([value.numel() for value in values])
+            sums = tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        needed = ctx.needs_input_grad[1:]
+        ctx.mark_non_differentiable(*(it for it, is_needed in zip(sums, needed, strict=True) if not is_needed))
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:

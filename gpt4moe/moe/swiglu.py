@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gpt4moe.config.training import SwiGluKernel
 
@@ -22,6 +23,7 @@ class WeightedSwiGlu(torch.autograd.Function):
         return weighted_swiglu(hidden, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
         return weighted_swiglu_backward(gradient[0], *ctx.saved_tensors)[:2]
 
@@ -38,6 +40,7 @@ class FusedSwiGlu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, Tensor]:
         hidden, weight = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.empty_like(weight)

@@ -78,6 +78,9 @@ def _with_drops(environment: Environment) -> dict[str, float]:
         plan = dispatcher.plan(index, keep)
         arrived = dispatcher.send(x, weight, plan)
         back = dispatcher.combine(arrived.rows * arrived.weight, plan)
+        (once,) = torch.autograd.grad(back.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            once.sum().backward()
         back.square().sum().backward()
     assert x.grad is not None and weight.grad is not None
     return {

@@ -1,12 +1,15 @@
 """Auxiliary losses: their values, Megatron's agreement, and how they reach the router."""
 
+from collections.abc import Callable
 from math import log
 
 import pytest
 import torch
+from torch import Tensor
 
 from gpt4moe.moe.losses import AttachLoss, load_balancing_loss, z_loss_terms
 from gpt4moe.moe.statistics import column
+from gpt4moe.moe.swiglu import WeightedSwiGlu
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -33,6 +36,22 @@ def test_z_loss_is_zero_for_normalised_logits_and_grows_with_their_scale() -> No
     normalised = torch.randn(T, E).log_softmax(dim=-1)
     assert z_loss_terms(normalised).sum().item() == pytest.approx(0, abs=1e-10)
     assert z_loss_terms(torch.full((T, E), 3.0)).sum().item() == pytest.approx(T * (3 + log(E)) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: load_balancing_loss(x, torch.ones(T, E), T),
+        z_loss_terms,
+        lambda x: WeightedSwiGlu.apply(x, torch.ones(T, 1)),
+    ],
+    ids=["balance", "z-loss", "swiglu"],
+)
+def test_a_gradient_by_hand_is_not_differentiated_once_more(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(T, E, requires_grad=True)
+    (gradient,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def test_an_attached_loss_gets_its_scale_and_leaves_the_output_alone() -> None:
@@ -74,6 +93,7 @@ def _against_megatron(environment: Environment) -> dict[str, float]:
 def test_a_pool_of_two_ranks_has_the_losses_of_the_whole_and_each_rank_its_own_gradient() -> None:
     (whole,) = run_ranks(1, _pooled)
     halves = run_ranks(2, _pooled)
+    assert all(ended["wants gradients"] == [True, False] for ended in (whole, *halves))
     for half in halves:
         assert half["losses"] == pytest.approx(whole["losses"], rel=1e-6)
     gradient = torch.tensor(halves[0]["gradient"]) + torch.tensor(halves[1]["gradient"])
@@ -93,7 +113,11 @@ def _pooled(environment: Environment) -> dict[str, list]:
         (output * 0).sum().backward()
         losses = [column(layer.statistics.read(groups.device), name) for name in ("load_balancing_loss", "z_loss")]
         whole = torch.stack(losses) * environment.world_size  # a rank has its share, 1 / ranks
-        return {"losses": whole.tolist(), "gradient": layer.router.weight.grad.tolist()}
+        sums = layer.pool.sum(torch.ones(2, 3, requires_grad=True), torch.ones(2))
+        wanting = [value.requires_grad for value in sums]
+        return {
+            "losses": whole.tolist(), "gradient": layer.router.weight.grad.tolist(), "wants gradients": wanting
+        }  # fmt: skip
 
 
 def test_per_sequence_and_global_losses_are_the_papers_sums_token_by_token() -> None:
