@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --layers 4 --micro-batch 4   more of a larger GPU
     python benchmarks/gpu.py --experts per_expert         the other expert kernel
 
-Needs torch alone: flash kernels of scaled_dot_product_attention, torch's grouped_mm over DeepSpeed's padded
-permutation, fused AdamW with fp32 masters and gradients. Measured is the whole step: micro-batches forward and
+Needs a CUDA build of torch, and the triton that it brings: flash kernels of scaled_dot_product_attention, torch's
+grouped_mm over rows padded by our dispatch, one SwiGLU kernel each way, fused AdamW with fp32 masters and gradients. Measured is the whole step: micro-batches forward and
 backward, gradient norm, clipping, update. Weights are drawn on the CPU first (a minute).
 
 MFU = model FLOPs of the tokens of a second / the device's dense bf16 FLOP/s (configs/cluster, by the device's name).

@@ -113,7 +113,7 @@ _PARTS = (
     ("routers", "router"), ("topk.py", "router"), ("switch.py", "router"), ("sigmoid_bias.py", "router"),
     ("losses.py", "router losses and statistics"), ("statistics.py", "router losses and statistics"),
     ("pool.py", "router losses and statistics"), ("_gathered", "router losses and statistics"),
-    ("ep_kernels", "permutation"), ("auto_ep_layer", "permutation"), ("dispatch.py", "permutation"),
+    ("auto_ep_layer", "permutation"), ("dispatch.py", "permutation"),
     ("clip_gradients", "gradient norm and clip"), ("gradient_norm", "gradient norm and clip"),
     ("zero_grad", "zeroing gradients"), ("optimizer", "optimizer"),
     ("hook", "gradient accumulation"), ("attention.py:_attend", "attention"), ("_scaled_loss", "loss"),

@@ -1,6 +1,6 @@
 """ExpertParallelMLP: router, dispatch and experts behind Megatron's MLP seam.
 
-    hidden [S/tp, B, H] -> Router [T, E] -> Dispatcher.send -> Experts [N, H] -> Dispatcher.combine -> [S/tp, B, H]
+    hidden [S/tp, B, H] -> Router [T, E] -> Dispatcher.send -> Experts [P, H] -> Dispatcher.combine -> [S/tp, B, H]
                       \\-> shared experts, where the model has them ----------------------------------> +
 
 Under sequence parallelism every tensor-parallel rank has other tokens, so experts may be spread over the same ranks
@@ -10,11 +10,11 @@ tp x cp (pool.py).
 What the backward pass computes again instead of keeping it:
 
     parallel.recompute   kept of a MoE layer            run twice
-    none                 rows [N, H], hidden [N, 2F]    nothing
+    none                 rows [P, H], hidden [P, 2F]    nothing
     moe                  tokens [T, H], the plan        way to the experts, experts; the router decides and counts once
     full                 the layer's input              everything; decisions come out equal, statistics count once
 
-T tokens of this rank, N rows that arrive at its experts, about top_k * T.
+T tokens of this rank; P places at its experts: the rows that arrive, about top_k * T, and padding (dispatch.py).
 """
 
 from collections.abc import Callable

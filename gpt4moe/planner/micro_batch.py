@@ -45,7 +45,7 @@ FREEZABLE = (
 )  # fmt: skip
 """Tensors of a layer for whose gradient autograd keeps something that nothing else needs."""
 _GROUP_ALIGNMENT = 8
-"""For grouped products, DeepSpeed 0.19.8 pads each local expert's rows to a multiple of this."""
+"""Rows: for grouped products each local expert's are padded to a multiple of this, moe.dispatch.ALIGNED."""
 Bytes = dict[str, int]
 """Tensor -> bytes that autograd keeps of it."""
 
