@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --experts per_expert         the other expert kernel
 
 Needs a CUDA build of torch, and the triton that it brings: flash kernels of scaled_dot_product_attention, torch's
-grouped_mm over rows padded by our dispatch, one SwiGLU kernel each way, fused AdamW with fp32 masters and gradients. Measured is the whole step: micro-batches forward and
-backward, gradient norm, clipping, update. Weights are drawn on the CPU first (a minute).
+grouped_mm over rows padded by our dispatch, one SwiGLU kernel each way, fused AdamW with fp32 masters and gradients.
+Measured is the whole step: micro-batches forward and backward, gradient norm, clipping, update. Weights are drawn on
+the CPU first (a minute).
 
 MFU = model FLOPs of the tokens of a second / the device's dense bf16 FLOP/s (configs/cluster, by the device's name).
 Model FLOPs are the planner's (architecture/flops.py): layers, output layer and causal attention, nothing recomputed.
