@@ -168,7 +168,8 @@ def _checked(typed: DictConfig, schema: type[RunConfig]) -> RunConfig:
     """The objects of a typed config, without interpolations, after every check."""
     raw = OmegaConf.to_container(typed, enum_to_str=True)
     assert isinstance(raw, dict)
-    for removed in (field.name for field in dataclasses.fields(schema) if field.name not in raw):
+    keys = [field.name for field in dataclasses.fields(schema) if not field.metadata.get("omegaconf_ignore")]
+    for removed in (key for key in keys if key not in raw):
         raise ConfigError(f"~{removed} removes a part that every run has.", f"Leave it out, or set keys of {removed}.")
     _refuse_unknown_keys({str(key): value for key, value in raw.items()}, schema, "")
     _refuse_missing({str(key): value for key, value in raw.items()}, "")
