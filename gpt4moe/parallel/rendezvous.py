@@ -56,7 +56,7 @@ def store_at(environment: Environment, timeout: timedelta, patience_seconds: flo
     def find() -> tuple[distributed.Store, str]:
         deadline = time.monotonic() + patience_seconds
         store = _connect(environment, deadline, patience_seconds)
-        return store, _launch_of_agents(store, environment, deadline) if _agents_serve() else ""
+        return store, _launch_of_agents(store, environment, deadline) if _agents_serve() else _step_name(environment)
 
     store, launch = _in_time(find, environment, patience_seconds)
     come = distributed.PrefixStore(f"come{launch}", store)
@@ -190,6 +190,13 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
             time.sleep(0.2)
         elif time.monotonic() > deadline:
             raise _no_answer(environment, patience_seconds, why)
+
+
+def _step_name(environment: Environment) -> str:
+    """Of a launch by srun. Two jobs on one node may have one port: ranks of another job, or of this one before it was
+    requeued, are not taken for ranks of this launch. Other launchers say nothing that all ranks know alike."""
+    job = environment.job
+    return f"{job.job_id}.{job.step_id}.{job.restart_count}" if environment.source == "srun" else ""
 
 
 def _launch_of_agents(store: distributed.Store, environment: Environment, deadline: float) -> str:

@@ -18,6 +18,7 @@ from gpt4moe.parallel import rendezvous
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.local_ranks import free_port
 from gpt4moe.parallel.rendezvous import await_all, store_at
+from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.training import launch
 
 
@@ -149,6 +150,22 @@ def test_an_address_that_is_not_rank_0s_is_no_port_of_another_program(monkeypatc
     ) as error:
         store_at(place, timedelta(seconds=20), 1.0)
     assert "MASTER_ADDR" in error.value.cure and "MASTER_PORT" not in error.value.cure
+
+
+def test_a_rank_of_another_job_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_VERDICT_SECONDS", 0.5)
+    port = free_port()
+
+    def come(rank: int) -> str:
+        job = SlurmJob(job_id=f"10{rank}07", step_id="0")
+        place = Environment(rank=rank, world_size=2, local_rank=0, master=("127.0.0.1", port), source="srun", job=job)
+        with pytest.raises(LaunchError) as error:
+            store_at(place, timedelta(seconds=20), 0.5)
+        return error.value.cause
+
+    with ThreadPoolExecutor(2) as threads:
+        first, _ = threads.map(come, (0, 1))
+    assert "rank 1 has not come" in first
 
 
 def test_rank_0_waits_for_a_port_that_is_just_being_left(monkeypatch: pytest.MonkeyPatch) -> None:
