@@ -9,6 +9,7 @@ Shapes: T tokens of this rank = (S / tp / cp) x B in the order [S, B]; P tokens 
 token goes to; E experts.
 """
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -67,12 +68,12 @@ class PoolSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pool: distributed.ProcessGroup, *values: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        sums = tuple(value.view_as(value) for value in values)
+        parts: Sequence[Tensor] = values
         if pool.size() > 1:
             total = torch.cat([value.flatten() for value in values])
             distributed.all_reduce(total, group=pool)
             parts = total.split([value.numel() for value in values])
-            sums = tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
+        sums = tuple(part.view_as(value) for part, value in zip(parts, values, strict=True))
         needed = ctx.needs_input_grad[1:]
         ctx.mark_non_differentiable(*(it for it, is_needed in zip(sums, needed, strict=True) if not is_needed))
         return sums
