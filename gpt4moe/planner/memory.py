@@ -246,8 +246,8 @@ def head_workspace(micro: MicroBatch) -> int:
 def expert_workspace(micro: MicroBatch) -> int:
     """The larger of two peaks.
 
-    Dispatch: rows sent, received and sorted. The experts' backward pass: fp32 copies of the activation, and weight
-    gradients before they are added to the main gradients.
+    Dispatch: rows sent, received and sorted. The experts' backward pass: gradients of the activation, and six fp32
+    copies of it unless one kernel makes them; weight gradients before they are added to the main gradients.
     """
     model, moe, rows, item = micro.model, micro.model.moe, micro.expert_rows, micro.item
     assert moe is not None
@@ -256,7 +256,8 @@ def expert_workspace(micro: MicroBatch) -> int:
     moving = (sent + 2 * rows) * hidden * item
     # Grouped products make the weight gradients of all experts at once, the loop one expert at a time.
     at_once = rows if micro.grouped else -(-rows // micro.local_experts)
-    activation = at_once * ffn * (6 * FLOAT + 3 * item) + 2 * rows * hidden * item
+    copies = 0 if micro.fused_swiglu else 6 * FLOAT
+    activation = at_once * ffn * (copies + 3 * item) + 2 * rows * hidden * item
     weights = micro.local_experts * hidden * ffn * item * (2 if micro.grouped else 3)
     return max(moving, activation + weights)
 

@@ -33,7 +33,7 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.plan import beyond_of, images_per_sequence
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, NormKernel, expert_kernel
+from gpt4moe.config.training import ExpertKernel, NormKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.stacks import Kernels, kernels_of, product_bytes
 
@@ -67,6 +67,8 @@ class MicroBatch:
     fused_norm: bool
     grouped: bool
     """Whether experts run as grouped products."""
+    fused_swiglu: bool
+    """Whether their activation is one Triton kernel each way, which makes no fp32 copies."""
     imbalance: float
     """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
     kinds: tuple[LayerKind, ...]
@@ -90,6 +92,7 @@ class MicroBatch:
             product_item=product_bytes(run, item), kernels=kernels_of(run),
             modules=frozenset(beyond_of(run).recompute),
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
+            fused_swiglu=swiglu_kernel(run.kernels.swiglu, on_gpu=on_gpu, experts=kernel) is SwiGluKernel.triton,
             imbalance=imbalance, kinds=tuple(run.model.layer_kinds), images=ceil(images_per_sequence(run)),
             trained=trained_names(run.model, run.stage) if run.stage.train or run.model.lora else None,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.pipeline.schedule import peak_live, schedule
-from gpt4moe.planner.memory import again_bytes, live_activations, memory_per_stage, peak_live_bytes
+from gpt4moe.planner.memory import again_bytes, expert_workspace, live_activations, memory_per_stage, peak_live_bytes
 from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
@@ -230,6 +230,18 @@ def test_activations_are_within_5_percent_of_what_autograd_keeps_in_a_step(name:
         if run.parallel.recompute is Recompute.moe:  # torch's checkpoint hides from our hooks what it computes again
             planned -= again_bytes(run, layout, micro, stage)
         assert planned == pytest.approx(kept, rel=0.05), rank
+
+
+def test_one_kernel_for_swiglu_makes_none_of_the_six_fp32_copies_of_an_activation() -> None:
+    def of(*more: str) -> MicroBatch:
+        run = load_run_config(["+experiment=gpt4", "run.name=test", *more])
+        return MicroBatch.of(run, Layout.from_config(run.parallel, run.cluster.devices or 0), 1.25)
+
+    fused, plain = of(), of("kernels.swiglu=torch")
+    assert fused.model.moe is not None and (fused.fused_swiglu, plain.fused_swiglu) == (True, False)
+    copies = 6 * 4 * fused.expert_rows * fused.model.moe.ffn_hidden_size
+    assert expert_workspace(plain) - expert_workspace(fused) == copies
+    assert not of("kernels.experts=per_expert").fused_swiglu and not of("cluster=cpu").fused_swiglu
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_the_search_finds_a_layout_that_fits_and_is_no_slower_than_the_next() ->
 
 def test_experts_are_cut_where_they_are_spread_as_far_as_they_go_and_the_search_takes_seconds() -> None:
     """GPT-4 on its 24,960 devices; seconds of this process' own work, so that a busy machine changes little."""
-    plan = plan_of("+experiment=gpt4", "search=true")
+    plan = plan_of("+experiment=gpt4", "search=true", "top=20")  # the ten fastest that fit need no cut
     started = process_time()
     estimate(plan)
     arithmetic = process_time() - started
