@@ -144,7 +144,7 @@ def _nameless_group(overrides: list[str], error: Exception) -> ConfigError:
 
 
 def config_from_dict(raw: dict[str, Any]) -> RunConfig:
-    """A checked RunConfig from plain nested data: a composed config, resolved.yaml, a checkpoint's manifest.
+    """A checked RunConfig from plain nested data: resolved.yaml, a checkpoint's manifest.
 
     Raises: ConfigError as load_run_config does.
     """
