@@ -27,6 +27,7 @@ SEED = int(os.environ.get("LAYOUT_SEED", "0"))
 DRAWS = int(os.environ.get("LAYOUT_DRAWS", "4"))
 
 
+@pytest.mark.timeout(900)  # up to 8 ranks on two cores
 @pytest.mark.parametrize("seed", range(SEED, SEED + DRAWS))
 def test_a_drawn_layout_equals_one_process(seed: int) -> None:
     drawn = draw(seed)

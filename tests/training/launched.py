@@ -89,12 +89,24 @@ def _rank(rank: int, ranks: int, port: int, arguments: list[str], fault: Fault, 
     os._exit(status)
 
 
-def _after(seconds: float, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _after(wait: Callable[[], None], forward: Callable[..., Any]) -> Callable[..., Any]:
     def slow(*given: Any, **named: Any) -> Any:
-        time.sleep(seconds)
+        wait()
         return forward(*given, **named)
 
     return slow
+
+
+def _as_long_as_worked() -> Callable[[], None]:
+    """Sleeps for three times the time since its last sleep: on a busy machine, where others work longer, for longer."""
+    ended = time.monotonic()
+
+    def wait() -> None:
+        nonlocal ended
+        time.sleep(min(max(3 * (time.monotonic() - ended), 0.04), 1.0))
+        ended = time.monotonic()
+
+    return wait
 
 
 def _plant(fault: Fault, rank: int) -> None:
@@ -124,8 +136,8 @@ def _plant(fault: Fault, rank: int) -> None:
             elif fault.what == "go astray":
                 distributed.all_reduce(torch.zeros(1), group=context.groups.tp)
             else:
-                seconds = 0.04 if fault.what == "be slow" else 600.0
-                ExpertParallelMLP.forward = _after(seconds, ExpertParallelMLP.forward)  # type: ignore[method-assign]
+                wait = _as_long_as_worked() if fault.what == "be slow" else lambda: time.sleep(600)
+                ExpertParallelMLP.forward = _after(wait, ExpertParallelMLP.forward)  # type: ignore[method-assign]
 
     roll_call._ALL_IS_WELL_SECONDS = 1.0
     watchdog._PATIENT = 3.0
