@@ -149,7 +149,6 @@ def config_from_dict(raw: dict[str, Any]) -> RunConfig:
     Raises: ConfigError as load_run_config does.
     """
     _refuse_unknown_keys(raw, RunConfig, "")
-    _refuse_missing(raw, "")
     try:
         typed = OmegaConf.merge(_run_schema(), raw)
     except OmegaConfBaseException as error:
@@ -166,13 +165,12 @@ def _run_schema() -> Any:
 
 def _checked(typed: DictConfig, schema: type[RunConfig]) -> RunConfig:
     """The objects of a typed config, without interpolations, after every check."""
-    raw = OmegaConf.to_container(typed, enum_to_str=True)
-    assert isinstance(raw, dict)
+    raw: Any = OmegaConf.to_container(typed, enum_to_str=True)
     keys = [field.name for field in dataclasses.fields(schema) if not field.metadata.get("omegaconf_ignore")]
     for removed in (key for key in keys if key not in raw):
         raise ConfigError(f"~{removed} removes a part that every run has.", f"Leave it out, or set keys of {removed}.")
-    _refuse_unknown_keys({str(key): value for key, value in raw.items()}, schema, "")
-    _refuse_missing({str(key): value for key, value in raw.items()}, "")
+    _refuse_unknown_keys(raw, schema, "")
+    _refuse_missing(raw, "")
     try:
         run = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
