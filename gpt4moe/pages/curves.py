@@ -3,12 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.pages.charts import Point
 from gpt4moe.runlog.metrics_columns import MetricColumns
+
+_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,16 @@ def _average(values: NDArray[np.float64], span: float) -> NDArray[np.float64]:
     """total[t] / weight[t], where total[t] = keep * total[t - 1] + (1 - keep) * value[t], and weight is the total of
     ones: a plain average would start at zero, or depend too much on the first point."""
     keep = 1.0 - 2.0 / (max(span, 1.0) + 1.0)
-    # A total over the last `reach` values becomes one over twice as many, until older ones count nothing in float64.
-    total, reach = (1.0 - keep) * values, 1
-    while reach < len(values) and keep**reach > 1e-18:
-        total[reach:] = total[reach:] + keep**reach * total[:-reach]
-        reach *= 2
-    averaged: NDArray[np.float64] = total / (1.0 - keep ** np.arange(1, len(values) + 1))
+    # Within a block of points the totals are one matrix product. From one to the next goes the total of its last point.
+    place = np.arange(_BLOCK)
+    within = (1.0 - keep) * np.tril(keep ** np.abs(place[:, None] - place))
+    since, num_blocks = keep ** (place + 1.0), math.ceil(len(values) / _BLOCK)
+    blocks = np.concatenate([values, np.zeros(num_blocks * _BLOCK - len(values))]).reshape(num_blocks, _BLOCK)
+    totals = blocks @ within.T
+    carried = list(accumulate(totals[:, -1].tolist(), lambda total, own: float(since[-1]) * total + own))
+    totals[1:] += np.outer(carried[:-1], since)
+    weights = 1.0 - np.outer(since[-1] ** np.arange(num_blocks), since)
+    averaged: NDArray[np.float64] = (totals / weights).reshape(-1)[: len(values)]
     return averaged
 
 

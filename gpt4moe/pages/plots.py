@@ -54,8 +54,9 @@ def plot_loss(
             smoothed = thin(smooth(train, smoothing_span(len(train))), 2 * WIDTH * DPI)
             axes.plot(smoothed.x, smoothed.y, color=BLUE, linewidth=2.2, label="training (smoothed)")
         if len(held_out):
+            drawn = thin(held_out, 2 * WIDTH * DPI)
             axes.plot(
-                held_out.x, held_out.y, color=ORANGE, linewidth=1.2, marker="o", markersize=6.5,
+                drawn.x, drawn.y, color=ORANGE, linewidth=1.2, marker="o", markersize=6.5,
                 markeredgecolor="white", label=f"held-out, last {held_out.y[-1]:.3f}", zorder=4,
             )  # fmt: skip
         for (name, value), colour in zip((levels or {}).items(), LEVELS * len(levels or {}), strict=False):

@@ -3,8 +3,10 @@
     lines, one at a time -> the table of the record's keys, a row each -> one column of all tables, by step
 
 A run has few sets of keys (steps that evaluate have more), so there are few tables, and a row is packed in one call.
+That call checks the values too: it takes numbers alone.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from gpt4moe.errors import LaunchError
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.metrics_log import lines_of, whole_records
+from gpt4moe.runlog.metrics_log import decode_record, lines_of, unchecked_record, whole_records
 
 
 @dataclass(slots=True)
@@ -36,31 +38,64 @@ class _Table:
         return np.frombuffer(self.numbers, dtype=np.float64).reshape(-1, len(self.keys))
 
 
+class _Tables:
+    """Records as they come, in the tables of their keys."""
+
+    def __init__(self) -> None:
+        self.by_keys: dict[tuple[str, ...], _Table] = {}
+        self._taken = 0
+
+    def add(self, record: Record) -> None:
+        """Raises: StructError, OverflowError for a value that is no number, or too large for a float."""
+        keys = tuple(record)
+        table = self.by_keys.get(keys)
+        if table is None:
+            table = self.by_keys[keys] = _Table(keys, Struct(f"{len(keys)}d"))
+        table.numbers += table.row.pack(*record.values())
+        table.lines.append(self._taken)
+        self._taken += 1
+
+    def take(self, line: bytes) -> Record | None:
+        """Adds the record of a line; None when the line is not a whole one. Raises: as `add`, for a number too large.
+
+        Checking each value's type would take as long as reading it.
+        """
+        # Packing takes these two words of JSON as 1 and 0.
+        record = decode_record(line) if b"true" in line or b"false" in line else unchecked_record(line)
+        if record is not None:
+            try:
+                self.add(record)
+            except (StructError, OverflowError):
+                if decode_record(line) is None:
+                    return None
+                raise
+        return record
+
+
 class MetricColumns:
     """The metrics of a run, by name. Of one step written twice the later counts, as in `read_metrics`."""
 
     def __init__(self, records: Iterable[Record]):
-        tables: dict[tuple[str, ...], _Table] = {}
-        for number, record in enumerate(records):
-            keys = tuple(record)
-            table = tables.get(keys)
-            if table is None:
-                table = tables[keys] = _Table(keys, Struct(f"{len(keys)}d"))
-            table.numbers += table.row.pack(*record.values())
-            table.lines.append(number)
-        self._tables = [(table.keys, rows) for table, rows in _each_step_once(list(tables.values()))]
+        tables = _Tables()
+        for record in records:
+            tables.add(record)
+        self._tables = _rows_that_count(tables)
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Of a metrics.jsonl. An absent file gives no steps. Raises: LaunchError as `read_metrics` does, and for a
         whole number beyond float64."""
+        tables = _Tables()
         try:
-            return cls(record for record, _ in whole_records(lines_of(path), path))
+            deque(whole_records(lines_of(path), path, tables.take), maxlen=0)
         except (OverflowError, StructError) as error:
             raise LaunchError(
                 f"{path} has a whole number that is too large for a float.",
                 "Restore the file from a copy, or move it away: the log then begins at the checkpoint's next step.",
             ) from error
+        columns = cls(())
+        columns._tables = _rows_that_count(tables)
+        return columns
 
     def __len__(self) -> int:
         """Steps."""
@@ -91,8 +126,14 @@ class MetricColumns:
 
     def records_of(self, name: str) -> Iterator[Record]:
         """Records that have this metric and their step alone."""
-        for step, value in zip(*self.column(name), strict=True):
-            yield {"step": int(step), name: float(value)}
+        steps, values = self.column(name)
+        for step, value in zip(steps.astype(np.int64).tolist(), values.tolist(), strict=True):
+            yield {"step": step, name: value}
+
+
+def _rows_that_count(tables: _Tables) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
+    """Keys and rows of each table that has any."""
+    return [(table.keys, rows) for table, rows in _each_step_once(list(tables.by_keys.values()))]
 
 
 def _each_step_once(tables: list[_Table]) -> Iterator[tuple[_Table, NDArray[np.float64]]]:

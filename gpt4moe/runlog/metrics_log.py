@@ -43,14 +43,20 @@ def encode_record(record: Mapping[str, Number]) -> bytes:
 
 def decode_record(line: bytes) -> Record | None:
     """The record of one line; None when the line is not a whole one."""
+    record = unchecked_record(line)
+    return record if record is not None and set(map(type, record.values())) <= {int, float} else None
+
+
+def unchecked_record(line: bytes) -> Record | None:
+    """As `decode_record`, but a value may be of another type than a number."""
     try:
         record = _parsed(line)
         if NONFINITE in record:
             record.update({name: float(text) for name, text in record.pop(NONFINITE).items()})
-        is_whole = type(record["step"]) is int and set(map(type, record.values())) <= {int, float}
+        whole: Record | None = record if type(record["step"]) is int and record["step"] >= 1 else None
+        return whole
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return record if is_whole and record["step"] >= 1 else None
 
 
 def _parsed(line: bytes) -> Any:
