@@ -32,7 +32,7 @@ class Manifest:
     optimizer_step: int
     run_id: str
     identity: dict[str, Any]
-    """What a restart must match (training.run_folder.identity_of)."""
+    """What a restart must match (training.identity.identity_of)."""
     config: dict[str, Any]
     """The resolved run configuration."""
     layout: str

@@ -122,6 +122,11 @@ class StepSizes:
         span = self._at_token(tokens)
         return span.first_sample + _ceil_div(tokens - span.first_token, span.seq_length)
 
+    def tokens_until(self, samples: int) -> int:
+        """Tokens of the first `samples` samples."""
+        span = self.at_sample(samples)
+        return span.first_token + (samples - span.first_sample) * span.seq_length
+
     def lengths(self) -> list[tuple[int, int]]:
         """(first sample, tokens of a sample) wherever samples of another length begin."""
         found: list[tuple[int, int]] = []

@@ -6,6 +6,7 @@ data.sources, tokens of each source --phases_of--> shares --uses, over the whole
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gpt4moe.config.data import SourceConfig
 from gpt4moe.config.run import RunConfig
@@ -85,6 +86,13 @@ def uses(
 def parts_of(run: RunConfig) -> list[Part]:
     """Where the length of samples changes (training.length_ramp)."""
     return [Part(first, run.model.seq_length // length) for first, length in run.step_sizes.lengths()]
+
+
+def settled_samples(run: RunConfig, drawn: int) -> int:
+    """How many samples of the order no change may touch once `drawn` of them were read: a part of shorter samples that
+    has begun is settled up to its end, because its pieces are permuted over all windows that it takes."""
+    starts = [first for first, _ in run.step_sizes.lengths()]
+    return next((end for first, end in pairwise(starts) if first < drawn < end), drawn)
 
 
 def _tokens_read(mixture: PhasedMixture, sizes: StepSizes, total: int) -> dict[str, int]:

@@ -3,6 +3,7 @@
 check_data reads the manifests and hashes the tokenizer once a launch. Later steps get the result as CheckedData.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,9 @@ class CheckedData:
 
     identity: dict[str, str]
     """Hashes that must be the same on a restart: "data", of the tokens and their shares; "tokenizer". They do not
-    depend on where the folder lies. Training adds "encoder" to them, JSON, where a model has an encoder of a folder."""
+    depend on where the folder lies. "phases", JSON, of a run with phases: [[first sample, "data" up to it], ...], for
+    those that begin after what was read may change (training.identity). Training adds "encoder" to them, JSON, where a
+    model has an encoder of a folder."""
     tokenizer: Path | None = None
     """data.tokenizer, or the data folder's own; None for synthetic tokens without one."""
     catalogue: Catalogue | None = None
@@ -88,11 +91,7 @@ def check_data(run: RunConfig, *, is_new: bool = True) -> CheckedData:
         phases = phases_of(run, known | counts)
         validation = validation_of(run, known, phases)
     require_epochs(run, uses(run, known, phases, counts))
-    identity = {"data": catalogue.content_hash(phases), "tokenizer": tokenizer_hash}
-    if rows:
-        identity["data"] += f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}"
-    if run.stage.kind is StageKind.vision:
-        identity["data"] += f"/{run.data.max_images} images"
+    identity = _identity(run, catalogue, phases, has_rows=bool(rows)) | {"tokenizer": tokenizer_hash}
     return CheckedData(
         identity=identity,
         tokenizer=path,
@@ -102,6 +101,17 @@ def check_data(run: RunConfig, *, is_new: bool = True) -> CheckedData:
         rows=rows,
         warnings=[learned[0]] if learned else [],
     )
+
+
+def _identity(run: RunConfig, catalogue: Catalogue, phases: Sequence[Phase], *, has_rows: bool) -> dict[str, str]:
+    """CheckedData.identity of the tokens."""
+    form = f"/{'packed' if run.data.pack else 'padded'}/{run.data.long_rows.value}" if has_rows else ""
+    form += f"/{run.data.max_images} images" if run.stage.kind is StageKind.vision else ""
+    so_far = [
+        (phase.first_sample, catalogue.content_hash(phases[: number + 1]) + form) for number, phase in enumerate(phases)
+    ]
+    identity = {"data": so_far[-1][1]}
+    return identity | ({"phases": json.dumps(so_far)} if len(phases) > 1 else {})
 
 
 def rows_of(run: RunConfig, catalogue: Catalogue, read: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Rows]]:

@@ -40,7 +40,7 @@ from gpt4moe.rehearsal.files import (
     require_grid,
     write_inference,
 )
-from gpt4moe.training.run_folder import identity_of
+from gpt4moe.training.identity import identity_of
 
 GPT4_SERVING = (8, 16)
 _DENSE, _EXPERT = ("tp", "cp", "dp"), ("etp", "ep", "expert_dp")

@@ -43,9 +43,20 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def add_sums(run_folder: Path, *names: str) -> None:
     """Notes the sha256 of files of a run folder that were just written."""
-    sums = _sums(run_folder) | {name: _sha256(run_folder / name) for name in names}
+    _write_sums(run_folder, _sums(run_folder) | {name: _sha256(run_folder / name) for name in names})
+
+
+def _write_sums(run_folder: Path, sums: dict[str, str]) -> None:
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
     replace_file(run_folder / SUMS_FILE, "".join(lines).encode())
+
+
+def replace_noted(run_folder: Path, name: str, data: bytes) -> None:
+    """replace_file of a file with a noted sha256. A kill amid it leaves the old or the new one, without a sum."""
+    kept = {known: digest for known, digest in _sums(run_folder).items() if known != name}
+    _write_sums(run_folder, kept)
+    replace_file(run_folder / name, data)
+    add_sums(run_folder, name)
 
 
 def has_other_sum(run_folder: Path, name: str) -> bool:

@@ -23,7 +23,8 @@ fallback.py         is the newest one damaged, or one node at fault?
 state.py            TrainState and TrainingContext
 loop.py             Trainer: steps and callbacks until the end
 replicas.py         are copies on several ranks bitwise equal?
-run_folder.py       identity, frozen config, lock
+run_folder.py       frozen config, lock, starts
+identity.py         what every launch of a run must match
 encoder_files.py    an encoder's files as part of the identity
 checkpointing.py    the engine's state <-> a checkpoint folder
 saver.py            one save at a time, and what becomes of the run when one fails

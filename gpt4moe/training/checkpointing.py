@@ -24,7 +24,7 @@ from gpt4moe.model.weights import load_weights
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.training.engine import Engine
-from gpt4moe.training.run_folder import identity_of
+from gpt4moe.training.identity import identity_of
 from gpt4moe.training.state import TrainingContext
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from gpt4moe.architecture.encoder_folder import encoder_identity
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.parallel.agreement import broadcast_text, raise_together
 from gpt4moe.parallel.groups import ProcessGroups
+from gpt4moe.training.identity import ENCODER
 from gpt4moe.training.launch import Launch
-from gpt4moe.training.run_folder import ENCODER
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,8 @@ from gpt4moe.resilience.recent import Recent
 from gpt4moe.training.checkpointing import fill
 from gpt4moe.training.engine import Engine
 from gpt4moe.training.gone_back import settle, suspicion
-from gpt4moe.training.run_folder import ENCODER, RunFolder, comparable, identity_of, refuse_other_identity
+from gpt4moe.training.identity import ENCODER, comparable, identity_of, refuse_other_identity, with_our_future
+from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -152,9 +153,10 @@ def find_source(run: RunConfig, folder: RunFolder, data: Data, latest: int, path
     if run.model.lora is None:
         refuse_adapters(path, manifest)
     ours = identity_of(run, data.identity)
-    theirs, our_side = comparable(manifest.identity, ours)
+    drawn = PassedOver.of(manifest.passed_over or []).position(manifest.consumed_samples)
+    theirs, our_side = comparable(with_our_future(manifest.identity, ours, run, drawn), ours)
     if latest:
-        refuse_other_identity(manifest.identity, ours, folder.path)
+        refuse_other_identity(manifest.identity, ours, folder.path, run=run, drawn_samples=drawn)
     elif manifest.identity.get(ENCODER, ours.get(ENCODER)) != ours.get(ENCODER):
         logger.warning("%s was trained with another image encoder: its resampler knows other features", path)
     same, patterns = bool(latest) or theirs == our_side, [] if latest else run.checkpoint.load_only

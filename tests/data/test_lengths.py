@@ -157,3 +157,13 @@ def test_the_mixture_tool_says_the_length_of_a_step_and_where_a_short_sample_lie
     sample = build_data(small_run(in_shards, "training.length_ramp=[{seq_length: 4, until_step: 2}]")).train.sample(5)
     md5 = hashlib.md5(sample.tokens.astype("<i8").tobytes(), usedforsecurity=False).hexdigest()
     assert origin["tokens_md5"] == md5
+
+
+def test_a_phase_within_a_part_of_shorter_samples_moves_all_of_it_and_one_at_its_end_nothing() -> None:
+    """What training.identity refuses, and why (blend.settled_samples)."""
+    first, whole = PARTS[1].first_sample, trace(samples(), np.arange(NUM_SAMPLES))
+    for start, is_kept in ((first - 500, False), (first, True)):
+        phases = [PHASES[0], Phase(start, {"prose": 1.0}), *PHASES[1:]]
+        found = trace(samples(phases=phases), np.arange(NUM_SAMPLES))
+        assert bool((found[:start] == whole[:start]).all()) is is_kept
+        assert (found[start:] != whole[start:]).any()

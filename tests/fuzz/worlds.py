@@ -29,7 +29,8 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.events_log import EventsLog
 from gpt4moe.training.gone_back import record
-from gpt4moe.training.run_folder import RunFolder, identity_of
+from gpt4moe.training.identity import identity_of
+from gpt4moe.training.run_folder import RunFolder
 from tests.checkpoint.builders import dealt, write_checkpoint
 from tests.media.conftest import image, pairs
 

@@ -14,8 +14,9 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LaunchError
 from gpt4moe.parallel.slurm_job import SlurmJob
 from gpt4moe.runlog.run_files import SUMS_FILE
+from gpt4moe.training.identity import identity_of
 from gpt4moe.training.launch import load
-from gpt4moe.training.run_folder import RunFolder, identity_of
+from gpt4moe.training.run_folder import RunFolder
 from tests.numbered_lines import VOCABULARY
 from tests.training.command import Event, contents, metrics, train
 
@@ -67,7 +68,7 @@ def test_another_stage_is_another_run_and_pretraining_needs_no_name(
     folder.check_identity(run, data)
     tuned = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
     tuned.stage.kind = Tuning.tune  # type: ignore[assignment]
-    monkeypatch.setattr("gpt4moe.training.run_folder.config_to_dict", lambda _: config_to_dict(run))
+    monkeypatch.setattr("gpt4moe.training.identity.config_to_dict", lambda _: config_to_dict(run))
     assert identity_of(tuned, data) == identity_of(run, data) | {"stage": "tune"}
     with pytest.raises(ConfigError, match=r"with stage\.kind pretrain, now tune") as caught:
         folder.check_identity(tuned, data)
