@@ -13,6 +13,7 @@ folder_tensors.py     the safetensors files of a folder
 vision_tables.py      vision parts: names, ours and Idefics'
 vision_folder.py      vision/ of an export: what it has, read
 vision_files.py       vision/ of an export: written
+vision_import.py      vision/ of an export -> a checkpoint's
 encoder_files.py      the image encoder, of a folder or drawn
 idefics.py            a vision model -> transformers' Idefics
 from_huggingface.py   Hugging Face -> ours; dense ones upcycled

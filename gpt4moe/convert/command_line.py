@@ -36,7 +36,8 @@ _HELP = {
     "to-hf": "write a checkpoint as a Hugging Face folder (Mixtral or Qwen3-MoE; Llama or Qwen3 without experts); of a "
     "vision model also its image parts, in a folder vision/ that examples/load_vision.py loads",
     "to-idefics": "write a dense vision model with a CLIP encoder as transformers' Idefics (IdeficsForVisionText2Text)",
-    "from-hf": f"make a checkpoint for checkpoint.load from a {known_names()} folder",
+    "from-hf": f"make a checkpoint for checkpoint.load from a {known_names()} folder; with the vision/ of to-hf "
+    "beside it, a vision model's",
     "merge": "write a checkpoint of adapters (stage.lora) and its base as one whole checkpoint",
     "to-peft": "write the adapters of a checkpoint as a folder that PEFT loads",
     "to-inference": "cut a checkpoint into one file for each rank of a tp x pp grid",

@@ -38,7 +38,8 @@ from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, Take, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.vision_folder import FOLDER
-from gpt4moe.convert.weights import FolderWeights, TypedPiece
+from gpt4moe.convert.vision_import import imported_vision
+from gpt4moe.convert.weights import FolderWeights, TypedPiece, Weights
 from gpt4moe.data.folder import TOKENIZER_NAME
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.errors import ConversionError, DataError
@@ -80,41 +81,49 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     refuse_existing(out)
     generation, notes = generation_of(source, read_config(source))
     _require_tokenizer(source)
-    weights = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
-    boxes = [(name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
-    sizes = [4 * prod(box[1]) for _, box in boxes]
-    size = sum(sizes)
-    config = config_to_dict(_run_of(weights.model))
+    text = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
+    seen = imported_vision(source, text.model, out)
+    boxes = _boxes(text) + (_boxes(seen.weights) if seen else [])
+    sizes = [4 * prod(box[1]) for _, _, box in boxes]
+    size = sum(sizes) + (seen.encoder_bytes if seen else 0)
+    shapes = text.shapes | (seen.weights.shapes if seen else {})
+    config = config_to_dict(_run_of(seen.model if seen else text.model))
     how = dataclasses.asdict(upcycling) if upcycling else None
     plan = json.dumps(["from-hf", str(source.resolve()), config, how, _state_of(source)])
     with published(out, plan, size) as draft, progress_bar(f"to {out.name}", size) as advance:
         entries = []
         for number, part in enumerate(boxes[place] for place in packed(sizes, FILE_BYTES)):
-            shapes = json.dumps({f"{WEIGHT}/{name}": weights.shapes[name] for name, _ in part})
-            tensors = [_new(weights, name, box) for name, box in part]
+            header = json.dumps({f"{WEIGHT}/{name}": shapes[name] for _, name, _ in part})
+            tensors = [_new(weights, name, box) for weights, name, box in part]
             file = f"rank-{number:05d}.safetensors"
-            entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": shapes}, advance=advance))
+            entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": header}, advance=advance))
+        encoder = {"encoder": seen.write_encoder(draft, advance)} if seen else {}
         _keep_tokenizer(source, draft.folder, generation)
         draft.text(ARGUMENTS, " ".join(_arguments(config["model"], "model")) + "\n")
         Manifest(
             step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
-            identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"},
+            identity={"model": config["model"], "data": f"converted from {source.resolve().name}", "tokenizer": "none"}
+            | encoder,
             config=config, layout="converted", versions={"safetensors": version("safetensors")}, files=entries,
-            tensor_names=[f"{WEIGHT}/{name}" for name in weights.shapes],
+            tensor_names=[f"{WEIGHT}/{name}" for name in shapes],
         ).save(draft.folder)  # fmt: skip
     notes += [
         f"{name} was not read: it holds the same weights in Mistral's own format." for name in mistral_files(source)
     ]
-    if (source / FOLDER).is_dir():
-        notes.append(f"{source / FOLDER} was left out: the image parts of a vision model cannot be imported.")
+    notes += seen.notes() if seen else []
+    stage = "stage=vision " if seen else ""
     return {
-        "out": str(out), "model": config["model"], "tensors": len(weights.shapes), "parameters": size // 4,
+        "out": str(out), "model": config["model"], "tensors": len(shapes), "parameters": sum(sizes) // 4,
         "size_bytes": size, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
-        "notes": notes, "train_with": f"checkpoint.load={out} $(cat {out / ARGUMENTS})",
+        "notes": notes, "train_with": f"{stage}checkpoint.load={out} $(cat {out / ARGUMENTS})",
     }  # fmt: skip
 
 
-def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
+def _boxes(weights: Weights) -> list[tuple[Weights, str, Box]]:
+    return [(weights, name, (piece.offset, piece.shape)) for name, listed in weights.pieces.items() for piece in listed]
+
+
+def _new(weights: Weights, name: str, box: Box) -> NewTensor:
     key = f"{WEIGHT}/{name}@{','.join(map(str, box[0]))}"
 
     def values(take: Take) -> Iterator[np.ndarray]:
@@ -132,6 +141,8 @@ def _new(weights: FolderWeights, name: str, box: Box) -> NewTensor:
 
 def _arguments(settings: dict[str, Any], group: str) -> Iterator[str]:
     """key=value of every setting, as a shell reads words without quotes."""
+    if settings.get("vision") is not None:
+        yield "+vision@model.vision=tiny"  # there are none by default; every value of it follows
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from _arguments(value, f"{group}.{key}")
@@ -144,6 +155,7 @@ def _run_of(model: ModelConfig) -> RunConfig:
     run = load_run_config([
         "run.name=converted", "data=mock", "training.steps=1", "training.global_batch_size=1", "optimizer.lr=1e-5",
         "schedule.total_steps=1", "schedule.warmup_steps=0",
+        *(["stage=vision", "+vision@model.vision=tiny"] if model.vision is not None else []),
     ])  # fmt: skip
     run.model = model
     run.validate()
@@ -152,8 +164,9 @@ def _run_of(model: ModelConfig) -> RunConfig:
 
 def _state_of(source: Path) -> list[list[object]]:
     """Names, sizes and times of the source's files. If they change, a conversion starts anew."""
-    files = [(path, path.stat()) for path in sorted(source.iterdir()) if path.is_file()]
-    return [[path.name, status.st_size, status.st_mtime_ns] for path, status in files]
+    listed = [*source.iterdir(), *(source / FOLDER).rglob("*")]
+    files = [(path, path.stat()) for path in sorted(listed) if path.is_file()]
+    return [[path.relative_to(source).as_posix(), status.st_size, status.st_mtime_ns] for path, status in files]
 
 
 def _require_tokenizer(source: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.convert.copy_pipeline import Advance
-from gpt4moe.convert.encoder_files import PROCESSOR
+from gpt4moe.convert.encoder_files import PROCESSOR, Encoder
 from gpt4moe.convert.folder_tensors import new_tensor
 from gpt4moe.convert.publish import Draft
 from gpt4moe.convert.rules import require_whole
@@ -79,11 +79,7 @@ class VisionFiles:
     def sizes(self) -> dict[str, int]:
         """Bytes of weights of each file with weights, by its path in the export."""
         own = {name: sum(tensor.size_bytes(self.dtype) for tensor in part) for name, part in self.shards.items()}
-        encoder = self.vision.encoder
-        if not encoder.is_copied:
-            own[f"{ENCODER}/model.safetensors"] = sum(tensor.size_bytes(encoder.dtype) for tensor in encoder.tensors())
-        else:
-            own |= {f"{ENCODER}/{path.name}": path.stat().st_size for path in encoder.files()}
+        own |= {f"{ENCODER}/{name}": size for name, size in encoder_bytes(self.vision.encoder).items()}
         return {f"{FOLDER}/{name}": size for name, size in own.items()}
 
     def identity(self) -> list[object]:
@@ -98,18 +94,27 @@ class VisionFiles:
         return notes
 
     def write(self, draft: Draft, advance: Advance) -> None:
-        encoder = self.vision.encoder
         draft.weights(self.shards, self.dtype, advance, under=f"{FOLDER}/")
         config = self.vision.settings() | dict(zip(("image_token", "image_token_id"), self.token, strict=True))
         draft.json(f"{FOLDER}/config.json", config)
-        place_of = f"{FOLDER}/{ENCODER}"
-        if not encoder.is_copied:
-            draft.json(f"{place_of}/config.json", encoder.config)
-            tensors = {"model.safetensors": encoder.tensors()}
-            draft.weights(tensors, encoder.dtype, advance, under=f"{place_of}/")
-        else:
-            for path in encoder.files():
-                draft.copy(f"{place_of}/{path.name}", path)
-                advance(path.stat().st_size)
-        draft.json(f"{place_of}/{PROCESSOR}", encoder.preprocessor())
+        write_encoder(draft, f"{FOLDER}/{ENCODER}", self.vision.encoder, advance)
         draft.checksums(f"{FOLDER}/{SUMS}")
+
+
+def encoder_bytes(encoder: Encoder) -> dict[str, int]:
+    """Bytes of each file that write_encoder takes long for."""
+    if encoder.is_copied:
+        return {path.name: path.stat().st_size for path in encoder.files()}
+    return {"model.safetensors": sum(tensor.size_bytes(encoder.dtype) for tensor in encoder.tensors())}
+
+
+def write_encoder(draft: Draft, under: str, encoder: Encoder, advance: Advance) -> None:
+    """A folder of transformers with the encoder, `under` in the draft."""
+    if encoder.is_copied:
+        for path in encoder.files():
+            draft.copy(f"{under}/{path.name}", path)
+            advance(path.stat().st_size)
+    else:
+        draft.json(f"{under}/config.json", encoder.config)
+        draft.weights({"model.safetensors": encoder.tensors()}, encoder.dtype, advance, under=f"{under}/")
+    draft.json(f"{under}/{PROCESSOR}", encoder.preprocessor())

@@ -1,6 +1,9 @@
 """A vision model's logits by our own model, and by examples/load_vision.py, on the same pictures."""
 
+import hashlib
 import importlib.util
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,19 @@ def our_logits(checkpoint: Path, image_id: int, cases: Sequence[Case], *, gates:
 def their_logits(folder: Path, cases: Sequence[Case], loader: "Callable[..., Any] | None" = None) -> list[Any]:
     """[S, V] of each case, by examples/load_vision.py."""
     return run_ranks(1, loader or _theirs, folder, cases)[0]
+
+
+def with_config(exported: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of an export with another vision/config.json, and sums that fit."""
+    shutil.copytree(exported, out)
+    path = out / "vision" / "config.json"
+    config = json.loads(path.read_text())
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    change(config)
+    path.write_text(json.dumps(config))
+    sums = out / "vision" / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(old, hashlib.sha256(path.read_bytes()).hexdigest()))
+    return out
 
 
 def example() -> Any:
