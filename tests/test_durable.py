@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 
 from gpt4moe.convert.publish import Draft
 from gpt4moe.convert.safetensors_file import NewTensor
+from gpt4moe.data import in_place
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.folder import new_source
 from gpt4moe.data.manifest import SPLITS, SourceManifest, write_json
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.durable import sync_files, sync_folder
+from gpt4moe.errors import DataError
 from tools.tokenize_corpus import main as tokenize
 
 
@@ -81,12 +85,65 @@ def test_a_source_that_cannot_be_moved_in_place_leaves_the_older_one(
             SourceManifest(tokenizer_sha256="", licence=text, description="", train=(), valid=()).write(new)
             if text == "new":
                 replace = os.replace
+                monkeypatch.setattr(in_place, "exchange", lambda one, other: False)
                 monkeypatch.setattr(os, "replace", lambda a, b: replace("/nowhere" if a == new else a, b))
 
     write("older")
     with pytest.raises(FileNotFoundError):
         write("new")
     assert SourceManifest.read(tmp_path / "a").licence == "older"
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_a_kill_amid_the_replacement_of_a_source_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_swap: bool
+) -> None:
+    """Killed as soon as the older source is not in its place."""
+    texts = [f"document {i} of other things" for i in range(60)]
+    train_tokenizer(texts, vocab_size=300).backend.save(str(tmp_path / "t.json"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out = tmp_path / "out"
+    given = [f"--out={out}", f"--tokenizer={tmp_path}/t.json", f"--source=a={tmp_path}/a.jsonl", "--held-out=0.2"]
+    assert tokenize(given) == 0
+    swap, replace = in_place.exchange, os.replace
+
+    def killed(done: object) -> None:
+        if not (out / "a").exists() or done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda a, b: killed(replace(a, b)))
+        patched.setattr(in_place, "exchange", lambda a, b: bool(can_swap and (killed(swap(a, b)) or True)))
+        if (child := os.fork()) == 0:
+            tokenize([*given, "--licence=a=MIT"])
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (out / "a").exists() == can_swap
+    if can_swap:
+        assert Catalogue.open([out]).sources["a"].manifest.licence == "MIT"
+    else:
+        with pytest.raises(DataError, match=r"Source a of .* is not in its place"):
+            Catalogue.open([out])
+    assert tokenize([*given, "--licence=a=MIT"]) == 0
+    Catalogue.open([out]).require_whole()
+    assert Catalogue.open([out]).sources["a"].manifest.licence == "MIT"
+    assert sorted(path.name for path in out.iterdir()) == ["a", "manifest.json", "tokenizer.json"]
+
+
+def test_what_another_tool_left_beside_its_source_is_put_in_place_by_the_next(tmp_path: Path) -> None:
+    def write(where: Path, text: str) -> None:
+        where.mkdir(parents=True)
+        SourceManifest(tokenizer_sha256="", licence=text, description="", train=(), valid=()).write(where)
+
+    left = tmp_path / ".a-12345678"
+    write(left / "old", "older")
+    (left / "new").mkdir()  # no manifest: not whole
+    write(tmp_path / ".b.c-87654321" / "old", "of another")
+    assert in_place.unfinished_moves(tmp_path) == {"a": left, "b.c": tmp_path / ".b.c-87654321"}
+    with pytest.raises(ZeroDivisionError), new_source(tmp_path / "a"):
+        raise ZeroDivisionError
+    assert SourceManifest.read(tmp_path / "a").licence == "older"
+    assert set(in_place.unfinished_moves(tmp_path)) == {"b.c"}
 
 
 def test_a_finished_file_of_a_conversion_is_noted_on_the_disk_before_the_note_has_its_name(

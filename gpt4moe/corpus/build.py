@@ -42,7 +42,8 @@ from gpt4moe.corpus.records import Advance, Part
 from gpt4moe.corpus.result import commit, manifest_of
 from gpt4moe.corpus.unfinished import begin, clear, locked, made_already, make_plan
 from gpt4moe.corpus.workers import Workers
-from gpt4moe.data.folder import require_both_splits, require_replaceable
+from gpt4moe.data.folder import require_both_splits
+from gpt4moe.data.in_place import finish_move, require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
 from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest, file_sha256
 from gpt4moe.durable import sync_file, sync_files
@@ -82,6 +83,7 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
     target, work = folder / order.name, folder / f".{order.name}.work"
     with locked(work):  # also while the older source is read, which another command may be extending
         pieces = cut(order.inputs, order.piece_bytes)
+        finish_move(target)
         require_replaceable(target)
         _require_elsewhere(order, target)
         plans = (_plan(order, pieces, base) for base in (extended_from(target) if order.extends else [None]))

@@ -14,7 +14,7 @@ from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe
 from gpt4moe.corpus.quality import STRIDE, Quality
 from gpt4moe.corpus.unfinished import clear
-from gpt4moe.data.folder import move_in_place
+from gpt4moe.data.in_place import move_in_place
 from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest
 
 

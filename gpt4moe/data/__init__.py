@@ -4,7 +4,8 @@
 
     lines.py        jsonl, checked line by line
     tokenizer.py    byte-level BPE: train, load, encode, decode
-    folder.py       a source is written beside the others and moved in place
+    folder.py       a source is written beside the others
+    in_place.py     it is moved in place, whatever a kill leaves
     preprocess.py   documents -> shards of a source (megatron.core)
     blend.py        shares, samples and epochs of each source in a run
     manifest.py     manifest.json of a folder and of a source

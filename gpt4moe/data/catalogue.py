@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.data.image_files import FrameStream, ImageStore
+from gpt4moe.data.in_place import unfinished_moves
 from gpt4moe.data.manifest import MAKE_DATA, MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.shards import ShardedTokens
@@ -151,8 +152,14 @@ def require_tokenizer_file(tokenizer: Path) -> None:
 
 
 def _require_manifests(folder: Path) -> None:
-    """Raises: DataError for shards of a source without its manifest, which is written and copied last: a run would read
-    the other sources and say nothing."""
+    """Raises: DataError for shards of a source without its manifest, which is written and copied last, and for a source
+    that a kill kept from its place: a run would read the other sources and say nothing."""
+    for name, beside in unfinished_moves(folder).items():
+        raise DataError(
+            f"Source {name} of {folder} is not in its place: a command was ended as it replaced the source.",
+            f"Run that command again, or move {beside / 'old'} to {folder / name}. To go on without the source, remove "
+            f"{beside}.",
+        )
     for path in sorted(folder.glob("[!.]*/train-*.bin")):
         if not (path.parent / MANIFEST_NAME).is_file():
             raise DataError(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -12,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.data.in_place import finish_move, move_in_place, require_replaceable
 from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
 from gpt4moe.data.tokenizer import Tokenizer
-from gpt4moe.durable import sync_files, sync_folder
+from gpt4moe.durable import sync_file
 from gpt4moe.errors import DataError
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -71,6 +71,7 @@ def new_source(folder: Path) -> Iterator[Path]:
     """An empty folder to write a source into; without an error it takes the place of an older one at the end. Do not
     replace a source that a run reads: it opens shards when it comes to them."""
     require_source_name(folder.name)
+    finish_move(folder)
     require_replaceable(folder)
     with (
         folder_to_fill(folder.parent),
@@ -94,38 +95,6 @@ def folder_to_fill(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # it has something, a list of bad images for example
                 path.rmdir()
         raise
-
-
-def move_in_place(new: Path, folder: Path, old: Path) -> None:
-    """A source that is whole takes the place of an older one, which becomes `old`. All of it is on the disk then.
-
-    Between two renames neither is in its place: a kill just then leaves both beside it (docs/data.md).
-    """
-    require_replaceable(folder)
-    sync_files(new)
-    is_replaced = folder.exists()
-    if is_replaced:
-        os.replace(folder, old)
-    try:
-        os.replace(new, folder)
-    except OSError:
-        if is_replaced:
-            os.replace(old, folder)
-        raise
-    sync_folder(folder.parent)
-
-
-def require_replaceable(folder: Path) -> None:
-    """Raises: DataError when what lies at a source's place is no source: it may be somebody's files."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        SourceManifest.read(folder)
-    except DataError as error:
-        raise DataError(
-            f"{folder} is there and is no source: nothing is written in its place.",
-            "Move it away, or choose another name or --out.",
-        ) from error
 
 
 def require_source_name(name: str) -> None:
@@ -196,4 +165,5 @@ def finish_folder(folder: Path, manifest: DataManifest, tokenizer_path: Path) ->
         return
     if tokenizer_path.resolve() != (folder / TOKENIZER_NAME).resolve():
         shutil.copyfile(tokenizer_path, folder / TOKENIZER_NAME)
+    sync_file(folder / TOKENIZER_NAME)
     manifest.write(folder)
