@@ -1,7 +1,7 @@
 """Saver: the saves of a launch, one at a time, and what becomes of the run when one fails.
 
     start -> threads write and commit without a collective (checkpoint.saving) -> poll, after each step -> it is there
-                                                                                 \-> it failed: stop, or go on
+                                                                                  or it failed: stop, or go on
 
 In the training thread each poll has small all-reduces, by which all ranks learn that a save has ended or failed. So a
 failure means the same for all ranks at the same step, and none waits alone in a collective.
