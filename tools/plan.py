@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         plan = load_plan_config(serving_overrides(arguments) if SERVE in arguments else arguments)
-        if plan.epochs is not None:
-            from gpt4moe.data.overview import tokens_of_epochs
+        if plan.reads_data:
+            from gpt4moe.data.overview import take_data
 
-            plan.train_tokens(tokens_of_epochs(plan, plan.epochs))
+            take_data(plan)
         from gpt4moe.pages.plan_answer import plan_answer
 
         answer = plan_answer(plan)

@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 
 from gpt4moe.config.beyond import BeyondConfig
+from gpt4moe.config.data import DataKind
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
@@ -87,21 +88,14 @@ MOST_TOKENS = 1e20
 DEFAULT_IMBALANCE = 1.25
 """Tokens at the experts of the fullest rank, divided by an even share. An assumption for routers that balance load."""
 TOKENS_OF_AN_IMAGE = 1024
-"""Tokens of a sequence for each image that it has, where images_per_sequence is null: two images in 2,048 tokens. An
-assumption, for documents with images beside as much plain text; those of OBELICS alone (arXiv:2306.16527) have an image
-for every 326 tokens."""
+"""Tokens of a sequence for each image that it has, where images_per_sequence is null. An assumption, for documents with
+images beside as much plain text; those of OBELICS alone (arXiv:2306.16527) have an image for every 326 tokens."""
 ALONE = {
     "report": {"report", "output"},
     "calibrate": {
-        "calibrate",
-        "output",
-        "imbalance",
-        "images_per_sequence",
-        "detect_seconds",
-        "restart_minutes",
-        "time_factor",
+        "calibrate", "output", "imbalance", "images_per_sequence", "detect_seconds", "restart_minutes", "time_factor",
     },
-}
+}  # fmt: skip
 """Options that do not plan the run of the command line -> the keys that have an effect together with them."""
 SERVED = ("report", "output", "file", "gpus", "imbalance", "inference", "model", "router", "cluster", "experiment")
 """What report=inference reads: keys, groups and their keys."""
@@ -159,6 +153,13 @@ class PlanConfig(RunConfig):
     """Multiplies the time of every part of a step, but not saving, restarts or memory. calibrate= measures it."""
     has_steps: bool = field(default=False, metadata={"omegaconf_ignore": True})
     """Whether the command line says training.steps; no key."""
+    distinct_tokens: float | None = field(default=None, metadata={"omegaconf_ignore": True})
+    """Training tokens of the data on disk (data.overview), each counted once; None: not known; no key."""
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether data.path says something of this plan: how long it is (epochs), or how much text is on disk."""
+        return self.epochs is not None or (self.report is None and self.data.kind is not DataKind.mock)
 
     def validate(self) -> None:
         RunConfig.validate(self)
@@ -168,8 +169,9 @@ class PlanConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"{name}={value} is no number above 0.", f"Set {name} above 0, or leave it out.")
-        if (self.gpus or 0) > MOST_GPUS:
-            raise ConfigError(f"gpus={self.gpus} is more than any cluster has.", f"Set gpus to {MOST_GPUS} or fewer.")
+        for key, devices in {"gpus": self.gpus, "cluster.devices": self.cluster.devices}.items():
+            if (devices or 0) > MOST_GPUS:
+                raise ConfigError(f"{key}={devices} is more than any cluster has.", f"Set {key}={MOST_GPUS} at most.")
         images = self.images_per_sequence
         if images is not None and not 0 < images <= self.data.max_images:
             raise ConfigError(
@@ -199,7 +201,7 @@ class PlanConfig(RunConfig):
             )
         if not 0 <= self.detect_seconds < inf:
             raise ConfigError(
-                f"detect_seconds={self.detect_seconds:g} is no number of seconds.", "Set detect_seconds=30, say."
+                f"detect_seconds={self.detect_seconds:g} is no number of seconds.", "Set detect_seconds=30."
             )
         most = self.model.moe.num_experts if self.model.moe else inf
         if not (1 <= self.imbalance < inf and 0 <= self.restart_minutes < inf) or self.imbalance > most:

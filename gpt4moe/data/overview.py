@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpt4moe.config.data import DataKind
+from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.blend import phases_of, require_epochs, uses
 from gpt4moe.data.catalogue import Catalogue
@@ -28,7 +29,7 @@ def overview(run: RunConfig) -> dict[str, Any]:
     if run.data.kind is DataKind.mock:
         raise DataError("data=mock is synthetic: it has no sources.", "Choose data=demo or data=gpt4_13t.")
     catalogue = _catalogue(run)
-    tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
+    tokens = _train_tokens(run, catalogue)
     phases = phases_of(run, tokens)
     rows = _rows(run, catalogue, phases)
     phases = phases_of(run, tokens | rows)
@@ -48,6 +49,13 @@ def overview(run: RunConfig) -> dict[str, Any]:
         "tokens_read": sum(source["tokens_read"] for source in sources),
         "disk_bytes": sum(source["disk_bytes"] for source in sources),
     }
+
+
+def take_data(plan: PlanConfig) -> None:
+    """Sets what a plan takes from its data: training.steps of its epochs, distinct_tokens. Raises: DataError."""
+    if plan.epochs is not None:
+        plan.train_tokens(tokens_of_epochs(plan, plan.epochs))
+    plan.distinct_tokens = distinct_tokens(plan)
 
 
 def tokens_of_epochs(run: RunConfig, epochs: float) -> float:
@@ -75,13 +83,40 @@ def tokens_of_epochs(run: RunConfig, epochs: float) -> float:
             f"epochs={epochs:g} with data.pack=false: how many rows the data has is known once it is on disk.",
             "Set data.pack=true, or training.steps=... instead.",
         )
-    tokens = catalogue.train_tokens() if catalogue else {name: one.tokens or 0 for name, one in run.data.chosen.items()}
+    tokens = _train_tokens(run, catalogue)
     names = list(run.data.chosen or tokens)
     rows = _rows(run, catalogue, phases_of(run, tokens))
     each = {name: run.data.chosen[name].epochs if name in run.data.chosen else 1.0 for name in names}
     length = run.model.seq_length
     samples = {name: rows.get(name) or max(1, num_samples(int(tokens[name]), length)) for name in names}
     return epochs * length * sum(samples[name] * each[name] for name in names)
+
+
+def distinct_tokens(run: RunConfig) -> float | None:
+    """Training tokens of the chosen sources, each counted once however often it is read: what a plan finds on disk.
+
+    None where neither the configuration nor a folder says: synthetic tokens, or a folder that is not there yet.
+    Raises: DataError for a folder that cannot be read, or has not the chosen sources.
+    """
+    is_known = bool(run.data.chosen) and all(source.tokens is not None for source in run.data.chosen.values())
+    if run.data.kind is DataKind.mock or not (is_known or any(Path(folder).exists() for folder in run.data.folders)):
+        return None
+    tokens, chosen = _train_tokens(run, _catalogue(run)), list(run.data.chosen)
+    missing = next((name for name in chosen if name not in tokens), None)
+    if missing is not None:
+        raise DataError(
+            f"data.sources.{missing} is no source of {', '.join(map(str, run.data.folders))}, which has "
+            f"{', '.join(sorted(tokens))}.",
+            "Name sources that are there, or give the tokens of each: '++data.sources.mine={tokens: 2e8}'.",
+        )
+    return float(sum(tokens[name] for name in chosen or tokens))
+
+
+def _train_tokens(run: RunConfig, catalogue: Catalogue | None) -> dict[str, float]:
+    """Of each source: as the catalogue has them, else as the configuration says."""
+    if catalogue is not None:
+        return dict(catalogue.train_tokens())
+    return {name: one.tokens or 0 for name, one in run.data.chosen.items()}
 
 
 def _catalogue(run: RunConfig) -> Catalogue | None:

@@ -72,7 +72,8 @@ def _storage(storage: CheckpointStorage, devices: int, share: float) -> list[Row
 def _data(data: DataVolume) -> list[Row]:
     read = data.read_bytes_per_second
     return [
-        (f"text on disk, {data.distinct_tokens:.3g} tokens of {data.token_bytes} bytes",
+        (f"text on disk, {data.distinct_tokens:.3g} tokens of {data.token_bytes} bytes"
+         f"{'' if data.is_known else ', if each is read once'}",
          f"{data.disk_bytes / 1e9:,.4g}", "GB"),
         ("text read, each sample once", f"{read / 1e6:,.3g}", "MB/s"),
         (f"... by each of the {data.rank_reads} ranks of its replica", f"{read * data.rank_reads / 1e6:,.3g}", "MB/s"),

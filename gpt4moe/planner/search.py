@@ -13,7 +13,7 @@ from gpt4moe.architecture.count import count_parameters
 from gpt4moe.config.load import known_clusters
 from gpt4moe.config.model import divisors
 from gpt4moe.config.optimizer import EngineConfig, EngineKind
-from gpt4moe.config.plan import PlanConfig
+from gpt4moe.config.plan import MOST_GPUS, PlanConfig
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.planner.candidates import LayoutQueue
 from gpt4moe.planner.estimate import Estimate, world_of
@@ -134,6 +134,12 @@ def _affordable(plan: PlanConfig) -> int | None:
     if plan.budget_usd is None or plan.days is None:
         return None
     gpus = int(plan.budget_usd / (plan.days * 24 * hourly_price(plan.cluster)) / 8) * 8
+    if gpus > MOST_GPUS:
+        raise ConfigError(
+            f"budget_usd={plan.budget_usd:g} rents {gpus:.3g} x {plan.cluster.name} for {plan.days:g} days, more than "
+            "any cluster has.",
+            "Lower budget_usd, take more days, or set gpus.",
+        )
     if gpus < 8:
         raise LayoutError(
             f"budget_usd={plan.budget_usd:g} rents {gpus} x {plan.cluster.name} for {plan.days:g} days.",

@@ -68,7 +68,9 @@ class DataVolume:
     tokens: float
     """Read over the run."""
     distinct_tokens: float
-    """On disk: of all sources where they say how many they have, else as if each pass (epochs) read each token once."""
+    """On disk, each counted once: of all sources where their data or their configuration says; else those read."""
+    is_known: bool
+    """False: how much is on disk is not known, and is taken as if every token were read once."""
     token_bytes: int
     read_bytes_per_second: float
     """By all replicas together, each sample once."""
@@ -169,11 +171,12 @@ def checkpoint_storage(plan: PlanConfig, work: Work, world: int, step_seconds: f
 def data_volume(plan: PlanConfig, layout: Layout, tokens: float, tokens_per_second: float) -> DataVolume:
     """Args: tokens: of the run."""
     token_bytes = 2 if plan.model.vocab_size < WIDE_VOCABULARY else 4
-    once = tokens / (plan.epochs or 1)  # of one pass
-    known = [source.tokens for source in plan.data.chosen.values()]
-    distinct = sum(size for size in known if size is not None) if known and None not in known else once
+    said, distinct = [source.tokens for source in plan.data.chosen.values()], plan.distinct_tokens
+    if distinct is None and said and None not in said:
+        distinct = sum(size for size in said if size is not None)
     return DataVolume(
-        tokens=tokens, distinct_tokens=distinct, token_bytes=token_bytes,
+        tokens=tokens, distinct_tokens=tokens if distinct is None else distinct, is_known=distinct is not None,
+        token_bytes=token_bytes,
         read_bytes_per_second=token_bytes * tokens_per_second, rank_reads=layout.tp * layout.cp * layout.pp,
     )  # fmt: skip
 

@@ -8,9 +8,10 @@ import pytest
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.blend import phases_of, uses
+from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import check_data
 from gpt4moe.data.loader import build_data
-from gpt4moe.data.overview import overview, tokens_of_epochs
+from gpt4moe.data.overview import distinct_tokens, overview, tokens_of_epochs
 from gpt4moe.errors import ConfigError, DataError
 from tests.data.conftest import small_run
 
@@ -140,6 +141,19 @@ def test_epochs_of_a_plan_are_those_of_its_sources() -> None:
     unpacked = load_run_config([*mine, "stage=sft", "data.pack=false"])
     with pytest.raises(DataError, match=r"data\.pack=false"):
         tokens_of_epochs(unpacked, 2.0)
+
+
+def test_text_on_disk_counts_once_whatever_the_epochs_of_its_source(data_folder: Path) -> None:
+    once = {name: Catalogue.open([data_folder]).train_tokens()[name] for name in ("alpha", "beta")}
+    run = small_run(data_folder, "++data.sources={alpha: {epochs: 2}, beta: {epochs: 4}}")
+    assert distinct_tokens(run) == sum(once.values())
+    assert tokens_of_epochs(run, 3) == pytest.approx(3 * (2 * once["alpha"] + 4 * once["beta"]), rel=0.05)
+    assert distinct_tokens(small_run(data_folder, "++data.sources={beta: 1}")) == once["beta"]
+    planned = ["+experiment=tiny", "run.name=t", "data.path=nowhere"]
+    assert distinct_tokens(load_run_config(planned)) is None
+    assert distinct_tokens(load_run_config([*planned, "+data.sources.mine={tokens: 2e6, epochs: 3}"])) == 2e6
+    with pytest.raises(DataError, match=r"data\.sources\.gamma is no source of"):
+        distinct_tokens(small_run(data_folder, "++data.sources={gamma: 1}"))
 
 
 def test_a_plan_is_no_data_to_train_on() -> None:

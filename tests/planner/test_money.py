@@ -13,6 +13,7 @@ from gpt4moe.pages.plan_answer import table_answer
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.planner.plan_json import to_json
 from gpt4moe.planner.run_time import Saving, best_interval, cost, run_time
+from gpt4moe.planner.search import search
 from tests.planner.timed import plan_of
 
 DAY = 86400.0
@@ -39,6 +40,13 @@ def test_a_cluster_without_a_price_is_planned_without_money() -> None:
     priced = estimate(plan_of(*GB300, "cluster.usd_per_hour=5"))
     assert priced.cost.usd == pytest.approx(5 * priced.cost.gpu_hours)
     assert not any("price" in line for line in priced.warnings)
+
+
+def test_a_budget_for_more_devices_than_there_are_is_refused_at_once() -> None:
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "search=true")
+    plan.budget_usd, plan.days = 1e15, 1.0
+    with pytest.raises(ConfigError, match="more than any cluster has"):
+        search(plan)
 
 
 def test_a_search_without_a_price_leaves_money_out_and_a_budget_is_refused() -> None:

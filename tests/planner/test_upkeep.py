@@ -57,9 +57,8 @@ def test_tokens_take_what_the_trainers_files_take() -> None:
         assert volume.token_bytes == token_dtype(size).itemsize
         assert volume.disk_bytes == 1e9 * volume.token_bytes
         assert volume.read_bytes_per_second == 2e5 * volume.token_bytes
-    thrice = plan_of(*ASKED)
-    thrice.epochs = 3.0
-    assert data_volume(thrice, Layout.from_config(thrice.parallel, 16), 3e9, 2e5).distinct_tokens == 1e9
+    unknown = data_volume(plan_of(*ASKED), Layout.from_config(plan.parallel, 16), 3e9, 2e5)
+    assert (unknown.distinct_tokens, unknown.is_known) == (3e9, False)
     planned = load_plan_config(["+experiment=gpt4"])
     known = sum(source.tokens or 0 for source in planned.data.chosen.values())
     assert data_volume(planned, Layout.from_config(planned.parallel, 24960), 13e12, 1e6).distinct_tokens == known
@@ -151,7 +150,8 @@ def test_the_plan_shows_them_and_a_cluster_without_watts_says_so(tmp_path: Path)
 
 
 @pytest.mark.parametrize("wrong", ["save_share=0", "save_share=1", "save_share=nan", "pue=0.9", "pue=inf",
-                                   "grid_kg_co2e_per_kwh=-1", "gpus=1000000000000", "tokens=1e300"])  # fmt: skip
+                                   "grid_kg_co2e_per_kwh=-1", "gpus=1000000000000", "cluster.devices=10000001",
+                                   "tokens=1e300"])  # fmt: skip
 def test_a_value_out_of_range_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match=wrong.split("=")[0]) as caught:
         load_plan_config([wrong])
