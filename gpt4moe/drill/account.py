@@ -5,9 +5,9 @@ Availability is the share of the wall time that was not lost to a fault or a sav
     measured   by the trainer's own files (runlog.goodput): 1 - (start-up + redone + checkpoints + queue + down) / wall
     formula    1 - (save + lost work + detect + restart) x rate: means of a fault, by the drill's clock
 
-Evaluations, reports and what is between the steps are available time. So the share in which steps that count were made
-(ETTR, effective training time ratio) is smaller: `productive`. All are over the time from the first step of the first
-launch to the end of the last.
+Evaluations, reports, steps computed twice and what is between the steps are available time. So the share in which steps
+that count were made (ETTR, effective training time ratio) is smaller: `productive`; its formula takes off these shares
+too. All are over the time from the first step of the first launch to the end of the last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from typing import Any
 from gpt4moe.checkpoint.retention import committed_steps, step_folder
 from gpt4moe.drill.kinds import KINDS, RESUME, START, Fault
 from gpt4moe.runlog.events_log import EVENTS_FILE, last_sign_of_life, read_events, written_at
-from gpt4moe.runlog.goodput import PRODUCTIVE, by_launch, goodput, redone
+from gpt4moe.runlog.goodput import PRODUCTIVE, by_launch, first_step_began, goodput, redone
 from gpt4moe.runlog.metrics_log import METRICS_FILE, read_metrics
 
 LONG = 30
@@ -63,10 +63,12 @@ class Availability:
     """Those that the next fault cut off are in it."""
     whole_restart_seconds: float | None
     """Mean of the restarts that no fault cut off; None: there was none."""
+    shares: dict[str, float]
+    """By the trainer's account: of each of goodput.CAUSES its share of the wall time; they add up to 1."""
     measured: float
-    """0 to 1."""
+    """1 less the shares that were lost to a fault or a save."""
     productive: float
-    """Share of the wall time in which steps that count were made, 0 to 1."""
+    """Share in which steps that count were made: ETTR."""
 
     @property
     def cost_seconds(self) -> float:
@@ -75,6 +77,10 @@ class Availability:
     @property
     def formula(self) -> float:
         return 1 - self.cost_seconds * self.faults / self.wall_seconds
+
+    @property
+    def productive_by_formula(self) -> float:
+        return self.formula - (self.measured - self.productive)
 
     @property
     def points_apart(self) -> float:
@@ -130,10 +136,10 @@ def add_restarts(outcomes: Sequence[Outcome], ends: Sequence[float], run_folder:
         if came:
             came[-1].redone_steps += int(steps)
             came[-1].redone_seconds += seconds
-    first_steps = [event for launch in launches for event in launch if event["event"] == "first_step"]
+    first_steps = [began for launch in launches if (began := first_step_began(launch)) is not None]
     for index, (outcome, end) in enumerate(zip(ended, ends, strict=True)):
         until = ended[index + 1].came_at if index + 1 < len(ended) else float("inf")
-        begun = [event["time"] - event["seconds"] for event in first_steps if end <= event["time"] < until]
+        begun = [began for began in first_steps if end <= began < until]
         outcome.is_cut_off = not begun
         outcome.restart_seconds = min([*begun, until]) - end if begun or isfinite(until) else None
 
@@ -143,14 +149,14 @@ def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float)
     events, records = read_events(run_folder / EVENTS_FILE), read_metrics(run_folder / METRICS_FILE)
     account = goodput(events, records, last_sign_of_life=last_sign_of_life(run_folder, events))
     assert account is not None, "the run has events"
-    first = account.attempts[0]
-    wall = account.wall_seconds - first.seconds["start_up"]
-    lost = sum(account.seconds[cause] for cause in _LOST) - first.seconds["start_up"]
+    before = account.attempts[0].seconds["start_up"]
+    seconds = account.seconds | {"start_up": account.seconds["start_up"] - before}
+    shares = {cause: its / (account.wall_seconds - before) for cause, its in seconds.items()}
     faults = [outcome for outcome in outcomes if outcome.status is not None]
     count = len(faults) or 1
     saves = sum(event["seconds"] for event in events if event["event"] == "checkpoint")
     whole = [it.restart_seconds for it in faults if it.restart_seconds is not None and not it.is_cut_off]
-    began = next(event["time"] - event["seconds"] for event in events if event["event"] == "first_step")
+    began = next(began for launch in by_launch(events) if (began := first_step_began(launch)) is not None)
     return Availability(
         wall_seconds=ended_at - began,
         faults=len(faults),
@@ -159,8 +165,9 @@ def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float)
         detect_seconds=sum(outcome.detect_seconds or 0.0 for outcome in faults) / count,
         restart_seconds=sum(outcome.restart_seconds or 0.0 for outcome in faults) / count,
         whole_restart_seconds=fmean(whole) if whole else None,
-        measured=1 - lost / wall,
-        productive=account.seconds[PRODUCTIVE] / wall,
+        shares=shares,
+        measured=1 - sum(shares[cause] for cause in _LOST),
+        productive=shares[PRODUCTIVE],
     )
 
 

@@ -7,9 +7,20 @@ from statistics import fmean, median
 from gpt4moe.drill.account import Availability, Outcome, Result
 from gpt4moe.drill.kinds import KINDS
 from gpt4moe.errors import ConfigError
+from gpt4moe.runlog.goodput import PRODUCTIVE
 
 BEGIN, END = "<!-- made by make drill: begin -->", "<!-- made by make drill: end -->"
 _HOURS = (0.5, 3.0, 24.0)
+PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "steps": ("steps that count", (PRODUCTIVE,)),
+    "twice": ("steps computed once more and compared", ("recompute",)),
+    "looks": ("evaluations, comparisons of copies, reports", ("evaluation", "sampling", "replica_check", "report")),
+    "between": ("between steps: metrics, console", ("other",)),
+    "saves": ("waiting for saves", ("checkpoint",)),
+    "lost": ("steps lost, and made again", ("redone",)),
+    "down": ("from a fault until no rank is left, and to the next first step", ("down", "queue", "start_up")),
+}
+"""Parts of the wall time: what each is, and its causes in runlog.goodput."""
 
 
 def summary(result: Result) -> str:
@@ -66,9 +77,22 @@ def _availability(it: Availability) -> str:
         f"Availability, the share not lost to a fault or a save: **measured {it.measured:.1%}**, by "
         f"the formula 1 - (save {it.save_seconds:.2f} s + lost work "
         f"{it.lost_seconds:.2f} s + detect {it.detect_seconds:.2f} s + restart {it.restart_seconds:.2f} s) x one fault "
-        f"in {between:.1f} s = **{it.formula:.1%}**, {it.points_apart:.1f} points apart. Steps that count "
-        f"took {it.productive:.1%} of the time. The same seconds give {hours}."
+        f"in {between:.1f} s = **{it.formula:.1%}**, {it.points_apart:.1f} points apart. ETTR, the share of steps that "
+        f"count: measured {it.productive:.1%}, by the formula less what is available and no step "
+        f"{it.productive_by_formula:.1%}. The same seconds give {hours}.\n\n" + _parts(it)
     )
+
+
+def _parts(it: Availability) -> str:
+    """Where the wall time went: a row for each part, by the trainer's account and by the drill's clock."""
+    clock = {
+        "saves": it.save_seconds, "lost": it.lost_seconds, "down": it.detect_seconds + it.restart_seconds,
+    }  # fmt: skip
+    rows = ["| part of the time | trainer's account | drill's clock |", "|---|---|---|"]
+    for key, (meaning, causes) in PARTS.items():
+        own = f"{clock[key] * it.faults / it.wall_seconds:.1%}" if key in clock else ""
+        rows.append(f"| {meaning} | {sum(it.shares[cause] for cause in causes):.1%} | {own} |")
+    return "\n".join(rows)
 
 
 def plan_keys(it: Availability) -> str:

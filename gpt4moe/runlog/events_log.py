@@ -171,6 +171,12 @@ def scan_events(path: Path) -> tuple[list[Event], list[str]]:
     return events, wrong
 
 
+def shows_progress(event: Event) -> bool:
+    """Whether the run went on until this line. A watchdog's alert and what tells of an end are written seconds after
+    the last progress, and an alert of a step beside that step's line of metrics.jsonl."""
+    return event["event"] not in ("alert", "hang", "stop")
+
+
 def written_at(event: Event) -> float:
     """When an event was written. The `time` of a start is when its process began, seconds earlier."""
     return float(event["written"] if "written" in event else event["time"])
@@ -207,9 +213,8 @@ def before_start(
 
 
 def last_sign_of_life(run_folder: Path, events: list[Event]) -> float:
-    """Seconds since 1970 of the last event, or of the last step where that is later. The lines that tell of an end are
-    no signs of life: a launch writes them seconds after the fault."""
-    return last_seen(run_folder, [event for event in events if event["event"] not in ("stop", "hang")])
+    """Seconds since 1970 of the last event that shows progress, or of the last step where that is later."""
+    return last_seen(run_folder, [event for event in events if shows_progress(event)])
 
 
 def last_seen(run_folder: Path, events: list[Event]) -> float:

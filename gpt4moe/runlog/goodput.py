@@ -14,7 +14,7 @@ of all causes add up to the wall time: `other` is what is left of a launch, and 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gpt4moe.runlog.events_log import PAUSES, WENT_BACK, Event, own_events, written_at
+from gpt4moe.runlog.events_log import PAUSES, WENT_BACK, Event, own_events, shows_progress, written_at
 from gpt4moe.runlog.metrics import Record
 
 PRODUCTIVE = "productive"
@@ -134,6 +134,16 @@ def redone(launches: Sequence[Sequence[Event]], key: str) -> list[float]:
     return found
 
 
+def first_step_began(launch: Sequence[Event]) -> float | None:
+    """When the first step of a launch began, in seconds since 1970; None: it had none. A step's seconds are those of
+    one computation, so those of a second one (`recompute`) come before them."""
+    first = next((event for event in launch if event["event"] == "first_step"), None)
+    if first is None:
+        return None
+    again = (it["seconds"] for it in launch if it["event"] == "recompute" and it["step"] == first["step"])
+    return float(first["time"] - first["seconds"] - next(again, 0.0))
+
+
 def by_launch(events: Sequence[Event]) -> list[list[Event]]:
     """The events of each launch of the last run, its start first."""
     return _by_start(own_events(list(events)))
@@ -155,7 +165,7 @@ def _end(start: list[Event], following: Event | None, last_sign_of_life: float, 
     stop = next((event for event in start if event["event"] == "stop"), None)
     if stop is not None and not stop.get("is_error"):
         return stop["time"], stop["reason"]
-    latest = max(written_at(event) for event in start if event is not stop and event["event"] != "hang")
+    latest = max(written_at(event) for event in start if shows_progress(event))
     seen = last_sign_of_life if following is None else following.get("last_sign_of_life") or 0.0
     if stop is not None:
         return min(stop["time"], max(latest, seen)), stop["reason"]
@@ -176,9 +186,8 @@ def _attempt(events: list[Event], end: tuple[float, str], last_step: int, before
     seconds = {"queue": began - queued_from, "down": 0.0 if was_finished else queued_from - free}
     for pause in PAUSES:
         seconds[pause] = sum(event["seconds"] for event in events if event["event"] == pause)
-    first = next((event for event in events if event["event"] == "first_step"), None)
-    ended = max(ended, began)
-    first_began = ended if first is None else min(ended, first["time"] - first["seconds"])
+    first, ended = first_step_began(events), max(ended, began)
+    first_began = ended if first is None else min(ended, first)
     seconds["start_up"] = max(0.0, first_began - began)
     # All that has no cause yet; `goodput` subtracts the steps of all launches together.
     seconds["other"] = ended - began - seconds["start_up"] - sum(seconds[pause] for pause in PAUSES)

@@ -11,9 +11,10 @@ import pytest
 from gpt4moe.drill.account import Availability, Result, add_restarts, availability, differences, disagreement
 from gpt4moe.drill.command import main
 from gpt4moe.drill.kinds import KINDS, MOMENTS, Fault, draw, last_step, of_launch
-from gpt4moe.drill.page import BEGIN, END, plan_keys, summary, write_block
+from gpt4moe.drill.page import BEGIN, END, PARTS, plan_keys, summary, write_block
 from gpt4moe.drill.scene import MARKER, flip_a_bit
 from gpt4moe.errors import ConfigError
+from gpt4moe.runlog.goodput import CAUSES
 from tests.drill.small import event, outcome, run
 
 
@@ -105,6 +106,7 @@ def result(wrong: str = "") -> Result:
     known = Availability(
         wall_seconds=100.0, faults=2, save_seconds=1.0, lost_seconds=2.0, detect_seconds=3.0, restart_seconds=4.0,
         whole_restart_seconds=6.0, measured=0.79, productive=0.5,
+        shares=dict.fromkeys(CAUSES, 0.0) | {"productive": 0.5, "recompute": 0.29, "down": 0.15, "redone": 0.06},
     )  # fmt: skip
     one = outcome(1, 0.0, 3.0)
     one.wrong, one.restart_seconds = wrong, 4.0
@@ -114,7 +116,10 @@ def result(wrong: str = "") -> Result:
 def test_the_page_shows_both_availabilities_and_what_went_wrong(tmp_path: Path) -> None:
     text = summary(result())
     assert "**measured 79.0%**" in text and "**80.0%**, 1.0 points apart" in text
-    assert "Steps that count took 50.0% of the time" in text
+    assert "measured 50.0%, by the formula less what is available and no step 51.0%" in text
+    assert "| steps that count | 50.0% |  |" in text and "| steps lost, and made again | 6.0% | 4.0% |" in text
+    assert "to the next first step | 15.0% | 14.0% |" in text
+    assert sorted(cause for _, causes in PARTS.values() for cause in causes) == sorted(CAUSES), "nothing is left out"
     assert "| kill -9 of all ranks at once | 1 | 1 | 0.0 | 3.0 s (3.0 s) | 4.0 s |" in text
     bad = result("it trained on it")
     assert not bad.is_good and "**Wrong:** fault 1: it trained on it" in summary(bad)

@@ -83,7 +83,10 @@ def test_a_killed_and_requeued_run_is_accounted_for_to_the_second() -> None:
 
 def test_what_a_launch_needs_to_notice_its_own_end_is_down() -> None:
     """A watchdog waited for a rank, and ended the launch 8 s after its last step: no more was made than by a kill."""
-    told = [event("hang", 146.0, step=7, cause="rank 1"), event("stop", 148.0, step=7, reason="hang", is_error=True)]
+    told = [
+        event("alert", 142.0, step=7, name="watchdog", text="rank 0 has not moved"),
+        event("hang", 146.0, step=7, cause="rank 1"), event("stop", 148.0, step=7, reason="hang", is_error=True),
+    ]  # fmt: skip
     found = account([*KILLED, *told, *RESUMED], STEPS)
     assert lost(found) == lost(account([*KILLED, *RESUMED], STEPS))
     assert (found.attempts[0].end, found.attempts[0].ended) == ("hang", 138.0)
@@ -107,6 +110,15 @@ def test_a_running_run_counts_to_its_last_step_and_a_waiting_one_to_now() -> Non
     assert (running.wall_seconds, running.attempts[-1].end) == (138.0, "running")
     waiting = account(KILLED, steps, last_sign_of_life=138.0, waiting_until=160.0)
     assert (waiting.attempts[-1].end, waiting.seconds["queue"]) == ("killed", 122.0)
+
+
+def test_a_first_step_that_is_computed_twice_is_not_counted_twice() -> None:
+    twice = event("recompute", 122.0, step=1, seconds=3.0)
+    found = account([KILLED[0], twice, *KILLED[1:]], {1: 2.0}, last_sign_of_life=138.0)
+    assert lost(found) | {"queue": 0.0, "checkpoint": 0.0} == {
+        "productive": 2.0, "start_up": 17.0, "recompute": 3.0, "other": 138.0 - 122.0 - 1.0, "queue": 0.0,
+        "checkpoint": 0.0,
+    }  # fmt: skip
 
 
 def test_a_start_that_never_made_a_step_was_start_up_alone() -> None:
