@@ -16,7 +16,6 @@ PYTHON ?= $(shell [ -x $(RUN) ] && $(RUN) -c 'import sys; print(sys._base_execut
 	for p in python3.12 python3; do $$p -c '$(OWN_TORCH)' 2>/dev/null && echo $$p && exit; done; \
 	for p in python3.12 python3; do $$p -c 'import ensurepip, venv' 2>/dev/null && break; done; echo $$p)
 NEWEST ?= python3.12
-BENCHMARKS := $(basename $(notdir $(filter-out %/__init__.py %/gpu.py,$(wildcard benchmarks/*.py))))
 
 # Programs that tests load exports into; nothing else needs them.
 ENGINES := mistralrs==0.9.5
@@ -115,8 +114,8 @@ lint: $(INSTALLED) ## ruff, mypy, shellcheck
 screenshots: $(INSTALLED) ## docs/images of a run's report, REPORT=runs/tiny-4/report.html (needs Chromium)
 	@$(RUN) tools/screenshots.py $(or $(REPORT),runs/tiny-4/report.html) --out docs/images
 
-bench: $(INSTALLED) ## every benchmark that runs on a CPU
-	@for name in $(BENCHMARKS); do echo "== $$name"; $(RUN) -m benchmarks.$$name || exit 1; done
+bench: $(INSTALLED) ## the benchmarks beside peers on a CPU, into docs/performance.md (NAMES="loader startup": these)
+	@$(RUN) -m benchmarks.performance $(NAMES)
 
 bench-gpu: $(INSTALLED) ## one bf16 step on one GPU: tokens/s, MFU, peak memory
 	@$(RUN) -m benchmarks.gpu

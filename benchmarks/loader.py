@@ -7,7 +7,8 @@ gpt4moe adds the tokens' numbers in the run, the sources, and the check that eve
 documents, the document of each token. Megatron's samples go through torch's default_collate in this process: worker
 processes would add the cost of moving them. No side makes an attention mask. All files are in the page cache, and
 Megatron's indexes are built before. "First pass" is a launch whose blocks are all checked against their sums, which
-Megatron does not do. Targets: 20M tokens/s, and at least 1.0 of Megatron in every row.
+Megatron does not do. "Apart": positions and losses end with documents. gpt4moe is listed twice: how far the two are
+apart is noise. Targets: 20M tokens/s, and at least 1.0 of Megatron in every row.
 """
 
 import sys
@@ -44,7 +45,8 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     print(f"Micro-batches of {BATCH} samples a step, processor time of one thread. {machine()}")
-    print(f"\n{'':34}{'us a sample':>12}{'M tokens/s':>12}{'of Megatron':>13}{'twice':>7}")
+    print(f"\n{'':25}us a sample: gpt4moe    again  first pass  Megatron   of it  first pass  M tokens/s  first pass")
+    print("    S  document micro-batch")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         reached = [_row(Path(name), *row) for row in ROWS]
     for target, is_reached in zip((f"{TARGET_TOKENS_PER_SECOND / 1e6:.0f}M tokens/s", f"{TARGET_RATIO} of Megatron"),
@@ -69,17 +71,15 @@ def _row(folder: Path, seq_length: int, document_tokens: int, micro_batch_size: 
     contenders["gpt4moe"]()
     contenders["gpt4moe, again"]()
     seconds = in_blocks(contenders, ROUNDS, steps=CALLS, alone=False)
-    kind = ", documents apart" if by_document else ""
-    print(f"S {seq_length}, documents of {document_tokens}, micro-batch {micro_batch_size}{kind}")
-    found = []
-    for name in contenders:
-        rate = BATCH * STEPS * seq_length / median(seconds[name])
-        of_megatron = ratio(seconds["Megatron-core"], seconds[name])
-        twice = f"{ratio(seconds['gpt4moe'], seconds[name]):7.2f}" if name == "gpt4moe, again" else ""
-        print(f"  {name:<32}{1e6 * seq_length / rate:>12.1f}{rate / 1e6:>12.1f}{of_megatron:>13.2f}{twice}")
-        if name != "Megatron-core":
-            found.append((rate >= TARGET_TOKENS_PER_SECOND, of_megatron >= TARGET_RATIO))
-    return [all(column) for column in zip(*found, strict=True)]
+    micro_seconds = {name: 1e6 * median(times) / (BATCH * STEPS) for name, times in seconds.items()}
+    ours = ("gpt4moe", "gpt4moe, first pass")
+    of_megatron = [ratio(seconds["Megatron-core"], seconds[name]) for name in ours]
+    rates = [seq_length / micro_seconds[name] for name in ours]  # millions a second
+    print(f"{seq_length:5}{document_tokens:10}{micro_batch_size:8}{' apart' if by_document else '      '}"
+          f"{micro_seconds['gpt4moe']:21.1f}{micro_seconds['gpt4moe, again']:9.1f}{micro_seconds[ours[1]]:12.1f}"
+          f"{micro_seconds['Megatron-core']:10.1f}{of_megatron[0]:8.2f}{of_megatron[1]:12.2f}{rates[0]:12.1f}"
+          f"{rates[1]:12.1f}")  # fmt: skip
+    return [min(rates) >= TARGET_TOKENS_PER_SECOND / 1e6, min(of_megatron) >= TARGET_RATIO]
 
 
 def _passes(stream: SampleStream, micro_batch_size: int) -> Callable[[], None]:

@@ -1,8 +1,10 @@
 """The command lines of benchmarks: nothing is measured for an argument that means nothing."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import gpt4_checkpoint, startup
+from benchmarks import gpt4_checkpoint, performance, startup
 from benchmarks.harness.command import read_options
 
 
@@ -19,3 +21,28 @@ def test_a_benchmark_without_options_refuses_all_but_help(main, argument: str, s
 def test_a_switch_is_true_where_it_was_given() -> None:
     given = [read_options("text", arguments, shared="CPU time") for arguments in ([], ["--shared"])]
     assert [one.shared for one in given] == [False, True]
+
+
+def test_a_section_of_the_page_is_replaced_and_the_others_stay_in_their_order() -> None:
+    page = ""
+    for name, printed in (("loader", "## of an old kind"), ("startup", "12 s"), ("loader", "level\n")):
+        page = performance.with_section(page, name, performance.section(name, printed, 3.0))
+    start, loader = (page.index(f"## {performance.BENCHMARKS[name]}\n") for name in ("startup", "loader"))
+    assert page.startswith(performance.HEAD) and start < loader
+    assert page.count("\n## ") == 2 and "of an old kind" not in page
+    assert "`python -m benchmarks.loader`" in page[loader:] and page[loader:].endswith("```\nlevel\n```\n")
+
+
+def test_a_benchmark_that_fails_leaves_the_page_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "performance.md"
+    page.write_text("as it was")
+    monkeypatch.setattr(performance, "BENCHMARKS", {"harness.lacking": "none"})
+    assert performance.main(["harness.lacking"], page) == 1
+    assert page.read_text() == "as it was"
+    with pytest.raises(SystemExit) as ended:
+        performance.main(["loader"], page)
+    assert ended.value.code == 2
+
+
+def test_every_benchmark_of_the_page_is_there() -> None:
+    assert all((Path(performance.__file__).parent / f"{name}.py").is_file() for name in performance.BENCHMARKS)
