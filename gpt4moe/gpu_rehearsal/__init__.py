@@ -6,6 +6,7 @@ steps.py       builds the rank, runs the project's own training step on fake ten
 fake_gpu.py    torch.cuda, Megatron and DeepSpeed told that there is one GPU (torch)
 gpu_kernels.py the kernels that a CUDA build of torch would choose (torch)
 recorder.py    sees every operation: host syncs, mixed devices, kernels, collectives (torch)
+waits.py       the operations for which the host waits, and their answers (torch)
 costs.py       bytes and FLOPs of one operation (torch)
 roofline.py    bytes and FLOPs -> the MFU ceiling and its parts
 places.py      the line of code that an operation comes from

@@ -61,6 +61,11 @@ def checked(request: GpuRequest) -> tuple[RunConfig, Layout]:
     run = load_run_config(request.overrides)
     if run.cluster.generation is Generation.cpu:
         run = load_run_config([*request.overrides, DEFAULT_CLUSTER])
+    if run.cluster.generation.is_amd:
+        raise ConfigError(
+            f"cluster={run.cluster.name} has AMD's GPUs, and the rehearsal knows the kernels of CUDA builds of torch.",
+            "Choose a cluster of NVIDIA's: cluster=h200_141g.",
+        )
     world_size = request.ranks or run.cluster.devices or fewest_ranks(run.parallel)
     require_legal(run.model, run.parallel, run.training, world_size)
     refuse(kernel_problems(run, DeviceKind.of_cluster(run.cluster)))

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.gpu_rehearsal import gpu_kernels
-from gpt4moe.gpu_rehearsal.recorder import Notes, known
-from gpt4moe.parallel.kernel_problems import is_installed
+from gpt4moe.gpu_rehearsal.recorder import Notes
+from gpt4moe.gpu_rehearsal.waits import known
+from gpt4moe.parallel.kernel_problems import DeviceKind, is_installed
 
 GPU = torch.device("cuda", 0)
 
@@ -122,6 +123,7 @@ def _torch(notes: Notes) -> None:
     _put(nn.Module, _apply=_apply)
 
     def all_gather_object(gathered: list[Any], value: Any, group: Any = None) -> None:
+        notes.sync("all_gather_object")
         gathered[:] = [value] * len(gathered)
 
     _put(distributed, all_gather_object=all_gather_object)
@@ -163,8 +165,13 @@ def _nested(shape: Any, values: list[Any]) -> Any:
 def _torch_cuda(notes: Notes, cluster: ClusterConfig) -> None:
     cuda = torch.cuda
     Event.notes = Stream.notes = notes
+    capability = DeviceKind.of_cluster(cluster).capability
     properties = SimpleNamespace(
-        major=9, minor=0, name=cluster.name, total_memory=int(cluster.memory_bytes), multi_processor_count=132
+        major=capability[0],
+        minor=capability[1],
+        name=cluster.name,
+        total_memory=int(cluster.memory_bytes),
+        multi_processor_count=132,
     )
     state = torch.zeros(16, dtype=torch.uint8)
     _put(
@@ -172,7 +179,7 @@ def _torch_cuda(notes: Notes, cluster: ClusterConfig) -> None:
         synchronize=lambda device=None: notes.sync("cuda.synchronize"), Stream=Stream, Event=Event,
         current_stream=Stream, default_stream=Stream, stream=lambda stream: contextlib.nullcontext(),
         manual_seed=_nothing, get_rng_state=lambda *_: state, set_rng_state=_nothing,
-        get_device_capability=lambda *_: (9, 0), get_device_name=lambda *_: cluster.name,
+        get_device_capability=lambda *_: capability, get_device_name=lambda *_: cluster.name,
         is_bf16_supported=lambda *_, **__: True, get_device_properties=lambda *_: properties,
         is_current_stream_capturing=lambda: False, memory_stats=lambda *_: {},
     )  # fmt: skip

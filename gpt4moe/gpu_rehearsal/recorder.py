@@ -1,7 +1,7 @@
 """Recorder: sees every operation of a step on fake tensors, and answers those that ask for a value.
 
 operation --> counted --> fake result
-         |--> asks for a value or a size that depends on values: a host sync, answered by `Answers`
+         |--> asks for a value or a size that depends on values (waits.py): a host sync, answered by `Answers`
          |--> CPU and GPU tensors mixed: noted, then done on the GPU
          `--> refused: noted, and the step ends
 """
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed._meta_registrations import create_fakework
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
-from gpt4moe.gpu_rehearsal import costs, places
+from gpt4moe.gpu_rehearsal import costs, places, waits
 from gpt4moe.gpu_rehearsal.places import Place
 from gpt4moe.gpu_rehearsal.roofline import Roofline
+from gpt4moe.parallel.kernel_problems import DeviceKind
 from gpt4moe.parallel.layout import Layout
 
-_aten = torch.ops.aten
 _COALESCED = ("c10d::reduce_scatter_tensor_coalesced_", "c10d::allgather_into_tensor_coalesced_")
 
 
@@ -133,6 +133,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, notes: Notes, answers: Answers, run: RunConfig, layout: Layout):
         super().__init__()
         self.notes, self.answers, self.run, self.layout = notes, answers, run, layout
+        self.has_grouped_product = DeviceKind.of_cluster(run.cluster).has_grouped_product
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,10 +144,15 @@ class Recorder(TorchDispatchMode):
             self.notes.problem(places.here(), f"{func._opname} adds in any order, which training.deterministic refuses")
         if name in _COALESCED:  # torch has no fake rule for them
             return create_fakework([], return_first_arg=False)
-        if func in _VALUES:
-            return _VALUES[func](self, args, kwargs)
-        if _copies_to_host(func, args, kwargs):
+        if func in waits.VALUES:
+            return waits.VALUES[func](self, args, kwargs)
+        if waits.copies_to_host(func, args, kwargs):
             self.notes.sync("copy to the host")
+        if waits.puts_by_mask(func, args):
+            self.notes.sync("assignment by a mask")
+        if _mixes_dtypes(func._opname, args):
+            dtypes = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in costs.tensors(args))
+            self.notes.problem(places.here(), f"{func._opname} mixes dtypes: {dtypes}")
         result = self._result(func, args, kwargs)
         if name.startswith("aten::"):
             inputs, outputs = list(costs.tensors([*args, *kwargs.values()])), list(costs.tensors(result))
@@ -179,8 +185,14 @@ class Recorder(TorchDispatchMode):
             return
         shapes = [tuple(tensor.shape) for tensor in inputs + outputs]
         part = costs.part_of(name, places.functions(), shapes, self.run, self.layout)
-        moved = costs.memory_bytes(name, args, inputs, outputs)
-        self.count(name, part, moved, costs.flops(name, inputs))
+        moved, flops = costs.memory_bytes(name, args, inputs, outputs), costs.flops(name, inputs)
+        if name == "_grouped_mm" and not self.has_grouped_product:
+            self.notes.sync("copy to the host by grouped_mm")
+            groups = len(inputs[-1])  # their ends
+            for _ in range(groups):
+                self.count("mm", part, moved / groups, flops / groups)
+        else:
+            self.count(name, part, moved, flops)
 
     def count(self, name: str, part: str, memory_bytes: float, flops: float = 0.0) -> None:
         """Counts one kernel."""
@@ -193,53 +205,6 @@ class Recorder(TorchDispatchMode):
         if tensor.dtype == torch.bool:
             return bool(value)
         return value if tensor.dtype.is_floating_point else int(value)
-
-
-def _scalar(recorder: Recorder, args: Any, kwargs: Any) -> Any:
-    if args[0].device.type == "cuda":
-        recorder.notes.sync("item")
-    elif (constant := getattr(args[0], "constant", None)) is not None:
-        with _disable_current_modes():
-            return constant.item()
-    return recorder.read(args[0])
-
-
-def known(constant: Tensor) -> Any:
-    """The value or list of a tensor that is not fake."""
-    with _disable_current_modes():
-        return constant.tolist()
-
-
-def _nonzero(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.sync("nonzero")
-    return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
-
-
-def _bincount(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.sync("bincount")
-    length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
-    return args[0].new_empty((length,), dtype=torch.int64)
-
-
-def _repeat_interleave(recorder: Recorder, args: Any, kwargs: Any) -> Tensor:
-    if kwargs.get("output_size") is None:
-        recorder.notes.sync("repeat_interleave")
-    return args[0].new_empty((kwargs.get("output_size") or recorder.answers.rows,))
-
-
-def _equal(recorder: Recorder, args: Any, kwargs: Any) -> bool:
-    recorder.notes.sync("equal")
-    return True
-
-
-_VALUES: dict[Any, Callable[[Recorder, Any, Any], Any]] = {
-    _aten._local_scalar_dense.default: _scalar,
-    _aten.nonzero.default: _nonzero,
-    _aten.bincount.default: _bincount,
-    _aten.repeat_interleave.Tensor: _repeat_interleave,
-    _aten.equal.default: _equal,
-}
-"""Operations whose result depends on values: on a GPU the host waits for each."""
 
 
 def _adds_in_any_order(func: Any, args: Any, kwargs: Any) -> bool:
@@ -258,15 +223,9 @@ def _adds_in_any_order(func: Any, args: Any, kwargs: Any) -> bool:
 _NO_ORDER = ("cumsum", "cumsum_", "bincount", "histc", "median", "put_", "nll_loss_forward", "nll_loss2d_forward")
 
 
-def _copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:
-    if func is _aten._to_copy.default:
-        target = kwargs.get("device")
-        to_host = target is not None and torch.device(target).type == "cpu"
-        return to_host and args[0].device.type == "cuda" and not kwargs.get("non_blocking")
-    if func is _aten.copy_.default:
-        blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        return args[0].device.type == "cpu" and args[1].device.type == "cuda" and blocking
-    return False
+def _mixes_dtypes(name: str, args: Any) -> bool:
+    """Of a matrix product: torch's rules for fake tensors do not ask."""
+    return name in ("mm", "bmm", "addmm", "baddbmm") and len({tensor.dtype for tensor in costs.tensors(args)}) > 1
 
 
 def _on_gpu(value: Any) -> Any:

@@ -27,6 +27,14 @@ from gpt4moe.parallel.legality import Problem, grouped_product_problems
 FIRST_BF16 = (8, 0)
 """Compute capability of Ampere, the first GPUs with bf16 matrix units; flash attention and grouped_mm want it too."""
 WIDEST_FLASH_HEAD = 256
+CAPABILITIES = {
+    Generation.ampere: (8, 0),
+    Generation.ada: (8, 9),
+    Generation.hopper: (9, 0),
+    Generation.blackwell: (10, 0),
+    Generation.blackwell_ultra: (10, 3),
+}
+"""Compute capability of NVIDIA's generations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +48,14 @@ class DeviceKind:
     @classmethod
     def of_cluster(cls, cluster: ClusterConfig) -> "DeviceKind":
         """Every generation of configs/cluster has bf16."""
-        return cls(is_gpu=cluster.generation is not Generation.cpu)
+        is_gpu = cluster.generation is not Generation.cpu
+        return cls(is_gpu=is_gpu, capability=CAPABILITIES.get(cluster.generation, FIRST_BF16))
+
+    @property
+    def has_grouped_product(self) -> bool:
+        """Whether torch's grouped_mm is one kernel in bf16. On other GPUs it copies the ends of the groups to the host
+        and multiplies one group after the other (torch 2.10 to 2.13, ATen/native/GroupedMMUtils.h)."""
+        return self.capability[0] in (9, 10)
 
 
 def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:

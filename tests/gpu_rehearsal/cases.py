@@ -41,6 +41,7 @@ CASES = {
     "fp32, tp2 cp2 ep2": ("precision=fp32", "parallel.tp=2", "parallel.cp=2", EP2),
     "tp2 ep2": (TWO_LAYERS, "parallel.tp=2", EP2),
     "per_expert in bf16": (EP2, "kernels.experts=per_expert"),
+    "grouped_mm on an A100": (EP2, "cluster=a100_80g"),
     "top_k=3, wide heads, qk_norm": (EP2, "model.moe.top_k=3", "model.head_dim=128", "model.qk_norm=true"),
     "tied embeddings, first stage": ("parallel.pp=2", TWO_LAYERS, "model.tied_embeddings=true"),
     "tied embeddings, last stage": ("parallel.pp=2", TWO_LAYERS, "model.tied_embeddings=true", "rank=1"),

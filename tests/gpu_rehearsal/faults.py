@@ -15,10 +15,15 @@ from gpt4moe.moe import experts
 
 def item_in_a_layer(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     assert query.sum().item() == query.sum().item()  # two waits for the GPU
+    row = query.detach()[0, 0, 0].clone()
+    row[row > 0] = row[:1]  # one
+    row[row > 0] = 0.0  # none
+    torch.distributed.all_gather_object([None], 0)  # one
     return _attention(self, query, *args, **kwargs)
 
 
 def tensor_on_the_cpu(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    query.detach() @ torch.ones(query.shape[-1], 1, device=query.device)  # bf16 and fp32
     return _attention(self, query * torch.ones(query.shape[-1], device="cpu"), *args, **kwargs)
 
 

@@ -13,6 +13,7 @@ from gpt4moe.gpu_rehearsal import command
         (["+experiment=tiny", "rank=-1"], ConfigError),
         (["+experiment=tiny", "rank=2", "parallel.tp=2"], ConfigError),
         (["+experiment=tiny", "output=html"], ConfigError),
+        (["+experiment=tiny", "cluster=mi300x"], ConfigError),
         (["+experiment=tiny", "parallel.tp=2", "ranks=3"], LayoutError),
         (["+experiment=tiny", "model.no_such_key=1"], ConfigError),
     ],

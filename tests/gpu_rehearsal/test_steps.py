@@ -121,6 +121,15 @@ def test_a_generated_token_is_one_wait_for_the_gpu(rehearsed: dict[str, Any]) ->
     assert sum(syncs.values()) == 3 and all("gpt4moe/inference/" in place for place in syncs)
 
 
+def test_before_hopper_each_grouped_product_waits_and_is_one_product_an_expert(rehearsed: dict[str, Any]) -> None:
+    """Two products of a layer, and two gradients of each; one layer, one micro-batch, four experts on the rank."""
+    older, looped = rehearsed["grouped_mm on an A100"], rehearsed["per_expert in bf16"]
+    waits = {place: count for place, count in older["host_syncs"].items() if "grouped_mm" in place}
+    assert sum(waits.values()) == older["parts"]["expert products"]["kernels"] / 4 == 6
+    assert all("gpt4moe/moe/experts.py" in place or place.startswith("autograd") for place in waits)
+    assert sum(count for place, count in looped["host_syncs"].items() if "_per_expert (tolist)" in place) == 1
+
+
 def test_padding_and_noise_add_one_wait_to_a_layer_and_drops_two(rehearsed: dict[str, Any]) -> None:
     """How many rows are sent is then known to the GPU alone. With noise none is missing, but layers get the numbers of
     tokens in the place of a padding mask, and cannot tell (moe.layer)."""
@@ -155,15 +164,19 @@ def test_the_ceiling_is_below_what_its_matrix_products_allow(rehearsed: dict[str
     assert data["parts"]["expert products"]["flops"] > data["parts"]["attention"]["flops"] > 0
 
 
-def test_an_item_in_a_layer_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:
+def test_an_item_and_an_assignment_by_a_mask_are_found_with_their_lines(rehearsed: dict[str, Any]) -> None:
     syncs = rehearsed["item in a layer"]["host_syncs"]
-    (place,) = [place for place in syncs if "item_in_a_layer" in place]
-    assert place.startswith("tests/gpu_rehearsal/faults.py:") and syncs[place] == 2
+    places = {place: count for place, count in syncs.items() if "item_in_a_layer" in place}
+    assert all(place.startswith("tests/gpu_rehearsal/faults.py:") for place in places)
+    assert {place.partition("(")[2]: count for place, count in places.items()} == {
+        "item)": 2, "assignment by a mask)": 1, "all_gather_object)": 1,
+    }  # fmt: skip
 
 
 def test_a_tensor_made_on_the_cpu_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:
     problems = rehearsed["tensor on the CPU"]["problems"]
     assert any("tests/gpu_rehearsal/faults.py:" in p and "mul mixes devices: cuda" in p for p in problems)
+    assert any("tests/gpu_rehearsal/faults.py:" in p and "mm mixes dtypes: bfloat16, float32" in p for p in problems)
 
 
 def test_a_refused_kernel_is_found_with_its_line(rehearsed: dict[str, Any]) -> None:

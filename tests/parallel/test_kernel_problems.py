@@ -188,3 +188,10 @@ def test_a_plan_names_kernels_that_the_cluster_does_not_take() -> None:
     assert any("ffn_hidden_size=100 is no multiple of 8" in warning for warning in on_gpus.warnings)
     on_cpus = estimate(load_plan_config([*overrides, "cluster=cpu"]))
     assert not any("no multiple of 8" in warning for warning in on_cpus.warnings)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "is_one_kernel"), [("a100_80g", False), ("l40s", False), ("h200_141g", True), ("gb300", True)]
+)
+def test_the_grouped_product_is_one_kernel_from_hopper_on(cluster: str, is_one_kernel: bool) -> None:
+    assert DeviceKind.of_cluster(run_of(f"cluster={cluster}").cluster).has_grouped_product is is_one_kernel
