@@ -142,7 +142,8 @@ $(INSTALLED): requirements.txt constraints.txt constraints-py312.txt
 		echo "Removing $(VENV): it has $$($(RUN) -V), and $$($(PYTHON) -V) was asked for."; rm -rf $(VENV); fi
 	@if $(PYTHON) -c '$(OWN_TORCH)' 2>/dev/null; then \
 		echo "Installing into $(VENV): $$($(PYTHON) -V) ($(PYTHON)) with its torch (once, about a minute) ..."; \
-		$(PYTHON) -m venv --system-site-packages $(VENV) && sed '/^torch[<>=]/d' requirements.txt > $@.txt; \
+		$(PYTHON) -c 'import triton' 2>/dev/null && own='torch|triton' || own=torch; \
+		$(PYTHON) -m venv --system-site-packages $(VENV) && sed -E "/^($$own)[<>=;]/d" requirements.txt > $@.txt; \
 	else \
 		echo "Installing into $(VENV): $$($(PYTHON) -V) ($(PYTHON)) (once, 1 to 5 minutes) ..."; \
 		$(PYTHON) -m venv $(VENV) && cp requirements.txt $@.txt; \
