@@ -19,6 +19,7 @@
     build.py               a source: planned, made, gone on with
     unfinished.py          the work that is under way: lock, plan, finished pieces
     extend.py              new shards for a source that is there
+    grown_tree.py          the new files of a source tree that was read before
     result.py              its manifest; it is moved in place
 
 Called by tools/tokenize_corpus.py.

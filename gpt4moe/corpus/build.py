@@ -10,7 +10,7 @@ alone: not on processes, pieces or restarts.
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,18 @@ from gpt4moe.corpus.duplicates import mark_first
 from gpt4moe.corpus.extend import (
     Older,
     extended_from,
+    inputs_of,
     merged,
     open_older,
     require_extensions_kept,
     require_older_files,
 )
+from gpt4moe.corpus.grown_tree import without_known, write_lists
 from gpt4moe.corpus.inputs import Inputs, cut, require_unchanged
 from gpt4moe.corpus.piece import Kitchen, PieceFacts, Recipe, make_piece, piece_path
 from gpt4moe.corpus.quality import Quality, require_language
 from gpt4moe.corpus.records import Advance, Part
-from gpt4moe.corpus.result import commit, manifest_of
+from gpt4moe.corpus.result import commit, lists_of, manifest_of
 from gpt4moe.corpus.unfinished import begin, clear, locked, made_already, make_plan
 from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_both_splits
@@ -82,8 +84,14 @@ def build_source(folder: Path, order: Order, *, processes: int, bar: Bar, say: C
     """
     target, work = folder / order.name, folder / f".{order.name}.work"
     with locked(work):  # also while the older source is read, which another command may be extending
-        pieces = cut(order.inputs, order.piece_bytes)
         finish_move(target)
+        if order.extends:
+            order = replace(order, inputs=without_known(order.inputs, target, inputs_of(target)))
+            if not order.inputs.files:
+                clear(work)  # of a kill amid its removal
+                say(f"{order.name}: made of these files already")
+                return SourceManifest.read(target)
+        pieces = cut(order.inputs, order.piece_bytes)
         require_replaceable(target)
         _require_elsewhere(order, target)
         plans = (_plan(order, pieces, base) for base in (extended_from(target) if order.extends else [None]))
@@ -148,13 +156,15 @@ def _manifest(
             f"Remove {work}, and run the same command again.",
         )
     quality, keys = _quality(facts, np.load(work / "counts.npy")), None
+    generation = older.generation + 1 if older is not None else 0
     if order.recipe.deduplicate:
-        generation = older.generation + 1 if older is not None else 0
         keys = write_keys(documents, work / "new" / f"documents-{generation:05}.keys")
     manifest = manifest_of(
         order.inputs, order.recipe, order.licence or "unknown", plan["sha256"], facts, hashes, quality, shards,
         documents.kept(facts), keys,
     )  # fmt: skip
+    assert manifest.text is not None
+    write_lists(work / "new", generation, manifest.text["inputs"], lists_of(order.inputs, facts))
     return manifest if older is None else merged(older, manifest)
 
 

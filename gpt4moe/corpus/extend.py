@@ -80,13 +80,18 @@ def require_extensions_kept(folder: Path, inputs: Inputs) -> None:
     if not text.get("extensions"):
         return
     named = {known for _, known in _given_again(inputs, text["inputs"])}
-    dropped = [one["path"] for one in text["inputs"] if one["path"] not in named]
+    dropped = list(dict.fromkeys(one["path"] for one in text["inputs"] if one["path"] not in named))
     if dropped:
         more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
         raise DataError(
             f"{folder} was extended: its documents of {', '.join(dropped[:10])}{more} would be dropped.",
             f"Name these files too. Add new files with --extend. To make it without these, remove {folder} first.",
         )
+
+
+def inputs_of(folder: Path) -> list[dict[str, Any]]:
+    """What a source was made of; empty where there is none."""
+    return list(_text(folder).get("inputs", ()))
 
 
 def _text(folder: Path) -> dict[str, Any]:
@@ -121,7 +126,8 @@ def open_older(folder: Path, inputs: Inputs, recipe: Recipe, licence: str | None
     if missing:
         raise DataError(f"{folder} is of an older version: its manifest lacks {', '.join(missing)}.", _ANEW)
     _require_same(older, recipe, licence)
-    again = _given_again(inputs, older.text["inputs"])
+    # Trees with a list were looked through by grown_tree.
+    again = _given_again(inputs, [one for one in older.text["inputs"] if "sums" not in one])
     if again:
         path, known = again[0]
         where = f", in which {path} lies," if os.path.isdir(known) else ""
@@ -213,11 +219,14 @@ def _remove_orphans(folder: Path, manifest: SourceManifest) -> None:
     text = dict(manifest.text or {})
     named = {f"{one.file}.{kind}" for one in (*manifest.train, *manifest.valid) for kind in ("bin", "idx", "sums")}
     named |= {one["file"] for one in text.get("keys", ())}
+    named |= {one["sums"] for one in text["inputs"] if "sums" in one}
     named |= {f"contaminated-{number:05}.jsonl" for number in range(1, len(text["extensions"]))}
     for path in folder.iterdir():
         if _MOVED.fullmatch(path.name) and path.name not in named:
             path.unlink()
 
 
-_MOVED = re.compile(r"(train|valid)-\d{5}\.(bin|idx|sums)|documents-\d{5}\.keys|contaminated-\d{5}\.jsonl")
+_MOVED = re.compile(
+    r"(train|valid)-\d{5}\.(bin|idx|sums)|documents-\d{5}\.keys|tree-\d{5}-\d+\.sums|contaminated-\d{5}\.jsonl"
+)
 """Files of an extension; contaminated-* is of the number of the extension, and the new one moves its own."""

@@ -60,23 +60,35 @@ def manifest_of(
 def _inputs(inputs: Inputs, facts: Sequence[PieceFacts], hashes: Sequence[str]) -> list[dict[str, Any]]:
     """Path, bytes and sha256 of each input; of a tree, of the lines that sha256sum would print for its text files."""
     single, of_document = iter(hashes), dict(pair for one in facts for pair in one.files)
+    lists = lists_of(inputs, facts)
     found, start = [], 0
     for root, count in inputs.roots:
         files = inputs.files[start : start + count]
         start += count
-        if all(kind == "tree" for _, kind, *_ in files):
-            lines = [
-                f"{of_document[path]}  {os.path.relpath(path, root)}\n" for path, *_ in files if path in of_document
-            ]
+        if root in lists:
             found.append({
-                "path": root, "files": len(lines), "bytes": sum(size for _, _, size, _ in files),
-                "sha256_of_sums": hashlib.sha256("".join(lines).encode()).hexdigest(),
+                "path": root, "files": sum(path in of_document for path, *_ in files),
+                "bytes": sum(size for _, _, size, _ in files),
+                "sha256_of_sums": hashlib.sha256(lists[root].encode()).hexdigest(),
             })  # fmt: skip
             continue
         found += [
             {"path": path, "bytes": size, "sha256": of_document[path] if kind == "text" else next(single)}
             for path, kind, size, _ in files
         ]
+    return found
+
+
+def lists_of(inputs: Inputs, facts: Sequence[PieceFacts]) -> dict[str, str]:
+    """Path of each tree -> the lines that sha256sum would print for its text files."""
+    of_document = dict(pair for one in facts for pair in one.files)
+    found, start = {}, 0
+    for root, count in inputs.roots:
+        files = inputs.files[start : start + count]
+        start += count
+        if all(kind == "tree" for _, kind, *_ in files):
+            names = [path for path, *_ in files if path in of_document]
+            found[root] = "".join(f"{of_document[path]}  {os.path.relpath(path, root)}\n" for path in names)
     return found
 
 

@@ -1,9 +1,12 @@
 """A source that grows gets new shards; the old ones, and the other sources, are not touched."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,11 +167,68 @@ def test_files_that_were_read_in_a_folder_are_not_read_again(
     (records / "a.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
     assert make(f"--source=code={tmp_path}/code", f"--source=lines={records}", "--held-out=0.2") == 0
     monkeypatch.setattr(build, "make_piece", None)  # refused before there is work
+    before = stamps(grown / "code")
+    assert make(f"--extend=code={tmp_path}/code/part1", "--held-out=0.2") == 0
+    assert "code: made of these files already" in capsys.readouterr().err and stamps(grown / "code") == before
+    path = grown / "code" / "manifest.json"
+    path.write_text(re.sub(r',\s*"sums": "tree-[^"]*"', "", path.read_text()))  # a manifest of before there were lists
     assert make(f"--extend=code={tmp_path}/code/part1", "--held-out=0.2") == 2
     assert f"{tmp_path}/code, in which {tmp_path}/code/part1/1.py lies, already" in capsys.readouterr().err
     write_lines(records / "b.jsonl", TEXTS[300:])
     assert make(f"--extend=lines={records}", "--held-out=0.2") == 2
     assert f"was made of {records}/a.jsonl already" in capsys.readouterr().err
+
+
+def test_a_tree_that_grew_brings_its_new_files_alone(
+    make: Make, grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tmp_path / "code"
+
+    def write(numbers: range) -> None:
+        for number in numbers:
+            path = tree / f"part{number % 3}" / f"{number}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(TEXTS[number])
+
+    def text() -> dict[str, Any]:
+        return dict(SourceManifest.read(grown / "code").text or {})
+
+    write(range(40))
+    (tree / "part0" / "picture.bin").write_bytes(b"\0")
+    assert make(f"--source=code={tree}", *MADE) == 0
+    old, first = tokens_of(grown / "code"), text()
+    write(range(40, 60))
+    assert make(f"--extend=code={tree}", *MADE) == 0
+    write(range(60, 66))
+    assert make(f"--extend=code={tree}/part1", *MADE) == 0  # 61 and 64
+    assert tokens_of(grown / "code").startswith(old)
+    found = text()
+    assert sum(found["documents"].values()) == 62 and found["files_skipped"] == first["files_skipped"]
+    assert [one["files"] for one in found["inputs"]] == [40, 20, 2]
+    assert sorted(path.name for path in (grown / "code").glob("*.sums") if "tree" in path.name) == [
+        one["sums"] for one in found["inputs"]
+    ]
+    for one in found["inputs"]:
+        assert hashlib.sha256((grown / "code" / one["sums"]).read_bytes()).hexdigest() == one["sha256_of_sums"]
+    assert make(f"--extend=code={tree}", *MADE) == 0  # the rest
+    before, documents = stamps(grown / "code"), sum(text()["documents"].values())
+    assert documents == 66
+    capsys.readouterr()
+    assert make(f"--extend=code={tree}", *MADE) == 0
+    assert "made of these files already" in capsys.readouterr().err
+    tree = tree.rename(tmp_path / "moved")
+    assert make(f"--extend=code={tree}", *MADE) == 0
+    assert "made of these files already" in capsys.readouterr().err
+    (tree / "part0" / "3.py").write_text("another text")
+    assert make(f"--extend=code={tree}", *MADE) == 2
+    assert f"{tree}/part0/3.py has another text than when {grown}/code was made" in capsys.readouterr().err
+    assert stamps(grown / "code") == before
+    tree = tree.rename(tmp_path / "code")
+    assert make(f"--source=code={tree}", *MADE) == 0  # anew, of the whole tree
+    assert sum(text()["documents"].values()) == documents and len(text()["inputs"]) == 1
+    (grown / "code" / "tree-00000-0.sums").write_text("")
+    assert make(f"--extend=code={tree}", *MADE) == 2
+    assert "tree-00000-0.sums is damaged" in capsys.readouterr().err
 
 
 def test_records_that_a_tree_left_out_may_be_added(make: Make, grown: Path, tmp_path: Path) -> None:
