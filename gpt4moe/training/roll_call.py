@@ -143,28 +143,31 @@ class RollCall:
         while True:
             self._soon.wait(self.interval)
             self._soon.clear()
-            if self._is_stopped:
+            if self._is_stopped or self.turn():
                 return
-            begun = time.monotonic()
-            try:
-                if self._ask():
-                    return  # the process that serves the store may leave from now on
-                self._failures = 0
-            except RuntimeError as error:  # of torch's store; a client whose connection broke stays so
-                if not any(word in str(error).lower() for word in ("timed out", "timeout")):
-                    self._failures += 1
-                if self._failures > 1:
-                    self._answered = float("-inf")
-                    return
-                continue
-            except Exception as error:  # the watch goes on
-                if not self._has_told:
-                    self._has_told = True
-                    text = f"the watchdog of rank {self.board.rank} has an error and goes on: {summary(error)}."
-                    say(text, kind="warning")
-            self._answered = time.monotonic()
-            if self._answered - begun > self.patience:  # what others posted meanwhile is not known
-                self.forget()
+
+    def turn(self) -> bool:
+        """Asks the store once, and notes whether it answered. Returns: whether that was the last time."""
+        begun = time.monotonic()
+        try:
+            if self._ask():
+                return True  # the process that serves the store may leave from now on
+            self._failures = 0
+        except RuntimeError as error:  # of torch's store; a client whose connection broke stays so
+            if not any(word in str(error).lower() for word in ("timed out", "timeout")):
+                self._failures += 1
+            if self._failures > 1:
+                self._answered = float("-inf")
+            return self._failures > 1
+        except Exception as error:  # the watch goes on
+            if not self._has_told:
+                self._has_told = True
+                text = f"the watchdog of rank {self.board.rank} has an error and goes on: {summary(error)}."
+                say(text, kind="warning")
+        self._answered = time.monotonic()
+        if self._answered - begun > self.patience:  # what others posted meanwhile is not known
+            self.forget()
+        return False
 
     def _ask(self) -> bool:
         """Says and hears what there is. Returns: whether the launch ends."""

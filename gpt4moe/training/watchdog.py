@@ -56,7 +56,7 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         self.call.start()
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -165,23 +165,27 @@ class Watchdog:
 
     # In the watchdog's thread.
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         looked = time.monotonic()
         while not self._stop.wait(self.call.interval / 2):
             was, looked = looked, time.monotonic()
             try:
-                if looked - was > self.call.patience:  # this process was stopped, and the others may have been too
-                    self.thread.start_again(has_stepped=self.thread.has_stepped)
-                    self.call.forget()
-                self.thread.look(2 * self.call.interval)
-                if self.call.end is not None:
-                    self._leave(self.call.end)
-                elif not self.is_over:
-                    self._judge()
+                self.look(looked - was)
             except Exception as error:  # the watch goes on
                 if not self.has_erred:
                     self.has_erred = True
                     say(f"the watchdog of rank {self.rank} has an error and goes on: {summary(error)}.", kind="warning")
+
+    def look(self, seconds: float) -> None:
+        """Sees whether the training thread moves, and draws the conclusion. Args: seconds: since the last look."""
+        if seconds > self.call.patience:  # this process was stopped, and the others may have been too
+            self.thread.start_again(has_stepped=self.thread.has_stepped)
+            self.call.forget()
+        self.thread.look(2 * self.call.interval)
+        if self.call.end is not None:
+            self._leave(self.call.end)
+        elif not self.is_over:
+            self._judge()
 
     def _judge(self) -> None:
         call, thread = self.call, self.thread
@@ -217,8 +221,9 @@ class Watchdog:
             )
             text = f"{where}; where no rank moves for {allowed:.0f} s, the launch ends with {HUNG}"
             say(f"{text}. resilience.hang_seconds sets that; 0: never.", kind="warning")
-            if self.events is not None:
-                self.events.write("alert", step=self.thread.step, name="watchdog", text=text)
+            if self.events is not None:  # where the run folder's disk stands still, this thread must go on
+                fields = {"step": self.thread.step, "name": "watchdog", "text": text}
+                threading.Thread(target=self.events.write, args=("alert",), kwargs=fields, daemon=True).start()
 
     def _tell(self, beats: Mapping[int, Beat], silent: list[int], what: str) -> None:
         """Says who hangs, and ends every rank."""
