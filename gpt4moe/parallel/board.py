@@ -1,7 +1,8 @@
 """Board: short texts that ranks leave for each other, in the store by which they met, through a client of their own.
 
 No collective: a rank that hangs in one still posts from another thread. A store serves one request of a client at a
-time, so the client of torch.distributed would not do.
+time, so the client of torch.distributed would not do: where one thread waits in `get` for a key, another's `set` waits
+until that has come or timed out (torch 2.13). So rank 0 has two connections of each rank (rendezvous.py).
 
     beats/N   the last text of rank N, written over and over
     end       why the launch ends; the first to claim it wins

@@ -8,6 +8,7 @@ that every rank has and that names the ranks that are missing. Ranks that came b
 
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -34,6 +35,9 @@ _CONNECT_SECONDS = 30.0
 """For one try. A store that thousands of ranks knock at takes its time."""
 _QUESTIONS_PER_SECOND = 10_000
 """Of all ranks together, to one store; more where each would ask too seldom."""
+_CONNECTIONS = 2
+"""Of each rank to the store: torch's groups and the watchdog (board.py)."""
+_OTHER_FILES = 256
 _LISTEN_SECONDS = 20.0
 """How long rank 0 tries to get its port: the one before it may just be ending. Less than _CONNECT_SECONDS, after which
 torch prints its own error on every other rank."""
@@ -171,6 +175,8 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
     assert environment.master is not None
     address, port = environment.master
     serves = environment.rank == 0 and not _agents_serve()
+    if serves:
+        _allow_connections(environment.world_size)
     listen_until = time.monotonic() + _LISTEN_SECONDS
     while True:
         seconds = max(1.0, min(_CONNECT_SECONDS, deadline - time.monotonic()))
@@ -190,6 +196,23 @@ def _connect(environment: Environment, deadline: float, patience_seconds: float)
             time.sleep(0.2)
         elif time.monotonic() > deadline:
             raise _no_answer(environment, patience_seconds, why)
+
+
+def _allow_connections(world_size: int) -> None:
+    """Lets rank 0's process have as many open files as its store has connections: 1024 is a usual limit.
+
+    Raises: LaunchError when the system allows fewer: torch would let the last ranks wait without a word.
+    """
+    needed = _CONNECTIONS * world_size + _OTHER_FILES
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_limited = most != resource.RLIM_INFINITY
+    if is_limited and most < needed:
+        raise LaunchError(
+            f"Rank 0 may have {most:,} open files, and the store of {world_size:,} ranks needs {needed:,}.",
+            f"Raise the hard limit on its node (ulimit -Hn, LimitNOFILE of slurmd) to {needed:,}.",
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def _step_name(environment: Environment) -> str:

@@ -182,3 +182,16 @@ def test_ranks_that_all_come_have_one_store() -> None:
     assert isinstance(first, distributed.Store) and isinstance(second, distributed.Store)
     first.set("a", "b")
     assert second.get("a") == b"b"
+
+
+def test_rank_0_may_open_as_many_connections_as_ranks_make_or_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, given = (1024, 20_000), list[tuple[int, int]]()
+    monkeypatch.setattr(rendezvous.resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(rendezvous.resource, "setrlimit", lambda which, pair: given.append(pair))
+    rendezvous._allow_connections(8)
+    assert given == []
+    rendezvous._allow_connections(3072)
+    assert given == [(2 * 3072 + 256, 20_000)]
+    with pytest.raises(LaunchError, match="have 20,000 open files, and the store of 24,960 ranks needs 50,176") as e:
+        rendezvous._allow_connections(24_960)
+    assert e.value.exit_code == 2 and "LimitNOFILE" in e.value.cure
