@@ -229,11 +229,13 @@ class MetricsLog:
             os.fsync(self._file)
 
     def close(self) -> None:
-        """Brings the lines to the disk and closes. A second call does nothing."""
+        """Brings the lines to the disk and closes, also where it takes none. A second call does nothing."""
         if self._file >= 0:
-            self.sync()
-            os.close(self._file)
-            self._file = -1
+            try:
+                self.sync()
+            finally:
+                os.close(self._file)
+                self._file = -1
 
     def __enter__(self) -> Self:
         return self

@@ -75,8 +75,13 @@ class Tracking(Callback):
                 self.console.message(f"SIGUSR1 received: saving step {context.state.step}, then going on.")
 
     def on_exit(self, context: TrainingContext) -> None:
-        if self.log:
-            self.log.close()
+        try:
+            if self.log:
+                self.log.close()
+        finally:
+            self._close_wandb(context)
+
+    def _close_wandb(self, context: TrainingContext) -> None:
         if self.wandb:
             self.wandb.finish(0 if context.is_last_step else 1)
         if self.console and self.wandb:
