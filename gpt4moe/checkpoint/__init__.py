@@ -8,6 +8,7 @@
     base.py        the frozen weights beside adapters
     saving.py      a rank's save, in a thread
     index.py       any box of any tensor
+    filling.py     blocks of files into torch tensors, by threads
     reader.py      any range, into torch tensors
     selection.py   which tensors a run takes
     health.py      which checkpoints are suspect, and why
@@ -17,5 +18,5 @@
 
 A checkpoint is a set of logical fp32 tensors, KIND/NAME: weights, buffers and the optimizer's states
 (config.optimizer_table), cut into rectangles as their writers owned them. No file is written or read with pickle. Only
-reader needs torch.
+filling and reader need torch.
 """

@@ -73,10 +73,15 @@ class CheckpointIndex:
 
     def read_run(self, piece: StoredPiece, at: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
         """The values of a box [at, at + size) that is contiguous in the piece (see runs)."""
-        place = sum(
-            (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
-        )
-        return self.files[piece.file].read_floats(piece.start + ITEM_BYTES * place, prod(size)).reshape(size)
+        return self.files[piece.file].read_floats(byte_of(piece, at), prod(size)).reshape(size)
+
+
+def byte_of(piece: StoredPiece, at: tuple[int, ...]) -> int:
+    """Where the element `at` of a tensor, which is in the piece, lies in its file's data."""
+    place = sum(
+        (a - o) * prod(piece.shape[axis + 1 :]) for axis, (a, o) in enumerate(zip(at, piece.offset, strict=True))
+    )
+    return piece.start + ITEM_BYTES * place
 
 
 ReadRun = Callable[[StoredPiece, tuple[int, ...], tuple[int, ...]], np.ndarray]
@@ -87,13 +92,22 @@ def read_pieces(
     pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...], read_run: ReadRun
 ) -> Iterator[tuple[Where, np.ndarray]]:
     """The values that pieces of a tensor hold of a box: (where in the box, values)."""
+    for piece, at, size, where in runs_of_box(pieces, offset, shape):
+        yield where, read_run(piece, at, size)
+
+
+def runs_of_box(
+    pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...], most: int | None = None
+) -> Iterator[tuple[StoredPiece, tuple[int, ...], tuple[int, ...], Where]]:
+    """What pieces of a tensor hold of a box, as (piece, offset, shape, where in the box), each contiguous in its piece.
+
+    Args:
+        most: elements of each; None: RUN_ELEMENTS.
+    """
     for piece in pieces:
         common = overlap((offset, shape), (piece.offset, piece.shape))
-        if common is None:
-            continue
-        for at, size in runs(piece, *common):
-            where = tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
-            yield where, read_run(piece, at, size)
+        for at, size in () if common is None else runs(piece, *common, most):
+            yield piece, at, size, tuple(slice(a - o, a - o + n) for a, o, n in zip(at, offset, size, strict=True))
 
 
 def pieces_of_box(pieces: Sequence[StoredPiece], offset: tuple[int, ...], shape: tuple[int, ...]) -> list[StoredPiece]:
@@ -121,13 +135,17 @@ def overlap(a: Rectangle, b: Rectangle) -> tuple[list[int], list[int]] | None:
     return (begin, end) if all(x < y for x, y in zip(begin, end, strict=True)) else None
 
 
-def runs(piece: StoredPiece, begin: list[int], end: list[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Cuts the box [begin, end) into boxes (offset, shape), contiguous in the piece and at most RUN_ELEMENTS each."""
+def runs(
+    piece: StoredPiece, begin: list[int], end: list[int], most: int | None = None
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Cuts the box [begin, end) into boxes (offset, shape), contiguous in the piece and of at most `most` elements;
+    None: RUN_ELEMENTS."""
+    most = most or RUN_ELEMENTS
     axis = len(begin) - 1  # the outermost axis whose inner axes are all taken whole and fit one read together
-    while axis > 0 and end[axis] - begin[axis] == piece.shape[axis] and prod(piece.shape[axis:]) <= RUN_ELEMENTS:
+    while axis > 0 and end[axis] - begin[axis] == piece.shape[axis] and prod(piece.shape[axis:]) <= most:
         axis -= 1
     inner = tuple(b - a for a, b in zip(begin[axis + 1 :], end[axis + 1 :], strict=True))
-    rows = RUN_ELEMENTS // prod(inner)
+    rows = most // prod(inner)
     for outer in product(*(range(a, b) for a, b in zip(begin[:axis], end[:axis], strict=True))):
         for row in range(begin[axis], end[axis], rows):
             size = min(rows, end[axis] - row)

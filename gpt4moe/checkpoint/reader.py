@@ -1,11 +1,13 @@
 """CheckpointReader: fills any flat range of any shard from a checkpoint, whatever layout wrote it."""
 
+from collections.abc import Iterator
 from math import prod
 
 import torch
 from torch import Tensor
 
-from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box, pieces_of_box, read_pieces
+from gpt4moe.checkpoint.filling import Stretch, fill_all
+from gpt4moe.checkpoint.index import CheckpointIndex, byte_of, cover_of_box, pieces_of_box, runs_of_box
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 from gpt4moe.parallel.shard import Shard, flat_rectangles
 
@@ -33,6 +35,10 @@ class CheckpointReader(CheckpointIndex):
                 f"{self.folder}: {name} is {list(self.shapes[name])}, the model needs {list(shard.global_shape)}.",
                 "The checkpoint is of another model: check model.* against its manifest.json.",
             )
+        fill_all(self._stretches(name, shard, start, end, out))
+
+    def _stretches(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> Iterator[Stretch]:
+        """Of the elements, piece by piece. Raises: DamagedCheckpoint when some are missing, or there twice."""
         for part in flat_rectangles(start, end, shard.shape):
             target = out[part.start - start :][: prod(part.shape)].view(part.shape)
             low = tuple(a + b for a, b in zip(shard.offset, part.offset, strict=True))
@@ -40,5 +46,5 @@ class CheckpointReader(CheckpointIndex):
             wrong = cover_of_box(pieces, low, part.shape)
             if wrong:
                 raise DamagedCheckpoint(self.folder, f"{self.folder}: {name}: {wrong}.")
-            for where, values in read_pieces(pieces, low, part.shape, self.read_run):
-                target[where] = torch.from_numpy(values)
+            for piece, at, _, where in runs_of_box(pieces, low, part.shape, most=prod(part.shape)):
+                yield Stretch(self.files[piece.file], byte_of(piece, at), target[where])

@@ -85,7 +85,8 @@ class VerifiedFile:
         if size != entry.size:
             what = f"has {size} bytes, its manifest says {entry.size}" if size >= 0 else "is missing"
             raise self._damaged(f"{self.path} {what}.", SIZE if size >= 0 else MISSING)
-        blocks = -(-self.data_bytes // entry.block_bytes) if entry.block_bytes > 0 else -1
+        is_possible = entry.block_bytes > 0 and entry.block_bytes % ITEM_BYTES == 0
+        blocks = -(-self.data_bytes // entry.block_bytes) if is_possible else -1
         if blocks != len(entry.block_hashes):
             raise DamagedCheckpoint(
                 folder, f"The manifest has {len(entry.block_hashes)} hashes for the {blocks} blocks of {self.path}."
@@ -155,11 +156,11 @@ class VerifiedFile:
         size = self.entry.block_bytes
         first, last = start // size, max(start, end - 1) // size
         if first == last:
-            return self._block(first)[start - first * size : end - first * size]
+            return self.block(first)[start - first * size : end - first * size]
         out = np.empty(end - start, dtype=np.uint8)
         for index in range(first, last + 1):
             low, high = max(start, index * size), min(end, (index + 1) * size)
-            out[low - start : high - start] = self._block(index)[low - index * size : high - index * size]
+            out[low - start : high - start] = self.block(index)[low - index * size : high - index * size]
         return out
 
     def read_floats(self, start: int, count: int) -> np.ndarray:
@@ -169,7 +170,7 @@ class VerifiedFile:
         """What is wrong with the file, block by block."""
         for index in range(len(self.entry.block_hashes)):
             try:
-                self._block(index)
+                self.block(index)
             except CheckpointError as error:
                 yield error.cause
 
@@ -178,50 +179,66 @@ class VerifiedFile:
         if block == HEADER:
             self._checked(0, self.entry.header_bytes, self.entry.header_hash)
         elif block >= 0:
-            self._block(block)
+            self.block(block)
 
-    def _block(self, index: int) -> np.ndarray:
-        key = (self.entry.name, index)
-        block = self.cache.get(key)
+    def block_size(self, index: int) -> int:
+        """Bytes of a block: the last one may be short."""
+        return min(self.entry.block_bytes, self.data_bytes - index * self.entry.block_bytes)
+
+    def cached(self, index: int) -> np.ndarray | None:
+        """A block that was read before, if it is still there."""
+        return self.cache.get((self.entry.name, index))
+
+    def block(self, index: int) -> np.ndarray:
+        """Bytes of a block, uint8, not to be written to. Raises: CheckpointError."""
+        block = self.cached(index)
         if block is None:
-            start = self.entry.header_bytes + index * self.entry.block_bytes
-            size = min(self.entry.block_bytes, self.entry.size - start)
-            self.cache.make_room(size)
-            self._read_ahead(start + size)
-            block = self._checked(start, size, self.entry.block_hashes[index], index)
-            self.cache.put(key, block)
+            self.cache.make_room(size := self.block_size(index))
+            block = np.empty(size, dtype=np.uint8)
+            self.read_block(index, block)
+            self.cache.put((self.entry.name, index), block)
         return block
 
-    def _read_ahead(self, start: int) -> None:
-        """Asks the kernel to fetch the next blocks while this one is worked on. Only advice: errors of the file are
-        found by reading it."""
-        with suppress(OSError), self.path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), start, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+    def read_block(self, index: int, out: np.ndarray) -> None:
+        """Reads a block into `out`, as many uint8, and past the cache. Raises: CheckpointError."""
+        start = self.entry.header_bytes + index * self.entry.block_bytes
+        self._check_into(out, start, self.entry.block_hashes[index], index)
 
-    def _checked(self, start: int, size: int, expected: str, block: int = HEADER) -> np.ndarray:
+    def _checked(self, start: int, size: int, expected: str) -> np.ndarray:
+        out = np.empty(size, dtype=np.uint8)
+        self._check_into(out, start, expected)
+        return out
+
+    def _check_into(self, out: np.ndarray, start: int, expected: str, block: int = HEADER) -> None:
         what = f"{'The header' if block < 0 else f'Block {block}'} of {self.path}"
         try:
-            data = _read(self.path, start, size)
+            count = _read(self.path, start, out, ahead_bytes=_READ_AHEAD_BYTES if block >= 0 else 0)
         except OSError as error:
             raise UnreadableCheckpoint(self.path, what, error, block) from error
-        if xxhash.xxh3_64_hexdigest(data.data) != expected:
+        if xxhash.xxh3_64_hexdigest(out.data[:count]) != expected:
             raise self._damaged(f"{what} is damaged: its hash differs from the manifest's.", block)
-        return data
 
     def _damaged(self, cause: str, block: int) -> DamagedCheckpoint:
         return DamagedCheckpoint(self.path.parent, cause, (self.path.name, block))
 
 
-def _read(path: Path, start: int, size: int) -> np.ndarray:
-    """Bytes [start, start + size) or, where the file is shorter, those up to its end. Raises: OSError. Not by
-    np.fromfile, which takes an error in the middle of a file for its end (numpy 2.4)."""
-    data = np.empty(size, dtype=np.uint8)
-    left = data.data
+def _read(path: Path, start: int, out: np.ndarray, *, ahead_bytes: int) -> int:
+    """Bytes of the file from `start` on into `out`. Returns: how many, fewer where the file ends. Raises: OSError.
+
+    Not by np.fromfile, which takes an error in the middle of a file for its end (numpy 2.4).
+
+    Args:
+        ahead_bytes: behind these, which the kernel is asked to fetch while they are worked on.
+    """
+    left = out.data
     with path.open("rb", buffering=0) as file:
+        if ahead_bytes:
+            with suppress(OSError):  # only advice: errors of the file are found by reading it
+                os.posix_fadvise(file.fileno(), start + len(left), ahead_bytes, os.POSIX_FADV_WILLNEED)
         file.seek(start)
         while left and (count := file.readinto(left)):
             left = left[count:]
-    return data[: size - len(left)]
+    return len(out) - len(left)
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def initialize(
 
     Args:
         loaded: KIND/NAME of tensors that the caller loads next. They are not drawn, which takes minutes for a large
-            model, but are NaN: if nothing loaded one, the first loss would show it.
+            model, but have a NaN in every row: if nothing loaded one, the first loss would show it.
     """
     deviation = {
         Initial.unit: 1.0,
@@ -134,7 +134,7 @@ def initialize(
     }
     for parameter, shard, row in shards(chunks, groups):
         if f"{WEIGHT}/{shard.name}" in loaded:
-            parameter.fill_(torch.nan)
+            parameter[..., 0] = torch.nan
             continue
         if row.initial in CONSTANTS:
             parameter.fill_(CONSTANTS[row.initial])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt4moe.checkpoint import index
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.storage import StoredPiece
-from gpt4moe.errors import CheckpointError
+from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 from gpt4moe.parallel.shard import Shard
 from tests.checkpoint.builders import dealt, flat_ranges, flip_bit, piece, random_cut, state, write_checkpoint
 
@@ -74,6 +74,23 @@ def test_values_are_cast_to_the_target(tmp_path: Path) -> None:
     out = torch.empty(11, dtype=torch.bfloat16)
     reader.fill("weight/c.norm", Shard("c.norm", (11,), (0,), (11,)), 0, 11, out)
     assert out.equal(reader.tensor("weight/c.norm").bfloat16())
+
+
+def test_a_block_that_goes_to_one_place_is_read_there_and_checked_there(tmp_path: Path) -> None:
+    """Not into the cache first, whose pages and copies would take as long again as reading."""
+    array = np.arange(150, dtype=np.float32).reshape(15, 10)  # 600 bytes: nine blocks and a short one
+    (entry,) = write_checkpoint(tmp_path / "x", [[piece("weight/a", array, (0, 0), (15, 10))]], block_bytes=64)
+    reader = CheckpointReader(tmp_path / "x")
+    assert reader.tensor("weight/a").numpy().tolist() == array.tolist()
+    assert not reader.cache.blocks
+    some = torch.empty(70)  # whole rows from the middle of block 1 to that of block 6
+    reader.fill("weight/a", Shard("a", (15, 10), (0, 0), (15, 10)), 30, 100, some)
+    assert some.tolist() == array.reshape(-1)[30:100].tolist()
+    assert sorted(block for _, block in reader.cache.blocks) == [1, 6]
+    flip_bit(tmp_path / "x" / entry.name, entry.header_bytes + 64 * 4 + 3)
+    with pytest.raises(DamagedCheckpoint, match=r"Block 4 of .* is damaged") as error:
+        reader.tensor("weight/a")
+    assert error.value.place == (entry.name, 4)
 
 
 def test_opening_reads_headers_alone(tmp_path: Path) -> None:
