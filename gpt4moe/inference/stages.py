@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, distributed, nn
 
@@ -128,10 +129,19 @@ def through_layer(
     elif type(layer) not in (TransformerLayer, RecomputedLayer):
         out: Tensor = layer(hidden, attention_mask=None, packed_seq_params=attention, padding_mask=token_ids)[0]
         return out
-    out, _ = layer.self_attention(layer.input_layernorm(hidden), attention_mask=None, packed_seq_params=attention)
-    hidden = hidden + out
+    hidden = hidden + _attended(layer.self_attention, layer.input_layernorm(hidden), attention)
     out, _ = layer.mlp(layer.pre_mlp_layernorm(hidden), padding_mask=token_ids)
     return hidden + out
+
+
+def _attended(module: nn.Module, hidden: Tensor, attention: StepAttention | None) -> Tensor:
+    """As module.forward; the attention of a step needs nothing of what stands between its parts there."""
+    if attention is None or type(module) is not SelfAttention:
+        out: Tensor = module(hidden, attention_mask=None, packed_seq_params=attention)[0]
+        return out
+    query, key, value = module.get_query_key_value_tensors(hidden)
+    out, _ = module.linear_proj(module.core_attention(query, key, value, None, packed_seq_params=attention))
+    return out
 
 
 @contextmanager

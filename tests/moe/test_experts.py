@@ -129,7 +129,7 @@ def test_a_torch_without_grouped_mm_is_refused_where_the_kernel_is_needed(monkey
 
 @pytest.mark.parametrize("num_tokens", [1, 5, 40])
 def test_few_tokens_get_what_the_kernel_gives_their_rows(num_tokens: int) -> None:
-    """One row of an expert, a few as columns, many as rows; fp32 products in another order."""
+    """One row of an expert, a few as columns, more as columns and as rows, many as rows; fp32 in another order."""
     inputs, top_k = _inputs([num_tokens, 0, 0, 0]), 2
     of = experts.Experts(
         nn.Parameter(inputs["gate_up"]), nn.Parameter(inputs["down"]), kernel=ExpertKernel.per_expert
