@@ -6,6 +6,7 @@
 The format is megatron/core/datasets/indexed_dataset.py's (0.16); preprocess.py writes it with Megatron's own builder.
 """
 
+import mmap
 import struct
 from bisect import bisect_right
 from functools import cached_property
@@ -39,8 +40,9 @@ class DocumentIndex:
             raise DataError(f"{_with(prefix, '.idx')} is missing.", _NAME)
         if _size(prefix, ".idx") < HEADER.size:
             raise _damaged(prefix, ".idx", f"has {_size(prefix, '.idx')} bytes, not even a header")
-        # A plain view: slices of numpy's own class for mapped files cost several times as much.
-        index: NDArray[np.uint8] = np.asarray(np.memmap(_with(prefix, ".idx"), mode="r", dtype=np.uint8))
+        with _with(prefix, ".idx").open("rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        index: NDArray[np.uint8] = np.frombuffer(self._mapped, dtype=np.uint8)
         magic, version, code, num_sequences, num_bounds = HEADER.unpack(bytes(index[: HEADER.size]))
         if magic != MAGIC or version != 1 or code not in DTYPES:
             raise _damaged(prefix, ".idx", "is no Megatron index of whole numbers, version 1")
@@ -84,7 +86,10 @@ class DocumentIndex:
     @cached_property
     def _landmarks(self) -> NDArray[np.int64]:
         """Where every _LANDMARK-th document starts: what is looked for lies between two of them."""
-        return self._starts_of(slice(0, self.num_documents, _LANDMARK))
+        found = self._starts_of(slice(0, self.num_documents, _LANDMARK))
+        # They lie on all pages of the file, and thousands of shards would keep gigabytes of those in this process.
+        self._mapped.madvise(mmap.MADV_DONTNEED)
+        return found
 
     def _starts_of(self, documents: slice) -> NDArray[np.int64]:
         """Their first tokens; without documents at the end that have no tokens."""

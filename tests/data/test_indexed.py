@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from gpt4moe.data.indexed import IndexedTokens
+from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
+from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.preprocess import write_split
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
@@ -40,6 +42,15 @@ def test_a_token_is_found_in_its_document(tmp_path: Path) -> None:
     for first in range(12):
         for last in range(first, 13):
             assert index.starts(first, last).tolist() == [start for start in (0, 4, 6) if first <= start < last]
+
+
+def test_the_table_of_a_large_index_leaves_its_pages_out_of_the_process(tmp_path: Path) -> None:
+    write_index(tmp_path / "a.idx", np.full(1_000_000, 1000), np.dtype("<i4"))
+    index = DocumentIndex(tmp_path / "a")
+    assert index.starts(500_000_100, 500_002_000).tolist() == [500_001_000]
+    (row,) = [row for row in psutil.Process().memory_maps() if row.path == str(tmp_path / "a.idx")]
+    # 16 MB with the pages of the table. What a look into two places maps is up to the kernel, 2 MB each.
+    assert row.rss < 8e6 < row.size
 
 
 def test_documents_without_tokens_are_passed_over(tmp_path: Path) -> None:
