@@ -125,12 +125,8 @@ def _calibrated(plan: PlanConfig, folder: Path) -> list[Compared]:
 
 def _layout_json(found: Estimate) -> dict[str, object]:
     training, parallel = found.plan.training, found.plan.parallel
-    chosen = {
-        "micro_batch_size": training.micro_batch_size,
-        "recompute": parallel.recompute.value,
-        "recompute_layers": parallel.recompute_layers,
-    }
-    return {**chosen, **to_json(found)}
+    cut = {"recompute": parallel.recompute.value, "recompute_layers": parallel.recompute_layers}
+    return {"micro_batch_size": training.micro_batch_size, **cut, **to_json(found)}
 
 
 def estimate_tables(result: Estimate) -> list[Table | str]:
@@ -166,11 +162,13 @@ def search_tables(result: Search) -> list[Table | str]:
         worst = max(others, key=others.__getitem__)
         table.add_row(
             *(str(getattr(layout, name)) for name in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")),
-            str(plan.training.micro_batch_size), _recompute(plan.parallel), f"{found.step.seconds:.3g}",
+            str(plan.training.micro_batch_size), _recompute(plan.parallel),
+            with_range(f"{found.step.seconds:.3g}", found.likely(found.step.seconds)),
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}",
             with_range(f"{found.days:.3g}", found.likely(found.days)),
-            usd_text(found.cost.usd, missing="not known"), f"{worst} {others[worst] / found.step.seconds:.0%}",
+            with_range(usd_text(found.cost.usd, missing="not known"), found.likely(found.cost.usd), ",.0f"),
+            f"{worst} {others[worst] / found.step.seconds:.0%}",
             "cannot build it" if found.unbuilt else "builds it",
         )  # fmt: skip
     slower = "" if result.is_complete else "; the others are slower than what is shown"
@@ -192,7 +190,9 @@ def search_tables(result: Search) -> list[Table | str]:
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
-        lines.append(f"{' and '.join(filter(None, limits))} train {result.tokens:.3g} tokens with the first layout")
+        took = best.likely(1.0)  # a step of twice the time trains half the tokens
+        trained = with_range(f"{result.tokens:.3g}", took and (result.tokens / took[1], result.tokens / took[0]))
+        lines.append(f"{' and '.join(filter(None, limits))} train {trained} tokens with the first layout")
     return lines
 
 

@@ -65,9 +65,12 @@ def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
         (
             f"{phase.first_step:,} to {phase.first_step + phase.steps - 1:,}", f"{phase.global_batch_size:,}",
             f"{phase.seq_length:,}", "data.sources" if phase.shares is None else _shares(phase.shares),
-            f"{phase.tokens:.4g}", f"{phase.peak_memory_bytes / 1e9:.1f}", f"{phase.step_seconds:.4g}",
-            f"{phase.seconds / 86400:.4g}",
-            usd_text(result.phase_usd(phase), missing="not known"),
+            f"{phase.tokens:.4g}", f"{phase.peak_memory_bytes / 1e9:.1f}",
+            with_range(f"{phase.step_seconds:.4g}", result.likely(phase.step_seconds)),
+            with_range(f"{phase.seconds / 86400:.4g}", result.likely(phase.seconds / 86400)),
+            with_range(
+                usd_text(result.phase_usd(phase), missing="not known"), result.likely(result.phase_usd(phase)), ",.0f"
+            ),
         )
         for phase in result.phases
     ]  # fmt: skip

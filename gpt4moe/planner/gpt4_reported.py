@@ -83,6 +83,12 @@ def difference(ours: float, reported: float) -> str:
     return f"{100 * (ours / reported - 1):+.1f}%"
 
 
+def ranged(value: float, ours: Estimate, unit: str = "{:.0f}") -> str:
+    """A time or a cost of a plan, with what it may turn out as in brackets. Args: unit: a format, of every number."""
+    likely = ours.likely(value)
+    return unit.format(value) + (f" ({unit.format(likely[0])} to {unit.format(likely[1])})" if likely else "")
+
+
 def within(ours: float, low: float, high: float) -> str:
     """Whether a number is in the reported range, and how far outside it."""
     if low <= ours <= high:

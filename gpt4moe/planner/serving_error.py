@@ -37,8 +37,8 @@ PUBLISHED: dict[Kind, tuple[int, float, float]] = {
     (Generation.hopper, ServedKind.dense, Quantity.throughput): (21, -0.182, 0.535),
     (Generation.hopper, ServedKind.dense, Quantity.first_token): (4, -0.387, 0.104),
     (Generation.hopper, ServedKind.dense, Quantity.token): (4, -0.223, 0.13),
-    (Generation.hopper, ServedKind.near, Quantity.throughput): (18, -0.068, 0.282),
-    (Generation.hopper, ServedKind.far, Quantity.throughput): (2, -0.729, -0.38),
+    (Generation.hopper, ServedKind.near, Quantity.throughput): (18, -0.175, 0.281),
+    (Generation.hopper, ServedKind.far, Quantity.throughput): (2, -0.77, -0.475),
     (Generation.ampere, ServedKind.dense, Quantity.throughput): (3, 0.001, 1.378),
     (Generation.ampere, ServedKind.dense, Quantity.first_token): (2, -0.272, -0.01),
 }

@@ -1,5 +1,6 @@
 """GPT-4's reported numbers: the page is what the code says, and the promises of it hold."""
 
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -40,20 +41,22 @@ def test_16_experts_of_111b_make_1_8_trillion() -> None:
     assert rows()["earlier rumour: 8 experts of 220B"].ours == "1.760T, 220.0B"
 
 
-def test_days_and_cost_come_within_ten_percent_of_the_report() -> None:
-    """Above it: our all-to-alls hide behind nothing."""
-    assert 100 < float(rows()["days"].ours) < 1.1 * 100
-    assert 1 < float(rows()["cost"].ours.strip("$M")) / 63 < 1.1
+def test_days_and_cost_of_the_report_are_within_the_interval_of_ours() -> None:
+    """The number is above it: our all-to-alls hide behind nothing, the busiest experts get 1.5 times the mean."""
+    for claim, reported in (("days", 100), ("cost", 63)):
+        ours, least, most = (float(number) for number in re.findall(r"[\d.]+", rows()[claim].ours))
+        assert 0.99 * least < reported < ours < 1.25 * reported < most, claim
 
 
 def test_each_row_has_its_own_name_and_counts_its_operations_in_one_way() -> None:
-    """30.6% of the reported 6N and 32.1% with attention are one step; failures are apart from recomputation."""
+    """26.9% of the reported 6N and 28.2% with attention are one step; failures are apart from recomputation."""
     assert len(rows()) == len(claims(runs()))
     on_6n, whole = (float(rows()[name].ours.strip("%")) for name in ("utilisation", "utilisation, with attention"))
     flops = float(rows()["training compute, with attention"].ours)
     assert on_6n / whole == pytest.approx(2.15e25 / flops, abs=3e-3)
-    assert rows()["days with recomputation that fits"].ours == "128"
-    assert rows()["days with failures too"].ours.startswith("154, of which 26 are failures'")
+    assert rows()["days with recomputation that fits"].ours.startswith("146 (")
+    stopped = rows()["days with failures too"].ours
+    assert stopped.startswith("179 (") and ", of which 33 are failures'" in stopped
     assert rows()["cost on H100"].verdict.startswith("+1")
 
 
@@ -76,11 +79,12 @@ def verdict(claim: str, **cluster: float | None) -> str:
     [
         ("tp 8 x pp 15, ZeRO-1, on 80 GB", "does not follow", {"memory_bytes": 200e9}, "follows"),
         ("... with recomputation", "follows", {"memory_bytes": 70e9}, "does not follow"),
-        ("utilisation, with attention", "within", {"fabric_bytes_per_second": 5e9}, "does not follow"),
-        ("utilisation", "-4.3% outside", {"fabric_bytes_per_second": 100e9}, "within"),
-        ("days", "does not follow", {"fabric_bytes_per_second": 100e9}, "within"),
-        ("cost", "+9.2%", {"usd_per_hour": 2.2}, "+118.4%"),
-        ("days with failures too", "+54.3%", {"hours_between_failures": 1e8}, "+28.2%"),
+        ("utilisation, with attention", "-11.9% outside", {"fabric_bytes_per_second": 5e9}, "-40.9% outside"),
+        ("utilisation", "-16.1% outside", {"fabric_bytes_per_second": 100e9}, "-8.2% outside"),
+        ("utilisation, with attention, experts balanced", "outside", {"fabric_bytes_per_second": 12e9}, "within"),
+        ("days", "+19.0% outside", {"fabric_bytes_per_second": 100e9}, "+8.7% outside"),
+        ("cost", "+24.4%", {"usd_per_hour": 2.2}, "+148.8%"),
+        ("days with failures too", "+79.0%", {"hours_between_failures": 1e8}, "+46.5%"),
     ],
 )
 def test_a_verdict_comes_from_the_numbers(claim: str, before: str, change: dict[str, float], after: str) -> None:

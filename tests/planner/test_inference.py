@@ -166,6 +166,8 @@ def test_the_error_against_published_deployments_is_what_the_docs_and_the_interv
     assert summary() in (Path(__file__).resolve().parents[2] / "docs" / "plan-decisions.md").read_text()
     inside = [abs(row.error) for row in rows() if row.source == "TensorRT-LLM"]
     assert len(inside) == 37 and median(inside) < 1 / 6
+    routed = [abs(row.error) for row in rows() if "qwen3-235b" in row.deployment]
+    assert median(routed) < 0.05, "real routing: 0.08 and 0.10 with imbalance=1.25"
     assert len(listed().splitlines()) == 2 + len(rows())
     assert kinds() == PUBLISHED
 
@@ -175,7 +177,7 @@ def test_every_published_row_is_inside_the_interval_of_its_kind() -> None:
         generation, kind, quantity = row.kind
         _, least, most = PUBLISHED[generation, kind, quantity]
         low, high = ErrorInterval(of="", rows=1, least=least, most=most).around(row.ours)
-        assert low * 0.999 <= row.published <= high * 1.001
+        assert low * 0.997 <= row.published <= high * 1.003  # errors are rounded to 0.001
 
 
 def test_ranges_are_those_of_the_kind_of_deployment_and_missing_rows_are_said() -> None:

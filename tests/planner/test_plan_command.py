@@ -218,4 +218,4 @@ def test_what_63_million_dollars_train_in_95_days_is_gpt4_on_its_devices() -> No
     plan.budget_usd, plan.days = 63e6, 95.0
     result = search(plan)
     assert result.gpus == 24960
-    assert result.tokens is not None and 11e12 < result.tokens < 14e12
+    assert result.tokens is not None and 10e12 < result.tokens < 13e12, "a fifth less than was reported"
