@@ -41,8 +41,9 @@ class FrozenEncoder:
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
         """pixels [P, 3, side, side] uint8 -> [P, patches, D]"""
-        normalised = (pixels.float() / 255 - self.mean) / self.deviation
-        return self.model(pixel_values=normalised.to(self.dtype)).last_hidden_state
+        # Not named before it is cast: in bf16 the fp32 pixels would stay until the end.
+        normalised = ((pixels.float() / 255 - self.mean) / self.deviation).to(self.dtype)
+        return self.model(pixel_values=normalised).last_hidden_state
 
 
 def _from_folder(folder: Path) -> Any:

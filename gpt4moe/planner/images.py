@@ -114,11 +114,16 @@ def gated_activations(micro: MicroBatch, norm: int) -> Bytes:
 
 
 def encoder_workspace(micro: MicroBatch, images: int) -> int:
-    """Bytes of temporaries of the encoder's forward pass. The formula follows the code and was not measured: pixels in
-    fp32, twice; or of a layer its input, queries, keys, values and what is attended, or the MLP's two inner tensors."""
+    """Bytes of temporaries of the encoder's forward pass, but for what a convolution copies for itself; the largest of
+
+    pixels in fp32, twice    while they are normalised
+    pixels as the encoder takes them, kept until its end, with the larger of
+        8 P D                embeddings, a layer's input, its norm, queries, keys, values, attended, in rows again
+        4 P D + 2 P F        embeddings, a layer's input, what it adds to, its norm; the MLP's two inner tensors
+    """
     vision = micro.model.vision
     assert vision is not None
     encoder, rows = vision.encoder, images * num_patches(vision.encoder)
-    inner = max(4 * encoder.hidden_size, 2 * encoder.ffn_hidden_size)
-    layer = rows * (2 * encoder.hidden_size + inner) * micro.item
-    return max(2 * images * 3 * encoder.image_size**2 * FLOAT, layer)
+    pixels = images * 3 * encoder.image_size**2
+    width, ffn = rows * encoder.hidden_size * micro.item, rows * encoder.ffn_hidden_size * micro.item
+    return max(2 * pixels * FLOAT, pixels * micro.item + max(8 * width, 4 * width + 2 * ffn))

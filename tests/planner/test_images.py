@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.estimate import estimate, timed_work
 from gpt4moe.planner.image_time import latents_seconds
-from gpt4moe.planner.images import image_memory
+from gpt4moe.planner.images import encoder_workspace, image_memory
 from gpt4moe.planner.memory import live_activations
 from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.plan_json import to_json
@@ -165,6 +166,51 @@ def test_parameters_and_products_of_encoder_resampler_and_blocks_are_what_torch_
     scores = 3 * 4 * model.seq_length * IMAGES * latents * model.num_attention_heads * model.head_size
     whole = counted["gated products"] + counted["gated backward products"]
     assert whole == flops.gated - scores + of_tokens
+
+
+# Where the largest temporaries are those of normalising, of attention, of the MLP.
+ENCODERS = {
+    "normalising": ("image_size=64", "patch_size=32", "precision=bf16"),
+    "attention": ("image_size=64", "hidden_size=128", "ffn_hidden_size=128"),
+    "MLP": ("image_size=64", "ffn_hidden_size=384", "precision=bf16"),
+}  # fmt: skip
+
+
+def encoder_run(name: str) -> RunConfig:
+    words = [word if word.startswith("precision") else f"model.vision.encoder.{word}" for word in ENCODERS[name]]
+    return load_run_config([*VISION, *words])
+
+
+def _peaks(environment: Environment) -> dict[str, int]:
+    """The most bytes that an encoder's forward pass has at once, by every allocation."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from gpt4moe.model.transformer_config import TORCH_DTYPES
+    from gpt4moe.model.vision_encoder import FrozenEncoder
+
+    found = {}
+    for name in ENCODERS:
+        run = encoder_run(name)
+        assert run.model.vision is not None
+        side = run.model.vision.encoder.image_size
+        encoder = FrozenEncoder(run.model.vision.encoder, 1, torch.device("cpu"), TORCH_DTYPES[run.precision.dtype])
+        pixels = torch.zeros(IMAGES, 3, side, side, dtype=torch.uint8)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            encoder.features(pixels)
+        assert seen.profiler is not None and seen.profiler.kineto_results is not None
+        sizes = [one.nbytes() for one in seen.profiler.kineto_results.events() if one.name() == "[memory]"]
+        found[name] = max(accumulate(sizes))
+    return found
+
+
+def test_the_encoder_s_temporaries_are_within_5_percent_of_what_its_forward_pass_allocates() -> None:
+    (peaks,) = run_ranks(1, _peaks)
+    for name, peak in peaks.items():
+        run = encoder_run(name)
+        layout = Layout.from_config(run.parallel, 1)
+        micro = dataclasses.replace(MicroBatch.of(run, layout, 1.0), batch=1, images=IMAGES)
+        assert encoder_workspace(micro, IMAGES) == pytest.approx(peak, rel=0.05), name
 
 
 def test_a_frozen_model_takes_less_time_and_sums_and_saves_what_is_trained_alone() -> None:
