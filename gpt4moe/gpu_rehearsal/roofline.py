@@ -9,7 +9,9 @@ between kernels are not in it, so a real step is slower.
 from dataclasses import asdict, dataclass, field
 
 from gpt4moe.architecture.flops import flops_per_token
+from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.parallel.kernel_problems import DeviceKind
 from gpt4moe.parallel.layout import Layout
 
 
@@ -27,6 +29,12 @@ class Assumptions:
     """Of the peak, in torch's flash attention (FlashAttention 2 on Hopper; cuDNN's is nearer 0.55)."""
     kernel_seconds: float = 3e-6
     """No kernel is shorter."""
+
+    @classmethod
+    def of(cls, cluster: ClusterConfig) -> "Assumptions":
+        """FlashAttention 2 was written for Ampere: 50 to 73% of an A100's peak (arXiv:2307.08691, section 4.1)."""
+        is_older = DeviceKind.of_cluster(cluster).capability < (9, 0)
+        return cls(flash=0.60) if is_older else cls()
 
     def __str__(self) -> str:
         return (
@@ -61,7 +69,7 @@ class Roofline:
     @classmethod
     def of(cls, run: RunConfig) -> "Roofline":
         cluster = run.cluster
-        return cls(cluster.peak_flops(run.precision.dtype), cluster.memory_bytes_per_second)
+        return cls(cluster.peak_flops(run.precision.dtype), cluster.memory_bytes_per_second, Assumptions.of(cluster))
 
     def add(self, operation: str, part: str, memory_bytes: float, flops: float) -> None:
         """Counts one kernel."""

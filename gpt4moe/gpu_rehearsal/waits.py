@@ -33,25 +33,31 @@ def known(constant: Tensor) -> Any:
         return constant.tolist()
 
 
+def _wait(recorder: "Recorder", tensor: Tensor, operation: str) -> None:
+    """Values of the CPU's memory are there already."""
+    if tensor.device.type == "cuda":
+        recorder.notes.sync(operation)
+
+
 def _nonzero(recorder: "Recorder", args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.sync("nonzero")
+    _wait(recorder, args[0], "nonzero")
     return args[0].new_empty((args[0].numel(), args[0].dim()), dtype=torch.int64)
 
 
 def _bincount(recorder: "Recorder", args: Any, kwargs: Any) -> Tensor:
-    recorder.notes.sync("bincount")
+    _wait(recorder, args[0], "bincount")
     length = kwargs.get("minlength", args[2] if len(args) > 2 else 0)
     return args[0].new_empty((length,), dtype=torch.int64)
 
 
 def _repeat_interleave(recorder: "Recorder", args: Any, kwargs: Any) -> Tensor:
     if kwargs.get("output_size") is None:
-        recorder.notes.sync("repeat_interleave")
+        _wait(recorder, args[0], "repeat_interleave")
     return args[0].new_empty((kwargs.get("output_size") or recorder.answers.rows,))
 
 
 def _equal(recorder: "Recorder", args: Any, kwargs: Any) -> bool:
-    recorder.notes.sync("equal")
+    _wait(recorder, args[0], "equal")
     return True
 
 

@@ -16,6 +16,13 @@ def test_a_kernel_takes_the_longest_of_bytes_flops_and_launch() -> None:
     assert (part.kernels, part.memory_bytes, part.flops) == (4, 61, 600)
 
 
+def test_flash_attention_is_assumed_to_reach_more_of_an_a100() -> None:
+    given = ["+experiment=tiny", "run.name=x"]
+    clusters = [load_run_config([*given, f"cluster={name}"]).cluster for name in ("a100_80g", "h200_141g")]
+    shares = [Assumptions.of(cluster).flash for cluster in clusters]
+    assert shares == [0.60, 0.36]
+
+
 def test_the_bubble_of_a_pipeline_is_a_part() -> None:
     run = load_run_config(["+experiment=tiny", "run.name=x", "data=mock", "parallel.pp=2"])
     layout = Layout.from_config(run.parallel, 2)
