@@ -75,11 +75,17 @@ if rank == 2:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
 if rank == 1:
+    (here / "dies").write_text(str(os.getpid()))
     touch("dies")
     os.kill(os.getpid(), 9)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 while not (here / "dies-1").exists():
     time.sleep(0.01)
-time.sleep(0.5)  # before rank 1 is dead, the end of this rank would be a TERM for it
+try:  # before rank 1 is dead, the end of this rank would be a TERM for it
+    while Path("/proc", (here / "dies").read_text(), "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+except OSError:
+    pass  # the launcher has seen it
 sys.exit(1)
 """
     began = time.monotonic()

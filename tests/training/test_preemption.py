@@ -127,10 +127,11 @@ def test_a_signal_in_the_first_moments_kills_no_rank(number: signal.Signals, tmp
 
 def test_a_second_ctrl_c_leaves_at_once_but_not_the_second_signal_of_one_press() -> None:
     code = (
-        "import os, signal, time; from gpt4moe.resilience import signals; notes = signals.SignalNotes()\n"
-        "notes.note(); os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
+        "import os, signal, time, types; from gpt4moe.resilience import signals; notes = signals.SignalNotes()\n"
+        "now = 5.0; signals.time = types.SimpleNamespace(monotonic=lambda: now)\n"
+        "notes.note(); os.kill(os.getpid(), signal.SIGINT); now += 0.9; os.kill(os.getpid(), signal.SIGINT)\n"
         "assert notes.take() == len(signals.SIGNALS); print('noted', flush=True)\n"
-        "time.sleep(1.01); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+        "now += 0.11; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False, env=outside()
