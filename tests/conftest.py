@@ -29,7 +29,7 @@ EXPECTED_SKIPS = {
     "no lm_eval": "600 MB with what it needs, for one test: make test-harness",
     "no peft": "with accelerate, which nothing else here needs, for one test: make test-peft",
     "no trl": "with datasets and pandas, which nothing else here needs, for a second opinion: make test-trl",
-    "no triton": "the CPU build of torch comes without; 1 GB on disk for two tests: make test-triton",
+    "no triton": "the CPU build of torch comes without; 1 GB on disk for four tests: make test-triton",
 }
 
 _SKIPPED = pytest.StashKey[list[str]]()

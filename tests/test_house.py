@@ -59,7 +59,10 @@ THIRD_PARTY = {
     "gigatoken": ["gpt4moe/corpus/encoder.py"], "sentencepiece": ["gpt4moe/corpus/foreign.py"],
     "tiktoken": ["gpt4moe/corpus/foreign.py"],
     "PIL": ["gpt4moe/data/pictures.py", "gpt4moe/demo/pictures/*.py"], "webdataset": ["gpt4moe/media/tars.py"],
-    "lm_eval": ["gpt4moe/evaluation/harness.py"], "triton": ["gpt4moe/moe/swiglu_kernels.py"],
+    "lm_eval": ["gpt4moe/evaluation/harness.py"],
+    "triton": [
+        "gpt4moe/model/cross_entropy_kernels.py", "gpt4moe/model/rotary_kernels.py", "gpt4moe/moe/swiglu_kernels.py",
+    ],
     "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip
 TORCH_FREE = [

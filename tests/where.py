@@ -19,6 +19,8 @@ THROUGH = {
     "gpt4moe/drill/preload.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/rank.py": "tests/drill/test_drill.py",
     "gpt4moe/gpu_rehearsal/gpu_kernels.py": "tests/gpu_rehearsal/test_steps.py",
+    "gpt4moe/model/cross_entropy_kernels.py": "tests/model/test_triton_kernels.py",
+    "gpt4moe/model/rotary_kernels.py": "tests/model/test_triton_kernels.py",
     "gpt4moe/proof/preload.py": "tests/proof/test_command.py",
     "gpt4moe/refinement/checker.py": "tests/refinement/test_outside.py",
     "gpt4moe/rehearsal/preload.py": "tests/rehearsal/test_rehearsal.py",

@@ -270,9 +270,25 @@ def swiglu_kernel(wish: SwiGluKernel, *, on_gpu: bool, experts: ExpertKernel) ->
     return SwiGluKernel.triton if on_gpu and experts is ExpertKernel.grouped_mm else SwiGluKernel.torch
 
 
+class FusedKernel(str, Enum):
+    """torch: Megatron's operations of torch. triton: one Triton kernel each way, on GPUs. auto: triton on GPUs."""
+
+    auto = "auto"
+    torch = "torch"
+    triton = "triton"
+
+    def is_triton(self, *, on_gpu: bool) -> bool:
+        """Whether it is our Triton kernel on such a device; a wish that the device cannot have is refused elsewhere."""
+        return self is FusedKernel.triton or (self is FusedKernel.auto and on_gpu)
+
+
 @dataclass(kw_only=True, slots=True)
 class KernelsConfig:
     attention: AttentionKernel = AttentionKernel.sdpa
     norm: NormKernel = NormKernel.torch
     experts: ExpertKernel = ExpertKernel.auto
     swiglu: SwiGluKernel = SwiGluKernel.auto
+    rotary: FusedKernel = FusedKernel.auto
+    """The rotary embedding of queries and keys, with the cut of the projection into them and values."""
+    cross_entropy: FusedKernel = FusedKernel.auto
+    """Of the vocabulary's logits, which tp cuts."""

@@ -205,8 +205,8 @@ def _megatron(notes: Notes) -> None:
     _put(attention, can_use_flash_attention=gpu_kernels.can_use_flash_attention(notes))
     documents = importlib.import_module("gpt4moe.model.documents")
     _put(documents, document_lengths=gpu_kernels.quarters)
-    swiglu = importlib.import_module("gpt4moe.moe.swiglu")
-    _put(swiglu, kernels=lambda: gpu_kernels.SwiGluKernels)
+    for module, kernels in gpu_kernels.OURS.items():
+        _put(importlib.import_module(f"gpt4moe.{module}"), kernels=lambda kernels=kernels: kernels)
     model = importlib.import_module("gpt4moe.model.gpt")
     _put(model, initialize=_nothing)  # draws values, which nobody reads
     problems = importlib.import_module("gpt4moe.parallel.kernel_problems")

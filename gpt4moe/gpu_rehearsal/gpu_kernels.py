@@ -2,9 +2,10 @@
 
 scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
 rms_norm                       one kernel each way
-SwiGluKernels                  what ours read and write (moe.swiglu_kernels)
+SwiGluKernels, RotaryKernels, CrossEntropyKernels   what ours read and write
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,13 +121,44 @@ class SwiGluKernels:
         _launch("triton_swiglu_backward", "SwiGLU", grad, hidden, weight, grad_hidden, grad_weight)
 
 
-def _launch(name: str, part: str, *touched: Tensor) -> None:
-    """Counts a kernel that reads or writes each of these once, by its linear address on the GPU."""
+class RotaryKernels:
+    """model.rotary_kernels, on tensors without values."""
+
+    @staticmethod
+    def split(mixed: Tensor, table: Tensor, query: Tensor, key: Tensor | None, value: Tensor | None) -> None:
+        _launch("triton_rotary", "rotary embedding", mixed, table, query, key, value)
+
+    @staticmethod
+    def join(query: Tensor, key: Tensor | None, value: Tensor | None, table: Tensor, mixed: Tensor) -> None:
+        strided = [tensor for tensor in (query, key, value) if tensor is not None]
+        _launch("triton_rotary_backward", "rotary embedding", table, mixed, strided=strided)
+
+
+class CrossEntropyKernels:
+    """model.cross_entropy_kernels, on tensors without values."""
+
+    @staticmethod
+    def sums(logits: Tensor, label: Tensor, found: Tensor, first: int) -> None:
+        _launch("triton_cross_entropy", "cross-entropy", logits, label, found)
+
+    @staticmethod
+    def gradients(given: Tensor, logits: Tensor, label: Tensor, log_sum: Tensor, grad: Tensor, first: int) -> None:
+        _launch("triton_cross_entropy_backward", "cross-entropy", given, logits, label, log_sum, grad)
+
+
+def _launch(name: str, part: str, *contiguous: Tensor | None, strided: Sequence[Tensor] = ()) -> None:
+    """Counts a kernel that reads or writes each of these once, by its address on the GPU.
+
+    Args:
+        strided: tensors that may have any strides but the last.
+    """
     recorder = active()
     if recorder is None:
         return
-    for tensor in touched:
-        if tensor.device.type != "cuda" or not tensor.is_contiguous():
+    touched = [*(tensor for tensor in contiguous if tensor is not None), *strided]
+    for at, tensor in enumerate(touched):
+        is_plain = tensor.is_contiguous() if at < len(touched) - len(strided) else tensor.stride(-1) == 1
+        if tensor.device.type != "cuda" or not is_plain:
             words = f"{name} takes contiguous tensors on the GPU, not {tensor.device} {tuple(tensor.shape)}"
             recorder.notes.problem(places.here(), f"{words} of strides {tensor.stride()}")
     recorder.count(name, part, sum(map(size_bytes, touched)))
@@ -136,3 +168,11 @@ def _count(name: str, part: str, memory_bytes: float) -> None:
     recorder = active()
     if recorder is not None:
         recorder.count(name, part, memory_bytes)
+
+
+OURS: dict[str, type] = {
+    "moe.swiglu": SwiGluKernels,
+    "model.rotary": RotaryKernels,
+    "model.cross_entropy": CrossEntropyKernels,
+}
+"""Module -> what its kernels() is on a fake GPU."""

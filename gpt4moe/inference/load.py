@@ -31,7 +31,7 @@ from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import KernelsConfig, SwiGluKernel
+from gpt4moe.config.training import FusedKernel, KernelsConfig, SwiGluKernel
 from gpt4moe.config.vision import EncoderKind
 from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
@@ -234,7 +234,8 @@ def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelCon
     # Generation needs our attention; and a package that trained the model may not be installed here.
     given = run.kernels
     swiglu = SwiGluKernel.torch if given.swiglu is SwiGluKernel.torch else SwiGluKernel.auto
-    run.kernels = KernelsConfig(experts=given.experts, swiglu=swiglu)
+    rotary, loss = (it if it is FusedKernel.torch else FusedKernel.auto for it in (given.rotary, given.cross_entropy))
+    run.kernels = KernelsConfig(experts=given.experts, swiglu=swiglu, rotary=rotary, cross_entropy=loss)
     return run
 
 

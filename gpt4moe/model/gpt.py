@@ -15,6 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from gpt4moe.architecture.trained import trained_names
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.adapters import attach
+from gpt4moe.model.cross_entropy import FusedLossModel
 from gpt4moe.model.parameters import decoder_layers, freeze, initialize, mark
 from gpt4moe.model.resampler import VisionChunk
 from gpt4moe.model.specs import block_spec
@@ -77,7 +78,8 @@ def _build_chunk(
     run: RunConfig, groups: ProcessGroups, config: TransformerConfig, vp_stage: int, layers: list[int]
 ) -> GPTModel:
     model, pp_index = run.model, groups.coordinate["pp"]
-    chunk = GPTModel(
+    fused_loss = run.kernels.cross_entropy.is_triton(on_gpu=groups.device.type == "cuda")
+    chunk = (FusedLossModel if fused_loss else GPTModel)(
         config=config,
         transformer_layer_spec=block_spec(run, groups, layers),
         vocab_size=model.vocab_size,

@@ -26,6 +26,7 @@ from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.model.documents import by_transformer_engine
 from gpt4moe.model.gated_attention import GatedCrossAttention, VisionLayer
 from gpt4moe.model.linear import ColumnLinear, RowLinear
+from gpt4moe.model.rotary import FusedRotaryAttention
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.groups import ProcessGroups
 
@@ -70,7 +71,10 @@ class BuiltWith:
 
 
 def _grouped_query(layer: ModuleSpec, built: BuiltWith) -> None:
-    parts = layer.submodules.self_attention.submodules
+    attention = layer.submodules.self_attention
+    if built.run.kernels.rotary.is_triton(on_gpu=built.groups.device.type == "cuda"):
+        attention.module = FusedRotaryAttention
+    parts = attention.submodules
     parts.linear_qkv, parts.linear_proj = ColumnLinear, RowLinear
     parts.core_attention = CORE_ATTENTION[built.run.kernels.attention]()
     if built.run.model.qk_norm:

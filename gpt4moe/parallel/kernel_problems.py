@@ -17,6 +17,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import (
     AttentionKernel,
     ExpertKernel,
+    FusedKernel,
     NormKernel,
     SwiGluKernel,
     expert_kernel,
@@ -35,6 +36,8 @@ CAPABILITIES = {
     Generation.blackwell_ultra: (10, 3),
 }
 """Compute capability of NVIDIA's generations."""
+FUSED = ("rotary", "cross_entropy")
+"""Keys of `kernels` whose Triton kernels take every dtype and size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,15 +125,28 @@ def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]
                 "Build it as requirements.txt says, or set kernels.norm=torch.",
             )
         )
-    is_known = kernels.swiglu is SwiGluKernel.triton if device is None else device.is_gpu
-    if is_known and _swiglu_on_gpus(run) is SwiGluKernel.triton and not is_installed("triton"):
+    chosen = triton_keys(run, device)
+    if chosen and not is_installed("triton"):
+        settings = " and ".join(f"kernels.{key}={getattr(kernels, key).value}" for key in chosen)
+        are = "is a Triton kernel" if len(chosen) == 1 else "are Triton kernels"
         problems.append(
             Problem(
-                f"kernels.swiglu={kernels.swiglu.value} on a GPU is a Triton kernel, and triton is not installed.",
-                "Install the triton that belongs to this torch (a CUDA build brings it), or set kernels.swiglu=torch.",
+                f"{settings} on a GPU {are}, and triton is not installed.",
+                "Install the triton that belongs to this torch (a CUDA build brings it), or set "
+                f"{' '.join(f'kernels.{key}=torch' for key in chosen)}.",
             )
         )
     return problems
+
+
+def triton_keys(run: RunConfig, device: DeviceKind | None) -> list[str]:
+    """Keys of `kernels` by which a run has Triton kernels on a device; on an unknown one, those that ask for them."""
+    kernels, on_gpu = run.kernels, device is not None and device.is_gpu
+    if device is not None and not on_gpu:
+        return []
+    swiglu = _swiglu_on_gpus(run) is SwiGluKernel.triton and (on_gpu or kernels.swiglu is SwiGluKernel.triton)
+    fused = [key for key in FUSED if getattr(kernels, key).is_triton(on_gpu=on_gpu)]
+    return ["swiglu"] * swiglu + fused
 
 
 def is_installed(package: str, folder: str = "") -> bool:
@@ -175,6 +191,7 @@ def _cpu_problems(run: RunConfig) -> list[Problem]:
         (run.kernels.attention is AttentionKernel.transformer_engine, "attention", "transformer_engine", "sdpa"),
         (run.kernels.norm is NormKernel.apex, "norm", "apex", "torch"),
         (run.kernels.swiglu is SwiGluKernel.triton, "swiglu", "triton", "auto"),
+        *((getattr(run.kernels, key) is FusedKernel.triton, key, "triton", "auto") for key in FUSED),
     )
     return [
         Problem(f"kernels.{key}={value} runs on GPUs only, and this is a CPU.", f"Set kernels.{key}={other}.")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt4moe.config.optimizer import Dtype, EngineKind
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel, SwiGluKernel
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
 from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions
@@ -274,9 +274,9 @@ def _hardware(shrunk: Shrunk) -> list[str]:
         (kernels.attention is AttentionKernel.transformer_engine, "Transformer Engine's attention"),
         (kernels.norm is NormKernel.apex, "apex's norm"),
         (kernels.experts is ExpertKernel.grouped_mm, "the grouped product of experts"),
-        (kernels.swiglu is SwiGluKernel.triton, "Triton's SwiGLU"),
     )
-    chosen = " and ".join(name for is_chosen, name in named if is_chosen)
+    own = [key for key in ("swiglu", "rotary", "cross_entropy") if getattr(kernels, key).value == "triton"]
+    chosen = " and ".join([name for is_chosen, name in named if is_chosen] + [f"Triton's {key}" for key in own])
     extra = f", {chosen} that this run chooses" if chosen else ""
     return [
         f"GPU kernels{extra}: torch's CPU kernels ran",

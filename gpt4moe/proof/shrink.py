@@ -27,7 +27,14 @@ _FIXED = {  # group -> what every proof has
     "data": {"kind": "mock", "path": None, "tokenizer": None, "sources": {}},
     "schedule": {"kind": "constant", "total_steps": 100, "warmup_steps": 0},
     "checkpoint": {"load": None},
-    "kernels": {"attention": "sdpa", "norm": "torch", "experts": "auto", "swiglu": "auto"},  # those that a CPU has
+    "kernels": {  # those that a CPU has
+        "attention": "sdpa",
+        "norm": "torch",
+        "experts": "auto",
+        "swiglu": "auto",
+        "rotary": "auto",
+        "cross_entropy": "auto",
+    },
     "optimizer": {"lr": 0.003},
     "model": {"init_std": 0.2},
 }

@@ -8,7 +8,7 @@ import torch
 
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, KernelsConfig, NormKernel, SwiGluKernel
+from gpt4moe.config.training import AttentionKernel, ExpertKernel, FusedKernel, KernelsConfig, NormKernel, SwiGluKernel
 from gpt4moe.errors import LayoutError
 from gpt4moe.inference.load import Opened, loaded_model, placed_run
 from gpt4moe.inference.text import Words
@@ -74,8 +74,11 @@ def test_a_loaded_model_asks_for_no_package_that_training_did_not_choose(trained
     run = RunConfig()
     run.kernels = KernelsConfig(
         attention=AttentionKernel.transformer_engine, norm=NormKernel.apex, experts=ExpertKernel.grouped_mm,
-        swiglu=SwiGluKernel(trained_with),
+        swiglu=SwiGluKernel(trained_with), rotary=FusedKernel(trained_with), cross_entropy=FusedKernel(trained_with),
     )  # fmt: skip
     placed = placed_run(Opened(run=run, reader=None, step=0, words=_no_words))
-    assert placed.kernels == KernelsConfig(experts=ExpertKernel.grouped_mm, swiglu=SwiGluKernel(loaded_with))
+    assert placed.kernels == KernelsConfig(
+        experts=ExpertKernel.grouped_mm, swiglu=SwiGluKernel(loaded_with), rotary=FusedKernel(loaded_with),
+        cross_entropy=FusedKernel(loaded_with),
+    )  # fmt: skip
     assert run.kernels.norm is NormKernel.apex

@@ -51,7 +51,7 @@ print("compiled")
 """
 
 
-def _printed(code: str, **environment: str) -> str:
+def printed(code: str, **environment: str) -> str:
     given = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", **environment}
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=given, check=False)
@@ -60,8 +60,8 @@ def _printed(code: str, **environment: str) -> str:
 
 
 def test_the_kernels_equal_torchs_operations_in_value_and_every_gradient() -> None:
-    assert _printed(VALUES, TRITON_INTERPRET="1") == "equal"
+    assert printed(VALUES, TRITON_INTERPRET="1") == "equal"
 
 
 def test_the_kernels_compile_for_gpus() -> None:
-    assert _printed(COMPILES) == "compiled"
+    assert printed(COMPILES) == "compiled"

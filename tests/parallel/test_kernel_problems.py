@@ -22,6 +22,8 @@ from gpt4moe.training import launch
 CPU, GPU, OLD = DeviceKind(is_gpu=False), DeviceKind(is_gpu=True), DeviceKind(is_gpu=True, capability=(7, 5))
 TE, APEX, GROUPED = "kernels.attention=transformer_engine", "kernels.norm=apex", "kernels.experts=grouped_mm"
 FUSED = "kernels.swiglu=triton"
+ROTARY, LOSS = "kernels.rotary=triton", "kernels.cross_entropy=triton"
+NO_TRITON = ("kernels.rotary=torch", "kernels.cross_entropy=torch")
 DOCUMENTS = "data.document_mask=true"
 BF16, WIDE, ODD = "precision=bf16", "model.head_dim=320", "model.moe.ffn_hidden_size=100"
 
@@ -57,6 +59,11 @@ def run_of(*overrides: str) -> RunConfig:
         ((FUSED,), None, r"swiglu=triton with kernels.experts=auto, which in fp32 is one product", "swiglu=auto"),
         ((FUSED, BF16, "kernels.experts=per_expert"), None, r"kernels.experts=per_expert, which", "experts=grouped_mm"),
         ((FUSED, "model.moe=null", "model.ffn_hidden_size=96"), None, None, None),
+        # the rotary embedding and the loss, which take every dtype and size
+        ((ROTARY,), CPU, r"rotary=triton runs on GPUs only", "rotary=auto"),
+        ((LOSS, BF16), CPU, r"cross_entropy=triton runs on GPUs only", "cross_entropy=auto"),
+        ((ROTARY, LOSS), GPU, None, None),
+        ((ROTARY, LOSS), None, None, None),
         ((TE, "parallel.cp=2"), GPU, r"parallel.cp=2 and precision.dtype=fp32", "precision=bf16"),
         ((TE, "parallel.cp=2", BF16), GPU, None, None),
         ((TE, BF16, DOCUMENTS), GPU, None, None),
@@ -91,7 +98,7 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((TE,), None, (), "transformer_engine"),
         ((TE,), None, ("transformer_engine",), None),
         ((APEX,), None, (), "apex"),
-        ((APEX,), GPU, ("apex",), None),
+        ((APEX,), GPU, ("apex", "triton"), None),
         ((BF16,), GPU, (), "triton"),
         ((BF16,), GPU, ("triton",), None),
         ((BF16,), CPU, (), None),
@@ -99,9 +106,13 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((BF16, FUSED), None, (), "triton"),
         ((BF16, FUSED), None, ("triton",), None),
         ((FUSED, "model.moe=null", "model.ffn_hidden_size=96"), None, (), None),
-        ((BF16, "kernels.experts=per_expert"), GPU, (), None),
-        ((BF16, "kernels.swiglu=torch"), GPU, (), None),
-        ((), GPU, (), None),
+        ((BF16, "kernels.experts=per_expert", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", *NO_TRITON), GPU, (), None),
+        (NO_TRITON, GPU, (), None),
+        ((), GPU, (), "kernels.rotary=auto and kernels.cross_entropy=auto on a GPU are Triton kernels, and triton"),
+        (("kernels.rotary=torch",), GPU, (), "kernels.cross_entropy=auto on a GPU is a Triton kernel, and triton"),
+        ((ROTARY,), None, (), "kernels.rotary=triton on a GPU is a Triton kernel, and triton"),
+        ((), None, (), None),
     ],
 )
 def test_a_missing_package_is_named_before_anything_is_built(
