@@ -178,6 +178,7 @@ class MetricsLog:
         """Use `open`."""
         self.path = path
         self.last_step = last_step
+        self._is_refused = False
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     @classmethod
@@ -214,10 +215,12 @@ class MetricsLog:
             raise ValueError(f"{self.path}: step {record['step']} cannot follow step {self.last_step}")
         line = encode_record(record)
         # One write call: a kill leaves the line whole or torn at the end of the file, never two lines interleaved.
+        self._is_refused = True
         with _writable(self.path):
             written = os.write(self._file, line)
             if written < len(line):
                 raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes fitted")
+        self._is_refused = False
         self.last_step += 1
 
     def sync(self) -> None:
@@ -229,10 +232,16 @@ class MetricsLog:
             os.fsync(self._file)
 
     def close(self) -> None:
-        """Brings the lines to the disk and closes, also where it takes none. A second call does nothing."""
+        """Brings the lines to the disk and closes, also where it takes none. A second call does nothing.
+
+        Raises: LaunchError when the disk does not take them, unless a write has said so before.
+        """
         if self._file >= 0:
             try:
                 self.sync()
+            except LaunchError:
+                if not self._is_refused:
+                    raise
             finally:
                 os.close(self._file)
                 self._file = -1

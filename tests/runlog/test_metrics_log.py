@@ -1,5 +1,6 @@
 """metrics.jsonl holds each step exactly once, to the last bit, whatever happened before."""
 
+import errno
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,25 @@ def test_a_full_disk_is_an_error_and_not_a_silent_half_line(tmp_path: Path, monk
     monkeypatch.setattr(os, "write", lambda file, data: real_write(file, data[:5]))
     with pytest.raises(LaunchError, match="5 of"):
         log.write(record(1))
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_disk_that_refused_a_step_does_not_complain_again_at_the_end(
+    is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    log = MetricsLog.open(tmp_path / "metrics.jsonl")
+    log.write(record(1))
+    if is_refused:
+        monkeypatch.setattr(os, "write", refuse)
+        with pytest.raises(LaunchError, match="Read-only"):
+            log.write(record(2))
+    monkeypatch.setattr(os, "fsync", refuse)
+    with nullcontext() if is_refused else pytest.raises(LaunchError, match="Read-only"):
+        log.close()
+    log.close()  # it is closed
 
 
 @pytest.mark.parametrize("name", ["los", "los/code", "grad_norm/code", "loss/"])
