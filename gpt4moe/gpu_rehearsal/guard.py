@@ -23,7 +23,8 @@ _FLAGS = ("-std=c++20", "-O1", "-shared", "-fPIC")
 def load() -> None:
     """Loads the library; torch must not be imported yet. A second call changes nothing.
 
-    Raises: LaunchError without a C++ compiler, and for a CUDA build of torch.
+    Raises: LaunchError without a C++ compiler, for a CUDA build of torch, and where the library can be neither made nor
+        loaded.
     """
     if _is_loaded():
         return
@@ -38,9 +39,19 @@ def load() -> None:
         )
     # Its symbols must be global: the guard links against them.
     ctypes.CDLL(str(torch / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(build(torch))).install_guard()
+    _install(build(torch))
     os.environ[_LOADED] = str(os.getpid())
     os.environ["DS_ACCELERATOR"] = "cuda"  # DeepSpeed chooses when it is imported
+
+
+def _install(library: Path) -> None:
+    try:
+        ctypes.CDLL(str(library)).install_guard()
+    except (OSError, AttributeError) as error:
+        raise LaunchError(
+            f"The GPU rehearsal's library cannot be loaded: {error}.",
+            f"Remove {library}: it is built again. Or set TMPDIR to a folder that is not mounted noexec.",
+        ) from error
 
 
 def torch_folder() -> Path:
@@ -62,17 +73,27 @@ def _is_loaded() -> bool:
     return os.environ.get(_LOADED) == str(os.getpid())
 
 
+def _folder() -> Path:
+    """Where libraries are kept. Raises: LaunchError where it cannot be made, or belongs to another user."""
+    cure = "Set TMPDIR to a folder of your own."
+    try:
+        folder = Path(tempfile.gettempdir()) / f"gpt4moe-gpu-rehearsal-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise LaunchError(f"The GPU rehearsal's folder cannot be made: {error}.", cure) from error
+    if owner != os.getuid():  # another user's library would be loaded
+        raise LaunchError(f"{folder} belongs to another user.", cure)
+    return folder
+
+
 def build(torch: Path, *, compiler: str = "g++") -> Path:
     """The library for the torch installed in this folder, built where it is missing.
 
-    Raises: LaunchError when there is no compiler or it fails.
+    Raises: LaunchError when there is no compiler or it fails, and when the temporary folder cannot be used.
     """
     key = hashlib.sha256(f"{_SOURCE.read_text()}{version('torch')}{torch}{_FLAGS}".encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"gpt4moe-gpu-rehearsal-{os.getuid()}"
-    library = folder / f"guard-{key}.so"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():  # another user's library would be loaded
-        raise LaunchError(f"{folder} belongs to another user.", "Set TMPDIR to a folder of your own.")
+    library = _folder() / f"guard-{key}.so"
     if library.exists():
         return library
     path = shutil.which(compiler)

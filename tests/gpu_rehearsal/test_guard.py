@@ -1,5 +1,6 @@
 """The C++ guard is built once, and what is missing is said in two lines."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,18 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(LaunchError, match=r"cannot compile guard\.cpp against torch"):
         guard.build(tmp_path)  # no torch there
     assert list(tmp_path.rglob("*.so")) == []
+
+
+def test_a_folder_or_a_library_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"gpt4moe-gpu-rehearsal-{os.getuid()}"
+    folder.touch()
+    with pytest.raises(LaunchError, match=r"folder cannot be made: .*exists") as caught:
+        guard.build(guard.torch_folder())
+    assert "TMPDIR" in caught.value.cure
+    with pytest.raises(LaunchError, match=r"cannot be loaded: .*too short") as caught:
+        guard._install(folder)
+    assert f"Remove {folder}" in caught.value.cure
 
 
 @pytest.mark.skipif(guard.is_cuda_build(guard.torch_folder()), reason=CUDA_BUILD)
