@@ -31,6 +31,14 @@ def block_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) 
     )
 
 
+def layer_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> int:
+    """Bytes of one block in the layer that has most."""
+    return max(
+        rank_cache_bytes(model, [layer], num_tokens=BLOCK_TOKENS, tp=parallel.tp, value_bytes=value_bytes)
+        for layer in range(model.num_layers)
+    )
+
+
 def image_bytes(model: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> int:
     """Bytes that an image of a vision model takes on the rank with most gated blocks; of a text model 0."""
     return max(
@@ -70,8 +78,10 @@ def blocks_of(num_tokens: int) -> int:
 class BlockPool:
     """Numbers of blocks: free, or taken by a row. A row first reserves the most that it may need, then takes."""
 
-    def __init__(self, num_blocks: int):
+    def __init__(self, num_blocks: int, num_gathered: int):
         self.num_blocks = num_blocks
+        self.num_gathered = num_gathered
+        """Of a layer, that a step may gather: as many for each of its rows as the longest has."""
         self.num_reserved = 0
         self.high_water = 0
         """Blocks 0 to high_water - 1 were taken at some time."""

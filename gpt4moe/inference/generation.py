@@ -128,8 +128,8 @@ class Generator:
         waiting = deque(_row(number, request) for number, request in asked.items())
         num_asked, num_idle = len(asked), 0
         sizes = [(row.most_blocks, _num_distinct(request)) for row, request in zip(waiting, requests, strict=True)]
-        num_blocks, num_slots = self.room.shares(self._most_rows() if arrivals is not None else sizes)
-        pool = BlockPool(num_blocks)
+        num_blocks, num_slots, num_gathered = self.room.shares(self._most_rows() if arrivals is not None else sizes)
+        pool = BlockPool(num_blocks, num_gathered)
         self.images.open(num_slots)
         drawing = Drawing(self.groups, self.source, self.watch)
         # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
@@ -196,7 +196,8 @@ class Generator:
                 continue
             if is_open and is_making and not self.images.has_all(row.images):
                 return
-            if not pool.reserve(row.most_blocks):
+            gathered = (len(flight.rows) + 1) * max(one.most_blocks for one in [row, *flight.rows])
+            if gathered > pool.num_gathered or not pool.reserve(row.most_blocks):
                 return
             is_making = is_making or not self.images.has_all(row.images)
             slots = self.images.join(row.images) if row.images else []

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from gpt4moe.architecture.cache import rank_cache_bytes
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, DataError
-from gpt4moe.inference.cache import BLOCK_TOKENS, block_bytes, blocks_of
+from gpt4moe.inference.cache import BLOCK_TOKENS, KeyValueCache, block_bytes, blocks_of, layer_bytes
 from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sampling import Sampling
@@ -116,28 +117,47 @@ def test_rows_that_join_later_and_prompts_in_pieces_change_no_text() -> None:
 
 
 def _cached(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str, Any]:
-    """Bytes of the cache of all texts at once and of two at a time, what the planner's formula says, the texts."""
+    """Of all texts at once and of the longest alone: texts, bytes of the cache, what the planner's formula says, the
+    most that a step gathered, and what was allowed."""
     requests, found = greedy(prompts()), {}
     blocks = sorted((blocks_of(len(one.prompt) + one.max_tokens - 1) for one in requests), reverse=True)
-    bytes_of = block_bytes(run.model, run.parallel, 4)
-    for name, count in (("all", sum(blocks)), ("few", blocks[0])):
-        generator = Generator(chunks, run, groups, limits=Limits(cache_bytes=count * bytes_of))
+    bytes_of, of_layer = block_bytes(run.model, run.parallel, 4), layer_bytes(run.model, run.parallel, 4)
+    for name, count, rows in (("all", sum(blocks), len(blocks)), ("few", blocks[0], 1)):
+        gathered = of_layer * blocks[0] * rows
+        generator = Generator(chunks, run, groups, limits=Limits(cache_bytes=count * bytes_of + gathered))
+        seen = gathered_bytes(generator.cache)
         texts = [text.tokens for text in generator.generate_all(requests)]
         layers = [index for chunk in chunks for index in decoder_layers(chunk)]
         most = rank_cache_bytes(run.model, layers, num_tokens=count * BLOCK_TOKENS, tp=groups.layout.tp, value_bytes=4)
-        found[name] = (texts, generator.cache.memory_bytes, most)
-    with pytest.raises(ConfigError, match=f"needs {blocks[0] * bytes_of:,} bytes of cache"):
-        write(chunks, run, groups, requests, Limits(cache_bytes=blocks[0] * bytes_of - 1))
+        found[name] = (texts, generator.cache.memory_bytes, most, max(seen), gathered)
+    alone = blocks[0] * (bytes_of + of_layer)
+    with pytest.raises(ConfigError, match=f"needs {alone:,} bytes of cache"):
+        write(chunks, run, groups, requests, Limits(cache_bytes=alone - 1))
+    return found
+
+
+def gathered_bytes(cache: KeyValueCache) -> list[int]:
+    """Grows by the bytes of each tensor that the cache makes to be read."""
+    found: list[int] = []
+    read = cache.read
+
+    def noted(*arguments: Any) -> tuple[Tensor, Tensor]:
+        key, value = read(*arguments)
+        assert key.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+        found.append(key.untyped_storage().nbytes())
+        return key, value
+
+    cache.read = noted  # type: ignore[method-assign]
     return found
 
 
 @pytest.mark.parametrize("layout", ["one", "tp2"])
 def test_the_cache_is_as_large_as_the_planner_s_formula_says_and_is_refused_beforehand(layout: str) -> None:
     for (found,) in run_ranks(1 if layout == "one" else 2, walk, [("top2", layout)], _cached):
-        texts, used, most = found["all"]
-        assert 0 < used <= most
-        few, used, most = found["few"]
-        assert used == most and few == texts  # rows wait for each other's blocks
+        texts, used, most, gathered, allowed = found["all"]
+        assert 0 < used <= most and 0 < gathered <= allowed
+        few, used, most, gathered, allowed = found["few"]
+        assert used == most and gathered == allowed and few == texts  # rows wait for each other's blocks
 
 
 def _ends(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> Any:

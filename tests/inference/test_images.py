@@ -275,12 +275,12 @@ def test_with_gates_at_0_it_says_what_its_text_model_says_to_the_bit() -> None:
 def _cached(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[str, Any]:
     maker, found = opened(chunks, run, groups), {}
     blocks = [blocks_of(len(one.prompt) + one.max_tokens - 1) for one in requests()]
-    generator = Generator(chunks, run, groups, maker=maker)
+    room = Generator(chunks, run, groups, maker=maker).room
     layers = [index for chunk in chunks for index in decoder_layers(chunk)]
     one_image = rank_image_bytes(run.model, layers, tp=groups.layout.tp, value_bytes=4)
     for name, bytes_ in (
-        ("all", sum(blocks) * generator.room.block_bytes + 6 * generator.room.image_bytes),
-        ("few", blocks[3] * generator.room.block_bytes + 3 * generator.room.image_bytes),
+        ("all", sum(blocks) * room.block_bytes + len(blocks) * max(blocks) * room.layer_bytes + 6 * room.image_bytes),
+        ("few", blocks[3] * (room.block_bytes + room.layer_bytes) + 3 * room.image_bytes),
     ):
         generator = Generator(chunks, run, groups, maker=maker, limits=Limits(cache_bytes=bytes_))
         texts = told(generator.generate_all(requests()))
