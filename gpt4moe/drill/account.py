@@ -42,6 +42,8 @@ class Outcome:
     """What went another way than it should; empty: survived."""
     detect_seconds: float | None = None
     """From the fault until no rank was left; for a bit in the data until the launch that found it had ended."""
+    went_on_seconds: float = 0.0
+    """Of these, those in which steps were still made: a full disk ends a run at its next save. The steps are redone."""
     restart_seconds: float | None = None
     """From there to the next first step, or to the next fault where that comes before it. None: neither came."""
     is_cut_off: bool = False
@@ -59,6 +61,7 @@ class Availability:
     save_seconds: float
     lost_seconds: float
     detect_seconds: float
+    """Without those in which steps were still made."""
     restart_seconds: float
     """Those that the next fault cut off are in it."""
     whole_restart_seconds: float | None
@@ -138,6 +141,9 @@ def add_restarts(outcomes: Sequence[Outcome], ends: Sequence[float], run_folder:
             came[-1].redone_seconds += seconds
     first_steps = [began for launch in launches if (began := first_step_began(launch)) is not None]
     for index, (outcome, end) in enumerate(zip(ended, ends, strict=True)):
+        following = next((launch[0] for launch in launches if written_at(launch[0]) > outcome.came_at), None)
+        seen = (following or {}).get("last_sign_of_life") or 0.0
+        outcome.went_on_seconds = min(max(0.0, seen - outcome.came_at), outcome.detect_seconds or 0.0)
         until = ended[index + 1].came_at if index + 1 < len(ended) else float("inf")
         begun = [began for began in first_steps if end <= began < until]
         outcome.is_cut_off = not begun
@@ -162,7 +168,7 @@ def availability(outcomes: Sequence[Outcome], run_folder: Path, ended_at: float)
         faults=len(faults),
         save_seconds=saves / count,
         lost_seconds=sum(outcome.redone_seconds for outcome in faults) / count,
-        detect_seconds=sum(outcome.detect_seconds or 0.0 for outcome in faults) / count,
+        detect_seconds=sum((it.detect_seconds or 0.0) - it.went_on_seconds for it in faults) / count,
         restart_seconds=sum(outcome.restart_seconds or 0.0 for outcome in faults) / count,
         whole_restart_seconds=fmean(whole) if whole else None,
         shares=shares,

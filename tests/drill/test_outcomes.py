@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.drill.account import Result, add_restarts
+from gpt4moe.drill.account import Result, add_restarts, availability
 from gpt4moe.drill.drill import Drill
 from gpt4moe.drill.kinds import Fault
 from gpt4moe.drill.launches import Ended
@@ -140,3 +140,21 @@ def test_a_fault_after_which_nothing_began_has_no_restart(tmp_path: Path) -> Non
     add_restarts(found, [15.0], tmp_path)
     assert (found[0].restart_seconds, found[0].is_cut_off) == (None, True)
     assert json.dumps(found[0].restart_seconds) == "null"
+
+
+def test_a_full_disk_is_lost_time_from_the_last_step_that_was_still_made(tmp_path: Path) -> None:
+    """The disk is full at 14.5; steps go on until the save at 17; no rank is left at 18."""
+    folder = run(tmp_path, {step: 5.0 for step in range(1, 8)})
+    lines = [
+        event("start", 0.0, resumed_step=0), event("first_step", 11.0, step=1, seconds=1.0),
+        event("stop", 17.5, step=7, reason="SaveFailed", is_error=True),
+        event("start", 19.0, resumed_step=4, redone_steps=3, redone_seconds=3.0, last_sign_of_life=17.0),
+        event("first_step", 22.0, step=5, seconds=1.0),
+        event("stop", 24.0, step=7, reason="finished", is_error=False),
+    ]  # fmt: skip
+    (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
+    found = [outcome(1, 14.5, 3.5, kind="full_disk")]
+    add_restarts(found, [18.0], folder)
+    assert (found[0].went_on_seconds, found[0].restart_seconds, found[0].redone_seconds) == (2.5, 3.0, 3.0)
+    account = availability(found, folder, 24.0)
+    assert (account.detect_seconds, account.measured) == (1.0, pytest.approx(account.formula))
