@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +38,7 @@ from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.parallel.groups import ProcessGroups, world
+from gpt4moe.parallel.groups import TIMEOUT, ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.shard import Shard
@@ -204,7 +205,7 @@ def loaded_model(
 @contextmanager
 def placed(
     opened: Opened, dtype: Dtype | None = None, parallel: ParallelConfig | None = None,
-    environment: Environment | None = None,
+    environment: Environment | None = None, timeout: timedelta = TIMEOUT,
 ) -> Iterator[LoadedModel]:  # fmt: skip
     """The model of a folder on the ranks of a layout. Collective.
 
@@ -212,6 +213,7 @@ def placed(
         dtype: that it computes in; None: the one it was trained in.
         parallel: the layout to load it onto; None: one process holds all.
         environment: of this rank; None: one process.
+        timeout: of a collective.
     Raises: CheckpointError or ConversionError, on every rank, when it is damaged; LayoutError when the model does not
         fit `parallel`.
     """
@@ -219,9 +221,9 @@ def placed(
     here = environment or Environment(rank=0, world_size=1, local_rank=0, master=None, source="one process")
     if parallel is not None:
         require_placeable(run, here.world_size)
-    with world(here) as device:
+    with world(here, timeout=timeout) as device:
         layout = Layout.from_config(run.parallel, here.world_size)
-        groups = ProcessGroups.create(layout, here.rank, device, run.run.seed)
+        groups = ProcessGroups.create(layout, here.rank, device, run.run.seed, timeout=timeout)
         chunks = load_chunks(opened, run, groups)
         resampler = chunks.pop() if run.model.vision is not None else None
         yield LoadedModel(chunks, run, opened.step, groups, resampler, opened.encoder)

@@ -4,12 +4,14 @@
     stdout: a line {"number": 1, "score": 1.0}, or with "error": "..." for the score; number 0 says that it is imported
 
 In a process of its own a checker that hangs can be killed, and one that prints or exits disturbs nothing. What it
-prints goes to stderr, of which outside.py shows a bounded part.
+prints goes to stderr, of which outside.py shows a bounded part. SIGUSR1 makes it say there which line it is at.
 """
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +20,7 @@ def main(name: str) -> None:
     # The file descriptor of stdout is ours alone: what a checker prints goes to stderr.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=False)  # not sys.stderr, which a checker may replace
     sys.path[0] = os.getcwd()
 
     def answer(**fields: Any) -> None:

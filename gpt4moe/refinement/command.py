@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.groups import TIMEOUT
 from gpt4moe.refinement.page import write_rounds_page
 from gpt4moe.refinement.scorers import make_scorer, require_scorer
 from gpt4moe.refinement.search import METHODS, Course, Drawn, Plan, Scorer, draw, keep, pieces
@@ -78,7 +80,9 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     words = opened.words()
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
-    with placed(opened, parallel=parallel, environment=environment) as model:
+    # The other ranks wait in a collective while the first one waits for a scorer.
+    timeout = TIMEOUT + timedelta(seconds=options.scorer_seconds)
+    with placed(opened, parallel=parallel, environment=environment, timeout=timeout) as model:
         settings = settings_of(plan, tasks, options.scorer, weights_of(opened))
         courses = _search(model, words, tasks, plan, options, settings)
         with raise_together(model.groups):
@@ -172,17 +176,16 @@ def _rounds(
 
 
 def _score(model: LoadedModel, drawn: Sequence[Drawn], plan: Plan, scorer: Scorer, trace: Trace | None) -> None:
-    """Scores texts on the first rank and keeps them on every rank. Collective."""
-    scores = torch.zeros(len(drawn), dtype=torch.float64, device=model.groups.device)
-    with raise_together(model.groups):
-        if trace is not None:
-            for at, one in enumerate(drawn):
-                scores[at] = scorer.score(one)
-                trace.append(one.course, keep(one, float(scores[at]), plan))
-    distributed.broadcast(scores, src=0)
-    if trace is None:
-        for one, score in zip(drawn, scores.tolist(), strict=True):
-            keep(one, score, plan)
+    """Scores texts on the first rank and keeps them on every rank, which wait for one text at a time. Collective."""
+    for one in drawn:
+        score = torch.zeros(1, dtype=torch.float64, device=model.groups.device)
+        with raise_together(model.groups):
+            if trace is not None:
+                score[0] = scorer.score(one)
+                trace.append(one.course, keep(one, float(score), plan))
+        distributed.broadcast(score, src=0)
+        if trace is None:
+            keep(one, float(score), plan)
 
 
 def _write(folder: Path, courses: Sequence[Course], plan: Plan, scorer: str) -> None:

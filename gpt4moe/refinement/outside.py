@@ -7,6 +7,7 @@ the same command goes on there.
 import json
 import math
 import os
+import re
 import selectors
 import shlex
 import signal
@@ -25,6 +26,10 @@ START_SECONDS = 120.0
 """For a checker's imports; torch alone may take ten."""
 MOST_BYTES = 1 << 20
 """That a scorer may print: a number, and what the user should see."""
+LINE_SECONDS = 0.5
+"""For a checker that hangs to say where."""
+_PLACE = re.compile(r'File "(.*)", line (\d+) in (.*)')
+"""Of a line of faulthandler's; the innermost call comes first."""
 KILL_SECONDS = 10.0
 """A killed process may be waiting for a disk; our own end does not wait for it any longer."""
 
@@ -58,7 +63,7 @@ class CommandScorer:
             printed = _exchange(process, _asked(task, text), end, is_line=False)
             process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            raise _too_slow(self.command, task, self.seconds) from error
+            raise _too_slow(self.command, task, self.seconds, _said_last(error.stderr)) from error
         except _TooLong as error:
             raise _failed(self.command, task, str(error)) from error
         finally:
@@ -95,12 +100,14 @@ class CheckerScorer:
             [sys.executable, str(Path(__file__).with_name("checker.py")), name],
             os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         )
+        self.was_at = ""
+        """What it did when its time was over."""
         answer = self._ask(b"", START_SECONDS)
         if "error" in (answer or {"error": ""}):
             self.close()
+            why = answer["error"] if answer else f"no answer in {START_SECONDS:g} s{self.was_at}"
             raise ConfigError(
-                f"The checker {name} cannot be imported: "
-                f"{answer['error'] if answer else f'no answer in {START_SECONDS:g} s'}.",
+                f"The checker {name} cannot be imported: {why}.",
                 "Give --scorer module:function of a module in this folder or on PYTHONPATH.",
             )
 
@@ -109,7 +116,7 @@ class CheckerScorer:
         answer = self._ask(_asked(task, text, number=self.number), self.seconds)
         if answer is None:
             self.close()
-            raise _too_slow(self.name, task, self.seconds)
+            raise _too_slow(self.name, task, self.seconds, self.was_at)
         if "error" in answer:
             raise _failed(self.name, task, answer["error"])
         return _finite(answer["score"], self.name, task)
@@ -119,6 +126,7 @@ class CheckerScorer:
         try:
             line, printed = _exchange(self.process, asked, time.monotonic() + seconds, is_line=True)
         except subprocess.TimeoutExpired:
+            self.was_at = self._line()
             return None
         except _TooLong as error:
             return {"error": str(error)}
@@ -133,6 +141,18 @@ class CheckerScorer:
             # Its own code wrote to the file descriptor that checker.py answers on.
             return {"error": f"its process wrote {line[:60]!r} where its score belongs"}
         return found
+
+    def _line(self) -> str:
+        """Which line it is at, of its own words (checker.py); empty: it does not say."""
+        self.process.send_signal(signal.SIGUSR1)
+        try:
+            _exchange(self.process, b"", time.monotonic() + LINE_SECONDS, is_line=True)
+        except subprocess.TimeoutExpired as error:
+            found = _PLACE.search((error.stderr or b"").decode(errors="replace"))
+            return f": it is at line {found[2]} of {found[1]}, in {found[3]}" if found else ""
+        except _TooLong:
+            pass
+        return ""
 
     def _show(self, printed: bytes) -> None:
         """What a checker prints is for the user's eyes: on stderr, up to MOST_BYTES in all."""
@@ -169,7 +189,7 @@ def _exchange(process: "subprocess.Popen[bytes]", data: bytes, end: float, *, is
     Args:
         end: of time.monotonic().
         is_line: until there is a line, and its stdin stays open; otherwise until it has closed stdout and stderr.
-    Raises: TimeoutExpired when it is not done then; _TooLong.
+    Raises: TimeoutExpired, with the last of stderr, when it is not done then; _TooLong.
     """
     given, out, err = _pipes(process)
     found = {out: bytearray(), err: bytearray()}
@@ -182,7 +202,7 @@ def _exchange(process: "subprocess.Popen[bytes]", data: bytes, end: float, *, is
         while reading and not (is_line and (out not in reading or found[out].endswith(b"\n"))):
             ready = selector.select(max(0.0, end - time.monotonic()))
             if not ready or time.monotonic() > end:
-                raise subprocess.TimeoutExpired(process.args, 0)
+                raise subprocess.TimeoutExpired(process.args, 0, stderr=bytes(found[err]))
             for pipe in [one for one in (given, out, err) if any(key.fileobj is one for key, _ in ready)]:
                 if pipe is given:
                     data = _written(given, data)
@@ -247,8 +267,13 @@ def _failed(name: str, task: Task, why: str) -> ConfigError:
     )
 
 
-def _too_slow(name: str, task: Task, seconds: float) -> ConfigError:
+def _said_last(err: bytes | None) -> str:
+    last = (err or b"").decode(errors="replace").strip().splitlines()[-1:]
+    return f": it said last {last[0][:200]!r}" if last else ", and said nothing on stderr"
+
+
+def _too_slow(name: str, task: Task, seconds: float, was_at: str) -> ConfigError:
     return ConfigError(
-        f"The scorer {name!r} gave task {task.id!r} no score in {seconds:g} s.",
+        f"The scorer {name!r} gave task {task.id!r} no score in {seconds:g} s{was_at}.",
         "Mend it or raise --scorer-seconds, and give the same command again: it goes on behind the last line.",
     )
