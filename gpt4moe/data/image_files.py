@@ -120,14 +120,17 @@ class ImageStore:
 
     def where(self, number: int) -> str:
         """The shard of an image and its number there, for errors."""
-        at = bisect_right(self.ends, number)
-        within = number - self.ends[at] + self.shards[at].images
+        at, within = self._place(number)
         return f"{self.folder / f'{self.shards[at].file}.img'}: image {within}"
+
+    def sha256(self, number: int) -> bytes:
+        """Of an image's file, by the table. Raises: DataError for a damaged table."""
+        at, within = self._place(number)
+        return bytes(self._mapped(at)[0][within]["sha256"])
 
     def read(self, number: int) -> bytes:
         """The bytes of an image, as its file was. Raises: DataError when they are not those that were written."""
-        at = bisect_right(self.ends, number)
-        within = number - self.ends[at] + self.shards[at].images
+        at, within = self._place(number)
         table, content = self._mapped(at)
         start, size = int(table[within]["start"]), int(table[within]["bytes"])
         data = content[start : start + size].tobytes()
@@ -135,6 +138,11 @@ class ImageStore:
         if hashlib.sha256(data).digest() != bytes(table[within]["sha256"]):
             raise damaged_image(self.folder / f"{self.shards[at].file}.img", within, start)
         return data
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Its shard, its number there."""
+        at = bisect_right(self.ends, number)
+        return at, number - self.ends[at] + self.shards[at].images
 
     def _map(self, at: int) -> tuple[NDArray[np.void], NDArray[np.uint8]]:
         shard = self.shards[at]

@@ -59,20 +59,29 @@ class ImageRows(PackedRows):
         images: list[NDArray[np.uint8]] = []
         frames: list[int] = []
         for at, stretch in self.stretches(index):
-            records = self.frames.between(stretch.start, stretch.stop)
-            places, first = np.unique(records["token"].astype(np.int64), return_index=True)
             length = stretch.stop - stretch.start
-            self._require_same(sample.tokens[at : at + length], places, stretch)
             media[at : at + length] = 0
-            for place, numbers in zip(places, np.split(records["image"], first)[1:], strict=True):
+            for place, numbers in self.clips(sample.tokens[at : at + length], stretch):
                 frames.append(len(numbers))
                 if pixels:
-                    images.append(np.stack([self._decoded(int(number)) for number in numbers]))
+                    images.append(self.pixels(numbers))
                 media[at + place :] = len(frames)
             media[at + length :] = 0
         is_tag = sample.tokens[1:] == self.image_id
         loss_mask = np.where(is_tag, np.float32(0), sample.loss_mask)
         return replace(sample, loss_mask=loss_mask, media=media, image_frames=tuple(frames), images=tuple(images))
+
+    def clips(self, tokens: NDArray[np.int64], stretch: slice) -> list[tuple[int, NDArray[np.uint64]]]:
+        """Of each image of a stretch with these tokens: its token, counted from the stretch's first, and the numbers of
+        its frames. Raises: DataError for frames that are not those of the tokens."""
+        records = self.frames.between(stretch.start, stretch.stop)
+        places, first = np.unique(records["token"].astype(np.int64), return_index=True)
+        self._require_same(tokens, places, stretch)
+        return list(zip(places.tolist(), np.split(records["image"], first)[1:], strict=True))
+
+    def pixels(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """[frames, side, side, 3] RGB. Raises: DataError for an image that is damaged."""
+        return np.stack([self._decoded(int(number)) for number in numbers])
 
     def _decoded(self, number: int) -> NDArray[np.uint8]:
         data = self.store.read(number)

@@ -4,6 +4,7 @@ never training: train.py hands its probes to the loop.
 scoring.py     log-probabilities of given tokens, on any layout
 pieces.py      long texts and questions cut to the context
 corpus.py      loss, perplexity, bits per byte of each source
+interleaved.py sources with images, document by document
 questions.py   multiple choice and exact match from jsonl
 tasks.py       what training.evaluate_tasks names
 in_loop.py     probes of a run that trains: texts, tasks

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt4moe.convert.verify import open_weights
 from gpt4moe.data.catalogue import Catalogue
@@ -15,13 +15,27 @@ from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
 from gpt4moe.evaluation.corpus import SourceText, parts, read_sources, score_part
+from gpt4moe.evaluation.interleaved import view_of
 from gpt4moe.evaluation.questions import Examiner, Question, read_choices, read_exact
-from gpt4moe.inference.command import Arguments, add_layout, closed_stdout, wanted_parallel, weights_of, write_stdout
+from gpt4moe.inference.command import (
+    Arguments,
+    add_layout,
+    add_sight,
+    closed_stdout,
+    seen,
+    wanted_parallel,
+    weights_of,
+    write_stdout,
+)
 from gpt4moe.inference.load import LoadedModel, Opened, open_folder, placed, require_placeable
+from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words, words_of_files
 from gpt4moe.inference.writing import SharedFile
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment
+
+if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
+    from gpt4moe.inference.image_cache import LatentMaker
 
 ROUND_QUESTIONS = 64
 """Of each copy of the model, between two appends to --output."""
@@ -34,11 +48,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     what = out.add_argument_group("what is evaluated")
     what.add_argument("--data", type=Path, help='a data folder (its validation part), or jsonl of {"text", "source"}')
     what.add_argument("--max-tokens", type=int, help="of each source of --data, from its beginning (default: all)")
-    what.add_argument("--choices", type=Path, help='jsonl of {"prompt", "choices", "answer"}')
-    what.add_argument("--exact", type=Path, help='jsonl of {"prompt" or "messages", "answer", "stop"}')
+    what.add_argument("--choices", type=Path, help='jsonl of {"prompt", "choices", "answer"}, with "images"')
+    what.add_argument("--exact", type=Path, help='jsonl of {"prompt" or "messages", "answer", "stop"}, with "images"')
     what.add_argument("--tokenizer", type=Path, help="folder with tokenizer and chat template (default: the model's)")
     what.add_argument("--tokens", type=int, default=64, help="of an answer to --exact at most (default 64)")
     what.add_argument("--tasks", nargs="+", default=[], help="of lm-evaluation-harness, by name")
+    add_sight(what)
     what.add_argument("--include-path", type=Path, help="a folder with tasks of your own")
     what.add_argument("--limit", type=int, help="questions of each of --tasks at most (default: all)")
     shown = out.add_argument_group("results")
@@ -53,17 +68,28 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     _check(options)
     opened = open_folder(options.folder, open_weights)
     words = _words(opened, options.tokenizer)
-    sources = read_sources(options.data, words, max_tokens=options.max_tokens) if options.data else []
+    sight = sight_of(opened.run, words, options.image_token)
+    sources: list[SourceText] = []
+    if options.data:
+        sources = read_sources(options.data, words, max_tokens=options.max_tokens, view=view_of(opened.run))
     questions: list[Question] = []
     if options.choices:
-        questions += read_choices(options.choices, words)
+        questions += read_choices(options.choices, words, sight)
     if options.exact:
-        questions += read_exact(options.exact, words, options.tokens)
-    settings = {**weights_of(opened), **_settings(options)} if options.output else {}
+        questions += read_exact(options.exact, words, options.tokens, sight)
+    images = [image.digest for question in questions for image in question.images]
+    has_images = bool(images) or any(source.image_id is not None for source in sources)
+    opened = seen(options, opened, has_images=has_images)
+    settings = {}
+    if options.output:
+        settings = {**weights_of(opened, has_images=has_images), **_settings(options)}
+    if options.output and images:  # without any, files of answers of earlier versions go on
+        settings["images"] = hashlib.sha256(json.dumps([sight.token, *images]).encode()).hexdigest()
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     with placed(opened, parallel=parallel, environment=environment) as model:
-        lines = _evaluate(model, words, sources, questions, options, settings)
+        maker = model.latent_maker() if has_images else None
+        lines = _evaluate(model, words, sources, questions, options, settings, maker)
         with raise_together(model.groups):
             if model.groups.is_first_rank:
                 found = {"folder": str(options.folder), "step": model.step, **results.of_lines(lines, sources)}
@@ -120,7 +146,7 @@ def _digest(path: Path) -> str:
 
 def _evaluate(
     model: LoadedModel, words: Words, sources: Sequence[SourceText], questions: Sequence[Question],
-    options: argparse.Namespace, settings: dict[str, Any],
+    options: argparse.Namespace, settings: dict[str, Any], maker: "LatentMaker | None",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A line for each question, part of a source and task, on rank 0; other ranks may have fewer. Collective.
 
@@ -128,7 +154,7 @@ def _evaluate(
     """
     from gpt4moe.evaluation.scoring import Scorer
 
-    scorer = Scorer(model.chunks, model.run, model.groups)
+    scorer = Scorer(model.chunks, model.run, model.groups, maker)
     if options.tasks:
         from gpt4moe.evaluation.harness import known_tasks, run_tasks
 

@@ -1,6 +1,7 @@
 """Loss, perplexity and bits per byte of each source of a data folder (its validation part) or of jsonl documents.
 
-data folder   documents one after the other, as in training; the windows are the samples of training's validation
+data folder   documents one after the other, as in training; the windows are the samples of training's validation.
+              Of a source with images each document by itself, with its images (interleaved.py)
 jsonl         {"text": ..., "source": ... (or the file's name)}; each document alone, after an end token
 """
 
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.catalogue import Catalogue
+from gpt4moe.data.catalogue import Catalogue, Source
+from gpt4moe.data.image_rows import ImageView
 from gpt4moe.data.lines import read_lines
 from gpt4moe.errors import DataError
+from gpt4moe.evaluation.interleaved import document_pieces, text_parts
 from gpt4moe.evaluation.pieces import Piece, encode_text, first_token, windows
 from gpt4moe.inference.text import Words
 
@@ -36,6 +39,8 @@ class SourceText:
     pieces: list[Piece]
     num_bytes: int
     """UTF-8 bytes of the scored tokens; an end token has none."""
+    image_id: int | None = None
+    """Of a source with images: the token that stands for one. It is no label, so it is not scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Part:
 
     source: str
     pieces: Sequence[Piece]
+    image_id: int | None = None
+    """SourceText.image_id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,14 +80,17 @@ class SourceResult:
         }  # fmt: skip
 
 
-def read_sources(path: Path, words: Words, *, max_tokens: int | None) -> list[SourceText]:
+def read_sources(
+    path: Path, words: Words, *, max_tokens: int | None, view: ImageView | None = None
+) -> list[SourceText]:
     """The sources of a data folder or a jsonl file.
 
     Args:
         max_tokens: about so many scored tokens of each source, from its beginning; None: all.
+        view: of the model's images (interleaved.view_of); None: a source with images is refused.
     Raises: DataError when it is neither, empty, damaged, or of another vocabulary than the model's.
     """
-    return _of_folder(path, words, max_tokens) if path.is_dir() else _of_lines(path, words, max_tokens)
+    return _of_folder(path, words, max_tokens, view) if path.is_dir() else _of_lines(path, words, max_tokens)
 
 
 def parts(sources: Sequence[SourceText]) -> list[Part]:
@@ -91,18 +101,21 @@ def parts(sources: Sequence[SourceText]) -> list[Part]:
         for at, piece in enumerate(source.pieces, start=1):
             size += piece.num_scored
             if size >= ROUND_TOKENS or at == len(source.pieces):
-                found.append(Part(source.name, source.pieces[start:at]))
+                found.append(Part(source.name, source.pieces[start:at], source.image_id))
                 start, size = at, 0
     return found
 
 
 def score_part(scorer: "Scorer", part: Part) -> dict[str, Any]:
     """For JSON, and for `summed`; on every rank. Collective over the world."""
-    scores = scorer.score(part.pieces)
+    counted = [
+        score if part.image_id is None else score.of(np.asarray(piece.tokens[-piece.num_scored :]) != part.image_id)
+        for piece, score in zip(part.pieces, scorer.score(part.pieces), strict=True)
+    ]
     return {
-        "id": part.source, "kind": "source", "tokens": sum(len(score.logprobs) for score in scores),
-        "nats": -math.fsum(score.total for score in scores),
-        "right_tokens": sum(int(score.is_greedy.sum()) for score in scores),
+        "id": part.source, "kind": "source", "tokens": sum(len(score.logprobs) for score in counted),
+        "nats": -math.fsum(score.total for score in counted),
+        "right_tokens": sum(int(score.is_greedy.sum()) for score in counted),
     }  # fmt: skip
 
 
@@ -123,7 +136,7 @@ def summed(sources: Sequence[SourceText], lines: Sequence[dict[str, Any]]) -> li
     return found
 
 
-def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[SourceText]:
+def _of_folder(folder: Path, words: Words, max_tokens: int | None, view: ImageView | None) -> list[SourceText]:
     catalogue = Catalogue.open([folder])
     catalogue.require_whole()
     vocabulary = catalogue.vocabulary
@@ -135,24 +148,48 @@ def _of_folder(folder: Path, words: Words, max_tokens: int | None) -> list[Sourc
     found = []
     for name, source in catalogue.sources.items():
         if source.manifest.images is not None:
-            raise DataError(
-                f"Source {name} of {folder} has documents with images, and text is all that is read here.",
-                "Give a folder of text sources or a jsonl file of texts. A run of stage=vision evaluates on images "
-                "itself (training.eval_every).",
-            )
+            found.append(_interleaved(source, words, view, max_tokens, vocabulary.eos_id))
+            continue
         tokens = source.tokens("valid")[: None if max_tokens is None else max_tokens + 1]
-        if len(tokens) and tokens.max() >= words.vocab_size:
-            at = int(np.argmax(tokens))
-            raise DataError(
-                f"Source {name} has the token {tokens[at]}, but the vocabulary has {words.vocab_size}: "
-                f"{source.tokens('valid').origin(at)}.",
-                "Verify the data folder (tools/mixture.py verify FOLDER), and make the source again.",
-            )
+        _require_known(source, tokens, words.vocab_size)
         if len(tokens) < 2:
             raise DataError(f"Source {name} of {folder} has {len(tokens)} validation tokens.", "Give more text.")
         scored = _bytes(words, _documents(tokens[1:], vocabulary.eos_id))
         found.append(SourceText(name, list(windows(tokens, words.context_length)), scored))
     return found
+
+
+def _interleaved(
+    source: Source, words: Words, view: ImageView | None, max_tokens: int | None, end: int
+) -> SourceText:  # fmt: skip
+    if view is None:
+        raise DataError(
+            f"Source {source.name} of {source.folder.parent} has documents with images, and text is all that is read "
+            "here.",
+            "Give a folder of text sources or a jsonl file of texts, or evaluate a vision model with "
+            "tools/evaluate.py.",
+        )
+    _require_known(source, source.tokens("valid")[:], words.vocab_size)
+    assert source.manifest.images is not None
+    image_id = source.manifest.images.image_id
+    pieces = document_pieces(source, view, words.context_length, max_tokens)
+    num_bytes = 0
+    for piece in pieces:
+        scored = np.asarray(piece.tokens[1:])
+        for part in text_parts(scored[scored != end], image_id):
+            num_bytes += len(words.decode(part).encode())
+    return SourceText(source.name, pieces, num_bytes, image_id)
+
+
+def _require_known(source: Source, tokens: NDArray[np.integer], vocab_size: int) -> None:
+    """tokens: the first of its validation part. Raises: DataError for one that the model lacks."""
+    if len(tokens) and tokens.max() >= vocab_size:
+        at = int(np.argmax(tokens))
+        raise DataError(
+            f"Source {source.name} has the token {tokens[at]}, but the vocabulary has {vocab_size}: "
+            f"{source.tokens('valid').origin(at)}.",
+            "Verify the data folder (tools/mixture.py verify FOLDER), and make the source again.",
+        )
 
 
 def _documents(tokens: NDArray[np.integer], end: int) -> Iterator[list[int]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt4moe.errors import DataError
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.text import Words
 
 
@@ -20,6 +21,8 @@ class Piece:
     """Whole numbers: a list, or a part of a token file. At least num_scored + 1, at most the context + 1."""
     num_scored: int
     """At least 1."""
+    images: Sequence[Picture] = ()
+    """That its tokens see, in the order of their places in it."""
 
 
 def encode_text(words: Words, text: str, *, has_special: bool = False) -> list[int]:

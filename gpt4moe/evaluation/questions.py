@@ -3,6 +3,7 @@
     choices  {"prompt": ..., "choices": [...], "answer": its number from 0, or its text}
     exact    {"prompt": ..., "answer": a text or several that are right, "stop": texts that end the answer}
              {"messages": [{"role": "user", "content": ...}], "answer": ...} through the chat template
+    both     "images": a file for each <image> of the prompt, or a list of files: the frames of a clip
 
 Multiple choice takes the choice of the largest log-likelihood after the prompt; length-normalised, of the largest
 log-likelihood divided by the choice's characters, as lm-evaluation-harness does (acc and acc_norm). There the space
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.image_tokens import split_tags
 from gpt4moe.data.lines import Types, read_lines, require_own_ids
 from gpt4moe.errors import DataError
 from gpt4moe.evaluation.pieces import Piece, answer_piece, encode_pair, encode_text, first_token
-from gpt4moe.inference.files import has_image_parts
+from gpt4moe.inference.files import clips_of_line, has_image_parts
+from gpt4moe.inference.pictures import Picture
 from gpt4moe.inference.requests import Request
 from gpt4moe.inference.sampling import Sampling
-from gpt4moe.inference.sight import sight_of
+from gpt4moe.inference.sight import Clip, Sight, sight_of
 from gpt4moe.inference.text import Words, cut_at_stop
 
 if TYPE_CHECKING:  # it imports DeepSpeed, which looks for an accelerator then (inference.load.placed)
@@ -42,6 +45,10 @@ class ChoiceQuestion:
     pieces: list[Piece]
     """Of each choice."""
 
+    @property
+    def images(self) -> Sequence[Picture]:
+        return self.pieces[0].images
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExactQuestion:
@@ -53,29 +60,49 @@ class ExactQuestion:
     stops: list[str]
     request: Request
 
+    @property
+    def images(self) -> Sequence[Picture]:
+        return self.request.images
+
 
 Question = ChoiceQuestion | ExactQuestion
 
 
-def read_choices(path: Path, words: Words) -> list[ChoiceQuestion]:
-    """Raises: DataError with the first line that is none, has no such answer, or does not fit the context."""
+def read_choices(path: Path, words: Words, sight: Sight | None = None) -> list[ChoiceQuestion]:
+    """
+    Args:
+        sight: how the model reads prompts with images; None: questions with images are refused.
+    Raises: DataError with the first line that is none, has no such answer, or does not fit the context; DataError or
+        ConfigError for images that are none, or that the model does not read.
+    """
     types: Types = {"prompt": str, "choices": list, "answer": (int, str)}
     found = read_lines(path, types, needed=list(types), example=_CHOICES)
     require_own_ids(path, found)
-    return [_choice(f"{path}, line {line['line']}", line, words) for line in found]
+    return [_choice(path, line, words, sight) for line in found]
 
 
-def _require_text(where: str, line: dict[str, Any]) -> None:
-    """A model would answer as one that sees no images."""
+def _clips(path: Path, line: dict[str, Any], sight: Sight | None) -> list[Clip]:
+    """The images of a question. Raises: DataError, as read_choices."""
+    where = _where(path, line)
+    if sight is not None:
+        return clips_of_line(where, line["whole"], path.parent)
+    # A model would answer as one that sees no images.
     if line["whole"].get("images") or has_image_parts(line["whole"].get("messages")):
         raise DataError(
             f"{where} has images, and questions are read as text alone.",
-            "Leave them out, or ask with tools/generate.py --input, which reads images.",
+            "Leave them out, or ask a checkpoint with tools/evaluate.py, which reads images.",
         )
+    return []
 
 
-def _choice(where: str, line: dict[str, Any], words: Words) -> ChoiceQuestion:
-    _require_text(where, line)
+def _where(path: Path, line: dict[str, Any]) -> str:
+    return f"{path}, line {line['line']}"
+
+
+def _choice(path: Path, line: dict[str, Any], words: Words, sight: Sight | None) -> ChoiceQuestion:
+    where, clips = _where(path, line), _clips(path, line, sight)
+    if sight is not None:
+        sight.require_tags(line["prompt"], len(clips), is_chat=False, what=where)
     choices, answer = line["choices"], line["answer"]
     if len(choices) < 2 or "" in choices:
         raise DataError(f"{where} has choices {choices!r}.", "Give two or more, none of them empty.")
@@ -87,16 +114,27 @@ def _choice(where: str, line: dict[str, Any], words: Words) -> ChoiceQuestion:
             f"Give a number from 0 to {len(choices) - 1}, or the text of a choice.",
         )
     pieces = []
+    seen: Sequence[Picture] | None = None
     for choice in choices:
-        before, after = _encoded(words, line["prompt"], choice)
+        before, after = _encoded(words, line["prompt"], choice, sight if clips else None)
         _require_fit(where, "prompt and choice have", len(before) + len(after), words.context_length + 1)
-        pieces.append(answer_piece(before, after, words.context_length))
+        if seen is None:  # all choices stand behind the same images
+            seen = sight.pictures(before, clips) if sight is not None else ()
+        pieces.append(replace(answer_piece(before, after, words.context_length), images=seen))
     return ChoiceQuestion(id=line["id"], choices=choices, answer=answer, pieces=pieces)
 
 
-def _encoded(words: Words, prompt: str, choice: str) -> tuple[list[int], list[int]]:
-    before, after = encode_pair(partial(encode_text, words), prompt, choice)
-    return before or [first_token(words)], after
+def _encoded(words: Words, prompt: str, choice: str, sight: Sight | None) -> tuple[list[int], list[int]]:
+    """Tokens of prompt and choice. sight: of a prompt with images, whose texts are encoded each by itself as in
+    training: the choice continues the last one."""
+    if sight is None:
+        before, after = encode_pair(partial(encode_text, words), prompt, choice)
+        return before or [first_token(words)], after
+    assert sight.image_id is not None  # require_tags
+    head, _, tail = prompt.rpartition(sight.token)
+    first = words.encode_parts([*split_tags(head, sight.token), None], sight.image_id)
+    before, after = encode_pair(partial(encode_text, words), tail, choice)
+    return [*first, *before], after
 
 
 def _require_fit(where: str, what: str, num_tokens: int, most: int) -> None:
@@ -104,16 +142,16 @@ def _require_fit(where: str, what: str, num_tokens: int, most: int) -> None:
         raise DataError(f"{where}: {what} {num_tokens} tokens, the context takes {most}.", "Shorten the prompt.")
 
 
-def read_exact(path: Path, words: Words, num_tokens: int) -> list[ExactQuestion]:
-    """Args: num_tokens: of an answer at most. Raises: DataError, as read_choices."""
+def read_exact(path: Path, words: Words, num_tokens: int, sight: Sight | None = None) -> list[ExactQuestion]:
+    """Args: num_tokens: of an answer at most; sight: as of read_choices. Raises: as read_choices."""
     types: Types = {"prompt": str, "answer": (str, list), "stop": (str, list)}
     found = read_lines(path, types, needed=("answer",), example=_EXACT)
     require_own_ids(path, found)
-    return [_exact(f"{path}, line {line['line']}", line, words, num_tokens) for line in found]
+    return [_exact(path, line, words, num_tokens, sight) for line in found]
 
 
-def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> ExactQuestion:
-    _require_text(where, line)
+def _exact(path: Path, line: dict[str, Any], words: Words, num_tokens: int, sight: Sight | None) -> ExactQuestion:
+    where, clips = _where(path, line), _clips(path, line, sight)
     answers, stops = (value if isinstance(value, list) else [value] for value in (line["answer"], line.get("stop", [])))
     if not answers or "" in stops:
         raise DataError(f"{where} has answers {answers!r} and stops {stops!r}.",
@@ -121,15 +159,20 @@ def _exact(where: str, line: dict[str, Any], words: Words, num_tokens: int) -> E
     messages = line["whole"].get("messages")
     if ("prompt" in line) == (messages is not None):
         raise DataError(f"{where} has {'both' if messages else 'neither'} of prompt and messages.", f"Write {_EXACT}.")
-    if messages is not None:
-        prompt = words.encode(words.render(messages), is_chat=True)
+    text, is_chat = (line["prompt"], False) if messages is None else (words.render(messages), True)
+    if sight is not None:
+        sight.require_tags(text, len(clips), is_chat=is_chat, what=where)
+    if sight is not None and clips:
+        prompt = sight.encode(text, len(clips), is_chat=is_chat, what=where)
+    elif is_chat:
+        prompt = words.encode(text, is_chat=True)
     else:
-        prompt = encode_text(words, line["prompt"]) or [first_token(words)]
+        prompt = encode_text(words, text) or [first_token(words)]
     _require_fit(where, "the prompt has", len(prompt), words.context_length - 1)
-    return ExactQuestion(
-        id=line["id"], answers=answers, stops=stops,
-        request=greedy_request(words, prompt, min(num_tokens, words.context_length - len(prompt)), stops),
-    )  # fmt: skip
+    request = greedy_request(words, prompt, min(num_tokens, words.context_length - len(prompt)), stops)
+    if sight is not None:
+        request = replace(request, images=sight.pictures(prompt, clips), banned=sight.banned)
+    return ExactQuestion(id=line["id"], answers=answers, stops=stops, request=request)
 
 
 def greedy_request(
@@ -147,7 +190,7 @@ def greedy_request(
 
 
 class Examiner:
-    """Answers questions on the ranks of a model."""
+    """Answers questions on the ranks of a model. Their images' latents are made by the scorer's maker."""
 
     def __init__(self, scorer: "Scorer", run: RunConfig, words: Words):
         # Imported here: it imports DeepSpeed, which looks for an accelerator then (inference.load.placed).
@@ -155,14 +198,14 @@ class Examiner:
 
         self.scorer, self.words = scorer, words
         self.banned = sight_of(run, words, None).banned
-        self.generator = Generator(scorer.chunks, run, scorer.groups)
+        self.generator = Generator(scorer.chunks, run, scorer.groups, maker=scorer.images.maker)
 
     def answer(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         """A line of answers for each question, in their order, on every rank. Collective over the world."""
         choices = [question for question in questions if isinstance(question, ChoiceQuestion)]
         exact = [question for question in questions if isinstance(question, ExactQuestion)]
         scores = iter(self.scorer.score([piece for question in choices for piece in question.pieces]))
-        requests = [replace(question.request, banned=self.banned) for question in exact]
+        requests = [replace(one.request, banned=self.banned | one.request.banned) for one in exact]
         texts = iter(self.generator.generate_all(requests))
         found = []
         for question in questions:

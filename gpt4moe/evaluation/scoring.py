@@ -5,6 +5,8 @@
 
 Logits of a pass are made and scored SLICE_BYTES at a time: [scored tokens, V] of a long text could fill the memory.
 
+Images of a pass are made before it, by every rank that has a gated block, and once for all pieces of it that have them.
+
 Each copy of the model (tp x pp ranks) scores other pieces. Every rank knows all pieces, so it knows without a message
 how many passes each copy makes, and how many tokens a pass has where the copies meet in the experts.
 """
@@ -14,19 +16,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation.pieces import Piece
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
 from gpt4moe.inference.cache import KeyValueCache, blocks_of
+from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
 from gpt4moe.inference.stages import LogitsOf, Stages, generating
 from gpt4moe.parallel.groups import ProcessGroups
 
 MAX_PASS_TOKENS = 2048
 """Of a pass over several pieces; a longer piece has a pass of its own."""
+MAX_PASS_IMAGES = 32
+"""Distinct ones of a pass over several pieces, whose keys and values are kept together."""
 SLICE_BYTES = 1 << 28
 """Of fp32 logits that are there together; with their copies about four times as much."""
 
@@ -45,6 +53,11 @@ class Score:
         """Log-likelihood of the scored tokens, in nats."""
         return float(self.logprobs.sum())
 
+    def of(self, chosen: NDArray[np.bool_]) -> "Score":
+        """Of some of its tokens alone, [num_scored]."""
+        some = torch.from_numpy(chosen)
+        return Score(self.logprobs[some], self.is_greedy[some])
+
 
 class _NoCache(KeyValueCache):
     """Keeps nothing: no piece goes on in another pass."""
@@ -58,9 +71,12 @@ class Scorer:
 
     Args:
         chunks: GPTModels of this rank, wrapped or not; trained ones too.
+        maker: makes latents of pieces' images; None: no piece has any.
     """
 
-    def __init__(self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups):
+    def __init__(
+        self, chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, maker: LatentMaker | None = None
+    ):  # fmt: skip
         self.chunks, self.groups, self.layout = chunks, groups, groups.layout
         self.vocab_size = run.model.vocab_size
         self.dtype = next(chunks[0].parameters()).dtype
@@ -68,13 +84,24 @@ class Scorer:
             [], num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
             dtype=self.dtype, device=groups.device,
         )  # fmt: skip
+        self.images = image_cache(chunks, maker, self.dtype)
         place = self.layout.coordinate(groups.rank)
         self.is_source = place["tp"] == 0 and place["pp"] == self.layout.pp - 1
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()
         self.steps_together = copies_step_together(self.layout)
 
     def score(self, pieces: Sequence[Piece]) -> list[Score]:
-        """Of all pieces, in their order, on every rank. Collective over the world: equal pieces on all ranks."""
+        """Of all pieces, in their order, on every rank. Collective over the world: equal pieces on all ranks.
+
+        Raises: ConfigError for images without a maker; DataError for one that cannot be read any more.
+        """
+        most_images = max((num_distinct(piece.images) for piece in pieces), default=0)
+        if most_images and self.images.maker is None:
+            raise ConfigError(
+                "A text has images, but nothing here makes latents of them.",
+                "Give a vision model, and Scorer(maker=model.latent_maker()).",
+            )
+        self.images.open(max(MAX_PASS_IMAGES, most_images) if most_images else 0)
         starts = [0]
         for piece in pieces:
             starts.append(starts[-1] + piece.num_scored)
@@ -90,13 +117,16 @@ class Scorer:
                         continue
                     numbers = passes[self.copy_index]
                     read = partial(self._read, self._scored(pieces, numbers), step.ends)
-                    scores = stages.run(StepAttention(step, self.cache), read)
+                    scores = stages.run(StepAttention(step, self.cache, images_of(step, self.images)), read)
+                    for row in step.rows:
+                        self.images.leave(row.images)
                     if scores is not None and self.is_source:
                         # Where they stand among those of all pieces.
                         places = [at for number in numbers for at in range(starts[number], starts[number + 1])]
                         found[:, places] = scores
             finally:
                 stages.finish()
+                self.images.open(0)
         # Every token was scored on one rank; all others have zeros there.
         distributed.all_reduce(found)
         values = found.cpu()
@@ -137,7 +167,12 @@ class Scorer:
         for number in mine:
             tokens = [int(token) for token in pieces[number].tokens[:-1]]  # nothing comes after the last
             # Nothing is cached, so all blocks may be the same.
-            rows.append(Row(number, tokens, len(tokens), len(tokens), blocks=[0] * blocks_of(len(tokens))))
+            slots = self.images.join(pieces[number].images)
+            assert slots is not None, "_batches leaves room for all images of a pass"
+            rows.append(
+                Row(number, tokens, len(tokens), len(tokens), blocks=[0] * blocks_of(len(tokens)),
+                    images=pieces[number].images, image_slots=slots)
+            )  # fmt: skip
         step = pack(
             rows, [len(row.tokens) for row in rows], num_tokens=length, has_dummies=has_dummies,
             dtype=self.dtype, device=self.groups.device,
@@ -153,14 +188,15 @@ class Scorer:
 def _batches(pieces: Sequence[Piece], numbers: Sequence[int]) -> list[list[int]]:
     """Pieces in their order, as many together as fit a pass."""
     batches: list[list[int]] = []
-    size = 0
+    size, images = 0, set[str]()
     for number in numbers:
-        length = len(pieces[number].tokens) - 1
-        if not batches or size + length > MAX_PASS_TOKENS:
+        length, more = len(pieces[number].tokens) - 1, {image.digest for image in pieces[number].images}
+        if not batches or size + length > MAX_PASS_TOKENS or len(images | more) > MAX_PASS_IMAGES:
             batches.append([])
-            size = 0
+            size, images = 0, set()
         batches[-1].append(number)
         size += length
+        images |= more
     return batches
 
 

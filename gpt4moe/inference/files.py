@@ -50,17 +50,22 @@ def _prompt(path: Path, line: Mapping[str, Any]) -> Prompt:
     is_chat = isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages)
     if (text is None) == (messages is None) or not (messages is None or is_chat):
         raise DataError(f"{path}, line {line['line']} has no prompt, no messages, or both.", f"Write {_EXAMPLE}.")
-    where, images = f"{path}, line {line['line']}", line["whole"].get("images") or []
-    if has_image_parts(messages):
+    clips = clips_of_line(f"{path}, line {line['line']}", line["whole"], path.parent)
+    return Prompt(id=line["id"], text=text, messages=messages, images=clips)
+
+
+def clips_of_line(where: str, line: Mapping[str, Any], beside: Path) -> list[Clip]:
+    """The images of a prompt's or question's line. Raises: DataError for what is no list of files."""
+    images = line.get("images") or []
+    if has_image_parts(line.get("messages")):
         raise DataError(
             f"{where} has a part of type image_url in its messages.",
             'Write <image> in the content, and name the file beside it: {"messages": [...], "images": ["a.png"]}.',
         )
-    if not isinstance(images, list) or "image" in line["whole"]:
+    if not isinstance(images, list) or "image" in line:
         has = f"images {images!r}" if images else 'the key "image"'
         raise DataError(f"{where} has {has}.", 'Give a list: {"prompt": "<image>", "images": ["a.png"]}.')
-    clips = [clip_of_row(where, image, path.parent) for image in images]
-    return Prompt(id=line["id"], text=text, messages=messages, images=clips)
+    return [clip_of_row(where, image, beside) for image in images]
 
 
 def has_image_parts(messages: object) -> bool:

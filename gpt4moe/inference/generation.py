@@ -27,7 +27,7 @@ from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, blocks_of, least_free_bytes
 from gpt4moe.inference.cache_room import CacheRoom
 from gpt4moe.inference.drawing import Drawing, Watcher
-from gpt4moe.inference.image_cache import ImageCache, LatentMaker, images_of
+from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
 from gpt4moe.inference.requests import MOST_IMAGES, Completion, Limits, Request
 from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
@@ -65,10 +65,7 @@ class Generator:
             list(layers), num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
             dtype=self.dtype, device=groups.device,
         )  # fmt: skip
-        gated = {number: getattr(layer, "gated_cross_attention", None) for number, layer in layers.items()}
-        self.images = ImageCache(
-            {number: block for number, block in gated.items() if block is not None}, maker, dtype=self.dtype
-        )
+        self.images = image_cache(chunks, maker, self.dtype)
         copy = self.layout.members("model", groups.rank)
         self.source = next(
             rank for rank in copy if self.layout.coordinate(rank)["tp"] == 0
@@ -92,7 +89,7 @@ class Generator:
             without a maker.
         """
         longest = max((len(request.prompt) + request.max_tokens for request in requests), default=1)
-        most = max((_num_distinct(request) for request in requests), default=0)
+        most = max((num_distinct(request.images) for request in requests), default=0)
         if most and self.images.maker is None:
             raise ConfigError(
                 "A request has images, but nothing here makes latents of them.",
@@ -127,7 +124,9 @@ class Generator:
         asked = dict(enumerate(requests))
         waiting = deque(_row(number, request) for number, request in asked.items())
         num_asked, num_idle = len(asked), 0
-        sizes = [(row.most_blocks, _num_distinct(request)) for row, request in zip(waiting, requests, strict=True)]
+        sizes = [
+            (row.most_blocks, num_distinct(request.images)) for row, request in zip(waiting, requests, strict=True)
+        ]
         num_blocks, num_slots, num_gathered = self.room.shares(self._most_rows() if arrivals is not None else sizes)
         pool = BlockPool(num_blocks, num_gathered)
         self.images.open(num_slots)
@@ -278,7 +277,3 @@ def _row(number: int, request: Request) -> Row:
         number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key,
         images=request.images,
     )  # fmt: skip
-
-
-def _num_distinct(request: Request) -> int:
-    return len({image.digest for image in request.images})

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gpt4moe.inference.batch import Row, Step
 from gpt4moe.inference.pictures import Picture, Pixels
+from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.model.vision_encoder import FrozenEncoder
 
 
@@ -133,6 +134,18 @@ class ImageCache:
     def memory_bytes(self) -> int:
         """Of all gated blocks of this rank, as grown so far."""
         return sum(kept.numel() * kept.element_size() for kept in self.layers.values())
+
+
+def image_cache(chunks: Sequence[Any], maker: LatentMaker | None, dtype: torch.dtype) -> ImageCache:
+    """Of the gated blocks of a rank's GPTModels, wrapped or not."""
+    layers = {index + 1: layer for chunk in chunks for index, layer in decoder_layers(chunk).items()}
+    gated = {number: getattr(layer, "gated_cross_attention", None) for number, layer in layers.items()}
+    blocks = {number: block for number, block in gated.items() if block is not None}
+    return ImageCache(blocks, maker, dtype=dtype)
+
+
+def num_distinct(images: Sequence[Picture]) -> int:
+    return len({image.digest for image in images})
 
 
 @dataclass(frozen=True, slots=True)

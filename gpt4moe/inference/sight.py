@@ -84,12 +84,19 @@ class Sight:
             )
 
     def encode(self, text: str, images: int, *, is_chat: bool, what: str) -> list[int]:
-        """Tokens of a prompt, an image token for each tag.
+        """Tokens of a prompt, an image token for each tag. Raises: ConfigError, as require_tags and Words.encode."""
+        self.require_tags(text, images, is_chat=is_chat, what=what)
+        if not images:
+            return self.words.encode(text, is_chat=is_chat)
+        assert self.image_id is not None
+        return self.words.encode_parts(split_tags(text, self.token), self.image_id, is_chat=is_chat)
 
+    def require_tags(self, text: str, images: int, *, is_chat: bool, what: str) -> None:
+        """
         Args:
-            images: that were given for it.
-            what: names the prompt in errors.
-        Raises: ConfigError for another number of images than tags, and as Words.encode.
+            images: that were given for the prompt.
+            what: names it in errors.
+        Raises: ConfigError for another number of images than tags, and for any where the model reads none.
         """
         if images:
             self.require(what)
@@ -102,10 +109,6 @@ class Sight:
                 f"Write {self.token} once for each image or clip, where it stands"
                 f"{', and use a chat template that shows contents as they are' * is_chat}.",
             )
-        if not images:
-            return self.words.encode(text, is_chat=is_chat)
-        assert self.image_id is not None
-        return self.words.encode_parts(split_tags(text, self.token), self.image_id, is_chat=is_chat)
 
     def pictures(self, tokens: Sequence[int], clips: Sequence[Clip]) -> tuple[Picture, ...]:
         """Of a prompt that `encode` made. Raises: DataError for a file that is no image, is damaged or too large."""

@@ -19,8 +19,10 @@ from gpt4moe.inference.load import loaded_model, open_checkpoint
 from gpt4moe.model.vision_encoder import FrozenEncoder
 from gpt4moe.parallel.environment import Environment
 from tests.inference.seeing import TEMPLATE, make_place, png
-from tests.inference.tool import generate
+from tests.inference.tool import TOOL, generate
+from tests.media.test_image_rows import documents, folder_of
 from tests.spawn import run_ranks
+from tests.training.command import Ended
 
 GREEDY = ("--temperature", 0, "--tokens", 8)
 
@@ -73,6 +75,84 @@ def test_a_chat_shows_its_images_where_the_template_shows_its_contents(place: Pa
     (ended,) = generate(seeing, "--chat", *asked, "<image>")
     file.write_text(TEMPLATE)
     assert ended.status == 2 and "Prompt 0 has 1 image, but its rendered chat has 0 <image> tags." in ended.err
+
+
+CHOICES = [
+    {"id": "one", "prompt": "<image>word", "choices": [" 1", " 2 and", "other"], "answer": 0, "images": ["0.png"]},
+    {"id": "two", "prompt": "word <image> and <image> ", "choices": ["12", "thing", " 3"], "answer": " 3",
+     "images": ["1.png", ["clip/2.png", "clip/10.png"]]},
+    {"id": "text", "prompt": "word 1", "choices": [" and", "other"], "answer": 1},
+    {"id": "other", "prompt": "<image>word", "choices": [" 1", " 2 and", "other"], "answer": 0, "images": ["2.png"]},
+]  # fmt: skip
+EXACT = [
+    {"id": "a", "prompt": "<image>word 1", "answer": "?", "images": ["0.png"]},
+    {"id": "b", "prompt": "word <image> and <image>", "answer": "?",
+     "images": ["1.png", ["clip/2.png", "clip/10.png"]]},
+    {"id": "c", "messages": [{"role": "user", "content": "what is <image>?"}], "answer": "?", "images": ["0.png"]},
+    {"id": "d", "prompt": "word 1", "answer": "?"},
+]  # fmt: skip
+
+
+def _lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _evaluation(place: Path, out: Path, *layout: object, ranks: int = 1) -> list[Ended]:
+    asked = ("--choices", place / "choices.jsonl", "--exact", place / "exact.jsonl", "--tokens", 8)
+    data = ("--data", place / "web" / "data", "--max-tokens", 150, "--output", out, "--json")
+    return generate(place / "seeing", *asked, *data, *layout, ranks=ranks, tool=TOOL.with_name("evaluate.py"))
+
+
+def _evaluated(place: Path, out: Path, *layout: object, ranks: int = 1) -> list[dict[str, Any]]:
+    """Lines of answers; the last has the losses of sources."""
+    ended = _evaluation(place, out, *layout, ranks=ranks)
+    assert [one.status for one in ended] == [0] * ranks, ended[0].err
+    return [*map(json.loads, out.read_text().splitlines()), json.loads(ended[0].out)]
+
+
+def test_questions_and_losses_with_images_are_the_same_on_every_layout(
+    place: Path, wanted: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    _lines(place / "choices.jsonl", CHOICES)
+    _lines(place / "exact.jsonl", EXACT)
+    folder_of(place / "web", place / "tokenizer.json", documents(20))
+    alone = _evaluated(place, tmp_path / "alone.jsonl")
+    for name, layout in (("grid", ("--tp", 2, "--pp", 2, "--ep", 2)), ("copies", ("--etp", 2))):
+        found = _evaluated(place, tmp_path / f"{name}.jsonl", *layout, ranks=4)
+        for one, same in zip(found[:8], alone[:8], strict=True):
+            assert one.get("text") == same.get("text")
+            assert one.get("loglikelihoods") == pytest.approx(same.get("loglikelihoods"), abs=1e-4)
+        assert found[-1]["sources"][0]["tokens"] == alone[-1]["sources"][0]["tokens"] >= 150
+        assert found[-1]["sources"][0]["loss"] == pytest.approx(alone[-1]["sources"][0]["loss"], abs=1e-5)
+    one, _, _, other, *texts = alone[:8]
+    assert max(abs(a - b) for a, b in zip(one["loglikelihoods"], other["loglikelihoods"], strict=True)) > 1e-3
+    # What tools/generate.py says to the same prompts.
+    assert [texts[at]["text"] for at in (0, 1, 3)] == [answer["text"].strip() for answer in wanted]
+    # Answers to another image are not mixed with these.
+    before = (place / "2.png").read_bytes()
+    (place / "2.png").write_bytes(png(77))
+    (ended,) = _evaluation(place, tmp_path / "alone.jsonl")
+    (place / "2.png").write_bytes(before)
+    assert ended.status == 2 and "was begun with images=" in ended.err
+
+
+def test_bad_questions_with_images_end_with_2_before_a_model_is_loaded(place: Path, tmp_path: Path) -> None:
+    good, choices = str(place / "0.png"), {"choices": ["a", "b"], "answer": 0}
+    rows: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "line 1 has 0 images, but it has 1 <image> tag.": ("seeing", "choices", {"prompt": "<image>", **choices}),
+        "line 1 has 1 image, but it has 0 <image> tags.": ("seeing", "exact", {"prompt": "a", "answer": "b",
+                                                                              "images": [good]}),
+        "line 1 has images, but the folder has a text model.": ("blind", "exact", {"prompt": "<image>", "answer": "b",
+                                                                                  "images": [good]}),
+        "gone.png is missing": ("seeing", "choices", {"prompt": "<image>", "images": ["gone.png"], **choices}),
+        "line 1 has the image 7": ("seeing", "choices", {"prompt": "<image>", "images": [7], **choices}),
+    }  # fmt: skip
+    for number, (words, (folder, kind, row)) in enumerate(rows.items()):
+        path = _lines(tmp_path / f"{number}.jsonl", [row])
+        (ended,) = generate(place / folder, f"--{kind}", path, tool=TOOL.with_name("evaluate.py"))
+        lines = ended.err.strip().splitlines()
+        assert ended.status == 2 and words in lines[0] and len(lines) == 2, (words, ended.err)
 
 
 def test_answers_of_other_images_are_not_mixed(place: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_evaluations_of_a_vision_model_draw_no_image_token(tmp_path: Path, monke
     Samples(run, words).ask([], None, 1)  # type: ignore[arg-type]
     assert [one.banned for one in Asked.requests] == [banned]
     (tmp_path / "in.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
-    scorer: Any = SimpleNamespace(chunks=[], groups=None, score=lambda pieces: [])
+    scorer: Any = SimpleNamespace(chunks=[], groups=None, score=lambda pieces: [], images=SimpleNamespace(maker=None))
     Examiner(scorer, run, words).answer(read_exact(tmp_path / "in.jsonl", words, 4))
     assert [one.banned for one in Asked.requests] == [banned]
     assert greedy_request(words, [1], 2, []).banned == frozenset()

@@ -1,5 +1,6 @@
 """stage=vision reads documents with images beside plain text: mixed, in exact order, resumed, in batches."""
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -23,11 +24,13 @@ from gpt4moe.data.lookup import origin_of
 from gpt4moe.data.overview import overview
 from gpt4moe.data.prefetch import Prefetch
 from gpt4moe.data.preprocess import SourceText, write_data_folder
-from gpt4moe.data.rows import RowSamples
+from gpt4moe.data.rows import RowSamples, documents_of
 from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.evaluation.corpus import read_sources
 from gpt4moe.evaluation.in_loop import read_probes
+from gpt4moe.evaluation.interleaved import view_of
 from gpt4moe.inference.text import words_of_data
+from tests.inference.tool import TOOL, generate
 from tests.media.conftest import VOCAB_SIZE
 from tests.media.test_image_rows import documents, folder_of
 from tests.training.command import metrics, train
@@ -234,6 +237,43 @@ def test_a_run_of_the_vision_stage_resumes_with_the_losses_of_one_that_was_not_s
             assert ended.status == 0, ended.err
     whole, stopped = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("whole", "stopped"))
     assert len(whole) == 4 and whole == stopped
+
+
+def test_the_loss_of_a_source_with_images_is_that_of_the_run_s_own_evaluation(
+    tokenizer_path: Path, tmp_path: Path
+) -> None:
+    source = folder_of(tmp_path / "own", tokenizer_path, documents(40))
+    other = [[part if isinstance(part, str) else 90 for part in parts] for parts in documents(40)]
+    folder_of(tmp_path / "other", tokenizer_path, other)
+    data = tmp_path / "own" / "data"
+    # One step opens the gates by the learning rate.
+    words = (*SIZES, *VISION, "data=demo", f"data.path={data}", "data.pack=false", "schedule.warmup_steps=0",
+             "optimizer.lr=0.05", "model.init_std=0.3")  # fmt: skip
+    (ended,) = train(tmp_path / "run", *words, "training.steps=1", "training.eval_samples=40")
+    assert ended.status == 0, ended.err
+    (record,) = metrics(tmp_path / "run")
+    found, unlike = (_loss(tmp_path / "run", tmp_path / name / "data") for name in ("own", "other"))
+    pieces = documents_of(source.tokens("valid"))
+    assert source.manifest.images is not None and len(pieces.starts) == 40
+    tokens = source.tokens("valid")[: int(pieces.lengths.sum())]
+    is_label = tokens != source.manifest.images.image_id
+    is_label[pieces.starts] = False
+    assert found["tokens"] == is_label.sum()
+    assert found["loss"] == pytest.approx(record["eval_loss"], rel=1e-5)
+    assert abs(unlike["loss"] - found["loss"]) > 1e-3, "other images"
+    run = run_of(data, *VISION)
+    words_of_run = words_of_data(run)
+    assert words_of_run is not None
+    (few,) = read_sources(data, words_of_run, max_tokens=60, view=view_of(run))
+    (whole,) = read_sources(data, words_of_run, max_tokens=None, view=view_of(run))
+    assert 2 < len(few.pieces) < len(whole.pieces) == 40 and whole.num_bytes == found["bytes"]
+
+
+def _loss(run: Path, data: Path) -> dict[str, Any]:
+    (ended,) = generate(run, "--data", data, "--json", tool=TOOL.with_name("evaluate.py"))
+    assert ended.status == 0, ended.err
+    (found,) = json.loads(ended.out)["sources"]
+    return dict(found)
 
 
 def test_evaluation_between_and_beside_steps_refuses_what_it_would_not_see(folder: Path) -> None:
