@@ -52,7 +52,8 @@ def norm_activations(micro: MicroBatch, rows: int, width: int) -> int:
 
 
 def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
-    """Queries and keys after the rotary embedding, the projection's output (with the values), and attention's output.
+    """Queries and keys after the rotary embedding, the projection's output (with the values; of some kernels the values
+    alone), and attention's output.
 
     With context parallelism, gathered keys and values are kept instead of the rank's own. mask_bytes counts the masks.
 
@@ -61,7 +62,9 @@ def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     """
     model, tokens, item, layout = micro.model, micro.tokens, micro.item, micro.layout
     heads, groups, width = model.num_attention_heads // layout.tp, model.query_groups // layout.tp, model.head_size
-    tables = 2 * 2 * micro.sequence * width * item  # sine and cosine, for queries and for keys
+    # Sine and cosine, for queries and for keys; by our kernel one table for all layers.
+    tables = 0 if micro.fused_rotary else 2 * 2 * micro.sequence * width * item
+    copies = micro.kernels.copies_values or (micro.fused_rotary and not model.qk_norm)
     output = tokens * heads * width * item
     fp8_copy = output // item if micro.product_item < item else 0  # attention keeps its own
     parts = {
@@ -72,7 +75,7 @@ def attention_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     }
     gathers = layout.cp > 1 and not micro.kernels.copies_values  # the others pass keys and values round
     if again or not gathers:
-        queries = 0 if micro.kernels.copies_values else heads + groups  # queries and keys are with the rotary ones
+        queries = 0 if copies else heads + groups  # queries and keys are with the rotary ones
         parts["qkv"] = tokens * (queries + groups) * width * item
     if again:
         return parts
@@ -252,7 +255,7 @@ def embedding_activations(micro: MicroBatch) -> Bytes:
 def head_activations(micro: MicroBatch) -> Bytes:
     """Final norm, output layer, and the vocabulary-parallel cross-entropy.
 
-    The cross-entropy keeps fp32 probabilities instead of the logits.
+    The cross-entropy keeps fp32 probabilities instead of the logits, or the logits where it is one kernel each way.
     """
     vocabulary = micro.model.vocab_size // micro.layout.tp
     output = WORD_EMBEDDINGS if micro.model.tied_embeddings else OUTPUT_LAYER
@@ -260,5 +263,5 @@ def head_activations(micro: MicroBatch) -> Bytes:
     return {
         "norms": norm_activations(micro, micro.split_tokens, micro.model.hidden_size) - spared,
         "output_input": micro.hidden_bytes * micro.trains(output),
-        "logits": micro.tokens * (vocabulary * (micro.item if micro.kernels.fused_loss else FLOAT) + LONG + 1),
+        "logits": micro.tokens * (vocabulary * (micro.item if micro.fused_loss else FLOAT) + LONG + 1),
     }

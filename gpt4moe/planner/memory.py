@@ -175,7 +175,7 @@ def chunk_activations(run: RunConfig, layout: Layout, micro: MicroBatch, stage: 
     for vp_stage, layers in enumerate(rank_chunks(run.model.num_layers, run.parallel, stage)):
         whole = sum(layer_bytes(micro, layer, recompute_of(run, place)) for place, layer in enumerate(layers))
         parts = []
-        if Recompute.full in {recompute_of(run, place) for place in range(len(layers))}:
+        if micro.fused_rotary or Recompute.full in {recompute_of(run, place) for place in range(len(layers))}:
             parts.append({"rotary": micro.sequence * run.model.head_size * FLOAT})  # one table for all layers
         if stage == 0 and vp_stage == 0:
             parts.append(embedding_activations(micro))

@@ -35,7 +35,7 @@ from gpt4moe.config.plan import beyond_of, images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.training import ExpertKernel, NormKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.parallel.layout import Layout
-from gpt4moe.planner.stacks import Kernels, kernels_of, product_bytes
+from gpt4moe.planner.stacks import Kernels, kernels_of, plan_stack, product_bytes
 
 FLOAT, LONG, INT = 4, 8, 4
 """Bytes of fp32, int64 and int32."""
@@ -69,6 +69,11 @@ class MicroBatch:
     """Whether experts run as grouped products."""
     fused_swiglu: bool
     """Whether their activation is one Triton kernel each way, which makes no fp32 copies."""
+    fused_rotary: bool
+    """Whether one Triton kernel cuts the projection into queries, keys and values and turns them: its output is not
+    kept, and no layer keeps sines. With model.qk_norm it is kept for the norms."""
+    fused_loss: bool
+    """Whether the loss keeps logits in the model's dtype, not probabilities in fp32."""
     imbalance: float
     """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
     kinds: tuple[LayerKind, ...]
@@ -86,13 +91,15 @@ class MicroBatch:
     def of(cls, run: RunConfig, layout: Layout, imbalance: float) -> "MicroBatch":
         on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
         kernel = expert_kernel(run.kernels.experts, on_gpu=on_gpu, dtype=run.precision.dtype)
-        item = 2 if bf16 else FLOAT
+        item, of_stack, is_ours = 2 if bf16 else FLOAT, kernels_of(run), plan_stack(run) is None
         return cls(
             model=run.model, layout=layout, batch=run.training.micro_batch_size, item=item,
-            product_item=product_bytes(run, item), kernels=kernels_of(run),
+            product_item=product_bytes(run, item), kernels=of_stack,
             modules=frozenset(beyond_of(run).recompute),
             fused_norm=on_gpu or run.kernels.norm is NormKernel.apex, grouped=kernel is ExpertKernel.grouped_mm,
             fused_swiglu=swiglu_kernel(run.kernels.swiglu, on_gpu=on_gpu, experts=kernel) is SwiGluKernel.triton,
+            fused_rotary=is_ours and run.kernels.rotary.is_triton(on_gpu=on_gpu),
+            fused_loss=of_stack.fused_loss or (is_ours and run.kernels.cross_entropy.is_triton(on_gpu=on_gpu)),
             imbalance=imbalance, kinds=tuple(run.model.layer_kinds), images=ceil(images_per_sequence(run)),
             trained=trained_names(run.model, run.stage) if run.stage.train or run.model.lora else None,
         )  # fmt: skip

@@ -50,7 +50,7 @@ def test_one_process_judges_the_plan_of_gpt_4_and_says_what_it_cannot(
     assert checks["disk space"]["expected"].endswith("4 checkpoints of 22 TB")
     for name in ("layout", "placement", "first checkpoint"):
         assert checks[name]["status"] == "passed"
-    assert checks["device memory"]["status"] == "warned", "it fits, with 2% to spare: 83.0 of 85.0 GB"
+    assert checks["device memory"]["status"] == "warned", "it fits, with 4% to spare: 81.3 of 85.0 GB"
     for name in ("ranks", "GPUs", "host memory", "matrix products", "node links", "groups"):
         assert checks[name]["status"] == "not checked"
 

@@ -11,6 +11,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.pipeline.schedule import peak_live, schedule
+from gpt4moe.planner.activations import head_activations, layer_bytes
 from gpt4moe.planner.memory import again_bytes, expert_workspace, live_activations, memory_per_stage, peak_live_bytes
 from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
@@ -242,6 +243,21 @@ def test_one_kernel_for_swiglu_makes_none_of_the_six_fp32_copies_of_an_activatio
     copies = 6 * 4 * fused.expert_rows * fused.model.moe.ffn_hidden_size
     assert expert_workspace(plain) - expert_workspace(fused) == copies
     assert not of("kernels.experts=per_expert").fused_swiglu and not of("cluster=cpu").fused_swiglu
+
+
+def test_the_fused_rotary_embedding_and_loss_keep_no_projection_no_sines_and_no_probabilities() -> None:
+    def of(*more: str) -> MicroBatch:
+        run = load_run_config(["+experiment=mixtral_slice", "run.name=test", *more])
+        return MicroBatch.of(run, Layout.from_config(run.parallel, 1), 1.0)
+
+    fused, plain = of(), of("kernels.rotary=torch", "kernels.cross_entropy=torch")
+    heads, groups, width, tokens = 32, 8, 128, 4096
+    spared = 2 * tokens * (heads + groups) * width + 4 * 2 * tokens * width  # queries and keys before; sines, cosines
+    assert layer_bytes(plain, 0) - layer_bytes(fused, 0) == spared
+    assert head_activations(plain)["logits"] - head_activations(fused)["logits"] == 2 * tokens * 32000
+    normed = [of("model.qk_norm=true", f"kernels.rotary={key}") for key in ("torch", "auto")]
+    assert layer_bytes(normed[0], 0) - layer_bytes(normed[1], 0) == 4 * 2 * tokens * width
+    assert not of("cluster=cpu").fused_loss and not of("cluster=cpu").fused_rotary
 
 
 @pytest.mark.parametrize(
