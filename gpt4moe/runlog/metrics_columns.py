@@ -133,7 +133,8 @@ class MetricColumns:
 
 def _rows_that_count(tables: _Tables) -> list[tuple[tuple[str, ...], NDArray[np.float64]]]:
     """Keys and rows of each table that has any."""
-    return [(table.keys, rows) for table, rows in _each_step_once(list(tables.by_keys.values()))]
+    filled = [table for table in tables.by_keys.values() if table.lines]  # a line that is not whole may leave one empty
+    return [(table.keys, rows) for table, rows in _each_step_once(filled)]
 
 
 def _each_step_once(tables: list[_Table]) -> Iterator[tuple[_Table, NDArray[np.float64]]]:

@@ -15,6 +15,7 @@ FILES = {
     "absent": None,
     "empty": b"",
     "torn": b'{"step": 1, "loss": 2.0}\n{"step": 2, "los',
+    "one line, and a value that is no number": b'{"step": 1, "loss": null}\n',
     "some metrics on some steps": b"".join(
         encode_record({"step": step, "loss": 9.0 / step, **({"eval_loss": 1.0} if step % 3 == 0 else {})})
         for step in range(1, 11)
