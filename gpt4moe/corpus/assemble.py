@@ -60,7 +60,8 @@ class Documents:
         self.work = work
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         path = work / STAYS
-        self.stays: NDArray[np.uint8] | None = np.memmap(path, mode="r", dtype=np.uint8) if path.exists() else None
+        has_some = path.exists() and path.stat().st_size > 0  # of no document, nothing can be mapped
+        self.stays: NDArray[np.uint8] | None = np.memmap(path, mode="r", dtype=np.uint8) if has_some else None
 
     @property
     def num_duplicates(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.corpus.inputs import Inputs
+from gpt4moe.corpus.records import Notes, Part, read_part
 from gpt4moe.data.manifest import file_sha256
 from gpt4moe.errors import DataError
 
@@ -31,6 +32,8 @@ def without_known(inputs: Inputs, folder: Path, known: Sequence[dict[str, Any]])
         files = inputs.files[start : start + count]
         start += count
         new = [one for one in files if not _is_known(one[0], before, folder)]
+        if len(new) < len(files):  # a file that is no text is in no list: it would come as new each time
+            new = [one for one in new if _is_text(one)]
         kept += new
         roots += [(root, len(new))] if new else []
     # What is not read of a tree was counted when it was first read.
@@ -39,23 +42,22 @@ def without_known(inputs: Inputs, folder: Path, known: Sequence[dict[str, Any]])
 
 def _places(tree: str, trees: Sequence[str], given: Sequence[str]) -> list[str]:
     """Where a tree may lie now. One that was moved, or is named from another folder, is a given one or lies in it."""
-    if os.path.isdir(tree):
-        return [tree]
     within = [os.path.relpath(tree, one) for one in trees if f"{tree}{os.sep}".startswith(f"{one}{os.sep}")]
-    return [os.path.normpath(os.path.join(root, one)) for root in given for one in within]
+    return [tree, *(os.path.normpath(os.path.join(root, one)) for root in given for one in within)]
 
 
 def _listed(folder: Path, one: dict[str, Any], places: Sequence[str]) -> list[tuple[str, str]]:
-    """Real path and sha256 of each file of a tree, at the first place that has all of them."""
+    """Real path and sha256 of each file of a tree, at the first place that has most of them."""
     path = folder / one["sums"]
     if not path.is_file() or file_sha256(path) != one["sha256_of_sums"]:
         raise DataError(
             f"{path} is damaged: it is not the list of {one['path']} that was written.",
             "Restore it, or make the source anew with --source.",
         )
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = path.read_bytes().decode().removesuffix("\n").split("\n")  # a name may have \r
     pairs = [(name, digest) for digest, _, name in (line.partition("  ") for line in lines)]
-    root = next((root for root in places if all(os.path.isfile(f"{root}/{name}") for name, _ in pairs)), one["path"])
+    counts = ((root, sum(os.path.isfile(f"{root}/{name}") for name, _ in pairs)) for root in places)
+    root = next((root for root, count in counts if 2 * count > len(pairs)), one["path"])
     return [(os.path.join(os.path.realpath(root), name), digest) for name, digest in pairs]
 
 
@@ -67,6 +69,15 @@ def _is_known(path: str, before: dict[str, str], folder: Path) -> bool:
             "Put it back, or make the whole source anew with --source; a new text may have a file of its own.",
         )
     return digest is not None
+
+
+def _is_text(entry: tuple[str, str, int, int]) -> bool:
+    """Whether a file of a tree is a document."""
+    path, kind, size, _ = entry
+    notes = Notes()
+    for _ in read_part(Part(path, kind, 0, size), "", lambda amount: None, notes) if kind == "tree" else ():
+        pass
+    return kind != "tree" or bool(notes.files)
 
 
 def write_lists(new: Path, generation: int, entries: list[dict[str, Any]], lists: dict[str, str]) -> None:

@@ -195,6 +195,7 @@ def test_a_tree_that_grew_brings_its_new_files_alone(
 
     write(range(40))
     (tree / "part0" / "picture.bin").write_bytes(b"\0")
+    (tree / "part1" / "latin1.py").write_bytes(b"# \xe9\n")  # no document, and so in no list
     assert make(f"--source=code={tree}", *MADE) == 0
     old, first = tokens_of(grown / "code"), text()
     write(range(40, 60))
@@ -216,9 +217,14 @@ def test_a_tree_that_grew_brings_its_new_files_alone(
     capsys.readouterr()
     assert make(f"--extend=code={tree}", *MADE) == 0
     assert "made of these files already" in capsys.readouterr().err
+    write_lines(tmp_path / "empty.jsonl", [])
+    assert make(f"--extend=code={tree},{tmp_path}/empty.jsonl", *MADE) == 2
+    assert "no document for train" in capsys.readouterr().err
     tree = tree.rename(tmp_path / "moved")
+    (tree / "part0" / "6.py").rename(tmp_path / "6.py")  # what is gone makes the others not new
     assert make(f"--extend=code={tree}", *MADE) == 0
     assert "made of these files already" in capsys.readouterr().err
+    (tmp_path / "6.py").rename(tree / "part0" / "6.py")
     (tree / "part0" / "3.py").write_text("another text")
     assert make(f"--extend=code={tree}", *MADE) == 2
     assert f"{tree}/part0/3.py has another text than when {grown}/code was made" in capsys.readouterr().err
