@@ -181,7 +181,8 @@ def _micro_batch(stack: list[FrameType]) -> int | None:
                         return _in_schedule(code.co_name, called, its)
                 except (KeyError, TypeError):  # another version's names
                     return None
-        called = code.co_name
+        if code.co_name != "wrapper":  # megatron-core 0.19.2 has one around each function of its communicator
+            called = code.co_name
     return None
 
 

@@ -105,6 +105,10 @@ def forward_backward_pipelining_without_interleaving(
     input_tensors = [None] * waits
     inner()
 """
+WRAPPED = "\n".join(
+    [ONE_F_ONE_B.replace("    inner()", "    wrapper(inner)"), "def wrapper(inner):", "    inner()", ""]
+)
+"""As megatron-core 0.19.2 wraps each function of its communicator."""
 
 
 def stands(code: str, name: str, arguments: Callable[[Callable[[], None]], tuple[Any, ...]], called: str) -> Place:
@@ -138,9 +142,10 @@ def test_the_micro_batch_of_a_pipeline_follows_from_its_loops(
 ) -> None:
     # Eight micro-batches on a stage with two of warm-up and six one by one.
     name = "forward_backward_pipelining_without_interleaving"
-    place = stands(ONE_F_ONE_B, name, lambda inner: (inner, i, 2, 6, waits), called)
-    assert place.micro_batch == micro_batch
-    assert place.is_backward is (called == "backward_step")
+    for code in (ONE_F_ONE_B, WRAPPED):
+        place = stands(code, name, lambda inner: (inner, i, 2, 6, waits), called)
+        assert place.micro_batch == micro_batch
+        assert place.is_backward is (called == "backward_step")
 
 
 def test_frames_of_another_version_say_nothing_wrong() -> None:
