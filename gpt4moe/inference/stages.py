@@ -21,6 +21,7 @@ from torch import Tensor, distributed, nn
 from gpt4moe.inference.attention import StepAttention, rotary_factors
 from gpt4moe.model.gated_attention import VisionLayer
 from gpt4moe.model.parameters import moe_layers
+from gpt4moe.model.rotary import FusedRotaryAttention
 from gpt4moe.model.specs import RecomputedLayer, RecomputedVisionLayer
 from gpt4moe.parallel.collectives import gather_rows
 from gpt4moe.parallel.groups import ProcessGroups
@@ -136,7 +137,7 @@ def through_layer(
 
 def _attended(module: nn.Module, hidden: Tensor, attention: StepAttention | None) -> Tensor:
     """As module.forward; the attention of a step needs nothing of what stands between its parts there."""
-    if attention is None or type(module) is not SelfAttention:
+    if attention is None or type(module) not in (SelfAttention, FusedRotaryAttention):
         out: Tensor = module(hidden, attention_mask=None, packed_seq_params=attention)[0]
         return out
     query, key, value = module.get_query_key_value_tensors(hidden)

@@ -44,7 +44,7 @@ def _join(  # type: ignore[no-untyped-def]
     query_s, query_b, query_n, key_s, key_b, key_n, value_s, value_b, value_n,
     KEY_VALUE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    row, group, heads = tl.program_id(0).to(tl.int64), tl.program_id(1), queries + 2 * KEY_VALUE
+    row, group, heads = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), queries + 2 * KEY_VALUE
     s, b = row // batch, row % batch
     head, at = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside, turns = (head < heads) & (at < half), head <= queries

@@ -234,12 +234,13 @@ def layer_workspace(micro: MicroBatch, layer: int) -> int:
 
 
 def head_workspace(micro: MicroBatch) -> int:
-    """Logits and their gradient in the model's dtype; gathered input and its gradient; the weight's gradient.
+    """The logits' gradient in the model's dtype; gathered input and its gradient; the weight's gradient.
 
-    The fp32 probabilities count as activations.
+    What the loss keeps counts as activations. Megatron's probabilities in fp32 become the gradient of fp32 logits in
+    place; one kernel each way makes it beside the logits.
     """
     vocabulary, hidden = micro.model.vocab_size // micro.layout.tp, micro.model.hidden_size
-    logits = micro.tokens * vocabulary * micro.item if micro.item != FLOAT else 0
+    logits = micro.tokens * vocabulary * micro.item if micro.fused_loss or micro.item != FLOAT else 0
     return logits + (2 * micro.tokens + vocabulary) * hidden * micro.item
 
 

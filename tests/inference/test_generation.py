@@ -2,12 +2,13 @@
 kind of model; rows that join and leave; ranks without prompts."""
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from megatron.core.transformer.attention import SelfAttention
+from torch import Tensor, nn
 
 from gpt4moe.architecture.cache import rank_cache_bytes
 from gpt4moe.config.run import RunConfig
@@ -16,8 +17,9 @@ from gpt4moe.inference.cache import BLOCK_TOKENS, KeyValueCache, block_bytes, bl
 from gpt4moe.inference.generation import Generator
 from gpt4moe.inference.requests import Limits, Request
 from gpt4moe.inference.sampling import Sampling
-from gpt4moe.inference.stages import through_layer
+from gpt4moe.inference.stages import _attended, through_layer
 from gpt4moe.model.parameters import decoder_layers
+from gpt4moe.model.rotary import FusedRotaryAttention
 from gpt4moe.parallel.groups import ProcessGroups
 from tests.inference.cases import LAYOUTS, MODELS, NEW_TOKENS, greedy, prompts, walk, without_cache, write
 from tests.spawn import run_ranks
@@ -218,3 +220,15 @@ def test_requests_that_arrive_join_the_running_batch_and_change_no_text(layout: 
         assert [joined[number] for number in range(5)] == texts
         assert max(together, default=4) == 4  # only one rank draws tokens
         assert len(calls) == 60 and calls[20] and not calls[4]
+
+
+@pytest.mark.parametrize("kind", [SelfAttention, FusedRotaryAttention])
+def test_a_step_leaves_out_what_only_training_has_in_the_attention_of_gpus_too(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = kind.__new__(kind)
+    nn.Module.__init__(module)
+    monkeypatch.setattr(SelfAttention, "get_query_key_value_tensors", lambda self, hidden: 3 * (hidden,))
+    module.core_attention = lambda query, key, value, mask, packed_seq_params: query + key + value
+    module.linear_proj = lambda attended: (2 * attended, None)
+    assert torch.equal(_attended(module, torch.ones(2), cast(Any, "a step")), torch.full((2,), 6.0))

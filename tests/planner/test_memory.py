@@ -12,7 +12,14 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.pipeline.schedule import peak_live, schedule
 from gpt4moe.planner.activations import head_activations, layer_bytes
-from gpt4moe.planner.memory import again_bytes, expert_workspace, live_activations, memory_per_stage, peak_live_bytes
+from gpt4moe.planner.memory import (
+    again_bytes,
+    expert_workspace,
+    head_workspace,
+    live_activations,
+    memory_per_stage,
+    peak_live_bytes,
+)
 from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.states import optimizer_bytes, stage_buffers
 from tests.distributed.case import BASE
@@ -258,6 +265,8 @@ def test_the_fused_rotary_embedding_and_loss_keep_no_projection_no_sines_and_no_
     normed = [of("model.qk_norm=true", f"kernels.rotary={key}") for key in ("torch", "auto")]
     assert layer_bytes(normed[0], 0) - layer_bytes(normed[1], 0) == 4 * 2 * tokens * width
     assert not of("cluster=cpu").fused_loss and not of("cluster=cpu").fused_rotary
+    torchs, ours = (head_workspace(of("precision=fp32", f"kernels.cross_entropy={key}")) for key in ("torch", "auto"))
+    assert ours - torchs == 4 * tokens * 32000, "a gradient beside the logits, not in the place of probabilities"
 
 
 @pytest.mark.parametrize(
