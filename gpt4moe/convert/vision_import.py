@@ -23,7 +23,7 @@ from gpt4moe.convert.vision_tables import config_of
 from gpt4moe.convert.weights import Weights
 from gpt4moe.errors import ConfigError, ConversionError
 
-_UNQUOTED = re.compile(r"[\w./+~-]+")
+_UNQUOTED = re.compile(r"[\w./+-]+", re.ASCII)
 """A path that neither a shell nor Hydra reads as anything else."""
 
 Json = dict[str, Any]
