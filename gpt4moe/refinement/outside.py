@@ -26,9 +26,10 @@ START_SECONDS = 120.0
 """For a checker's imports; torch alone may take ten."""
 MOST_BYTES = 1 << 20
 """That a scorer may print: a number, and what the user should see."""
-LINE_SECONDS = 0.5
-"""For a checker that hangs to say where."""
-_PLACE = re.compile(r'File "(.*)", line (\d+) in (.*)')
+LINE_SECONDS = 5.0
+"""For a checker that hangs to say where, at most: on a busy machine a signal may take a while."""
+_LOOK_SECONDS = 0.05
+_PLACE = re.compile(r'File "(.*)", line (\d+) in (.*)\n')
 """Of a line of faulthandler's; the innermost call comes first."""
 KILL_SECONDS = 10.0
 """A killed process may be waiting for a disk; our own end does not wait for it any longer."""
@@ -145,13 +146,19 @@ class CheckerScorer:
     def _line(self) -> str:
         """Which line it is at, of its own words (checker.py); empty: it does not say."""
         self.process.send_signal(signal.SIGUSR1)
-        try:
-            _exchange(self.process, b"", time.monotonic() + LINE_SECONDS, is_line=True)
-        except subprocess.TimeoutExpired as error:
-            found = _PLACE.search((error.stderr or b"").decode(errors="replace"))
-            return f": it is at line {found[2]} of {found[1]}, in {found[3]}" if found else ""
-        except _TooLong:
-            pass
+        said, end = b"", time.monotonic() + LINE_SECONDS
+        while time.monotonic() < end:
+            try:
+                _exchange(self.process, b"", time.monotonic() + _LOOK_SECONDS, is_line=True)
+            except subprocess.TimeoutExpired as error:
+                said = (said + (error.stderr or b""))[-MOST_BYTES:]
+            except _TooLong:
+                return ""
+            else:
+                return ""  # it answers after all, or has ended
+            found = _PLACE.search(said.decode(errors="replace"))
+            if found:
+                return f": it is at line {found[2]} of {found[1]}, in {found[3]}"
         return ""
 
     def _show(self, printed: bytes) -> None:

@@ -51,14 +51,14 @@ def test_of_what_a_checker_prints_a_bounded_part_is_shown(capsys: pytest.Capture
     ("name", "words"),
     [
         ("raises", "KeyError: 'gone'"),
-        ("hangs", r"no score in 0.5 s: it is at line 5 of .*checks.py, in hangs\."),
+        ("hangs", r"no score in 1 s: it is at line 5 of .*checks.py, in hangs\."),
         ("exits", "has ended"),
         ("nan", "is nan"),
         ("forges", "where its score belongs"),
     ],
 )
 def test_a_checker_that_fails_is_refused(name: str, words: str) -> None:
-    scorer = CheckerScorer(f"checks:{name}", 0.5)
+    scorer = CheckerScorer(f"checks:{name}", 1)
     start = time.monotonic()
     with pytest.raises(ConfigError, match=words):
         scorer.score(TASK, "4")
@@ -80,8 +80,8 @@ def test_a_command_scores_by_what_it_prints() -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("sleep 60", "no score in 0.5 s, and said nothing"),
-        ("sh -c 'echo waiting for a key >&2; exec sleep 60'", "no score in 0.5 s: it said last 'waiting for a key'"),
+        ("sleep 60", "no score in 1 s, and said nothing"),
+        ("sh -c 'echo waiting for a key >&2; exec sleep 60'", "no score in 1 s: it said last 'waiting for a key'"),
         ("echo good", "no number"), ("echo inf", "is inf"),
         ("sh -c 'echo broken >&2; exit 3'", "exit status 3: broken"), ("./nowhere", "cannot be started"),
         (r"printf '\xff'", "no number"), ("yes", "printed more than"),
@@ -89,7 +89,7 @@ def test_a_command_scores_by_what_it_prints() -> None:
 )  # fmt: skip
 def test_a_command_that_fails_is_refused(command: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        CommandScorer(command, 0.5 if "sleep" in command else 20).score(TASK, "4")
+        CommandScorer(command, 1 if "sleep" in command else 20).score(TASK, "4")
 
 
 def test_a_command_need_not_read_a_long_text_and_leaves_no_child() -> None:
