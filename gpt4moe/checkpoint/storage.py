@@ -259,4 +259,7 @@ def stored_pieces(header: dict[str, Any], file: str) -> Iterator[tuple[str, tupl
             o < 0 or o + n > g for o, n, g in zip(place, shape, whole, strict=True)
         ):
             raise FieldError(f"{key} of {list(shape)} is no part of {list(whole)}")
-        yield tensor, whole, StoredPiece(file, place, shape, entry["data_offsets"][0])
+        start = entry["data_offsets"][0]
+        if start % ITEM_BYTES:  # a number would lie in two blocks
+            raise FieldError(f"{key} begins at byte {start}, amid a number")
+        yield tensor, whole, StoredPiece(file, place, shape, start)

@@ -88,7 +88,13 @@ def test_a_flipped_bit_of_the_header_is_found(tmp_path: Path, entry: FileEntry) 
     assert error.value.place == (entry.name, HEADER)
 
 
-@pytest.mark.parametrize(("right", "wrong"), [(b'"F32"', b'"F99"'), (b"a@0,0", b"a@9,0"), (b"[0, 400]", b"[0, 404]")])
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (b'"F32"', b'"F99"'), (b"a@0,0", b"a@9,0"), (b"[0, 400]", b"[0, 404]"),
+        (b'[10, 10], "data_offsets": [0, 400]', b'[ 9, 10], "data_offsets": [2, 362]'),  # a number over two blocks
+    ],
+)  # fmt: skip
 def test_a_header_that_cannot_be_is_damaged_for_every_reader(
     right: bytes, wrong: bytes, tmp_path: Path, entry: FileEntry
 ) -> None:
