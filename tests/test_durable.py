@@ -115,8 +115,10 @@ def test_a_kill_amid_the_replacement_of_a_source_loses_neither(
         patched.setattr(os, "replace", lambda a, b: killed(replace(a, b)))
         patched.setattr(in_place, "exchange", lambda a, b: bool(can_swap and (killed(swap(a, b)) or True)))
         if (child := os.fork()) == 0:
-            tokenize([*given, "--licence=a=MIT"])
-            os._exit(0)
+            try:
+                tokenize([*given, "--licence=a=MIT"])
+            finally:  # an error must not go on with the tests in this process
+                os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert (out / "a").exists() == can_swap
     if can_swap:
