@@ -132,6 +132,20 @@ def test_a_kill_amid_the_replacement_of_a_source_loses_neither(
     assert sorted(path.name for path in out.iterdir()) == ["a", "manifest.json", "tokenizer.json"]
 
 
+def test_a_source_that_is_a_link_is_replaced_and_its_folder_stays(tmp_path: Path) -> None:
+    texts = [f"document {i} of other things" for i in range(60)]
+    train_tokenizer(texts, vocab_size=300).backend.save(str(tmp_path / "t.json"))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    given = [f"--out={out}", f"--tokenizer={tmp_path}/t.json", f"--source=a={tmp_path}/a.jsonl", "--held-out=0.2"]
+    assert tokenize(given) == 0
+    (out / "a").rename(elsewhere)
+    (out / "a").symlink_to(elsewhere)
+    assert tokenize([*given, "--licence=a=MIT"]) == 0
+    assert [SourceManifest.read(folder).licence for folder in (out / "a", elsewhere)] == ["MIT", "unknown"]
+    assert sorted(path.name for path in out.iterdir()) == ["a", "manifest.json", "tokenizer.json"]
+
+
 def test_what_another_tool_left_beside_its_source_is_put_in_place_by_the_next(tmp_path: Path) -> None:
     def write(where: Path, text: str) -> None:
         where.mkdir(parents=True)

@@ -104,10 +104,16 @@ def _lock(work: Path) -> TextIO | None:
 def clear(work: Path) -> None:
     """Removes everything but the lock, which its holder removes last."""
     for item in work.iterdir():
-        if item.is_dir():
-            shutil.rmtree(item)
-        elif item.name != "lock":
-            item.unlink()
+        if item.name != "lock":
+            _remove(item)
+
+
+def _remove(item: Path) -> None:
+    """A source may have been a link to a folder elsewhere, which stays."""
+    if item.is_dir() and not item.is_symlink():
+        shutil.rmtree(item)
+    else:
+        item.unlink()
 
 
 def begin(work: Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -120,10 +126,8 @@ def begin(work: Path, plan: dict[str, Any], say: Callable[[str], None]) -> None:
     if not is_same:
         path.unlink(missing_ok=True)
         for item in work.iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name != "lock" and not item.name.startswith("piece-"):
-                item.unlink()
+            if item.is_dir() or (item.name != "lock" and not item.name.startswith("piece-")):
+                _remove(item)
     if not any(work.glob("shard-*.json")):  # then the tokens of pieces are all there still
         for number, key in enumerate(plan["pieces"]):
             _require_piece(work, number, key)
