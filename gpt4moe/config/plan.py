@@ -203,7 +203,7 @@ class PlanConfig(RunConfig):
             raise ConfigError(
                 f"detect_seconds={self.detect_seconds:g} is no number of seconds.", "Set detect_seconds=30."
             )
-        most = self.model.moe.num_experts if self.model.moe else inf
+        most = max(self.model.moe.num_experts, DEFAULT_IMBALANCE) if self.model.moe else inf  # one expert: no effect
         if not (1 <= self.imbalance < inf and 0 <= self.restart_minutes < inf) or self.imbalance > most:
             raise ConfigError(
                 f"imbalance={self.imbalance:g} or restart_minutes={self.restart_minutes:g} is out of range: imbalance "

@@ -178,3 +178,10 @@ def test_the_cure_of_a_run_that_would_not_end_ends_it(
 def test_more_layers_recomputed_than_there_are_is_said() -> None:
     plan = plan_of("+experiment=gpt4", "parallel.recompute_layers=9")
     assert any("has 8 at most" in line for line in estimate(plan).warnings)
+
+
+def test_the_default_imbalance_is_no_mistake_of_a_model_with_one_expert() -> None:
+    one = ["+experiment=tiny", "model.moe.num_experts=1", "model.moe.top_k=1", "router@model.moe.router=switch"]
+    assert load_plan_config(one).imbalance > 1
+    with pytest.raises(ConfigError, match="imbalance=2"):
+        load_plan_config([*one, "imbalance=2"])
