@@ -11,7 +11,8 @@ Each copy of the model (tp x pp ranks) scores other pieces. Every rank knows all
 how many passes each copy makes, and how many tokens a pass has where the copies meet in the experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -29,6 +30,7 @@ from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_
 from gpt4moe.inference.cache import KeyValueCache, blocks_of
 from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
 from gpt4moe.inference.stages import LogitsOf, Stages, generating
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 
 MAX_PASS_TOKENS = 2048
@@ -93,7 +95,7 @@ class Scorer:
     def score(self, pieces: Sequence[Piece]) -> list[Score]:
         """Of all pieces, in their order, on every rank. Collective over the world: equal pieces on all ranks.
 
-        Raises: ConfigError for images without a maker; DataError for one that cannot be read any more.
+        Raises: ConfigError for images without a maker; on every rank, DataError for one that cannot be read any more.
         """
         most_images = max((num_distinct(piece.images) for piece in pieces), default=0)
         if most_images and self.images.maker is None:
@@ -109,10 +111,17 @@ class Scorer:
         found = torch.zeros(2, starts[-1], dtype=torch.float64, device=self.groups.device)
         plan = self._plan(pieces)
         stages = Stages(self.chunks, self.groups)
-        with generating(self.chunks):
+        # An image that one copy cannot read ends all: where copies meet in the experts before they do, else at the end.
+        # Stages, which are at different passes, then need not wait for each other.
+        agreed: Callable[[], AbstractContextManager[None]] = nullcontext
+        if most_images:
+            agreed = partial(raise_together, self.groups)
+        whole, each = (nullcontext, agreed) if self.steps_together else (agreed, nullcontext)
+        with generating(self.chunks), whole():
             try:
                 for passes in plan:
-                    step = self._step(pieces, passes)
+                    with each():
+                        step = self._step(pieces, passes)
                     if step is None:
                         continue
                     numbers = passes[self.copy_index]
