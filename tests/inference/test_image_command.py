@@ -118,8 +118,8 @@ def test_questions_and_losses_with_images_are_the_same_on_every_layout(
     _lines(place / "exact.jsonl", EXACT)
     folder_of(place / "web", place / "tokenizer.json", documents(20))
     alone = _evaluated(place, tmp_path / "alone.jsonl")
-    for name, layout in (("grid", ("--tp", 2, "--pp", 2, "--ep", 2)), ("copies", ("--etp", 2))):
-        found = _evaluated(place, tmp_path / f"{name}.jsonl", *layout, ranks=4)
+    for name, ranks, layout in (("grid", 4, ("--tp", 2, "--pp", 2, "--ep", 2)), ("copies", 2, ("--etp", 2))):
+        found = _evaluated(place, tmp_path / f"{name}.jsonl", *layout, ranks=ranks)
         for one, same in zip(found[:8], alone[:8], strict=True):
             assert one.get("text") == same.get("text")
             assert one.get("loglikelihoods") == pytest.approx(same.get("loglikelihoods"), abs=1e-4)
