@@ -59,12 +59,12 @@ class CommandScorer:
             raise ConfigError(
                 f"The scorer {self.command!r} cannot be started: {error.strerror}.", "Give a command that is there."
             ) from error
-        end = time.monotonic() + self.seconds
+        end, printed = time.monotonic() + self.seconds, (b"", b"")
         try:
             printed = _exchange(process, _asked(task, text), end, is_line=False)
             process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired as error:
-            raise _too_slow(self.command, task, self.seconds, _said_last(error.stderr)) from error
+            raise _too_slow(self.command, task, self.seconds, _said_last(error.stderr or printed[1])) from error
         except _TooLong as error:
             raise _failed(self.command, task, str(error)) from error
         finally:
@@ -274,8 +274,8 @@ def _failed(name: str, task: Task, why: str) -> ConfigError:
     )
 
 
-def _said_last(err: bytes | None) -> str:
-    last = (err or b"").decode(errors="replace").strip().splitlines()[-1:]
+def _said_last(err: bytes) -> str:
+    last = err.decode(errors="replace").strip().splitlines()[-1:]
     return f": it said last {last[0][:200]!r}" if last else ", and said nothing on stderr"
 
 

@@ -82,6 +82,7 @@ def test_a_command_scores_by_what_it_prints() -> None:
     [
         ("sleep 60", "no score in 1 s, and said nothing"),
         ("sh -c 'echo waiting for a key >&2; exec sleep 60'", "no score in 1 s: it said last 'waiting for a key'"),
+        ("sh -c 'echo 3; echo late >&2; exec sleep 60 >&- 2>&-'", "no score in 1 s: it said last 'late'"),
         ("echo good", "no number"), ("echo inf", "is inf"),
         ("sh -c 'echo broken >&2; exit 3'", "exit status 3: broken"), ("./nowhere", "cannot be started"),
         (r"printf '\xff'", "no number"), ("yes", "printed more than"),
