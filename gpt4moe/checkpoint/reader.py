@@ -13,7 +13,10 @@ from gpt4moe.parallel.shard import Shard, flat_rectangles
 
 
 class CheckpointReader(CheckpointIndex):
-    """A CheckpointIndex that reads into torch tensors; model.weights.load_weights fills a whole model with it."""
+    """A CheckpointIndex that reads into torch tensors; model.weights.load_weights fills a whole model with it.
+
+    Host memory beside the tensors: block_cache.BlockCache, and a block of each of filling.READ_THREADS and one more.
+    """
 
     def tensor(self, name: str) -> Tensor:
         """A whole logical tensor, KIND/NAME, fp32. Raises: CheckpointError, as fill."""
