@@ -212,3 +212,4 @@ def _megatron(notes: Notes) -> None:
     problems = importlib.import_module("gpt4moe.parallel.kernel_problems")
     # A CUDA build of torch brings triton.
     _put(problems, is_installed=lambda package, folder="": package == "triton" or is_installed(package, folder))
+    _put(problems, missing_build_tool=lambda: None)

@@ -7,9 +7,12 @@
 Keys that choose kernels: kernels.*, precision.dtype. Engines and optimizers run on every device.
 """
 
+import os
+import sysconfig
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.optimizer import Dtype
@@ -125,18 +128,36 @@ def missing_packages(run: RunConfig, device: DeviceKind | None) -> list[Problem]
                 "Build it as requirements.txt says, or set kernels.norm=torch.",
             )
         )
+    return problems + _triton_problems(run, device)
+
+
+def _triton_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
     chosen = triton_keys(run, device)
-    if chosen and not is_installed("triton"):
-        settings = " and ".join(f"kernels.{key}={getattr(kernels, key).value}" for key in chosen)
-        are = "is a Triton kernel" if len(chosen) == 1 else "are Triton kernels"
-        problems.append(
-            Problem(
-                f"{settings} on a GPU {are}, and triton is not installed.",
-                "Install the triton that belongs to this torch (a CUDA build brings it), or set "
-                f"{' '.join(f'kernels.{key}=torch' for key in chosen)}.",
-            )
+    if not chosen:
+        return []
+    settings = " and ".join(f"kernels.{key}={getattr(run.kernels, key).value}" for key in chosen)
+    are = "is a Triton kernel" if len(chosen) == 1 else "are Triton kernels"
+    lack, cure = "triton is not installed", "Install the triton that belongs to this torch (a CUDA build brings it)"
+    if is_installed("triton"):
+        if device is None or (missing := missing_build_tool()) is None:
+            return []
+        lack = f"triton compiles a part of itself at the first one, for which {missing} is missing"
+        cure = "Install both on this node (apt-get install gcc python3-dev)"
+    return [
+        Problem(
+            f"{settings} on a GPU {are}, and {lack}.",
+            f"{cure}, or set {' '.join(f'kernels.{key}=torch' for key in chosen)}.",
         )
-    return problems
+    ]
+
+
+def missing_build_tool() -> str | None:
+    """Of what triton's runtime/build.py takes on the node of a GPU (3.9); None: all is there."""
+    if not (os.environ.get("CC") or which("gcc") or which("clang")):
+        return "a C compiler"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_paths(scheme)["include"]) / "Python.h"
+    return None if header.is_file() else str(header)
 
 
 def triton_keys(run: RunConfig, device: DeviceKind | None) -> list[str]:

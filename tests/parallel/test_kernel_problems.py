@@ -120,9 +120,26 @@ def test_a_missing_package_is_named_before_anything_is_built(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(subject, "is_installed", lambda name, folder="": name in installed)
+    monkeypatch.setattr(subject, "missing_build_tool", lambda: None)
     problems = missing_packages(run_of(*overrides), device)
     assert len(problems) == (package is not None)
     assert all(package in problem.cause and " or set kernels." in problem.cure for problem in problems if package)
+
+
+def test_what_triton_compiles_with_is_asked_for_where_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "is_installed", lambda name, folder="": True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(subject, "which", lambda name: None)
+    (problem,) = missing_packages(run_of(), GPU)
+    assert "a C compiler is missing" in problem.cause and "gcc" in problem.cure and "rotary=torch" in problem.cure
+    assert missing_packages(run_of(), CPU) == missing_packages(run_of(ROTARY), None) == []
+    assert missing_packages(run_of(*NO_TRITON), GPU) == []
+    monkeypatch.setattr(subject, "which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    monkeypatch.setattr(subject.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    (problem,) = missing_packages(run_of(), GPU)
+    assert f"{tmp_path / 'Python.h'} is missing" in problem.cause
+    (tmp_path / "Python.h").touch()
+    assert missing_packages(run_of(), GPU) == []
 
 
 def test_a_package_of_the_same_name_is_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
