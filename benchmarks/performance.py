@@ -35,7 +35,6 @@ You want to know how fast this is next to what else you could use. Each section 
 where a peer wins and targets that were missed; [benchmarks/README.md](../benchmarks/README.md) says what each measures.
 `make bench` writes this page. Nothing here was measured on a GPU.
 """
-_SECTION = re.compile(r"^## .*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def main(arguments: list[str], page: Path = PAGE) -> int:
@@ -44,7 +43,7 @@ def main(arguments: list[str], page: Path = PAGE) -> int:
     names = parser.parse_args(arguments).names or list(BENCHMARKS)
     if unknown := [name for name in names if name not in BENCHMARKS]:
         parser.error(f"there is no benchmark {unknown[0]}; choose of {', '.join(BENCHMARKS)}")
-    failed = []
+    failed, commit = [], _commit()
     for name in names:
         sys.stderr.write(f"{name} ...\n")
         began = time.monotonic()
@@ -55,26 +54,32 @@ def main(arguments: list[str], page: Path = PAGE) -> int:
             failed.append(name)
             continue
         text = page.read_text() if page.exists() else ""
-        replace_file(page, with_section(text, name, section(name, ended.stdout, time.monotonic() - began)).encode())
+        replace_file(
+            page, with_section(text, name, section(name, ended.stdout, commit, time.monotonic() - began)).encode()
+        )
     if failed:
         sys.stderr.write(f"No new section for {', '.join(failed)}: the benchmark failed, its error is above.\n")
     return 1 if failed else 0
 
 
-def section(name: str, printed: str, seconds: float) -> str:
+def section(name: str, printed: str, commit: str, seconds: float) -> str:
     """The section of one benchmark, in Markdown."""
-    said = f"`python -m benchmarks.{name}`, {datetime.now(UTC).date()}, {_commit()}, {seconds:.0f} s."
+    said = f"`python -m benchmarks.{name}`, {datetime.now(UTC).date()}, {commit}, {seconds:.0f} s."
     return f"## {BENCHMARKS[name]}\n\n{said}\n\n```\n{printed.strip()}\n```\n"
 
 
 def with_section(page: str, name: str, new: str) -> str:
     """The page with this section in its place, others as they were, in the order of BENCHMARKS."""
-    found = {part.partition("\n")[0].removeprefix("## "): part.rstrip() + "\n" for part in _SECTION.findall(page)}
+    title = re.compile(f"^## ({'|'.join(map(re.escape, BENCHMARKS.values()))})$", re.MULTILINE)
+    starts = list(title.finditer(page))
+    ends = [*(start.start() for start in starts), len(page)][1:]
+    found = {it[1]: page[it.start() : end].rstrip() + "\n" for it, end in zip(starts, ends, strict=True)}
     found[BENCHMARKS[name]] = new
     return "\n".join([HEAD, *(found[title] for title in BENCHMARKS.values() if title in found)])
 
 
 def _commit() -> str:
+    """Of the code that is measured; "-dirty" where files were changed since."""
     command = ["git", "-C", str(PAGE.parent), "describe", "--always", "--dirty"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"commit {answer.stdout.strip()}" if answer.returncode == 0 else "no commit"

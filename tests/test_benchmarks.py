@@ -25,11 +25,11 @@ def test_a_switch_is_true_where_it_was_given() -> None:
 
 def test_a_section_of_the_page_is_replaced_and_the_others_stay_in_their_order() -> None:
     page = ""
-    for name, printed in (("loader", "## of an old kind"), ("startup", "12 s"), ("loader", "level\n")):
-        page = performance.with_section(page, name, performance.section(name, printed, 3.0))
+    for name, printed in (("loader", "## of an old kind"), ("startup", "12 s\n## and more"), ("loader", "level\n")):
+        page = performance.with_section(page, name, performance.section(name, printed, "commit abc", 3.0))
     start, loader = (page.index(f"## {performance.BENCHMARKS[name]}\n") for name in ("startup", "loader"))
     assert page.startswith(performance.HEAD) and start < loader
-    assert page.count("\n## ") == 2 and "of an old kind" not in page
+    assert "of an old kind" not in page and "12 s\n## and more" in page[start:loader]
     assert "`python -m benchmarks.loader`" in page[loader:] and page[loader:].endswith("```\nlevel\n```\n")
 
 
