@@ -24,6 +24,8 @@ def _compared(environment: Environment) -> dict[str, float]:
 
     from gpt4moe.model.gpt import build_model
 
+    # A gate's gradient is one sum of terms of both signs: of one in 60 seeds it is so small that rounding counts.
+    torch.manual_seed(1)
     run = load_run_config([*VISION, "stage.train=[]"])
     vision = run.model.vision
     assert vision is not None
