@@ -33,6 +33,7 @@ Rooms, lowest storey first. Imports only go down (tests/test_house.py):
     7  train.py      the guided tour: python -m gpt4moe.train
     7  launch_ranks.py  starts the ranks of one machine
     7  refinement    better texts by search: candidates in turn, scored, the best kept
+    8  fork_ranks.py  imports once for all ranks of a machine
     8  drill         faults planted in a small run, and what they cost
 
 A room's `__init__.py` is its sign: its job and its files. `python -m tests.where FILE` tells where a file is tested.

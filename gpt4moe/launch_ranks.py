@@ -12,7 +12,9 @@ behind 35 lines of traceback. Here:
                    run --end-seconds later are named and killed. A second Ctrl-C ends them within 5 s
     kill -9        of this process ends its ranks too
 
-It imports no torch: it starts at once, and needs no memory beside the ranks.
+Several ranks of gpt4moe or tools/ on CPUs share their imports: one process makes them, and the ranks are its forks
+(parallel.forked_ranks). With --imports=each every rank imports by itself, as where there is a GPU. This process imports
+no torch.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from contextlib import suppress
 from math import inf
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.parallel.forked_ranks import may_fork, start_forked
 from gpt4moe.parallel.rank_processes import Ranks, start_ranks
 from gpt4moe.resilience.signals import SIGNALS
 from gpt4moe.runlog.command_line import print_error
@@ -35,17 +38,23 @@ they take longer, --end-seconds must be more: ranks that are killed have not sav
 
 def launch(
     num_ranks: int,
-    command: Sequence[str],
+    words: Sequence[str],
     *,
     variables: Mapping[str, str] = os.environ,
     end_seconds: float = END_SECONDS,
+    share_imports: bool = False,
 ) -> int:
-    """Runs `command` on `num_ranks` ranks of this machine. Returns: the exit status. In the main thread only."""
+    """Runs Python on `num_ranks` ranks of this machine. Returns: the exit status. In the main thread only.
+
+    Args:
+        words: "-m" and a module, or a file; then its arguments.
+    """
     ranks = Ranks(patience_seconds=end_seconds, say=_say)
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ranks.send) for number in heard}
     try:
-        start_ranks(num_ranks, command, variables, ranks)
+        if not (share_imports and start_forked(num_ranks, words, variables, ranks)):
+            start_ranks(num_ranks, [sys.executable, *words], variables, ranks)
         ranks.wait()
     finally:
         ranks.kill()
@@ -75,6 +84,10 @@ def main(arguments: list[str]) -> int:
         "--end-seconds", type=float, default=END_SECONDS, metavar="S",
         help="after a signal that ends the launch, ranks that still run are killed, saved or not (%(default)g)",
     )  # fmt: skip
+    parser.add_argument(
+        "--imports", choices=("once", "each"), default="once",
+        help="once: for all ranks, on CPUs, of this project's programs (the default); each: by every rank",
+    )  # fmt: skip
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a file")
     parser.add_argument("program", help="the module or file that each rank runs")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its arguments")
@@ -87,10 +100,12 @@ def main(arguments: list[str]) -> int:
     except Gpt4MoeError as error:
         print_error(error.cause, error.cure)
         return error.exit_code
+    share_imports = given.imports == "once" and may_fork(given.nproc_per_node, given.module, given.program)
     module = ["-m"] if given.module else []
     return launch(
-        given.nproc_per_node, [sys.executable, *module, given.program, *given.rest], end_seconds=given.end_seconds
-    )
+        given.nproc_per_node, [*module, given.program, *given.rest], end_seconds=given.end_seconds,
+        share_imports=share_imports,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ STOREYS = {
     "runlog": 4,
     "pages": 5, "operations": 5, "training": 5, "inference": 5, "convert": 5, "launch": 5, "demo": 6, "proof": 6,
     "rehearsal": 6, "gpu_rehearsal": 6, "evaluation": 6, "serving": 6, "train": 7, "launch_ranks": 7,
-    "refinement": 7, "drill": 8,
+    "refinement": 7, "fork_ranks": 8, "drill": 8,
 }  # fmt: skip
 # Rooms that may import less than everything below them (errors, durable and config are open to all).
 NARROW = {
@@ -163,7 +163,7 @@ def test_what_needs_no_torch_imports_no_torch() -> None:
 def test_the_map_lists_every_room_on_its_storey() -> None:
     rows = re.findall(r"^    (\d)  (\w+)(?:\.py)? ", gpt4moe.__doc__ or "", re.MULTILINE)
     rooms = {path.stem for path in (ROOT / "gpt4moe").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert {room for _, room in rows} == rooms | {"train", "launch_ranks"}
+    assert {room for _, room in rows} == rooms | {"train", "launch_ranks", "fork_ranks"}
     assert {room: int(storey) for storey, room in rows} == {
         room: storey for room, storey in STOREYS.items() if storey >= 0
     }

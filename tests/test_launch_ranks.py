@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from gpt4moe.parallel import forked_ranks
 from gpt4moe.parallel.rank_processes import Ranks, start_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,3 +167,61 @@ def test_its_own_kill_9_leaves_no_rank(tmp_path: Path) -> None:
 def test_bad_arguments_end_with_2(tmp_path: Path) -> None:
     status, _, err = ended(tmp_path, "", ranks=0)
     assert status == 2 and err.startswith("error: --nproc-per-node 0 starts no rank.\nfix: ")
+
+
+FORKED = """
+import sys
+from gpt4moe.launch_ranks import launch
+sys.exit(launch(2, sys.argv[1:], share_imports=True))
+"""
+"""launch_ranks, of a program that is not the project's own."""
+
+
+def forked(here: Path, body: str) -> subprocess.Popen[str]:
+    program = here / "program.py"
+    program.write_text(PROGRAM + body)
+    return subprocess.Popen(
+        [sys.executable, "-c", FORKED, str(program), "a=b"], cwd=ROOT, env={**os.environ, "HERE": str(here)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_ranks_that_share_imports_are_the_launcher_s_own_and_count_as_others_do(tmp_path: Path) -> None:
+    body = """
+own = [os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR')]
+facts = [*own, *sys.argv[1:], 'gpt4moe.training.build' in sys.modules, sys.path[0] == str(here), __name__,
+         os.getsid(0) == os.getpid(), os.getppid(), os.environ['MASTER_PORT']]
+(here / f"facts-{rank}").write_text(' '.join(map(str, facts)))
+if rank == 0: time.sleep(60)
+os.kill(os.getpid(), 9)
+"""
+    process = forked(tmp_path, body)
+    out, err = process.communicate(timeout=120)
+    facts = [(tmp_path / f"facts-{rank}").read_text().split() for rank in (0, 1)]
+    assert (process.returncode, out) == (137, "")
+    assert err.startswith("error: Rank 1 was killed by SIGKILL, as the system does when memory runs out.\n")
+    for rank in (0, 1):
+        assert facts[rank] == [
+            str(rank), str(rank), "2", "2", "127.0.0.1", "a=b", "True", "True", "__main__", "True", str(process.pid),
+            facts[0][-1],
+        ]  # fmt: skip
+
+
+def test_ranks_that_share_imports_hear_signals_and_end_with_the_launcher(tmp_path: Path) -> None:
+    process = forked(tmp_path, "signal.signal(signal.SIGUSR1, hear); touch('up')\nwhile True: time.sleep(1)")
+    all_there(tmp_path, "up")
+    process.send_signal(signal.SIGUSR1)
+    all_there(tmp_path, "heard")
+    ranks = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate(timeout=30)
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=10)[1]
+
+
+def test_imports_are_shared_by_several_ranks_of_this_project_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forked_ranks, "_DEVICES", ("/no/such/device",))
+    assert forked_ranks.may_fork(2, True, "gpt4moe.train") and forked_ranks.may_fork(2, False, "tools/evaluate.py")
+    assert not forked_ranks.may_fork(1, True, "gpt4moe.train") and not forked_ranks.may_fork(2, True, "torch.utils")
+    assert not forked_ranks.may_fork(2, False, "program.py")
+    monkeypatch.setattr(forked_ranks, "_DEVICES", ("/dev/null",))
+    assert not forked_ranks.may_fork(2, True, "gpt4moe.train")

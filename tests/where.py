@@ -18,6 +18,7 @@ THROUGH = {
     "gpt4moe/drill/planted.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/preload.py": "tests/drill/test_drill.py",
     "gpt4moe/drill/rank.py": "tests/drill/test_drill.py",
+    "gpt4moe/fork_ranks.py": "tests/test_launch_ranks.py",
     "gpt4moe/gpu_rehearsal/gpu_kernels.py": "tests/gpu_rehearsal/test_steps.py",
     "gpt4moe/model/cross_entropy_kernels.py": "tests/model/test_triton_kernels.py",
     "gpt4moe/model/rotary_kernels.py": "tests/model/test_triton_kernels.py",

@@ -7,6 +7,7 @@ kernel_problems.py do the chosen kernels take the device, dtype and sizes (no to
 shard.py           Shard: a rectangle of a logical tensor (no torch)
 local_ranks.py     run_ranks: a function on gloo ranks (no torch)
 rank_processes.py  Ranks: the processes of a launch, watched; whose status counts (no torch)
+forked_ranks.py    ranks of a launch that share one process's imports (no torch)
 wire.py            bytes on the wire, counted at the collective
 handed.py          what a rank gives to collectives: on which rank did two passes part?
 slurm_job.py       SlurmJob: what Slurm reports (no torch)

@@ -31,7 +31,7 @@ _LEAVING_SECONDS = 120.0
 _EXIT_IS_LATER, _ABORT_IS_LATER = 2.0, 4.0
 """Seconds. A rank that fails may do so because another was killed, one that aborts (NCCL's watchdog, gloo) because
 another has failed or was killed: within these seconds it is not the cause."""
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 
 
 class RankProcess(Protocol):
@@ -170,13 +170,18 @@ def start_ranks(
         started: gets each process as soon as it runs.
         output: an open file for what ranks print; by default they print where this process does.
     """
-    one_thread = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"} if num_ranks > 1 else {}
+    shared = shared_variables(num_ranks)
     libc = ctypes.CDLL(None)
     for own in rank_variables(num_ranks):
         process = subprocess.Popen(
-            command, env={**one_thread, **variables, **own}, start_new_session=True, stdout=output, stderr=output,
-            preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+            command, env={**shared, **variables, **own}, start_new_session=True, stdout=output, stderr=output,
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
         )  # fmt: skip
         started.processes = [*started.processes, process]
         if started.asked is not None:  # the signal came before this rank was there
             process.send_signal(signal.Signals[started.asked])
+
+
+def shared_variables(num_ranks: int) -> dict[str, str]:
+    """What all ranks get where nothing else is set: several have one thread each."""
+    return {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"} if num_ranks > 1 else {}
