@@ -17,14 +17,19 @@ def tokenizer_file(path: Path) -> Path:
     return path
 
 
-def write_pair(prefix: Path, *, documents: int, document_tokens: int, dtype: str) -> Path:
-    """Documents of random tokens, each ended by the token 0, and 1000 for validation at <prefix>-valid."""
+def write_pair(prefix: Path, *, documents: int, document_tokens: int, dtype: str, is_sparse: bool = False) -> Path:
+    """Documents of random tokens, each ended by the token 0, and 1000 for validation at <prefix>-valid.
+
+    Args:
+        is_sparse: all tokens are 0, and take no room on disk.
+    """
     for path, count in ((prefix, documents), (prefix.with_name(f"{prefix.name}-valid"), 1000)):
         kind = np.dtype(dtype)
         rng = np.random.default_rng(count)
         chunk = max(1, (1 << 24) // document_tokens)
-        with Path(f"{path}.bin").open("wb") as stream:
-            for start in range(0, count, chunk):
+        sparse_file(Path(f"{path}.bin"), count * document_tokens * kind.itemsize if is_sparse else 0)
+        with Path(f"{path}.bin").open("r+b") as stream:
+            for start in () if is_sparse else range(0, count, chunk):
                 rows = rng.integers(1, 256, (min(chunk, count - start), document_tokens), dtype=kind)
                 rows[:, -1] = 0
                 stream.write(rows.tobytes())
@@ -34,6 +39,12 @@ def write_pair(prefix: Path, *, documents: int, document_tokens: int, dtype: str
             stream.write((np.arange(count, dtype="<i8") * document_tokens * kind.itemsize).tobytes())
             stream.write(np.arange(count + 1, dtype="<i8").tobytes())
     return prefix
+
+
+def sparse_file(path: Path, size: int) -> None:
+    """A file that reads as zeros."""
+    with path.open("wb") as stream:
+        stream.truncate(size)
 
 
 def registered(folder: Path, name: str, pair: Path, *, seq_length: int) -> list[str]:

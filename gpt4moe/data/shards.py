@@ -48,6 +48,8 @@ class ShardedTokens:
         """Tokens up to the end of each shard."""
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
         self._index = lru_cache(maxsize=_MOST_MAPPED)(self._map_index)
+        self._whole_indexes: set[int] = set()
+        """Shards whose index was hashed: one that is mapped again, among thousands, is not read once more."""
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -130,7 +132,7 @@ class ShardedTokens:
         shard = self.shards[at]
         with self._reading():
             index = DocumentIndex(self.folder / shard.file)
-            is_whole = file_sha256(idx_path(self.folder, shard)) == shard.idx_sha256
+            is_whole = at in self._whole_indexes or (file_sha256(idx_path(self.folder, shard)) == shard.idx_sha256)
         if index.num_tokens != shard.tokens or index.num_documents != shard.documents:
             raise DataError(
                 f"{idx_path(self.folder, shard)} is of other data: it has {index.num_documents:,} documents and "
@@ -142,6 +144,7 @@ class ShardedTokens:
                 f"{idx_path(self.folder, shard)} is damaged: its sha256 is not the manifest's.",
                 restore(self.made_by),
             )
+        self._whole_indexes.add(at)
         return index
 
     def _map(self, at: int) -> "_MappedShard":

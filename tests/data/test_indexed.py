@@ -8,6 +8,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
+from benchmarks.harness.process import peak_bytes, reset_peak
 from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
 from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.preprocess import write_split
@@ -44,13 +45,30 @@ def test_a_token_is_found_in_its_document(tmp_path: Path) -> None:
             assert index.starts(first, last).tolist() == [start for start in (0, 4, 6) if first <= start < last]
 
 
-def test_the_table_of_a_large_index_leaves_its_pages_out_of_the_process(tmp_path: Path) -> None:
-    write_index(tmp_path / "a.idx", np.full(1_000_000, 1000), np.dtype("<i4"))
+def test_a_large_index_leaves_its_pages_out_of_the_process(tmp_path: Path) -> None:
+    """Also while the table is made: 4 million documents have 64 MB of pages."""
+    write_index(tmp_path / "a.idx", np.full(4_000_000, 1000), np.dtype("<i4"))
     index = DocumentIndex(tmp_path / "a")
+    before = reset_peak()
+    while "_landmarks" not in vars(index):  # the first stretches are found by halving
+        assert index.starts(500_000_100, 500_002_000).tolist() == [500_001_000]
     assert index.starts(500_000_100, 500_002_000).tolist() == [500_001_000]
+    assert peak_bytes() - before < 40e6
     (row,) = [row for row in psutil.Process().memory_maps() if row.path == str(tmp_path / "a.idx")]
-    # 16 MB with the pages of the table. What a look into two places maps is up to the kernel, 2 MB each.
+    # What a look into two places maps is up to the kernel, 2 MB each.
     assert row.rss < 8e6 < row.size
+
+
+def test_halving_and_the_table_find_the_same_documents(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(1).integers(0, 4, 70_000) * np.random.default_rng(2).integers(0, 2, 70_000)
+    write_index(tmp_path / "a.idx", lengths, np.dtype("<u2"))
+    expected = np.cumsum(lengths) - lengths
+    for first, last in ((0, 1), (0, 0), (17, 900), (50_000, 50_003), (int(lengths.sum()) - 5, int(lengths.sum()))):
+        index = DocumentIndex(tmp_path / "a")
+        for has_table in (False, False, True):
+            found = index.starts(first, last).tolist()
+            assert found == expected[(expected >= first) & (expected < last)].tolist()
+            assert ("_landmarks" in vars(index)) is has_table
 
 
 def test_documents_without_tokens_are_passed_over(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from gpt4moe.data import shards as shards_module
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.preprocess import write_split
@@ -78,6 +79,20 @@ def test_an_index_of_other_data_is_found_when_documents_are_read(tmp_path: Path,
     (tmp_path / "train-00000.idx").write_bytes((tmp_path / "other-00000.idx").read_bytes())
     with pytest.raises(DataError, match=r"train-00000.idx is of other data: it has 300 documents"):
         ShardedTokens(tmp_path, [shard]).begins(slice(0, 10))
+
+
+def test_an_index_is_hashed_once_however_often_it_is_mapped(
+    folder: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of thousands of shards map one after the other anew: hashing would read all of each index every time."""
+    hashed, of_module = [], shards_module.file_sha256
+    monkeypatch.setattr(shards_module, "_MOST_MAPPED", 1)
+    monkeypatch.setattr(shards_module, "file_sha256", lambda path: (hashed.append(path.name), of_module(path))[1])
+    tokens = ShardedTokens(folder, shards)
+    for _ in range(3):
+        for end in tokens.ends:
+            tokens.begins(slice(end - 9, end))
+    assert hashed == [f"{shard.file}.idx" for shard in shards]
 
 
 def test_a_place_is_found_in_its_shard(folder: Path, shards: list[Shard]) -> None:
