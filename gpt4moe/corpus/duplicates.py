@@ -1,9 +1,10 @@
 """Exact duplicates of a source, on disk: of equal documents the first in input order stays.
 
-    keys of each piece --by first bits--> buckets --sort each--> a byte per document: stays or not
+    keys of each piece, its own duplicates out --by first bits--> buckets --sort each--> a byte per document: stays?
 
-Memory: one bucket, about 2 million documents, and one piece's keys. Two documents are equal when their normalised texts
-are: NFC, every run of white space one space, none at the ends.
+Memory: one bucket, about 2 million documents, and one piece's keys. A key is in a bucket once for each piece that has
+it, so a text that fills a source fills no bucket. Two documents are equal when their normalised texts are: NFC, every
+run of white space one space, none at the ends.
 """
 
 import hashlib
@@ -46,6 +47,9 @@ def mark_first(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     num_documents += num_older
+    temporary = result.with_name(f"{result.name}.part")
+    stays: NDArray[np.uint8] = np.memmap(temporary, mode="w+", dtype=np.uint8, shape=max(1, num_documents))
+    stays[:] = 1
     bits = max(0, (max(1, num_documents) - 1).bit_length() - (bucket_documents.bit_length() - 1))
     number = 0
     for data in chain(older, keys):
@@ -54,15 +58,9 @@ def mark_first(
         entries["high"], entries["low"] = pairs[:, 0], pairs[:, 1]
         entries["number"] = np.arange(number, number + len(entries))
         number += len(entries)
-        _append(folder, entries, bits)
-    temporary = result.with_name(f"{result.name}.part")
-    stays: NDArray[np.uint8] = np.memmap(temporary, mode="w+", dtype=np.uint8, shape=max(1, num_documents))
-    stays[:] = 1
+        _append(folder, _firsts(entries, stays), bits)
     for path in sorted(folder.iterdir()):
-        entries = np.fromfile(path, dtype=_ENTRY)
-        entries = entries[np.lexsort((entries["number"], entries["low"], entries["high"]))]
-        same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-        stays[entries["number"][1:][same]] = 0
+        _firsts(np.fromfile(path, dtype=_ENTRY), stays)
     stays.flush()  # type: ignore[attr-defined]
     if num_older:
         stays[num_older:].tofile(folder / "new")
@@ -71,6 +69,15 @@ def mark_first(
     temporary.replace(result)
     result.with_name(f"{result.name}.part").unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def _firsts(entries: NDArray[np.void], stays: NDArray[np.uint8]) -> NDArray[np.void]:
+    """The first entry of each key. The others get a 0 in `stays`."""
+    entries = entries[np.lexsort((entries["number"], entries["low"], entries["high"]))]
+    is_same: NDArray[np.bool_] = np.zeros(len(entries), dtype=np.bool_)
+    is_same[1:] = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+    stays[entries["number"][is_same]] = 0
+    return entries[~is_same]
 
 
 def _append(folder: Path, entries: NDArray[np.void], bits: int) -> None:

@@ -20,6 +20,15 @@ def test_the_first_of_equal_keys_stays(tmp_path: Path, bucket_documents: int) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stays"]
 
 
+def test_a_text_that_fills_a_source_fills_no_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sorted at once is bounded: the text is in its bucket once for each piece."""
+    sizes, read = [], np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda path, dtype: (sizes.append(path.stat().st_size), read(path, dtype))[1])
+    mark_first([duplicate_key("a", b"a") * 1000] * 5, 5000, tmp_path / "stays", bucket_documents=64)
+    assert sizes == [5 * 24]
+    assert read(tmp_path / "stays", dtype=np.uint8).nonzero()[0].tolist() == [0]
+
+
 def test_white_space_and_the_form_of_accents_do_not_count_but_letters_do() -> None:
     def key(text: str) -> bytes:
         return duplicate_key(text, text.encode())
