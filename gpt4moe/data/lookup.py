@@ -12,7 +12,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
 from gpt4moe.data.image_files import verify_images
-from gpt4moe.data.indexed import DocumentIndex, IndexedTokens
+from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
 from gpt4moe.data.mixed import MixedSamples
@@ -60,7 +60,7 @@ def origin_of(run: RunConfig, checked: CheckedData, n: int) -> tuple[Origin, lis
     else:
         stream, start = samples.streams[draw.source], index * samples.length_of(draw)
     shard, at = stream.place(start)
-    document, within = DocumentIndex(stream.folder / shard.file).document_at(at)
+    document, within = stream.index(stream.shards.index(shard)).document_at(at)
     tokens = samples.sample(n).tokens
     origin = Origin(
         sample=n, source=draw.source, epoch=draw.epoch, position=draw.position,
