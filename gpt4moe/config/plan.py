@@ -131,14 +131,12 @@ class PlanConfig(RunConfig):
     calibrate: str | None = None
     """A run folder: compares the plan of that run with its measurements."""
     stack: str | None = None
-    """A published stack whose constants, kernels and gradients the plan takes (planner.stacks); null: the trainer's own
-    kernels, timed by the nearest stack's constants."""
+    """A published stack whose constants, kernels, gradients the plan takes (planner.stacks); null: of the trainer."""
     beyond: BeyondConfig = field(default_factory=BeyondConfig)
     imbalance: float = DEFAULT_IMBALANCE
     """Tokens at the experts of the fullest rank, divided by an even share."""
     images_per_sequence: float | None = None
-    """Still images of a sequence, of a vision model; null: one for every TOKENS_OF_AN_IMAGE tokens, at least one, at
-    most data.max_images."""
+    """Still images of a sequence, of a vision model; null: one for TOKENS_OF_AN_IMAGE tokens, 1 to data.max_images."""
     detect_seconds: float = 0.0
     """Seconds from a fault until its job has ended, in addition to restart_minutes. make drill measures both."""
     restart_minutes: float = 10.0
@@ -155,6 +153,8 @@ class PlanConfig(RunConfig):
     """Whether the command line says training.steps; no key."""
     distinct_tokens: float | None = field(default=None, metadata={"omegaconf_ignore": True})
     """Training tokens of the data on disk (data.overview), each counted once; None: not known; no key."""
+    data_refusals: list[str] = field(default_factory=list, metadata={"omegaconf_ignore": True})
+    """Why a run of this plan is refused for its data (data.overview); no key."""
 
     @property
     def reads_data(self) -> bool:

@@ -52,10 +52,18 @@ def overview(run: RunConfig) -> dict[str, Any]:
 
 
 def take_data(plan: PlanConfig) -> None:
-    """Sets what a plan takes from its data: training.steps of its epochs, distinct_tokens. Raises: DataError."""
+    """Sets what a plan takes from its data: training.steps of its epochs, distinct_tokens, data_refusals.
+
+    Raises: DataError.
+    """
     if plan.epochs is not None:
         plan.train_tokens(tokens_of_epochs(plan, plan.epochs))
     plan.distinct_tokens = distinct_tokens(plan)
+    if plan.distinct_tokens is not None and any(one.max_epochs is not None for one in plan.data.chosen.values()):
+        try:
+            overview(plan)
+        except DataError as error:
+            plan.data_refusals = [f"{error.cause} {error.cure}"]
 
 
 def tokens_of_epochs(run: RunConfig, epochs: float) -> float:

@@ -79,6 +79,7 @@ def warnings(
     """
     cluster = plan.cluster
     found = [f"the trainer cannot run this yet: {cause}" for cause in unsupported]
+    found += [f"the trainer refuses such a run: {cause}" for cause in plan.data_refusals]
     if cluster.generation.is_amd:
         found.append(f"cluster={cluster.name} is AMD's: nothing of this trainer has ever run on ROCm")
     again, cut = plan.parallel.recompute_layers, plan.parallel

@@ -1,5 +1,6 @@
 """Shares from shares, epochs or tokens; how often a run reads a source, and that it may not read it more often."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gpt4moe.data.loader import build_data
 from gpt4moe.data.overview import distinct_tokens, overview, tokens_of_epochs
 from gpt4moe.errors import ConfigError, DataError
 from tests.data.conftest import small_run
+from tools.plan import main as plan_main
 
 TOKENS = {"alpha": 4000.0, "beta": 1000.0}
 
@@ -166,3 +168,16 @@ def test_uses_add_up_to_the_run(data_folder: Path) -> None:
     found = uses(run, TOKENS, phases_of(run, TOKENS))
     assert sum(use.samples for use in found) == run.training.steps * run.training.global_batch_size
     assert sum(use.share for use in found) == pytest.approx(1)
+
+
+def test_a_plan_says_that_a_run_is_refused_which_would_read_a_source_too_often(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = "++data.sources.code.max_epochs"
+    warnings = []
+    for most in (4, 3):
+        assert plan_main(["+experiment=gpt4", f"{code}={most}", "output=json"]) == 0
+        warnings.append([one for one in json.loads(capsys.readouterr().out)["warnings"] if "refuses such a run" in one])
+    assert warnings[0] == []
+    (said,) = warnings[1]
+    assert "Source code has 250,000,000,000 tokens" in said and "max_epochs is 3" in said and "training.steps=" in said
