@@ -23,6 +23,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Code of a token's type in .idx -> numpy's name."""
+_STRETCH = 1 << 20
+"""Entries of an index that are looked at in one go."""
 _LANDMARK = 256
 _LANDMARKS_OF_A_LOOK = 256
 """So many of them are made in the time of two halvings (0.1 ms)."""
@@ -78,6 +80,24 @@ class DocumentIndex:
         sequence = int(self._bounds[document])
         at = int(self._offsets[sequence]) if sequence < len(self._offsets) else self.num_bytes
         return at // self.dtype.itemsize
+
+    def require_sound(self) -> None:
+        """Reads all of it. Raises: DataError when sequences do not follow one another, or documents do not have all of
+        them: an index with a flipped bit, whose ends are those of the file all the same."""
+        count, before = len(self._lengths), 0
+        for first in range(0, count, _STRETCH):
+            lengths = self._lengths[first : first + _STRETCH].astype(np.int64) * self.dtype.itemsize
+            offsets = np.cumsum(lengths) - lengths + before
+            if lengths.min() < 0 or not np.array_equal(offsets, self._offsets[first : first + _STRETCH]):
+                raise _damaged(self.prefix, ".idx", f"has sequences from {first} on that do not follow one another")
+            before += int(lengths.sum())
+        if self._bounds[0] != 0 or self._bounds[-1] != count:
+            ends = f"{self._bounds[0]} to {self._bounds[-1]}"
+            raise _damaged(self.prefix, ".idx", f"has documents of the sequences {ends}, and there are {count}")
+        for first in range(0, self.num_documents, _STRETCH):
+            if np.diff(self._bounds[first : first + _STRETCH + 1]).min() < 0:
+                raise _damaged(self.prefix, ".idx", f"has documents from {first} on that do not follow one another")
+        self._leave_pages()
 
     def document_at(self, token: int) -> tuple[int, int]:
         """The document that has a token, and the token's place in it."""

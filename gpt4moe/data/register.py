@@ -19,7 +19,7 @@ def register(
     folder: Path, name: str, *, train: Sequence[Path], valid: Sequence[Path], tokenizer_path: Path, licence: str,
     progress: Callable[[Path], None],
 ) -> SourceManifest:  # fmt: skip
-    """Reads every file once, for its hashes and its largest token, and writes the source's manifest.
+    """Reads every file, for its hashes, its largest token and its documents, and writes the source's manifest.
 
     Args:
         train, valid: paths without .bin and .idx.
@@ -52,6 +52,7 @@ def register(
 def _shard(path: Path, folder: Path, new: Path, name: str, vocab_size: int, progress: Callable[[Path], None]) -> Shard:
     progress(path)
     index = IndexedTokens(path)
+    index.index.require_sound()
     ends = [(int(part.min()), int(part.max())) for part in _parts(index.tokens)]
     smallest, largest = min(low for low, _ in ends), max(high for _, high in ends)
     if smallest < 0 or largest >= vocab_size:

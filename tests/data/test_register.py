@@ -8,6 +8,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from gpt4moe.data.check import check_data
+from gpt4moe.data.indexed import DocumentIndex
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.tokenizer import Tokenizer
 from tests.data.conftest import VOCAB_SIZE, small_run
@@ -63,3 +64,26 @@ def test_a_file_named_twice_is_refused(
     arguments = [f"--source=web={one},{tmp_path}/../{tmp_path.name}/one", f"--tokenizer={tmp_path / 't.json'}"]
     assert main(["register", str(tmp_path / "out"), *arguments, f"--valid=web={megatrons(tmp_path / 'v', [[1]])}"]) == 2
     assert "one twice" in capsys.readouterr().err
+
+
+def test_a_flipped_bit_of_an_index_is_found_at_the_door(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its ends are those of the .bin all the same; nothing has its hash yet."""
+    tokenizer.backend.save(str(tmp_path / "t.json"))
+    good = megatrons(tmp_path / "good", [[1] * (3 + i % 5) for i in range(20)])
+    content, entries = Path(f"{good}.idx").read_bytes(), 34
+    flips = [
+        entries + 4 * 7, entries + 4 * 7 + 3, entries + 4 * 20 + 8 * 7, entries + 4 * 20 + 8 * 7 + 7,
+        entries + 12 * 20, entries + 12 * 20 + 8 * 7, entries + 12 * 20 + 8 * 7 + 7, entries + 12 * 20 + 8 * 20,
+    ]  # fmt: skip
+    for at in flips:
+        damaged = bytearray(content)
+        damaged[at] ^= 128
+        Path(f"{good}.idx").write_bytes(damaged)
+        arguments = [f"--source=web={good}", f"--valid=web={good}", f"--tokenizer={tmp_path / 't.json'}"]
+        assert main(["register", str(tmp_path / "out"), *arguments]) == 2, at
+        said = capsys.readouterr().err
+        assert f"{good}.idx is damaged: it has" in said and "Restore the file" in said
+    Path(f"{good}.idx").write_bytes(content)
+    DocumentIndex(good).require_sound()
