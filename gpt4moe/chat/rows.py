@@ -83,12 +83,14 @@ def _check(conversation: Conversation, where: str) -> None:
                 f"Here may come: {', '.join(_AFTER[before])}. Mend the line, or --bad-rows skip.",
             )
         calls = message.get("tool_calls")
-        may_lack = role == ASSISTANT and isinstance(calls, list) and calls
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+            raise DataError(f"{at}: its tool_calls is no list of objects.", "Give a list of calls, or leave it out.")
+        may_lack = role == ASSISTANT and calls
         if not isinstance(message.get("content"), str) and not (message.get("content") is None and may_lack):
             raise DataError(
                 f"{at}: its content is {_type(message.get('content'))}.", "Give a text; null only beside tool_calls."
             )
-        if role == ASSISTANT and not message.get("content") and not calls and message.get("weight", 1):
+        if role == ASSISTANT and not (message.get("content") or "").strip() and not calls and message.get("weight", 1):
             raise DataError(f"{at}: its content is empty: the model would learn to say nothing.",
                             'Leave the line out, set "weight": 0, or --bad-rows skip.')  # fmt: skip
         if message.get("weight", 1) not in (0, 1):

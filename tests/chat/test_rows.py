@@ -59,6 +59,9 @@ def test_tools_and_several_turns_are_in_order_and_a_weight_of_0_is_not_learned()
         ({"messages": [ASKED[0], {"role": "assistant", "content": [{"type": "text"}]}]}, "its content is a list"),
         ({"messages": [ASKED[0], {**ASKED[1], "weight": 0}]}, "has weight 0"),
         ({"messages": [ASKED[0], {"role": "assistant", "content": ""}]}, "would learn to say nothing"),
+        ({"messages": [ASKED[0], {"role": "assistant", "content": " \n"}]}, "would learn to say nothing"),
+        ({"messages": [ASKED[0], {**ASKED[1], "tool_calls": {"a": 1}}]}, "message 1: its tool_calls is no list"),
+        ({"messages": [ASKED[0], {"role": "assistant", "tool_calls": ["add"]}]}, "its tool_calls is no list"),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": ["x"]},
             "system is",
