@@ -56,6 +56,19 @@ def test_a_source_is_on_the_disk_before_it_is_moved_in_place(tmp_path: Path, eve
     assert events[moved + 1 :] == [f"sync {tmp_path}"]
 
 
+def test_what_a_kill_leaves_of_a_source_may_be_removed_by_those_who_may_remove_its_folder(tmp_path: Path) -> None:
+    """A group's folder, by umask 002; on NFS that trusts no root, nobody else could remove a folder of mode 0700."""
+    before = os.umask(0o002)
+    try:
+        with pytest.raises(ZeroDivisionError), new_source(tmp_path / "group" / "a") as new:
+            assert {oct(folder.stat().st_mode & 0o777) for folder in (new, *new.parents[:2])} == {"0o775"}
+            assert in_place._LEFT.fullmatch(new.parent.name)
+            raise ZeroDivisionError
+    finally:
+        os.umask(before)
+    assert not (tmp_path / "group").exists()
+
+
 def test_a_source_of_text_is_on_the_disk_before_what_says_that_it_is_finished(
     tmp_path: Path, events: list[str]
 ) -> None:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,14 +73,16 @@ def new_source(folder: Path) -> Iterator[Path]:
     require_source_name(folder.name)
     finish_move(folder)
     require_replaceable(folder)
-    with (
-        folder_to_fill(folder.parent),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside,
-    ):
-        new = Path(beside) / "new"
-        new.mkdir()
-        yield new
-        move_in_place(new, folder, Path(beside) / "old")
+    # Of the modes that every other folder gets, not tempfile's 0700: what a kill leaves may be another's to remove.
+    beside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    with folder_to_fill(folder.parent):
+        beside.mkdir()
+        try:
+            (beside / "new").mkdir()
+            yield beside / "new"
+            move_in_place(beside / "new", folder, beside / "old")
+        finally:
+            shutil.rmtree(beside)
 
 
 @contextmanager
