@@ -18,8 +18,8 @@ RESULTS_FILE = "results.json"
 the run folder -> what they show."""
 
 SUMS_FILE = "SHA256SUMS"
-"""sha256 of the files that every launch relies on, as `sha256sum -c` reads it: resolved.yaml, identity.json, starts/*.
-Without it, in folders of before 2026-11-30, they are not checked."""
+"""sha256 of the files that every launch relies on, as `sha256sum -c` reads it: resolved.yaml, identity.json, starts/*,
+gone_back.json. Without it, in folders of before 2026-11-30, they are not checked."""
 
 _LOCK_OWNER = re.compile(r"process (\d+) on (\S+)")
 
@@ -53,10 +53,16 @@ def _write_sums(run_folder: Path, sums: dict[str, str]) -> None:
 
 def replace_noted(run_folder: Path, name: str, data: bytes) -> None:
     """replace_file of a file with a noted sha256. A kill amid it leaves the old or the new one, without a sum."""
-    kept = {known: digest for known, digest in _sums(run_folder).items() if known != name}
-    _write_sums(run_folder, kept)
+    drop_sum(run_folder, name)
     replace_file(run_folder / name, data)
     add_sums(run_folder, name)
+
+
+def drop_sum(run_folder: Path, name: str) -> None:
+    """Takes a file out of the noted ones: it will be another."""
+    sums = _sums(run_folder)
+    if sums.pop(name, None) is not None:
+        _write_sums(run_folder, sums)
 
 
 def has_other_sum(run_folder: Path, name: str) -> bool:

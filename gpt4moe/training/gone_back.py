@@ -19,7 +19,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.data.passed_over import GONE_BACK_FILE, GoingBack, PassedOver, gone_back_text, read_gone_back
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DivergenceError
-from gpt4moe.runlog.run_files import replace_file
+from gpt4moe.runlog.run_files import add_sums, drop_sum, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,10 @@ def decide(run_folder: Path, run: RunConfig, before: PassedOver, error: Divergen
 def record(run_folder: Path, passed_over: PassedOver, times: Sequence[GoingBack] = ()) -> None:
     """Writes gone_back.json. No times: the run begins with a checkpoint of another that went back. Raises: OSError, and
     then the old record stands."""
+    drop_sum(run_folder, GONE_BACK_FILE)
     replace_file(run_folder / GONE_BACK_FILE, gone_back_text(passed_over, list(times)).encode())
     try:
+        add_sums(run_folder, GONE_BACK_FILE)  # its seal finds what changed in it, this that it is gone
         sync_folder(run_folder)
     except OSError as failed:  # a power failure alone could undo the record, and the run would then decide again
         logger.warning("%s: a power failure may undo the decision to go back: %s", run_folder, failed.strerror)

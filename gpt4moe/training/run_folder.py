@@ -26,7 +26,7 @@ from gpt4moe.checkpoint.retention import latest_saved
 from gpt4moe.config.load import config_to_dict, config_to_yaml
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.yaml_text import load_yaml
-from gpt4moe.data.passed_over import NOTHING, read_gone_back
+from gpt4moe.data.passed_over import GONE_BACK_FILE, NOTHING, read_gone_back
 from gpt4moe.errors import LaunchError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.slurm_job import SlurmJob
@@ -102,6 +102,8 @@ class RunFolder:
         if not self.is_begun:
             return
         _stored(self.path / "resolved.yaml", load_yaml)
+        for noted in noted_files(self.path, GONE_BACK_FILE):
+            _stored(noted, json.loads)
         theirs, ours = self.read_identity(), identity_of(run, data_identity)
         drawn = self.drawn_samples(run) if theirs.get("data") != ours["data"] else 0
         refuse_other_identity(theirs, ours, self.path, run=run, drawn_samples=drawn)

@@ -25,12 +25,13 @@ from gpt4moe.checkpoint.retention import (
     step_folder,
 )
 from gpt4moe.config.load import load_run_config
-from gpt4moe.data.passed_over import NOTHING, GoingBack, PassedOver, read_gone_back
-from gpt4moe.errors import DataError, DivergenceError
+from gpt4moe.data.passed_over import GONE_BACK_FILE, NOTHING, GoingBack, PassedOver, read_gone_back
+from gpt4moe.errors import DataError, DivergenceError, LaunchError
 from gpt4moe.runlog.events_log import EventsLog, read_events
 from gpt4moe.training import gone_back
 from gpt4moe.training.go_back import mark_suspect
-from gpt4moe.training.gone_back import decide, in_a_row, settle
+from gpt4moe.training.gone_back import decide, in_a_row, record, settle
+from gpt4moe.training.run_folder import RunFolder
 from gpt4moe.training.state import TrainingContext
 from tests.checkpoint.builders import dealt, state, write_checkpoint
 from tests.training.command import SMALL
@@ -110,6 +111,27 @@ def test_any_changed_digit_of_the_record_is_found_before_a_checkpoint_is_left(fo
             read(folder)
     path.write_text(text)
     assert latest_saved(folder) == 50
+
+
+def test_a_record_that_is_gone_or_an_older_one_is_found_at_the_next_launch(tmp_path: Path) -> None:
+    """Without it the run would read again what it went back from."""
+    run = load_run_config(["+experiment=tiny", "run.name=x", f"run.root={tmp_path}"])
+    folder, data = RunFolder.of(run), {"data": "one", "tokenizer": "none"}
+    folder.path.mkdir()
+    folder.freeze(run, data)
+    folder.metrics.write_text('{"step": 1}\n')
+    file = folder.path / GONE_BACK_FILE
+    record(folder.path, PassedOver(((320, 160),)))
+    folder.check_identity(run, data)
+    older = file.read_bytes()
+    record(folder.path, PassedOver(((320, 160), (640, 80))))
+    folder.check_identity(run, data)
+    file.write_bytes(older)
+    with pytest.raises(LaunchError, match=r"gone_back\.json is not what was written"):
+        folder.check_identity(run, data)
+    file.unlink()
+    with pytest.raises(LaunchError, match=r"gone_back\.json is damaged or gone"):
+        folder.check_identity(run, data)
 
 
 def test_a_later_going_back_further_passes_over_what_an_earlier_one_did(folder: Path) -> None:
