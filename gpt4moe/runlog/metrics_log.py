@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import orjson
 
@@ -50,21 +50,16 @@ def decode_record(line: bytes) -> Record | None:
 def unchecked_record(line: bytes) -> Record | None:
     """As `decode_record`, but a value may be of another type than a number."""
     try:
-        record = _parsed(line)
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            record = json.loads(line)  # it takes NaN and integers of any size
         if NONFINITE in record:
             record.update({name: float(text) for name, text in record.pop(NONFINITE).items()})
         whole: Record | None = record if type(record["step"]) is int and record["step"] >= 1 else None
         return whole
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-
-
-def _parsed(line: bytes) -> Any:
-    """Raises: ValueError."""
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line)  # it takes NaN and integers of any size
 
 
 def read_metrics(path: Path | str) -> list[Record]:
