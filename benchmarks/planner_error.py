@@ -71,7 +71,8 @@ def table() -> str:
             f"| {row.source} | {row.name} | {row.seconds:.3g} | {predicted:.3g} | {error:+.1%} | {alone} "
             f"| {kept['source'][row.name]:+.1%} |"
         )
-    return "\n".join([*lines, "", *_stacks(kept["row"]), "", *_strangers(kept["source"]), "", *_ranking()])
+    of_rows = [*_stacks(kept["row"]), "", *_of_stacks(kept["row"])]
+    return "\n".join([*lines, "", *of_rows, "", *_strangers(kept["source"]), "", *_ranking()])
 
 
 def stored() -> dict[str, dict[str, float]]:
@@ -99,6 +100,24 @@ def _stacks(kept: dict[str, float]) -> list[str]:
     return [*lines, "", f"All {len(whole)} fitted rows, each left out of its stack's fit: {_said(whole)}."]
 
 
+def _of_stacks(kept: dict[str, float]) -> list[str]:
+    """The intervals of stack=: signed errors of its rows, each left out, by generation, kind and precision."""
+    found: dict[tuple[str, Cell], list[float]] = {}
+    for row in rows():
+        if row.name in kept:
+            cell = (row.cluster.generation, "experts" if row.model.moe else "dense", row.precision)
+            found.setdefault((row.stack, cell), []).append(kept[row.name])
+    lines = ["| stack= | planned on | kind | precision | rows | least error | median | most |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for (stack, (generation, kind, precision)), of in found.items():
+        lines.append(f"| {stack} | {generation.value} | {kind} | {precision} | {len(of)} | {_signed(of)} |")
+    return lines
+
+
+def _signed(found: list[float]) -> str:
+    return " | ".join(f"{error:+.1%}" for error in (min(found), median(found), max(found)))
+
+
 def _strangers(kept: dict[str, float]) -> list[str]:
     """Summaries of errors under constants that no row of the same source was fitted to."""
     lines = ["| source left out | rows | median error | worst |", "|---|---|---|---|"]
@@ -109,8 +128,7 @@ def _strangers(kept: dict[str, float]) -> list[str]:
     lines += ["| planned on | kind | precision | rows of other sources | least error | median | most |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     for (generation, kind, precision), found in sorted(planned_elsewhere().items(), key=_cell_order):
-        signed = " | ".join(f"{error:+.1%}" for error in (min(found), median(found), max(found)))
-        lines.append(f"| {generation.value} | {kind} | {precision} | {len(found)} | {signed} |")
+        lines.append(f"| {generation.value} | {kind} | {precision} | {len(found)} | {_signed(found)} |")
     return lines
 
 

@@ -31,6 +31,8 @@ HELD_OUT = {"modelzoo"}
 """Sources that no constant was fitted to."""
 POOLED = {"matrix": 0.62, "exposed": 0.5, "copy_passes": 9.0, "moe_layer_seconds": 6e-4}
 """Constants that sources share when one of them is left out, and where their fit starts."""
+LEAST_EXPOSED = 0.05
+"""Where a fit stops: at 0 a search would take any amount of communication for free. A bound, not a measurement."""
 PLANNED_FROM = "folding"
 """The source of the constants that a plan takes on most generations (efficiency.NEAREST)."""
 
@@ -39,23 +41,25 @@ def predict(row: Row, efficiency: Efficiency) -> float:
     """Seconds of the row's step."""
     peak = row.cluster.peak_flops_bf16 if row.precision == "bf16" else row.cluster.peak_flops_fp8
     assert peak is not None
-    efficiency = _dispatched(efficiency, row.note)
     work = Work(
         model=row.model, kinds=list(row.kinds), parallel=row.parallel,
-        micro_batch_size=row.training.micro_batch_size, cluster=row.cluster, efficiency=efficiency, matrix_peak=peak,
+        micro_batch_size=row.training.micro_batch_size, cluster=row.cluster, matrix_peak=peak,
+        efficiency=_dispatched(efficiency, row.note), modules=row.modules,
     )  # fmt: skip
     return step_time(work, row.training, row.devices, balanced=True).seconds
 
 
 def _dispatched(efficiency: Efficiency, note: str) -> Efficiency:
     """A row whose dispatcher is not its stack's, as the source says."""
-    if note == "deepep":
-        return replace(efficiency, one_copy_per_domain=True)
-    if not note.startswith("alltoall"):
-        return efficiency
-    plain = PROFILES["megatron-core-2025/hopper"]  # fitted to other rows
-    exposed = efficiency.exposed if note == "alltoall_overlapped" else plain.exposed
-    return replace(efficiency, copy_passes=plain.copy_passes, exposed=exposed, one_copy_per_domain=False)
+    dispatcher, _, is_overlapped = note.partition("_")
+    if dispatcher == "alltoall":
+        plain = PROFILES["megatron-core-2025/hopper"]  # fitted to other rows
+        efficiency = replace(
+            efficiency, copy_passes=plain.copy_passes, exposed_experts=plain.exposed, is_tuned=False
+        )  # fmt: skip
+    elif dispatcher == "deepep":
+        efficiency = replace(efficiency, is_tuned=True)
+    return replace(efficiency, hides_experts=is_overlapped == "overlapped")
 
 
 def errors(of: list[Row], profiles: dict[str, Efficiency]) -> list[float]:
@@ -103,7 +107,8 @@ def _turned(profiles: dict[str, Efficiency], knob: tuple[str, str], factor: floa
 
 
 def _in_range(field: str, value: float) -> float:
-    """Shares end at 1."""
+    """Shares end at 1; no stack hides all that it sends."""
+    value = max(LEAST_EXPOSED, value) if field == "exposed" else value
     return min(1.0, value) if field in ("matrix", "exposed") else value
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gpt4moe.architecture.flops import flops_per_token
+from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import MlaConfig, ModelConfig, PlannedConfig
 from gpt4moe.config.moe import MoEConfig
@@ -35,6 +36,8 @@ class Row:
     parallel: ParallelConfig
     training: TrainingConfig
     note: str
+    modules: frozenset[Module]
+    """That the stack's recipe computes again (recipes)."""
     seconds: float
     """Seconds of a step: published, or computed from published numbers."""
 
@@ -53,9 +56,22 @@ class Row:
 
 
 @cache
+def published() -> dict[str, Any]:
+    """planner_error.yaml."""
+    found: dict[str, Any] = yaml.safe_load((HERE / "planner_error.yaml").read_text())
+    return found
+
+
+def recipe(source: str, model: str) -> dict[str, Any]:
+    """What a source's recipe of a model computes again and keeps in 16 bits; empty: nothing that is known."""
+    found: dict[str, Any] = published()["recipes"].get(f"{source} {model}", {})
+    return found
+
+
+@cache
 def rows() -> list[Row]:
     """All rows of planner_error.yaml, in its order."""
-    raw = yaml.safe_load((HERE / "planner_error.yaml").read_text())
+    raw = published()
     models = {name: _model(name, fields) for name, fields in raw["models"].items()}
     stacks = {source: about["profile"] for source, about in raw["sources"].items()}
     return [
@@ -106,7 +122,9 @@ def _row(source: str, stack: str, models: dict[str, ModelConfig], clusters: dict
         flops = flops_per_token(model)
         value = (flops.model + flops.attention) * tokens / (devices * value / 100 * cluster.peak_flops_bf16)
     training = TrainingConfig(steps=1, global_batch_size=batch, micro_batch_size=micro)
+    again = recipe(source, name).get("recompute", {})
     return Row(
         source=source, stack=stack, model=model, kinds=tuple(timed_kinds(model)), cluster=cluster, devices=devices,
         precision=precision, parallel=parallel, training=training, note=note, seconds=value,
+        modules=frozenset(map(Module, again.get(f"{machine} tp{tp}", again.get(machine, [])))),
     )  # fmt: skip

@@ -10,11 +10,8 @@ again and keeps in 16 bits. Experts are balanced, as in the sources.
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
-import yaml
-
-from benchmarks.planner_error_rows import HERE, Row, rows
+from benchmarks.planner_error_rows import Row, recipe, rows
 from gpt4moe.config.beyond import BeyondConfig, Module, Products
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.optimizer import Dtype
@@ -48,12 +45,6 @@ def _fullest(row: Row, plan: PlanConfig) -> StageMemory:
 
 
 @cache
-def _recipes() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((HERE / "planner_error.yaml").read_text())["memory"]["recipes"]
-    return found
-
-
-@cache
 def _base() -> PlanConfig:
     return load_plan_config(["model=mixtral_8x7b", "cluster=h100_80g", "precision=bf16"])
 
@@ -70,11 +61,11 @@ def _ours(row: Row) -> PlanConfig:
 
 def _plan_of(row: Row) -> PlanConfig:
     """The row on its stack."""
-    recipe = _recipes().get(f"{row.source} {row.model.name}", {})
+    moments = recipe(row.source, row.model.name).get("moments")
     beyond = BeyondConfig(
         products=None if row.precision == "bf16" else Products.fp8,
-        moments=Dtype(recipe["moments"]) if "moments" in recipe else None,
-        recompute=[Module(name) for name in recipe.get("recompute", {}).get(row.cluster.name, [])],
+        moments=None if moments is None else Dtype(moments),
+        recompute=sorted(row.modules, key=list(Module).index),
     )
     return replace(_ours(row), stack=row.stack, beyond=beyond)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpt4moe.config.load import load_plan_config
-from gpt4moe.config.serve_command import SERVE, SERVE_HELP, serving_overrides
+from gpt4moe.config.serve_command import SERVE, SERVE_HELP, plan_overrides
 from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.runlog.command_line import print_error
 
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(SERVE_HELP if SERVE in arguments else __doc__ or "")
         return 0
     try:
-        plan = load_plan_config(serving_overrides(arguments) if SERVE in arguments else arguments)
+        plan = load_plan_config(plan_overrides(arguments))
         if plan.reads_data:
             from gpt4moe.data.overview import take_data
 

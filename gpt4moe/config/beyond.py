@@ -33,11 +33,13 @@ class Module(str, Enum):
 
 
 class Dispatch(str, Enum):
-    """How rows travel to their experts. plain: a copy for each expert, nothing hidden. tuned: a copy for each NVLink
-    domain (DeepEP, HybridEP)."""
+    """How rows travel to their experts. plain: a copy for each expert. tuned: a copy for each rank, of those that leave
+    an NVLink domain one for each domain (DeepEP, HybridEP). overlapped: tuned, while another micro-batch computes
+    (Megatron-core's overlap_moe_expert_parallel_comm)."""
 
     plain = "plain"
     tuned = "tuned"
+    overlapped = "overlapped"
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""`python tools/plan.py serve`: its words, and what they stand for: report=inference and keys inference.*."""
+"""The words of `python tools/plan.py`: serve, which stands for report=inference, and those that people try first."""
 
 from dataclasses import fields
 
@@ -6,6 +6,21 @@ from gpt4moe.config.plan import InferencePlanConfig
 from gpt4moe.errors import ConfigError
 
 SERVE = "serve"
+WRITTEN = {
+    "search": "search=true",
+    "plan": "nothing: a plan is what is made without a word",
+    "finetune": "+experiment=gpt4_sft epochs=3, or stage=sft; stage.lora.rank=16 for adapters",
+    "sft": "stage=sft",
+    "lora": "stage.lora.rank=16",
+    "gpt4": "+experiment=gpt4; report=leak for the numbers reported about GPT-4",
+    "gpt4-numbers": "report=leak",
+    "leak": "report=leak",
+    "inference": SERVE,
+    "calibrate": "calibrate=runs/NAME",
+    "json": "output=json",
+    "html": "output=html file=plan.html",
+}
+"""Words that are no overrides -> what to write for them."""
 SERVE_HELP = """Plan what serving a model costs: latency, throughput and dollars, of one layout and of the three best.
 
   python tools/plan.py serve +experiment=gpt4                           128 A100 as tp 8 x pp 16, the reported layout
@@ -29,6 +44,15 @@ Keys (each also as inference.KEY): tp pp ep prompt_tokens new_tokens chunk_token
 objective. Others: gpus, imbalance, output, file, and the groups model, router, cluster, +experiment.
 docs/plan-decisions.md says how it is computed. Exit status: 0 done; 2 bad input, with what would fit.
 """
+
+
+def plan_overrides(given: list[str]) -> list[str]:
+    """The overrides of `plan.py`, with or without serve. Raises: ConfigError for a word that is none of its own."""
+    for one in given:
+        cure = WRITTEN.get(one.lstrip("-").replace("_", "-").lower())
+        if cure is not None:
+            raise ConfigError(f"{one!r} is no word of plan.py, whose options are key=value.", f"Write {cure}.")
+    return serving_overrides(given) if SERVE in given else given
 
 
 def serving_overrides(given: list[str]) -> list[str]:

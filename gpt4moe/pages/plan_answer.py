@@ -77,8 +77,9 @@ def json_answer(plan: PlanConfig) -> dict[str, object]:
         return to_json(estimate(plan))
     result = search(plan)
     looked = {"may_fit": result.may_fit, "checked": result.checked, "complete": result.is_complete}
-    numbers = {"gpus": result.gpus, "legal": result.legal, **looked, "tokens": result.tokens}
-    return {**numbers, "layouts": [_layout_json(found) for found in result.found]}
+    numbers = {"gpus": result.gpus, "legal": result.legal, **looked}
+    trained = {"tokens": result.tokens, "tokens_interval": result.likely_tokens}
+    return {**numbers, **trained, "layouts": [_layout_json(found) for found in result.found]}
 
 
 def table_answer(plan: PlanConfig) -> list[Table | str]:
@@ -190,8 +191,7 @@ def search_tables(result: Search) -> list[Table | str]:
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
-        took = best.likely(1.0)  # a step of twice the time trains half the tokens
-        trained = with_range(f"{result.tokens:.3g}", took and (result.tokens / took[1], result.tokens / took[0]))
+        trained = with_range(f"{result.tokens:.3g}", result.likely_tokens)
         lines.append(f"{' and '.join(filter(None, limits))} train {trained} tokens with the first layout")
     return lines
 
@@ -277,7 +277,7 @@ def _phases(result: Estimate) -> Table:
 
 def _whole(result: Estimate) -> Table:
     table = _table("The run", "what", "number", "unit")
-    run, cost = result.run, result.cost
+    run, cost, kwh = result.run, result.cost, usd_text(result.cost.kwh, ",.4g", missing="not known")
 
     def lost(seconds_a_step: float) -> float:
         return 100 * seconds_a_step * result.plan.training.steps / run.seconds
@@ -291,9 +291,9 @@ def _whole(result: Estimate) -> Table:
         ("lost to saving", f"{lost(run.checkpoint_seconds):.2f}", "% of the time"),
         ("lost to unexpected stops", f"{lost(run.failure_seconds):.1f}", "% of the time"),
         ("time", with_range(f"{result.days:.4g}", result.likely(result.days)), "days"),
-        ("device hours", f"{cost.gpu_hours:,.4g}", "h"),
+        ("device hours", with_range(f"{cost.gpu_hours:,.4g}", result.likely(cost.gpu_hours), ",.4g"), "h"),
         ("cost", with_range(usd_text(cost.usd), result.likely(cost.usd), ",.0f"), "USD"),
-        ("energy, servers included", "not known" if cost.kwh is None else f"{cost.kwh:,.4g}", "kWh"),
+        ("energy, servers included", with_range(kwh, result.likely(cost.kwh), ",.4g"), "kWh"),
     ]  # fmt: skip
     for row in rows:
         table.add_row(*row)

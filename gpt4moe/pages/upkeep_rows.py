@@ -27,9 +27,10 @@ def upkeep_rows(result: Estimate) -> list[Row]:
     if found.carbon is None:
         return [*rows, ("carbon", "not known: cluster.watts=...", "t CO2e")]
     tons, share = found.carbon.kg_co2e / 1000, f"{found.carbon.grid_kg_co2e_per_kwh:g} kg a kWh"
+    hall = with_range(f"{found.carbon.hall_kwh:,.4g}", result.likely(found.carbon.hall_kwh), ",.4g")
     return [
         *rows,
-        (f"energy, with the hall (pue={found.carbon.pue:g}, assumed)", f"{found.carbon.hall_kwh:,.4g}", "kWh"),
+        (f"energy, with the hall (pue={found.carbon.pue:g}, assumed)", hall, "kWh"),
         (f"carbon of it ({share}, assumed)", with_range(f"{tons:,.4g}", result.likely(tons), ",.4g"), "t CO2e"),
     ]
 

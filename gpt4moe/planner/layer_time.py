@@ -22,13 +22,14 @@ from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.planner.adapters import adapter_product, adapter_sum_bytes
-from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE
+from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE, TUNED_ALL_TO_ALL_SHARE
 from gpt4moe.planner.work import TimedKind, Work
 
 NO_GRADIENTS, BOTH_GRADIENTS = Gradients(of_input=False, of_weight=False), Gradients()
 LATENT_UP = tuple(f"self_attention.linear_{name}.weight" for name in ("q", "q_up", "kv_up"))
 """Matrices that beyond.recompute=[mla_up_proj] multiplies again."""
-LAYER_PARTS = ("products", "attention", "elementwise", "tp", "cp", "ep")
+COMPUTED = ("products", "attention", "elementwise")
+LAYER_PARTS = (*COMPUTED, "tp", "cp", "ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,10 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
     if work.modules and again is not forward:
         for part, seconds in modules_seconds(work, kind).items():
             again[part] = again.get(part, 0.0) + seconds
-    return {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
+    whole = {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
+    if work.efficiency.hides_experts:
+        whole["ep"] = max(0.0, whole["ep"] - sum(whole[part] for part in COMPUTED))
+    return whole
 
 
 def forward_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
@@ -264,19 +268,21 @@ def _cast_bytes(work: Work, products: list[Product]) -> float:
 
 
 def all_to_all_seconds(work: Work, sent: float) -> float:
-    """Seconds of all-to-alls in which a rank sends so many bytes. Traffic inside and outside NVLink overlaps."""
+    """Seconds of all-to-alls in which a rank sends so many bytes, a copy of a token for each of its experts. Traffic
+    inside and outside NVLink overlaps."""
     parallel, cluster = work.parallel, work.cluster
     if parallel.ep == 1:
         return 0.0
     domains = max(1.0, parallel.ep * parallel.etp / cluster.devices_per_nvlink_domain)
-    leaves = (1 - 1 / domains) * parallel.ep / (parallel.ep - 1)
-    if work.efficiency.one_copy_per_domain and work.model.moe is not None:
+    inside, leaves, share = 1.0, (1 - 1 / domains) * parallel.ep / (parallel.ep - 1), ALL_TO_ALL_SHARE
+    if work.efficiency.is_tuned and work.model.moe is not None:
+        inside, share = copies_kept(work.model.moe.top_k, parallel.ep), TUNED_ALL_TO_ALL_SHARE
         leaves *= copies_kept(work.model.moe.top_k, domains)
-    inside = sent / cluster.nvlink_bytes_per_second
-    return max(inside, sent * min(1.0, leaves) / cluster.fabric_bytes_per_second) / ALL_TO_ALL_SHARE
+    seconds = max(inside / cluster.nvlink_bytes_per_second, min(1.0, leaves) / cluster.fabric_bytes_per_second)
+    return sent * seconds / share
 
 
-def copies_kept(top_k: int, domains: float) -> float:
-    """Of the rows that leave an NVLink domain the share that is sent, where a token goes once to each domain that has
-    one of its experts. Args: domains: over which the experts are spread; at most 1: none leave."""
-    return domains * (1 - (1 - 1 / domains) ** top_k) / top_k if domains > 1 else 1.0
+def copies_kept(top_k: int, places: float) -> float:
+    """Of the rows that leave a place (a rank, an NVLink domain) the share that is sent, where a token goes once to each
+    place that has one of its experts. Args: places: over which the experts are spread; at most 1: none leave."""
+    return places * (1 - (1 - 1 / places) ** top_k) / top_k if places > 1 else 1.0

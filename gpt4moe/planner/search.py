@@ -45,6 +45,12 @@ class Search:
     tokens: float | None
     """Tokens that the budget pays for with the best layout; None without a budget."""
 
+    @property
+    def likely_tokens(self) -> tuple[float, float] | None:
+        """What `tokens` may turn out as: a step of twice the time trains half of them. None: not known."""
+        slower = self.found[0].likely(1.0)
+        return None if slower is None or self.tokens is None else (self.tokens / slower[1], self.tokens / slower[0])
+
 
 def search(plan: PlanConfig) -> Search:
     """The fastest layouts of plan.model for plan.gpus (or the devices that the budget rents) and the global batch size.

@@ -15,6 +15,7 @@ from gpt4moe.config.plan import PlanConfig, beyond_of
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.planner.efficiency import (
+    FEWEST_ROWS,
     PROFILES,
     Efficiency,
     ErrorInterval,
@@ -54,8 +55,31 @@ class Stack:
     has_experts: bool
     """Whether its rows have experts; without them its profile has no constants of experts."""
     kernels: Kernels
-    missed: dict[str, tuple[int, float, float]]
-    """Kind of model -> its published rows, the least and the most signed error of each, left out of the stack's fit."""
+    missed: dict[tuple[Generation, str, str], tuple[int, float, float]]
+    """(generation, kind of model, precision) -> its published rows, the least and the most signed error of each, left
+    out of the stack's fit, as `python -m benchmarks.planner_error` prints them."""
+
+    def interval(self, generation: Generation, kind: str, precision: str) -> ErrorInterval | None:
+        """How far off plans of this stack may be; None: it has no row of the kind.
+
+        By the rows of the generation and the precision, else of the generation, else of all generations: the first of
+        these that are FEWEST_ROWS or more; the last, however few. `of` says which.
+        """
+        wide = ("bf16", "fp8")
+        for on, within in ((generation, (precision,)), (generation, wide), (None, wide)):
+            of_them = {key: cell for key, cell in self.missed.items()
+                       if key[1] == kind and on in (None, key[0]) and key[2] in within}  # fmt: skip
+            rows = sum(cell[0] for cell in of_them.values())
+            if rows >= (FEWEST_ROWS if on else 1):
+                where = generation.value if on else f"all its devices, as {generation.value} has too few"
+                said = " and ".join(sorted({key[2] for key in of_them}))
+                return ErrorInterval(
+                    of=f"{'models with experts' if kind == 'experts' else 'dense models'} of this stack on {where}, "
+                    f"{said}, each left out of its fit",
+                    rows=rows, least=min(cell[1] for cell in of_them.values()),
+                    most=max(cell[2] for cell in of_them.values()),
+                )  # fmt: skip
+        return None
 
 
 _TRANSFORMER_ENGINE = Kernels(
@@ -65,19 +89,30 @@ _TRANSFORMER_ENGINE = Kernels(
 STACKS = {
     "megatron-lm-2022": Stack(
         release="of arXiv:2205.05198, May 2022", source="arXiv:2205.05198", has_experts=False, kernels=Kernels(),
-        missed={"dense": (9, -0.063, 0.069)},
+        missed={(Generation.ampere, "dense", "bf16"): (9, -0.063, 0.069)},
     ),
     "llama3-2024": Stack(
         release="of arXiv:2407.21783, July 2024", source="arXiv:2407.21783", has_experts=False,
-        kernels=_TRANSFORMER_ENGINE, missed={"dense": (3, -0.223, 0.009)},
+        kernels=_TRANSFORMER_ENGINE, missed={(Generation.hopper, "dense", "bf16"): (3, -0.223, 0.009)},
     ),
     "megatron-core-2025": Stack(
         release="of arXiv:2504.14960, April 2025", source="arXiv:2504.14960", has_experts=True,
-        kernels=_TRANSFORMER_ENGINE, missed={"experts": (64, -0.205, 0.131)},
+        kernels=_TRANSFORMER_ENGINE, missed={(Generation.hopper, "experts", "bf16"): (64, -0.205, 0.131)},
     ),
     "megatron-bridge-26.04": Stack(
         release="container 26.04.01, April 2026", source="Megatron-Bridge docs at 067f987df", has_experts=True,
-        kernels=_TRANSFORMER_ENGINE, missed={"dense": (8, -0.103, 0.169), "experts": (19, -0.316, 0.283)},
+        kernels=_TRANSFORMER_ENGINE,
+        missed={
+            (Generation.hopper, "dense", "fp8"): (2, -0.020, 0.049),
+            (Generation.hopper, "experts", "bf16"): (1, -0.146, -0.146),
+            (Generation.hopper, "experts", "fp8"): (2, -0.002, 0.068),
+            (Generation.blackwell, "dense", "fp8"): (3, -0.103, 0.125),
+            (Generation.blackwell, "experts", "bf16"): (2, -0.204, -0.141),
+            (Generation.blackwell, "experts", "fp8"): (6, -0.108, 0.282),
+            (Generation.blackwell_ultra, "dense", "fp8"): (3, 0.026, 0.146),
+            (Generation.blackwell_ultra, "experts", "bf16"): (2, -0.319, -0.047),
+            (Generation.blackwell_ultra, "experts", "fp8"): (6, -0.169, 0.129),
+        },
     ),
 }  # fmt: skip
 """Name -> stack. PROFILES has its constants, by generation."""
@@ -133,13 +168,13 @@ def efficiency_of(plan: PlanConfig) -> Efficiency:
 
 def dispatched(efficiency: Efficiency, dispatch: Dispatch | None) -> Efficiency:
     """A stack with another dispatcher than its own; None: with its own."""
-    if dispatch is Dispatch.tuned:
-        return replace(efficiency, one_copy_per_domain=True)
     if dispatch is None:
         return efficiency
+    if dispatch is not Dispatch.plain:
+        return replace(efficiency, is_tuned=True, hides_experts=dispatch is Dispatch.overlapped)
     plain = PROFILES["megatron-core-2025/hopper"]  # the rows that say most about it
     return replace(
-        efficiency, copy_passes=plain.copy_passes, exposed_experts=plain.exposed, one_copy_per_domain=False
+        efficiency, copy_passes=plain.copy_passes, exposed_experts=plain.exposed, is_tuned=False
     )  # fmt: skip
 
 
@@ -194,12 +229,8 @@ def plan_interval(plan: PlanConfig) -> ErrorInterval | None:
     if plan.precision.dtype is Dtype.fp32 or plan.time_factor != 1:
         return None
     kind = "experts" if plan.model.moe is not None else "dense"
-    stack = plan_stack(plan)
+    precision = "bf16" if plan.beyond.products is None else "fp8"
+    stack, generation = plan_stack(plan), plan.cluster.generation
     if stack is None:
-        precision = "bf16" if plan.beyond.products is None else "fp8"
-        return error_interval(plan.cluster.generation, has_experts=kind == "experts", precision=precision)
-    if kind not in stack.missed:
-        return None
-    rows, least, most = stack.missed[kind]
-    whose = "models with experts" if kind == "experts" else "dense models"
-    return ErrorInterval(of=f"{whose} of {plan.stack}, each left out of its fit", rows=rows, least=least, most=most)
+        return error_interval(generation, has_experts=kind == "experts", precision=precision)
+    return stack.interval(generation, kind, precision)

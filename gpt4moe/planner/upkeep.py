@@ -205,11 +205,10 @@ def _node_traffic(plan: PlanConfig, layout: Layout, ranks: range, node_size: int
                 group: sum(kinds.values()) for group, kinds in bytes_per_step(plan, layout, stage=stage).items()
             }
         for group, size in of_stage[stage].items():
-            is_routed = group == "ep"
-            share = (_routed_away(plan, layout, rank, node_size) if is_routed
-                     else _leaving(layout, group, rank, node_size))  # fmt: skip
-            sent[group] = sent.get(group, 0.0) + size
-            leaving[group] = leaving.get(group, 0.0) + size * share
+            shares = (_routed_away(plan, layout, rank, node_size) if group == "ep"
+                      else (1.0, _leaving(layout, group, rank, node_size)))  # fmt: skip
+            sent[group] = sent.get(group, 0.0) + size * shares[0]
+            leaving[group] = leaving.get(group, 0.0) + size * shares[1]
     return {group: NodeTraffic(sent_bytes=sent[group], leaving_bytes=leaving[group]) for group in sent}
 
 
@@ -232,16 +231,18 @@ def _leaving(layout: Layout, group: str, rank: int, node_size: int) -> float:
     return sum(other // node_size != rank // node_size for other in others) / len(others)
 
 
-def _routed_away(plan: PlanConfig, layout: Layout, rank: int, node_size: int) -> float:
-    """As _leaving, of an all-to-all: the members that are elsewhere. A tuned dispatch (beyond.dispatch, or that of
-    stack=) sends what leaves an NVLink domain once for each domain, as layer_time.all_to_all_seconds has it."""
+def _routed_away(plan: PlanConfig, layout: Layout, rank: int, node_size: int) -> tuple[float, float]:
+    """Of an all-to-all in which a token goes to each of its experts: the share that is sent, and that goes to other
+    nodes. A tuned dispatch (beyond.dispatch, or that of stack=) sends once to a rank, and what leaves an NVLink domain
+    once to each domain, as layer_time.all_to_all_seconds has it."""
     domain, others = plan.cluster.devices_per_nvlink_domain, [one for one in layout.members("ep", rank) if one != rank]
-    kept = 1.0
-    if efficiency_of(plan).one_copy_per_domain and plan.model.moe is not None:
-        kept = copies_kept(plan.model.moe.top_k, layout.ep * layout.etp / domain)
-    shares = [1.0 if other // domain == rank // domain else kept for other in others
-              if other // node_size != rank // node_size]  # fmt: skip
-    return sum(shares) / max(1, len(others))
+    near = far = 1.0
+    if efficiency_of(plan).is_tuned and plan.model.moe is not None:
+        near = copies_kept(plan.model.moe.top_k, layout.ep)
+        far = copies_kept(plan.model.moe.top_k, layout.ep * layout.etp / domain)
+    sent = {one: near if one // domain == rank // domain else far for one in others}
+    away = sum(share for one, share in sent.items() if one // node_size != rank // node_size)
+    return sum(sent.values()) / max(1, len(others)), away / max(1, len(others))
 
 
 def carbon(plan: PlanConfig, kwh: float | None) -> Carbon | None:

@@ -41,11 +41,11 @@ def test_16_experts_of_111b_make_1_8_trillion() -> None:
     assert rows()["earlier rumour: 8 experts of 220B"].ours == "1.760T, 220.0B"
 
 
-def test_days_and_cost_of_the_report_are_within_the_interval_of_ours() -> None:
-    """The number is above it: our all-to-alls hide behind nothing, the busiest experts get 1.5 times the mean."""
+def test_days_and_cost_of_the_report_are_a_tenth_below_the_interval_of_ours() -> None:
+    """Our all-to-alls hide behind nothing, the busiest experts get 1.5 times the mean."""
     for claim, reported in (("days", 100), ("cost", 63)):
         ours, least, most = (float(number) for number in re.findall(r"[\d.]+", rows()[claim].ours))
-        assert 0.99 * least < reported < ours < 1.25 * reported < most, claim
+        assert 0.9 * least < reported < least < ours < 1.25 * reported < most, claim
 
 
 def test_each_row_has_its_own_name_and_counts_its_operations_in_one_way() -> None:

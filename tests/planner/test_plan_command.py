@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from gpt4moe.config.load import load_plan_config
-from gpt4moe.config.serve_command import serving_overrides
+from gpt4moe.config.serve_command import plan_overrides, serving_overrides
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.pages.plan_answer import json_answer, table_answer
 from gpt4moe.planner.estimate import estimate
@@ -130,6 +130,18 @@ def test_each_cure_of_an_illegal_layout_works_as_it_stands() -> None:
             assert estimate(plan_of("+experiment=gpt4", *overrides, change)).step.seconds > 0
 
 
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [("search", "search=true"), ("finetune", "+experiment=gpt4_sft epochs=3"), ("gpt4-numbers", "report=leak"),
+     ("--json", "output=json"), ("--HTML", "output=html file=plan.html"), ("calibrate", "calibrate=runs/NAME")],
+)  # fmt: skip
+def test_a_word_that_people_try_first_is_refused_with_what_to_write(word: str, cure: str) -> None:
+    with pytest.raises(ConfigError, match=f"^'{word}' is no word of plan.py") as caught:
+        plan_overrides(["+experiment=gpt4", word])
+    assert cure in caught.value.cure
+    assert plan_overrides(["serve", "tp=2"]) == ["inference.tp=2", "report=inference"]
+
+
 def test_help_teaches_by_examples_and_needs_no_configuration() -> None:
     result = plan_command("--help")
     assert result.returncode == 0
@@ -210,6 +222,10 @@ def test_a_budget_buys_devices_and_tokens() -> None:
     best = result["layouts"][0]  # type: ignore[index]
     seconds = 10 * 86400
     assert result["tokens"] == pytest.approx(best["time"]["tokens_per_second"] * seconds, rel=0.05)
+    least, most = result["tokens_interval"]  # type: ignore[misc]
+    slow, fast = best["interval"]["step_seconds"][::-1]
+    step = best["time"]["step_seconds"]
+    assert (least, most) == pytest.approx((result["tokens"] * step / slow, result["tokens"] * step / fast))  # type: ignore[operator]
 
 
 def test_what_63_million_dollars_train_in_95_days_is_gpt4_on_its_devices() -> None:

@@ -16,6 +16,7 @@ from benchmarks.planner_error_fit import (
     left_out,
     planned_elsewhere,
     source_left_out,
+    sources,
 )
 from benchmarks.planner_error_rows import rows
 from gpt4moe.config.cluster import Generation
@@ -73,10 +74,12 @@ def test_rows_left_out_of_their_stacks_fit_are_as_near_as_the_page_says() -> Non
 
 
 def test_rows_whose_whole_source_is_left_out_are_as_near_as_the_page_says() -> None:
-    """A plan is of a stack that no row is of: neither aim is met, and these are the numbers to go by."""
-    assert set(stored()["source"]) == {row.name for row in rows()}
-    assert median(sizes("source")) < 0.15
-    assert max(sizes("source")) < 0.85 and sum(size > 0.25 for size in sizes("source")) <= 30
+    """A plan is of a stack that no row is of: the median of each source is within 20%, the worst beyond 25%."""
+    kept = stored()["source"]
+    assert set(kept) == {row.name for row in rows()}
+    for source in sources():
+        assert median(abs(kept[row.name]) for row in rows() if row.source == source) < 0.2, source
+    assert max(sizes("source")) < 0.52 and sum(size > 0.25 for size in sizes("source")) <= 17
 
 
 def test_the_stored_left_out_errors_are_the_ones_the_fit_gives() -> None:
@@ -100,7 +103,7 @@ def test_what_a_plan_warns_of_is_what_the_rows_say() -> None:
 @pytest.mark.parametrize(
     ("cluster", "said"),
     [("a100_80g", "9 dense rows"), ("h100_80g", "64 rows of one paper"), ("b200", "no row of that stack on Blackwell"),
-     ("gb300", "-32% to +35% off"), ("l40s", "no published row"), ("cpu", "nominal")],
+     ("gb300", "-35% to +25% off"), ("l40s", "no published row"), ("cpu", "nominal")],
 )  # fmt: skip
 def test_every_plan_says_what_stands_behind_its_seconds(cluster: str, said: str) -> None:
     plan = plan_of("model=mixtral_8x7b", f"cluster={cluster}", "gpus=8", "parallel.ep=8")
@@ -152,11 +155,11 @@ def test_the_constants_in_the_code_are_where_the_fit_ends() -> None:
 
 
 def test_layouts_of_one_model_are_ranked_as_measured() -> None:
-    """On average, and in all but two groups: of those one is three layouts in the wrong order, -0.5."""
+    """On average, and in all but two groups."""
     ranked = sorted(rankings())
     assert len(ranked) > 10
-    assert sum(ranked) / len(ranked) >= 0.85
-    assert ranked[0] >= -0.5 and ranked[1] >= 0.5 and ranked[2] >= 0.8
+    assert sum(ranked) / len(ranked) >= 0.9
+    assert ranked[0] >= 0.4 and ranked[1] >= 0.5 and ranked[2] >= 0.8
 
 
 def test_rank_correlation_is_spearmans() -> None:
