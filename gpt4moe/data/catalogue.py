@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ class Source:
     name: str
     folder: Path
     manifest: SourceManifest
+    _tokens: dict[str, ShardedTokens] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def tokens(self, split: str) -> ShardedTokens:
-        """Raises: DataError for a file that is missing or has another size."""
-        return ShardedTokens(self.folder, self.manifest.shards(split), self.manifest.made_by)
+        """The same object each time: its files are looked at once. Raises: DataError for a file that is missing or has
+        another size."""
+        if split not in self._tokens:
+            self._tokens[split] = ShardedTokens(self.folder, self.manifest.shards(split), self.manifest.made_by)
+        return self._tokens[split]
 
     def mask(self, split: str) -> ShardedTokens:
         """Of each token 1 where it is trained, for conversations. Raises: DataError as tokens."""
@@ -160,10 +164,10 @@ def _require_manifests(folder: Path) -> None:
             f"Run that command again, or move {beside / 'old'} to {folder / name}. To go on without the source, remove "
             f"{beside}.",
         )
-    for path in sorted(folder.glob("[!.]*/train-*.bin")):
-        if not (path.parent / MANIFEST_NAME).is_file():
+    for source in sorted(folder.glob("[!.]*/")):
+        if not (source / MANIFEST_NAME).is_file() and any(source.glob("train-*.bin")):
             raise DataError(
-                f"{path.parent} has shards of a source, and no {MANIFEST_NAME}.",
+                f"{source} has shards of a source, and no {MANIFEST_NAME}.",
                 "Copy the rest of it, or make the source again. To leave it out, move it out of the data folder.",
             )
 

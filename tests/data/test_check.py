@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data import shards
 from gpt4moe.data.check import check_data
+from gpt4moe.data.loader import build_data
+from gpt4moe.data.manifest import Shard
 from gpt4moe.errors import DataError
 from tests.data.conftest import small_run
 
@@ -126,3 +129,17 @@ def test_the_check_needs_no_torch() -> None:
         "import sys, gpt4moe.data.check, gpt4moe.data.tokenizer, gpt4moe.data.samples; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_each_shard_is_looked_at_once_a_launch(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """13T tokens are thousands of shards of three files, each a question to the file system."""
+    looked, require = [], shards.require_files
+
+    def counted(folder: Path, one: Shard, made_by: str) -> None:
+        looked.append((folder.name, one.file))
+        require(folder, one, made_by)
+
+    monkeypatch.setattr(shards, "require_files", counted)
+    run = small_run(data_folder)
+    build_data(run, check_data(run)).train.sample(0)
+    assert sorted(looked) == [(name, f"{split}-00000") for name in ("alpha", "beta") for split in ("train", "valid")]
