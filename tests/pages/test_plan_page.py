@@ -27,6 +27,20 @@ def test_the_page_holds_every_stage_every_part_and_asks_for_nothing(tmp_path: Pa
         assert words in page, words
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("cluster.devices=4", "precision=fp32"), ("report=inference", "inference.tp=1", "inference.pp=1")],
+    ids=str,
+)
+def test_hostile_names_stay_text(words: tuple[str, ...], tmp_path: Path) -> None:
+    plan = plan_of("+experiment=tiny", *words)
+    plan.model.name = plan.cluster.name = "</title></script><script>x</script><b>"
+    plan.output, plan.file = PlanOutput.html, str(tmp_path / "plan.html")
+    plan_answer(plan)
+    page = (tmp_path / "plan.html").read_text()
+    assert "&lt;script&gt;x&lt;/script&gt;&lt;b&gt;" in page and "<script>x" not in page and "<b>" not in page
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     drawn = stacked_bars({"a": {"x": 1.0, "y": 3.0}, "b": {"x": 2.0, "y": 0.0}}, unit="GB", limit=5.0)
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="18"', drawn)]
