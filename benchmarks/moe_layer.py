@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.timing import in_blocks, ratio
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.config.moe import MoEConfig, RouterConfig
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.cpu_device import BuildOnCpu
 from gpt4moe.parallel.groups import ProcessGroups

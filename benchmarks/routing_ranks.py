@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from benchmarks.routing_workloads import Routed
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.gpt import build_model
 from gpt4moe.moe.layer import ExpertParallelMLP

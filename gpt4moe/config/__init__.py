@@ -1,6 +1,6 @@
 """Room `config`, storey 0: what a run may be. Dataclasses with their checks; no torch, no other room.
 
-model.py moe.py parallel.py optimizer.py training.py stage.py data.py cluster.py   dataclasses of the Hydra groups
+model.py moe.py parallel.py optimizer.py training.py kernels.py stage.py data.py cluster.py   the Hydra groups
 resilience.py   when restarts end; what is done about wrong numbers
 vision.py   the vision parts of a model
 lora.py     adapters, of stage and model

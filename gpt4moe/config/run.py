@@ -5,6 +5,7 @@ from typing import Self
 
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.data import DataConfig, DataKind
+from gpt4moe.config.kernels import ExpertKernel, KernelsConfig
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype, EngineConfig, OptimizerConfig, PrecisionConfig, ScheduleConfig
 from gpt4moe.config.optimizer_table import optimizer_for
@@ -14,8 +15,6 @@ from gpt4moe.config.stage import StageConfig, StageKind
 from gpt4moe.config.step_sizes import StepSizes, validate_both, validate_lengths
 from gpt4moe.config.training import (
     CheckpointConfig,
-    ExpertKernel,
-    KernelsConfig,
     RunSection,
     TrackingConfig,
     TrainingConfig,

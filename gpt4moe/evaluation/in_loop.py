@@ -10,8 +10,8 @@ changes from one step to another because of the weights alone.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from gpt4moe.config.kernels import AttentionKernel
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.errors import ConfigError
 from gpt4moe.inference.sight import sight_of

@@ -81,7 +81,7 @@ _BYTES: dict[str, Callable[[Sequence[Any], list[Tensor], list[Tensor]], int]] = 
 def flops(name: str, inputs: list[Tensor]) -> float:
     """FLOPs of a matrix product or of attention; 0 for all others, which memory bounds."""
     if name in ("mm", "bmm", "_grouped_mm", "addmm"):
-        left, right = inputs[-2:] if name == "addmm" else inputs[:2]
+        left, right = inputs[1:3] if name == "addmm" else inputs[:2]
         return 2.0 * left.numel() * right.shape[-1]
     if name == "_scaled_dot_product_flash_attention":
         return 2 * _causal_products(inputs[0], inputs[1])
@@ -108,7 +108,7 @@ def _causal_products(query: Tensor, key: Tensor) -> float:
 
 
 _PARTS = (
-    ("swiglu", "SwiGLU"), ("WeightedSwiGlu", "SwiGLU"), ("PerExpert", "expert products"),
+    ("swiglu", "SwiGLU"), ("WeightedSwiGlu", "SwiGLU"), ("per_expert.py", "expert products"),
     ("cross_entropy", "cross-entropy"), ("rope_utils", "rotary embedding"), ("rotary", "rotary embedding"),
     ("routers", "router"), ("topk.py", "router"), ("switch.py", "router"), ("sigmoid_bias.py", "router"),
     ("losses.py", "router losses and statistics"), ("statistics.py", "router losses and statistics"),
@@ -116,8 +116,8 @@ _PARTS = (
     ("auto_ep_layer", "permutation"), ("dispatch.py", "permutation"),
     ("clip_gradients", "gradient norm and clip"), ("gradient_norm", "gradient norm and clip"),
     ("zero_grad", "zeroing gradients"), ("optimizer", "optimizer"),
-    ("hook", "gradient accumulation"), ("attention.py:_attend", "attention"), ("_scaled_loss", "loss"),
-    ("batch.py", "batch to the GPU"),
+    ("hook", "gradient accumulation"), ("add_grouped_product", "gradient accumulation"),
+    ("attention.py:_attend", "attention"), ("_scaled_loss", "loss"), ("batch.py", "batch to the GPU"),
 )  # fmt: skip
 """(part of the names of the innermost functions, part of the step); the first that fits."""
 
@@ -133,7 +133,7 @@ def part_of(name: str, functions: str, shapes: list[tuple[int, ...]], run: RunCo
         return "attention"
     if name == "_grouped_mm":
         return "expert products"
-    if name in ("mm", "bmm", "addmm") and "PerExpert" not in functions:
+    if name in ("mm", "bmm", "addmm") and "per_expert.py" not in functions:
         return "dense products"
     for word, part in _PARTS:
         if word in functions:

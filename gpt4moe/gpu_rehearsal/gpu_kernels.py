@@ -2,7 +2,7 @@
 
 scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
 rms_norm                       one kernel each way
-SwiGluKernels, RotaryKernels, CrossEntropyKernels   what ours read and write
+SwiGluKernels, RotaryKernels, CrossEntropyKernels, WeightGradientKernels   what ours read and write
 """
 
 from collections.abc import Sequence
@@ -146,7 +146,19 @@ class CrossEntropyKernels:
         _launch("triton_cross_entropy_backward", "cross-entropy", given, logits, label, log_sum, grad)
 
 
-def _launch(name: str, part: str, *contiguous: Tensor | None, strided: Sequence[Tensor] = ()) -> None:
+class WeightGradientKernels:
+    """moe.weight_gradient_kernels, on tensors without values."""
+
+    @staticmethod
+    def add(into: Tensor, grad: Tensor, x: Tensor, ends: Tensor) -> None:
+        products = 2.0 * grad.numel() * x.shape[1]
+        # `into` is read and written.
+        _launch("triton_grouped_gradient", "expert products", into, into, grad, x, ends, flops=products)
+
+
+def _launch(
+    name: str, part: str, *contiguous: Tensor | None, strided: Sequence[Tensor] = (), flops: float = 0.0
+) -> None:
     """Counts a kernel that reads or writes each of these once, by its address on the GPU.
 
     Args:
@@ -161,7 +173,7 @@ def _launch(name: str, part: str, *contiguous: Tensor | None, strided: Sequence[
         if tensor.device.type != "cuda" or not is_plain:
             words = f"{name} takes contiguous tensors on the GPU, not {tensor.device} {tuple(tensor.shape)}"
             recorder.notes.problem(places.here(), f"{words} of strides {tensor.stride()}")
-    recorder.count(name, part, sum(map(size_bytes, touched)))
+    recorder.count(name, part, sum(map(size_bytes, touched)), flops)
 
 
 def _count(name: str, part: str, memory_bytes: float) -> None:
@@ -174,5 +186,6 @@ OURS: dict[str, type] = {
     "moe.swiglu": SwiGluKernels,
     "model.rotary": RotaryKernels,
     "model.cross_entropy": CrossEntropyKernels,
+    "moe.weight_gradients": WeightGradientKernels,
 }
 """Module -> what its kernels() is on a fake GPU."""

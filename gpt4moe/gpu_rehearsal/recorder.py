@@ -224,8 +224,14 @@ _NO_ORDER = ("cumsum", "cumsum_", "bincount", "histc", "median", "put_", "nll_lo
 
 
 def _mixes_dtypes(name: str, args: Any) -> bool:
-    """Of a matrix product: torch's rules for fake tensors do not ask."""
-    return name in ("mm", "bmm", "addmm", "baddbmm") and len({tensor.dtype for tensor in costs.tensors(args)}) > 1
+    """Of a matrix product: torch's rules for fake tensors do not ask. A product that is given its result's dtype adds
+    to a matrix of that one."""
+    if name not in ("mm", "bmm", "addmm", "baddbmm"):
+        return False
+    given, wide = list(costs.tensors(args)), [arg for arg in args if isinstance(arg, torch.dtype)]
+    factors = given[-2:]
+    added = {tensor.dtype for tensor in given[:-2]} - set(wide)
+    return len(added | {tensor.dtype for tensor in factors}) > 1
 
 
 def _on_gpu(value: Any) -> Any:

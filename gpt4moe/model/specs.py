@@ -18,10 +18,10 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from gpt4moe.config.kernels import AttentionKernel, NormKernel
 from gpt4moe.config.model import AttentionKind, LayerKind, MlpKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel, NormKernel
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.model.documents import by_transformer_engine
 from gpt4moe.model.gated_attention import GatedCrossAttention, VisionLayer

@@ -9,5 +9,7 @@ experts.py     the SwiGLU experts of one rank, on the kernel that its device has
 per_expert.py  the kernel of CPUs: experts one by one, small ones together
 swiglu.py      the weighted activation and its gradients
 swiglu_kernels.py  the same in Triton, for GPUs
+weight_gradients.py  gradients of weights, added to Megatron's fp32 buffers by the products that make them
+weight_gradient_kernels.py  the same for all experts at once in Triton, for GPUs
 statistics.py  declared once: what is counted, and its metrics (no torch)
 """

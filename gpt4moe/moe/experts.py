@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
+from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, expert_kernel
 from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.training import ExpertKernel, SwiGluKernel, expert_kernel
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe.per_expert import PerExpert, PerExpertProduct
 from gpt4moe.moe.swiglu import ACTIVATIONS, WeightedSwiGlu, weighted_swiglu
+from gpt4moe.moe.weight_gradients import grouped_product
 
 
 def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> ExpertKernel:
@@ -151,8 +152,7 @@ def _grouped_mm(
     x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor, activation: Any = WeightedSwiGlu
 ) -> Tensor:
     ends = torch.cumsum(counts, 0, dtype=torch.int32)
-    hidden = torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=ends)
-    return torch.nn.functional.grouped_mm(activation.apply(hidden, weight), down.transpose(1, 2), offs=ends)
+    return grouped_product(activation.apply(grouped_product(x, gate_up, ends), weight), down, ends)
 
 
 # x [N, H], weight [N, 1] fp32, counts [L], gate_up [L, 2F, H], down [L, H, F] -> [N, H]
@@ -169,7 +169,7 @@ def _per_expert_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _grouped_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     ends = torch.cumsum(counts, 0, dtype=torch.int32)
-    return lambda x, weight: torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    return lambda x, weight: grouped_product(x, weight, ends)
 
 
 # counts [L] -> (x [N, in], weight [L, out, in]) -> [N, out]

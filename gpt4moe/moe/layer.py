@@ -29,8 +29,8 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, swiglu_kernel
 from gpt4moe.config.moe import MoEConfig
-from gpt4moe.config.training import ExpertKernel, SwiGluKernel, swiglu_kernel
 from gpt4moe.moe.dispatch import Dispatcher, Plan
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt4moe.moe.swiglu import weighted_swiglu, weighted_swiglu_backward
+from gpt4moe.moe.weight_gradients import WeightGradient, fused
 
 CHUNK_BYTES, FP32_BYTES = 4 * 2**20, 4
 """Of hidden rows [N, 2F] in fp32 whose activation is computed at once: more would leave the caches."""
@@ -31,6 +32,7 @@ class PerExpert(torch.autograd.Function):
             activation = weighted_swiglu(hidden[-1], weight[at.rows])
             _products(activation, down[at.experts].transpose(1, 2), at.counts, out[at.rows])
         ctx.save_for_backward(x, weight, gate_up, down, *hidden)
+        ctx.parameters = fused(gate_up), fused(down)
         return out
 
     @staticmethod
@@ -39,8 +41,8 @@ class PerExpert(torch.autograd.Function):
         grad = gradient[0].contiguous()
         grad_x, grad_weight = map(torch.empty_like, (x, weight))
         grad_gate_up, grad_down = (
-            torch.empty_like(value) if needed else None  # not of a frozen matrix
-            for value, needed in zip((gate_up, down), ctx.needs_input_grad[3:], strict=True)
+            WeightGradient(value, parameter) if needed else None  # not of a frozen matrix
+            for value, parameter, needed in zip((gate_up, down), ctx.parameters, ctx.needs_input_grad[3:], strict=True)
         )
         for at, of_chunk in zip(ctx.chunks, hidden, strict=True):
             grad_activation = of_chunk.new_empty(len(of_chunk), down.shape[2])
@@ -50,11 +52,12 @@ class PerExpert(torch.autograd.Function):
             )
             if grad_down is not None:
                 weighted = activation.mul_(weight[at.rows]).to(grad.dtype)
-                _outer_products(grad[at.rows], weighted, at.counts, grad_down[at.experts])
+                _outer_products(grad[at.rows], weighted, at.counts, grad_down, at.experts)
             _products(grad_hidden, gate_up[at.experts], at.counts, grad_x[at.rows])
             if grad_gate_up is not None:
-                _outer_products(grad_hidden, x[at.rows], at.counts, grad_gate_up[at.experts])
-        return grad_x, grad_weight, None, grad_gate_up, grad_down
+                _outer_products(grad_hidden, x[at.rows], at.counts, grad_gate_up, at.experts)
+        of_weights = (it.for_autograd() if it is not None else None for it in (grad_gate_up, grad_down))
+        return grad_x, grad_weight, None, *of_weights
 
 
 def _products(x: Tensor, weight: Tensor, counts: list[int], out: Tensor) -> None:
@@ -63,10 +66,11 @@ def _products(x: Tensor, weight: Tensor, counts: list[int], out: Tensor) -> None
         torch.mm(x_rows, matrix, out=out_rows)
 
 
-def _outer_products(grad: Tensor, x: Tensor, counts: list[int], out: Tensor) -> None:
+def _outer_products(grad: Tensor, x: Tensor, counts: list[int], of_weight: WeightGradient, experts: slice) -> None:
     """Each expert's gradient [out, in]: of its output's rows [n, out] and its input's [n, in]."""
-    for grad_rows, x_rows, matrix in zip(grad.split(counts), x.split(counts), out.unbind(), strict=True):
-        torch.mm(grad_rows.t(), x_rows, out=matrix)
+    matrices = of_weight.memory[experts].unbind()
+    for grad_rows, x_rows, matrix in zip(grad.split(counts), x.split(counts), matrices, strict=True):
+        of_weight.product(grad_rows, x_rows, matrix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +105,21 @@ class PerExpertProduct(torch.autograd.Function):
         for expert, rows in slices(counts):
             torch.mm(x[rows], weight[expert].t(), out=out[rows])
         ctx.save_for_backward(x, weight)
-        ctx.counts = counts
+        ctx.counts, ctx.parameter = counts, fused(weight)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad = gradient[0].contiguous()
-        grad_x, grad_weight = (
-            torch.empty_like(value) if needed else None
-            for value, needed in zip((x, weight), ctx.needs_input_grad, strict=False)
-        )
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        of_weight = WeightGradient(weight, ctx.parameter) if ctx.needs_input_grad[1] else None
         for expert, rows in slices(ctx.counts):
             if grad_x is not None:
                 torch.mm(grad[rows], weight[expert], out=grad_x[rows])
-            if grad_weight is not None:
-                torch.mm(grad[rows].t(), x[rows], out=grad_weight[expert])
-        return grad_x, grad_weight, None
+            if of_weight is not None:
+                of_weight.product(grad[rows], x[rows], of_weight.memory[expert])
+        return grad_x, of_weight.for_autograd() if of_weight is not None else None, None
 
 
 def slices(counts: list[int]) -> list[tuple[int, slice]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gpt4moe.config.training import SwiGluKernel
+from gpt4moe.config.kernels import SwiGluKernel
 
 
 class WeightedSwiGlu(torch.autograd.Function):

@@ -15,17 +15,18 @@ from pathlib import Path
 from shutil import which
 
 from gpt4moe.config.cluster import ClusterConfig, Generation
-from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import (
+from gpt4moe.config.kernels import (
     AttentionKernel,
     ExpertKernel,
     FusedKernel,
     NormKernel,
     SwiGluKernel,
+    WeightGradients,
     expert_kernel,
     swiglu_kernel,
 )
+from gpt4moe.config.optimizer import Dtype, EngineKind
+from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.legality import Problem, grouped_product_problems
 
 FIRST_BF16 = (8, 0)
@@ -70,7 +71,7 @@ def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
     Args:
         device: None: not known yet.
     """
-    problems = []
+    problems = _weight_gradient_problems(run)
     if _expert_kernel(run, device) is ExpertKernel.grouped_mm:
         problems += grouped_product_problems(run.model, run.parallel)
     if device is None or device.is_gpu:
@@ -80,6 +81,18 @@ def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
     if run.kernels.attention is AttentionKernel.transformer_engine:
         problems += _transformer_engine_problems(run)
     return problems
+
+
+def _weight_gradient_problems(run: RunConfig) -> list[Problem]:
+    if run.kernels.weight_gradients is not WeightGradients.fused or run.engine.kind is EngineKind.megatron:
+        return []
+    return [
+        Problem(
+            f"kernels.weight_gradients=fused with engine.kind={run.engine.kind.value}: it adds gradients to the fp32 "
+            "buffers of Megatron's DDP, which this engine does not have.",
+            "Set engine=megatron, or kernels.weight_gradients=auto.",
+        )
+    ]
 
 
 def _transformer_engine_problems(run: RunConfig) -> list[Problem]:
@@ -167,7 +180,14 @@ def triton_keys(run: RunConfig, device: DeviceKind | None) -> list[str]:
         return []
     swiglu = _swiglu_on_gpus(run) is SwiGluKernel.triton and (on_gpu or kernels.swiglu is SwiGluKernel.triton)
     fused = [key for key in FUSED if getattr(kernels, key).is_triton(on_gpu=on_gpu)]
-    return ["swiglu"] * swiglu + fused
+    return ["swiglu"] * swiglu + fused + ["weight_gradients"] * (on_gpu and _has_grouped_gradients(run))
+
+
+def _has_grouped_gradients(run: RunConfig) -> bool:
+    """Whether a GPU adds the gradients of all experts by one Triton kernel. Dense ones are torch's products."""
+    if run.model.moe is None or not run.kernels.weight_gradients.is_fused(on_gpu=True, engine=run.engine.kind):
+        return False
+    return expert_kernel(run.kernels.experts, on_gpu=True, dtype=run.precision.dtype) is ExpertKernel.grouped_mm
 
 
 def is_installed(package: str, folder: str = "") -> bool:

@@ -28,12 +28,12 @@ from gpt4moe.architecture.trained import trained_names
 from gpt4moe.architecture.vision import GATED_ROWS
 from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import Generation
+from gpt4moe.config.kernels import ExpertKernel, NormKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.config.model import LayerKind, ModelConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.plan import beyond_of, images_per_sequence
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, NormKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.stacks import Kernels, kernels_of, plan_stack, product_bytes
 

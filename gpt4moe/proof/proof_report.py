@@ -9,8 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gpt4moe.config.kernels import AttentionKernel, ExpertKernel, NormKernel
 from gpt4moe.config.optimizer import Dtype, EngineKind
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, NormKernel
 from gpt4moe.proof import bf16, plan
 from gpt4moe.proof.compare import FAMILIES, TensorDifference, excess
 from gpt4moe.proof.mesh import LARGEST_WORLD, lost, reductions

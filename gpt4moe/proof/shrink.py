@@ -15,6 +15,7 @@ from typing import Any
 from gpt4moe.config.load import config_from_dict, config_to_dict
 from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError, LayoutError
+from gpt4moe.parallel.kernel_problems import DeviceKind
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
@@ -55,8 +56,10 @@ class Shrunk:
 
     @property
     def oracle(self) -> RunConfig:
-        """The run of one process to compare with: the same model and batch, the default engine, no recompute."""
+        """The run of one process to compare with: the same model and batch, the default engine, no recompute, and
+        gradients of weights that autograd makes."""
         raw = config_to_dict(self.run)
+        raw["kernels"]["weight_gradients"] = "torch"
         raw["parallel"] = config_to_dict(RunConfig())["parallel"]
         raw["engine"] = config_to_dict(RunConfig())["engine"]
         return config_from_dict(raw)
@@ -81,6 +84,8 @@ def _shrunk(run: RunConfig, asked: Layout, proved: Layout) -> Shrunk:
     raw = config_to_dict(run)
     for group, values in _FIXED.items():
         raw[group].update(values)
+    if run.kernels.weight_gradients.is_fused(on_gpu=DeviceKind.of_cluster(run.cluster).is_gpu, engine=run.engine.kind):
+        raw["kernels"]["weight_gradients"] = "fused"  # CPUs have it too
     raw["parallel"].update(_parallel(proved, depth))
     raw["model"].update(_model(run, proved, depth))
     raw["training"].update(_batch(run, proved))
@@ -178,7 +183,7 @@ def changes(shrunk: Shrunk) -> list[tuple[str, str, str]]:
     """(key, asked, proved) of every value that is not the same, mesh and run folder aside."""
     before, after = _leaves(config_to_dict(shrunk.asked)), _leaves(config_to_dict(shrunk.run))
     degrees = {f"parallel.{name}" for name in ("tp", "pp", "vpp", "cp", "ep", "etp")}
-    unused = ("run.", "data.", "checkpoint.", "schedule.", "tracking.")
+    unused = ("run.", "data.", "checkpoint.", "schedule.", "tracking.", "kernels.weight_gradients")
     return [
         (key, str(before.get(key)), str(value))
         for key, value in after.items()

@@ -19,6 +19,7 @@ from torch import distributed, nn
 from gpt4moe.config.optimizer import Dtype, EngineKind, TensorSettings
 from gpt4moe.config.optimizer_table import optimizer_for
 from gpt4moe.config.run import RunConfig
+from gpt4moe.model.linear import fuse_weight_gradients
 from gpt4moe.model.parameters import language_chunks
 from gpt4moe.model.resampler import VisionChunk
 from gpt4moe.model.transformer_config import TORCH_DTYPES
@@ -43,6 +44,9 @@ class MegatronEngine:
         self.kept = optimizer_for(run.optimizer.kind, EngineKind.megatron)
         self.clip_norm = run.optimizer.clip_norm
         self.chunks = _wrap(chunks, run, groups)
+        if run.kernels.weight_gradients.is_fused(on_gpu=groups.device.type == "cuda", engine=EngineKind.megatron):
+            for chunk in self.chunks:
+                fuse_weight_gradients(chunk)
         self.optimizer = get_megatron_optimizer(
             _optimizer_config(run, self.kept.engines[EngineKind.megatron]),
             self.chunks,

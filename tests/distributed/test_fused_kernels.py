@@ -9,8 +9,8 @@ from unittest.mock import patch
 
 import pytest
 
+from gpt4moe.config.kernels import FusedKernel
 from gpt4moe.config.load import load_run_config
-from gpt4moe.config.training import FusedKernel
 from gpt4moe.model import cross_entropy, rotary
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.proof.outcome import Outcome, assemble

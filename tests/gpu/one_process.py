@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.moe import MoEConfig, RouterConfig
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.data.prefetch import Prefetch
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.model.documents import PackedDocuments

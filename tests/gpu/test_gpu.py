@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.kernels import ExpertKernel
 
 ROOT = Path(__file__).resolve().parents[2]
 

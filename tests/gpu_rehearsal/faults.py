@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.model import specs
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.moe import experts

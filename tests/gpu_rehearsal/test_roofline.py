@@ -8,10 +8,13 @@ from gpt4moe.parallel.layout import Layout
 
 
 def test_a_kernel_takes_the_longest_of_bytes_flops_and_launch() -> None:
-    roofline = Roofline(100.0, 10.0, Assumptions(memory=0.5, dense=0.5, grouped=0.25, flash=0.1, kernel_seconds=1.0))
+    shares = Assumptions(memory=0.5, dense=0.5, grouped=0.25, triton=0.2, flash=0.1, kernel_seconds=1.0)
+    roofline = Roofline(100.0, 10.0, shares)
     for name, memory, flops in (("mm", 10, 200), ("mm", 40, 200), ("_grouped_mm", 10, 200), ("fill_", 1, 0)):
         roofline.add(name, "a part", memory, flops)
     assert roofline.bound_seconds == 4 + 8 + 8 + 1
+    roofline.add("triton_grouped_gradient", "another", 10, 200)
+    assert roofline.bound_seconds == 21 + 10
     part = roofline.parts["a part"]
     assert (part.kernels, part.memory_bytes, part.flops) == (4, 61, 600)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.config.moe import DropPolicy, LoadBalancingScope, RouterKind
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.gpu_rehearsal import guard
 from tests.distributed.layouts import LAYOUTS
 from tests.gpu_rehearsal.cases import CASES, CUDA_BUILD, FAULTS, GENERATION
@@ -122,12 +122,27 @@ def test_a_generated_token_is_one_wait_for_the_gpu(rehearsed: dict[str, Any]) ->
 
 
 def test_before_hopper_each_grouped_product_waits_and_is_one_product_an_expert(rehearsed: dict[str, Any]) -> None:
-    """Two products of a layer, and two gradients of each; one layer, one micro-batch, four experts on the rank."""
+    """Two products of a layer, and the gradient of each one's rows; one layer, one micro-batch, four experts on the
+    rank. The gradients of weights are one kernel of ours each."""
     older, looped = rehearsed["grouped_mm on an A100"], rehearsed["per_expert in bf16"]
     waits = {place: count for place, count in older["host_syncs"].items() if "grouped_mm" in place}
-    assert sum(waits.values()) == older["parts"]["expert products"]["kernels"] / 4 == 6
-    assert all("gpt4moe/moe/experts.py" in place or place.startswith("autograd") for place in waits)
+    assert sum(waits.values()) == (older["parts"]["expert products"]["kernels"] - 2) / 4 == 4
+    assert all("gpt4moe/moe/weight_gradients.py" in place for place in waits)
     assert sum(count for place, count in looped["host_syncs"].items() if "_per_expert (tolist)" in place) == 1
+
+
+def test_gradients_of_weights_are_added_by_their_own_products_but_where_experts_have_many_rows(
+    rehearsed: dict[str, Any],
+) -> None:
+    """Of experts by one kernel. With many rows, by torch's grouped product, and one addition that is not the hook's."""
+    added = {}
+    for case in ("one layer", "many rows of an expert", "weight gradients by autograd"):
+        parts = rehearsed[case]["parts"]
+        added[case] = [parts[part]["kernels"] for part in ("expert products", "gradient accumulation")]
+    few, many, plain = added.values()
+    assert few[0] == many[0] == plain[0] == 6  # two products, and two gradients of each
+    assert many[1] - few[1] == 2  # gate and up, down
+    assert plain[1] - few[1] == 2 + 3  # and of qkv, the projection and the output layer
 
 
 def test_padding_and_noise_add_one_wait_to_a_layer_and_drops_two(rehearsed: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gpt4moe.config.kernels import AttentionKernel, ExpertKernel, FusedKernel, KernelsConfig, NormKernel, SwiGluKernel
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import AttentionKernel, ExpertKernel, FusedKernel, KernelsConfig, NormKernel, SwiGluKernel
 from gpt4moe.errors import LayoutError
 from gpt4moe.inference.load import Opened, loaded_model, placed_run
 from gpt4moe.inference.text import Words

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.config.moe import MoEConfig, RouterConfig
 from gpt4moe.config.parallel import ParallelConfig
-from gpt4moe.config.training import ExpertKernel
 from gpt4moe.moe.layer import ExpertParallelMLP
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world

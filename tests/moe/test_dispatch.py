@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gpt4moe.config.training import ExpertKernel
+from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe import experts, per_expert
 from gpt4moe.moe.swiglu import WeightedSwiGlu

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.config.training import ExpertKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.model import gpt
 from gpt4moe.parallel import kernel_problems as subject
@@ -24,6 +24,7 @@ TE, APEX, GROUPED = "kernels.attention=transformer_engine", "kernels.norm=apex",
 FUSED = "kernels.swiglu=triton"
 ROTARY, LOSS = "kernels.rotary=triton", "kernels.cross_entropy=triton"
 NO_TRITON = ("kernels.rotary=torch", "kernels.cross_entropy=torch")
+GRADIENTS = "kernels.weight_gradients=fused"
 DOCUMENTS = "data.document_mask=true"
 BF16, WIDE, ODD = "precision=bf16", "model.head_dim=320", "model.moe.ffn_hidden_size=100"
 
@@ -64,6 +65,12 @@ def run_of(*overrides: str) -> RunConfig:
         ((LOSS, BF16), CPU, r"cross_entropy=triton runs on GPUs only", "cross_entropy=auto"),
         ((ROTARY, LOSS), GPU, None, None),
         ((ROTARY, LOSS), None, None, None),
+        # gradients of weights, which any device and dtype can add, but not any engine
+        ((GRADIENTS,), CPU, None, None),
+        ((GRADIENTS, BF16), GPU, None, None),
+        ((GRADIENTS, "engine=deepspeed"), CPU, r"fused with engine.kind=deepspeed", "weight_gradients=auto"),
+        ((GRADIENTS, "engine=deepspeed"), None, r"fused with engine.kind=deepspeed", "engine=megatron"),
+        (("engine=deepspeed",), GPU, None, None),
         ((TE, "parallel.cp=2"), GPU, r"parallel.cp=2 and precision.dtype=fp32", "precision=bf16"),
         ((TE, "parallel.cp=2", BF16), GPU, None, None),
         ((TE, BF16, DOCUMENTS), GPU, None, None),
@@ -107,7 +114,11 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((BF16, FUSED), None, ("triton",), None),
         ((FUSED, "model.moe=null", "model.ffn_hidden_size=96"), None, (), None),
         ((BF16, "kernels.experts=per_expert", *NO_TRITON), GPU, (), None),
-        ((BF16, "kernels.swiglu=torch", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", *NO_TRITON), GPU, (), "weight_gradients=auto on a GPU is a Triton kernel"),
+        ((BF16, "kernels.swiglu=torch", "kernels.weight_gradients=torch", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", "engine=deepspeed", *NO_TRITON), GPU, (), None),
+        ((GRADIENTS, BF16), CPU, (), None),
+        ((GRADIENTS, BF16, "kernels.experts=grouped_mm"), None, (), None),
         (NO_TRITON, GPU, (), None),
         ((), GPU, (), "kernels.rotary=auto and kernels.cross_entropy=auto on a GPU are Triton kernels, and triton"),
         (("kernels.rotary=torch",), GPU, (), "kernels.cross_entropy=auto on a GPU is a Triton kernel, and triton"),

@@ -42,12 +42,13 @@ def draw(seed: int) -> Draw:
     rng = random.Random(seed)
     # A generator of its own: the layouts of all seeds stay those that they were before there were documents.
     documents = ("data.document_mask=true",) if random.Random(f"documents {seed}").random() < 0.3 else ()
+    fused = ("kernels.weight_gradients=fused",) if random.Random(f"fused {seed}").random() < 0.5 else ()
     while True:
         world_size = rng.choice((2, 4, 4, 4, 4, 6, 8))
         overrides, is_padded = proposal(rng, world_size), rng.random() < 0.3
         if is_padded:
             overrides = (*overrides, FULL_BATCH)
-        overrides = (*overrides, *documents)
+        overrides = (*overrides, *documents, *([] if "engine=deepspeed" in overrides else fused))
         try:
             run = load_run_config([*BASE, *overrides])
             require_legal(run.model, run.parallel, run.training, world_size)

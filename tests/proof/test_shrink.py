@@ -16,7 +16,7 @@ from gpt4moe.parallel.legality import require_legal
 from gpt4moe.parallel.placement import stage_layers
 from gpt4moe.proof.mesh import lost, reduced, reductions
 from gpt4moe.proof.proof_report import unproved
-from gpt4moe.proof.shrink import Shrunk, shrink
+from gpt4moe.proof.shrink import Shrunk, changes, shrink
 
 CPU = DeviceKind(is_gpu=False)
 
@@ -209,3 +209,14 @@ def test_kernels_of_gpus_become_those_of_a_cpu_and_are_named_as_not_proved() -> 
         "Triton's rotary", "Triton's cross_entropy",
     ):  # fmt: skip
         assert chosen in line
+
+
+def test_a_run_on_gpus_is_proved_with_gradients_that_add_themselves_against_one_process_without() -> None:
+    gpu, deepspeed, plain = "cluster=h200_141g", "engine=deepspeed", "kernels.weight_gradients=torch"
+    for overrides, proved in (
+        ((gpu,), "fused"), (("cluster=cpu",), "auto"), ((gpu, deepspeed), "auto"), ((gpu, plain), "torch"),
+    ):  # fmt: skip
+        (shrunk,) = shrink(asked("+experiment=tiny", *overrides), ranks=1)
+        assert shrunk.run.kernels.weight_gradients.value == proved
+        assert shrunk.oracle.kernels.weight_gradients.value == "torch"
+        assert not [key for key, *_ in changes(shrunk) if "weight_gradients" in key]
