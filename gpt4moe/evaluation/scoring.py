@@ -26,8 +26,9 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation.pieces import Piece
 from gpt4moe.inference.attention import StepAttention
-from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
+from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import KeyValueCache, blocks_of
+from gpt4moe.inference.copies import copies_step_together, step_length
 from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
 from gpt4moe.inference.stages import LogitsOf, Stages, generating
 from gpt4moe.parallel.agreement import raise_together
@@ -86,7 +87,7 @@ class Scorer:
             [], num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
             dtype=self.dtype, device=groups.device,
         )  # fmt: skip
-        self.images = image_cache(chunks, maker, self.dtype)
+        self.images = image_cache(chunks, maker, groups, self.dtype)
         place = self.layout.coordinate(groups.rank)
         self.is_source = place["tp"] == 0 and place["pp"] == self.layout.pp - 1
         self.num_copies, self.copy_index = groups.dp_cp.size(), groups.dp_cp.rank()

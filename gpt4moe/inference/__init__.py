@@ -8,6 +8,7 @@ sight.py       prompts with images, read and checked
 generation.py  requests in, texts out, on any layout
 drawing.py     drawn on one rank, known to all of the copy
 sampling.py    the next token from logits
+copies.py      copies of the model that step together
 batch.py       the new tokens of all rows, packed
 cache.py       keys and values in blocks
 cache_room.py  the cache shared out to texts and images

@@ -11,14 +11,12 @@ of an expert's group has more tokens. No expert gets them.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from gpt4moe.inference.cache import BLOCK_TOKENS, BlockPool, blocks_of
 from gpt4moe.inference.pictures import Picture
-from gpt4moe.parallel.layout import Layout
 
 
 @dataclass(slots=True)
@@ -100,25 +98,6 @@ class Step:
     """The rows whose tokens are all cached after this step; each then gets its next token."""
     ends: Tensor
     """Index of the last token of each of them."""
-
-
-def copies_step_together(layout: Layout) -> bool:
-    """Whether the ranks of an expert belong to several copies of the model: then each step is one of all copies."""
-    # The ranks of ep x etp are neighbours, and so are those of tp.
-    return layout.tp % (layout.ep * layout.etp) != 0
-
-
-def step_length(layout: Layout, num_tokens: int, most: int) -> tuple[int, bool]:
-    """T of a step, and whether any copy that steps with this one has dummies in it.
-
-    Args:
-        num_tokens: new tokens of this copy.
-        most: of the copy that has most.
-    """
-    # The ranks of one expert's parts (etp) must have equally many tokens.
-    is_equal = layout.etp > 1 and copies_step_together(layout)
-    length = layout.tp * ceil((most if is_equal else max(num_tokens, 1)) / layout.tp)
-    return length, is_equal or length > num_tokens
 
 
 def pack(

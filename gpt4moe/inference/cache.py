@@ -122,12 +122,17 @@ class KeyValueCache:
         self, layer_numbers: list[int], *, num_groups: int, head_size: int, dtype: torch.dtype, device: torch.device
     ):
         self.num_groups, self.head_size = num_groups, head_size
-        empty = torch.empty(2 * num_groups, 0, BLOCK_TOKENS * head_size, dtype=dtype, device=device)
-        self.layers = dict.fromkeys(layer_numbers, empty)
+        self.empty = torch.empty(2 * num_groups, 0, BLOCK_TOKENS * head_size, dtype=dtype, device=device)
+        self.layers = dict.fromkeys(layer_numbers, self.empty)
         self.num_blocks = 0
 
+    def clear(self) -> None:
+        """Gives its memory back; no row is left in it."""
+        self.layers, self.num_blocks = dict.fromkeys(self.layers, self.empty), 0
+
     def grow(self, num_blocks: int, most: int) -> None:
-        """Room for `num_blocks` blocks; at least doubled, so that growing costs little, but never above `most`."""
+        """Room for `num_blocks` blocks; at least doubled, so that growing costs little, but never above `most`. While a
+        layer grows, its old tensor is there too: in the room of what a step gathers (CacheRoom.shares)."""
         if num_blocks <= self.num_blocks:
             return
         self.num_blocks = min(most, max(num_blocks, 2 * self.num_blocks))

@@ -3,7 +3,8 @@
 rows that may be in flight -> what they need at once -> all of it, or where memory is short a share for each kind
 
 A step reads the cache one layer after the other: it gathers the blocks of its rows, as many for each as the longest has
-(KeyValueCache.read). Numbers alone.
+(KeyValueCache.read). Between steps the same room takes the old tensor of a layer that grows (KeyValueCache.grow).
+Images are read where they lie. Numbers alone.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,13 @@ class CacheRoom:
             if alone <= left:
                 gathered = min(max(gathered, longest), (left - longest * self.block_bytes) // self.layer_bytes)
             wanted = min(wanted, (left - gathered * self.layer_bytes) // self.block_bytes)
-        return wanted, slots, gathered
+        # A layer that grows for the last time has at least one block less.
+        return min(wanted, gathered + 1), slots, gathered
+
+    def holds(self, blocks: int, slots: int, gathered: int) -> bool:
+        """Whether all of these fit, as shares returns them."""
+        needed = blocks * self.block_bytes + slots * self.image_bytes + gathered * self.layer_bytes
+        return needed <= self.limit_bytes
 
     def require(self, num_tokens: int, num_images: int, open_to: Sizes | None) -> None:
         """Raises: ConfigError when one text of so many tokens and images does not fit.

@@ -14,24 +14,26 @@ of an expert belong to several copies (ep over dp), the copies step together: on
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-import torch
 from torch import distributed, nn
 
 from gpt4moe.config.run import RunConfig
-from gpt4moe.errors import ConfigError, DataError
+from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.inference.attention import StepAttention
-from gpt4moe.inference.batch import Row, Step, copies_step_together, pack, step_length
+from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, blocks_of, least_free_bytes
 from gpt4moe.inference.cache_room import CacheRoom
+from gpt4moe.inference.copies import Copies, step_length
 from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
 from gpt4moe.inference.requests import MOST_IMAGES, Completion, Limits, Request
 from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
 from gpt4moe.model.parameters import decoder_layers
+from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.groups import ProcessGroups
 
 Reader = Callable[[Row], None]
@@ -65,7 +67,7 @@ class Generator:
             list(layers), num_groups=run.model.query_groups // self.layout.tp, head_size=run.model.head_size,
             dtype=self.dtype, device=groups.device,
         )  # fmt: skip
-        self.images = image_cache(chunks, maker, self.dtype)
+        self.images = image_cache(chunks, maker, groups, self.dtype)
         copy = self.layout.members("model", groups.rank)
         self.source = next(
             rank for rank in copy if self.layout.coordinate(rank)["tp"] == 0
@@ -79,7 +81,7 @@ class Generator:
         )  # fmt: skip
         self.most_images = 0 if maker is None else max(run.data.max_images, MOST_IMAGES)
         """Of a text that arrives while others run."""
-        self.steps_together = copies_step_together(self.layout)
+        self.copies = Copies(groups)
 
     def check(self, requests: Sequence[Request], *, is_open: bool = False) -> None:
         """
@@ -99,12 +101,14 @@ class Generator:
 
     def generate_all(self, requests: Sequence[Request]) -> list[Completion]:
         """The texts of all requests, in their order, on every rank. Copy c generates requests c, c + copies, ...
-        Collective over the world. Raises: ConfigError, as generate."""
+        Collective over the world. Raises: as generate; on every rank what one copy raises."""
         self.check(requests)
         mine = range(self.copy_index, len(requests), self.num_copies)
-        found = [
-            replace(text, number=mine[text.number]) for text in self.generate([requests[number] for number in mine])
-        ]
+        # Copies that step together have agreed before.
+        with raise_together(self.groups) if self.num_copies > 1 and not self.copies.step_together else nullcontext():
+            found = [
+                replace(text, number=mine[text.number]) for text in self.generate([requests[number] for number in mine])
+            ]
         if self.num_copies > 1:
             of_copies: list[list[Completion]] = [[] for _ in range(self.num_copies)]
             distributed.all_gather_object(of_copies, found, group=self.groups.dp_cp)
@@ -117,7 +121,8 @@ class Generator:
 
         Args:
             arrivals: called before each step; its requests have passed `check`, and are numbered on from `requests`.
-        Raises: ConfigError before the first step when a text does not fit the cache.
+        Raises: ConfigError before the first step when a text does not fit the cache. DataError, on all ranks that step
+            together, for an image that cannot be read any more and for logits that are no numbers.
         """
         self.check(requests)
         stages = Stages(self.chunks, self.groups)
@@ -130,6 +135,8 @@ class Generator:
         num_blocks, num_slots, num_gathered = self.room.shares(self._most_rows() if arrivals is not None else sizes)
         pool = BlockPool(num_blocks, num_gathered)
         self.images.open(num_slots)
+        if not self.room.holds(max(num_blocks, self.cache.num_blocks), num_slots, num_gathered):
+            self.cache.clear()  # an earlier call had fewer images, or rows of other lengths
         drawing = Drawing(self.groups, self.source, self.watch)
         # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
         flights = [Flight() for _ in range(1 if self.layout.vpp > 1 or arrivals is not None else self.layout.pp)]
@@ -161,9 +168,12 @@ class Generator:
                         row.num_cached += count
                     flight.drawn = step.whole
                     drawing.begin(step.whole, logits, asked)
-            except (GeneratorExit, DataError):
+            except (GeneratorExit, Gpt4MoeError) as error:
                 for flight in flights:  # else the next call would get their tokens
                     drawing.drop(len(flight.drawn))
+                # Where texts arrive, other copies may be amid `arrivals`; the broken connection ends them.
+                if isinstance(error, Gpt4MoeError) and arrivals is None:
+                    self.copies.end_together(error)
                 raise
             finally:
                 stages.finish()
@@ -212,11 +222,8 @@ class Generator:
         together."""
         counts = self._counts(rows)
         taking = [(row, count) for row, count in zip(rows, counts, strict=True) if count]
-        total = most = sum(counts)
-        if self.steps_together:
-            shared = torch.tensor([total], device=self.groups.device)
-            distributed.all_reduce(shared, op=distributed.ReduceOp.MAX, group=self.groups.dp_cp)
-            most = int(shared.item())
+        total = sum(counts)
+        most = self.copies.most_tokens(total)
         if not most:
             return None
         length, has_dummies = step_length(self.layout, total, most)

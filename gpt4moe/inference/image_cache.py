@@ -2,11 +2,12 @@
 
     pixels -> encoder -> resampler -> latents [L, W] of each image     LatentMaker; every rank for itself, no message
     latents -> keys, values of each gated block of this rank           ImageCache: a slot for each image
-    step: tokens that see the same number of images, padded together   StepImages: [n, Q] tokens, n slots
+    step: tokens that see one image attend to it together              StepImages: an image after the other
 
 An image is made when a text with it joins, and once for all texts in flight that have it. So a step of generation
 computes no key of an image. Every token attends to all latents of one image, so no mask is needed; those before the
-first image to none.
+first image to none. An image is a tensor of its own, read where it lies: nothing is gathered, and nothing is copied
+when more images come.
 
 Letters: L latents of an image, W their width, N heads of this rank, D head size, T tokens of a step.
 """
@@ -24,6 +25,8 @@ from gpt4moe.inference.batch import Row, Step
 from gpt4moe.inference.pictures import Picture, Pixels
 from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.model.vision_encoder import FrozenEncoder
+from gpt4moe.parallel.agreement import raise_together
+from gpt4moe.parallel.groups import ProcessGroups
 
 
 class LatentMaker:
@@ -47,32 +50,21 @@ class LatentMaker:
         return made[0]
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    """Tokens of a step whose attention to images is one call."""
-
-    tokens: Tensor
-    """[n, Q] index among the step's tokens. Behind the last one of its image: any."""
-    real: Tensor
-    """Index of those that count among the n * Q. Numbers, not a mask: a GPU need not tell the host how many."""
-    places: Tensor
-    """Where these are among the step's tokens."""
-    slots: Tensor
-    """[n], of the image that they see."""
-
-
 class ImageCache:
     """Keys and values of images for the gated blocks of this rank.
 
     Args:
         blocks: layer number, from 1 -> its gated block.
         maker: None: no request has images.
+        groups: of the ranks that keep the same images.
     """
 
-    def __init__(self, blocks: Mapping[int, Any], maker: LatentMaker | None, *, dtype: torch.dtype):
-        self.blocks, self.maker, self.dtype = blocks, maker, dtype
-        self.layers: dict[int, Tensor] = {}
-        """Of each gated block [slots, 2, N, L, D]; they grow as slots are taken."""
+    def __init__(
+        self, blocks: Mapping[int, Any], maker: LatentMaker | None, groups: ProcessGroups, *, dtype: torch.dtype
+    ):
+        self.blocks, self.maker, self.groups, self.dtype = blocks, maker, groups, dtype
+        self.layers: dict[int, dict[int, Tensor]] = {number: {} for number in blocks}
+        """Of each gated block: slot -> [2, N, L, D]."""
         self.open(0)
 
     def open(self, num_slots: int) -> None:
@@ -82,15 +74,20 @@ class ImageCache:
         """Digest of each image that is kept -> its slot; one that no text needs stays until its slot is taken."""
         self.uses: Counter[str] = Counter()
         """Texts in flight that need it."""
-        if any(len(kept) > num_slots for kept in self.layers.values()):
-            self.layers = {}
+        for kept in self.layers.values():
+            for slot in [slot for slot in kept if slot >= num_slots]:
+                del kept[slot]
 
     def has_all(self, images: Sequence[Picture]) -> bool:
         """Whether none of a text's images must be made."""
         return all(image.digest in self.slots for image in images)
 
     def join(self, images: Sequence[Picture]) -> list[int] | None:
-        """The slot of each image of a text that begins, all made; None: there is no room now."""
+        """The slot of each image of a text that begins, all made; None: there is no room now. Collective over the copy
+        where one is made.
+
+        Raises: DataError when an image cannot be read any more; LaunchError where another rank of the copy cannot.
+        """
         wanted = {image.digest: image for image in images}
         in_use = {digest for digest, count in self.uses.items() if count}
         if len(in_use | wanted.keys()) > self.num_slots:
@@ -114,34 +111,31 @@ class ImageCache:
         return self.slots.pop(idle)
 
     def _make(self, slot: int, image: Picture) -> None:
-        pixels = image.read()  # on every rank, so that a file that has gone stops all of them
+        # On every rank. A file that changes meanwhile may be right for one and wrong for the next.
+        with raise_together(self.groups, self.groups.model):
+            pixels = image.read()
         if not self.blocks:
             return
         assert self.maker is not None, "Generator.check refuses images that nothing makes latents of"
         latents = self.maker.latents(pixels).to(self.dtype).unsqueeze(1)
         for number, block in self.blocks.items():
-            made = torch.stack(block.keys_values(latents))[:, 0]
-            kept = self.layers.get(number)
-            if kept is None or slot >= len(kept):
-                size = min(self.num_slots, max(slot + 1, 0 if kept is None else 2 * len(kept)))
-                grown = made.new_empty(size, *made.shape)
-                if kept is not None:
-                    grown[: len(kept)] = kept
-                self.layers[number] = kept = grown
-            kept[slot] = made
+            self.layers[number].pop(slot, None)  # before the new one is there: a slot is counted once
+            self.layers[number][slot] = torch.stack(block.keys_values(latents))[:, 0]
 
     @property
     def memory_bytes(self) -> int:
-        """Of all gated blocks of this rank, as grown so far."""
-        return sum(kept.numel() * kept.element_size() for kept in self.layers.values())
+        """Of all gated blocks of this rank, as far as slots were taken."""
+        return sum(image.untyped_storage().nbytes() for kept in self.layers.values() for image in kept.values())
 
 
-def image_cache(chunks: Sequence[Any], maker: LatentMaker | None, dtype: torch.dtype) -> ImageCache:
+def image_cache(
+    chunks: Sequence[Any], maker: LatentMaker | None, groups: ProcessGroups, dtype: torch.dtype
+) -> ImageCache:
     """Of the gated blocks of a rank's GPTModels, wrapped or not."""
     layers = {index + 1: layer for chunk in chunks for index, layer in decoder_layers(chunk).items()}
     gated = {number: getattr(layer, "gated_cross_attention", None) for number, layer in layers.items()}
     blocks = {number: block for number, block in gated.items() if block is not None}
-    return ImageCache(blocks, maker, dtype=dtype)
+    return ImageCache(blocks, maker, groups, dtype=dtype)
 
 
 def num_distinct(images: Sequence[Picture]) -> int:
@@ -153,33 +147,37 @@ class StepImages:
     """Which images the tokens of a step see."""
 
     cache: ImageCache
-    parts: tuple[ImagePart, ...]
+    slots: Sequence[int]
+    """Of each image that some token sees."""
+    counts: Sequence[int]
+    """Tokens that see it."""
+    places: Tensor
+    """Index of these among the step's tokens, those of one image after those of another."""
 
     def attend(self, layer_number: int, query: Tensor) -> Tensor:
         """query [T, 1, N, D] -> [T, 1, N * D], 0 where a token sees no image (GatedCrossAttention.apply_to)."""
         kept, query = self.cache.layers[layer_number], query[:, 0]
-        out = torch.zeros_like(query)
-        for part in self.parts:
-            key, value = kept.index_select(0, part.slots).unbind(1)
-            q = query[part.tokens].transpose(1, 2)
-            found = torch.nn.functional.scaled_dot_product_attention(q, key, value).transpose(1, 2)
-            out.index_copy_(0, part.places, found.flatten(0, 1).index_select(0, part.real))
-        return out.flatten(1).unsqueeze(1)
+        out, found = torch.zeros_like(query), []
+        for slot, q in zip(self.slots, query.index_select(0, self.places).split(self.counts), strict=True):
+            key, value = kept[slot].unsqueeze(1).unbind()
+            seen = torch.nn.functional.scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), key, value)
+            found.append(seen[0].transpose(0, 1))
+        return out.index_copy_(0, self.places, torch.cat(found)).flatten(1).unsqueeze(1)
 
 
 def images_of(step: Step, cache: ImageCache) -> StepImages | None:
     """Before the rows have grown by the step. None: no token of it sees an image."""
-    groups: dict[int, list[tuple[int, int, int]]] = {}
+    places: dict[int, list[int]] = {}
     start = 0
     for row, count in zip(step.rows, step.counts, strict=True):
         for first, length, slot in _seen(row, count):
-            # As in batch: at most half of a row of the grid is empty.
-            groups.setdefault(length.bit_length(), []).append((start + first, length, slot))
+            places.setdefault(slot, []).extend(range(start + first, start + first + length))
         start += count
-    if not groups:
+    if not places:
         return None
-    device = step.tokens.device
-    return StepImages(cache, tuple(_part(stretches, device) for stretches in groups.values()))
+    # One tensor, as in batch.pack.
+    together = torch.tensor(list(chain.from_iterable(places.values())), device=step.tokens.device)
+    return StepImages(cache, list(places), [len(some) for some in places.values()], together)
 
 
 def _seen(row: Row, count: int) -> list[tuple[int, int, int]]:
@@ -191,17 +189,3 @@ def _seen(row: Row, count: int) -> list[tuple[int, int, int]]:
         if first < last:
             found.append((first - row.num_cached, last - first, slot))
     return found
-
-
-def _part(stretches: Sequence[tuple[int, int, int]], device: torch.device) -> ImagePart:
-    width = max(length for _, length, _ in stretches)
-    numbers = [
-        [start + min(column, length - 1) for start, length, _ in stretches for column in range(width)],
-        [at * width + column for at, (_, length, _) in enumerate(stretches) for column in range(length)],
-        [start + column for start, length, _ in stretches for column in range(length)],
-        [slot for _, _, slot in stretches],
-    ]
-    # One tensor, as in batch.pack.
-    together = torch.tensor(list(chain.from_iterable(numbers)), device=device)
-    tokens, real, places, slots = together.split([len(some) for some in numbers])
-    return ImagePart(tokens.view(len(stretches), width), real, places, slots)

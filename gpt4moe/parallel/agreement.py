@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed
+from torch.distributed import ProcessGroup
 
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.groups import ProcessGroups
@@ -13,11 +14,15 @@ _MESSAGE_BYTES = 4096
 
 
 @contextmanager
-def raise_together(groups: ProcessGroups) -> Iterator[None]:
-    """If the work inside raises a Gpt4MoeError on any rank, every rank raises. The work must have no collective.
+def raise_together(groups: ProcessGroups, among: ProcessGroup | None = None) -> Iterator[None]:
+    """If the work inside raises a Gpt4MoeError on any rank, every rank raises. The work must have no collective that
+    some of its ranks leave by an error and others not.
 
     Collective at its end. A rank whose work failed raises its own error. The others raise the error of the lowest
     failed rank, with its exit status: only rank 0 prints an error, and it may not have failed itself.
+
+    Args:
+        among: these ranks alone; None: all.
     """
     refusal: Gpt4MoeError | None = None
     try:
@@ -26,10 +31,10 @@ def raise_together(groups: ProcessGroups) -> Iterator[None]:
         refusal = error
     world_size = groups.layout.world_size
     failed = torch.tensor([groups.rank if refusal else world_size], dtype=torch.int32, device=groups.device)
-    distributed.all_reduce(failed, op=distributed.ReduceOp.MIN)
+    distributed.all_reduce(failed, op=distributed.ReduceOp.MIN, group=among)
     if failed.item() == world_size:
         return
-    raise _broadcast_error(refusal, int(failed.item()), groups.device)
+    raise _broadcast_error(refusal, int(failed.item()), groups.device, among)
 
 
 def broadcast_int(value: int, groups: ProcessGroups) -> int:
@@ -52,10 +57,12 @@ def all_reduce_max(numbers: list[int], groups: ProcessGroups) -> list[int]:
     return [int(number) for number in largest.tolist()]
 
 
-def _broadcast_error(refusal: Gpt4MoeError | None, source: int, device: torch.device) -> Gpt4MoeError:
+def _broadcast_error(
+    refusal: Gpt4MoeError | None, source: int, device: torch.device, among: ProcessGroup | None
+) -> Gpt4MoeError:
     """This rank's own error, or else the rank `source`'s, on every rank. Collective."""
     text = _message(f"{refusal.exit_code}\0{refusal.cause}\0{refusal.cure}") if refusal else b""
-    status, cause, *cure = broadcast_bytes(text, source, device).decode(errors="ignore").split("\0")
+    status, cause, *cure = broadcast_bytes(text, source, device, among).decode(errors="ignore").split("\0")
     told = LaunchError(cause, "".join(cure))
     told.exit_code = int(status)
     return refusal or told
@@ -66,9 +73,9 @@ def _message(text: str) -> bytes:
     return text.encode(errors="replace")[:_MESSAGE_BYTES]
 
 
-def broadcast_bytes(message: bytes, source: int, device: torch.device) -> bytes:
-    """Of the rank `source`, at most 4096, without zeros at their end. Collective."""
+def broadcast_bytes(message: bytes, source: int, device: torch.device, among: ProcessGroup | None = None) -> bytes:
+    """Of the rank `source`, at most 4096, without zeros at their end. Collective over `among`; None: all ranks."""
     assert len(message) <= _MESSAGE_BYTES
     padded = torch.frombuffer(bytearray(message.ljust(_MESSAGE_BYTES, b"\0")), dtype=torch.uint8).to(device)
-    distributed.broadcast(padded, src=source)
+    distributed.broadcast(padded, src=source, group=among)
     return bytes(padded.tolist()).rstrip(b"\0")

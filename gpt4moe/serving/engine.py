@@ -41,7 +41,7 @@ class Engine:
         maker = model.latent_maker() if sight.reads_images else None
         self.generator = Generator(model.chunks, model.run, model.groups, limits=limits, read=read, maker=maker)
         copies = self.generator.num_copies
-        if copies > 1 and not self.generator.steps_together:
+        if copies > 1 and not self.generator.copies.step_together:
             raise ConfigError(
                 f"{self.groups.layout.world_size} ranks are {copies} copies of the model that share nothing, but one "
                 "copy serves and the others would idle.",

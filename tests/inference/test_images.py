@@ -32,12 +32,9 @@ from tests.inference.cases import NEW_TOKENS, greedy, prompts, run_of, walk, wri
 from tests.spawn import run_ranks
 
 CLOSE = 1e-4
-IMAGE = 127
-"""The token that stands for an image."""
-PLACES = ((), (0,), (0,), (2, 10, 30), (15,))
-"""Of the images of each prompt of cases.prompts, of 5, 17, 1, 33 and 16 tokens."""
-FRAMES = {(3, 1): 2}
-"""Clips: prompt, its image -> frames."""
+IMAGE = 127  # the token that stands for an image
+PLACES = ((), (0,), (0,), (2, 10, 30), (15,))  # of the images of cases.prompts, of 5, 17, 1, 33 and 16 tokens
+FRAMES = {(3, 1): 2}  # clips: prompt, its image -> frames
 EVERY_IMAGE = tuple((prompt, image) for prompt, places in enumerate(PLACES) for image in range(len(places)))
 NAMES = ("tp2", "pp2", "pp2-vpp2", "ep4", "etp2", "tp2-ep2-etp2", "tp2-pp2-ep2", "tp2-pp2-vpp2-etp2", "cp2-pp2-ep2")
 
@@ -285,6 +282,9 @@ def _cached(chunks: list[Any], run: RunConfig, groups: ProcessGroups) -> dict[st
         generator = Generator(chunks, run, groups, maker=maker, limits=Limits(cache_bytes=bytes_))
         texts = told(generator.generate_all(requests()))
         found[name] = ([tokens for tokens, _ in texts], generator.images.memory_bytes // one_image)
+        assert generator.cache.memory_bytes + generator.images.memory_bytes <= bytes_
+        generator.generate_all([replace(requests()[3], images=(), prompt=[5] * 33)] * 8)  # texts alone fill the cache
+        assert [tokens for tokens, _ in told(generator.generate_all(requests()))] == found[name][0]
         assert generator.cache.memory_bytes + generator.images.memory_bytes <= bytes_
     with pytest.raises(ConfigError, match=rf"and 3 images needs {bytes_:,} bytes of cache"):
         Generator(chunks, run, groups, maker=maker, limits=Limits(cache_bytes=bytes_ - 1)).generate_all(requests())
