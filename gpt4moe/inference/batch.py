@@ -51,9 +51,13 @@ class Row:
         """The last token is not cached: nothing comes after it."""
         return blocks_of(self.most_tokens - 1)
 
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
     def make_room(self, num_tokens: int, pool: BlockPool) -> None:
         """Takes blocks for `num_tokens` tokens in all."""
-        while len(self.blocks) < blocks_of(num_tokens):
+        while len(self.blocks) * BLOCK_TOKENS < num_tokens:
             self.blocks.append(pool.take())
 
 

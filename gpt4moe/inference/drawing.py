@@ -55,7 +55,10 @@ class Drawing:
         drawn[0], drawn[1] = next_tokens(
             logits,
             [request.sampling for request in wanted],
-            [uniform(row.random_key, len(row.tokens)) for row in rows],
+            [
+                0.0 if request.sampling.is_greedy else uniform(row.random_key, len(row.tokens))
+                for row, request in zip(rows, wanted, strict=True)
+            ],
             [row.tokens for row in rows],
             [request.banned for request in wanted],
         )

@@ -261,7 +261,7 @@ class Generator:
                 if self.read is not None:
                     self.read(row)
             is_stop = is_end or (request.is_stopped is not None and request.is_stopped(row.generated))
-            if is_stop or len(row.generated) >= request.max_tokens:
+            if is_stop or row.num_generated >= request.max_tokens:
                 flight.rows.remove(row)
                 pool.give_back(row.blocks, row.most_blocks)
                 self.images.leave(row.images)

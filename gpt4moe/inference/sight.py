@@ -87,9 +87,9 @@ class Sight:
         """Tokens of a prompt, an image token for each tag. Raises: ConfigError, as require_tags and Words.encode."""
         self.require_tags(text, images, is_chat=is_chat, what=what)
         if not images:
-            return self.words.encode(text, is_chat=is_chat)
+            return self.words.encode(text, is_chat=is_chat, what=what)
         assert self.image_id is not None
-        return self.words.encode_parts(split_tags(text, self.token), self.image_id, is_chat=is_chat)
+        return self.words.encode_parts(split_tags(text, self.token), self.image_id, is_chat=is_chat, what=what)
 
     def require_tags(self, text: str, images: int, *, is_chat: bool, what: str) -> None:
         """

@@ -152,7 +152,8 @@ def generating(chunks: list[nn.Module]) -> Iterator[None]:
     moe = list(moe_layers(chunks).values())
     try:
         for chunk in chunks:
-            chunk.eval()
+            if chunk.training:  # a walk over all modules, which a model that was loaded to generate needs once
+                chunk.eval()
         for mlp in moe:
             mlp.is_generating = True
         # Not inference_mode: a tensor made in it that a module keeps could not be used in training afterwards.
@@ -162,4 +163,5 @@ def generating(chunks: list[nn.Module]) -> Iterator[None]:
         for mlp in moe:
             mlp.is_generating = False
         for chunk, training in zip(chunks, was_training, strict=True):
-            chunk.train(training)
+            if training:
+                chunk.train()

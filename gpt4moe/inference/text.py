@@ -56,60 +56,63 @@ class Words:
         ]:  # fmt: skip
             object.__setattr__(self, name, value)
 
-    def encode(self, text: str, *, is_chat: bool = False) -> list[int]:
+    def encode(self, text: str, *, is_chat: bool = False, what: str = "The prompt") -> list[int]:
         """The tokens of a prompt, with those that the tokenizer itself puts around a text (a token that begins texts),
         as transformers' tokenizer(text) gives them. An empty prompt begins a new text: behind that token, else behind
         the end of another text.
 
         Args:
             is_chat: the text is a rendered template, whose special tokens are meant as such, and are all there are.
+            what: names it in errors.
         Raises: ConfigError when nothing could follow it within the context, or it has a token that the model lacks.
         """
-        self._require_short(len(text))
-        return self.checked(self._tokens(text, is_chat=is_chat, has_around=not is_chat), text)
+        self._require_short(len(text), what)
+        return self.checked(self._tokens(text, is_chat=is_chat, has_around=not is_chat), text, what)
 
-    def encode_parts(self, parts: Sequence[str | None], image_id: int, *, is_chat: bool = False) -> list[int]:
+    def encode_parts(
+        self, parts: Sequence[str | None], image_id: int, *, is_chat: bool = False, what: str = "The prompt"
+    ) -> list[int]:
         """The tokens of a prompt with images, each text of it encoded by itself, image_id for None: those that a
         document with images has in training (data.image_tokens.encode_parts). Raises: ConfigError, as encode."""
         texts = [part for part in parts if part is not None]
-        self._require_short(sum(map(len, texts)))
+        self._require_short(sum(map(len, texts)), what)
         tokens: list[int] = []
         for part in parts:
             tokens += [image_id] if part is None else self._tokens(part, is_chat=is_chat, has_around=False)
-        return self.checked(tokens, " ".join(texts))
+        return self.checked(tokens, " ".join(texts), what)
 
     def _tokens(self, text: str, *, is_chat: bool, has_around: bool) -> list[int]:
         if is_chat and self.backend.encode_special_tokens:
             self.backend.encode_special_tokens = False
         return list((self.backend if is_chat else self.plain).encode(text, add_special_tokens=has_around).ids)
 
-    def _require_short(self, length: int) -> None:
+    def _require_short(self, length: int, what: str) -> None:
         most = self.context_length * self.most_letters
         if length > most:  # before seconds are spent on its tokens
             raise ConfigError(
-                f"The prompt has {length:,} characters, but the {self.context_length} tokens of the context hold "
+                f"{what} has {length:,} characters, but the {self.context_length} tokens of the context hold "
                 f"{most:,} at most.",
                 "Shorten it.",
             )
 
-    def checked(self, tokens: list[int], text: str) -> list[int]:
+    def checked(self, tokens: list[int], text: str, what: str = "The prompt") -> list[int]:
         """`tokens` of a prompt, as encode returns them."""
         shown = text if len(text) <= 40 else f"{text[:37]}..."
         if not tokens and not self.end_ids:
             raise ConfigError(
-                f"The prompt {shown!r} is empty, and the model has no end token to begin a text with.",
+                f"{what} {shown!r} is empty, and the model has no end token to begin a text with.",
                 "Give a prompt of at least one token.",
             )
         if not tokens:
             return [min(self.end_ids)]
         if max(tokens) >= self.vocab_size:
             raise ConfigError(
-                f"The prompt {shown!r} has token {max(tokens)}, but model.vocab_size={self.vocab_size}.",
+                f"{what} {shown!r} has token {max(tokens)}, but model.vocab_size={self.vocab_size}.",
                 "Use the tokenizer that the model was trained with.",
             )
         if len(tokens) >= self.context_length:
             raise ConfigError(
-                f"The prompt {shown!r} has {len(tokens)} tokens; with at least one new token the context of "
+                f"{what} {shown!r} has {len(tokens)} tokens; with at least one new token the context of "
                 f"{self.context_length} is too short.",
                 f"Shorten it to {self.context_length - 1} tokens or fewer.",
             )

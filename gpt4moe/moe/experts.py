@@ -107,10 +107,18 @@ class Experts(nn.Module):
         found = Counter(expert.tolist())  # the only wait for a GPU
         met = sorted(found)
         counts = [found[index] for index in met]
-        hidden = _products(rows, [self.gate_up[index] for index in met], counts)
+        hidden = _products(rows, _some(self.gate_up, met), counts)
         activation = weighted_swiglu(hidden, weight).contiguous()
-        out = _products(activation, [self.down[index] for index in met], counts)
+        out = _products(activation, _some(self.down, met), counts)
         return out.new_empty(out.shape).index_copy_(0, order, out).view(-1, top_k, out.shape[1])
+
+
+def _some(weights: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """The matrices of some experts. A view of each of all takes less time than half as many by their index."""
+    if 2 * len(indices) < weights.shape[0]:
+        return [weights[index] for index in indices]
+    every = weights.unbind()
+    return [every[index] for index in indices]
 
 
 def columns_up_to(weight: Tensor) -> int:

@@ -41,7 +41,7 @@ from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import TIMEOUT
 from gpt4moe.refinement.page import write_rounds_page
 from gpt4moe.refinement.scorers import make_scorer, require_scorer
-from gpt4moe.refinement.search import METHODS, Course, Drawn, Plan, Scorer, draw, keep, pieces
+from gpt4moe.refinement.search import METHODS, Course, Drawn, Plan, Scorer, draw, keep, pieces, require_prompts
 from gpt4moe.refinement.summary import summary
 from gpt4moe.refinement.tasks import DEFAULT_TEMPLATE, FIRST_TEMPLATE, Task, read_tasks, require_template, require_text
 from gpt4moe.refinement.trace import Trace, courses_of, settings_of
@@ -78,6 +78,7 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
     tasks = read_tasks(options.input)
     opened = open_folder(options.folder, open_weights)
     words = opened.words()
+    require_prompts(tasks, plan, words)
     parallel = wanted_parallel(options, opened, environment)
     require_placeable(replace(opened.run, parallel=parallel), environment.world_size)
     # The other ranks wait in a collective while the first one waits for a scorer.

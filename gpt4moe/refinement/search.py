@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from gpt4moe.errors import ConfigError
 from gpt4moe.inference.requests import Completion, Request
 from gpt4moe.inference.sampling import Sampling
 from gpt4moe.inference.text import Words, cut_at_stop
@@ -124,27 +125,48 @@ def draw(
         banned: Sight.banned of the model.
     """
     is_stopped = words.stop_test(plan.stops)
-    prompts, tokens = [], []
-    for course in courses:
-        text = course.prompt(plan)
-        if plan.is_chat:
-            text = words.render([{"role": "user", "content": text}])
-        prompts.append(text)
-        tokens.append(words.encode(text, is_chat=plan.is_chat))
+    encoded = [_encoded(course, course.prompt(plan), plan, words) for course in courses]
     requests = [
         Request(
             prompt=prompt, max_tokens=min(plan.max_tokens, words.context_length - len(prompt)),
             sampling=plan.sampling, sample=len(course.candidates), end_ids=words.end_ids,
             is_stopped=is_stopped, banned=banned,
         )
-        for course, prompt in zip(courses, tokens, strict=True)
+        for course, (_, prompt) in zip(courses, encoded, strict=True)
     ]  # fmt: skip
     found = generate_all(requests)
     return [
         Drawn(course=course, prompt=prompt, prompt_tokens=list(request.prompt), done=done,
               text=cut_at_stop(words.decode(done.tokens), plan.stops))
-        for course, prompt, request, done in zip(courses, prompts, requests, found, strict=True)
+        for course, (prompt, _), request, done in zip(courses, encoded, requests, found, strict=True)
     ]  # fmt: skip
+
+
+def require_prompts(tasks: Sequence[Task], plan: Plan, words: Words) -> None:
+    """Before a model is loaded. Raises: ConfigError when a task does not fit the context, alone or in the template of
+    later rounds around an empty text."""
+    for task in tasks:
+        course = Course(task)
+        _encoded(course, course.prompt(plan), plan, words)
+        if plan.method == "refine" and plan.rounds > 1:
+            shortest = plan.template.format(task=task.text, best="", score="0", round=1)
+            _encoded(course, shortest, plan, words, " in --template")
+
+
+def _encoded(course: Course, text: str, plan: Plan, words: Words, where: str = "") -> tuple[str, list[int]]:
+    """What a candidate is drawn from, and its tokens. Raises: ConfigError when it does not fit the context."""
+    is_later = plan.method == "refine" and bool(course.candidates)
+    what = f"Task {course.task.id!r}{where}{f' with the best so far, in round {len(course.candidates)},' * is_later}"
+    if plan.is_chat:
+        text = words.render([{"role": "user", "content": text}])
+    try:
+        return text, words.encode(text, is_chat=plan.is_chat, what=what)
+    except ConfigError as error:
+        if not is_later:
+            raise
+        raise ConfigError(
+            error.cause, "Give another --output, and shorter tasks, a shorter --template or fewer --tokens."
+        ) from error
 
 
 def keep(drawn: Drawn, score: float, plan: Plan) -> Candidate:

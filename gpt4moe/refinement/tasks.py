@@ -37,6 +37,8 @@ def read_tasks(path: Path) -> list[Task]:
     lines = read_lines(path, {"prompt": str}, needed=("prompt",), example='{"id": 1, "prompt": "text"}')
     require_own_ids(path, lines)
     for line in lines:
+        if not line["prompt"]:
+            raise DataError(f"{path}, line {line['line']} has an empty prompt.", "Write a task, or leave the line out.")
         if line["whole"].get("images"):
             raise DataError(
                 f"{path}, line {line['line']} has images, and tasks are read as text alone.",

@@ -178,10 +178,13 @@ def test_a_chat_is_put_into_the_folder_s_template(run: Path, tmp_path: Path) -> 
 def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": 1, "prompt": "a"}\n{"id": 2, "text": "b"}\n')
+    long = tmp_path / "long.jsonl"
+    long.write_text('{"id": "a", "prompt": "a"}\n' + json.dumps({"id": "b", "prompt": "word " * 60}) + "\n")
     other = tmp_path / "other.jsonl"
     other.write_text('{"id": "x", "text": "a"}\n')
     cases = {
         "the context of 32 is too short": (run, "--prompt", "word " * 60),
+        "Prompt 'b' 'word": (run, "--input", long),
         "line 2 has no prompt": (run, "--input", bad),
         "does not divide": (run, "--tp", 2),
         "tp=0 is below 1": (run, "--tp", 0),

@@ -131,6 +131,9 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
     bad, chat = tmp_path / "bad.jsonl", tmp_path / "chat.jsonl"
     bad.write_text('{"id": 1, "text": "a"}\n')
     chat.write_text('{"id": 1, "messages": [{"role": "user", "content": "a"}]}\n')
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("empty", "long", "twice", "grows")}
+    for (name, path), prompt in zip(files.items(), ("", "word " * 60, "word " * 9, "word " * 6), strict=True):
+        path.write_text(json.dumps({"id": name, "prompt": prompt}) + "\n")
     cases: dict[str, tuple[object, ...]] = {
         'line 1 has no \'prompt\': {"id": 1, "text"': ("--input", bad),
         'line 1 has no \'prompt\': {"id": 1, "messages"': ("--input", chat),
@@ -144,6 +147,10 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "no regular expression": ("--answer", "("),
         "--rounds 0 is below 1": ("--rounds", 0),
         "cannot be imported": ("--scorer", "nowhere.at.all:score"),
+        "line 1 has an empty prompt": ("--input", files["empty"]),
+        "Task 'long' 'word": ("--input", files["long"], "--method", "best-of-n"),
+        "Task 'twice' in --template 'word": ("--input", files["twice"]),
+        "Task 'grows' with the best so far, in round 1, 'word": ("--input", files["grows"], "--tokens", 20),
     }
     for words, arguments in cases.items():
         (ended,) = refine(run, tmp_path / "out", *arguments)
