@@ -9,6 +9,7 @@ answer is computed by all ranks together, so to the harness this is one process 
 
 import atexit
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from gpt4moe.inference.load import LoadedModel, open_folder, placed
 from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.environment import Environment
+from gpt4moe.training.launch import run_tool
 
 MOST_NEW_TOKENS = 256
 """Where a task sets no limit, as the harness's own models."""
@@ -197,7 +199,12 @@ def _load(folder: str | None, parallel: ParallelConfig) -> tuple[LoadedModel, Wo
     return model, words
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """The harness's own command. Returns: the exit status; what is wrong with the folder or layout is 2, told once."""
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    return run_tool(lambda environment: cli_evaluate())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

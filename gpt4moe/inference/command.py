@@ -273,12 +273,14 @@ def write_stdout(text: str) -> None:
     sys.stdout.flush()
 
 
-def closed_stdout(when: str, error: OSError) -> LaunchError:
+def closed_stdout(
+    when: str, error: OSError, cure: str = "write a file that can be resumed: --output answers.jsonl."
+) -> LaunchError:
     """The error for one of write_stdout; nothing is written to stdout from now on."""
     if sys.stdout is not None:
         # Otherwise Python flushes stdout once more when it ends, and complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return LaunchError(
         f"stdout was closed {when} ({(error.strerror or str(error)).lower()}).",
-        "Let its reader read on, or write a file that can be resumed: --output answers.jsonl.",
+        f"Let its reader read on, or {cure}",
     )

@@ -1,7 +1,6 @@
 """The command of tools/serve.py: arguments, the model on this launch's ranks, the server of rank 0 until a signal."""
 
 import argparse
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,12 @@ from gpt4moe.inference.command import (
     add_layout,
     add_limits,
     add_sight,
+    closed_stdout,
     require_positive,
     seen,
     wanted_limits,
     wanted_parallel,
+    write_stdout,
 )
 from gpt4moe.inference.load import open_folder, placed, require_placeable
 from gpt4moe.inference.sight import sight_of
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
         is_first = model.groups.is_first_rank
         desk = Desk(limits.max_rows + options.max_queue) if is_first else None
         engine = Engine(model, sight, limits, desk)
-        listener = None
+        listener, told = None, ""
         with raise_together(model.groups):
             if is_first:
                 listener = bound_socket(options.host, options.port)
@@ -65,9 +66,10 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
             open_things.callback(desk.close, "The server has ended.")
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            sys.stdout.write(f"Serving {name} at http://{shown}:{port}/v1, tp {parallel.tp} x pp {parallel.pp}. "
-                             "Ctrl-C ends it.\n")  # fmt: skip
-            sys.stdout.flush()
+            told = f"Serving {name} at http://{shown}:{port}/v1, tp {parallel.tp} x pp {parallel.pp}. Ctrl-C ends it.\n"
+        with raise_together(model.groups):
+            if is_first:
+                _show(told)
 
         def close() -> None:
             if desk is not None:
@@ -75,3 +77,11 @@ def run(options: argparse.Namespace, environment: Environment) -> None:
 
         with ended_by_signal(close, speaks=is_first):
             engine.run()
+
+
+def _show(text: str) -> None:
+    """Raises: LaunchError when nobody reads stdout."""
+    try:
+        write_stdout(text)
+    except OSError as error:
+        raise closed_stdout("before the server's address", error, "send it to a file.") from error

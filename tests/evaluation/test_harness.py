@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gpt4moe.parallel.environment import Environment
 from tests.inference.tool import TOOL, generate
 from tests.numbered_lines import VOCABULARY, numbered_lines
 from tests.spawn import run_ranks
-from tests.training.command import metrics, saved_state, train
+from tests.training.command import metrics, outside, saved_state, train
 
 pytest.importorskip("lm_eval", reason="no lm_eval here")
 MODEL = ("model.num_attention_heads=4", "model.num_query_groups=2", "model.init_std=0.3", "data.kind=indexed",
@@ -109,6 +111,28 @@ def test_the_tool_prints_the_tasks_metrics(folder: Path, monkeypatch: pytest.Mon
     assert 0 <= values["acc,none"] <= 1 and values["sample_len"] == 4
     (wrong,) = generate(folder, "--tasks", "no_such_task", *mine, tool=tool)
     assert wrong.status == 2 and "error: lm-evaluation-harness has no task 'no_such_task'." in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [("folder=nowhere", "nowhere is no folder with weights"), ("folder=RUN,tp=3", "does not divide")],
+)
+def test_the_harness_s_own_command_tells_a_bad_folder_or_layout_in_two_lines(
+    arguments: str, cause: str, folder: Path
+) -> None:
+    given = (
+        "--model_args",
+        arguments.replace("RUN", str(folder)),
+        "--tasks",
+        TASKS[0],
+        "--include_path",
+        folder / "tasks",
+    )
+    command = [sys.executable, "-m", "gpt4moe.evaluation.harness", "run", "--model", "gpt4moe", *map(str, given)]
+    ended = subprocess.run(command, env=outside(), capture_output=True, text=True, timeout=300, check=False)
+    told = [line for line in ended.stderr.splitlines() if line.startswith(("error:", "fix:"))]
+    assert ended.returncode == 2 and len(told) == 2 and cause in told[0], ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_run_that_trains_is_asked_the_same_and_trains_as_if_it_was_not(

@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 from gpt4moe.convert.huggingface import to_huggingface
+from gpt4moe.errors import LaunchError
+from gpt4moe.serving.command import _show
 from tests.inference.tool import generate
 from tests.numbered_lines import numbered_lines
 from tests.training.command import outside, train
@@ -184,6 +186,15 @@ def test_a_port_that_is_taken_and_idle_copies_are_refused_on_every_rank(server: 
         ended = generate(exported, *options, ranks=ranks, tool=TOOL)
         assert [rank.status for rank in ended] == [2] * ranks and words in ended[0].err, ended[0].err
         assert "Traceback" not in ended[0].err
+
+
+def test_a_stdout_that_nobody_reads_ends_the_server_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(LaunchError, match="stdout was closed before the server's address"),
+        monkeypatch.context() as with_,
+    ):
+        with_.setattr(sys, "stdout", None)
+        _show("Serving")
 
 
 def test_term_ends_all_ranks(server: Server) -> None:
