@@ -3,11 +3,15 @@
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import TypeVar
+
+K = TypeVar("K")
+"""A contender's name."""
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, *, warmup: int = 2, alone: bool = True
-) -> dict[str, list[float]]:
+    contenders: Mapping[K, Callable[[], object]], rounds: int, *, warmup: int = 2, alone: bool = True
+) -> dict[K, list[float]]:
     """Seconds of each contender in each round; the first `warmup` rounds are not counted.
 
     Args:
@@ -15,7 +19,7 @@ def interleaved(
             used with one thread (two would wait for each other).
     """
     clock = time.perf_counter if alone else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[K, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, run in contenders.items():
             start = clock()
