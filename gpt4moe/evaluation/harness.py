@@ -28,14 +28,14 @@ from lm_eval.tasks import TaskManager
 
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.convert.verify import open_weights
-from gpt4moe.errors import ConfigError
+from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.evaluation.pieces import answer_piece, encode_text, first_token, windows
 from gpt4moe.evaluation.questions import greedy_request
 from gpt4moe.inference.load import LoadedModel, open_folder, placed
 from gpt4moe.inference.sight import sight_of
 from gpt4moe.inference.text import Words
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.training.launch import run_tool
+from gpt4moe.runlog.command_line import print_error
 
 MOST_NEW_TOKENS = 256
 """Where a task sets no limit, as the harness's own models."""
@@ -203,7 +203,17 @@ def main() -> int:
     """The harness's own command. Returns: the exit status; what is wrong with the folder or layout is 2, told once."""
     from lm_eval.__main__ import cli_evaluate
 
-    return run_tool(lambda environment: cli_evaluate())
+    environment = None
+    try:
+        environment = Environment.detect()
+        cli_evaluate()
+    except Gpt4MoeError as error:
+        if environment is None or environment.rank == error.told_by:
+            print_error(error.cause, error.cure)
+        if environment is not None:
+            environment.refuse_together(error.exit_code)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from gpt4moe.errors import ConfigError, Gpt4MoeError
 from gpt4moe.inference.attention import StepAttention
 from gpt4moe.inference.batch import Row, Step, pack
 from gpt4moe.inference.cache import BlockPool, KeyValueCache, blocks_of, least_free_bytes
-from gpt4moe.inference.cache_room import CacheRoom
+from gpt4moe.inference.cache_room import CacheRoom, Sizes
 from gpt4moe.inference.copies import Copies, step_length
 from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
@@ -132,11 +132,7 @@ class Generator:
         sizes = [
             (row.most_blocks, num_distinct(request.images)) for row, request in zip(waiting, requests, strict=True)
         ]
-        num_blocks, num_slots, num_gathered = self.room.shares(self._most_rows() if arrivals is not None else sizes)
-        pool = BlockPool(num_blocks, num_gathered)
-        self.images.open(num_slots)
-        if not self.room.holds(max(num_blocks, self.cache.num_blocks), num_slots, num_gathered):
-            self.cache.clear()  # an earlier call had fewer images, or rows of other lengths
+        pool = self._open(self._most_rows() if arrivals is not None else sizes)
         drawing = Drawing(self.groups, self.source, self.watch)
         # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
         flights = [Flight() for _ in range(1 if self.layout.vpp > 1 or arrivals is not None else self.layout.pp)]
@@ -178,6 +174,14 @@ class Generator:
             finally:
                 stages.finish()
                 drawing.finish()
+
+    def _open(self, sizes: Sizes) -> BlockPool:
+        """Room for the rows of one call, of which there are or may be these."""
+        num_blocks, num_slots, num_gathered = self.room.shares(sizes)
+        self.images.open(num_slots)
+        if not self.room.holds(max(num_blocks, self.cache.num_blocks), num_slots, num_gathered):
+            self.cache.clear()  # an earlier call had fewer images, or rows of other lengths
+        return BlockPool(num_blocks, num_gathered)
 
     def _most_rows(self) -> list[tuple[int, int]]:
         """Blocks and images of the rows that may be in flight where any may arrive."""
