@@ -140,6 +140,11 @@ def _attended(module: nn.Module, hidden: Tensor, attention: StepAttention | None
     if attention is None or type(module) not in (SelfAttention, FusedRotaryAttention):
         out: Tensor = module(hidden, attention_mask=None, packed_seq_params=attention)[0]
         return out
+    if not module.config.qk_layernorm:
+        # Megatron would copy the queries apart, and attention puts them beside the keys again.
+        mixed, _ = module.linear_qkv(hidden)
+        out, _ = module.linear_proj(module.core_attention.attend_mixed(mixed, attention))
+        return out
     query, key, value = module.get_query_key_value_tensors(hidden)
     out, _ = module.linear_proj(module.core_attention(query, key, value, None, packed_seq_params=attention))
     return out

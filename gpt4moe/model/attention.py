@@ -49,6 +49,10 @@ class CachedAttention(Protocol):
             layer_number: in the whole model, from 1.
         """
 
+    def attend_mixed(self, layer_number: int, mixed: Tensor, *, scale: float | None, causal: CausalAttention) -> Tensor:
+        """The same of what the first linear layer gives, [T, 1, G * (N / G + 2) * D]: of each group its queries, its
+        key and its value."""
+
 
 class SdpaAttention(nn.Module):
     """Causal attention of this rank's heads, as Megatron's SelfAttention calls its core. Owns no weights."""
@@ -80,6 +84,10 @@ class SdpaAttention(nn.Module):
         ends = [(chunk + 1) * size for chunk in sequence_chunks(self.cp.size(), self.cp.rank())]
         parts = [self._attend(q, key[:end], value[:end]) for q, end in zip(query.chunk(2), ends, strict=True)]
         return torch.cat(parts)
+
+    def attend_mixed(self, mixed: Tensor, attention: CachedAttention) -> Tensor:
+        """forward with a cache, of queries, keys and values that are not apart."""
+        return attention.attend_mixed(self.layer_number, mixed, scale=self.softmax_scale, causal=self._attend)
 
     def _by_document(self, query: Tensor, key: Tensor, value: Tensor, chunks: list[QueryChunk]) -> Tensor:
         if self.cp.size() > 1:

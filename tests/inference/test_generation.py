@@ -2,6 +2,7 @@
 kind of model; rows that join and leave; ranks without prompts."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -229,6 +230,7 @@ def test_a_step_leaves_out_what_only_training_has_in_the_attention_of_gpus_too(
     module: Any = kind.__new__(kind)
     nn.Module.__init__(module)
     monkeypatch.setattr(SelfAttention, "get_query_key_value_tensors", lambda self, hidden: 3 * (hidden,))
+    module.config = SimpleNamespace(qk_layernorm=True)
     module.core_attention = lambda query, key, value, mask, packed_seq_params: query + key + value
     module.linear_proj = lambda attended: (2 * attended, None)
     assert torch.equal(_attended(module, torch.ones(2), cast(Any, "a step")), torch.full((2,), 6.0))
