@@ -10,10 +10,11 @@ from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.convert.folder_tensors import read_own
+from gpt4moe.convert.folder_tensors import own_path, read_own
 from gpt4moe.data.check import tokenizer_path
+from gpt4moe.data.folder import TOKENIZER_NAME
 from gpt4moe.data.manifest import file_sha256
-from gpt4moe.data.tokenizer import load_tokenizer
+from gpt4moe.data.tokenizer import load_backend, load_tokenizer
 from gpt4moe.errors import ConversionError, DataError
 
 Files = dict[str, bytes]
@@ -27,6 +28,7 @@ KEPT = (
 )  # fmt: skip
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION = "generation_config.json"
+_AGAIN = "Copy the folder again from where it is whole."
 
 
 def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Path | None) -> tuple[Files, SpecialIds]:
@@ -69,8 +71,19 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
 
 
 def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-    settings = json.loads(files.get(GENERATION, b"{}"))
+    """Raises: ConversionError for a file that is a link out of the folder, or none that can be read."""
+    paths = [own_path(path) for path in sorted(own_path(folder).iterdir())]
+    try:
+        files = {path.name: path.read_bytes() for path in paths}
+        settings = json.loads(files.get(GENERATION, b"{}"))
+        if not isinstance(settings, dict):
+            raise ValueError(f"{GENERATION} is no JSON object")
+        if TOKENIZER_NAME in files:
+            load_backend(folder / TOKENIZER_NAME)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{folder} cannot be read ({error}).", _AGAIN) from error
+    except DataError as error:
+        raise ConversionError(error.cause, _AGAIN) from error
     return files, {name: settings.get(name) for name in SPECIAL_IDS}
 
 

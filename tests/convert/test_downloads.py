@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt4moe.convert.from_huggingface import from_huggingface
+from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.verify import verify
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.errors import ConversionError, Gpt4MoeError
@@ -61,6 +62,28 @@ def test_a_link_out_of_the_folder_is_refused(download: Path, tmp_path: Path, nam
     (download / name).unlink(missing_ok=True)
     (download / name).symlink_to(tmp_path / "secret")
     _refused(download, f"{name} is a link to .*secret, out of its folder")
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "no tokenizer", "no settings"])
+def test_a_checkpoint_of_somebody_else_brings_no_file_and_no_damage_by_its_tokenizer(
+    download: Path, tmp_path: Path, what: str
+) -> None:
+    from_huggingface(download, tmp_path / "ours")
+    kept, secret = tmp_path / "ours" / "tokenizer", tmp_path / "secret"
+    secret.mkdir()
+    (secret / "id").write_text("key")
+    if what == "file":
+        (kept / "id").symlink_to(secret / "id")
+    elif what == "folder":
+        shutil.rmtree(kept)
+        kept.symlink_to(secret)
+    else:
+        (kept / ("tokenizer.json" if what == "no tokenizer" else "generation_config.json")).write_text("[" * 50_000)
+    said = {"file": "id is a link to .*secret/id, out of its", "folder": "tokenizer is a link to .*secret, out of its",
+            "no tokenizer": "tokenizer.json is no tokenizer", "no settings": "tokenizer cannot be read"}  # fmt: skip
+    with pytest.raises(ConversionError, match=said[what]):
+        to_huggingface(tmp_path / "ours", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_large_files_that_older_downloads_linked_convert_as_they_lie(download: Path, tmp_path: Path) -> None:

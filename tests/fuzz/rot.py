@@ -47,8 +47,7 @@ FORMATS = (
     Format("run folder's configuration", "runs/first/resolved.yaml", RESUME, ("runs", "data")),
     Format("run folder's identity", "runs/first/identity.json", RESUME, ("runs", "data")),
     Format("run folder's launches", "runs/first/starts/*", RESUME, ("runs", "data")),
-    Format("run folder's goings back", "runs/first/gone_back.json", RESUME, ("runs", "data"),
-           has_hashes=False),  # a seal: nothing knows of one that is gone
+    Format("run folder's goings back", "runs/first/gone_back.json", RESUME, ("runs", "data")),
     Format("inference export", "inference/*", ("convert_checkpoint", "verify", "inference", "ckpt"),
            ("inference", "ckpt")),
     Format("Hugging Face export", "hf/*", ("convert_checkpoint", "verify", "hf", "ckpt"), ("hf", "ckpt"),
