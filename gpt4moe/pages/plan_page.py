@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
+from gpt4moe.errors import ConfigError
 from gpt4moe.pages.report_page import POLICY, STYLE
 from gpt4moe.pages.schedule_page import gantt
 from gpt4moe.pipeline.schedule import schedule, simulate
@@ -114,6 +115,7 @@ def write_page(path: Path | str, title: str, body: str) -> None:
 
     Args:
         body: HTML.
+    Raises: ConfigError where the page cannot be written.
     """
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -122,7 +124,12 @@ def write_page(path: Path | str, title: str, body: str) -> None:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n"
         "</html>\n"
     )
-    replace_file(Path(path), page.encode())
+    try:
+        replace_file(Path(path), page.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"file={path} cannot be written: {error.strerror}.", "Set file to a name in a folder where you may write."
+        ) from error
 
 
 def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, unit: str, limit: float | None = None) -> str:
@@ -167,7 +174,10 @@ def _colour(parts: list[str], part: str) -> str:
 
 
 def _cards(result: Estimate) -> str:
-    kwh = "not known" if result.cost.kwh is None else f"{result.cost.kwh / 1e6:.3g} GWh"
+    kwh, energy = result.cost.kwh, "not known"
+    if kwh is not None:
+        used, unit = (kwh / 1e6, "GWh") if kwh > 1e5 else (kwh, "kWh")
+        energy = with_range(f"{used:,.3g} {unit}", result.likely(used))
     cards = {
         "step": with_range(f"{result.step.seconds:.3g} s", result.likely(result.step.seconds)),
         "MFU": f"{100 * result.mfu:.1f}%",
@@ -178,7 +188,7 @@ def _cards(result: Estimate) -> str:
             result.likely(result.cost.usd),
             ",.0f",
         ),
-        "energy": kwh,
+        "energy": energy,
         "fullest device": f"{result.peak_memory_bytes / 1e9:.1f} GB",
         "parameters": f"{result.parameters.total / 1e9:,.1f} billion",
     }

@@ -9,7 +9,7 @@ import yaml
 
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.plan import PlanOutput
-from gpt4moe.errors import DataError
+from gpt4moe.errors import ConfigError, DataError
 from gpt4moe.pages.plan_answer import plan_answer
 from gpt4moe.pages.plan_page import stacked_bars
 from gpt4moe.planner.estimate import estimate
@@ -39,6 +39,15 @@ def test_hostile_names_stay_text(words: tuple[str, ...], tmp_path: Path) -> None
     plan_answer(plan)
     page = (tmp_path / "plan.html").read_text()
     assert "&lt;script&gt;x&lt;/script&gt;&lt;b&gt;" in page and "<script>x" not in page and "<b>" not in page
+
+
+def test_a_page_that_cannot_be_written_is_refused_with_its_cause(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("no folder")
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "parallel.ep=8")
+    plan.output, plan.file = PlanOutput.html, str(tmp_path / "a" / "plan.html")
+    with pytest.raises(ConfigError, match=r"^file=.*plan.html cannot be written: ") as caught:
+        plan_answer(plan)
+    assert "where you may write" in caught.value.cure
 
 
 def test_bars_are_as_long_as_their_values() -> None:
