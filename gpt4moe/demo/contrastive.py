@@ -6,8 +6,8 @@
 
 The text side is a bag of (place in the caption, word). It is thrown away; the encoder is saved as a folder of
 transformers. Besides its caption an image is shown every text that is wrong in one word (arXiv:2210.01936): of all with
-another word in the same place it has to find its own. A frame of a clip is an image without a direction; one of each
-clip is shown. Items of few_shot are not.
+another word in the same place it has to find its own. Some images of a batch are grey, and their texts name no colour.
+A frame of a clip is an image without a direction; one of each clip is shown. Items of few_shot are not.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.config.vision import EncoderConfig
 from gpt4moe.demo.made_of import require_made_of
 from gpt4moe.demo.pictures.drawing import Picture
-from gpt4moe.demo.pictures.items import OTHER_WAY, Item, items
+from gpt4moe.demo.pictures.items import OPPOSITE, OTHER_WAY, Item, items
 from gpt4moe.demo.pictures.make import SET_NAME
 from gpt4moe.errors import DataError, Gpt4MoeError
 from gpt4moe.runlog.command_line import print_error
 
-_NUM_QUERIES, _MEANING = 8, 256
+_NUM_QUERIES, _MEANING = 12, 256
 """Queries that pool an image's patches; width of what images and texts are compared in."""
 KINDS_SHOWN = ("attributes", "relations", "words", "clips")
 _OWN_WORDS = ("size", "colour", "shape")
@@ -50,28 +50,32 @@ class Pair:
 class Course:
     """How the encoder is trained."""
 
-    steps: int = 2200
+    steps: int = 2400
     batch_size: int = 64
     lr: float = 2e-3
     warmup_steps: int = 50
+    num_grey: int = 24
+    """Of a batch, shown without colours: else shapes are learned for each colour by itself (arXiv:2002.05709)."""
     seed: int = 0
 
 
 def pairs_of(item: Item) -> list[Pair]:
-    """A pair for each frame. The two captions of two shapes (a above b, b below a) say the same here."""
+    """A pair for each frame. A shape's words are said with its place in the picture, so that of two each is looked for
+    where it is, and the two captions (a above b, b below a) say the same."""
     said = {name: word for name, word in item.fields.items() if name != "direction"}
+    if item.kind == "attributes":
+        said = {"place": said["place"], **_placed(said["place"], said)}
     if item.kind == "relations":
         first = dict(zip(_OWN_WORDS, item.prompt.split()[1:4], strict=True))
-        second, relation = {name: said[name] for name in _OWN_WORDS}, said["relation"]
-        if relation in OTHER_WAY:
-            first, second, relation = second, first, OTHER_WAY[relation]
-        said = {"relation": relation, **_placed("first", first), **_placed("second", second)}
+        relation = OTHER_WAY.get(said["relation"], said["relation"])
+        places = (said["relation"], OPPOSITE[said["relation"]])
+        said = {"relation": relation, **_placed(places[0], first), **_placed(places[1], said)}
     words = tuple(f"{place}={word}" for place, word in said.items())
     return [Pair(frame, words) for frames in item.images for frame in frames]
 
 
 def _placed(place: str, words: dict[str, str]) -> dict[str, str]:
-    return {f"{place} {name}": word for name, word in words.items()}
+    return {f"{place} {name}": words[name] for name in _OWN_WORDS}
 
 
 class Contrast(nn.Module):
@@ -145,10 +149,18 @@ class PairSet:
             said = torch.tensor([numbers[word] for word in pair.said])
             row[self.place_of[said]] = said
 
-    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels and words [B, P] of some pairs, and which text is true of which image [B, B]."""
-        words = self.words[chosen]
-        return self.pixels[chosen], words, (words.unsqueeze(1) == words).all(-1)
+    def batch(self, chosen: Tensor, num_grey: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels and words [B, P] of some pairs, and which text is true of which image [B, B].
+
+        Args:
+            num_grey: so many of the first are shown without colours, and their texts name none.
+        """
+        pixels, words = self.pixels[chosen], self.words[chosen]
+        grey = pixels[:num_grey].float().mean(1, keepdim=True).to(torch.uint8).expand(-1, 3, -1, -1)
+        pixels[:num_grey] = grey
+        words[:num_grey, [place for place, name in enumerate(self.places) if name.endswith("colour")]] = -1
+        is_said = (words.unsqueeze(1) == words) | (words < 0)  # [image, text, place]
+        return pixels, words, is_said.all(-1)
 
 
 def place_in(word: str) -> str:
@@ -189,7 +201,8 @@ def train(config: EncoderConfig, learned: Sequence[Pair], course: Course, tell: 
     for step in range(course.steps):
         for group in optimizer.param_groups:
             group["lr"] = course.lr * learning_rate_share(step, course)
-        pixels, words, is_true = pairs.batch(torch.randint(len(learned), (course.batch_size,), generator=generator))
+        chosen = torch.randint(len(learned), (course.batch_size,), generator=generator)
+        pixels, words, is_true = pairs.batch(chosen, course.num_grey)
         logits, near = model(pixels, words)
         of_near, shares = near_loss(near, words, pairs.place_of)
         loss = sigmoid_loss(logits, is_true) + of_near

@@ -74,6 +74,7 @@ def examine(step: Path, items: Sequence[Item], sheet: Path | None = None) -> dic
         sheet: gets a picture of some answers, and of where each word came from.
     Raises: CheckpointError, ConfigError.
     """
+    torch.set_num_threads(1)  # of matrices as small as these more threads cost more than they give
     kinds = {item.kind: [other for other in items if other.kind == item.kind] for item in items}
     found: dict[str, dict[str, Answers]] = {}
     with loaded_model(step) as model:

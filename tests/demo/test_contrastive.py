@@ -45,6 +45,18 @@ def test_equal_captions_are_true_of_each_others_images() -> None:
     assert is_true[0, :4].all() and is_true.sum() < is_true.numel() and (is_true == is_true.T).all()
 
 
+def test_of_grey_images_the_texts_name_no_colour_and_are_true_of_the_coloured_ones() -> None:
+    pairs = PairSet([pair for item in items("attributes", 0, 6, "learned") for pair in pairs_of(item)])
+    chosen = torch.tensor([0, 1, 0, 1])
+    assert pairs.words[0].tolist() != pairs.words[1].tolist()
+    pixels, words, is_true = pairs.batch(chosen, 2)
+    assert (pixels[:2, 0] == pixels[:2, 2]).all() and (pixels[2:] == pairs.pixels[chosen[2:]]).all()
+    has_colour = torch.tensor([name.endswith("colour") for name in pairs.places])
+    assert (words[:2, has_colour] < 0).all() and (words[2:] == pairs.words[chosen[2:]]).all()
+    assert (words[:2, ~has_colour] == words[2:, ~has_colour]).all() and (words[2:, has_colour] >= 0).any(1).all()
+    assert is_true[2, 0] and is_true[3, 1] and not is_true[0, 2] and not is_true[2, 1]
+
+
 def test_an_image_is_compared_with_every_text_that_is_wrong_in_one_word() -> None:
     torch.manual_seed(0)
     config = EncoderConfig(image_size=32, patch_size=8, hidden_size=16, num_layers=1, num_attention_heads=2,
@@ -76,9 +88,9 @@ def test_the_two_captions_of_two_shapes_say_the_same() -> None:
         (pair,) = pairs_of(item)
         said = dict(word.split("=") for word in pair.said)
         assert said["relation"] in ("above", "left of") and len(said) == 7
-        first = item.prompt.split()[1:4]
-        place = "first" if item.fields["relation"] in ("above", "left of") else "second"
-        assert [said[f"{place} {name}"] for name in ("size", "colour", "shape")] == first
+        assert [
+            said[f"{item.fields['relation']} {name}"] for name in ("size", "colour", "shape")
+        ] == item.prompt.split()[1:4]
 
 
 def test_no_item_of_few_shot_is_shown_and_no_direction_of_a_clip() -> None:

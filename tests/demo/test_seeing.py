@@ -94,7 +94,7 @@ def test_shuffled_pictures_deny_every_field_of_the_answer(kind: str) -> None:
         assert (item.prompt, item.answer, item.fields) == (other.prompt, other.answer, other.fields)
         partner = at[id(other.images)]
         if kind == "relations":
-            first, second = partner.text.split()[2:5], partner.text.rstrip(".").split()[-3:]
+            first, second = partner.text.split()[1:4], partner.text.rstrip(".").split()[-3:]
             for value, *seen in zip(item.text.rstrip(".").split()[-3:], first, second, strict=True):
                 assert value not in seen
             upright = {"above", "below"}
@@ -106,7 +106,7 @@ def test_shuffled_pictures_deny_every_field_of_the_answer(kind: str) -> None:
 
 def test_a_constant_answer_gets_the_share_of_the_most_frequent_one() -> None:
     of = {(item.fields["size"], item.fields["place"]): item for item in items("attributes", 0, 200, "asked")}
-    some = [of["small", "top"], of["small", "left"], of["large", "top"], of["small", "top"]]
+    some = [of["small", "above"], of["small", "left of"], of["large", "above"], of["small", "above"]]
     found = constant(some)
     assert (found["keys"], found["right"]) == (3, 0.5)
     assert (found["fields"]["size"], found["fields"]["place"]) == (0.75, 0.75)

@@ -17,7 +17,8 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 SIZES = ("small", "large")
-PLACES = {"left": (-7, 0), "right": (7, 0), "top": (0, -7), "bottom": (0, 7)}
+PLACES = {"above": (0, -7), "below": (0, 7), "left of": (-7, 0), "right of": (7, 0)}
+"""Where one shape stands, from the middle."""
 RELATIONS = {"above": (0, -8), "below": (0, 8), "left of": (-8, 0), "right of": (8, 0)}
 """Where the first of two stands, from the middle; the second stands opposite."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -35,7 +36,7 @@ def draw_one(rng: random.Random, colour: str, shape: str, size: str, place: str)
     """One shape on a dark ground."""
     image, draw = _ground(rng)
     x, y = PLACES[place]
-    radius = (4.5 if size == "small" else 8) + rng.uniform(-0.5, 0.5)
+    radius = (5 if size == "small" else 7.5) + rng.uniform(-0.5, 0.5)
     _shape(draw, shape, _tinted(rng, colour), (_middle(rng, x), _middle(rng, y)), radius)
     return np.asarray(image)
 
@@ -45,8 +46,8 @@ def draw_two(rng: random.Random, first: tuple[str, str, str], relation: str, sec
     image, draw = _ground(rng)
     x, y = RELATIONS[relation]
     for sign, (size, colour, shape) in ((1, first), (-1, second)):
-        radius = (4.5 if size == "small" else 7) + rng.uniform(-0.3, 0.3)
-        centre = (_middle(rng, sign * x, 1.0), _middle(rng, sign * y, 1.0))
+        radius = (5 if size == "small" else 7) + rng.uniform(-0.3, 0.3)
+        centre = (_middle(rng, sign * x), _middle(rng, sign * y))
         _shape(draw, shape, _tinted(rng, colour), centre, radius)
     return np.asarray(image)
 
@@ -72,7 +73,7 @@ def draw_clip(rng: random.Random, colour: str, shape: str, direction: str) -> li
     """NUM_FRAMES pictures of a shape that moves; what lies across its way is random, its size too."""
     dx, dy = DIRECTIONS[direction]
     ground, tint = tuple(rng.randint(0, 50) for _ in range(3)), _tinted(rng, colour)
-    across, radius, start = rng.uniform(-6, 6), rng.uniform(4, 6), -_STEP * (NUM_FRAMES - 1) / 2 + rng.uniform(-1, 1)
+    across, radius, start = rng.uniform(-6, 6), rng.uniform(4.5, 6), -_STEP * (NUM_FRAMES - 1) / 2 + rng.uniform(-1, 1)
     frames = []
     for number in range(NUM_FRAMES):
         image = Image.new("RGB", (SIDE, SIDE), ground)
@@ -92,8 +93,8 @@ def _tinted(rng: random.Random, colour: str) -> tuple[int, ...]:
     return tuple(max(0, min(255, value + rng.randint(-15, 15))) for value in COLOURS[colour])
 
 
-def _middle(rng: random.Random, offset: float, jitter: float = 1.5) -> float:
-    return SIDE / 2 + offset + rng.uniform(-jitter, jitter)
+def _middle(rng: random.Random, offset: float) -> float:
+    return SIDE / 2 + offset + rng.uniform(-1, 1)
 
 
 def _shape(

@@ -1,11 +1,14 @@
 """Five kinds of items: pictures, a text with a tag for each, and the part of the text that is asked for.
 
     kind         text, from | on what is asked for                    key: of one split alone (splits.py)
-    attributes   <image>a| small red circle at the left.              the combination
-    relations    <image>a small red circle is| above a large ...      the coloured shapes with their relation
+    attributes   <image>a| small red circle left of the middle.       the combination
+    relations    <image>a small red circle| above a large ...         the coloured shapes with their relation
     words        <image>the page reads| k w x.                        the word of three letters
     clips        <image>the| red circle moves left.                   the combination
     few_shot     four times <image>red dax. and so on, <image>| red dax.   the two words for colours
+
+How a shape stands is said in the same words of one and of two, so what is learned of one helps to find which of two
+was named.
 
 An item of few_shot has two new words, each for one colour. Only its examples say which; each says the colour's own word
 before the new one. One to learn has eight examples.
@@ -91,22 +94,25 @@ def _attributes(rng: random.Random, split: Split) -> Item:
     size, colour, shape, place = found = _combination(rng, split)
     return Item(
         kind="attributes", key=" ".join(found), images=[[draw_one(rng, colour, shape, size, place)]],
-        prompt=f"{IMAGE_TOKEN}a", answer=f" {size} {colour} {shape} at the {place}.",
+        prompt=f"{IMAGE_TOKEN}a", answer=f" {size} {colour} {shape} {place} the middle.",
         fields={"size": size, "colour": colour, "shape": shape, "place": place},
     )  # fmt: skip
 
 
 def _relations(rng: random.Random, split: Split) -> Item:
+    """Each stands where one such shape is learned to stand, so no held-out combination of attributes is seen here."""
+
     def draw() -> tuple[Thing, str, Thing]:
-        first, second = _thing(rng), _thing(rng)
-        while second[1:] == first[1:]:
-            second = _thing(rng)
-        return first, rng.choice(list(RELATIONS)), second
+        while True:
+            first, relation, second = _thing(rng), rng.choice(list(RELATIONS)), _thing(rng)
+            stands = (*first, relation), (*second, OPPOSITE[relation])
+            if second[1:] != first[1:] and all(split_of("attributes", " ".join(one)) == "learned" for one in stands):
+                return first, relation, second
 
     first, relation, second = _until(draw, lambda found: _relation_key(*found), "relations", split)
     return Item(
         kind="relations", key=_relation_key(first, relation, second), images=[[draw_two(rng, first, relation, second)]],
-        prompt=f"{IMAGE_TOKEN}a {' '.join(first)} is", answer=f" {relation} a {' '.join(second)}.",
+        prompt=f"{IMAGE_TOKEN}a {' '.join(first)}", answer=f" {relation} a {' '.join(second)}.",
         fields={"relation": relation, "size": second[0], "colour": second[1], "shape": second[2]},
     )  # fmt: skip
 

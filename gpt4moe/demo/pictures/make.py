@@ -2,7 +2,7 @@
 
 FOLDER/<kind>-train.tar, <kind>-valid.tar   samples of WebDataset for tools/prepare_media.py, a source for each kind
 FOLDER/items.jsonl, images/                 items to be asked; what is held out in valid.tar is not among them
-FOLDER/captions, scenes, names, repeats .jsonl   texts to learn without pictures, for a language model
+FOLDER/captions, names, repeats .jsonl   texts to learn without pictures, for a language model
 FOLDER/tokenizer.json                       of these texts, with the image token
 FOLDER/sheet.png                            some of each kind, for people
 FOLDER/set.json                             seed and counts; written last
@@ -24,20 +24,18 @@ from gpt4moe.data.pictures import encode_png
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
 from gpt4moe.demo.pictures.sheet import write_sheet
-from gpt4moe.demo.pictures.texts import caption, naming, repeating, scene, write_tokenizer
+from gpt4moe.demo.pictures.texts import caption, naming, repeating, write_tokenizer
 from gpt4moe.errors import ConfigError, DataError, Gpt4MoeError
 from gpt4moe.media.command import prepare
 
-LEARNED = {"attributes": 6000, "relations": 8000, "words": 12000, "clips": 3000, "few_shot": 2500}
+LEARNED = {"attributes": 8000, "relations": 12000, "words": 12000, "clips": 3000, "few_shot": 2500}
 ASKED = {"attributes": 400, "relations": 400, "words": 300, "clips": 200, "few_shot": 400}
 SET_NAME, MADE_OF = "set.json", "made_of.json"
-TEXTS = ("captions", "scenes", "names", "repeats")
+TEXTS = ("captions", "names", "repeats")
 """Texts to learn without pictures."""
-_SCENES_PER_ITEM = 2
-"""Of relations and words."""
 _TEXTS_PER_ITEM = 6
 """Of few_shot."""
-_SHOWN, _VERSION = 4, 5
+_SHOWN, _VERSION = 4, 6
 
 
 def write_set(
@@ -55,7 +53,6 @@ def write_set(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     tiles, captions = [], []
-    scenes: list[str] = []
     with (folder / "items.jsonl").open("w", encoding="utf-8") as lines:
         for kind in KINDS:
             to_ask = list(items(kind, seed, asked[kind], "asked"))
@@ -64,14 +61,10 @@ def write_set(
             write_tar(folder / f"{kind}-valid.tar", items(kind, seed, asked[kind], "valid"))
             said = write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], "learned"))
             captions += said if kind == FEW_SHOT else [caption(text, seed, number) for number, text in enumerate(said)]
-            if kind in ("relations", "words"):
-                scenes += [
-                    scene(text, seed, len(scenes) + number) for number, text in enumerate(said * _SCENES_PER_ITEM)
-                ]
             tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in to_ask[:_SHOWN]]
     more = range(_TEXTS_PER_ITEM * learned[FEW_SHOT])
     copied = [naming(seed, number) for number in more], [repeating(seed, number) for number in more]
-    for name, texts in zip(TEXTS, (captions, scenes, *copied), strict=True):
+    for name, texts in zip(TEXTS, (captions, *copied), strict=True):
         lines_of = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text(lines_of, encoding="utf-8")
     write_tokenizer(folder / TOKENIZER_NAME)

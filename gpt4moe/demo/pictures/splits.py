@@ -16,7 +16,7 @@ from gpt4moe.data.folder import held_out
 from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, SHAPES, SIZES
 
 Split = Literal["learned", "valid", "asked"]
-_DRAW = 3
+_DRAW = 4
 """Raised when settings were chosen by what the asked keys gave: then others are asked."""
 _SHARES = {"relations": (0.1, 0.05), "words": (0.1, 0.03), "few_shot": (0.2, 0.1)}
 """Of all keys: asked, valid."""
