@@ -16,6 +16,7 @@ from gpt4moe.checkpoint.health import reasons
 from gpt4moe.checkpoint.index import CheckpointIndex, runs
 from gpt4moe.checkpoint.manifest import NAME, Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint, step_folders
+from gpt4moe.config.checksums import SUMS, changed_files
 from gpt4moe.errors import CheckpointError
 
 Answer = dict[str, Any]
@@ -88,10 +89,15 @@ def verification(path: Path) -> Answer:
             "tensors": len(index.shapes),
             "slices": sum(map(len, index.pieces.values())),
             "size_bytes": sum(entry.size for entry in index.manifest.files),
-            "problems": list(index.problems()),
+            "problems": [*index.problems(), *_beside(folder)],
         }
     except CheckpointError as error:
         return answer | {"problems": [error.cause]}
+
+
+def _beside(folder: Path) -> list[str]:
+    """What was changed in folders that from-hf put beside the weights: its tokenizer's."""
+    return [found for sums in sorted(folder.glob(f"*/{SUMS}")) for found in changed_files(sums.parent)]
 
 
 def difference(a: Path, b: Path, *, tolerance: float) -> Answer:

@@ -7,6 +7,7 @@ lora.py     adapters, of stage and model
 step_sizes.py       the batch size of every step, the samples of N steps
 optimizer_table.py  each optimizer's state tensors, and the engines that run it
 run.py      RunConfig: the groups together
+checksums.py        SHA256SUMS of files that no manifest has
 own_files.py        which files a manifest may name; where links of a download may lead
 yaml_text.py        YAML of a file that somebody may have damaged
 typed.py    what JSON gives -> a dataclass whose fields have their types; of manifests; their seal

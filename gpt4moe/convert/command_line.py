@@ -207,6 +207,7 @@ def verification_lines(answer: Answer) -> Iterator[str]:
     yield from (f"{row['tensor']}: shape {row['a']} and {row['b']}" for row in answer["other_shape"])
     yield from (f"model.{row['setting']}: {row['a']} and {row['b']}" for row in answer["settings"])
     yield from (f"differs from its copies: {copy}" for copy in answer["copies"])
+    yield from answer["changed_files"]
     yield from answer["notes"]
     rows = [
         (row["tensor"], f"{row['elements']} of {row['of']}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.model_files import Files, model_card
 from gpt4moe.convert.publish import published
@@ -15,6 +16,9 @@ from gpt4moe.convert.weights import CheckpointWeights
 
 DTYPES = {"bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
 """Option -> (name in safetensors, name in torch)."""
+
+CARD = "README.md"
+"""People write into it."""
 
 Answer = dict[str, Any]
 Json = dict[str, Any]
@@ -59,7 +63,7 @@ class Export:
         card = model_card(
             self.source.manifest, self.source.run, dtype=torch_name, licence=self.licence, notes=self.notes
         )
-        files = self.files | {"README.md": card.encode()}
+        files = self.files | {CARD: card.encode()}
         texts = [hashlib.sha256(content).hexdigest() for content in files.values()]
         counts = {name: len(part) for name, part in shards.items()}
         extra = self.vision.identity() if self.vision else None
@@ -71,6 +75,7 @@ class Export:
             draft.json("config.json", self.config)
             for name, content in files.items():
                 draft.content(name, content)
+            draft.checksums(SUMS, is_deep=False, without=[CARD])  # vision/ has its own
 
     def _shards(self) -> dict[str, list[NewTensor]]:
         return sharded(self.tensors, DTYPES[self.dtype][0], self.max_shard_bytes)

@@ -25,6 +25,7 @@ from gpt4moe.architecture.tensors import Box
 from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import StoredPiece
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
@@ -33,8 +34,8 @@ from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.folder_tensors import mistral_files, own_path, stored_tensors
 from gpt4moe.convert.hf_config import from_config
 from gpt4moe.convert.huggingface import add_pieces, open_huggingface, read_config
-from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of
-from gpt4moe.convert.publish import published, refuse_existing
+from gpt4moe.convert.model_files import GENERATION, KEPT, generation_of, require_unchanged
+from gpt4moe.convert.publish import Draft, published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, Take, packed
 from gpt4moe.convert.tables import UPCYCLED
 from gpt4moe.convert.vision_folder import FOLDER
@@ -82,6 +83,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     generation, notes = generation_of(source, read_config(source))
     _require_tokenizer(source)
     text = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
+    require_unchanged(source)
     seen = imported_vision(source, text.model, out)
     boxes = _boxes(text) + (_boxes(seen.weights) if seen else [])
     sizes = [4 * prod(box[1]) for _, _, box in boxes]
@@ -98,7 +100,7 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
             file = f"rank-{number:05d}.safetensors"
             entries.append(draft.tensors(file, tensors, dtype="F32", metadata={"shapes": header}, advance=advance))
         encoder = {"encoder": seen.write_encoder(draft, advance)} if seen else {}
-        _keep_tokenizer(source, draft.folder, generation)
+        _keep_tokenizer(source, draft, generation)
         draft.text(ARGUMENTS, " ".join(_arguments(config["model"], "model")) + "\n")
         Manifest(
             step=0, consumed_samples=0, consumed_per_source={}, optimizer_step=0, run_id=uuid.uuid4().hex,
@@ -182,13 +184,14 @@ def _require_tokenizer(source: Path) -> None:
         raise ConversionError(error.cause, "Copy or download it again.") from error
 
 
-def _keep_tokenizer(source: Path, folder: Path, generation: bytes) -> None:
+def _keep_tokenizer(source: Path, draft: Draft, generation: bytes) -> None:
     """Copies the source's tokenizer files and special ids into the step folder, so that to-hf can export them."""
-    kept = folder / TOKENIZER_FOLDER
+    kept = draft.folder / TOKENIZER_FOLDER
     kept.mkdir(exist_ok=True)
     (kept / GENERATION).write_bytes(generation)
     for path in (source / name for name in KEPT if (source / name).is_file()):
         shutil.copyfile(own_path(path), kept / path.name)
+    draft.checksums(f"{TOKENIZER_FOLDER}/{SUMS}")
 
 
 def _upcycled(source: Path, upcycling: Upcycling) -> FolderWeights:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.config.checksums import SUMS, changed_files
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.folder_tensors import own_path, read_own
@@ -71,8 +72,9 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
 
 
 def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
-    """Raises: ConversionError for a file that is a link out of the folder, or none that can be read."""
-    paths = [own_path(path) for path in sorted(own_path(folder).iterdir())]
+    """Raises: ConversionError for a file that was changed, is a link that leads out of the folder, or is none."""
+    require_unchanged(own_path(folder))
+    paths = [own_path(path) for path in sorted(folder.iterdir()) if path.name != SUMS]
     try:
         files = {path.name: path.read_bytes() for path in paths}
         settings = json.loads(files.get(GENERATION, b"{}"))
@@ -85,6 +87,13 @@ def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
     except DataError as error:
         raise ConversionError(error.cause, _AGAIN) from error
     return files, {name: settings.get(name) for name in SPECIAL_IDS}
+
+
+def require_unchanged(folder: Path) -> None:
+    """Raises: ConversionError for a file that is not what the folder's SHA256SUMS says, where it has one."""
+    changed = changed_files(folder)
+    if changed:
+        raise ConversionError(changed[0], f"{_AGAIN} If it is as it should be, remove {folder / SUMS}.")
 
 
 def _tokenizer_config(model: ModelConfig, eos_token: str) -> dict[str, Any]:

@@ -8,15 +8,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt4moe.checkpoint.storage import FileEntry
+from gpt4moe.config.checksums import sums_text
 from gpt4moe.convert.copy_pipeline import Advance
 from gpt4moe.convert.safetensors_file import INDEX, NewTensor, write_stream
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.durable import sync_file, sync_folder
 from gpt4moe.errors import ConversionError, Gpt4MoeError
 
@@ -72,13 +72,18 @@ class Draft:
         shutil.copyfile(source, self._path(name))
         sync_file(self.folder / name)
 
-    def checksums(self, name: str) -> None:
-        """Writes a file of the sha256 of every other file in its folder and below, as `sha256sum -c` reads it."""
+    def checksums(self, name: str, *, is_deep: bool = True, without: Sequence[str] = ()) -> None:
+        """Writes a file of the sha256 of every other file in its folder, as `sha256sum -c` reads it.
+
+        Args:
+            is_deep: of its folders too.
+            without: names of files that anybody may change.
+        """
         folder = self._path(name).parent
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        found = sorted(folder.rglob("*") if is_deep else folder.iterdir())
+        paths = [path for path in found if path.is_file() and path.name not in (_PLAN, _LOCK, *without)]
         paths = [path for path in paths if path != self.folder / name and not path.name.endswith(_DONE)]
-        lines = [f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
-        self.text(name, "".join(lines))
+        self.text(name, sums_text(folder, paths))
 
     def json(self, name: str, content: object) -> None:
         self.text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,7 @@ from gpt4moe.checkpoint.base import refuse_adapters
 from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.config.checksums import changed_files
 from gpt4moe.convert.adapters import open_checkpoint
 from gpt4moe.convert.copy_pipeline import progress_bar
 from gpt4moe.convert.huggingface import open_huggingface
@@ -30,7 +31,7 @@ from gpt4moe.errors import ConversionError
 LOGITS_TOLERANCE = 1e-4
 """Largest difference of a logit that fp32 sums in another order may cause."""
 
-DIFFERENCES = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")
+DIFFERENCES = ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies", "changed_files")
 """Keys of verify's answer, all of them empty when two folders hold the same model."""
 
 Answer = dict[str, Any]
@@ -74,8 +75,9 @@ def verify(
             is that of a side whose folder is gone.
         text_only: leaves vision parts out.
     Returns: lists under the keys of DIFFERENCES (`different` and `other_shape` tensors, names on one side only,
-        `settings` that change no shape, unequal `copies` of one tensor), how much was compared, and `notes`. Vision
-        parts that one side alone has are `only_in` it; an inference folder never has any, which a note says.
+        `settings` that change no shape, unequal `copies` of one tensor, `changed_files` that are not what SHA256SUMS
+        says), how much was compared, and `notes`. Vision parts that one side alone has are `only_in` it; an inference
+        folder never has any, which a note says.
     Raises: ConversionError or CheckpointError when one is absent or damaged, or `encoder` is of neither.
     """
     left, right = open_weights(a, base), open_weights(b, base)
@@ -97,6 +99,12 @@ def verify(
             for own, other in settings for name, value in other.items() if name in own and own[name] != value
         ],
         "copies": [f"{weights.folder}: {copy}" for weights in (left, right) for copy in weights.differing_copies()],
+        "changed_files": [
+            found
+            # With a tolerance, weights are what they are: their values are compared.
+            for weights in (left, right)
+            for found in changed_files(weights.folder, without=".safetensors" if tolerance else "")
+        ],
         "notes": _not_compared(left, right, text_only=text_only),
     }  # fmt: skip
     answer["notes"] += [note for one in seen for note in one.encoder.notes()]

@@ -115,7 +115,10 @@ def export_and_compare(folder: Path, console: Console) -> tuple[Path, bool]:
             console, "convert_checkpoint.py", "verify", step, exported, "--prompts", prompts.name, "--json"
         )  # fmt: skip
     logits = answer["logits"]
-    differ = [len(answer[key]) for key in ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies")]
+    differ = [
+        len(answer[key])
+        for key in ("different", "other_shape", "only_in_a", "only_in_b", "settings", "copies", "changed_files")
+    ]
     console.print(
         "Loaded by transformers: nothing missing, unexpected or mismatched.\n"
         f"Weights: {sum(differ)} of {answer['compared']} tensors differ. "

@@ -14,6 +14,7 @@ import tokenizers
 
 from gpt4moe.chat.template import ChatTemplate
 from gpt4moe.chat.words import TOKENIZER_FOLDER, read_json, special_texts, template_of
+from gpt4moe.config.checksums import SUMS, changed_files
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.check import tokenizer_path
 from gpt4moe.data.tokenizer import eos_of, load_backend
@@ -159,6 +160,8 @@ def words_of_run(folder: Path, run: RunConfig) -> Words:
     """Of a step folder. Raises: DataError when the run has no tokenizer, or it is gone or damaged."""
     kept = folder / TOKENIZER_FOLDER
     if kept.is_dir():
+        if changed := changed_files(kept):
+            raise DataError(changed[0], f"Copy it again. If it is as it should be, remove {kept / SUMS}.")
         return words_of_files(kept, vocab_size=run.model.vocab_size, context_length=run.model.seq_length)
     words = words_of_data(run)
     if words is None:

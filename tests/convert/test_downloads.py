@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gpt4moe.checkpoint.inspection import verification
 from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.verify import verify
@@ -64,7 +65,7 @@ def test_a_link_out_of_the_folder_is_refused(download: Path, tmp_path: Path, nam
     _refused(download, f"{name} is a link to .*secret, out of its folder")
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "no tokenizer", "no settings"])
+@pytest.mark.parametrize("what", ["file", "folder", "changed", "no tokenizer", "no settings"])
 def test_a_checkpoint_of_somebody_else_brings_no_file_and_no_damage_by_its_tokenizer(
     download: Path, tmp_path: Path, what: str
 ) -> None:
@@ -77,13 +78,33 @@ def test_a_checkpoint_of_somebody_else_brings_no_file_and_no_damage_by_its_token
     elif what == "folder":
         shutil.rmtree(kept)
         kept.symlink_to(secret)
+    elif what == "changed":
+        text = (kept / "tokenizer.json").read_text()
+        (kept / "tokenizer.json").write_text(text.replace("word", "wort", 1))
+        assert any("tokenizer.json is not what was written" in it for it in verification(tmp_path / "ours")["problems"])
     else:
+        (kept / "SHA256SUMS").unlink()
         (kept / ("tokenizer.json" if what == "no tokenizer" else "generation_config.json")).write_text("[" * 50_000)
     said = {"file": "id is a link to .*secret/id, out of its", "folder": "tokenizer is a link to .*secret, out of its",
-            "no tokenizer": "tokenizer.json is no tokenizer", "no settings": "tokenizer cannot be read"}  # fmt: skip
+            "changed": "tokenizer.json is not what was written", "no tokenizer": "tokenizer.json is no tokenizer",
+            "no settings": "tokenizer cannot be read"}  # fmt: skip
     with pytest.raises(ConversionError, match=said[what]):
         to_huggingface(tmp_path / "ours", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_an_export_that_changed_is_found_by_its_sum(download: Path, tmp_path: Path) -> None:
+    from_huggingface(download, tmp_path / "ours")
+    out = tmp_path / "exported"
+    to_huggingface(tmp_path / "ours", out)
+    listed = {line.split("  ")[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {path.name for path in out.iterdir()} - {"README.md", "SHA256SUMS"}
+    assert verify(out, tmp_path / "ours")["changed_files"] == []
+    text = (out / "generation_config.json").read_text()
+    (out / "generation_config.json").write_text(text + " ")
+    (changed,) = verify(tmp_path / "ours", out)["changed_files"]
+    assert changed.startswith(f"{out / 'generation_config.json'} is not what was written")
+    _refused(out, "generation_config.json is not what was written")
 
 
 def test_large_files_that_older_downloads_linked_convert_as_they_lie(download: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The valid files that the fuzz damages: one small model in every format, its data, a run folder, texts, chats, images.
 
-    data/  ckpt/  adapters/  runs/first/  runs/second/  hf/  inference/  texts/  chat/  media/  tokenizer.json
+    data/  ckpt/  adapters/  runs/first/  runs/second/  hf/  back/  inference/  texts/  chat/  media/  tokenizer.json
 
 Made in a second or two, without training: what reads them can't tell.
 """
@@ -19,6 +19,7 @@ from gpt4moe.architecture.trained import adapter_shapes
 from gpt4moe.checkpoint.base import reference
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
+from gpt4moe.convert.from_huggingface import from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
 from gpt4moe.data.check import check_data
@@ -58,6 +59,7 @@ def make_world(folder: Path) -> Path:
     shutil.copytree(folder / CHECKPOINT, folder / "ckpt")
     _adapters(folder)
     to_huggingface(folder / "ckpt", folder / "hf", max_shard_bytes=30_000, tokenizer=folder / "tokenizer.json")
+    from_huggingface(folder / "hf", folder / "back")
     to_inference_layout(folder / "ckpt", folder / "inference", tp=2, pp=2)
     _inputs(folder)
     return folder
