@@ -150,8 +150,10 @@ def test_bad_input_is_one_line_of_cause_and_one_of_cure(run: Path, tmp_path: Pat
         "line 1 has an empty prompt": ("--input", files["empty"]),
         "Task 'long' 'word": ("--input", files["long"], "--method", "best-of-n"),
         "Task 'twice' in --template 'word": ("--input", files["twice"]),
-        "Task 'grows' with the best so far, in round 1, 'word": ("--input", files["grows"], "--tokens", 20),
-    }
+        "Task 'grows' with the best so far, in round 1, 'word": (
+            "--input", files["grows"], "--tokens", 20, "--output", tmp_path / "grows",
+        ),
+    }  # fmt: skip
     for words, arguments in cases.items():
         (ended,) = refine(run, tmp_path / "out", *arguments)
         said = [line for line in ended.err.splitlines() if line.startswith(("error:", "fix:"))]
