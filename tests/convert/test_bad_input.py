@@ -117,7 +117,7 @@ def test_after_a_kill_finished_files_are_not_written_again(
     names = [file["name"] for file in answer["files"]]
     assert written == names[:3] + names[2:]
     assert not verify(tied, tmp_path / "hf")["different"]
-    beside = {"config.json", "generation_config.json", "README.md", "model.safetensors.index.json"}
+    beside = {"config.json", "generation_config.json", "README.md", "model.safetensors.index.json", "SHA256SUMS"}
     assert set(contents(tmp_path / "hf")) == {*names, *beside}
 
 
