@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -165,7 +166,8 @@ def _require_manifests(folder: Path) -> None:
             f"{beside}.",
         )
     for source in sorted(folder.glob("[!.]*/")):
-        if not (source / MANIFEST_NAME).is_file() and any(source.glob("train-*.bin")):
+        # os.path.isfile: it takes a folder that may not be read, lost+found of a disk, for one without a manifest.
+        if not os.path.isfile(source / MANIFEST_NAME) and any(source.glob("train-*.bin")):
             raise DataError(
                 f"{source} has shards of a source, and no {MANIFEST_NAME}.",
                 "Copy the rest of it, or make the source again. To leave it out, move it out of the data folder.",

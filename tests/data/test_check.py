@@ -1,10 +1,13 @@
 """Data that is not there or does not fit is refused at the door, with numbers and a cure; identity follows content."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,22 @@ def refusal(folder: Path | None, *overrides: str) -> DataError:
 
 def test_good_data_passes(data_folder: Path) -> None:
     check_data(small_run(data_folder))
+
+
+def test_a_folder_beside_the_sources_that_may_not_be_read_is_none(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data folder that is a disk of its own has lost+found, which only root may read."""
+    (copied / "lost+found").mkdir()
+    stat = os.stat
+
+    def of_others(path: Any, **how: Any) -> os.stat_result:
+        if "lost+found/" in str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", of_others)
+    check_data(small_run(copied))
 
 
 def test_a_missing_folder_names_make_data(tmp_path: Path) -> None:
