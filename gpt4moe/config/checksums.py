@@ -1,6 +1,7 @@
 """SHA256SUMS: the sha256 of files that lie beside it and that no manifest has, as `sha256sum -c` reads it."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,13 @@ def changed_files(folder: Path, *, without: str = "") -> list[str]:
         without: how the names of files end that are not looked at.
     """
     path = folder / SUMS
-    if not path.is_file():
+    if not os.path.isfile(path):
         return []
     try:
         lines = [_LINE.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines()]
         sums = {line[2]: line[1] for line in lines if line is not None}
-        is_readable = None not in lines and all(_is_within(name) for name in sums)
+        # One without a line is what a full disk leaves of a copy.
+        is_readable = bool(lines) and None not in lines and all(_is_within(name) for name in sums)
     except (OSError, ValueError):
         is_readable = False
     if not is_readable:
@@ -42,7 +44,8 @@ def changed_files(folder: Path, *, without: str = "") -> list[str]:
 
 
 def _is_within(name: str) -> bool:
-    return not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+    """Printable too: it is printed, and may be of a download that would write to the terminal."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and name.isprintable()
 
 
 def _change(folder: Path, name: str, sha256: str) -> str:

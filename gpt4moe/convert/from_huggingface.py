@@ -7,7 +7,6 @@ nothing larger than a chunk is in memory.
 import dataclasses
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -186,11 +185,9 @@ def _require_tokenizer(source: Path) -> None:
 
 def _keep_tokenizer(source: Path, draft: Draft, generation: bytes) -> None:
     """Copies the source's tokenizer files and special ids into the step folder, so that to-hf can export them."""
-    kept = draft.folder / TOKENIZER_FOLDER
-    kept.mkdir(exist_ok=True)
-    (kept / GENERATION).write_bytes(generation)
+    draft.content(f"{TOKENIZER_FOLDER}/{GENERATION}", generation)
     for path in (source / name for name in KEPT if (source / name).is_file()):
-        shutil.copyfile(own_path(path), kept / path.name)
+        draft.copy(f"{TOKENIZER_FOLDER}/{path.name}", own_path(path))
     draft.checksums(f"{TOKENIZER_FOLDER}/{SUMS}")
 
 

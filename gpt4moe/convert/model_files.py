@@ -74,8 +74,8 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
 def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
     """Raises: ConversionError for a file that was changed, is a link that leads out of the folder, or is none."""
     require_unchanged(own_path(folder))
-    paths = [own_path(path) for path in sorted(folder.iterdir()) if path.name != SUMS]
     try:
+        paths = [own_path(path) for path in sorted(folder.iterdir()) if path.name != SUMS]
         files = {path.name: path.read_bytes() for path in paths}
         settings = json.loads(files.get(GENERATION, b"{}"))
         if not isinstance(settings, dict):

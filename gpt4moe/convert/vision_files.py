@@ -4,13 +4,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.convert.copy_pipeline import Advance
 from gpt4moe.convert.encoder_files import PROCESSOR, Encoder
 from gpt4moe.convert.folder_tensors import new_tensor
 from gpt4moe.convert.publish import Draft
 from gpt4moe.convert.rules import require_whole
 from gpt4moe.convert.safetensors_file import NewTensor, sharded
-from gpt4moe.convert.vision_folder import ENCODER, FOLDER, SUMS, Vision, vision_of_checkpoint
+from gpt4moe.convert.vision_folder import ENCODER, FOLDER, Vision, vision_of_checkpoint
 from gpt4moe.convert.vision_tables import vision_links
 from gpt4moe.convert.weights import CheckpointWeights
 from gpt4moe.data.image_tokens import IMAGE_TOKEN

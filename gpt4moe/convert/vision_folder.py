@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import StoredPiece
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.vision import EncoderConfig, EncoderKind, ResamplerConfig, VisionConfig
@@ -29,8 +30,6 @@ from gpt4moe.errors import ConfigError, ConversionError
 from gpt4moe.parallel.shard import WEIGHT
 
 FOLDER = "vision"
-SUMS = "SHA256SUMS"
-"""Its lines are `HASH  NAME`, as sha256sum writes them."""
 _FORMAT = 1
 ENCODER = "encoder"
 _AGAIN = "Copy the folder again, or export it again with to-hf."

@@ -2,7 +2,7 @@
 
     runs/NAME/resolved.yaml      the config of the first launch that took a step; never changes then
               identity.json      what every launch must match, and the run's id; of the data: as the last launch had it
-              SHA256SUMS         of these and of starts/
+              SHA256SUMS         of these, of starts/ and of gone_back.json
               starts/001.yaml    one per launch: time, job, layout, differences from resolved.yaml, the whole config
               checkpoints/  metrics.jsonl  events.jsonl  samples.jsonl  evaluations.jsonl  logs/  wandb/  report.html
               routing/  loss.png  gone_back.json (training.gone_back)
@@ -128,7 +128,9 @@ class RunFolder:
             run_id = self.run_id if known else uuid.uuid4().hex  # what was logged so far is of this run
             identity = {"run_id": run_id, **identity_of(run, data_identity)}
             replace_file(self.path / "identity.json", json.dumps(identity, indent=1).encode())
-            add_sums(self.path, "resolved.yaml", "identity.json")
+            others = [GONE_BACK_FILE, *(f"starts/{file.name}" for file in (self.path / "starts").glob("*.yaml"))]
+            of_launches = [name for name in others if (self.path / name).is_file()]  # that ended before a step
+            add_sums(self.path, "resolved.yaml", "identity.json", *of_launches)
 
     def _note_phases(self, ours: dict[str, Any]) -> None:
         theirs = self.read_identity()

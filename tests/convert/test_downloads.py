@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,26 @@ def test_a_file_of_an_export_that_changed_is_found_by_its_sum(download: Path, tm
     (changed,) = verify(tmp_path / "ours", out)["changed_files"]
     assert changed.startswith(f"{out / 'generation_config.json'} is not what was written")
     _refused(out, "generation_config.json is not what was written")
+
+
+@pytest.mark.parametrize("text", ["", "no sum\n", f"{'0' * 64}  ../secret\n", f"{'0' * 64}  \x1b[2J\n"])
+def test_sums_of_a_copy_that_a_full_disk_cut_or_of_somebody_elses_making_are_refused(download: Path, text: str) -> None:
+    """The last one's name would clear the terminal that it is printed on."""
+    (download / "SHA256SUMS").write_text(text)
+    _refused(download, "SHA256SUMS is damaged")
+
+
+def test_the_kept_tokenizer_is_on_the_disk_before_the_folder_has_its_name(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure it would be empty in a checkpoint that is whole by its manifest."""
+    found, fsync, rename = list[str](), os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda it: (found.append(os.readlink(f"/proc/self/fd/{it}")), fsync(it)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (found.append(str(b)), rename(a, b)))
+    from_huggingface(download, tmp_path / "ours")
+    synced = found[: found.index(str(tmp_path / "ours"))]
+    kept = {path.name for path in (tmp_path / "ours" / "tokenizer").iterdir()}
+    assert "tokenizer.json" in kept and kept <= {Path(path).name for path in synced}
 
 
 def test_large_files_that_older_downloads_linked_convert_as_they_lie(download: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from gpt4moe.config.load import load_run_config
 from gpt4moe.data.passed_over import GONE_BACK_FILE, NOTHING, GoingBack, PassedOver, read_gone_back
 from gpt4moe.errors import DataError, DivergenceError, LaunchError
 from gpt4moe.runlog.events_log import EventsLog, read_events
+from gpt4moe.runlog.run_files import noted_files
 from gpt4moe.training import gone_back
 from gpt4moe.training.go_back import mark_suspect
 from gpt4moe.training.gone_back import decide, in_a_row, record, settle
@@ -119,9 +120,13 @@ def test_a_record_that_is_gone_or_an_older_one_is_found_at_the_next_launch(tmp_p
     folder, data = RunFolder.of(run), {"data": "one", "tokenizer": "none"}
     folder.path.mkdir()
     folder.freeze(run, data)
-    folder.metrics.write_text('{"step": 1}\n')
     file = folder.path / GONE_BACK_FILE
-    record(folder.path, PassedOver(((320, 160),)))
+    record(folder.path, PassedOver(((320, 160),)))  # of the checkpoint that the run begins with
+    (folder.path / "starts").mkdir()
+    (folder.path / "starts" / "001.yaml").write_text("{}")
+    folder.freeze(run, data)  # by a second launch: the first one ended before its step
+    folder.metrics.write_text('{"step": 1}\n')
+    assert [*noted_files(folder.path, "starts/")] == [folder.path / "starts" / "001.yaml"]
     folder.check_identity(run, data)
     older = file.read_bytes()
     record(folder.path, PassedOver(((320, 160), (640, 80))))
