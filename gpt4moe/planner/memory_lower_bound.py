@@ -1,6 +1,7 @@
 """A lower bound on memory. It prunes the search without losing a layout that fits.
 
-    each stage: states without padding + live activations, as if every layer were of the kind that keeps least
+    each stage: states without padding + what its layers keep when the warm-up ends + one layer's workspace and what
+    is restored of it, as if every layer were of the kind that needs least
     -> the fullest stage -> a lower bound -> may the layout fit, and with how few recomputed layers
 
 The bound never exceeds memory.memory_per_stage (tests draw random layouts) and is much faster to compute.
@@ -17,7 +18,7 @@ from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import stage_sizes
 from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import layer_bytes
-from gpt4moe.planner.memory import reserve_bytes
+from gpt4moe.planner.memory import layer_workspace, reserve_bytes
 from gpt4moe.planner.micro_batch import MicroBatch
 from gpt4moe.planner.stacks import gradient_bytes
 from gpt4moe.planner.states import VALUE_BYTES, freezes, owned_bytes
@@ -31,8 +32,19 @@ class StageStates:
 
     stage: int
     states_bytes: float
-    layers: int
-    """Layers of its smallest virtual stage."""
+    layers: tuple[int, ...]
+    """Of each of its virtual stages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeastBytes:
+    """Bytes of one layer and micro-batch, each of the kind of layer that needs least."""
+
+    kept: int
+    """Activations, until the backward pass."""
+    restored: int
+    """Activations that the backward pass computes again."""
+    workspace: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +57,8 @@ class MemoryLowerBound:
     gpus: int
     sizes: dict[tuple[int, ...], list[tuple[float, float]]] = field(default_factory=dict)
     stages: dict[tuple[int, ...], list[StageStates]] = field(default_factory=dict)
-    layers: dict[tuple[int | Recompute, ...], int] = field(default_factory=dict)
-    live: dict[tuple[int, ...], list[tuple[StageStates, int]]] = field(default_factory=dict)
+    layers: dict[tuple[int | Recompute, ...], LeastBytes] = field(default_factory=dict)
+    live: dict[tuple[int, ...], list[tuple[StageStates, dict[int, int]]]] = field(default_factory=dict)
 
     def parameters(self, cut: ParallelConfig) -> list[tuple[float, float]]:
         """(dense, expert) parameters of a rank of each stage: [pp]."""
@@ -78,28 +90,34 @@ class MemoryLowerBound:
         self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute
     ) -> Callable[[int | None], float]:
         """Recomputed layers of each virtual stage (None: all) -> a lower bound of the fullest rank's bytes."""
-        kept, again = self._least(cut, training, Recompute.none), self._least(cut, training, recompute)
+        whole, again = self._least(cut, training, Recompute.none), self._least(cut, training, recompute)
         stages = self._live(cut, training)
 
         def fullest(recomputed_layers: int | None) -> float:
             most = 0.0
             for one, live in stages:
-                recomputed = one.layers if recomputed_layers is None else min(one.layers, recomputed_layers)
-                activations = live * (recomputed * again + (one.layers - recomputed) * kept)
-                most = max(most, one.states_bytes + activations + reserve_bytes(self.plan, activations))
+                moving = again.workspace
+                # The last stage frees the head first. With vpp the head need not be live when the warm-up ends.
+                if cut.vpp == 1 or one.stage < cut.pp - 1:
+                    moving += again.restored
+                for layers, times in live.items():
+                    recomputed = layers if recomputed_layers is None else min(layers, recomputed_layers)
+                    moving += times * (recomputed * again.kept + (layers - recomputed) * whole.kept)
+                most = max(most, one.states_bytes + moving + reserve_bytes(self.plan, moving))
             return most
 
         return fullest
 
-    def _live(self, cut: ParallelConfig, training: TrainingConfig) -> list[tuple[StageStates, int]]:
-        """Each kind of stage, and how many pairs of a chunk and a micro-batch are live in it at once."""
+    def _live(self, cut: ParallelConfig, training: TrainingConfig) -> list[tuple[StageStates, dict[int, int]]]:
+        """Each kind of stage, and live_chunks of it when its warm-up ends."""
         key = (cut.tp, cut.pp, cut.vpp, cut.cp, cut.ep, cut.etp, training.micro_batch_size)
         if key not in self.live:
             dp = self.gpus // (cut.tp * cut.cp * cut.pp)
             micro_batches = training.global_batch_size // (training.micro_batch_size * dp)
             self.live[key] = [
-                (one, min(1 + warmup_forwards(one.stage, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches),
-                          micro_batches * cut.vpp))
+                (one, live_chunks(one.layers, pp=cut.pp, forwards=min(
+                    1 + warmup_forwards(one.stage, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches),
+                    micro_batches * cut.vpp)))
                 for one in self._stages(cut)
             ]  # fmt: skip
         return self.live[key]
@@ -112,24 +130,41 @@ class MemoryLowerBound:
             on_all = VALUE_BYTES[self.plan.precision.dtype] + gradient_bytes(self.plan)
             if freezes(self.plan):  # which weights have gradients and states is not counted here
                 on_all, each = VALUE_BYTES[self.plan.precision.dtype], 0
-            first: dict[tuple[float, ...], StageStates] = {}
+            first: dict[tuple[float, float, tuple[int, ...]], StageStates] = {}
             for stage, (dense, expert) in enumerate(self.parameters(cut)):
                 owned = each * (dense / (ranks // cut.tp) + expert / (ranks // (cut.ep * cut.etp)))
-                fewest = min(layers[stage :: cut.pp])
-                states = StageStates(stage, on_all * (dense + expert) + owned, fewest)
-                first.setdefault((dense, expert, fewest), states)
+                own = tuple(layers[stage :: cut.pp])
+                states = StageStates(stage, on_all * (dense + expert) + owned, own)
+                first.setdefault((dense, expert, own), states)
             self.stages[key] = list(first.values())
         return self.stages[key]
 
-    def _least(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute) -> int:
-        """Activation bytes of the kind of layer that keeps least."""
+    def _least(self, cut: ParallelConfig, training: TrainingConfig, recompute: Recompute) -> LeastBytes:
         key = (cut.tp, cut.cp, cut.ep, cut.etp, training.micro_batch_size, recompute)
         if key not in self.layers:
             plan = replace(self.plan, training=training, parallel=cut)
             micro = MicroBatch.of(plan, Layout.from_config(cut, self.gpus), plan.imbalance)
+            whole = replace(micro, modules=frozenset(), sums={}) if micro.modules else micro
             first = {micro.kind(layer): layer for layer in reversed(range(len(micro.kinds)))}
-            self.layers[key] = min(layer_bytes(micro, layer, recompute) for layer in first.values())
+            kept = {layer: layer_bytes(micro, layer, recompute) for layer in first.values()}
+            self.layers[key] = LeastBytes(
+                kept=min(kept.values()), restored=min(layer_bytes(whole, layer) - kept[layer] for layer in kept),
+                workspace=min(layer_workspace(micro, layer) for layer in kept),
+            )  # fmt: skip
         return self.layers[key]
+
+
+def live_chunks(layers: tuple[int, ...], *, pp: int, forwards: int) -> dict[int, int]:
+    """Layers of a virtual stage -> pairs of such a virtual stage and a micro-batch after the first forward passes of a
+    rank, which run pp micro-batches through each virtual stage in turn (schedule.virtual_order).
+
+    Args: layers: of each virtual stage of the rank.
+    """
+    groups, rest = divmod(forwards, pp * len(layers))
+    live: dict[int, int] = {}
+    for chunk, count in enumerate(layers):
+        live[count] = live.get(count, 0) + groups * pp + min(pp, max(0, rest - chunk * pp))
+    return live
 
 
 def most_layers(plan: PlanConfig, cut: ParallelConfig) -> int:

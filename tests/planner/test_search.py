@@ -70,8 +70,20 @@ def test_lower_bounds_are_never_above_memory_and_step_of_400_random_layouts() ->
         at_least = queue.least_seconds(plan.parallel, plan.training)
         seconds = queue.timed(Candidate(0.0, 0, plan.parallel, plan.training)).seconds
         assert at_least <= seconds * (1 + 1e-12), (plan.model.name, plan.parallel, plan.training)
-        seen, near, near_in_time = seen + 1, near + (least > 0.6 * fullest), near_in_time + (at_least > 0.6 * seconds)
-    assert near > 200 and near_in_time > 200  # a bound of 0 would be one too
+        seen, near, near_in_time = seen + 1, near + (least > 0.8 * fullest), near_in_time + (at_least > 0.6 * seconds)
+    assert near > 380 and near_in_time > 200  # a bound of 0 would be one too
+
+
+def test_the_lower_bound_of_memory_is_near_where_virtual_stages_have_different_numbers_of_layers() -> None:
+    """94 layers over 48 virtual stages: 1 or 2 each, of which one is recomputed. Counted as 1 each, the bound was a
+    sixth of the memory, and a search spent its misses on such layouts: 1,000, and nothing found."""
+    plan = plan_of("model=qwen3_235b_a22b", "cluster=h100_80g", "gpus=256", "training.global_batch_size=2048",
+                   "training.micro_batch_size=8", "parallel.pp=2", "parallel.vpp=24", "parallel.ep=16",
+                   "parallel.recompute=full", "parallel.recompute_layers=1", "stack=megatron-bridge-26.04")  # fmt: skip
+    memory = memory_per_stage(plan, Layout.from_config(plan.parallel, 256), imbalance=plan.imbalance)
+    fullest = max(stage.total_bytes for stage in memory)
+    least = MemoryLowerBound(plan, timed_work(plan), 256).least_bytes(plan.parallel, plan.training)
+    assert 0.95 * fullest < least <= fullest
 
 
 def test_a_layout_that_fits_in_fp32_is_found() -> None:
