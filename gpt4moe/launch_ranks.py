@@ -13,8 +13,8 @@ behind 35 lines of traceback. Here:
     kill -9        of this process ends its ranks too
 
 Several ranks of gpt4moe or tools/ on CPUs share their imports: one process makes them, and the ranks are its forks
-(parallel.forked_ranks). With --imports=each every rank imports by itself, as where there is a GPU. This process imports
-no torch.
+(parallel.forked_ranks). A signal amid the imports ends the launch at once. With --imports=each every rank imports by
+itself, as where there is a GPU. This process imports no torch.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from math import inf
 from gpt4moe.errors import Gpt4MoeError, LaunchError
 from gpt4moe.parallel.forked_ranks import may_fork, start_forked
 from gpt4moe.parallel.rank_processes import Ranks, start_ranks
-from gpt4moe.resilience.signals import SIGNALS
+from gpt4moe.resilience.signals import SIGNALS, end_status
 from gpt4moe.runlog.command_line import print_error
 
 END_SECONDS = 600.0
@@ -54,6 +54,8 @@ def launch(
     before = {number: signal.signal(number, ranks.send) for number in heard}
     try:
         if not (share_imports and start_forked(num_ranks, words, variables, ranks)):
+            if ranks.asked is not None:  # before a rank was there
+                return end_status(ranks.asked)
             start_ranks(num_ranks, [sys.executable, *words], variables, ranks)
         ranks.wait()
     finally:

@@ -46,7 +46,7 @@ def ended(here: Path, body: str, ranks: int = 2) -> tuple[int, str, str]:
 
 
 def all_there(here: Path, name: str, ranks: int = 2) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(list(here.glob(f"{name}-*"))) < ranks:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -181,8 +181,8 @@ def forked(here: Path, body: str) -> subprocess.Popen[str]:
     program = here / "program.py"
     program.write_text(PROGRAM + body)
     return subprocess.Popen(
-        [sys.executable, "-c", FORKED, str(program), "a=b"], cwd=ROOT, env={**os.environ, "HERE": str(here)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", FORKED, str(program), "a=b"], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "HERE": str(here), "PYTHONPATH": str(here)},
     )  # fmt: skip
 
 
@@ -216,6 +216,28 @@ def test_ranks_that_share_imports_hear_signals_and_end_with_the_launcher(tmp_pat
     process.kill()
     process.communicate(timeout=30)
     assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=10)[1]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 85)])
+def test_a_signal_amid_the_shared_imports_ends_the_launch_at_once(number: int, status: int, tmp_path: Path) -> None:
+    (tmp_path / "hydra.py").write_text(
+        PROGRAM.replace('int(os.environ["RANK"])', "0") + "touch('imports'); time.sleep(60)"
+    )
+    process = forked(tmp_path, "touch('up')")
+    all_there(tmp_path, "imports", ranks=1)
+    (imports,) = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status and len(err.splitlines()) == 1, err
+    assert not psutil.wait_procs([imports], timeout=10)[1] and not list(tmp_path.glob("up-*"))
+
+
+def test_a_rank_that_somebody_else_has_waited_for_counts_as_ended() -> None:
+    process = subprocess.Popen(["true"])
+    rank = forked_ranks._Forked(process.pid)
+    process.wait()
+    assert (rank.poll(), rank.wait()) == (0, 0)
+    rank.kill()
 
 
 def test_imports_are_shared_by_several_ranks_of_this_project_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def may_fork(num_ranks: int, is_module: bool, program: str) -> bool:
 def start_forked(num_ranks: int, words: Sequence[str], variables: Mapping[str, str], started: Ranks) -> bool:
     """Starts the ranks. Returns: False where their parent did not start them; then none runs.
 
+    A signal that ends the launch ends the imports at once: no rank is there to end in its own way.
+
     Args:
         words: "-m" and a module, or a file; then its arguments.
         variables, started: as of start_ranks.
@@ -41,26 +43,38 @@ def start_forked(num_ranks: int, words: Sequence[str], variables: Mapping[str, s
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     ours, theirs = os.pipe()
-    parent = subprocess.Popen(
+    parent = _Imports(
         [sys.executable, "-m", "gpt4moe.fork_ranks", str(num_ranks), str(theirs), *words],
         env={**shared_variables(num_ranks), "DS_ACCELERATOR": "cpu", **variables}, pass_fds=[theirs],
         start_new_session=True, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )  # fmt: skip
     os.close(theirs)
+    started.processes = [parent]
+    if started.asked is not None:  # the signal came before it was there
+        parent.kill()
     with open(ours, encoding="ascii") as pipe:
         numbers = [int(line) for line in pipe]
     parent.wait()
     forked = [_Forked(number) for number in numbers]
-    if len(forked) < num_ranks:
+    if len(forked) < num_ranks or started.asked is not None:
         for process in forked:
             process.kill()
             process.wait()
+        started.processes = []
         return False
     started.processes = forked
-    if started.asked is not None:  # the signal came before they were there
+    if started.asked is not None:  # the signal came meanwhile
         for process in forked:
             process.send_signal(signal.Signals[started.asked])
     return True
+
+
+class _Imports(subprocess.Popen[bytes]):
+    """The ranks' parent. It has nothing to save."""
+
+    def send_signal(self, sig: int) -> None:
+        if sig != signal.SIGUSR1:  # which asks a rank to save and go on
+            super().send_signal(signal.SIGKILL)
 
 
 class _Forked:
@@ -85,7 +99,10 @@ class _Forked:
 
     def _wait(self, options: int) -> int | None:
         if self.returncode is None:
-            number, status = os.waitpid(self.number, options)
+            try:
+                number, status = os.waitpid(self.number, options)
+            except ChildProcessError:  # a signal handler's poll came first, or whoever started us ignores SIGCHLD
+                number, status = self.number, 0
             if number:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
