@@ -14,6 +14,8 @@ import time
 import warnings
 from contextlib import suppress
 
+from gpt4moe.config.load import load_run_config
+from gpt4moe.errors import Gpt4MoeError
 from gpt4moe.parallel.rank_processes import PR_SET_PDEATHSIG, rank_variables
 
 _LOOK_SECONDS = 0.002
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> None:
     """In a rank returns when its program has; raises what that raises. In their parent does not return."""
     num_ranks, pipe, words = int(arguments[0]), int(arguments[1]), arguments[2:]
     launcher, parent = os.getppid(), os.getpid()
-    _import()
+    _import(words)
     for own in rank_variables(num_ranks):
         number = os.fork()
         if number == 0:
@@ -36,16 +38,18 @@ def main(arguments: list[str]) -> None:
     os._exit(0)  # what the imports have left to be done at the end, the ranks do
 
 
-def _import() -> None:
-    """What a rank that trains or generates needs. What cannot be imported, the rank will report."""
-    with suppress(ImportError), warnings.catch_warnings(action="ignore"):
+def _import(words: list[str]) -> None:
+    """What a rank that trains or generates needs. What cannot be imported, and a configuration that is wrong, the ranks
+    will report: they find the latter without torch, so nothing else is imported then."""
+    overrides = words[2:] if words[:2] == ["-m", "gpt4moe.train"] else ["+experiment=tiny", "run.name=imports"]
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|deepspeed)\b")  # as the ranks do
+    with suppress(ImportError, Gpt4MoeError):
+        # Hydra's parser and its tables of types are made at the first load.
+        load_run_config(overrides)
         import gpt4moe.train  # sets what torch reads when it is loaded
         import gpt4moe.training.build  # noqa: F401
-        from gpt4moe.config.load import load_run_config
 
         del sys.modules["gpt4moe.train"]  # the ranks run it as a program: runpy remarks on one that is there
-        # Hydra's parser and its tables of types are made at the first load.
-        load_run_config(["+experiment=tiny", "run.name=imports"])
     # A collection in a rank then passes over what was imported here.
     gc.collect()
     gc.freeze()

@@ -247,3 +247,10 @@ def test_imports_are_shared_by_several_ranks_of_this_project_without_a_gpu(monke
     assert not forked_ranks.may_fork(2, False, "program.py")
     monkeypatch.setattr(forked_ranks, "_DEVICES", ("/dev/null",))
     assert not forked_ranks.may_fork(2, True, "gpt4moe.train")
+
+
+def test_a_wrong_override_is_told_without_the_imports(tmp_path: Path) -> None:
+    code = "import sys; from gpt4moe import fork_ranks; fork_ranks._import(sys.argv[1:]); print('torch' in sys.modules)"
+    words = ["-m", "gpt4moe.train", "+experiment=tiny", "run.name=a", "model.hidden=1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
