@@ -94,9 +94,10 @@ def _judge(found: dict[str, Any]) -> None:
 
 def _sparse_13t(folder: Path) -> tuple[int, int]:
     """The sources of configs/data/gpt4_13t.yaml in shards of 4 GB. Returns: how many, and their documents."""
+    from gpt4moe.config.checksums import file_sha256
     from gpt4moe.config.load import load_run_config
     from gpt4moe.data.indexed_writer import SHARD_BYTES
-    from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest, file_sha256
+    from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
     from gpt4moe.data.shards import BLOCK_BYTES
 
     run = load_run_config(["+experiment=gpt4", "run.name=t"])
@@ -130,8 +131,8 @@ def _sparse_13t(folder: Path) -> tuple[int, int]:
 @cache
 def _index(folder: Path, size: int) -> tuple[Path, str]:
     """The index of a .bin of `size` bytes, and its sha256; files of one size share it."""
+    from gpt4moe.config.checksums import file_sha256
     from gpt4moe.data.indexed_writer import write_index
-    from gpt4moe.data.manifest import file_sha256
 
     path = folder / f"documents-{size}.idx"
     write_index(path, np.full(size // DOCUMENT_BYTES, DOCUMENT_BYTES // 4), np.dtype("<i4"))

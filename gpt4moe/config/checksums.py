@@ -16,7 +16,7 @@ _THREADS = 8
 def sums_text(folder: Path, paths: Sequence[Path]) -> str:
     """The content of a SHA256SUMS of these files of a folder. Raises: OSError."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = zip(pool.map(_sha256, paths), paths, strict=True)
+        found = zip(pool.map(file_sha256, paths), paths, strict=True)
         return "".join(f"{sha256}  {path.relative_to(folder).as_posix()}\n" for sha256, path in found)
 
 
@@ -53,11 +53,11 @@ def _change(folder: Path, name: str, sha256: str) -> str:
     try:
         if not path.is_file():  # nor a device, which never ends
             return f"{path} is missing."
-        return "" if _sha256(path) == sha256 else f"{path} is not what was written: {SUMS} has another sha256."
+        return "" if file_sha256(path) == sha256 else f"{path} is not what was written: {SUMS} has another sha256."
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}."
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,13 +8,12 @@ from typing import Any
 
 from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.config.checksums import SUMS, changed_files
+from gpt4moe.config.checksums import SUMS, changed_files, file_sha256
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.folder_tensors import own_path, read_own
 from gpt4moe.data.check import tokenizer_path
 from gpt4moe.data.folder import TOKENIZER_NAME
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.data.tokenizer import load_backend, load_tokenizer
 from gpt4moe.errors import ConversionError, DataError
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import StoredPiece
-from gpt4moe.config.checksums import SUMS
+from gpt4moe.config.checksums import SUMS, file_sha256
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.vision import EncoderConfig, EncoderKind, ResamplerConfig, VisionConfig
@@ -25,7 +25,6 @@ from gpt4moe.convert.encoder_files import Encoder, encoder_in, open_encoder
 from gpt4moe.convert.folder_tensors import place, stored_tensors
 from gpt4moe.convert.vision_tables import config_of, vision_links, vision_shapes
 from gpt4moe.convert.weights import CheckpointWeights, FolderWeights, Weights
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.errors import ConfigError, ConversionError
 from gpt4moe.parallel.shard import WEIGHT
 

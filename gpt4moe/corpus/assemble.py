@@ -19,11 +19,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.duplicates import KEY_BYTES
 from gpt4moe.corpus.piece import PieceFacts, piece_path, write_in_steps
 from gpt4moe.corpus.records import Advance
 from gpt4moe.data.indexed_writer import write_index
-from gpt4moe.data.manifest import SPLITS, Shard, file_sha256, write_json
+from gpt4moe.data.manifest import SPLITS, Shard, write_json
 from gpt4moe.data.shards import BLOCK_BYTES
 from gpt4moe.durable import sync_file, sync_folder
 from gpt4moe.errors import DataError

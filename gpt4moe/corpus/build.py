@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.assemble import (
     STAYS,
     Documents,
@@ -47,7 +48,7 @@ from gpt4moe.corpus.workers import Workers
 from gpt4moe.data.folder import require_both_splits
 from gpt4moe.data.in_place import finish_move, require_replaceable
 from gpt4moe.data.indexed_writer import SHARD_BYTES
-from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest, file_sha256
+from gpt4moe.data.manifest import SPLITS, Shard, SourceManifest
 from gpt4moe.durable import sync_file, sync_files
 from gpt4moe.errors import DataError
 

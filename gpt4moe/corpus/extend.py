@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.duplicates import KEY_BYTES
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import Recipe
 from gpt4moe.corpus.unfinished import are_whole
-from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, SourceManifest, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, SourceManifest
 from gpt4moe.durable import sync_files, sync_folder
 from gpt4moe.errors import DataError
 

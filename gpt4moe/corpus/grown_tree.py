@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.records import Notes, Part, read_part
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.errors import DataError
 
 

@@ -12,10 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.inputs import Inputs
 from gpt4moe.corpus.piece import PieceFacts, Recipe, piece_path
 from gpt4moe.corpus.records import Part
-from gpt4moe.data.manifest import MANIFEST_NAME, SourceManifest, file_sha256, write_json
+from gpt4moe.data.manifest import MANIFEST_NAME, SourceManifest, write_json
 from gpt4moe.data.shards import bin_path, idx_path, require_files
 from gpt4moe.errors import DataError
 

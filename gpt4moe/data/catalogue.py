@@ -9,9 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.data.image_files import FrameStream, ImageStore
 from gpt4moe.data.in_place import unfinished_moves
-from gpt4moe.data.manifest import MAKE_DATA, MANIFEST_NAME, SPLITS, DataManifest, SourceManifest, file_sha256
+from gpt4moe.data.manifest import MAKE_DATA, MANIFEST_NAME, SPLITS, DataManifest, SourceManifest
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.shards import ShardedTokens
 from gpt4moe.errors import DataError

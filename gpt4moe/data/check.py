@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stage import StageKind
 from gpt4moe.data.blend import phases_of, require_epochs, uses, validation_of
 from gpt4moe.data.catalogue import Catalogue, require_tokenizer_file
 from gpt4moe.data.conversations import lay_out
-from gpt4moe.data.manifest import SPLITS, file_sha256
+from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.mixture import Phase, names_of
 from gpt4moe.data.rows import RowLayout, Rows, TextRows
 from gpt4moe.errors import DataError

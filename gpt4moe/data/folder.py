@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.data.in_place import finish_move, move_in_place, require_replaceable
-from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME, DataManifest, SourceManifest
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.durable import sync_file
 from gpt4moe.errors import DataError

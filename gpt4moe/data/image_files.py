@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt4moe.data.manifest import FrameTable, ImageShard, file_sha256
+from gpt4moe.config.checksums import file_sha256
+from gpt4moe.data.manifest import FrameTable, ImageShard
 from gpt4moe.data.shards import require_size, restore
 from gpt4moe.errors import DataError
 

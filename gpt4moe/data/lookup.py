@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
 from gpt4moe.data.image_files import verify_images
 from gpt4moe.data.indexed import IndexedTokens
 from gpt4moe.data.loader import build_data
-from gpt4moe.data.manifest import SPLITS, Shard, file_sha256
+from gpt4moe.data.manifest import SPLITS, Shard
 from gpt4moe.data.mixed import MixedSamples
 from gpt4moe.data.rows import RowSamples
 from gpt4moe.data.shards import (

@@ -8,7 +8,6 @@ FOLDER/<source>/train-00000.frames, train-images-00000.{img,table}      of a sou
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -221,8 +220,3 @@ def write_json(path: Path, content: Any) -> None:
         os.fsync(stream.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

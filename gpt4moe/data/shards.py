@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.data.indexed import DocumentIndex
-from gpt4moe.data.manifest import Shard, file_sha256
+from gpt4moe.data.manifest import Shard
 from gpt4moe.errors import DataError
 
 BLOCK_BYTES = 1 << 15

@@ -21,9 +21,10 @@ from rich.table import Table
 
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.check import check_data
-from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.demo.commands import run_python, run_side_by_side
 from gpt4moe.demo.exercises import write_exercises
 from gpt4moe.errors import INTERRUPTED, Gpt4MoeError, LaunchError

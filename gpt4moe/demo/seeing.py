@@ -23,9 +23,10 @@ from rich.table import Table
 from gpt4moe.architecture.encoder_folder import encoder_identity
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import committed_steps, find_checkpoint
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.demo.commands import run_python, run_side_by_side
 from gpt4moe.demo.contrastive import Course, encoder_made_of
 from gpt4moe.demo.made_of import mark_of, require_made_of

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.convert.verify import open_weights
 from gpt4moe.data.catalogue import Catalogue
-from gpt4moe.data.manifest import MANIFEST_NAME, file_sha256
+from gpt4moe.data.manifest import MANIFEST_NAME
 from gpt4moe.errors import ConfigError
 from gpt4moe.evaluation import results
 from gpt4moe.evaluation.corpus import SourceText, parts, read_sources, score_part

@@ -27,6 +27,7 @@ from gpt4moe.checkpoint.manifest import NAME as MANIFEST
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
 from gpt4moe.checkpoint.selection import stored_names
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.kernels import FusedKernel, KernelsConfig, SwiGluKernel
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
@@ -34,7 +35,6 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import ParallelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.vision import EncoderKind
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import Words, words_of_files, words_of_run
 from gpt4moe.parallel.agreement import raise_together
 from gpt4moe.parallel.environment import Environment

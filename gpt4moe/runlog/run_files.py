@@ -1,10 +1,11 @@
 """Files of a run folder: names, writing them whole, and which process works on the folder."""
 
-import hashlib
 import os
 import re
 import time
 from pathlib import Path
+
+from gpt4moe.config.checksums import SUMS, file_sha256
 
 EXPERT_LOAD_FILE = "expert_load.json"
 """{"layers": [...], "tokens": [[...]], "first_step", "last_step"}: tokens per expert over the last steps of a launch;
@@ -17,7 +18,7 @@ RESULTS_FILE = "results.json"
 """What a demo measured at its end; "table", where it has one: rows of texts, the first its head; "sheets": PNG files of
 the run folder -> what they show."""
 
-SUMS_FILE = "SHA256SUMS"
+SUMS_FILE = SUMS
 """sha256 of the files that every launch relies on, as `sha256sum -c` reads it: resolved.yaml, identity.json, starts/*,
 gone_back.json. Without it, in folders of before 2026-11-30, they are not checked."""
 
@@ -43,7 +44,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def add_sums(run_folder: Path, *names: str) -> None:
     """Notes the sha256 of files of a run folder that were just written."""
-    _write_sums(run_folder, _sums(run_folder) | {name: _sha256(run_folder / name) for name in names})
+    _write_sums(run_folder, _sums(run_folder) | {name: file_sha256(run_folder / name) for name in names})
 
 
 def _write_sums(run_folder: Path, sums: dict[str, str]) -> None:
@@ -68,7 +69,7 @@ def drop_sum(run_folder: Path, name: str) -> None:
 def has_other_sum(run_folder: Path, name: str) -> bool:
     """Whether a file is not the one whose sha256 was noted. Raises: OSError when it cannot be read."""
     noted = _sums(run_folder).get(name)
-    return noted is not None and noted != _sha256(run_folder / name)
+    return noted is not None and noted != file_sha256(run_folder / name)
 
 
 def noted_files(run_folder: Path, prefix: str) -> list[Path]:
@@ -81,10 +82,6 @@ def _sums(run_folder: Path) -> dict[str, str]:
     lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
     pairs = [line.split("  ", 1) for line in lines]
     return {pair[1]: pair[0] for pair in pairs if len(pair) == len(("sha256", "name"))}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def process_began(process: int | str) -> float:

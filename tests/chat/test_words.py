@@ -5,9 +5,9 @@ from pathlib import Path
 from gpt4moe.chat.source import ChatFiles, write_chat_source
 from gpt4moe.chat.words import TOKENIZER_FOLDER, ChatWords, read_words
 from gpt4moe.checkpoint.manifest import Manifest
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.convert.model_files import tokenizer_files
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.inference.text import words_of_data
 from tests.chat.test_source import lines
 

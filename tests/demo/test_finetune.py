@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.data.manifest import file_sha256
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.demo import finetune
 from gpt4moe.demo.finetune import Places, table_of
 from gpt4moe.errors import DataError, LaunchError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from gpt4moe.data.manifest import file_sha256
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.demo import seeing
 from gpt4moe.demo.made_of import mark_of
 from gpt4moe.demo.pictures.items import KINDS, fields_denied, items

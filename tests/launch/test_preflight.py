@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.load import load_run_config
-from gpt4moe.data.manifest import file_sha256
 from gpt4moe.launch.evidence import needs
 from gpt4moe.launch.rank_files import data_facts, data_files
 from gpt4moe.parallel.layout import Layout

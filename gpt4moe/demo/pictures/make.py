@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt4moe.config.checksums import file_sha256
 from gpt4moe.data.folder import TOKENIZER_NAME
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
-from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, file_sha256, write_json
+from gpt4moe.data.manifest import MANIFEST_NAME, SPLITS, write_json
 from gpt4moe.data.pictures import encode_png
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
