@@ -233,16 +233,24 @@ def _leaving(layout: Layout, group: str, rank: int, node_size: int) -> float:
 
 def _routed_away(plan: PlanConfig, layout: Layout, rank: int, node_size: int) -> tuple[float, float]:
     """Of an all-to-all in which a token goes to each of its experts: the share that is sent, and that goes to other
-    nodes. A tuned dispatch (beyond.dispatch, or that of stack=) sends once to a rank, and what leaves an NVLink domain
-    once to each domain, as layer_time.all_to_all_seconds has it."""
+    nodes.
+
+    A tuned dispatch (beyond.dispatch, or that of stack=) sends once to a rank, and what leaves an NVLink domain once to
+    each domain, as layer_time.all_to_all_seconds has it. There the rank that gets it forwards it to those others of its
+    domain that have an expert of it: a rank forwards as much as others forward of its own.
+    """
     domain, others = plan.cluster.devices_per_nvlink_domain, [one for one in layout.members("ep", rank) if one != rank]
+    beyond = [one for one in others if one // domain != rank // domain]
     near = far = 1.0
+    forwarded = 0.0
     if efficiency_of(plan).is_tuned and plan.model.moe is not None:
         near = copies_kept(plan.model.moe.top_k, layout.ep)
         far = copies_kept(plan.model.moe.top_k, layout.ep * layout.etp / domain)
-    sent = {one: near if one // domain == rank // domain else far for one in others}
-    away = sum(share for one, share in sent.items() if one // node_size != rank // node_size)
-    return sum(sent.values()) / max(1, len(others)), away / max(1, len(others))
+        inside = len(others) - len(beyond) + 1
+        forwarded = near * len(beyond) * (1 - 1 / inside)  # of each row the rank that gets it may be the right one
+    sent = near * (len(others) - len(beyond)) + far * len(beyond) + forwarded
+    away = sum(far if one in beyond else near for one in others if one // node_size != rank // node_size)
+    return sent / max(1, len(others)), away / max(1, len(others))
 
 
 def carbon(plan: PlanConfig, kwh: float | None) -> Carbon | None:
