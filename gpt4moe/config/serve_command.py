@@ -21,6 +21,15 @@ WRITTEN = {
     "html": "output=html file=plan.html",
 }
 """Words that are no overrides -> what to write for them."""
+SERVED = {
+    "search": "nothing: serve shows the best layouts of its devices beside the one that is asked for",
+    "plan": "nothing: serve is the plan",
+    "inference": "nothing: serve stands for it",
+    "gpt4": "+experiment=gpt4",
+    "json": WRITTEN["json"],
+    "html": "output=html file=serve.html",
+}
+"""The same beside serve; of the other words it can have none."""
 SERVE_HELP = """Plan what serving a model costs: latency, throughput and dollars, of one layout and of the three best.
 
   python tools/plan.py serve +experiment=gpt4                           128 A100 as tp 8 x pp 16, the reported layout
@@ -49,8 +58,11 @@ docs/plan-decisions.md says how it is computed. Exit status: 0 done; 2 bad input
 def plan_overrides(given: list[str]) -> list[str]:
     """The overrides of `plan.py`, with or without serve. Raises: ConfigError for a word that is none of its own."""
     for one in given:
-        cure = WRITTEN.get(one.lstrip("-").replace("_", "-").lower())
-        if cure is not None:
+        word = one.lstrip("-").replace("_", "-").lower()
+        if word in WRITTEN and SERVE in given and word not in SERVED:
+            raise ConfigError(f"{one!r} with serve: serve is a report of its own.", "Leave one of them out.")
+        if word in WRITTEN:
+            cure = (SERVED if SERVE in given else WRITTEN)[word]
             raise ConfigError(f"{one!r} is no word of plan.py, whose options are key=value.", f"Write {cure}.")
     return serving_overrides(given) if SERVE in given else given
 

@@ -139,6 +139,10 @@ def test_a_word_that_people_try_first_is_refused_with_what_to_write(word: str, c
     with pytest.raises(ConfigError, match=f"^'{word}' is no word of plan.py") as caught:
         plan_overrides(["+experiment=gpt4", word])
     assert cure in caught.value.cure
+    for served, said in (("search", "Write nothing"), ("json", "Write output=json"), ("sft", "Leave one of them out")):
+        with pytest.raises(ConfigError) as caught:
+            plan_overrides(["serve", served])
+        assert said in caught.value.cure, "search=true would be refused beside serve"
     assert plan_overrides(["serve", "tp=2"]) == ["inference.tp=2", "report=inference"]
 
 
