@@ -6,7 +6,7 @@ a run folder
     report_page.py    the report's style sheet and script
     availability.py   the strip of the wall time, interruptions
     report_tables.py  bytes on the wire, wall time
-    charts.py         curves, thinned, as inline SVG
+    charts.py         curves as inline SVG
     panel_charts.py   a dashboard's panels -> charts
     curves.py         metrics as arrays: smoothed, thinned
     expert_maps.py    expert load as heat maps

@@ -1,6 +1,6 @@
 """Line charts as inline SVG, without a charting library, in the colours of the page's theme.
 
-    points -> Chart(series, levels, marks) -> thin -> scale -> <svg> with axes and paths, and its points as JSON for the
+    points -> Chart(series, levels, marks) -> scale -> <svg> with axes and paths, and its points as JSON for the
     script of the page
 
 Colours are CSS variables of report_page.py, so a chart follows the light or dark theme. Sizes are in pixels.
@@ -9,7 +9,7 @@ Colours are CSS variables of report_page.py, so a chart follows the light or dar
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
@@ -18,20 +18,6 @@ from gpt4moe.runlog.console import short_count
 Point = tuple[float, float]
 Bar = tuple[float, float, float]
 """x, least, most."""
-
-
-def thin(curve: Sequence[Point], limit: int) -> list[Point]:
-    """At most `limit` points: the lowest and the highest of each bucket, so that spikes stay visible."""
-    if len(curve) <= limit:
-        return list(curve)
-    size = math.ceil(len(curve) / (limit // 2))
-    kept: list[Point] = []
-    for start in range(0, len(curve), size):
-        bucket = range(start, min(start + size, len(curve)))
-        ends = {min(bucket, key=lambda i: curve[i][1]), max(bucket, key=lambda i: curve[i][1])}
-        kept.extend(curve[i] for i in sorted(ends))
-    return kept
-
 
 SIZE, WIDE_SIZE = (540.0, 250.0), (1100.0, 360.0)
 LEFT, RIGHT_GAP, TOP, BOTTOM_GAP = 50.0, 14.0, 14.0, 40.0
@@ -123,8 +109,7 @@ def value_axis(values: Sequence[float], bottom: float, *, log: bool) -> Axis:
 
 def line_chart(chart: Chart) -> str:
     """The chart as <figure>. If there is nothing to draw, a sentence takes the place of the picture."""
-    limit = MAX_WIDE_POINTS if chart.is_wide else MAX_POINTS
-    series = [replace(s, points=thin(s.points, limit)) for s in chart.series if s.points]
+    series = [one for one in chart.series if one.points]
     heading = f'<h3>{escape(chart.title)} <span class="unit">{escape(chart.unit)}</span></h3>'
     look = "chart wide" if chart.is_wide else "chart"
     if not series:

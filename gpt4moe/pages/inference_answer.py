@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt4moe.pages.inference_charts import burst_usd, decode_charts, prefill_charts
-from gpt4moe.pages.plan_page import section, usd_text, with_range, write_page
+from gpt4moe.pages.plan_page import known_text, section, with_range, write_page
 from gpt4moe.planner.efficiency import ErrorInterval
 from gpt4moe.planner.inference import OBJECTIVES, Deployment, InferencePlan, decode_usd
 from gpt4moe.planner.serving_error import Quantity, served_kind
@@ -37,7 +37,7 @@ def _priced(number: Callable[[Deployment], float | None], form: str) -> Column:
     def text(plan: InferencePlan, d: Deployment) -> str:
         interval, usd = plan.interval(d, Quantity.throughput), number(d)
         likely = None if interval is None or usd is None else interval.around_price(usd)
-        return with_range(usd_text(usd, form, missing="not known"), likely, form)
+        return with_range(known_text(usd, form), likely, form)
 
     return text
 
@@ -172,7 +172,7 @@ def _growth(plan: InferencePlan, deployment: Deployment) -> list[list[str]]:
     head = ["in flight [seq]", "a token [ms]", "new [tokens/s]", "new [USD/M]", "cache [GB]"]
     return [head] + [
         [f"{load.sequences * copies:,}", f"{1e3 * load.latency_seconds:.3g}", f"{load.tokens_per_second:,.0f}",
-         usd_text(decode_usd(load, cluster), ",.2f", missing="not known"), f"{load.cache_bytes / 1e9:.2f}"]
+         known_text(decode_usd(load, cluster), ",.2f"), f"{load.cache_bytes / 1e9:.2f}"]
         for load in plan.decode_curve(deployment)
     ]  # fmt: skip
 
@@ -182,7 +182,7 @@ def _bursts(plan: InferencePlan, deployment: Deployment) -> list[list[str]]:
     return [head] + [
         [f"{burst.prompts * deployment.layout.copies:,}", f"{burst.first_token_seconds:.3g}",
          f"{burst.tokens_per_second:,.0f}",
-         usd_text(burst_usd(plan, deployment, burst), ",.2f", missing="not known")]
+         known_text(burst_usd(plan, deployment, burst), ",.2f")]
         for burst in plan.prefill_curve(deployment)
     ]  # fmt: skip
 

@@ -23,9 +23,9 @@ from gpt4moe.pages.plan_page import (
     NO_PRICE,
     PHASE_COLUMNS,
     STACK,
+    known_text,
     phase_rows,
     unbuilt_mark,
-    usd_text,
     with_range,
     write_plan_page,
 )
@@ -168,7 +168,7 @@ def search_tables(result: Search) -> list[Table | str]:
             f"{found.mfu:.1%}".rstrip("%"), f"{found.tokens_per_second / layout.world_size:.4g}",
             f"{found.peak_memory_bytes / 1e9:.1f}", f"{found.headroom_bytes / 1e9:.1f}",
             with_range(f"{found.days:.3g}", found.likely(found.days)),
-            with_range(usd_text(found.cost.usd, missing="not known"), found.likely(found.cost.usd), ",.0f"),
+            with_range(known_text(found.cost.usd), found.likely(found.cost.usd), ",.0f"),
             f"{worst} {others[worst] / found.step.seconds:.0%}",
             "cannot build it" if found.unbuilt else "builds it",
         )  # fmt: skip
@@ -277,7 +277,7 @@ def _phases(result: Estimate) -> Table:
 
 def _whole(result: Estimate) -> Table:
     table = _table("The run", "what", "number", "unit")
-    run, cost, kwh = result.run, result.cost, usd_text(result.cost.kwh, ",.4g", missing="not known")
+    run, cost, kwh = result.run, result.cost, known_text(result.cost.kwh, ",.4g")
 
     def lost(seconds_a_step: float) -> float:
         return 100 * seconds_a_step * result.plan.training.steps / run.seconds
@@ -292,7 +292,7 @@ def _whole(result: Estimate) -> Table:
         ("lost to unexpected stops", f"{lost(run.failure_seconds):.1f}", "% of the time"),
         ("time", with_range(f"{result.days:.4g}", result.likely(result.days)), "days"),
         ("device hours", with_range(f"{cost.gpu_hours:,.4g}", result.likely(cost.gpu_hours), ",.4g"), "h"),
-        ("cost", with_range(usd_text(cost.usd), result.likely(cost.usd), ",.0f"), "USD"),
+        ("cost", with_range(known_text(cost.usd, missing=NO_PRICE), result.likely(cost.usd), ",.0f"), "USD"),
         ("energy, servers included", with_range(kwh, result.likely(cost.kwh), ",.4g"), "kWh"),
     ]  # fmt: skip
     for row in rows:

@@ -42,9 +42,9 @@ PHASE_COLUMNS = (
 NO_PRICE = "not known: cluster.usd_per_hour=..."
 
 
-def usd_text(usd: float | None, form: str = ",.0f", *, missing: str = NO_PRICE) -> str:
-    """Money as a table shows it. Args: form: a format of numbers; missing: the text where there is no price."""
-    return missing if usd is None else f"{usd:{form}}"
+def known_text(number: float | None, form: str = ",.0f", *, missing: str = "not known") -> str:
+    """A number as a table shows it. Args: form: a format of numbers; missing: the text in place of None."""
+    return missing if number is None else f"{number:{form}}"
 
 
 def with_range(text: str, likely: tuple[float, float] | None, form: str = ",.3g") -> str:
@@ -70,7 +70,7 @@ def phase_rows(result: Estimate) -> list[tuple[str, ...]]:
             with_range(f"{phase.step_seconds:.4g}", result.likely(phase.step_seconds)),
             with_range(f"{phase.seconds / 86400:.4g}", result.likely(phase.seconds / 86400)),
             with_range(
-                usd_text(result.phase_usd(phase), missing="not known"), result.likely(result.phase_usd(phase)), ",.0f"
+                known_text(result.phase_usd(phase)), result.likely(result.phase_usd(phase)), ",.0f"
             ),
         )
         for phase in result.phases
