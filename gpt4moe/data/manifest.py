@@ -5,6 +5,8 @@ FOLDER/tokenizer.json
 FOLDER/<source>/manifest.json         licence, the shards of its two splits; written last
 FOLDER/<source>/train-00000.{bin,idx,sums} ...
 FOLDER/<source>/train-00000.frames, train-images-00000.{img,table}      of a source with images (image_files.py)
+
+A manifest begins with the sha256 of its own text; those of before there was one are read too.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt4moe.config.own_files import plain_name
-from gpt4moe.config.typed import FieldError, from_plain
+from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DataError
 
@@ -29,6 +31,8 @@ SPLITS = ("train", "valid")
 TOKEN_TYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16")
 """Of a token in .bin: those of Megatron's whole numbers (indexed.DTYPES)."""
 _FORMAT = 2
+_SEAL = '{"sha256": "'
+"""Begin of a manifest that is sealed (config.typed.sealed)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,7 +192,14 @@ def _read(folder: Path, what: str) -> dict[str, Any]:
         problem = f"has no {MANIFEST_NAME}" if folder.is_dir() else "does not exist"
         raise DataError(f"{what} {problem}.", MAKE_DATA)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        body = unsealed(text) if text.startswith(_SEAL) else text
+        if body is None:
+            raise DataError(
+                f"{path} was changed since it was written: its sha256, which it begins with, is that of another text.",
+                "Restore it from its original, or make it again. If the change is yours, take the sha256 out of it.",
+            )
+        raw = json.loads(body)
         if not isinstance(raw, dict) or raw.pop("format", None) != _FORMAT:
             raise ValueError("another format")
     except (OSError, ValueError, RecursionError) as error:
@@ -208,14 +219,22 @@ def _write(folder: Path, manifest: DataManifest | SourceManifest) -> None:
     for key in ("masks", "text", "images"):  # a source that has none has a manifest without the key
         if not content.get(key):
             content.pop(key, None)
-    write_json(folder / MANIFEST_NAME, content)
+    _replace_text(folder / MANIFEST_NAME, sealed(_as_json(content)))
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a temporary file and renames it, so that no reader sees half of it, also after a power failure."""
+    _replace_text(path, _as_json(content))
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)

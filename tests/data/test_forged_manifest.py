@@ -1,6 +1,7 @@
 """A data manifest of another content is refused by the key that is wrong, whoever wrote it."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_a_source_s_manifest(
 ) -> None:
     folder = shutil.copytree(data_folder, tmp_path / "data")
     raw = json.loads((folder / "alpha" / "manifest.json").read_text())
+    del raw["sha256"]  # as who meant it would
     change(raw)
     (folder / "alpha" / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=said):
@@ -51,6 +53,38 @@ def test_a_source_s_manifest(
 def test_a_folder_s_manifest(key: str, value: object, said: str, data_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data_folder, tmp_path / "data")
     raw = json.loads((folder / "manifest.json").read_text()) | {key: value}
+    del raw["sha256"]
     (folder / "manifest.json").write_text(json.dumps(raw))
     with pytest.raises(DataError, match=said):
         Catalogue.open([folder])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "by"),
+    [
+        ("alpha/manifest.json", '("documents": )[0-9]+', r"\g<1>7"), ("alpha/manifest.json", "CC0-1.0", "CC0-1.1"),
+        ("alpha/manifest.json", '("bin_sha256": ")(.)', r"\g<1>\g<2>\g<2>"), ("manifest.json", '("eos_id": )[0-9]+', r"\g<1>9"),
+        ("manifest.json", '("sha256": ")(.)', r"\g<1>\g<2>\g<2>"),
+    ],
+)  # fmt: skip
+def test_what_was_changed_since_it_was_written(
+    name: str, pattern: str, by: str, data_folder: Path, tmp_path: Path
+) -> None:
+    """Values that are possible: what else would say so is another file, or nothing."""
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    text = (folder / name).read_text()
+    changed = re.sub(pattern, by, text, count=1)
+    assert changed != text
+    (folder / name).write_text(changed)
+    with pytest.raises(DataError, match="was changed since it was written: its sha256") as refusal:
+        Catalogue.open([folder])
+    assert "take the sha256 out" in refusal.value.cure
+
+
+def test_manifests_of_before_there_was_a_seal_are_read(data_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    for path in folder.rglob("manifest.json"):
+        raw = json.loads(path.read_text())
+        assert list(raw)[0] == "sha256" and raw.pop("sha256")
+        path.write_text(json.dumps(raw, indent=1) + "\n")
+    assert Catalogue.open([folder]).fingerprint() == Catalogue.open([data_folder]).fingerprint()
