@@ -3,9 +3,10 @@
     python -m benchmarks.data
 
 13T tokens are sparse files, so every shard is there in number, name and size, and reads as zeros; its index has a
-document of 1,000 tokens after the other. "Apart": attention stays inside documents (data.document_mask), so indexes are
-read and hashed too. Target: 1 second and 200 MB beyond the imports, at the peak. Megatron-core's GPTDataset builds its
-indexes on the same files as ours; its line to 13T is drawn through the two largest.
+document of 1,000 tokens after the other. "Apart": attention stays inside documents (data.document_mask), so blocks of
+indexes are read too, each checked against its sum. Target: 1 second and 200 MB beyond the imports, at the peak.
+Megatron-core's GPTDataset builds its indexes on the same files as ours; its line to 13T is drawn through the two
+largest.
 """
 
 import json
@@ -98,7 +99,6 @@ def _sparse_13t(folder: Path) -> tuple[int, int]:
     from gpt4moe.config.load import load_run_config
     from gpt4moe.data.indexed_writer import SHARD_BYTES
     from gpt4moe.data.manifest import DataManifest, Shard, SourceManifest
-    from gpt4moe.data.shards import BLOCK_BYTES
 
     run = load_run_config(["+experiment=gpt4", "run.name=t"])
     folder.mkdir()
@@ -111,15 +111,15 @@ def _sparse_13t(folder: Path) -> tuple[int, int]:
             entries[split] = []
             for number, start in enumerate(range(0, tokens, SHARD_BYTES // 4)):
                 size = 4 * min(tokens - start, SHARD_BYTES // 4)
-                index, index_sha256 = _index(folder, size)
+                index, index_sha256, index_sums = _index(folder, size)
                 shard = Shard(
                     file=f"{split}-{number:05}", sums=f"{split}-{number:05}.sums", documents=size // DOCUMENT_BYTES,
                     tokens=size // 4, dtype="int32", bin_sha256=f"{number:064x}", idx_bytes=index.stat().st_size,
-                    idx_sha256=index_sha256,
+                    idx_sha256=index_sha256, idx_blocks=len(index_sums),
                 )  # fmt: skip
                 sparse_file(folder / name / f"{shard.file}.bin", size)
                 (folder / name / f"{shard.file}.idx").hardlink_to(index)
-                _sums_of_zeros(folder, folder / name / shard.sums, size, BLOCK_BYTES)
+                _write_sums(folder, folder / name / shard.sums, size, index_sums)
                 entries[split].append(shard)
                 count, documents = count + 1, documents + shard.documents
         SourceManifest(tokenizer_sha256=tokenizer, licence="", description="zeros", **entries).write(folder / name)
@@ -129,26 +129,28 @@ def _sparse_13t(folder: Path) -> tuple[int, int]:
 
 
 @cache
-def _index(folder: Path, size: int) -> tuple[Path, str]:
-    """The index of a .bin of `size` bytes, and its sha256; files of one size share it."""
-    from gpt4moe.config.checksums import file_sha256
+def _index(folder: Path, size: int) -> tuple[Path, str, list[int]]:
+    """The index of a .bin of `size` bytes, its sha256 and sums; files of one size share it."""
+    from gpt4moe.data.blocks import INDEX_BLOCK_BYTES, hash_blocks
     from gpt4moe.data.indexed_writer import write_index
 
     path = folder / f"documents-{size}.idx"
     write_index(path, np.full(size // DOCUMENT_BYTES, DOCUMENT_BYTES // 4), np.dtype("<i4"))
-    return path, file_sha256(path)
+    return path, *hash_blocks(path, INDEX_BLOCK_BYTES)
 
 
-def _sums_of_zeros(folder: Path, path: Path, size: int, block: int) -> None:
-    """Of a .bin of zeros; files of one size share one."""
+def _write_sums(folder: Path, path: Path, size: int, index_sums: list[int]) -> None:
+    """Of a .bin of zeros, and of its index behind them; files of one size share one."""
     import zlib
+
+    from gpt4moe.data.blocks import BLOCK_BYTES as block
 
     first = folder / f"zeros-{size}.sums"
     if not first.exists():
         sums = np.full(-(-size // block), zlib.crc32(bytes(block)), dtype="<u4")
         if size % block:
             sums[-1] = zlib.crc32(bytes(size % block))
-        first.write_bytes(sums.tobytes())
+        first.write_bytes(sums.tobytes() + np.array(index_sums, dtype="<u4").tobytes())
     path.hardlink_to(first)
 
 

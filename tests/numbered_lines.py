@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt4moe.data.blocks import BLOCK_BYTES
 from gpt4moe.data.preprocess import SourceText, write_data_folder
-from gpt4moe.data.shards import BLOCK_BYTES
 from gpt4moe.data.tokenizer import train_tokenizer
 
 VOCABULARY = 300
@@ -24,9 +24,10 @@ def numbered_lines(folder: Path) -> Path:
 def plant_token(source: Path, shard: str, place: int, token: int) -> None:
     """Writes a token into a .bin, with the checksum of its block: whoever made it meant it."""
     path = source / f"{shard}.bin"
-    tokens = np.fromfile(path, dtype="<u2")
+    tokens, sums = np.fromfile(path, dtype="<u2"), np.fromfile(path.with_suffix(".sums"), dtype="<u4")
     tokens[place] = token
     path.write_bytes(tokens.tobytes())
     data = tokens.tobytes()
     blocks = [zlib.crc32(data[start : start + BLOCK_BYTES]) for start in range(0, len(data), BLOCK_BYTES)]
-    path.with_suffix(".sums").write_bytes(np.array(blocks, dtype="<u4").tobytes())
+    sums[: len(blocks)] = blocks  # those of the .idx stand behind
+    path.with_suffix(".sums").write_bytes(sums.tobytes())

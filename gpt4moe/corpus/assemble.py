@@ -23,9 +23,9 @@ from gpt4moe.config.checksums import file_sha256
 from gpt4moe.corpus.duplicates import KEY_BYTES
 from gpt4moe.corpus.piece import PieceFacts, piece_path, write_in_steps
 from gpt4moe.corpus.records import Advance
+from gpt4moe.data.blocks import BLOCK_BYTES, INDEX_BLOCK_BYTES, hash_blocks
 from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.manifest import SPLITS, Shard, write_json
-from gpt4moe.data.shards import BLOCK_BYTES
 from gpt4moe.durable import sync_file, sync_folder
 from gpt4moe.errors import DataError
 
@@ -166,16 +166,19 @@ def write_shard(folder: Path, task: ShardTask, documents: Documents, dtype: str,
         hashed.close()
         stream.flush()
         os.fsync(stream.fileno())
-    (folder / f"{task.name}.sums").write_bytes(np.array(hashed.blocks, dtype="<u4").tobytes())
     flat = np.concatenate(lengths)
     index = folder / f"{task.name}.idx"
     write_index(index, flat, np.dtype(dtype))
-    for written in (folder / f"{task.name}.sums", index):
+    idx_sha256, of_index = hash_blocks(index, INDEX_BLOCK_BYTES)
+    sums = folder / f"{task.name}.sums"
+    sums.write_bytes(np.array([*hashed.blocks, *of_index], dtype="<u4").tobytes())
+    for written in (sums, index):
         sync_file(written)
     sync_folder(folder)  # before its .json: the tokens that a shard is made of are removed after that
     shard = Shard(
         file=task.name, sums=f"{task.name}.sums", documents=len(flat), tokens=int(flat.sum()), dtype=dtype,
-        bin_sha256=hashed.digest.hexdigest(), idx_bytes=index.stat().st_size, idx_sha256=file_sha256(index),
+        bin_sha256=hashed.digest.hexdigest(), idx_bytes=index.stat().st_size, idx_sha256=idx_sha256,
+        idx_blocks=len(of_index),
     )  # fmt: skip
     write_json(shard_json(documents.work, task), dataclasses.asdict(shard))
 

@@ -9,6 +9,7 @@
     preprocess.py   documents -> shards of a source (megatron.core)
     blend.py        shares, samples and epochs of each source in a run
     manifest.py     manifest.json of a folder and of a source
+    blocks.py       files in blocks, checked as they are read
     indexed.py      memory-mapped reader of one pair of .bin/.idx
     shards.py       a source's tokens over all shards, blocks checked
     catalogue.py    the sources of data folders

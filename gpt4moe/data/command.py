@@ -12,13 +12,13 @@ from rich.console import Console
 
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.blocks import restore
 from gpt4moe.data.catalogue import TOKENIZER_CURE, Catalogue, tokenizer_problems
 from gpt4moe.data.manifest import SPLITS
 from gpt4moe.data.overview import overview
 from gpt4moe.data.passed_over import NOTHING, PassedOver, read_gone_back
 from gpt4moe.data.progress import byte_bar
 from gpt4moe.data.register import register
-from gpt4moe.data.shards import restore
 from gpt4moe.errors import ConfigError
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.config.checksums import file_sha256
+from gpt4moe.data.blocks import restore
 from gpt4moe.data.manifest import FrameTable, ImageShard
-from gpt4moe.data.shards import require_size, restore
+from gpt4moe.data.shards import require_size
 from gpt4moe.errors import DataError
 
 IMAGE = np.dtype([("start", "<u8"), ("bytes", "<u4"), ("width", "<u4"), ("height", "<u4"), ("sha256", "V32")])

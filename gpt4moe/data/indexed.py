@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt4moe.data.blocks import INDEX_BLOCK_BYTES, Blocks
 from gpt4moe.errors import DataError
 
 _NAME = "Restore it from its original, or name another pair of files, by its path without .bin and .idx."
@@ -59,6 +60,7 @@ class DocumentIndex:
         if len(index) < expected or num_bounds < 1:
             raise _damaged(prefix, ".idx", f"has {len(index)} bytes where {expected} belong")
         self.dtype = np.dtype(DTYPES[code])
+        self._content, self._offsets_at, self._bounds_at = index, lengths_end, offsets_end
         self._lengths: NDArray[np.int32] = index[HEADER.size : lengths_end].view("<i4")
         self._offsets: NDArray[np.int64] = index[lengths_end:offsets_end].view("<i8")
         self._bounds: NDArray[np.int64] = index[offsets_end:expected].view("<i8")
@@ -66,6 +68,24 @@ class DocumentIndex:
         """Of the .bin."""
         self._looks = 0
         """Stretches that were found by halving."""
+        self._blocks: Blocks | None = None
+
+    def check_as_read(self, sums: NDArray[np.uint32], made_by: str) -> None:
+        """From now on a block is checked before a number of it is used; those of header and end, which were, at once.
+
+        Args:
+            sums: of the blocks of the file.
+            made_by: the command that makes such a source, for errors.
+        Raises: DataError for a damaged block.
+        """
+        self._blocks = Blocks(_with(self.prefix, ".idx"), self._content, sums, INDEX_BLOCK_BYTES, made_by)
+        for size, end in ((HEADER.size, HEADER.size), (4, self._offsets_at), (8, self._bounds_at)):
+            self._blocks.require(end - size, end)
+
+    def _require_whole(self, array_at: int, first: int, last: int) -> None:
+        """Of numbers first to last - 1 of an array of int64 that begins at a byte."""
+        if self._blocks is not None and first < last:
+            self._blocks.require(array_at + 8 * first, array_at + 8 * last)
 
     @property
     def num_tokens(self) -> int:
@@ -77,9 +97,12 @@ class DocumentIndex:
 
     def start(self, document: int) -> int:
         """Its first token. Of num_documents: the number of tokens."""
+        self._require_whole(self._bounds_at, document, document + 1)
         sequence = int(self._bounds[document])
-        at = int(self._offsets[sequence]) if sequence < len(self._offsets) else self.num_bytes
-        return at // self.dtype.itemsize
+        if sequence >= len(self._offsets):
+            return self.num_tokens
+        self._require_whole(self._offsets_at, sequence, sequence + 1)
+        return int(self._offsets[sequence]) // self.dtype.itemsize
 
     def require_sound(self) -> None:
         """Reads all of it. Raises: DataError when sequences do not follow one another, or documents do not have all of
@@ -132,8 +155,12 @@ class DocumentIndex:
 
     def _starts_of(self, documents: slice) -> NDArray[np.int64]:
         """Their first tokens; without documents at the end that have no tokens."""
+        self._require_whole(self._bounds_at, documents.start, documents.stop)
         sequences = self._bounds[documents]
-        return self._offsets[sequences[sequences < len(self._offsets)]] // self.dtype.itemsize
+        sequences = sequences[sequences < len(self._offsets)]
+        if len(sequences):
+            self._require_whole(self._offsets_at, int(sequences[0]), int(sequences[-1]) + 1)
+        return self._offsets[sequences] // self.dtype.itemsize
 
 
 class IndexedTokens:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gpt4moe.config.checksums import file_sha256
 from gpt4moe.config.run import RunConfig
+from gpt4moe.data.blocks import BLOCK_BYTES, INDEX_BLOCK_BYTES, damaged_block, hash_blocks
 from gpt4moe.data.catalogue import Catalogue, Source
 from gpt4moe.data.check import CheckedData
 from gpt4moe.data.image_files import verify_images
@@ -18,14 +19,7 @@ from gpt4moe.data.loader import build_data
 from gpt4moe.data.manifest import SPLITS, Shard
 from gpt4moe.data.mixed import MixedSamples
 from gpt4moe.data.rows import RowSamples
-from gpt4moe.data.shards import (
-    BLOCK_BYTES,
-    bin_path,
-    damaged_block,
-    idx_path,
-    require_files,
-    sums_path,
-)  # fmt: skip
+from gpt4moe.data.shards import bin_path, idx_path, require_files, sums_path
 from gpt4moe.errors import DataError
 
 _STRETCH = 1 << 20
@@ -89,12 +83,17 @@ def verify_shard(source: Source, shard: Shard, vocab_size: int, progress: Callab
         index = IndexedTokens(source.folder / shard.file)
     except DataError as error:
         return [error.cause]
-    found = []
-    if file_sha256(idx_path(source.folder, shard)) != shard.idx_sha256:
-        found.append(f"{idx_path(source.folder, shard)} is not the index that was written.")
+    found, sums = [], np.fromfile(sums_path(source.folder, shard), dtype="<u4")
+    num_sums = len(sums) - shard.idx_blocks
+    path = idx_path(source.folder, shard)
+    sha256, of_index = hash_blocks(path, INDEX_BLOCK_BYTES)
+    if sha256 != shard.idx_sha256:
+        found.append(f"{path} is not the index that was written.")
+    elif shard.idx_blocks and of_index != sums[num_sums:].tolist():
+        found.append(f"{sums_path(source.folder, shard)} has other sums than those of {path}.")
     if index.num_documents != shard.documents:
         found.append(f"{index.prefix}.idx has {index.num_documents:,} documents, the manifest {shard.documents:,}.")
-    return found + _verify_tokens(source.folder, shard, vocab_size, progress)
+    return found + _verify_tokens(source.folder, shard, sums[:num_sums], vocab_size, progress)
 
 
 def verify_images_of(source: Source, progress: Callable[[int], None]) -> list[str]:
@@ -120,19 +119,22 @@ def verify_images_of(source: Source, progress: Callable[[int], None]) -> list[st
     return found
 
 
-def _verify_tokens(folder: Path, shard: Shard, vocab_size: int, progress: Callable[[int], None]) -> list[str]:
-    path, digest, found = bin_path(folder, shard), hashlib.sha256(), []
-    sums = np.fromfile(sums_path(folder, shard), dtype="<u4")
-    largest = 0
+def _verify_tokens(
+    folder: Path, shard: Shard, sums: NDArray[np.uint32], vocab_size: int, progress: Callable[[int], None]
+) -> list[str]:
+    path, digest, found, largest = bin_path(folder, shard), hashlib.sha256(), [], 0
     with path.open("rb") as stream:
         for block, sum_ in enumerate(sums):
             content = stream.read(BLOCK_BYTES)
             digest.update(content)
             if zlib.crc32(content) != sum_:
-                found.append(damaged_block(path, block, "").cause)
+                found.append(damaged_block(path, block, BLOCK_BYTES, "").cause)
             largest = max(largest, int(np.frombuffer(content, dtype=shard.dtype).max()))
             progress(len(content))
-    if not found and digest.hexdigest() != shard.bin_sha256:
+    is_written = digest.hexdigest() == shard.bin_sha256
+    if found and is_written:
+        found = [f"{sums_path(folder, shard)} has other sums than those of {path}."]
+    elif not found and not is_written:
         found.append(f"{path} is not the file that was written: its sha256 is another one.")
     if largest >= vocab_size:
         found.append(f"{path} has the token {largest:,}; the vocabulary has {vocab_size:,}.")

@@ -19,6 +19,7 @@ from typing import Any
 
 from gpt4moe.config.own_files import plain_name
 from gpt4moe.config.typed import FieldError, from_plain, sealed, unsealed
+from gpt4moe.data.blocks import INDEX_BLOCK_BYTES, num_blocks
 from gpt4moe.durable import sync_folder
 from gpt4moe.errors import DataError
 
@@ -50,6 +51,8 @@ class Shard:
     bin_sha256: str
     idx_bytes: int
     idx_sha256: str
+    idx_blocks: int = 0
+    """Of the .idx, whose checksums `sums` has behind those of the .bin; 0: none, an older tool wrote the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +134,8 @@ class SourceManifest:
                 plain_name(shard.sums)
                 if shard.dtype not in TOKEN_TYPES:
                     raise FieldError(f"a shard's dtype is {shard.dtype}, not one of {', '.join(TOKEN_TYPES)}")
+                if shard.idx_blocks not in (0, num_blocks(shard.idx_bytes, INDEX_BLOCK_BYTES)):
+                    raise FieldError(f"a shard's idx_blocks is {shard.idx_blocks}, of {shard.idx_bytes} bytes")
             else:
                 plain_name(shard.file)
 

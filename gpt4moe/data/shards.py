@@ -1,14 +1,12 @@
 """The tokens of one split of a source: its shards one after the other, mapped when they are first read.
 
     stream   shard 0 | shard 1 | ...          any stretch of it may be read, also across shards
-    .sums    CRC-32 of every block of a .bin; a block is checked before the first token of it is used
+    .sums    CRC-32 of every block of a .bin and its .idx; a block is checked before it is used (blocks.py)
 
 Opening thousands of shards costs one look at the size of each file. Nothing else is read until a sample is asked for.
 """
 
-import hashlib
 import resource
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt4moe.config.checksums import file_sha256
+from gpt4moe.data.blocks import BLOCK_BYTES, INDEX_BLOCK_BYTES, Blocks, hash_blocks, num_blocks, restore
 from gpt4moe.data.indexed import DocumentIndex
 from gpt4moe.data.manifest import Shard
 from gpt4moe.errors import DataError
 
-BLOCK_BYTES = 1 << 15
-"""Of a checksum. A sample of 4096 tokens needs one or two blocks: checking them costs less than 0.1 ms."""
 TEXT_COMMAND = "tools/tokenize_corpus.py"
 _NEGATIVE = 1 << 63
 _MOST_MAPPED = 128
@@ -50,7 +47,8 @@ class ShardedTokens:
         self._mapped = lru_cache(maxsize=_MOST_MAPPED)(self._map)
         self._index = lru_cache(maxsize=_MOST_MAPPED)(self._map_index)
         self._whole_indexes: set[int] = set()
-        """Shards whose index was hashed: one that is mapped again, among thousands, is not read once more."""
+        """Shards of an older tool, without sums of the index, whose index was hashed: one that is mapped again, among
+        thousands, is not read once more."""
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -130,22 +128,24 @@ class ShardedTokens:
         return self._index(at)
 
     def _map_index(self, at: int) -> DocumentIndex:
-        shard = self.shards[at]
+        shard, path = self.shards[at], idx_path(self.folder, self.shards[at])
         with self._reading():
+            require_size(path, shard.idx_bytes, self.made_by)
             index = DocumentIndex(self.folder / shard.file)
-            is_whole = at in self._whole_indexes or (file_sha256(idx_path(self.folder, shard)) == shard.idx_sha256)
         if index.num_tokens != shard.tokens or index.num_documents != shard.documents:
             raise DataError(
-                f"{idx_path(self.folder, shard)} is of other data: it has {index.num_documents:,} documents and "
-                f"{index.num_tokens:,} tokens, the manifest says {shard.documents:,} and {shard.tokens:,}.",
+                f"{path} is of other data: it has {index.num_documents:,} documents and {index.num_tokens:,} tokens, "
+                f"the manifest says {shard.documents:,} and {shard.tokens:,}.",
                 restore(self.made_by),
             )
-        if not is_whole:
-            raise DataError(
-                f"{idx_path(self.folder, shard)} is damaged: its sha256 is not the manifest's.",
-                restore(self.made_by),
-            )
-        self._whole_indexes.add(at)
+        if shard.idx_blocks:
+            index.check_as_read(self._mapped(at).index_sums, self.made_by)
+        elif at not in self._whole_indexes:
+            with self._reading():
+                is_whole = file_sha256(path) == shard.idx_sha256
+            if not is_whole:
+                raise DataError(f"{path} is damaged: its sha256 is not the manifest's.", restore(self.made_by))
+            self._whole_indexes.add(at)
         return index
 
     def _map(self, at: int) -> "_MappedShard":
@@ -171,19 +171,19 @@ def _allow_open_files() -> None:
 
 
 class _MappedShard:
-    """One .bin, and which of its blocks were found whole."""
+    """One .bin, and its sums with those of its index."""
 
     def __init__(self, folder: Path, shard: Shard, made_by: str):
-        self.made_by = made_by
-        self.path, self.sums_path = bin_path(folder, shard), sums_path(folder, shard)
+        path = bin_path(folder, shard)
         # Plain views: slices of numpy's own class for mapped files cost several times as much.
-        self.bytes: NDArray[np.uint8] = np.asarray(np.memmap(self.path, mode="r", dtype=np.uint8))
+        content: NDArray[np.uint8] = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
         self.dtype = np.dtype(shard.dtype)
-        num_bytes = len(self.bytes) // self.dtype.itemsize * self.dtype.itemsize  # a file that was cut fails its checks
-        self.tokens: NDArray[np.integer] = self.bytes[:num_bytes].view(self.dtype)
-        self.sums: NDArray[np.uint32] = np.asarray(np.memmap(self.sums_path, mode="r", dtype="<u4"))
-        self.is_whole = bytearray(-(-len(self.sums) // 8))
-        """One bit a block."""
+        num_bytes = len(content) // self.dtype.itemsize * self.dtype.itemsize  # a file that was cut fails its checks
+        self.tokens: NDArray[np.integer] = content[:num_bytes].view(self.dtype)
+        sums: NDArray[np.uint32] = np.asarray(np.memmap(sums_path(folder, shard), mode="r", dtype="<u4"))
+        count = len(sums) - shard.idx_blocks
+        self.blocks = Blocks(path, content, sums[:count], BLOCK_BYTES, made_by, self._see)
+        self.index_sums = sums[count:]
         self.largest = 0
         """Of the tokens of these blocks; more than any vocabulary when one is negative."""
 
@@ -193,18 +193,11 @@ class _MappedShard:
 
     def checked(self, start: int, stop: int) -> NDArray[np.integer]:
         """A view of tokens start to stop - 1. Raises: DataError."""
-        first, last = start * self.dtype.itemsize, stop * self.dtype.itemsize
-        for block in range(first // BLOCK_BYTES, (last - 1) // BLOCK_BYTES + 1):
-            if not self.is_whole[block >> 3] >> (block & 7) & 1:
-                self._check(block)
+        self.blocks.require(start * self.dtype.itemsize, stop * self.dtype.itemsize)
         return self.tokens[start:stop]
 
-    def _check(self, block: int) -> None:
-        start = block * BLOCK_BYTES
-        if zlib.crc32(self.bytes[start : start + BLOCK_BYTES].data) != self.sums[block]:
-            raise damaged_block(self.path, block, self.made_by)
-        self.largest = max(self.largest, _largest(self.bytes[start : start + BLOCK_BYTES].view(self.dtype)))
-        self.is_whole[block >> 3] |= 1 << (block & 7)
+    def _see(self, block: NDArray[np.uint8]) -> None:
+        self.largest = max(self.largest, _largest(block.view(self.dtype)))
 
 
 def _largest(tokens: NDArray[np.integer]) -> int:
@@ -212,20 +205,13 @@ def _largest(tokens: NDArray[np.integer]) -> int:
     return int(tokens.max()) if tokens.min() >= 0 else _NEGATIVE
 
 
-def damaged_block(path: Path, block: int, made_by: str) -> DataError:
-    start = block * BLOCK_BYTES
-    return DataError(
-        f"{path} is damaged: bytes {start:,} to {start + BLOCK_BYTES - 1:,} are not those that were written.",
-        restore(made_by),
-    )
-
-
 def require_files(folder: Path, shard: Shard, made_by: str = TEXT_COMMAND) -> None:
     """Raises: DataError when a file of the shard is missing or has another size than the manifest says."""
     num_bytes = shard.tokens * np.dtype(shard.dtype).itemsize
     require_size(bin_path(folder, shard), num_bytes, made_by)
     require_size(idx_path(folder, shard), shard.idx_bytes, made_by)
-    require_size(sums_path(folder, shard), 4 * -(-num_bytes // BLOCK_BYTES), made_by)
+    num_sums = num_blocks(num_bytes, BLOCK_BYTES) + shard.idx_blocks
+    require_size(sums_path(folder, shard), 4 * num_sums, made_by)
 
 
 def require_size(path: Path, size: int, made_by: str) -> None:
@@ -238,11 +224,6 @@ def require_size(path: Path, size: int, made_by: str) -> None:
         raise DataError(f"{path} has {found:,} bytes, the manifest says {size:,}.", restore(made_by))
 
 
-def restore(made_by: str) -> str:
-    """The cure of a damaged file of a source."""
-    return f"Restore the file from its original, or make the source again ({made_by})."
-
-
 def describe(prefix: Path, sums: Path, *, file: str, documents: int, tokens: int, dtype: str) -> Shard:
     """The manifest's entry of a pair of files that is written; reads them once, and writes `sums`.
 
@@ -250,16 +231,13 @@ def describe(prefix: Path, sums: Path, *, file: str, documents: int, tokens: int
         prefix: path without .bin and .idx.
         file: Shard.file.
     """
-    digest, blocks = hashlib.sha256(), []
-    with Path(f"{prefix}.bin").open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            blocks.append(zlib.crc32(block))
-    sums.write_bytes(np.array(blocks, dtype="<u4").tobytes())
     index = Path(f"{prefix}.idx")
+    bin_sha256, of_bin = hash_blocks(Path(f"{prefix}.bin"), BLOCK_BYTES)
+    idx_sha256, of_index = hash_blocks(index, INDEX_BLOCK_BYTES)
+    sums.write_bytes(np.array([*of_bin, *of_index], dtype="<u4").tobytes())
     return Shard(
-        file=file, sums=sums.name, documents=documents, tokens=tokens, dtype=dtype, bin_sha256=digest.hexdigest(),
-        idx_bytes=index.stat().st_size, idx_sha256=file_sha256(index),
+        file=file, sums=sums.name, documents=documents, tokens=tokens, dtype=dtype, bin_sha256=bin_sha256,
+        idx_bytes=index.stat().st_size, idx_sha256=idx_sha256, idx_blocks=len(of_index),
     )  # fmt: skip
 
 

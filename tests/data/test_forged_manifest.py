@@ -63,8 +63,8 @@ def test_a_folder_s_manifest(key: str, value: object, said: str, data_folder: Pa
     ("name", "pattern", "by"),
     [
         ("alpha/manifest.json", '("documents": )[0-9]+', r"\g<1>7"), ("alpha/manifest.json", "CC0-1.0", "CC0-1.1"),
-        ("alpha/manifest.json", '("bin_sha256": ")(.)', r"\g<1>\g<2>\g<2>"), ("manifest.json", '("eos_id": )[0-9]+', r"\g<1>9"),
-        ("manifest.json", '("sha256": ")(.)', r"\g<1>\g<2>\g<2>"),
+        ("alpha/manifest.json", '("bin_sha256": ")(.)', r"\g<1>\g<2>\g<2>"),
+        ("manifest.json", '("eos_id": )[0-9]+', r"\g<1>9"), ("manifest.json", '("sha256": ")(.)', r"\g<1>\g<2>\g<2>"),
     ],
 )  # fmt: skip
 def test_what_was_changed_since_it_was_written(
@@ -85,6 +85,6 @@ def test_manifests_of_before_there_was_a_seal_are_read(data_folder: Path, tmp_pa
     folder = shutil.copytree(data_folder, tmp_path / "data")
     for path in folder.rglob("manifest.json"):
         raw = json.loads(path.read_text())
-        assert list(raw)[0] == "sha256" and raw.pop("sha256")
+        assert next(iter(raw)) == "sha256" and raw.pop("sha256")
         path.write_text(json.dumps(raw, indent=1) + "\n")
     assert Catalogue.open([folder]).fingerprint() == Catalogue.open([data_folder]).fingerprint()

@@ -51,4 +51,6 @@ def test_whole_files_pass_and_each_damage_is_named(in_shards: Path, capsys: pyte
         path.write_bytes(content)
     sums = in_shards / "alpha" / "train-00000.sums"
     sums.write_bytes(bytes(len(sums.read_bytes())))
-    assert "train-00000.bin is damaged" in answer(capsys, "verify", str(in_shards), status=1)["problems"][0]
+    problems = answer(capsys, "verify", str(in_shards), status=1)["problems"]
+    for problem, suffix in zip(problems, ("idx", "bin"), strict=True):
+        assert "train-00000.sums has other sums than" in problem and problem.endswith(f"train-00000.{suffix}.")

@@ -1,6 +1,10 @@
 """A source of several shards is one stream; a flipped bit is found when its block is first read."""
 
+import shutil
+import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,16 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from gpt4moe.data import blocks as blocks_module
 from gpt4moe.data import shards as shards_module
+from gpt4moe.data.blocks import BLOCK_BYTES, INDEX_BLOCK_BYTES
+from gpt4moe.data.indexed import HEADER
+from gpt4moe.data.indexed_writer import write_index
 from gpt4moe.data.loader import build_data
 from gpt4moe.data.manifest import Shard, SourceManifest
 from gpt4moe.data.preprocess import write_split
-from gpt4moe.data.shards import BLOCK_BYTES, ShardedTokens
+from gpt4moe.data.shards import ShardedTokens, describe
 from gpt4moe.data.tokenizer import Tokenizer
 from gpt4moe.errors import DataError
 from tests.data.conftest import make_folder, small_run
 
 TEXTS = [f"document {i} of {i * i} other things\n" * (1 + i % 4) for i in range(300)]
+MANY = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +90,74 @@ def test_an_index_of_other_data_is_found_when_documents_are_read(tmp_path: Path,
         ShardedTokens(tmp_path, [shard]).begins(slice(0, 10))
 
 
-def test_an_index_is_hashed_once_however_often_it_is_mapped(
-    folder: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+def as_an_older_tool_wrote(folder: Path, shard: Shard, to: Path) -> Shard:
+    """A copy without the sums of the index."""
+    for suffix in ("bin", "idx", "sums"):
+        shutil.copyfile(folder / f"{shard.file}.{suffix}", to / f"{shard.file}.{suffix}")
+    sums = to / shard.sums
+    sums.write_bytes(sums.read_bytes()[: -4 * shard.idx_blocks])
+    return replace(shard, idx_blocks=0)
+
+
+def test_an_index_without_sums_is_hashed_once_however_often_it_is_mapped(
+    folder: Path, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples of thousands of shards map one after the other anew: hashing would read all of each index every time."""
     hashed, of_module = [], shards_module.file_sha256
     monkeypatch.setattr(shards_module, "_MOST_MAPPED", 1)
     monkeypatch.setattr(shards_module, "file_sha256", lambda path: (hashed.append(path.name), of_module(path))[1])
-    tokens = ShardedTokens(folder, shards)
+    older, new = [as_an_older_tool_wrote(folder, shard, tmp_path) for shard in shards], ShardedTokens(folder, shards)
+    tokens = ShardedTokens(tmp_path, older)
     for _ in range(3):
         for end in tokens.ends:
-            tokens.begins(slice(end - 9, end))
+            stretch = slice(end - 9, end)
+            assert tokens.begins(stretch).tolist() == new.begins(stretch).tolist()
     assert hashed == [f"{shard.file}.idx" for shard in shards]
+    path = tmp_path / f"{older[0].file}.idx"
+    path.write_bytes(path.read_bytes()[:50] + b"?" + path.read_bytes()[51:])
+    with pytest.raises(DataError, match="its sha256 is not the manifest's"):
+        ShardedTokens(tmp_path, older).begins(slice(0, 9))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shard]:
+    """A shard of 300,000 documents of one token."""
+    path = tmp_path_factory.mktemp("large") / "train-00000"
+    path.with_suffix(".bin").write_bytes(bytes(2 * MANY))
+    write_index(path.with_suffix(".idx"), np.ones(MANY, dtype=np.int64), np.dtype("<u2"))
+    sums = path.with_suffix(".sums")
+    return path.parent, describe(path, sums, file=path.name, documents=MANY, tokens=MANY, dtype="uint16")
+
+
+def test_a_few_blocks_of_a_large_index_are_read(large: tuple[Path, Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 halvings look at a document's bound and its offset; the last nine of each lie in a block or two."""
+    folder, shard = large
+    summed: list[int] = []
+    counted = SimpleNamespace(crc32=lambda data: (summed.append(len(data)), zlib.crc32(data))[1])
+    monkeypatch.setattr(blocks_module, "zlib", counted)
+    tokens = ShardedTokens(folder, [shard])
+    for _ in range(2):
+        assert tokens.begins(slice(200_000, 200_003)).all()
+        assert shard.idx_blocks == -(-shard.idx_bytes // INDEX_BLOCK_BYTES) > 1400
+        assert 10 < len(summed) <= 2 * 11 + 3 and max(summed) == INDEX_BLOCK_BYTES
+
+
+@pytest.mark.parametrize("document", [7, 20_000, 200_001, MANY - 1])
+@pytest.mark.parametrize("array_at", [HEADER.size + 4 * MANY, HEADER.size + 12 * MANY], ids=["offset", "bound"])
+def test_a_flipped_bit_of_an_index_is_found_where_it_is_read(
+    large: tuple[Path, Shard], tmp_path: Path, array_at: int, document: int
+) -> None:
+    folder, shard = large
+    for suffix in ("bin", "sums"):
+        (tmp_path / f"train-00000.{suffix}").hardlink_to(folder / f"train-00000.{suffix}")
+    content = bytearray((folder / "train-00000.idx").read_bytes())
+    content[array_at + 8 * document] ^= 4
+    (tmp_path / "train-00000.idx").write_bytes(content)
+    for stretch in (slice(document, document + 1), slice(0, MANY)):
+        with pytest.raises(DataError, match=r"train-00000.idx is (damaged: bytes|of other data)"):
+            ShardedTokens(tmp_path, [shard]).begins(stretch)
+    if document == 20_000:  # what is read far from it is as it was written
+        assert ShardedTokens(tmp_path, [shard]).begins(slice(200_000, 200_003)).all()
 
 
 def test_a_place_is_found_in_its_shard(folder: Path, shards: list[Shard]) -> None:
