@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
 from benchmarks.harness.timing import interleaved, ratio
-from benchmarks.training_step import SHAPE
+from benchmarks.training_step import COMMON, SHAPES
 from gpt4moe.config.load import load_run_config
 from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
@@ -36,7 +36,7 @@ CONTENDERS = {
     "deepspeed, offload": ("engine=deepspeed", "engine.offload_optimizer=true"),
 }
 CASES = (("fp32", 64), ("bf16", 64), ("fp32", 1024))  # precision, tokens of a rank
-RANKS, ROUNDS = 2, 9
+SHAPE, RANKS, ROUNDS = "one micro-batch of 2,048 tokens", 2, 9
 
 
 def main(arguments: list[str]) -> None:
@@ -58,7 +58,7 @@ def _rank(rank: int, port: int, alone: bool) -> None:
         groups = None
         for precision, tokens in CASES:
             shape = (
-                *SHAPE, f"precision={precision}", "parallel.ep=2", f"model.seq_length={tokens}",
+                *COMMON, *SHAPES[SHAPE], f"precision={precision}", "parallel.ep=2", f"model.seq_length={tokens}",
                 "training.micro_batch_size=1", f"training.global_batch_size={RANKS}",
             )  # fmt: skip
             if groups is None:

@@ -8,9 +8,12 @@ documents, the document of each token. Megatron's samples go through torch's def
 processes would add the cost of moving them. No side makes an attention mask. All files are in the page cache, and
 Megatron's indexes are built before. "First pass" is a launch whose blocks are all checked against their sums, which
 Megatron does not do. "Apart": positions and losses end with documents. gpt4moe is listed twice: how far the two are
-apart is noise. Targets: 20M tokens/s, and at least 1.0 of Megatron in every row.
+apart is noise. Targets: 20M tokens/s, and at least 1.0 of Megatron in every row. The last line trains `tiny` as shipped
+and makes its micro-batches, each in processor time of one thread. Target: 20 times what tiny eats, also if all cores of
+the machine together made its step as many times as fast.
 """
 
+import os
 import sys
 import tempfile
 import warnings
@@ -23,13 +26,14 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks.harness.command import read_options
-from benchmarks.harness.process import machine
+from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.timing import in_blocks, ratio
 from benchmarks.harness.token_files import megatron_dataset, registered, write_pair
+from benchmarks.training_step import COMMON, gpt4moe_step, random_batch
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.loader import SampleStream, build_data
 
-TARGET_TOKENS_PER_SECOND, TARGET_RATIO = 20e6, 1.0
+TARGET_TOKENS_PER_SECOND, TARGET_RATIO, TARGET_OF_TINY = 20e6, 1.0, 20.0
 BATCH, STEPS, ROUNDS, CALLS = 64, 32, 2, 2
 """The steps of a call read all samples of the files once; the calls of a block, as many samples as the loader works out
 places for in one go."""
@@ -49,9 +53,12 @@ def main(arguments: list[str]) -> None:
     print("    S  document micro-batch")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         reached = [_row(Path(name), *row) for row in ROWS]
+        of_tiny = _beside_tiny(Path(name))
     for target, is_reached in zip((f"{TARGET_TOKENS_PER_SECOND / 1e6:.0f}M tokens/s", f"{TARGET_RATIO} of Megatron"),
                                   map(all, zip(*reached, strict=True)), strict=True):  # fmt: skip
         print(f"target: at least {target} in every row: {'reached' if is_reached else 'NOT reached'}")
+    is_reached = of_tiny >= TARGET_OF_TINY
+    print(f"target: at least {TARGET_OF_TINY:.0f} times what tiny eats: {'reached' if is_reached else 'NOT reached'}")
 
 
 def _row(folder: Path, seq_length: int, document_tokens: int, micro_batch_size: int, by_document: bool) -> list[bool]:
@@ -82,14 +89,39 @@ def _row(folder: Path, seq_length: int, document_tokens: int, micro_batch_size: 
     return [min(rates) >= TARGET_TOKENS_PER_SECOND / 1e6, min(of_megatron) >= TARGET_RATIO]
 
 
-def _passes(stream: SampleStream, micro_batch_size: int) -> Callable[[], None]:
+def _beside_tiny(folder: Path) -> float:
+    """Prints what tiny eats and what the loader makes of it. Returns: the least ratio of the two, with all cores."""
+    run = load_run_config(list(COMMON))
+    length, sizes = run.model.seq_length, run.training
+    pair = write_pair(folder / "tiny", documents=BATCH * STEPS * length // 64, document_tokens=64, dtype="uint16")
+    stream = build_data(load_run_config([*registered(folder, "tiny", pair, seq_length=length), "run.name=t"])).train
+    batches = [random_batch(run)] * (sizes.global_batch_size // sizes.micro_batch_size)
+    with one_process(1) as groups:
+        step, _ = gpt4moe_step(run, groups, batches)
+        loader = _passes(stream, sizes.micro_batch_size, sizes.global_batch_size)
+        seconds = in_blocks({"tiny": step, "loader": loader}, 2 * ROUNDS, alone=False)
+    rates = {
+        name: steps * sizes.global_batch_size * length / median(seconds[name])
+        for name, steps in (("tiny", 1), ("loader", STEPS))
+    }
+    cores = len(os.sched_getaffinity(0))
+    times = rates["loader"] / rates["tiny"]
+    print(
+        f"tiny, a step of {sizes.global_batch_size} x {length} tokens: {rates['tiny']:,.0f} tokens/s; the loader, its "
+        f"micro-batches: {rates['loader'] / 1e6:.1f}M: {times:,.0f} times, {times / cores:,.0f} if {cores} cores made "
+        f"its step {cores} times as fast"
+    )
+    return times / cores
+
+
+def _passes(stream: SampleStream, micro_batch_size: int, batch_size: int = BATCH) -> Callable[[], None]:
     """Each call reads the next STEPS steps."""
-    consumed = count(0, BATCH)
+    consumed = count(0, batch_size)
 
     def run() -> None:
         for first in islice(consumed, STEPS):
             stream.micro_batches(
-                first, global_batch_size=BATCH, micro_batch_size=micro_batch_size, dp=1, dp_index=0
+                first, global_batch_size=batch_size, micro_batch_size=micro_batch_size, dp=1, dp_index=0
             )  # fmt: skip
 
     return run

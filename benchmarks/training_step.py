@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _compare(name: str, run: RunConfig, groups: ProcessGroups, alone: bool) -> None:
-    batches = [_batch(run)] * (run.training.global_batch_size // run.training.micro_batch_size)
-    ours, ours_size = _gpt4moe(run, groups, batches)
+    batches = [random_batch(run)] * (run.training.global_batch_size // run.training.micro_batch_size)
+    ours, ours_size = gpt4moe_step(run, groups, batches)
     theirs, their_size = _mixtral(run, batches)
     assert ours_size == their_size, f"{ours_size} parameters against {their_size}"
     seconds = in_blocks({PEER: theirs, OURS: ours, AGAIN: ours}, ROUNDS, alone=alone)
@@ -77,7 +77,7 @@ def _compare(name: str, run: RunConfig, groups: ProcessGroups, alone: bool) -> N
     print(f"target: gpt4moe at least {TARGET:.2f}: {'reached' if found >= TARGET else 'NOT reached'}")
 
 
-def _batch(run: RunConfig) -> Batch:
+def random_batch(run: RunConfig) -> Batch:
     rows, length = run.training.micro_batch_size, run.model.seq_length
     text = torch.randint(0, run.model.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
     return Batch(
@@ -88,7 +88,8 @@ def _batch(run: RunConfig) -> Batch:
     )
 
 
-def _gpt4moe(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Callable[[], None], int]:
+def gpt4moe_step(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Callable[[], None], int]:
+    """A whole training step on these micro-batches, and the model's parameters."""
     chunks = build_model(run, groups)
     size = sum(parameter.numel() for parameter in chunks[0].parameters())
     engine = MegatronEngine(chunks, run, groups)
