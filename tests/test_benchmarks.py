@@ -4,9 +4,12 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpt4_checkpoint, performance, startup
 from benchmarks.harness.command import read_options
+from benchmarks.harness.products import products_of
 
 
 @pytest.mark.parametrize("main", [gpt4_checkpoint.main, startup.main])
@@ -48,3 +51,20 @@ def test_a_benchmark_that_fails_leaves_the_page_as_it_was(tmp_path: Path, monkey
 def test_every_benchmark_of_the_page_finds_what_it_imports() -> None:
     for name in performance.BENCHMARKS:
         assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+def test_a_steps_products_alone_have_its_flops_and_change_nothing() -> None:
+    x, weight = torch.randn(4, 8), torch.randn(8, 8, requires_grad=True)
+
+    def step() -> None:
+        weight.grad = None
+        torch.nn.functional.silu(x @ weight).sum().backward()
+
+    again = products_of(step)
+    assert weight.grad is not None
+    before = weight.grad.clone()
+    with FlopCounterMode(display=False) as once:
+        again()
+    # Forward and the weight's gradient; the input needs none.
+    assert once.get_total_flops() == 2 * 2 * 4 * 8 * 8
+    assert torch.equal(weight.grad, before)

@@ -14,6 +14,7 @@ typed.py    what JSON gives -> a dataclass whose fields have their types; of man
 cures.py            what a key may be, in words
 compose.py  Hydra's composition for our files alone
 plain.py    objects -> plain data
+stored.py   plain data as it was stored -> objects
 load.py     load_run_config: YAML + overrides -> checked RunConfig (it and compose.py alone know Hydra)
 plan.py     the keys of tools/plan.py
 serve_command.py    the words of `tools/plan.py serve`

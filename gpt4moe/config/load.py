@@ -25,6 +25,7 @@ from gpt4moe.config.cures import type_cure
 from gpt4moe.config.plain import plain_data
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
+from gpt4moe.config.stored import from_stored
 from gpt4moe.config.training import NAME_CURE
 from gpt4moe.errors import ConfigError
 
@@ -148,6 +149,10 @@ def config_from_dict(raw: dict[str, Any]) -> RunConfig:
 
     Raises: ConfigError as load_run_config does.
     """
+    stored = from_stored(RunConfig, raw)
+    if stored is not None:
+        stored.validate()
+        return stored
     _refuse_unknown_keys(raw, RunConfig, "")
     try:
         typed = OmegaConf.merge(_run_schema(), raw)

@@ -125,7 +125,7 @@ def initialize(
 
     Args:
         loaded: KIND/NAME of tensors that the caller loads next. They are not drawn, which takes minutes for a large
-            model, but have a NaN in every row: if nothing loaded one, the first loss would show it.
+            model, but have a NaN: if nothing loaded one, the first loss would show it.
     """
     deviation = {
         Initial.unit: 1.0,
@@ -134,7 +134,7 @@ def initialize(
     }
     for parameter, shard, row in shards(chunks, groups):
         if f"{WEIGHT}/{shard.name}" in loaded:
-            parameter[..., 0] = torch.nan
+            _spoil(parameter, shard.name)
             continue
         if row.initial in CONSTANTS:
             parameter.fill_(CONSTANTS[row.initial])
@@ -143,6 +143,13 @@ def initialize(
         box = normal_box(seed, shard.name, shard.global_shape, shard.offset, shard.shape)
         scale = deviation.get(row.initial, 1 / sqrt(3 * shard.global_shape[-1]))  # by_input
         parameter.copy_((box * scale).view(parameter.shape))
+
+
+def _spoil(parameter: Tensor, name: str) -> None:
+    """A NaN in every row, but one alone in each matrix of experts and linear layers, which no token gets round: one in
+    every row would touch every page of the model, in one thread, before several threads load it."""
+    is_product = any(f".{kind}" in name for kind in ("experts.", "linear_"))
+    (parameter[..., 0, 0] if is_product else parameter[..., 0]).fill_(torch.nan)
 
 
 def freeze(chunks: list[nn.Module], groups: ProcessGroups, trained: Collection[str]) -> None:

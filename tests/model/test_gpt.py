@@ -33,6 +33,41 @@ def _built(environment: Environment) -> tuple[set[str], list[str]]:
         return set(tensors), [name for name, tensor in tensors.items() if tensor.device != groups.device]
 
 
+def test_the_first_loss_shows_a_tensor_that_nothing_loaded() -> None:
+    ((shown, hidden),) = run_ranks(1, _losses_without_one)
+    assert len(shown) > 20
+    assert hidden == []
+
+
+def _losses_without_one(environment: Environment) -> tuple[list[str], list[str]]:
+    """Names of the parameters without which, alone, the loss is no number, and of the others."""
+    import torch
+
+    from gpt4moe.config.load import load_run_config
+    from gpt4moe.model.gpt import build_model
+    from gpt4moe.model.parameters import initialize, shards
+    from gpt4moe.parallel.groups import ProcessGroups, world
+    from gpt4moe.parallel.layout import Layout
+    from gpt4moe.parallel.shard import WEIGHT
+    from tests.distributed.case import BASE
+
+    run = load_run_config([*BASE, "model.qk_norm=true", "model.tied_embeddings=false"])
+    tokens = torch.arange(1, 129).view(2, 64) % run.model.vocab_size
+    places = torch.arange(64).expand(2, -1)
+    shown, hidden = [], []
+    with world(environment) as device:
+        groups = ProcessGroups.create(Layout.from_config(run.parallel, 1), 0, device, 0)
+        (chunk,) = build_model(run, groups)
+        for parameter, shard, _ in shards([chunk], groups):
+            kept = parameter.detach().clone()
+            initialize([chunk], run.model, groups, 0, loaded=[f"{WEIGHT}/{shard.name}"])
+            with torch.no_grad():
+                is_shown = bool(chunk(tokens, places, None).isnan().any())
+                parameter.copy_(kept)
+            (shown if is_shown else hidden).append(shard.name)
+    return shown, hidden
+
+
 @pytest.mark.parametrize("kernel", ["grouped_mm", "per_expert"])
 def test_sizes_that_the_grouped_product_does_not_take_are_refused_before_the_model_is_built(kernel: str) -> None:
     (cause,) = run_ranks(1, _refusal, kernel)
