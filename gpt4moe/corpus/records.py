@@ -162,12 +162,19 @@ def _without_mark(line: bytes, part: Part) -> bytes:
     return line.removeprefix(b"\xef\xbb\xbf")
 
 
+_BESIDE_TEXT = {"id", "media", "metadata"}
+"""Keys of datatrove's JsonlWriter (0.10.1), which leaves out what is empty: the text of an empty document too."""
+
+
 def _text(line: bytes, field: str, part: Part, number: int) -> tuple[str, bytes]:
     """Of a line that orjson takes for none: the standard library, which takes NaN and great numbers, has the last
     word."""
     cure = f'Write one JSON object a line with a text: {{"{field}": "..."}}. --field names another key.'
     try:
-        text = json.loads(line.decode())[field]
+        found = json.loads(line.decode())
+        if field == "text" and isinstance(found, dict) and "id" in found and found.keys() <= _BESIDE_TEXT:
+            return "", b""
+        text = found[field]
     except UnicodeDecodeError as error:
         raise _no_utf8(place_of(part, number), error) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -60,7 +60,11 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "no json": ("a.jsonl", b'{"text": "fine"}\nnonsense\n', "a.jsonl:2"),
     "a list": ("a.jsonl", b"[1]\n", "a.jsonl:1"),
     "a string": ("a.jsonl", b'"text"\n', "a.jsonl:1"),
-    "another key": ("a.jsonl", b'\n{"text": "fine"}\n{"words": 1}\n', "a.jsonl:3 has no key 'text'"),
+    "another key": (
+        "a.jsonl",
+        b'\n{"text": "fine"}\n{"id": "1", "metadata": {}, "words": 1}\n',
+        "a.jsonl:3 has no key 'text'",
+    ),
     "a number": ("a.jsonl", b'{"text": 3}\n', "a.jsonl:1: 'text' is of type int"),
     "null": ("a.jsonl", b'{"text": null}\n', "NoneType"),
     "Latin-1": ("a.jsonl", b'{"text": "fine"}\n{"text": "\xe4h"}\n', "a.jsonl:2 is not UTF-8: byte 0xe4"),

@@ -1,16 +1,19 @@
 """Every form of the same documents gives the same tokens; trees skip what is no text, and say so."""
 
+import base64
 import gzip
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt4moe.corpus.inputs import cut, find_inputs
 from gpt4moe.corpus.records import Notes, place_of, read_part
 from gpt4moe.data.manifest import SourceManifest
+from gpt4moe.data.tokenizer import load_tokenizer
 from tests.corpus.conftest import TEXTS, tokens_of, write_lines
 
 Make = Callable[..., int]
@@ -84,7 +87,7 @@ def test_a_tree_s_text_files_are_documents_and_the_others_are_counted(
 
 
 def test_a_folder_of_records_alone_is_read_as_records(make: Make, tmp_path: Path) -> None:
-    """As datatrove's JsonlWriter leaves them: rank.jsonl.gz with text, id, metadata."""
+    """As datatrove's JsonlWriter names them: rank.jsonl.gz."""
     (tmp_path / "data").mkdir()
     for rank in range(3):
         with gzip.open(tmp_path / "data" / f"0000{rank}.jsonl.gz", "wt") as stream:
@@ -93,6 +96,39 @@ def test_a_folder_of_records_alone_is_read_as_records(make: Make, tmp_path: Path
     assert make(f"--source=web={tmp_path}/data", "--held-out=0.1") == 0
     text = SourceManifest.read(tmp_path / "out" / "web").text
     assert text is not None and sum(text["documents"].values()) == len(TEXTS) and len(text["inputs"]) == 3
+
+
+# What JsonlWriter of datatrove 0.10.1 wrote as rank 0 and rank 13 for four documents, the third of them without a text.
+OF_DATATROVE = {
+    "00000.jsonl.gz":
+        "H4sICAY/DmsC/zAwMDAwLmpzb25sAF2Pz0rEMBDG7z5FmPNu2lSQNSyC4M2jnkphyaazbSBNSzqhq2XBN/GyBx/CW9/EJ3FW0INz"
+        "mX+/+fhmBsIjgYYHjOJxOR84+eWcDiSWzz03tUPxRNEs7yirUE7oCEWJzqP4evsQnSNRAfe2xVCBhBW4muW2KQadkqu1uuNZh2Rq"
+        "Qwb0DCl6BlqiYdRZhkfTDR6l7btMMckU8rrIi5u1Kta5es6vdbHRqih5601okmlwN9o+MpfL280KDuxmNxhq+dBGM/ksv4ScTLSy"
+        "eYXT6Wr+/fNejGj7UIuBZf7s7uGC/JTYDfTyz3IArVjkG9W/FF8tAQAA",
+    "00013.jsonl.gz":
+        "H4sICAY/DmsC/zAwMDEzLmpzb25sAKtWKkmtKFGyUspPU0jMyy/JSC1SKEkszlbSUcpMAQonAxm5qSWJKYkliUpW1Uo5iXnpSlbR"
+        "SimpSjp5pTk5sbW1XAClna6KRAAAAA==",
+}  # fmt: skip
+
+
+def test_files_of_datatrove_are_read_as_it_writes_them(make: Make, tmp_path: Path, tokenizer_path: Path) -> None:
+    (tmp_path / "clean").mkdir()
+    for name, content in OF_DATATROVE.items():
+        (tmp_path / "clean" / name).write_bytes(base64.b64decode(content))
+    other = write_lines(tmp_path / "other.jsonl", TEXTS)  # of a split that has none of them
+    assert make(f"--source=web={tmp_path}/clean,{other}", "--held-out=0.1") == 0
+    text = SourceManifest.read(tmp_path / "out" / "web").text
+    assert text is not None and text["removed"]["empty"] == 1
+    assert sum(text["documents"].values()) == 3 + len(TEXTS)
+    found = load_tokenizer(tokenizer_path).decode(np.concatenate([
+        np.frombuffer(tokens_of(tmp_path / "out" / "web", split), dtype="<u2") for split in ("train", "valid")
+    ]).tolist())  # fmt: skip
+    for written in (
+        'Der Käfer läuft über die Straße.\nZweite Zeile \u2028 mit "Zeichen".',
+        "A second page.",
+        "of another",
+    ):
+        assert written in found
 
 
 def test_a_byte_order_mark_is_no_text_but_counts_in_the_sum_of_the_file(make: Make, tmp_path: Path) -> None:
