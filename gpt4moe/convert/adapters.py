@@ -4,6 +4,7 @@ checkpoint of adapters --manifest's base--> W + alpha / rank * B A, box by box -
 """
 
 import dataclasses
+import hashlib
 import json
 import uuid
 from functools import cache
@@ -18,13 +19,16 @@ from gpt4moe.architecture.names import adapter_names
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.architecture.tensors import row_of
 from gpt4moe.architecture.trained import adapter_shapes
+from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.base import base_folder
 from gpt4moe.checkpoint.index import CheckpointIndex, cover_of_box
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.config.load import config_from_dict, config_to_dict
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.copy_pipeline import progress_bar
+from gpt4moe.convert.model_files import Files, kept_files, kept_folder
 from gpt4moe.convert.publish import published, refuse_existing
 from gpt4moe.convert.safetensors_file import NewTensor, packed
 from gpt4moe.convert.weights import CheckpointWeights, text_run
@@ -133,7 +137,9 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
     config = _merged_config(source.adapted)
     names = [name for name in source.base.shapes if name.startswith((f"{WEIGHT}/", f"{BUFFER}/"))]
     sizes = [4 * prod(source.base.shapes[name]) for name in names]
-    plan, total = json.dumps(["merge", source.block_hashes]), sum(sizes)
+    words = _tokenizer(source)
+    contents = [[name, hashlib.sha256(content).hexdigest()] for name, content in sorted(words.items())]
+    plan, total = json.dumps(["merge", source.block_hashes, contents]), sum(sizes)
     with published(out, plan, total) as draft, progress_bar(f"to {out.name}", total) as advance:
         entries = []
         for number, part in enumerate(names[place] for place in packed(sizes, FILE_BYTES)):
@@ -141,6 +147,10 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
             tensors = [_new(source, name) for name in part]
             file = f"rank-{number:05d}.safetensors"
             entries.append(draft.tensors(file, tensors, dtype="F32", metadata=metadata, advance=advance))
+        for name, content in words.items():
+            draft.content(f"{TOKENIZER_FOLDER}/{name}", content)
+        if words:
+            draft.checksums(f"{TOKENIZER_FOLDER}/{SUMS}")
         theirs = source.adapters.manifest
         dataclasses.replace(
             theirs, run_id=uuid.uuid4().hex, config=config, layout="merged", files=entries, tensor_names=names,
@@ -150,6 +160,12 @@ def merge(checkpoint: Path, out: Path, *, base: Path | None = None) -> Answer:
         "out": str(out), "base": str(source.folder), "tensors": len(names), "parameters": total // 4,
         "size_bytes": total, "files": [{"name": entry.name, "size_bytes": entry.size} for entry in entries],
     }  # fmt: skip
+
+
+def _tokenizer(source: MergedWeights) -> Files:
+    """Of conversations that the adapters learned, or of their base; else it is found by the run's config."""
+    folder = kept_folder(source.folder, source.manifest, source.run)
+    return {} if folder is None else kept_files(folder)[0]
 
 
 def _merged_config(adapted: RunConfig) -> dict[str, Any]:

@@ -68,14 +68,17 @@ class Export:
         counts = {name: len(part) for name, part in shards.items()}
         extra = self.vision.identity() if self.vision else None
         plan = json.dumps(["to-hf", self.config, texts, counts, self.source.block_hashes, extra, self.origin])
-        with published(out, plan, size) as draft, progress_bar(f"to {out.name}", size) as advance:
-            draft.weights(shards, code, advance)
-            if self.vision:
-                self.vision.write(draft, advance)
+        with published(out, plan, size) as draft:
+            with progress_bar(f"to {out.name}", size) as advance:
+                draft.weights(shards, code, advance)
+                if self.vision:
+                    self.vision.write(draft, advance)
             draft.json("config.json", self.config)
             for name, content in files.items():
                 draft.content(name, content)
-            draft.checksums(SUMS, is_deep=False, without=[CARD])  # vision/ has its own
+            hashed = size - sum(self.vision.sizes().values() if self.vision else ())  # vision/ has its own
+            with progress_bar(f"sha256 of {out.name}", hashed) as advance:
+                draft.checksums(SUMS, is_deep=False, without=[CARD], advance=advance)
 
     def _shards(self) -> dict[str, list[NewTensor]]:
         return sharded(self.tensors, DTYPES[self.dtype][0], self.max_shard_bytes)

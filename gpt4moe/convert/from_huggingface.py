@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import inf, isfinite, prod
@@ -24,7 +25,7 @@ from gpt4moe.architecture.tensors import Box
 from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.storage import StoredPiece
-from gpt4moe.config.checksums import SUMS
+from gpt4moe.config.checksums import SUMS, read_sums
 from gpt4moe.config.load import config_to_dict, load_run_config
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.moe import MoEConfig
@@ -82,7 +83,6 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     generation, notes = generation_of(source, read_config(source))
     _require_tokenizer(source)
     text = open_huggingface(source) if upcycling is None else _upcycled(source, upcycling)
-    require_unchanged(source)
     seen = imported_vision(source, text.model, out)
     boxes = _boxes(text) + (_boxes(seen.weights) if seen else [])
     sizes = [4 * prod(box[1]) for _, _, box in boxes]
@@ -91,7 +91,9 @@ def from_huggingface(source: Path, out: Path, upcycling: Upcycling | None = None
     config = config_to_dict(_run_of(seen.model if seen else text.model))
     how = dataclasses.asdict(upcycling) if upcycling else None
     plan = json.dumps(["from-hf", str(source.resolve()), config, how, _state_of(source)])
-    with published(out, plan, size) as draft, progress_bar(f"to {out.name}", size) as advance:
+    with published(out, plan, size) as draft, ExitStack() as stack:
+        _require_whole(source)
+        advance = stack.enter_context(progress_bar(f"to {out.name}", size))
         entries = []
         for number, part in enumerate(boxes[place] for place in packed(sizes, FILE_BYTES)):
             header = json.dumps({f"{WEIGHT}/{name}": shapes[name] for _, name, _ in part})
@@ -181,6 +183,14 @@ def _require_tokenizer(source: Path) -> None:
             load_backend(path)
     except DataError as error:
         raise ConversionError(error.cause, "Copy or download it again.") from error
+
+
+def _require_whole(source: Path) -> None:
+    """Raises: ConversionError for a file that is not what the folder's SHA256SUMS says."""
+    names = read_sums(source) or {}
+    size = sum((source / name).stat().st_size for name in names if (source / name).is_file())
+    with progress_bar(f"sha256 of {source.name}", size) as advance:
+        require_unchanged(source, advance)
 
 
 def _keep_tokenizer(source: Path, draft: Draft, generation: bytes) -> None:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gpt4moe.chat.words import TOKENIZER_FOLDER
 from gpt4moe.checkpoint.manifest import Manifest
-from gpt4moe.config.checksums import SUMS, changed_files, file_sha256
+from gpt4moe.config.checksums import SUMS, Advance, changed_files, file_sha256
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.run import RunConfig
 from gpt4moe.convert.folder_tensors import own_path, read_own
@@ -40,23 +41,19 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
         given: a tokenizer.json to use instead of the one in the run's config.
     Raises: ConversionError when it is missing or not the run's.
     """
-    kept = folder / TOKENIZER_FOLDER
-    if given is None and kept.is_dir():
-        return _kept_files(kept)
+    kept = None if given is not None else kept_folder(folder, manifest, run)
+    if kept is not None:
+        return kept_files(kept)
     try:
         path = given or tokenizer_path(run)
         if path is None:
             return {GENERATION: _json(_generation(None))}, _ids(None)
-        chat = path.parent / TOKENIZER_FOLDER
-        is_chat = given is None and chat.is_dir()  # data of conversations: any tokenizer, with its chat template
-        tokenizer = None if is_chat else load_tokenizer(path)
+        tokenizer = load_tokenizer(path)
     except DataError as error:
         raise ConversionError(error.cause, "Give the run's tokenizer.json with --tokenizer.") from error
     wanted = manifest.identity.get("tokenizer")
     if wanted not in (None, "none") and file_sha256(path) != wanted:
         raise ConversionError(f"{path} is not the run's tokenizer.", "Give the run's own with --tokenizer.")
-    if tokenizer is None:
-        return _kept_files(chat)
     if tokenizer.vocab_size > run.model.vocab_size:
         raise ConversionError(
             f"{path} has {tokenizer.vocab_size} tokens, model.vocab_size={run.model.vocab_size}.",
@@ -70,8 +67,35 @@ def tokenizer_files(folder: Path, manifest: Manifest, run: RunConfig, given: Pat
     }, _ids(tokenizer.eos_id)
 
 
-def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
-    """Raises: ConversionError for a file that was changed, is a link that leads out of the folder, or is none."""
+def kept_folder(folder: Path, manifest: Manifest, run: RunConfig) -> Path | None:
+    """Where a checkpoint's tokenizer lies with all its files, as Hugging Face has them; None: nowhere.
+
+    Its own, which from-hf makes. Else that of the conversations that it learned, with their chat template. Else, of
+    adapters, that of their base, if it is the tokenizer that they were trained with.
+
+    Args:
+        folder: of the checkpoint; of adapters, of their base.
+    """
+    kept = folder / TOKENIZER_FOLDER
+    if manifest.base is None and kept.is_dir():
+        return kept
+    found = [] if manifest.base is None else [(kept, kept / TOKENIZER_NAME)]
+    with suppress(DataError):  # data that is gone: the caller may have another tokenizer, or tells of it
+        path = tokenizer_path(run)
+        found[:0] = [] if path is None else [(path.parent / TOKENIZER_FOLDER, path)]
+    wanted = manifest.identity.get("tokenizer")
+    return next((place for place, path in found if place.is_dir() and _is_tokenizer(path, wanted)), None)
+
+
+def _is_tokenizer(path: Path, wanted: object) -> bool:
+    return wanted in (None, "none") or (path.is_file() and file_sha256(path) == wanted)
+
+
+def kept_files(folder: Path) -> tuple[Files, SpecialIds]:
+    """Every file of a tokenizer folder, and its special ids.
+
+    Raises: ConversionError for a file that was changed, is a link that leads out of the folder, or is none.
+    """
     require_unchanged(own_path(folder))
     try:
         paths = [own_path(path) for path in sorted(folder.iterdir()) if path.name != SUMS]
@@ -88,9 +112,9 @@ def _kept_files(folder: Path) -> tuple[Files, SpecialIds]:
     return files, {name: settings.get(name) for name in SPECIAL_IDS}
 
 
-def require_unchanged(folder: Path) -> None:
+def require_unchanged(folder: Path, advance: Advance | None = None) -> None:
     """Raises: ConversionError for a file that is not what the folder's SHA256SUMS says, where it has one."""
-    changed = changed_files(folder)
+    changed = changed_files(folder, advance=advance)
     if changed:
         raise ConversionError(changed[0], f"{_AGAIN} If it is as it should be, remove {folder / SUMS}.")
 

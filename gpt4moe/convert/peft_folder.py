@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpt4moe.architecture.names import split_name
+from gpt4moe.config.checksums import SUMS
 from gpt4moe.convert.adapters import MergedWeights
 from gpt4moe.convert.architectures import architecture_of
 from gpt4moe.convert.copy_pipeline import progress_bar
@@ -34,7 +35,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def to_peft(checkpoint: Path, out: Path, *, model: str, base: Path | None = None) -> Answer:
-    """Writes adapter_config.json and adapter_model.safetensors, fp32.
+    """Writes adapter_config.json and adapter_model.safetensors, fp32, and SHA256SUMS of both.
 
     Args:
         model: what PEFT calls the base: a folder made by to-hf from the base's checkpoint, or a name.
@@ -64,6 +65,7 @@ def to_peft(checkpoint: Path, out: Path, *, model: str, base: Path | None = None
     with published(out, json.dumps(["to-peft", config, hashes]), total) as draft, progress_bar(out.name, total) as done:
         entry = draft.tensors(_FILE, tensors, dtype="F32", metadata={"format": "pt"}, advance=done)
         draft.json("adapter_config.json", config)
+        draft.checksums(SUMS)
     return {
         "out": str(out), "tensors": len(tensors), "size_bytes": total,
         "files": [{"name": entry.name, "size_bytes": entry.size}],

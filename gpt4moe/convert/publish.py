@@ -72,7 +72,9 @@ class Draft:
         shutil.copyfile(source, self._path(name))
         sync_file(self.folder / name)
 
-    def checksums(self, name: str, *, is_deep: bool = True, without: Sequence[str] = ()) -> None:
+    def checksums(
+        self, name: str, *, is_deep: bool = True, without: Sequence[str] = (), advance: Advance | None = None
+    ) -> None:
         """Writes a file of the sha256 of every other file in its folder, as `sha256sum -c` reads it.
 
         Args:
@@ -83,7 +85,7 @@ class Draft:
         found = sorted(folder.rglob("*") if is_deep else folder.iterdir())
         paths = [path for path in found if path.is_file() and path.name not in (_PLAN, _LOCK, *without)]
         paths = [path for path in paths if path != self.folder / name and not path.name.endswith(_DONE)]
-        self.text(name, sums_text(folder, paths))
+        self.text(name, sums_text(folder, paths, advance))
 
     def json(self, name: str, content: object) -> None:
         self.text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

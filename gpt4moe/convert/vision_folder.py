@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt4moe.architecture.rows import Shape
 from gpt4moe.checkpoint.storage import StoredPiece
-from gpt4moe.config.checksums import SUMS, file_sha256
+from gpt4moe.config.checksums import SUMS, changed_files, read_sums
 from gpt4moe.config.load import config_from_dict
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.vision import EncoderConfig, EncoderKind, ResamplerConfig, VisionConfig
@@ -206,16 +206,10 @@ def _flat(settings: Json, under: str) -> Json:
 
 def require_sums(folder: Path) -> None:
     """Raises: ConversionError when a file is missing, added, or has other bytes than SHA256SUMS says."""
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: sha for sha, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{folder / SUMS} cannot be read ({error}).", _AGAIN) from error
-    paths = [path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS]
-    names = {path.relative_to(folder).as_posix() for path in paths}
-    for name in sorted(sums.keys() ^ names):
-        what = "is missing" if name in sums else f"is not in {SUMS}"
-        raise ConversionError(f"{folder / name} {what}.", _AGAIN)
-    for name, sha in sums.items():
-        if file_sha256(folder / name) != sha:
-            raise ConversionError(f"{folder / name} is damaged: its sha256 is another than in {SUMS}.", _AGAIN)
+    known = {SUMS, *(read_sums(folder) or {})}
+    if len(known) == 1:
+        raise ConversionError(f"{folder / SUMS} is damaged or gone.", _AGAIN)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    added = [f"{path} is not in {SUMS}." for path in paths if path.relative_to(folder).as_posix() not in known]
+    for problem in added or changed_files(folder):
+        raise ConversionError(problem, _AGAIN)

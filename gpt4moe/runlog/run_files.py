@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from gpt4moe.config.checksums import SUMS, file_sha256
+from gpt4moe.config.checksums import SUMS, as_lines, file_sha256, read_sums
 
 EXPERT_LOAD_FILE = "expert_load.json"
 """{"layers": [...], "tokens": [[...]], "first_step", "last_step"}: tokens per expert over the last steps of a launch;
@@ -43,13 +43,18 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def add_sums(run_folder: Path, *names: str) -> None:
-    """Notes the sha256 of files of a run folder that were just written."""
-    _write_sums(run_folder, _sums(run_folder) | {name: file_sha256(run_folder / name) for name in names})
+    """Notes the sha256 of files of a run folder that were just written. A SHA256SUMS that is damaged stays as it is:
+    the next launch is told of it."""
+    sums = read_sums(run_folder)
+    if sums is not None:
+        _write_sums(run_folder, sums | {name: file_sha256(run_folder / name) for name in names})
 
 
 def _write_sums(run_folder: Path, sums: dict[str, str]) -> None:
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
-    replace_file(run_folder / SUMS_FILE, "".join(lines).encode())
+    if sums:
+        replace_file(run_folder / SUMS_FILE, as_lines(dict(sorted(sums.items()))).encode())
+    else:  # one without a line is a damaged one
+        (run_folder / SUMS_FILE).unlink(missing_ok=True)
 
 
 def replace_noted(run_folder: Path, name: str, data: bytes) -> None:
@@ -61,27 +66,23 @@ def replace_noted(run_folder: Path, name: str, data: bytes) -> None:
 
 def drop_sum(run_folder: Path, name: str) -> None:
     """Takes a file out of the noted ones: it will be another."""
-    sums = _sums(run_folder)
-    if sums.pop(name, None) is not None:
+    sums = read_sums(run_folder)
+    if sums is not None and sums.pop(name, None) is not None:
         _write_sums(run_folder, sums)
 
 
 def has_other_sum(run_folder: Path, name: str) -> bool:
-    """Whether a file is not the one whose sha256 was noted. Raises: OSError when it cannot be read."""
-    noted = _sums(run_folder).get(name)
-    return noted is not None and noted != file_sha256(run_folder / name)
+    """Whether a file is not the one whose sha256 was noted, or nothing says so any more: SHA256SUMS is damaged.
+
+    Raises: OSError when it cannot be read.
+    """
+    sums = read_sums(run_folder)
+    return sums is None or (name in sums and sums[name] != file_sha256(run_folder / name))
 
 
 def noted_files(run_folder: Path, prefix: str) -> list[Path]:
     """The files whose sha256 was noted and whose names begin so; one of them may be gone."""
-    return [run_folder / name for name in _sums(run_folder) if name.startswith(prefix)]
-
-
-def _sums(run_folder: Path) -> dict[str, str]:
-    path = run_folder / SUMS_FILE
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    pairs = [line.split("  ", 1) for line in lines]
-    return {pair[1]: pair[0] for pair in pairs if len(pair) == len(("sha256", "name"))}
+    return [run_folder / name for name in read_sums(run_folder) or {} if name.startswith(prefix)]
 
 
 def process_began(process: int | str) -> float:

@@ -17,6 +17,7 @@ import torch
 
 from gpt4moe.chat.command import prepare
 from gpt4moe.chat.words import read_words
+from gpt4moe.config.checksums import changed_files, read_sums
 from gpt4moe.convert.adapters import merge
 from gpt4moe.convert.from_huggingface import ARGUMENTS, from_huggingface
 from gpt4moe.convert.huggingface import to_huggingface
@@ -58,7 +59,7 @@ def folders(hugging_face: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         (ended,) = train(root / name, *model, *SFT, *BATCH, *data, *more)
         assert ended.status == 0, ended.err
     merge(root / "lora", root / "merged")
-    for name in ("full", "merged"):
+    for name in ("full", "merged", "lora"):
         to_huggingface(root / name, root / f"{name}-hf", dtype="fp32")
     return {path.name: path for path in root.iterdir()}
 
@@ -72,12 +73,13 @@ def test_transformers_loads_what_was_fine_tuned_with_the_same_logits(folders: di
         assert np.abs(logits - before).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["full-hf", "merged-hf"])
+@pytest.mark.parametrize("name", ["full-hf", "merged-hf", "lora-hf", "merged/tokenizer"])
 def test_the_chat_template_travels(folders: dict[str, Path], name: str) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 
     asked = ROWS[0]["messages"][:1]
-    rendered = AutoTokenizer.from_pretrained(folders[name]).apply_chat_template(
+    folder = folders["hf"].parent / name
+    rendered = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         asked, tokenize=False, add_generation_prompt=True
     )
     assert (
@@ -86,13 +88,16 @@ def test_the_chat_template_travels(folders: dict[str, Path], name: str) -> None:
         == read_words(folders["hf"]).template.render(asked)
     )
     end = read_words(folders["hf"]).backend.token_to_id("<|im_end|>")
-    assert end in GenerationConfig.from_pretrained(folders[name]).eos_token_id
+    assert end in GenerationConfig.from_pretrained(folder).eos_token_id
+    assert changed_files(folder) == [] and (folder / "SHA256SUMS").is_file()
 
 
 def test_adapters_of_a_converted_folder_load_into_peft_on_that_very_folder(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     to_peft(folders["lora"], tmp_path / "peft", model=str(folders["hf"]))
+    assert set(read_sums(tmp_path / "peft") or ()) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert changed_files(tmp_path / "peft") == []
     pytest.importorskip("peft", reason="no peft here")
     (got,) = run_ranks(1, _peft_logits, folders["hf"], tmp_path / "peft")
     want, _ = their_logits(folders["merged-hf"])

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 from gpt4moe.checkpoint.manifest import Manifest
 from gpt4moe.checkpoint.reader import CheckpointReader
 from gpt4moe.checkpoint.retention import find_checkpoint
+from gpt4moe.config.checksums import file_sha256
+from gpt4moe.config.load import load_run_config
 from gpt4moe.convert.adapters import MergedWeights, merge, open_checkpoint
 from gpt4moe.convert.huggingface import to_huggingface
 from gpt4moe.convert.inference_layout import to_inference_layout
+from gpt4moe.convert.model_files import kept_folder
 from gpt4moe.convert.peft_folder import to_peft
 from gpt4moe.convert.verify import require_runnable, verify
 from gpt4moe.errors import CheckpointError, ConversionError
@@ -108,6 +112,19 @@ def test_a_base_that_changed_or_is_gone_is_refused(folders: dict[str, Path], tmp
         require_runnable(tmp_path / "adapted")
     with pytest.raises(ConversionError, match="not one of adapters"):
         merge(folders["base"], tmp_path / "other")
+
+
+@pytest.mark.parametrize(("trained_with", "is_taken"), [("itself", True), ("none", True), ("another", False)])
+def test_adapters_take_the_tokenizer_of_their_base_if_it_is_theirs(
+    tmp_path: Path, trained_with: str, is_taken: bool
+) -> None:
+    kept = tmp_path / "tokenizer"
+    kept.mkdir()
+    (kept / "tokenizer.json").write_text("{}")
+    identity = {"tokenizer": file_sha256(kept / "tokenizer.json") if trained_with == "itself" else trained_with}
+    adapters = SimpleNamespace(base=object(), identity=identity)
+    run = load_run_config(["+experiment=tiny", "run.name=x", "data=mock"])
+    assert kept_folder(tmp_path, adapters, run) == (kept if is_taken else None)
 
 
 def _peft_logits(environment: Environment, base: Path, adapter: Path | None) -> Any:

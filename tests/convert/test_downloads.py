@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -113,6 +114,17 @@ def test_sums_of_a_copy_that_a_full_disk_cut_or_of_somebody_elses_making_are_ref
     """The last one's name would clear the terminal that it is printed on."""
     (download / "SHA256SUMS").write_text(text)
     _refused(download, "SHA256SUMS is damaged")
+
+
+def test_the_disk_is_looked_at_before_the_source_is_hashed(
+    download: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Terabytes take an hour."""
+    (download / "SHA256SUMS").write_text("no sum\n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=7))
+    with pytest.raises(ConversionError, match="free, the conversion writes"):
+        from_huggingface(download, tmp_path / "ours")
+    assert not [*tmp_path.glob("ours*")]
 
 
 def test_the_kept_tokenizer_is_on_the_disk_before_the_folder_has_its_name(

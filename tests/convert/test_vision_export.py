@@ -224,7 +224,7 @@ def test_a_changed_byte_is_found(name: str, seen: Path, exported: Path, tmp_path
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ConversionError, match=f"vision/{name} is damaged"):
+    with pytest.raises(ConversionError, match=f"vision/{name} is not what was written"):
         verify(seen, copy)
 
 

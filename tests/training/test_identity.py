@@ -211,8 +211,13 @@ def test_a_value_that_rotted_is_found_by_the_files_sum(tmp_path: Path, name: str
     (folder.path / name).write_text(whole.replace("1234", "1235"))
     with pytest.raises(LaunchError, match=f"{name} is not what was written"):
         folder.check_identity(run, data)
-    (folder.path / SUMS_FILE).unlink()  # a folder of before
     (folder.path / name).write_text(whole)
+    sums = (folder.path / SUMS_FILE).read_text()
+    for damaged in (sums.replace("  ", " ", 1), f"{sums}more\n", ""):
+        (folder.path / SUMS_FILE).write_text(damaged)
+        with pytest.raises(LaunchError, match="is not what was written"):
+            folder.check_identity(run, data)
+    (folder.path / SUMS_FILE).unlink()  # a folder of before
     folder.check_identity(run, data)
 
 
