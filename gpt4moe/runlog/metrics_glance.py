@@ -7,9 +7,10 @@ So a wrong value in the middle of a long file is found by `read_metrics`, which 
 here.
 """
 
-import json
 from collections import deque
 from pathlib import Path
+
+import orjson
 
 from gpt4moe.runlog.metrics import Record
 from gpt4moe.runlog.metrics_log import decode_record, read_metrics
@@ -66,16 +67,14 @@ class _PlainLines:
             place = find(_SECONDS, at + shift, end)
             if place < 0:
                 place, shift = find(_SECONDS, at, end), 0
-            if place < 0 or not starts(b'{"step": %d, ' % step, at):
+            # Two lines glued have two braces, and so has one with "nonfinite".
+            if place < 0 or not starts(b'{"step": %d, ' % step, at) or find(b"{", at + 1, end) >= 0:
                 raise ValueError
             begin, comma = place + len(_SECONDS), find(b",", place, end)
             add(lines[begin : comma if comma > 0 else end - 1])
             keep(lines[at : end + 1])
             shift = shift or max(0, place - at - _SHIFT_BYTES)
             at, step = end + 1, step + 1
-        # Two lines glued have two braces, and so has one with "nonfinite".
-        if lines.count(b"{", 0, size) != step - self._step:
-            raise ValueError
         self._step, self._shift = step, shift
 
     @property
@@ -85,7 +84,7 @@ class _PlainLines:
 
     def seconds(self) -> list[float]:
         """Of each step. Raises: ValueError when one is no number."""
-        numbers = json.loads(b"[" + b",".join(self._seconds) + b"]")
+        numbers = orjson.loads(b"[" + b",".join(self._seconds) + b"]")
         if len(numbers) != len(self._seconds) or not set(map(type, numbers)) <= {int, float}:
             raise ValueError
         return list(map(float, numbers))
