@@ -10,10 +10,8 @@ here.
 from collections import deque
 from pathlib import Path
 
-import orjson
-
 from gpt4moe.runlog.metrics import Record
-from gpt4moe.runlog.metrics_log import decode_record, read_metrics
+from gpt4moe.runlog.metrics_log import decode_numbers, decode_record, read_metrics
 
 WHOLE_STEPS = 50
 _FIRST, _SECONDS = b'{"step": ', b'"step_seconds": '
@@ -84,7 +82,4 @@ class _PlainLines:
 
     def seconds(self) -> list[float]:
         """Of each step. Raises: ValueError when one is no number."""
-        numbers = orjson.loads(b"[" + b",".join(self._seconds) + b"]")
-        if len(numbers) != len(self._seconds) or not set(map(type, numbers)) <= {int, float}:
-            raise ValueError
-        return list(map(float, numbers))
+        return decode_numbers(self._seconds)
