@@ -115,7 +115,8 @@ def require_epochs(run: RunConfig, found: Sequence[SourceUse]) -> None:
             raise DataError(
                 f"Source {use.source} has {use.tokens:,.0f} tokens, and training.steps={run.training.steps} reads it "
                 f"{use.epochs:.2f} times; data.sources.{use.source}.max_epochs is {use.max_epochs:g}.",
-                f"Give more text, a share of {use.share * fits:.3g} or less (it is {use.share:.3g}), "
+                f"Give more text, other shares by which {use.source} is at most "
+                f"{math.floor(use.share * fits * 1000) / 10:g}% of the run (it is {use.share:.1%}), "
                 f"training.steps={steps} or fewer, or a larger max_epochs.",
             )
 

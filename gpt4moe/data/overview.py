@@ -10,7 +10,7 @@ import numpy as np
 from gpt4moe.config.data import DataKind
 from gpt4moe.config.plan import PlanConfig
 from gpt4moe.config.run import RunConfig
-from gpt4moe.data.blend import phases_of, require_epochs, uses
+from gpt4moe.data.blend import phases_of, require_epochs, uses, validation_of
 from gpt4moe.data.catalogue import Catalogue
 from gpt4moe.data.check import open_catalogue, rows_of
 from gpt4moe.data.indexed_writer import token_dtype
@@ -23,8 +23,8 @@ from gpt4moe.errors import DataError
 def overview(run: RunConfig) -> dict[str, Any]:
     """{"sources": [SourceUse as a dictionary with disk_bytes, ...], "phases", "batches", totals}, over training.steps.
 
-    Raises: DataError for synthetic tokens, a folder that is missing though not every source has `tokens`, and a source
-    that would be read more often than its max_epochs.
+    Raises: DataError for synthetic tokens, a folder that is missing though not every source has `tokens`, a source
+    that is not there, and one that would be read more often than its max_epochs.
     """
     if run.data.kind is DataKind.mock:
         raise DataError("data=mock is synthetic: it has no sources.", "Choose data=demo or data=gpt4_13t.")
@@ -34,6 +34,7 @@ def overview(run: RunConfig) -> dict[str, Any]:
     rows = _rows(run, catalogue, phases)
     phases = phases_of(run, tokens | rows)
     found, sizes = uses(run, tokens, phases, rows), run.step_sizes
+    validation_of(run, tokens, phases)  # refuses a source that is not there
     require_epochs(run, found)
     sources = [
         dataclasses.asdict(use) | {"disk_bytes": _disk_bytes(run, catalogue, use.source, use.tokens)} for use in found

@@ -24,13 +24,10 @@ def register(
     Args:
         train, valid: paths without .bin and .idx.
         progress: called before each file.
-    Raises: DataError for a damaged file, and one with tokens beyond the tokenizer's vocabulary.
+    Raises: DataError for a damaged file, one with tokens beyond the tokenizer's vocabulary, and one that is named twice.
     """
     require_source_name(name)
-    paths = [path.resolve() for path in train]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise DataError(f"{name} names {twice} twice: its tokens would be counted twice.", "Name each file once.")
+    _require_once(name, train, valid)
     tokenizer = load_tokenizer(tokenizer_path)
     vocabulary = vocabulary_of(folder, tokenizer, tokenizer_path, replaced=[name])
     with new_source(folder / name) as new:
@@ -47,6 +44,20 @@ def register(
         manifest.write(new)
     finish_folder(folder, vocabulary, tokenizer_path)
     return manifest
+
+
+def _require_once(name: str, train: Sequence[Path], valid: Sequence[Path]) -> None:
+    paths = [[path.resolve() for path in some] for some in (train, valid)]
+    for some in paths:
+        twice = next((path for path in some if some.count(path) > 1), None)
+        if twice is not None:
+            raise DataError(f"{name} names {twice} twice: its tokens would be counted twice.", "Name each file once.")
+    both = next((path for path in paths[0] if path in paths[1]), None)
+    if both is not None:
+        raise DataError(
+            f"{name} names {both} for training and for validation: its held-out loss would be of text that was learned.",
+            "Name another pair of files with --valid.",
+        )
 
 
 def _shard(path: Path, folder: Path, new: Path, name: str, vocab_size: int, progress: Callable[[Path], None]) -> Shard:

@@ -111,6 +111,23 @@ def test_a_source_is_not_read_more_often_than_it_may(data_folder: Path) -> None:
     check_data(run(int(steps[1]) // 125 * 125))
 
 
+@pytest.mark.parametrize("others", [1.0, 0.02, 30])
+def test_the_share_that_a_refusal_names_fits_whatever_the_other_shares_are(data_folder: Path, others: float) -> None:
+    def checked(alpha: float) -> None:
+        sources = f"++data.sources={{alpha: {{share: {alpha}, max_epochs: 10}}, beta: {others}}}"
+        sizes = ("training.global_batch_size=8", "training.micro_batch_size=8", "training.steps=250")
+        check_data(small_run(data_folder, sources, *sizes))
+
+    with pytest.raises(DataError) as refusal:
+        checked(others)
+    share = re.search(r"alpha is at most ([\d.]+)% of the run \(it is 50\.0%\)", refusal.value.cure)
+    assert share
+    most = float(share[1]) / 100
+    checked(most / (1 - most) * others)
+    with pytest.raises(DataError):
+        checked((most + 0.02) / (1 - most - 0.02) * others)
+
+
 def test_gpt4s_13_trillion_tokens_are_planned_without_a_file() -> None:
     found = overview(load_run_config(["+experiment=gpt4", "run.name=t"]))
     assert found["is_planned"]

@@ -32,6 +32,13 @@ def test_a_ramp_is_shown_and_says_which_samples_a_step_reads(
     assert (step["first_sample"], step["last_sample"], step["samples"]) == (8, 23, 16)
 
 
+def test_show_refuses_held_out_shares_of_a_source_that_is_not_there(
+    in_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", *RUN, f"data.path={in_shards}", "+data.validation.gamma=1"]) == 2
+    assert "data.validation.gamma is not in the data folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -50,9 +50,12 @@ def test_a_token_beyond_the_vocabulary_is_found_at_the_door(
     tokenizer.backend.save(str(tmp_path / "t.json"))
     bad = megatrons(tmp_path / "bad", [[1, 2, VOCAB_SIZE]])
     out = tmp_path / "out"
-    arguments = [f"--source=web={bad}", f"--valid=web={bad}", f"--tokenizer={tmp_path / 't.json'}"]
-    assert main(["register", str(out), *arguments]) == 2
-    assert f"has the token {VOCAB_SIZE}" in capsys.readouterr().err
+    good = megatrons(tmp_path / "good", [[1, 2, 3]])
+    for train, valid in ((bad, good), (good, bad)):
+        arguments = [f"--source=web={train}", f"--valid=web={valid}", f"--tokenizer={tmp_path / 't.json'}"]
+        assert main(["register", str(out), *arguments]) == 2
+        said = capsys.readouterr().err
+        assert f"bad.bin has the token {VOCAB_SIZE}" in said
     assert not list(out.glob("*"))
 
 
@@ -66,6 +69,18 @@ def test_a_file_named_twice_is_refused(
     assert "one twice" in capsys.readouterr().err
 
 
+def test_text_that_is_learned_is_not_held_out(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.backend.save(str(tmp_path / "t.json"))
+    one, two = (megatrons(tmp_path / name, [[1, 2, 3]]) for name in ("one", "two"))
+    (tmp_path / "link").symlink_to(tmp_path)
+    arguments = [f"--source=web={one}", f"--valid=web={two},{tmp_path}/link/one", f"--tokenizer={tmp_path / 't.json'}"]
+    assert main(["register", str(tmp_path / "out"), *arguments]) == 2
+    assert "one for training and for validation" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_flipped_bit_of_an_index_is_found_at_the_door(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,11 +92,12 @@ def test_a_flipped_bit_of_an_index_is_found_at_the_door(
         entries + 4 * 7, entries + 4 * 7 + 3, entries + 4 * 20 + 8 * 7, entries + 4 * 20 + 8 * 7 + 7,
         entries + 12 * 20, entries + 12 * 20 + 8 * 7, entries + 12 * 20 + 8 * 7 + 7, entries + 12 * 20 + 8 * 20,
     ]  # fmt: skip
+    valid = megatrons(tmp_path / "valid", [[1, 2, 3]])
     for at in flips:
         damaged = bytearray(content)
         damaged[at] ^= 128
         Path(f"{good}.idx").write_bytes(damaged)
-        arguments = [f"--source=web={good}", f"--valid=web={good}", f"--tokenizer={tmp_path / 't.json'}"]
+        arguments = [f"--source=web={good}", f"--valid=web={valid}", f"--tokenizer={tmp_path / 't.json'}"]
         assert main(["register", str(tmp_path / "out"), *arguments]) == 2, at
         said = capsys.readouterr().err
         assert f"{good}.idx is damaged: it has" in said and "Restore the file" in said
