@@ -28,6 +28,8 @@ BENCHMARKS = {
     "loader": "Samples to micro-batches, beside Megatron-core's GPTDataset",
     "telemetry": "The report of a long run, the list of many",
 }
+_LOGGED = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[")
+"""DeepSpeed's log, which goes to the same place: of each rank, that there is no GPU."""
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 HEAD = """# Speed on CPUs, beside peers
 
@@ -65,7 +67,8 @@ def main(arguments: list[str], page: Path = PAGE) -> int:
 def section(name: str, printed: str, commit: str, seconds: float) -> str:
     """The section of one benchmark, in Markdown."""
     said = f"`python -m benchmarks.{name}`, {datetime.now(UTC).date()}, {commit}, {seconds:.0f} s."
-    return f"## {BENCHMARKS[name]}\n\n{said}\n\n```\n{printed.strip()}\n```\n"
+    own = "\n".join(line for line in printed.splitlines() if not _LOGGED.match(line)).strip()
+    return f"## {BENCHMARKS[name]}\n\n{said}\n\n```\n{own}\n```\n"
 
 
 def with_section(page: str, name: str, new: str) -> str:
