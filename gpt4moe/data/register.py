@@ -24,7 +24,7 @@ def register(
     Args:
         train, valid: paths without .bin and .idx.
         progress: called before each file.
-    Raises: DataError for a damaged file, one with tokens beyond the tokenizer's vocabulary, and one that is named twice.
+    Raises: DataError for a damaged file, one with tokens beyond the vocabulary, and one named twice.
     """
     require_source_name(name)
     _require_once(name, train, valid)
@@ -55,7 +55,7 @@ def _require_once(name: str, train: Sequence[Path], valid: Sequence[Path]) -> No
     both = next((path for path in paths[0] if path in paths[1]), None)
     if both is not None:
         raise DataError(
-            f"{name} names {both} for training and for validation: its held-out loss would be of text that was learned.",
+            f"{name} names {both} for training and for validation: held-out loss would be of learned text.",
             "Name another pair of files with --valid.",
         )
 
