@@ -120,6 +120,33 @@ def test_no_held_out_combination_of_one_shape_stands_in_a_picture_of_two() -> No
             assert split_of("attributes", f"{' '.join(thing)} {where}") == "learned"
 
 
+def test_no_frame_of_a_learned_clip_shows_a_held_out_combination_of_one_shape() -> None:
+    seen = set()
+    for item in some("clips", 200):
+        colour, shape, _ = item.fields.values()
+        for frame in item.images[0]:
+            y, x = np.nonzero(np.abs(frame.astype(int) - np.array(COLOURS[colour])).max(axis=2) <= 15)
+            middle = [(SIDE - 1) / 2 - (one.min() + one.max()) / 2 for one in (x, y)]
+            # Of one shape the middle is within a pixel of the place's, and drawn within half a pixel.
+            for place, towards_it in PLACES.items():
+                if all(abs(one + to) <= 1.5 for one, to in zip(middle, towards_it, strict=True)):
+                    assert split_of("attributes", f"small {colour} {shape} {place}") == "learned"
+                    seen.add(place)
+    assert seen == set(PLACES)
+
+
+@pytest.mark.parametrize("kind", ["attributes", "clips"])
+def test_two_held_out_combinations_that_differ_in_one_word_differ_in_their_colour(kind: str) -> None:
+    found = sorted(
+        {tuple(item.fields.values()) for split in ("asked", "valid") for item in some(kind, 1000, split)}  # type: ignore[arg-type]
+    )
+    assert len(found) == {"attributes": 56, "clips": 28}[kind]
+    for number, one in enumerate(found):
+        for other in found[number + 1 :]:
+            differs = [a for a, b in zip(one, other, strict=True) if a != b]
+            assert len(differs) > 1 or differs[0] in COLOURS
+
+
 def _keys(item: Item) -> list[str]:
     return item.key.split() if item.kind == "few_shot" else [item.key]
 

@@ -4,6 +4,7 @@ Every function is deterministic in its random generator and in Pillow's version 
 """
 
 import random
+from collections.abc import Collection
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIDE = 32
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 215, 40),
-    "white": (240, 240, 240), "purple": (150, 50, 190),
+    "white": (240, 240, 240), "purple": (150, 50, 190), "orange": (240, 130, 30), "cyan": (60, 210, 220),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 SIZES = ("small", "large")
@@ -25,6 +26,8 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 NUM_FRAMES, NUM_LETTERS = 4, 3
 _STEP = 5
 """Pixels that a shape of a clip moves from frame to frame."""
+_AT_PLACE = 2.5
+"""Pixels, each way, within which a shape stands in a place: draw_one puts it within 1."""
 _CELL = 10
 """Width of a letter's place: letters stand in a raster, so that each falls into the same patches."""
 
@@ -69,19 +72,38 @@ def draw_page(rng: random.Random, word: str) -> Picture:
     return np.asarray(image)
 
 
-def draw_clip(rng: random.Random, colour: str, shape: str, direction: str) -> list[Picture]:
-    """NUM_FRAMES pictures of a shape that moves; what lies across its way is random, its size too."""
-    dx, dy = DIRECTIONS[direction]
-    ground, tint = tuple(rng.randint(0, 50) for _ in range(3)), _tinted(rng, colour)
-    across, radius, start = rng.uniform(-6, 6), rng.uniform(4.5, 6), -_STEP * (NUM_FRAMES - 1) / 2 + rng.uniform(-1, 1)
+def draw_clip(
+    rng: random.Random, colour: str, shape: str, direction: str, *, avoid: Collection[str] = ()
+) -> list[Picture]:
+    """NUM_FRAMES pictures of a shape that moves; what lies across its way is random, its size too.
+
+    Args:
+        avoid: places of PLACES where no frame has the shape.
+    """
+    ground, tint, radius = tuple(rng.randint(0, 50) for _ in range(3)), _tinted(rng, colour), rng.uniform(4.5, 6)
+    way = _way(rng, direction)
+    while any(place_of(*middle) in avoid for middle in way):
+        way = _way(rng, direction)
     frames = []
-    for number in range(NUM_FRAMES):
+    for x, y in way:
         image = Image.new("RGB", (SIDE, SIDE), ground)
-        along = start + _STEP * number
-        centre = (SIDE / 2 + dx * along + abs(dy) * across, SIDE / 2 + dy * along + abs(dx) * across)
-        _shape(ImageDraw.Draw(image), shape, tint, centre, radius)
+        _shape(ImageDraw.Draw(image), shape, tint, (SIDE / 2 + x, SIDE / 2 + y), radius)
         frames.append(np.asarray(image))
     return frames
+
+
+def place_of(x: float, y: float) -> str | None:
+    """The place of PLACES where a shape stands whose middle is at x, y from the picture's; None: between them."""
+    near = (name for name, (to_x, to_y) in PLACES.items() if max(abs(x - to_x), abs(y - to_y)) <= _AT_PLACE)
+    return next(near, None)
+
+
+def _way(rng: random.Random, direction: str) -> list[tuple[float, float]]:
+    """Middles of a clip's shape, from the picture's."""
+    dx, dy = DIRECTIONS[direction]
+    across, start = rng.uniform(-6, 6), -_STEP * (NUM_FRAMES - 1) / 2 + rng.uniform(-1, 1)
+    ways = (start + _STEP * number for number in range(NUM_FRAMES))
+    return [(dx * along + abs(dy) * across, dy * along + abs(dx) * across) for along in ways]
 
 
 def _ground(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -138,8 +138,9 @@ def _clips(rng: random.Random, split: Split) -> Item:
         return rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.choice(list(DIRECTIONS))
 
     colour, shape, direction = found = _until(draw, " ".join, "clips", split)
+    held_out = [place for place in PLACES if split_of("attributes", f"small {colour} {shape} {place}") != "learned"]
     return Item(
-        kind="clips", key=" ".join(found), images=[draw_clip(rng, colour, shape, direction)],
+        kind="clips", key=" ".join(found), images=[draw_clip(rng, colour, shape, direction, avoid=held_out)],
         prompt=f"{IMAGE_TOKEN}the", answer=f" {colour} {shape} moves {direction}.",
         fields={"colour": colour, "shape": shape, "direction": direction},
     )  # fmt: skip
