@@ -74,7 +74,15 @@ def examine(step: Path, items: Sequence[Item], sheet: Path | None = None) -> dic
         sheet: gets a picture of some answers, and of where each word came from.
     Raises: CheckpointError, ConfigError.
     """
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of matrices as small as these more threads cost more than they give
+    try:
+        return _examine(step, items, sheet)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _examine(step: Path, items: Sequence[Item], sheet: Path | None) -> dict[str, dict[str, Answers]]:
     kinds = {item.kind: [other for other in items if other.kind == item.kind] for item in items}
     found: dict[str, dict[str, Answers]] = {}
     with loaded_model(step) as model:
