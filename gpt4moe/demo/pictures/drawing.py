@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 SIDE = 32
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230), "yellow": (235, 215, 40),
-    "white": (240, 240, 240), "purple": (150, 50, 190), "orange": (240, 130, 30), "cyan": (60, 210, 220),
+    "white": (240, 240, 240), "purple": (150, 50, 190), "pink": (240, 120, 180), "cyan": (60, 210, 220),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 SIZES = ("small", "large")
