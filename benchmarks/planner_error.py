@@ -29,6 +29,7 @@ from benchmarks.planner_error_fit import (
     sources,
 )
 from benchmarks.planner_error_rows import HERE, Row, rows
+from gpt4moe.config.beyond import Dispatch
 from gpt4moe.config.cluster import Generation
 from gpt4moe.errors import ConfigError
 from gpt4moe.planner.efficiency import PROFILES
@@ -97,7 +98,8 @@ def _stacks(kept: dict[str, float]) -> list[str]:
         )
     unseen = [abs(e) for e in errors([row for row in rows() if row.source in HELD_OUT], PROFILES)]
     lines.append(f"| never fitted | {len(unseen)} | 0 | {median(unseen):.1%} | | {max(unseen):.1%} |")
-    return [*lines, "", f"All {len(whole)} fitted rows, each left out of its stack's fit: {_said(whole)}."]
+    whole_said = f"All {len(whole)} fitted rows, each left out of its stack's fit: {_said(whole)}."
+    return [*lines, "", f"{whole_said} {_of_dispatchers()}"]
 
 
 def _of_stacks(kept: dict[str, float]) -> list[str]:
@@ -112,6 +114,21 @@ def _of_stacks(kept: dict[str, float]) -> list[str]:
     for (stack, (generation, kind, precision)), of in found.items():
         lines.append(f"| {stack} | {generation.value} | {kind} | {precision} | {len(of)} | {_signed(of)} |")
     return lines
+
+
+def by_dispatcher() -> dict[Dispatch, list[float]]:
+    """Signed errors of rows whose dispatcher is not their stack's own: left out of its fit, or never fitted."""
+    found: dict[Dispatch, list[float]] = {one: [] for one in Dispatch}
+    of_rows = stored()["row"]
+    for row, now in zip(rows(), errors(rows(), PROFILES), strict=True):
+        if row.dispatch is not None:
+            found[row.dispatch].append(of_rows.get(row.name, now))
+    return found
+
+
+def _of_dispatchers() -> str:
+    said = [f"{one.value} {len(of)} rows, {min(of):+.1%} to {max(of):+.1%}" for one, of in by_dispatcher().items()]
+    return f"Rows with another dispatcher than their stack's: {'; '.join(said)}."
 
 
 def _signed(found: list[float]) -> str:

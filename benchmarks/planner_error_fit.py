@@ -54,9 +54,7 @@ def _dispatched(efficiency: Efficiency, note: str) -> Efficiency:
     dispatcher, _, is_overlapped = note.partition("_")
     if dispatcher == "alltoall":
         plain = PROFILES["megatron-core-2025/hopper"]  # fitted to other rows
-        efficiency = replace(
-            efficiency, copy_passes=plain.copy_passes, exposed_experts=plain.exposed, is_tuned=False
-        )  # fmt: skip
+        efficiency = replace(efficiency, copy_passes=plain.copy_passes, is_tuned=False)
     elif dispatcher == "deepep":
         efficiency = replace(efficiency, is_tuned=True)
     return replace(efficiency, hides_experts=is_overlapped == "overlapped")

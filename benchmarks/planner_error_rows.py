@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gpt4moe.architecture.flops import flops_per_token
-from gpt4moe.config.beyond import Module
+from gpt4moe.config.beyond import Dispatch, Module, Products
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import MlaConfig, ModelConfig, PlannedConfig
 from gpt4moe.config.moe import MoEConfig
@@ -32,7 +32,8 @@ class Row:
     kinds: tuple[TimedKind, ...]
     cluster: ClusterConfig
     devices: int
-    precision: str
+    products: Products | None
+    """Of matrix products; None: bf16."""
     parallel: ParallelConfig
     training: TrainingConfig
     note: str
@@ -44,6 +45,18 @@ class Row:
     @property
     def profile(self) -> str:
         return f"{self.stack}/{self.cluster.generation.value}"
+
+    @property
+    def precision(self) -> str:
+        """bf16 or fp8, whose scales make no difference to time."""
+        return "bf16" if self.products is None else "fp8"
+
+    @property
+    def dispatch(self) -> Dispatch | None:
+        """Its dispatcher where the note says that it is not its stack's."""
+        dispatcher, _, overlapped = self.note.partition("_")
+        named = {"alltoall": Dispatch.plain, "deepep": Dispatch.tuned}
+        return Dispatch.overlapped if overlapped == "overlapped" else named.get(dispatcher)
 
     @property
     def name(self) -> str:
@@ -125,6 +138,7 @@ def _row(source: str, stack: str, models: dict[str, ModelConfig], clusters: dict
     again = recipe(source, name).get("recompute", {})
     return Row(
         source=source, stack=stack, model=model, kinds=tuple(timed_kinds(model)), cluster=cluster, devices=devices,
-        precision=precision, parallel=parallel, training=training, note=note, seconds=value,
+        products=None if precision == "bf16" else Products(precision), parallel=parallel, training=training, note=note,
+        seconds=value,
         modules=frozenset(map(Module, again.get(f"{machine} tp{tp}", again.get(machine, [])))),
     )  # fmt: skip

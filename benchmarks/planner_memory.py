@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from benchmarks.planner_error_rows import Row, recipe, rows
-from gpt4moe.config.beyond import BeyondConfig, Module, Products
+from gpt4moe.config.beyond import BeyondConfig, Module
 from gpt4moe.config.load import load_plan_config
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.plan import PlanConfig
@@ -36,7 +36,11 @@ class Fit:
 
 
 def fits() -> list[Fit]:
-    return [Fit(row, _fullest(row, _plan_of(row)), _fullest(row, _ours(row))) for row in rows()]
+    return [fit_of(row) for row in rows()]
+
+
+def fit_of(row: Row) -> Fit:
+    return Fit(row, _fullest(row, _plan_of(row)), _fullest(row, _ours(row)))
 
 
 def _fullest(row: Row, plan: PlanConfig) -> StageMemory:
@@ -63,9 +67,10 @@ def _plan_of(row: Row) -> PlanConfig:
     """The row on its stack."""
     moments = recipe(row.source, row.model.name).get("moments")
     beyond = BeyondConfig(
-        products=None if row.precision == "bf16" else Products.fp8,
+        products=row.products,
         moments=None if moments is None else Dtype(moments),
         recompute=sorted(row.modules, key=list(Module).index),
+        dispatch=row.dispatch,
     )
     return replace(_ours(row), stack=row.stack, beyond=beyond)
 

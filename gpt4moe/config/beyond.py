@@ -8,6 +8,7 @@ from enum import Enum
 
 from gpt4moe.config.model import ModelConfig
 from gpt4moe.config.optimizer import Dtype
+from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.errors import ConfigError
 
 
@@ -69,8 +70,11 @@ class BeyondConfig:
         modules = ",".join(module.value for module in self.recompute)
         return [*texts, f"beyond.recompute=[{modules}]"] if modules else texts
 
-    def require_used(self, model: ModelConfig) -> None:
-        """Raises: ConfigError for a module or a dispatch that the model has no layer for."""
+    def require_used(self, model: ModelConfig, cut: ParallelConfig | None) -> None:
+        """Raises: ConfigError for a module or a dispatch that the model has no layer for, or that a layout cannot have.
+
+        Args: cut: the layout; None: a search tries several.
+        """
         has_experts, has_dense = any(model.moe_layers), not all(model.moe_layers)
         is_there = {
             Module.layernorm: True,
@@ -89,3 +93,29 @@ class BeyondConfig:
                 f"beyond.dispatch={self.dispatch.value} has no effect: {model.name} has no experts.",
                 "Leave beyond.dispatch out.",
             )
+        problem = None if cut is None else self.overlap_problem(cut)
+        if problem is not None:
+            raise ConfigError(f"beyond.dispatch=overlapped hides nothing: {problem[0]}.", problem[1])
+
+    def overlap_problem(self, cut: ParallelConfig) -> tuple[str, str] | None:
+        """Why a layout cannot have dispatch=overlapped, and the cure; None: it can, or it is not asked for."""
+        return overlap_problem(cut) if self.dispatch is Dispatch.overlapped else None
+
+
+def overlap_problem(cut: ParallelConfig) -> tuple[str, str] | None:
+    """Why beyond.dispatch=overlapped can hide nothing in this layout, and the cure; None: it can.
+
+    What Megatron-core 0.16.1 refuses (transformer_config.py, overlap_moe_expert_parallel_comm)."""
+    if cut.ep == 1:
+        return "parallel.ep=1 sends no rows to other ranks", "Set parallel.ep above 1, or leave beyond.dispatch out."
+    if cut.pp > 1 and cut.vpp == 1:
+        return (
+            f"parallel.pp={cut.pp} with vpp=1 has no two micro-batches at once on a rank",
+            "Set parallel.vpp above 1 or parallel.pp=1, or beyond.dispatch=tuned.",
+        )
+    if cut.recompute is Recompute.full:
+        return (
+            "parallel.recompute=full repeats whole layers, of which no part can wait for rows",
+            "Set parallel.recompute=none or beyond.recompute=[layernorm,moe_act], or beyond.dispatch=tuned.",
+        )
+    return None

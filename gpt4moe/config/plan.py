@@ -223,7 +223,7 @@ class PlanConfig(RunConfig):
                 "beyond.recompute has no effect with parallel.recompute=full, which repeats whole layers.",
                 "Leave one of them out.",
             )
-        self.beyond.require_used(self.model)
+        self.beyond.require_used(self.model, None if self.search or self.report else cut)
 
     def take_tokens(self, given: list[str]) -> None:
         """Sets training.steps to what trains `tokens`, and has_steps. Args: given: keys of the command line.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
+from gpt4moe.config.beyond import Dispatch
 from gpt4moe.config.model import divisors
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.plan import PlanConfig
@@ -21,6 +22,7 @@ from gpt4moe.errors import ConfigError
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.legality import layout_problems, planned_parts, support_problems
 from gpt4moe.planner.estimate import Estimate, estimate, timed_work
+from gpt4moe.planner.layer_time import HIDDEN, LAYER_PARTS
 from gpt4moe.planner.memory import KnownStates, memory_per_stage
 from gpt4moe.planner.memory_lower_bound import MemoryLowerBound, with_recomputed_layers
 from gpt4moe.planner.step_time import KnownSeconds, stage_parts, step_time
@@ -123,6 +125,8 @@ class LayoutQueue:
         return min(seconds * tp * cp / size for (tp, cp, _, _, size), seconds in self.whole.items())
 
     def _add_layout(self, parallel: ParallelConfig) -> None:
+        if self.plan.beyond.overlap_problem(parallel) is not None:
+            return
         for training in self._legal_trainings(parallel):
             self.legal += 1
             if not self.bound.states_may_fit(parallel):
@@ -176,7 +180,8 @@ class LayoutQueue:
         if key not in self.whole:
             alone = ParallelConfig(tp=cut.tp, cp=cut.cp, ep=cut.ep, etp=cut.etp)
             (stage,) = stage_parts(self._work(alone, training), self.known)
-            self.whole[key] = sum(stage.values())
+            hidden = stage[HIDDEN] if self.work.efficiency.hides_experts else 0.0
+            self.whole[key] = sum(stage[part] for part in LAYER_PARTS) - hidden
         micro_batches = training.global_batch_size * cut.tp * cut.cp * cut.pp // (self.bound.gpus * size)
         return self.whole[key] / cut.pp * (micro_batches + (cut.pp - 1) / cut.vpp)
 
@@ -196,6 +201,8 @@ class LayoutQueue:
         """The layout with each kind of recomputation that may make it fit. Full recomputation: of the fewest layers."""
         kinds = [Recompute.selective, *([Recompute.moe] if self.plan.model.moe is not None else [])]
         cuts = [replace(parallel, recompute=kind) for kind in kinds if self.bound.may_fit(parallel, training, kind)]
+        if self.plan.beyond.dispatch is Dispatch.overlapped:  # which cannot repeat whole layers
+            return cuts
         fewest = self.bound.fewest_recomputed(parallel, training)
         return [*cuts, fewest] if fewest else cuts
 

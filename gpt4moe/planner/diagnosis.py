@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from math import ceil
 
+from gpt4moe.config.beyond import Dispatch
 from gpt4moe.config.cluster import ClusterConfig, Generation
 from gpt4moe.config.model import divisors
 from gpt4moe.config.optimizer import Dtype
@@ -109,6 +110,8 @@ def warnings(
         found.append(_of_failures(plan, saving, whole, lost, best_interval(saving.seconds, rate, work), work))
     if plan.engine.offload_optimizer:
         found.append(_of_offload(plan, step, offloaded_bytes))
+    if plan.beyond.dispatch is Dispatch.overlapped and step.micro_batches == 1:
+        found.append("beyond.dispatch=overlapped hides nothing: a step has one micro-batch; take a larger batch")
     if plan.training.steps == DEFAULT_STEPS and plan.tokens is None and not plan.has_steps:
         found.append(
             f"days and cost are of {DEFAULT_STEPS:,} steps, a plan's default, or "

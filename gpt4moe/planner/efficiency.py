@@ -22,6 +22,10 @@ ALL_TO_ALL_SHARE = 0.6
 TUNED_ALL_TO_ALL_SHARE = 0.8
 """The same of a tuned dispatch. DeepEP's README at 0297fc80 measured 726 of an NVLink's 900 GB/s, and over four nodes
 61 GB/s, of which three quarters leave, of a port's 50."""
+HIDDEN_SHARE = 0.72
+"""Share of the rows' travel that an overlapped dispatch hides behind another micro-batch. Qwen3-30B on 16 H100 over
+HybridEP took 3.7 s less a step, of 5.1 s that are counted for its travel here; without overlap 0.1% of it was hidden
+(Megatron-Bridge's skill nemo-mbridge-perf-moe-comm-overlap at 067f987df). Other pairs: docs/planner-error.md."""
 MEMORY_SHARE = 0.8
 """Share of the memory bandwidth that element-wise kernels reach."""
 
@@ -33,9 +37,8 @@ class Efficiency:
     matrix: float
     """Share of the peak that products of large matrices reach, 0 to 1."""
     exposed: float
-    """Share of the communication inside a layer and between stages that no computation hides, 0 to 1."""
-    exposed_experts: float | None = None
-    """The same for expert-parallel communication; None: as `exposed`."""
+    """Share of tensor- and context-parallel communication, and of messages between stages, that no computation hides, 0
+    to 1. Of expert-parallel communication none is hidden (HIDDEN_SHARE has the exception and a measurement)."""
     copy_passes: float
     """How often a row that is sent to an expert passes through memory, forward: permuting, padding, casting."""
     moe_layer_seconds: float = 0.0
@@ -47,7 +50,7 @@ class Efficiency:
     HybridEP)."""
     hides_experts: bool = False
     """Whether one micro-batch computes while another's rows travel to their experts and back (Megatron-core's
-    overlap_moe_expert_parallel_comm): what outlasts the layer's computation is waited for."""
+    overlap_moe_expert_parallel_comm), where the layout lets it: step_time.overlapped."""
     gathers_copies: bool = False
     """Expert tensor parallelism: routed rows are gathered after the all-to-all (Megatron-core's dispatcher); else
     tokens are gathered before routing, and every rank of the group sends its rows (ours)."""
@@ -59,7 +62,7 @@ _CORE_HOPPER = Efficiency(
     matrix=0.69, exposed=1.0, copy_passes=14.3, moe_layer_seconds=2.9e-4, gathers_copies=True, gradient_bytes=2
 )
 _BRIDGE = Efficiency(
-    matrix=0.64, exposed=0.05, copy_passes=6.2, moe_layer_seconds=1.44e-3, is_tuned=True, gradient_bytes=2
+    matrix=0.64, exposed=0.05, copy_passes=3.9, moe_layer_seconds=8.8e-4, is_tuned=True, gradient_bytes=2
 )
 PROFILES: dict[str, Efficiency] = {
     # Unfused attention: scores written; softmax reads and writes; dropout reads, writes, masks; read: 6.5 passes.
@@ -71,7 +74,7 @@ PROFILES: dict[str, Efficiency] = {
     "megatron-core-2025/cdna3": replace(_CORE_HOPPER, matrix=0.45),
     "megatron-bridge-26.04/hopper": _BRIDGE,
     "megatron-bridge-26.04/blackwell": replace(_BRIDGE, matrix=0.55),
-    "megatron-bridge-26.04/blackwell_ultra": replace(_BRIDGE, matrix=0.65),
+    "megatron-bridge-26.04/blackwell_ultra": replace(_BRIDGE, matrix=0.66),
 }
 """"<stack>/<generation>" -> constants."""
 
@@ -129,13 +132,13 @@ PREDICTED: dict[tuple[Generation, str, str], tuple[int, float, float]] = {
     (Generation.ampere, "dense", "bf16"): (9, 0.018, 0.220),
     (Generation.hopper, "dense", "bf16"): (3, -0.255, -0.106),
     (Generation.hopper, "dense", "fp8"): (2, 0.176, 0.279),
-    (Generation.hopper, "experts", "bf16"): (5, -0.338, 0.129),
-    (Generation.hopper, "experts", "fp8"): (2, -0.083, 0.107),
+    (Generation.hopper, "experts", "bf16"): (5, -0.286, 0.129),
+    (Generation.hopper, "experts", "fp8"): (2, -0.083, 0.116),
     (Generation.blackwell, "dense", "fp8"): (3, -0.101, 0.141),
-    (Generation.blackwell, "experts", "bf16"): (2, -0.408, -0.284),
+    (Generation.blackwell, "experts", "bf16"): (2, -0.292, -0.236),
     (Generation.blackwell, "experts", "fp8"): (6, -0.198, 0.094),
     (Generation.blackwell_ultra, "dense", "fp8"): (3, 0.014, 0.270),
-    (Generation.blackwell_ultra, "experts", "bf16"): (2, -0.348, -0.211),
+    (Generation.blackwell_ultra, "experts", "bf16"): (2, -0.285, -0.126),
     (Generation.blackwell_ultra, "experts", "fp8"): (6, -0.096, 0.253),
 }
 """(generation, kind of model, precision) -> published rows of other sources than the constants' own, and the least and
@@ -186,7 +189,6 @@ def planning_profile(generation: Generation) -> Efficiency:
     profile, with_experts = PROFILES[generation_timing(generation).profile], PROFILES[_CORE]
     return replace(
         profile,
-        exposed_experts=with_experts.exposed,
         copy_passes=profile.copy_passes or with_experts.copy_passes,
         score_passes=0.0,
         gathers_copies=False,

@@ -3,7 +3,8 @@
     products     matrix products: a fitted share of the peak FLOP/s, less for small shapes
     attention    scores and weighted values, on the bf16 matrix units
     elementwise  norms, rotary embedding, activation, permutation: bytes that pass the device's memory
-    tp, cp, ep   collectives over the slowest link of their group, without the part that overlaps with computation
+    tp, cp       collectives over the slowest link of their group, without the part that overlaps with computation
+    ep           rows to the experts and back: a layer waits for them, unless another micro-batch computes meanwhile
 
 Letters: T tokens of a micro-batch on a context-parallel rank (S * B / cp), H hidden, K top-k, F ffn, E experts.
 """
@@ -22,7 +23,13 @@ from gpt4moe.config.beyond import Module
 from gpt4moe.config.cluster import ClusterConfig
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.planner.adapters import adapter_product, adapter_sum_bytes
-from gpt4moe.planner.efficiency import ALL_TO_ALL_SHARE, ATTENTION_SHARE, RING_SHARE, TUNED_ALL_TO_ALL_SHARE
+from gpt4moe.planner.efficiency import (
+    ALL_TO_ALL_SHARE,
+    ATTENTION_SHARE,
+    HIDDEN_SHARE,
+    RING_SHARE,
+    TUNED_ALL_TO_ALL_SHARE,
+)
 from gpt4moe.planner.work import TimedKind, Work
 
 NO_GRADIENTS, BOTH_GRADIENTS = Gradients(of_input=False, of_weight=False), Gradients()
@@ -30,6 +37,13 @@ LATENT_UP = tuple(f"self_attention.linear_{name}.weight" for name in ("q", "q_up
 """Matrices that beyond.recompute=[mla_up_proj] multiplies again."""
 COMPUTED = ("products", "attention", "elementwise")
 LAYER_PARTS = (*COMPUTED, "tp", "cp", "ep")
+HIDDEN = "hidden"
+"""Beside LAYER_PARTS: those seconds of `ep` that are not waited for where another micro-batch computes meanwhile."""
+
+GATE_PASSES, BIAS_PASSES = 6.0, 11.3
+"""How often a row of an expert with biases passes memory beside its activation's own three: 2 bytes a pass, a third of
+forward and backward together. By Megatron-core 0.16.1 (moe/experts.py, fused_bias_geglu.py) gate and up are limited and
+joined: 8 F forward, 10 F backward. The second bias is weighted, added, joined and rounded in fp32: 28 bytes and 40."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,7 @@ class Product:
 
 
 def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> dict[str, float]:
-    """Seconds of a layer's forward and backward pass, by part.
+    """Seconds of a layer's forward and backward pass, by part (LAYER_PARTS, and HIDDEN beside them).
 
     Args:
         recomputes: whether to add the forward operations that parallel.recompute repeats.
@@ -67,9 +81,7 @@ def layer_seconds(work: Work, kind: TimedKind, *, recomputes: bool = True) -> di
         for part, seconds in modules_seconds(work, kind).items():
             again[part] = again.get(part, 0.0) + seconds
     whole = {part: forward[part] + again.get(part, 0.0) + backward[part] for part in LAYER_PARTS}
-    if work.efficiency.hides_experts:
-        whole["ep"] = max(0.0, whole["ep"] - sum(whole[part] for part in COMPUTED))
-    return whole
+    return whole | {HIDDEN: min(HIDDEN_SHARE * whole["ep"], sum(whole[part] for part in COMPUTED))}
 
 
 def forward_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
@@ -78,14 +90,13 @@ def forward_seconds(work: Work, kind: TimedKind) -> dict[str, float]:
     moved = elementwise_bytes(work, kind) + _cast_bytes(work, products)
     sent = wire_bytes(work, kind)
     exposed, parallel = work.efficiency.exposed, work.parallel
-    of_experts = exposed if work.efficiency.exposed_experts is None else work.efficiency.exposed_experts
     return {
         "products": sum(product_seconds(work, product) for product in products),
         "attention": _attention_seconds(work, kind) + kind.gated * _gated_attention_seconds(work),
         "elementwise": moved / work.memory_rate + kind.layer_kind.has_experts * work.efficiency.moe_layer_seconds,
         "tp": exposed * sent["tp"] / link_rate(work.cluster, parallel.tp),
         "cp": exposed * sent["cp"] / link_rate(work.cluster, parallel.tp * parallel.cp),
-        "ep": of_experts * (all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp)),
+        "ep": all_to_all_seconds(work, sent["ep"]) + sent["etp"] / link_rate(work.cluster, parallel.etp),
     }
 
 
@@ -182,8 +193,8 @@ def elementwise_bytes(work: Work, kind: TimedKind) -> float:
         assert model.moe is not None
         ffn = model.moe.ffn_hidden_size  # etp times as many rows, each 1/etp as wide
         elements += work.copies * (work.efficiency.copy_passes * model.hidden_size + 3 * ffn)
-        if model.planned is not None and model.planned.mlp_biases:  # grouped products add biases in a separate kernel
-            elements += work.copies * (4 * ffn + 2 * model.hidden_size)
+        if model.planned is not None and model.planned.mlp_biases:
+            elements += work.copies * (GATE_PASSES * ffn + BIAS_PASSES * model.hidden_size)
     return work.value_bytes * elements + adapter_sum_bytes(work, kind)
 
 

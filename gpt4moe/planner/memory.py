@@ -17,11 +17,12 @@ from itertools import accumulate
 from operator import sub
 from typing import TypeVar
 
+from gpt4moe.config.beyond import Dispatch
 from gpt4moe.config.cluster import Generation
 from gpt4moe.config.model import AttentionKind, MlpKind
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
-from gpt4moe.config.plan import DEFAULT_IMBALANCE
+from gpt4moe.config.plan import DEFAULT_IMBALANCE, beyond_of
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.parallel.placement import rank_chunks, stage_layers
@@ -140,7 +141,18 @@ def live_activations(run: RunConfig, layout: Layout, micro: MicroBatch) -> list[
     alike = alike_stages(run, layout)
     kept = _of_each(alike, lambda stage: chunk_activations(run, layout, micro, stage))
     again = _of_each(alike, lambda stage: again_bytes(run, layout, micro, stage))
-    return [a + b + mask_bytes(micro) for a, b in zip(peak_live_bytes(run, layout, kept), again, strict=True)]
+    twice = _of_each(alike, lambda stage: _overlapped_bytes(run, micro, stage))
+    live = peak_live_bytes(run, layout, kept)
+    return [sum(parts) + mask_bytes(micro) for parts in zip(live, again, twice, strict=True)]
+
+
+def _overlapped_bytes(run: RunConfig, micro: MicroBatch, stage: int) -> int:
+    """Bytes that an overlapped dispatch keeps more: its forward pass keeps a layer's activations before the backward
+    pass beside it has freed those of another layer."""
+    if beyond_of(run).dispatch is not Dispatch.overlapped:
+        return 0
+    layers = [layer for chunk in rank_chunks(run.model.num_layers, run.parallel, stage) for layer in chunk]
+    return max(layer_bytes(micro, layer, run.parallel.recompute) for layer in layers)
 
 
 def peak_live_bytes(run: RunConfig, layout: Layout, kept: list[list[int]]) -> list[int]:

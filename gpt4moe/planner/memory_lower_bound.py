@@ -20,7 +20,7 @@ from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.activations import layer_bytes
 from gpt4moe.planner.memory import layer_workspace, reserve_bytes
 from gpt4moe.planner.micro_batch import MicroBatch
-from gpt4moe.planner.stacks import gradient_bytes
+from gpt4moe.planner.stacks import gradient_bytes, gradient_shares, has_one_fp8_weight
 from gpt4moe.planner.states import VALUE_BYTES, freezes, owned_bytes
 from gpt4moe.planner.step_time import stage_parameters
 from gpt4moe.planner.work import Work
@@ -127,9 +127,12 @@ class MemoryLowerBound:
         if key not in self.stages:
             ranks = self.gpus // cut.pp
             layers, each = stage_sizes(self.plan.model.num_layers, cut), owned_bytes(self.plan)
-            on_all = VALUE_BYTES[self.plan.precision.dtype] + gradient_bytes(self.plan)
+            weight = 1 if has_one_fp8_weight(self.plan) else VALUE_BYTES[self.plan.precision.dtype]
+            on_all = weight + gradient_bytes(self.plan) / gradient_shares(
+                self.plan, Layout.from_config(cut, self.gpus)
+            )  # fmt: skip
             if freezes(self.plan):  # which weights have gradients and states is not counted here
-                on_all, each = VALUE_BYTES[self.plan.precision.dtype], 0
+                on_all, each = weight, 0
             first: dict[tuple[float, float, tuple[int, ...]], StageStates] = {}
             for stage, (dense, expert) in enumerate(self.parameters(cut)):
                 owned = each * (dense / (ranks // cut.tp) + expert / (ranks // (cut.ep * cut.etp)))

@@ -10,6 +10,7 @@ from itertools import islice
 from math import ceil
 
 from gpt4moe.architecture.count import count_parameters
+from gpt4moe.config.beyond import Dispatch
 from gpt4moe.config.load import known_clusters
 from gpt4moe.config.model import divisors
 from gpt4moe.config.optimizer import EngineConfig, EngineKind
@@ -65,7 +66,7 @@ def search(plan: PlanConfig) -> Search:
     if not queue.legal:
         raise LayoutError(
             f"No layout of {plan.model.name} on {plan.gpus} devices is legal with training.global_batch_size="
-            f"{plan.training.global_batch_size}.",
+            f"{plan.training.global_batch_size}{' and beyond.dispatch=overlapped' * _overlaps(plan)}.",
             _legal_cure(plan),
         )
     if not found and refused is not None:
@@ -171,7 +172,9 @@ def _legal_cure(plan: PlanConfig) -> str:
     counts = next((f"gpus={n}" for n in islice(fewer, MOST_TRIES) if _finds(plan, n, batch)), None)
     near = sorted({n * max(1, round(batch / n)) for n in divisors(gpus)} - {batch}, key=lambda n: (abs(n - batch), n))
     batches = (f"training.global_batch_size={n}" for n in near[:MOST_TRIES] if _finds(plan, gpus, n))
-    return _cure([counts, next(batches, None)], "Choose gpus with many divisors, and a batch that they divide.")
+    return _cure(
+        [_plainer(plan), counts, next(batches, None)], "Choose gpus with many divisors, and a batch that they divide."
+    )
 
 
 def _room_cure(plan: PlanConfig) -> str:
@@ -192,11 +195,24 @@ def _room_cure(plan: PlanConfig) -> str:
     )
     fits = (c.name for c in roomier[:MOST_TRIES] if _finds(replace(plan, cluster=c), gpus, batch))
     cluster = next((f"cluster={name}" for name in fits), None)
-    cure = _cure([more, offloaded, cluster], "Take more devices and a larger batch, or a smaller model.")
+    cure = _cure(
+        [_plainer(plan), more, offloaded, cluster], "Take more devices and a larger batch, or a smaller model."
+    )
     if slower is None:
         return cure
     share = slower.step.parts["optimizer"] / slower.step.seconds
     return f"{cure} An offloaded optimizer's update is {share:.0%} of that step, and needs host memory."
+
+
+def _overlaps(plan: PlanConfig) -> bool:
+    return plan.beyond.dispatch is Dispatch.overlapped
+
+
+def _plainer(plan: PlanConfig) -> str | None:
+    """The cure of a dispatch that takes more layouts, if one of them fits."""
+    tuned = replace(plan, beyond=replace(plan.beyond, dispatch=Dispatch.tuned))
+    found = _overlaps(plan) and _finds(tuned, plan.gpus or 1, plan.training.global_batch_size)
+    return "beyond.dispatch=tuned" if found else None
 
 
 def _cure(changes: list[str | None], otherwise: str) -> str:

@@ -9,7 +9,7 @@ Weights and fp32 gradients are on every rank that computes with them. fp32 maste
 them, or in host memory. Tests hold these bytes equal to those of built buffers and optimizers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpt4moe.architecture.count import chunk_tensors
 from gpt4moe.architecture.rows import Component, Cut, Spread
@@ -20,12 +20,14 @@ from gpt4moe.config.optimizer_table import OPTIMIZERS
 from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.layout import Layout
 from gpt4moe.planner.gradient_buffers import GradientBuffer, PackedTensor, default_bucket_size, pack
-from gpt4moe.planner.stacks import gradient_bytes, moment_bytes
+from gpt4moe.planner.stacks import gradient_bytes, gradient_shares, has_one_fp8_weight, moment_bytes
 
 VALUE_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
 """Bytes of one element of a weight or an activation."""
 GRADIENT_BYTES = 4
 """Bytes of one gradient element of the trainer: gradients are kept and reduced in fp32."""
+FP8_COMPONENTS = (Component.attention, Component.dense_mlp, Component.experts, Component.shared_experts)
+"""Whose matrices are multiplied in fp8."""
 _STATE_BYTES = 4
 """Bytes of one element of a master: fp32."""
 _STEP_BYTES = 4
@@ -69,7 +71,19 @@ def owned_bytes(run: RunConfig) -> int:
 
 def fullest_states(run: RunConfig, layout: Layout, stage: int) -> RankStates:
     """States of the rank of a pipeline stage that holds the most. The layout must be legal."""
-    return _STATES[run.engine.kind](run, layout, stage)
+    found = _STATES[run.engine.kind](run, layout, stage)
+    return replace(
+        found, weights=found.weights - _spared_weights(run, stage),
+        gradients=found.gradients // gradient_shares(run, layout),
+    )  # fmt: skip
+
+
+def _spared_weights(run: RunConfig, stage: int) -> int:
+    """Bytes that weights of products need less than two bytes an element."""
+    if not has_one_fp8_weight(run):
+        return 0
+    held = [tensor for chunk in chunk_tensors(run.model, run.parallel, stage) for tensor in chunk]
+    return sum(t.local_size(run.parallel) for t in held if t.is_matrix and t.component in FP8_COMPONENTS)
 
 
 def trained_tensors(run: RunConfig) -> frozenset[str] | None:

@@ -14,12 +14,14 @@ from functools import lru_cache
 from gpt4moe.architecture.count import chunk_tensors
 from gpt4moe.architecture.rows import Component, Spread
 from gpt4moe.architecture.tensors import ModelTensor, embedding_tensors, output_tensors, resampler_tensors
+from gpt4moe.config.beyond import overlap_problem
 from gpt4moe.config.parallel import ParallelConfig, Recompute
 from gpt4moe.config.training import TrainingConfig
 from gpt4moe.parallel.placement import stage_sizes
+from gpt4moe.pipeline.schedule import warmup_forwards
 from gpt4moe.planner.efficiency import RING_SHARE
 from gpt4moe.planner.image_time import image_seconds
-from gpt4moe.planner.layer_time import LAYER_PARTS, head_seconds, layer_seconds, link_rate
+from gpt4moe.planner.layer_time import HIDDEN, LAYER_PARTS, head_seconds, layer_seconds, link_rate
 from gpt4moe.planner.run_time import HOST_COPY_RATE
 from gpt4moe.planner.work import TimedKind, Work
 
@@ -60,14 +62,15 @@ def step_time(
     dp = world_size // (parallel.tp * parallel.cp * parallel.pp)
     micro_batches = training.global_batch_size // (work.micro_batch_size * dp)
     stages = stage_parts(work, {} if known is None else known)
-    sums = {id(stage): sum(stage.values()) for stage in stages}
+    sums = {id(stage): sum(stage[part] for part in LAYER_PARTS) for stage in stages}
     totals = [sums[id(stage)] for stage in stages]
     busiest = stages[max(range(parallel.pp), key=totals.__getitem__)]
     if balanced:
-        busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in LAYER_PARTS}
+        busiest = {part: sum(stage[part] for stage in stages) / parallel.pp for part in busiest}
         totals = [sum(totals) / parallel.pp] * parallel.pp
-    pace = sum(busiest.values())
-    parts = {part: micro_batches * seconds for part, seconds in busiest.items()}
+    pace = sum(busiest[part] for part in LAYER_PARTS)
+    parts = {part: micro_batches * busiest[part] for part in LAYER_PARTS}
+    parts["ep"] -= overlapped(work, micro_batches) * busiest[HIDDEN]
     parts["pp"] = message_seconds(work) * 2 * parallel.vpp * micro_batches if parallel.pp > 1 else 0.0
     if work.model.vision is not None:
         parts["images"] = image_seconds(work, micro_batches)
@@ -76,12 +79,26 @@ def step_time(
     return StepTime(parts, totals, micro_batches)
 
 
+def overlapped(work: Work, micro_batches: int) -> float:
+    """Micro-batches of a step in which rows travel while another micro-batch computes; 0: the stack hides nothing.
+
+    A forward pass hides behind another one's backward pass. So the first and the last stand alone; interleaved, all of
+    the last rank's warm-up, which is one forward pass longer than without (Megatron-core 0.16.1, combined_1f1b.py and
+    schedules.py). In the bubble nothing is hidden either.
+    """
+    cut = work.parallel
+    if not work.efficiency.hides_experts or overlap_problem(cut) is not None:
+        return 0.0
+    warmup = warmup_forwards(cut.pp - 1, pp=cut.pp, vpp=cut.vpp, micro_batches=micro_batches)
+    return max(0.0, micro_batches - (1 + warmup) / cut.vpp)
+
+
 KnownSeconds = dict[tuple[object, ...], dict[str, float]]
 """Cache. Key: kind of layer (its id) or head, degrees that layer_time reads, recomputation. Value: seconds by part."""
 
 
 def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
-    """Seconds of one micro-batch through all virtual stages of each pipeline rank, by part: [pp].
+    """Seconds of one micro-batch through all virtual stages of each pipeline rank, by part (and HIDDEN): [pp].
 
     Stages with the same layers share one dictionary.
     """
@@ -97,7 +114,7 @@ def stage_parts(work: Work, known: KnownSeconds) -> list[dict[str, float]]:
             known[name] = layer_seconds(work, kind, recomputes=key[1])
         seconds[key] = known[name]
     of_stage = {
-        name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in LAYER_PARTS}
+        name: {part: sum(count * seconds[key][part] for key, count in stage.items()) for part in (*LAYER_PARTS, HIDDEN)}
         for name, stage in distinct.items()
     }
     if ("head", *asked) not in known:

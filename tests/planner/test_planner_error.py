@@ -67,19 +67,22 @@ def sizes(kind: str) -> list[float]:
 
 
 def test_rows_left_out_of_their_stacks_fit_are_as_near_as_the_page_says() -> None:
-    """Median within the aim of 10%; the worst, 32%, is not within 25%: two rows, named on the page."""
+    """Median within the aim of 10%; the worst, 28%, is not within 25%: one row, named on the page."""
     assert set(stored()["row"]) == {row.name for row in rows() if row.source not in HELD_OUT}
     assert median(sizes("row")) < 0.07
-    assert max(sizes("row")) < 0.33 and sum(size > 0.25 for size in sizes("row")) <= 2
+    assert max(sizes("row")) < 0.28 and sum(size > 0.25 for size in sizes("row")) <= 1
 
 
 def test_rows_whose_whole_source_is_left_out_are_as_near_as_the_page_says() -> None:
-    """A plan is of a stack that no row is of: the median of each source is within 20%, the worst beyond 25%."""
+    """A plan is of a stack that no row is of: the median of all is within 10%, of each source but one of three rows
+    within 20%, the worst beyond 25%."""
     kept = stored()["source"]
     assert set(kept) == {row.name for row in rows()}
     for source in sources():
-        assert median(abs(kept[row.name]) for row in rows() if row.source == source) < 0.2, source
-    assert max(sizes("source")) < 0.52 and sum(size > 0.25 for size in sizes("source")) <= 17
+        limit = 0.23 if source == "llama3" else 0.2
+        assert median(abs(kept[row.name]) for row in rows() if row.source == source) < limit, source
+    assert median(sizes("source")) < 0.1
+    assert max(sizes("source")) < 0.33 and sum(size > 0.25 for size in sizes("source")) <= 7
 
 
 def test_the_stored_left_out_errors_are_the_ones_the_fit_gives() -> None:
@@ -103,7 +106,7 @@ def test_what_a_plan_warns_of_is_what_the_rows_say() -> None:
 @pytest.mark.parametrize(
     ("cluster", "said"),
     [("a100_80g", "9 dense rows"), ("h100_80g", "64 rows of one paper"), ("b200", "no row of that stack on Blackwell"),
-     ("gb300", "-35% to +25% off"), ("l40s", "no published row"), ("cpu", "nominal")],
+     ("gb300", "-28% to +25% off"), ("l40s", "no published row"), ("cpu", "nominal")],
 )  # fmt: skip
 def test_every_plan_says_what_stands_behind_its_seconds(cluster: str, said: str) -> None:
     plan = plan_of("model=mixtral_8x7b", f"cluster={cluster}", "gpus=8", "parallel.ep=8")
