@@ -78,7 +78,7 @@ def json_answer(plan: PlanConfig) -> dict[str, object]:
     result = search(plan)
     looked = {"may_fit": result.may_fit, "checked": result.checked, "complete": result.is_complete}
     numbers = {"gpus": result.gpus, "legal": result.legal, **looked}
-    trained = {"tokens": result.tokens, "tokens_interval": result.likely_tokens}
+    trained = {"tokens": result.tokens, "tokens_interval": result.likely_tokens, "days": result.days}
     return {**numbers, **trained, "layouts": [_layout_json(found) for found in result.found]}
 
 
@@ -185,14 +185,14 @@ def search_tables(result: Search) -> list[Table | str]:
             f"may be {low:.2f} to {high:.2f} times what stands here"
         )
     lines: list[Table | str] = [head, table, f"bottleneck of the first: {best.bottleneck}"]
-    if best.cost.usd is None:
-        lines.append(f"cost {NO_PRICE}")
+    lines += [f"cost {NO_PRICE}"] if best.cost.usd is None else []
     lines += [f"warning, of the first: {text}" for text in best.warnings]
     if result.tokens is not None:
         limits = [f"{best.plan.budget_usd:,.0f} USD" if best.plan.budget_usd is not None else ""]
         limits += [f"{best.plan.days:g} days" if best.plan.days is not None else ""]
         trained = with_range(f"{result.tokens:.3g}", result.likely_tokens)
-        lines.append(f"{' and '.join(filter(None, limits))} train {trained} tokens with the first layout")
+        spent = " and ".join(filter(None, limits))
+        lines.append(f"{spent} train {trained} tokens with the first layout, in {result.days:.3g} days")
     return lines
 
 

@@ -24,6 +24,8 @@ from gpt4moe.planner.states import VALUE_BYTES, owned_bytes
 
 MOST_COUNTS = 4
 """A search within a budget compares so many of the largest device counts, and rounder ones."""
+MOST_ABOVE = 1.25
+"""And one rounder count above what the money rents for all days, up to so many times: for fewer days."""
 MOST_TRIES = 6
 """If nothing was found: how many device counts, batches and clusters are tried for the cure."""
 
@@ -45,6 +47,8 @@ class Search:
     gpus: int
     tokens: float | None
     """Tokens that the budget pays for with the best layout; None without a budget."""
+    days: float | None
+    """Days that it takes to train them: fewer than those of the budget where the money is gone before."""
 
     @property
     def likely_tokens(self) -> tuple[float, float] | None:
@@ -86,6 +90,7 @@ def search(plan: PlanConfig) -> Search:
         is_complete=not queue.waiting,
         gpus=plan.gpus or 0,
         tokens=_tokens(plan, found[0]),
+        days=_days(plan, found[0]),
     )
 
 
@@ -102,14 +107,16 @@ def _best_spent(plan: PlanConfig, most: int) -> Taken:
     """The device count that trains the most tokens for the money, and its layouts.
 
     The best count is seldom the largest, because few large numbers have many divisors. Compared are the first
-    MOST_COUNTS counts down to 0.9 x `most` for which a layout fits, then rounder and rounder ones, until even devices
-    that never wait could not train as much on fewer.
+    MOST_COUNTS counts down to 0.9 x `most` for which a layout fits, a rounder one above `most`, whose money is gone
+    before the days are, then rounder and rounder ones, until even devices that never wait could not train as much.
     """
     tried = [_taken(plan, most)]
     for gpus in range(most - 8, max(8, int(0.9 * most)) - 1, -8):
         if sum(bool(found) for _, found, _ in tried) == MOST_COUNTS:
             break
         tried.append(_taken(plan, gpus))
+    above = [gpus for gpus in _round_counts(int(MOST_ABOVE * most)) if gpus > most]
+    tried += [_taken(plan, gpus) for gpus in above[-1:]]
     seen, fitting = {queue.bound.gpus for queue, _, _ in tried}, [one for one in tried if one[1]]
     if not fitting:
         return tried[0]
@@ -157,12 +164,16 @@ def _affordable(plan: PlanConfig) -> int | None:
 
 def _tokens(plan: PlanConfig, best: Estimate) -> float | None:
     """Tokens that the budget and the days allow with the best layout."""
-    if plan.budget_usd is None and plan.days is None:
-        return None
-    hours = [plan.days * 24] if plan.days is not None else []
+    days = _days(plan, best)
+    return None if days is None else best.tokens * days * 24 * 3600 / best.run.seconds
+
+
+def _days(plan: PlanConfig, best: Estimate) -> float | None:
+    """Days until the money or the days are gone, whichever is first; None: neither is given."""
+    limits = [plan.days] if plan.days is not None else []
     if plan.budget_usd is not None:
-        hours.append(plan.budget_usd / (best.layout.world_size * hourly_price(plan.cluster)))
-    return best.tokens * min(hours) * 3600 / best.run.seconds
+        limits.append(plan.budget_usd / (best.layout.world_size * hourly_price(plan.cluster) * 24))
+    return min(limits, default=None)
 
 
 def _legal_cure(plan: PlanConfig) -> str:

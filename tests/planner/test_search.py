@@ -186,6 +186,15 @@ def test_a_budget_never_rents_more_devices_to_train_fewer_tokens() -> None:
         assert other is not None and other <= best.tokens and (gpus == best.gpus or other < best.tokens), gpus
 
 
+def test_a_rounder_count_for_fewer_days_is_found_where_it_trains_more() -> None:
+    """$38,000 rent 56 devices for 10 days; 64, for a tenth of a day less, train half as much again."""
+    plan = plan_of("model=mixtral_8x7b", "cluster=h100_80g", "search=true", "top=1")
+    plan.budget_usd, plan.days = 38_000.0, 10.0
+    best, fewer = search(plan), search(replace(plan, gpus=56))
+    assert (best.gpus, fewer.days) == (64, 10) and best.days == pytest.approx(38_000 / (64 * 2.5 * 24))
+    assert best.tokens is not None and fewer.tokens is not None and best.tokens > 1.5 * fewer.tokens
+
+
 def test_what_does_not_fit_may_be_offloaded_which_costs_time_and_host_memory() -> None:
     """Mixtral 8x7B on 8 x 80 GB: masters and moments of 47 billion parameters."""
     plan = ("model=mixtral_8x7b", "cluster=h100_80g", "gpus=8", "training.global_batch_size=64")
