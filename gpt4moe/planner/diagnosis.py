@@ -9,10 +9,10 @@ from copy import deepcopy
 from math import ceil
 
 from gpt4moe.config.beyond import Dispatch
-from gpt4moe.config.cluster import ClusterConfig, Generation
+from gpt4moe.config.cluster import Generation
 from gpt4moe.config.model import divisors
 from gpt4moe.config.optimizer import Dtype
-from gpt4moe.config.parallel import ParallelConfig
+from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.plan import DEFAULT_STEPS, PlanConfig
 from gpt4moe.errors import LayoutError
 from gpt4moe.parallel.layout import fewest_ranks
@@ -49,13 +49,13 @@ FURTHEST = 64
 """For a key without an upper bound: how many multiples below and above its value are tried."""
 
 
-def binding(step: StepTime, parallel: ParallelConfig, memory: list[StageMemory], cluster: ClusterConfig) -> str:
+def binding(plan: PlanConfig, step: StepTime, memory: list[StageMemory]) -> str:
     """The bottleneck in one sentence: resource, share of the step, cures. Memory, if the plan does not fit."""
     fullest = max(memory, key=lambda stage: stage.total_bytes)
-    if fullest.total_bytes > cluster.memory_bytes:
+    if fullest.total_bytes > plan.cluster.memory_bytes:
         return (
             f"memory: stage {fullest.stage} needs {fullest.total_bytes / 1e9:.1f} GB of "
-            f"{cluster.memory_bytes / 1e9:.1f}; {_memory_move(parallel, fullest)} would move it"
+            f"{plan.cluster.memory_bytes / 1e9:.1f}; {_memory_move(plan, fullest)} would move it"
         )
     ranked = sorted(step.parts, key=step.parts.__getitem__, reverse=True)
     words = [f"{part} {step.parts[part] / step.seconds:.0%} of the step ({MOVES[part][0]})" for part in ranked[:2]]
@@ -92,7 +92,7 @@ def warnings(
     if share > 1:
         found.append(
             f"does not fit: stage {fullest.stage} needs {fullest.total_bytes / 1e9:.1f} GB, {cluster.name} has "
-            f"{cluster.memory_bytes / 1e9:.1f} GB; {_memory_move(plan.parallel, fullest)} would help, or search=true"
+            f"{cluster.memory_bytes / 1e9:.1f} GB; {_memory_move(plan, fullest)} would help, or search=true"
         )
     elif share > TIGHT:
         found.append(f"memory is tight: stage {fullest.stage} takes {share:.0%} of the device")
@@ -184,11 +184,17 @@ def _of_time(plan: PlanConfig) -> str:
     )
 
 
-def _memory_move(parallel: ParallelConfig, stage: StageMemory) -> str:
-    if stage.activations_bytes > stage.states_bytes:
-        more = "a smaller training.micro_batch_size, more parallel.tp"
-        return more if parallel.recompute.value == "full" else f"parallel.recompute=full, {more}"
-    return "more parallel.ep or parallel.pp, more devices for the optimizer's share"
+def _memory_move(plan: PlanConfig, stage: StageMemory) -> str:
+    """Changes that this plan may take."""
+    if stage.activations_bytes <= stage.states_bytes:
+        return "more parallel.ep or parallel.pp, more devices for the optimizer's share"
+    again = plan.parallel.recompute is not Recompute.full or plan.parallel.recompute_layers is not None
+    moves = {
+        "parallel.recompute=full": again and plan.beyond.dispatch is not Dispatch.overlapped,
+        "a smaller training.micro_batch_size": plan.training.micro_batch_size > 1,
+        "more parallel.tp": True,
+    }
+    return ", ".join(move for move, may in moves.items() if may)
 
 
 def require_legal(plan: PlanConfig, world: int) -> None:

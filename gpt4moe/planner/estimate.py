@@ -216,7 +216,7 @@ def estimate(plan: PlanConfig) -> Estimate:
         flops=flops_per_token(plan.model, plan.parallel, trained=work.trained), images=_images(work),
         memory=memory, step=step, run=whole, phases=phases,
         cost=cost(plan.cluster, world, whole.seconds / 3600), unbuilt=unsupported,
-        bottleneck=binding(step, plan.parallel, memory, plan.cluster),
+        bottleneck=binding(plan, step, memory),
         warnings=warnings(plan, memory, saving, whole, unsupported, step=step,
                           offloaded_bytes=state_bytes(work, world) * min(world, plan.cluster.devices_per_node)),
     )  # fmt: skip

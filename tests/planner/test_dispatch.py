@@ -85,6 +85,13 @@ def test_a_layout_that_cannot_overlap_is_refused_and_no_search_shows_one() -> No
     assert "beyond.dispatch=tuned" in refused.value.cure
 
 
+def test_what_would_help_a_plan_without_room_is_allowed_beside_an_overlapped_dispatch() -> None:
+    for dispatch, may in ((Dispatch.overlapped, False), (Dispatch.tuned, True)):
+        found = planned(dispatch, pp=2)
+        (said,) = [line for line in found.warnings if "does not fit" in line]
+        assert ("parallel.recompute=full" in said) is may and "micro_batch_size" not in said and "parallel.tp" in said
+
+
 def test_an_overlapped_dispatch_keeps_a_layer_more() -> None:
     found = []
     for dispatch in (Dispatch.tuned, Dispatch.overlapped):
