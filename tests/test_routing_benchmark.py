@@ -9,7 +9,8 @@ import pytest
 from benchmarks import routing
 from benchmarks.routing_ranks import Seen, Steps, measure
 from benchmarks.routing_workloads import WORKLOADS, Sizes
-from gpt4moe.moe.dispatch import Dispatcher, Plan
+from gpt4moe.moe.dispatch import Dispatcher
+from gpt4moe.moe.plan import Plan
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.planner.communication import RoutedRows
 from gpt4moe.planner.routed import Heat, computed_rows, heat, rows_of_ranks
@@ -37,7 +38,7 @@ def ranks_rows(environment: Environment, workloads: dict[str, Steps]) -> tuple[d
     def plan(self: Dispatcher, *given: Any) -> Plan:
         made = original(self, *given)
         own, (sent, received) = environment.rank, made.splits
-        rows.append((sum(sent) - sent[own], sum(received) - received[own], int(made.counts.sum())))
+        rows.append((sum(sent) - sent[own], sum(received) - received[own], int(made.arriving.sum())))
         return made
 
     with pytest.MonkeyPatch.context() as patch:

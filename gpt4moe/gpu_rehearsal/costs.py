@@ -107,8 +107,9 @@ def _causal_products(query: Tensor, key: Tensor) -> float:
     return 2.0 * batch * heads * size * num_queries * (key.shape[2] - num_queries / 2)
 
 
+_OF_EXPERTS = ("per_expert.py", "grouped_products.py")
 _PARTS = (
-    ("swiglu", "SwiGLU"), ("WeightedSwiGlu", "SwiGLU"), ("per_expert.py", "expert products"),
+    ("swiglu", "SwiGLU"), ("WeightedSwiGlu", "SwiGLU"), *((file, "expert products") for file in _OF_EXPERTS),
     ("cross_entropy", "cross-entropy"), ("rope_utils", "rotary embedding"), ("rotary", "rotary embedding"),
     ("routers", "router"), ("topk.py", "router"), ("switch.py", "router"), ("sigmoid_bias.py", "router"),
     ("losses.py", "router losses and statistics"), ("statistics.py", "router losses and statistics"),
@@ -116,7 +117,7 @@ _PARTS = (
     ("auto_ep_layer", "permutation"), ("dispatch.py", "permutation"),
     ("clip_gradients", "gradient norm and clip"), ("gradient_norm", "gradient norm and clip"),
     ("zero_grad", "zeroing gradients"), ("optimizer", "optimizer"),
-    ("hook", "gradient accumulation"), ("add_grouped_product", "gradient accumulation"),
+    ("hook", "gradient accumulation"),
     ("attention.py:_attend", "attention"), ("_scaled_loss", "loss"), ("batch.py", "batch to the GPU"),
 )  # fmt: skip
 """(part of the names of the innermost functions, part of the step); the first that fits."""
@@ -133,7 +134,7 @@ def part_of(name: str, functions: str, shapes: list[tuple[int, ...]], run: RunCo
         return "attention"
     if name == "_grouped_mm":
         return "expert products"
-    if name in ("mm", "bmm", "addmm") and "per_expert.py" not in functions:
+    if name in ("mm", "bmm", "addmm") and not any(file in functions for file in _OF_EXPERTS):
         return "dense products"
     for word, part in _PARTS:
         if word in functions:

@@ -27,9 +27,15 @@ class Event:
 
     notes: Notes
 
-    def __init__(self, *args: Any, **kwargs: Any): ...
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.record()
 
-    def record(self, *args: Any) -> None: ...
+    def record(self, *args: Any) -> None:
+        self.kernels, self.seconds = self._queued()
+
+    def _queued(self) -> tuple[int, float]:
+        """So far."""
+        return self.notes.kernels, self.notes.roofline.bound_seconds
 
     def wait(self, *args: Any) -> None: ...
 
@@ -40,7 +46,8 @@ class Event:
         return 0.0
 
     def synchronize(self) -> None:
-        self.notes.sync("event.synchronize")
+        kernels, seconds = self._queued()
+        self.notes.wait("event.synchronize", kernels - self.kernels, seconds - self.seconds)
 
 
 class Stream:

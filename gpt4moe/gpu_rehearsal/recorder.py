@@ -21,11 +21,22 @@ from gpt4moe.config.plan import images_per_sequence
 from gpt4moe.config.run import RunConfig
 from gpt4moe.gpu_rehearsal import costs, places, waits
 from gpt4moe.gpu_rehearsal.places import Place
-from gpt4moe.gpu_rehearsal.roofline import Roofline
-from gpt4moe.parallel.kernel_problems import DeviceKind
+from gpt4moe.gpu_rehearsal.roofline import ENOUGH_SECONDS, Roofline
+from gpt4moe.parallel.kernel_problems import DeviceKind, has_grouped_product
 from gpt4moe.parallel.layout import Layout
 
 _COALESCED = ("c10d::reduce_scatter_tensor_coalesced_", "c10d::allgather_into_tensor_coalesced_")
+
+
+@dataclass(slots=True)
+class Overlapped:
+    """Waits of the host at one place, while the GPU has enough work."""
+
+    count: int = 0
+    least_kernels: int = 0
+    """Queued behind what is waited for, at the wait that has the least work."""
+    least_seconds: float = float("inf")
+    """Of these, by the roofline's assumptions."""
 
 
 @dataclass(slots=True)
@@ -35,6 +46,8 @@ class Notes:
     roofline: Roofline
     host_syncs: Counter[tuple[Place, str]] = field(default_factory=Counter)
     """(place, operation) -> count."""
+    overlapped: dict[Place, Overlapped] = field(default_factory=dict)
+    """Waits that are no host sync: the GPU is at work meanwhile."""
     operations: Counter[str] = field(default_factory=Counter)
     attention: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(kernel, and why where it is not flash; bytes of the scores that it keeps) -> calls."""
@@ -54,6 +67,7 @@ class Notes:
             counter.clear()
         self.kernels = self.allocations = self.allocated_bytes = 0
         self.largest = (0, None)
+        self.overlapped.clear()
         self.roofline.clear()
 
     @property
@@ -76,6 +90,15 @@ class Notes:
 
     def sync(self, operation: str) -> None:
         self.host_syncs[places.here(), operation] += 1
+
+    def wait(self, operation: str, kernels: int, seconds: float) -> None:
+        """The host waits for the GPU, which has these kernels queued behind what it waits for."""
+        if seconds < ENOUGH_SECONDS:
+            return self.sync(operation)
+        waits = self.overlapped.setdefault(places.here(), Overlapped())
+        waits.count += 1
+        if seconds < waits.least_seconds:
+            waits.least_kernels, waits.least_seconds = kernels, seconds
 
     def allocate(self, memory_bytes: int) -> None:
         """Counts one new block of memory."""
@@ -120,9 +143,8 @@ class Answers:
         """Element `index` of what the host reads at a place. What has no row is 1."""
         names: dict[str, Callable[[int], float]] = {
             "_global_tokens": lambda index: self.padding if index else self.tokens,
-            "_split_plan_from_expert_counts": lambda index: self.rows / self.ep,
+            "listed": lambda index: self.rows / (self.ep * self.local_experts),  # moe.expert_rows
             "_shape": lambda index: self.images - 1,  # the number of a row's last image, from 0 (training.images)
-            "_per_expert": lambda index: self.rows / self.local_experts,
         }
         return names[place.function](index) if place.function in names else 1.0
 
@@ -133,7 +155,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, notes: Notes, answers: Answers, run: RunConfig, layout: Layout):
         super().__init__()
         self.notes, self.answers, self.run, self.layout = notes, answers, run, layout
-        self.has_grouped_product = DeviceKind.of_cluster(run.cluster).has_grouped_product
+        self.has_grouped_product = has_grouped_product(DeviceKind.of_cluster(run.cluster).capability)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,5 +1,6 @@
 """A GPU rehearsal as text for people and as JSON."""
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ def as_data(done: GpuRehearsal) -> dict[str, Any]:
     return {
         "problems": list(notes.problems),
         "host_syncs": {f"{place} ({what})": count for (place, what), count in notes.host_syncs.most_common()},
+        "overlapped_waits": {str(place): asdict(waits) for place, waits in notes.overlapped.items()},
         "kernels": notes.kernels,
         "kernels_per_layer": round(done.kernels_per_layer, 1),
         "collectives": dict(sorted(notes.collectives.items())),
@@ -80,6 +82,12 @@ def _show_syncs(done: GpuRehearsal, console: Console) -> None:
     )
     for (place, what), count in syncs.most_common():
         console.print(f"  {count:5d}  {place} ({what})", markup=False)
+    for at, waits in done.notes.overlapped.items():
+        console.print(
+            f"  {waits.count:5d}  {at}, no host sync: the GPU has {waits.least_kernels} kernels or more meanwhile, "
+            f"{waits.least_seconds * 1e6:.0f} us by the assumptions below",
+            markup=False,
+        )
 
 
 def _show_parts(done: GpuRehearsal, console: Console) -> None:

@@ -4,8 +4,11 @@ layer.py       ExpertParallelMLP: all of it behind Megatron's MLP seam; recomput
 routers/       the table of routers: logits -> which experts, with which weight
 pool.py        one micro-batch over tp x cp: sums, order, capacity
 losses.py      load-balancing and z-loss, attached to the backward pass
-dispatch.py    tokens -> expert ranks -> tokens (DeepSpeed's split plan, gathers, one all-to-all each way)
+plan.py        which assignment goes to which rank, and where its row stands
+dispatch.py    tokens -> expert ranks -> tokens (gathers, one all-to-all each way)
+expert_rows.py how many rows each expert has; a copy to the host that is awaited later
 experts.py     the SwiGLU experts of one rank, on the kernel that its device has
+grouped_products.py  rows of several experts times their matrices: grouped, or one product each
 per_expert.py  the kernel of CPUs: experts one by one, small ones together
 swiglu.py      the weighted activation and its gradients
 swiglu_kernels.py  the same in Triton, for GPUs

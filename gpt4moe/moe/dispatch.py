@@ -10,49 +10,24 @@ routed already, and each a part of every local expert's ffn, so each computes a 
 do nothing.
 
 A row's weight travels with it, as bits behind its values: one message each way. Every step is a gather, forward and
-backward, so that nothing is summed in an order that changes from run to run. DeepSpeed's: the split plan.
+backward, so that nothing is summed in an order that changes from run to run. Which row goes where: plan.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from deepspeed.module_inject.auto_ep_layer import compute_split_plan
+from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from gpt4moe.moe.expert_rows import ALIGNED, ExpertRows, HostCopy
+from gpt4moe.moe.plan import Plan, Splits, inverse
 from gpt4moe.parallel.collectives import AllGather, ReduceScatter, gather_rows
 
-ALIGNED = 8
-"""Rows: 16 bytes of bf16, by which torch's grouped product wants every expert to begin."""
 WEIGHT_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Which token goes to which expert's rank, in one micro-batch of one layer: indices and counts, no activations."""
-
-    num_tokens: int
-    """T x etp."""
-    top_k: int
-    assignment: Tensor
-    """[A], index into the etp * T * K assignments of each row sent, sorted by expert."""
-    home: Tensor | None
-    """[etp * T * K], the row sent of each assignment; None where some are dropped."""
-    splits: tuple[list[int], list[int]]
-    """Number of rows sent to each rank of ep, and received from each."""
-    place: Tensor | None
-    """[N], where each row that arrived stands at the experts; None: as they arrived."""
-    row: Tensor | None
-    """[P], the row at each place; some row at a place of padding, whose weight is 0."""
-    counts: Tensor
-    """[L], places of each local expert."""
-
-    @property
-    def indices(self) -> tuple[Tensor | None, ...]:
-        """What a backward pass needs."""
-        return self.assignment, self.home, self.place, self.row
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +38,8 @@ class Arrived:
     """[P, H], sorted by local expert."""
     weight: Tensor
     """[P, 1] fp32, 0 for padding."""
-    counts: Tensor
-    """[L], places of each local expert, padding included."""
+    of_experts: ExpertRows
+    """Places of each local expert, padding included."""
 
 
 class Dispatcher:
@@ -72,52 +47,58 @@ class Dispatcher:
 
     Args:
         etp: all of its ranks have the same number of tokens.
-        padded: groups of rows aligned as grouped kernels want them.
+        want_aligned: whether rows are to be aligned as grouped kernels want them, if a rank gets so many.
     """
 
-    def __init__(self, ep: ProcessGroup, etp: ProcessGroup, num_experts: int, *, padded: bool):
+    def __init__(self, ep: ProcessGroup, etp: ProcessGroup, num_experts: int, want_aligned: Callable[[int], bool]):
         self.ep = ep
         self.etp = etp
         self.ep_size = ep.size()
         self.num_experts = num_experts
         self.num_local = num_experts // self.ep_size
-        self.padded = padded
+        self.want_aligned = want_aligned
 
-    def plan(self, expert_index_TK: Tensor, keep_TK: Tensor | None) -> Plan:
+    def plan(self, expert_index_TK: Tensor, keep_TK: Tensor | None, load_E: Tensor | None = None) -> Plan:
         """Collective over etp and ep, also for a rank without tokens.
 
         Args:
             keep_TK: bool, False for dropped assignments; None keeps all.
+            load_E: int32, assignments of this rank to each expert, if the caller has counted them.
         """
         index = gather_rows(expert_index_TK, self.etp)
         keep = None if keep_TK is None else gather_rows(keep_TK, self.etp)
         expert = index.flatten()
-        kept = None if keep is None else keep.flatten().nonzero().squeeze(1)
-        chosen = expert if kept is None else expert[kept]
-        order = torch.argsort(chosen, stable=True)
-        split = compute_split_plan(chosen, self.num_experts, self.ep_size, self.num_local, self.ep)
-        place, row, counts = None, None, split.local_counts_by_source[0]
-        if self.padded or self.ep_size > 1:
-            place, row, counts = places(
-                split.local_counts_by_source, sum(split.output_splits), ALIGNED if self.padded else 1
-            )
+        if keep is not None:  # what is dropped goes behind the last expert
+            expert = expert.masked_fill(~keep.flatten(), self.num_experts)
+        if load_E is None or keep is not None or self.etp.size() > 1:
+            load_E = count_tokens_per_expert(expert, self.num_experts + 1)[:-1]
+        arriving, on_host = self._exchanged(load_E)
+        order = torch.argsort(expert, stable=True)
         return Plan(
             num_tokens=index.shape[0],
             top_k=index.shape[1],
-            assignment=order if kept is None else kept[order],
-            home=inverse(order, len(order)) if kept is None else None,
-            splits=(split.input_splits, split.output_splits),
-            place=place,
-            row=row,
-            counts=counts,
+            order=order,
+            home=inverse(order, len(order)) if keep is None else None,
+            arriving=arriving,
+            on_host=on_host,
+            aligned=ALIGNED if self.want_aligned(len(order)) else 1,  # other ranks send as many, on average
         )
+
+    def _exchanged(self, sent_E: Tensor) -> tuple[Tensor, HostCopy]:
+        """Plan's arriving and on_host, of the rows that this rank sends to each expert."""
+        sent = sent_E.view(self.ep_size, self.num_local)
+        if self.ep_size == 1:
+            return sent, HostCopy(sent)
+        both = torch.stack((sent, sent))
+        distributed.all_to_all_single(both[1], sent, group=self.ep)
+        return both[1], HostCopy(both)
 
     def send(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Arrived:
         """Rows and weights to the ranks of their experts. Collective over etp and ep."""
         if self.etp.size() > 1:
             x_TH, weight_TK = AllGather.apply(x_TH, self.etp), AllGather.apply(weight_TK, self.etp)
         rows, weight = ToExperts.apply(x_TH, weight_TK, plan, self.ep)
-        return Arrived(rows, weight, plan.counts)
+        return Arrived(rows, weight, plan.place().of_experts)
 
     def combine(self, y_PH: Tensor, plan: Plan) -> Tensor:
         """Expert outputs back on the tokens' ranks, summed over each token's experts: [T, H]. Collective as send is."""
@@ -125,45 +106,14 @@ class Dispatcher:
         return ReduceScatter.apply(y_TH, self.etp) if self.etp.size() > 1 else y_TH
 
 
-def places(counts_by_source: Tensor, num_rows: int, aligned: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows arrive by source rank, then local expert; they stand by expert, sources in order inside.
-
-    Args:
-        counts_by_source: [ep, L], rows that arrive here.
-        num_rows: their sum N.
-        aligned: a power of two. Each expert has a multiple of it, and no fewer; 1: as many places as rows.
-    Returns: Plan's place [N], row [P] and counts [L].
-    """
-    counts, num_places = counts_by_source.sum(dim=0), num_rows
-    sizes = counts
-    if aligned > 1:
-        sizes = (counts.clamp_min(1) + (aligned - 1)) & -aligned
-        num_places = -(-num_rows // aligned) * aligned + len(counts) * aligned
-    flat = counts_by_source.flatten()
-    begin = torch.cumsum(sizes, 0) - sizes
-    if len(counts_by_source) > 1:  # behind the rows of the sources before
-        begin = begin + torch.cumsum(counts_by_source, 0) - counts_by_source
-    shift = begin.flatten() - (torch.cumsum(flat, 0) - flat)
-    place = torch.repeat_interleave(shift, flat, output_size=num_rows)
-    place += torch.arange(num_rows, device=flat.device)
-    return place, inverse(place, num_places), sizes
-
-
-def inverse(order: Tensor, size: int) -> Tensor:
-    """[size] int64: where each number stands in `order`, whose numbers all differ; 0 for a number that is not there."""
-    found = order.new_empty(size) if size == len(order) else order.new_zeros(size)
-    found[order] = torch.arange(len(order), device=order.device)
-    return found
-
-
 class ToExperts(torch.autograd.Function):
     """x [T, H], weight [T, K] fp32 -> [P, H], [P, 1] fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, plan: Plan, ep: ProcessGroup) -> tuple[Tensor, Tensor]:
-        keep_indices(ctx, plan, ep)
         rows, weights = to_experts(x, weight, plan, ep)
         assert weights is not None
+        keep_indices(ctx, plan, ep)
         return rows, weights
 
     @staticmethod
@@ -192,36 +142,41 @@ class FromExperts(torch.autograd.Function):
 
 
 def keep_indices(ctx: Any, plan: Plan, ep: ProcessGroup) -> None:
-    ctx.save_for_backward(*plan.indices)
-    ctx.plan, ctx.ep = replace(plan, assignment=None, home=None, place=None, row=None), ep  # type: ignore[arg-type]
+    placed = plan.place()
+    ctx.save_for_backward(plan.assignment, plan.home, placed.place, placed.row)
+    ctx.plan = replace(plan, order=None, home=None, placed=replace(placed, place=None, row=None))
+    ctx.ep = ep
 
 
 def kept_indices(ctx: Any) -> tuple[Plan, ProcessGroup]:
     assignment, home, place, row = ctx.saved_tensors
-    return replace(ctx.plan, assignment=assignment, home=home, place=place, row=row), ctx.ep
+    placed = replace(ctx.plan.placed, place=place, row=row)
+    return replace(ctx.plan, order=assignment, home=home, placed=placed), ctx.ep
 
 
 def to_experts(x: Tensor, weight: Tensor | None, plan: Plan, ep: ProcessGroup) -> tuple[Tensor, Tensor | None]:
     """Rows of tokens [T, H] at their experts [P, H], and of weights [T, K] those of the rows [P, 1], if any."""
-    token = plan.assignment // plan.top_k if plan.top_k > 1 else plan.assignment
-    weights = None if weight is None else weight.flatten().index_select(0, plan.assignment).unsqueeze(1)
+    assignment = plan.assignment
+    token = assignment // plan.top_k if plan.top_k > 1 else assignment
+    weights = None if weight is None else weight.flatten().index_select(0, assignment).unsqueeze(1)
     if ep.size() > 1:
-        x, weights = exchange(x, token, weights, plan.splits, ep)
+        x, weights = exchange(x, token, weights, lambda: plan.splits, ep)
         token = None
-    rows = picked(x, token if plan.row is None else plan.row if token is None else picked(token, plan.row))
-    if weights is not None and plan.place is not None and plan.row is not None:
-        weights = weights.new_zeros(len(plan.row), 1).index_copy_(0, plan.place, weights)
-    return rows, weights
+    placed = plan.place()
+    rows = picked(x, token if placed.row is None else placed.row if token is None else picked(token, placed.row))
+    if weights is not None and placed.place is not None and placed.row is not None:
+        weights = weights.new_zeros(len(placed.row), 1).index_copy_(0, placed.place, weights)
+    return rows.contiguous(), weights
 
 
 def to_tokens(
     y: Tensor | None, weight: Tensor | None, plan: Plan, ep: ProcessGroup
 ) -> tuple[Tensor | None, Tensor | None]:
     """The way back: sums over K of rows [P, H], [T, H]; and numbers of rows [P, 1] at their assignments, [T, K]."""
-    index = plan.place
+    index = plan.place().place
     if ep.size() > 1:
         weight = None if weight is None else picked(weight, index)
-        y, weight = exchange(y, index, weight, (plan.splits[1], plan.splits[0]), ep)
+        y, weight = exchange(y, index, weight, lambda: (plan.splits[1], plan.splits[0]), ep)
         index = None
     if plan.home is not None:
         index = plan.home if index is None else picked(index, plan.home)
@@ -247,24 +202,32 @@ def picked(value: Tensor, index: Tensor | None) -> Tensor:
 
 
 def exchange(
-    value: Tensor | None, index: Tensor | None, weight: Tensor | None, splits: tuple[list[int], list[int]],
-    ep: ProcessGroup,
-) -> tuple[Any, Tensor | None]:  # fmt: skip
+    value: Tensor | None, index: Tensor | None, weight: Tensor | None, splits: Callable[[], Splits], ep: ProcessGroup
+) -> tuple[Any, Tensor | None]:
     """All-to-all of rows value[index] [A, H], each with its weight [A, 1] fp32 behind it; either may be None.
 
+    Args:
+        index: None: all of them, in order.
+        splits: called when the message is made; it may wait.
     Returns: both of the rows that came: [N, H], a view of the message, and [N, 1].
     """
     given = weight if value is None else value
     assert given is not None
     width, behind = 0 if value is None else value.shape[1], 0 if weight is None else WEIGHT_BYTES // given.itemsize
     assert weight is None or behind * given.itemsize == weight.itemsize == WEIGHT_BYTES, "fp32 behind fp32 or less"
-    message = given.new_empty(sum(splits[0]), width + behind)
-    if value is not None:
-        torch.index_select(value, 0, index, out=message[:, :width])
-    if weight is not None:
-        message[:, width:] = weight.contiguous().view(given.dtype)
-    came = given.new_empty(sum(splits[1]), width + behind)
-    distributed.all_to_all_single(came, message, splits[1], splits[0], group=ep)
+    if weight is None and index is None:
+        message = given.contiguous()
+    else:
+        message = given.new_empty(len(given if index is None else index), width + behind)
+        if index is None and value is not None:
+            message[:, :width] = value
+        elif value is not None:
+            torch.index_select(value, 0, index, out=message[:, :width])
+        if weight is not None:
+            message[:, width:] = weight.contiguous().view(given.dtype)
+    sent, received = splits()
+    came = given.new_empty(sum(received), width + behind)
+    distributed.all_to_all_single(came, message, received, sent, group=ep)
     weights = None
     if weight is not None:
         # A copy, also of 0 or 1 rows, which are contiguous where they stand: but not where 4 bytes may begin.

@@ -21,9 +21,10 @@ from torch.distributed import ProcessGroup
 from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, expert_kernel
 from gpt4moe.config.optimizer import Dtype
 from gpt4moe.errors import ConfigError
+from gpt4moe.moe.expert_rows import ExpertRows
+from gpt4moe.moe.grouped_products import are_separate, grouped_product
 from gpt4moe.moe.per_expert import PerExpert, PerExpertProduct
 from gpt4moe.moe.swiglu import ACTIVATIONS, WeightedSwiGlu, weighted_swiglu
-from gpt4moe.moe.weight_gradients import grouped_product
 
 
 def kernel_for(wish: ExpertKernel, device: torch.device, dtype: torch.dtype) -> ExpertKernel:
@@ -63,23 +64,31 @@ class Experts(nn.Module):
         if swiglu is SwiGluKernel.triton:
             self.compute = partial(self.compute, activation=self.activation)
         self.product = PRODUCTS[kernel]
+        self.is_grouped = kernel is ExpertKernel.grouped_mm
         self.etp = etp
         self.adapter_scale = 0.0
         """alpha / rank; 0: there are no adapters."""
 
-    def forward(self, x_NH: Tensor, weight_N1: Tensor, counts_L: Tensor) -> Tensor:
+    def forward(self, x_NH: Tensor, weight_N1: Tensor, of_experts: ExpertRows) -> Tensor:
         """Expert outputs times the router's weights, [N, H].
 
         Args:
             x_NH: rows sorted by local expert.
             weight_N1: fp32.
-            counts_L: rows of each local expert, int; zero is fine, its gradient is zeros.
+            of_experts: how many rows each local expert has; zero is fine, its gradient is zeros.
         """
         if not self.adapter_scale:
-            return self.compute(x_NH, weight_N1, counts_L, self.gate_up, self.down)
-        rows = self.product(counts_L)
+            return self.compute(x_NH, weight_N1, of_experts, self.gate_up, self.down)
+        rows = self.product(of_experts)
         hidden = self._adapted("gate_up", x_NH, rows)
         return self._adapted("down", self.activation.apply(hidden, weight_N1), rows)
+
+    def want_aligned(self, num_rows: int) -> bool:
+        """Whether a grouped kernel may get so many rows, which are to be those of all local experts."""
+        if not self.is_grouped or self.down.shape[0] == 1:
+            return False
+        # Adapters are small, and gate_up is twice as large as down.
+        return bool(self.adapter_scale) or not are_separate(num_rows, self.down.shape, self.down.device)
 
     def _adapted(self, name: str, x: Tensor, rows: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Rows times the matrix `name`, plus its adapter.
@@ -152,36 +161,33 @@ class SummedGradient(torch.autograd.Function):
         return total, None
 
 
-def _per_expert(x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    return PerExpert.apply(x, weight, counts.tolist(), gate_up, down)
+def _per_expert(x: Tensor, weight: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor) -> Tensor:
+    return PerExpert.apply(x, weight, rows.listed, gate_up, down)
 
 
 def _grouped_mm(
-    x: Tensor, weight: Tensor, counts: Tensor, gate_up: Tensor, down: Tensor, activation: Any = WeightedSwiGlu
+    x: Tensor, weight: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor, activation: Any = WeightedSwiGlu
 ) -> Tensor:
-    ends = torch.cumsum(counts, 0, dtype=torch.int32)
-    return grouped_product(activation.apply(grouped_product(x, gate_up, ends), weight), down, ends)
+    return grouped_product(activation.apply(grouped_product(x, gate_up, rows), weight), down, rows)
 
 
-# x [N, H], weight [N, 1] fp32, counts [L], gate_up [L, 2F, H], down [L, H, F] -> [N, H]
+# x [N, H], weight [N, 1] fp32, the rows of each expert, gate_up [L, 2F, H], down [L, H, F] -> [N, H]
 KERNELS: dict[ExpertKernel, Callable[..., Tensor]] = {
     ExpertKernel.per_expert: _per_expert,
     ExpertKernel.grouped_mm: _grouped_mm,
 }
 
 
-def _per_expert_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    listed = counts.tolist()
-    return lambda x, weight: PerExpertProduct.apply(x, weight, listed)
+def _per_expert_product(rows: ExpertRows) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, weight: PerExpertProduct.apply(x, weight, rows.listed)
 
 
-def _grouped_product(counts: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    ends = torch.cumsum(counts, 0, dtype=torch.int32)
-    return lambda x, weight: grouped_product(x, weight, ends)
+def _grouped_product(rows: ExpertRows) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, weight: grouped_product(x, weight, rows)
 
 
-# counts [L] -> (x [N, in], weight [L, out, in]) -> [N, out]
-PRODUCTS: dict[ExpertKernel, Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+# the rows of each expert -> (x [N, in], weight [L, out, in]) -> [N, out]
+PRODUCTS: dict[ExpertKernel, Callable[[ExpertRows], Callable[[Tensor, Tensor], Tensor]]] = {
     ExpertKernel.per_expert: _per_expert_product,
     ExpertKernel.grouped_mm: _grouped_product,
 }

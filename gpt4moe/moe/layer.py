@@ -31,9 +31,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, swiglu_kernel
 from gpt4moe.config.moe import MoEConfig
-from gpt4moe.moe.dispatch import Dispatcher, Plan
+from gpt4moe.moe.dispatch import Dispatcher
 from gpt4moe.moe.experts import Experts, kernel_for
 from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments
+from gpt4moe.moe.plan import Plan
 from gpt4moe.moe.pool import TokenPool, kept_of_rank
 from gpt4moe.moe.routers import build_router
 from gpt4moe.moe.routers.base import Routing
@@ -78,7 +79,7 @@ class ExpertParallelMLP(nn.Module):
             weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel, groups.etp,
             swiglu_kernel(swiglu, on_gpu=groups.device.type == "cuda", experts=kernel),
         )  # fmt: skip
-        self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, padded=kernel is ExpertKernel.grouped_mm)
+        self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, self.experts.want_aligned)
         # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
         self.has_all_experts = groups.ep.size() * groups.etp.size() == 1 and kernel is ExpertKernel.per_expert
         self.run_experts = recomputed(self._through_experts) if recompute else self._through_experts
@@ -111,20 +112,23 @@ class ExpertParallelMLP(nn.Module):
             output_TKH = self.experts.of_few_tokens(x_TH, routing.expert_index, routing.weight)
             # A tensor of its own: Megatron would copy a view of another.
             output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
-        else:
-            plan = self.dispatcher.plan(routing.expert_index, keep)
-            output = self.dispatcher.combine(self.run_experts(x_TH, routing.weight, plan), plan)
-            if not self.is_generating:
-                output = self._with_losses(output, routing, real_T, keep, hidden.shape[1])
-            output = output.view_as(hidden)
-        if self.shared_experts is not None:
-            output = output + self.shared_experts(hidden)[0]
-        return output, None
+            return self._with_shared(output, hidden), None
+        # While the numbers of the plan are on their way to the host, the losses are work for the GPU.
+        load = None if self.is_generating else count_assignments(routing.expert_index, real_T, self.moe.num_experts)
+        plan = self.dispatcher.plan(routing.expert_index, keep, None if load is None else load[0])
+        loss = None if load is None else self._losses(routing, real_T, keep, load, hidden.shape[1])
+        output = self.dispatcher.combine(self.run_experts(x_TH, routing.weight, plan), plan)
+        if loss is not None and torch.is_grad_enabled():
+            output = AttachLoss.apply(output, loss, self.auxiliary_scale)
+        return self._with_shared(output.view_as(hidden), hidden), None
+
+    def _with_shared(self, output: Tensor, hidden: Tensor) -> Tensor:
+        return output if self.shared_experts is None else output + self.shared_experts(hidden)[0]
 
     def _through_experts(self, x_TH: Tensor, weight_TK: Tensor, plan: Plan) -> Tensor:
         """To the experts and through them; not the way back, which keeps no rows and would be sent once more."""
         arrived = self.dispatcher.send(x_TH, weight_TK, plan)
-        return self.experts(arrived.rows, arrived.weight, arrived.counts)
+        return self.experts(arrived.rows, arrived.weight, arrived.of_experts)
 
     def _kept(self, routing: Routing, real_T: Tensor | None, batch: int) -> Tensor | None:
         """[T, K] bool: which assignments are sent; None: all."""
@@ -139,24 +143,19 @@ class ExpertParallelMLP(nn.Module):
             pool=self.pool, batch=batch,
         )  # fmt: skip
 
-    def _with_losses(
-        self, output: Tensor, routing: Routing, real_T: Tensor | None, keep: Tensor | None, batch: int
-    ) -> Tensor:
-        """Attaches the auxiliary losses to the output's backward pass and counts the routing."""
-        load = count_assignments(routing.expert_index, real_T, self.moe.num_experts)
+    def _losses(self, routing: Routing, real_T: Tensor | None, keep: Tensor | None, load: Tensor, batch: int) -> Tensor:
+        """The sum of the auxiliary losses; adds the routing to the statistics."""
         losses = auxiliary_losses(
             routing, real_T, load=load, settings=self.moe.router, load_share=self.router.load_share, pool=self.pool,
             batch=batch,
         )  # fmt: skip
-        if torch.is_grad_enabled():
-            output = AttachLoss.apply(output, losses[0] + losses[1], self.auxiliary_scale)
         if not is_second_forward():  # counted in the first
             with torch.no_grad():
                 self.statistics.add(
                     RoutedBatch(routing=routing, load=load[0], keep=keep, real_T=real_T, losses=losses,
                                 pool_size=self.pool.size)
                 )  # fmt: skip
-        return output
+        return losses[0] + losses[1]
 
 
 def recomputed(function: Callable[..., T]) -> Callable[..., T]:

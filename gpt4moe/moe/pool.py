@@ -14,6 +14,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from deepspeed.moe.ep_count import count_tokens_per_expert
 from torch import Tensor, distributed
 
 from gpt4moe.config.moe import DropPolicy
@@ -117,7 +118,7 @@ def kept_assignments(
     if policy is DropPolicy.probability:
         order = torch.argsort(probability.flatten(), descending=True, stable=True)
     by_expert = order[torch.argsort(expert[order], stable=True)]  # grouped by expert, best first inside
-    counts = torch.bincount(expert, minlength=num_experts + 1)
+    counts = count_tokens_per_expert(expert, num_experts + 1)
     starts = torch.cumsum(counts, 0) - counts
     place = torch.arange(expert.numel(), device=expert.device) - starts[expert[by_expert]]
     keep = torch.empty_like(expert, dtype=torch.bool)

@@ -72,10 +72,16 @@ def _entropy_T(batch: RoutedBatch) -> "Tensor":
     return entr(batch.routing.probability).sum(dim=1)
 
 
+def _margin(batch: RoutedBatch) -> "Tensor":
+    import torch
+
+    return batch.real(batch.routing.margin).sum(dtype=torch.float64)
+
+
 COLUMNS: dict[str, Column] = {
     "dropped": Column(measure=_dropped),
     "entropy": Column(measure=lambda it: it.real(_entropy_T(it)).sum()),
-    "margin": Column(measure=lambda it: it.real(it.routing.margin).double().sum()),
+    "margin": Column(measure=_margin),
     "load_balancing_loss": Column(measure=lambda it: it.part(it.losses[0]), is_mean=True),
     "z_loss": Column(measure=lambda it: it.part(it.losses[1]), is_mean=True),
 }

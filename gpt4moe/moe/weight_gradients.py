@@ -17,12 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-MOST_ROWS = 3600
-"""Of an expert, on average. With more of them, torch's grouped product and an addition are taken, where the former is
-one kernel: the product then takes longer than the buffer, and torch's is assumed to be faster than ours (60% of the
-peak against 50%, gpu_rehearsal.roofline). From the data sheet of an H200; not measured."""
+from gpt4moe.moe.expert_rows import ExpertRows
 
 
 def mark(parameter: Any) -> None:
@@ -73,49 +69,15 @@ def add_product(into: Tensor, grad: Tensor, x: Tensor) -> None:
         into.add_(grad.t() @ x)
 
 
-def add_grouped_product(into: Tensor, grad: Tensor, x: Tensor, ends: Tensor) -> None:
-    """into [L, out, in] fp32 += each expert's grad.T @ x.
-
-    Args:
-        grad, x: [N, out], [N, in].
-        ends: [L] int32, where the rows of each expert end.
-    """
+def add_grouped_product(into: Tensor, grad: Tensor, x: Tensor, rows: ExpertRows) -> None:
+    """into [L, out, in] fp32 += each expert's grad.T @ x, of grad [N, out] and x [N, in]."""
     if into.device.type == "cuda":
-        if len(x) > MOST_ROWS * len(into) and torch.cuda.get_device_capability(into.device)[0] in (9, 10):
-            into.add_(torch.nn.functional.grouped_mm(grad.t(), x, offs=ends))
-        else:
-            kernels().add(into, grad.contiguous(), x.contiguous(), ends)
+        kernels().add(into, grad.contiguous(), x.contiguous(), rows.ends)
         return
     start = 0
-    for matrix, end in zip(into.unbind(), ends.tolist(), strict=True):
-        add_product(matrix, grad[start:end], x[start:end])
-        start = end
-
-
-class GroupedProduct(torch.autograd.Function):
-    """Rows x [N, in] times marked weight [L, out, in]: [N, out]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        ctx.parameter = fused(weight)
-        return torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (x, weight, ends), grad = ctx.saved_tensors, gradient[0].contiguous()
-        grad_x = torch.nn.functional.grouped_mm(grad, weight, offs=ends) if ctx.needs_input_grad[0] else None
-        into = WeightGradient(weight, ctx.parameter)
-        add_grouped_product(into.memory, grad, x, ends)
-        return grad_x, into.for_autograd(), None
-
-
-def grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows x [N, in] times weight [L, out, in]: [N, out]."""
-    if fused(weight) is not None and weight.requires_grad:
-        return GroupedProduct.apply(x, weight, ends)  # type: ignore[no-any-return]
-    return torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    for matrix, count in zip(into.unbind(), rows.listed, strict=True):
+        add_product(matrix, grad[start : start + count], x[start : start + count])
+        start += count
 
 
 def kernels() -> Any:

@@ -10,6 +10,7 @@ Keys that choose kernels: kernels.*, precision.dtype. Engines and optimizers run
 import os
 import sysconfig
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -58,11 +59,11 @@ class DeviceKind:
         is_gpu = cluster.generation is not Generation.cpu
         return cls(is_gpu=is_gpu, capability=CAPABILITIES.get(cluster.generation, FIRST_BF16))
 
-    @property
-    def has_grouped_product(self) -> bool:
-        """Whether torch's grouped_mm is one kernel in bf16. On other GPUs it copies the ends of the groups to the host
-        and multiplies one group after the other (torch 2.10 to 2.13, ATen/native/GroupedMMUtils.h)."""
-        return self.capability[0] in (9, 10)
+
+def has_grouped_product(capability: tuple[int, int]) -> bool:
+    """Whether torch's grouped_mm is one kernel in bf16. On other GPUs it copies the ends of the groups to the host
+    and multiplies one group after the other (torch 2.10 to 2.13, ATen/native/GroupedMMUtils.h)."""
+    return capability[0] in (9, 10)
 
 
 def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
@@ -184,10 +185,26 @@ def triton_keys(run: RunConfig, device: DeviceKind | None) -> list[str]:
 
 
 def _has_grouped_gradients(run: RunConfig) -> bool:
-    """Whether a GPU adds the gradients of all experts by one Triton kernel. Dense ones are torch's products."""
-    if run.model.moe is None or not run.kernels.weight_gradients.is_fused(on_gpu=True, engine=run.engine.kind):
+    """Whether a GPU may add the gradients of several experts by one Triton kernel. All others are torch's products."""
+    moe, kernels = run.model.moe, run.kernels
+    if moe is None or moe.num_experts == run.parallel.ep or not _trains_experts(run):
         return False
-    return expert_kernel(run.kernels.experts, on_gpu=True, dtype=run.precision.dtype) is ExpertKernel.grouped_mm
+    is_fused = kernels.weight_gradients.is_fused(on_gpu=True, engine=run.engine.kind)
+    kernel = expert_kernel(kernels.experts, on_gpu=True, dtype=run.precision.dtype)
+    return is_fused and kernel is ExpertKernel.grouped_mm
+
+
+def _trains_experts(run: RunConfig) -> bool:
+    """Whether the run trains a matrix of routed experts, not adapters alone (as architecture.trained says)."""
+    if run.stage.lora.rank or not run.stage.train:
+        return not run.stage.lora.rank
+    names = (
+        f"decoder.layers.{layer}.mlp.experts.{matrix}"
+        for layer, has_experts in enumerate(run.model.moe_layers)
+        if has_experts
+        for matrix in ("gate_up", "down")
+    )
+    return any(fnmatchcase(name, pattern) for name in names for pattern in run.stage.train)
 
 
 def is_installed(package: str, folder: str = "") -> bool:

@@ -45,7 +45,8 @@ FREEZABLE = (
 )  # fmt: skip
 """Tensors of a layer for whose gradient autograd keeps something that nothing else needs."""
 _GROUP_ALIGNMENT = 8
-"""Rows: for grouped products each local expert's are padded to a multiple of this, moe.dispatch.ALIGNED."""
+"""Rows: for grouped products each local expert's are padded to a multiple of this, moe.expert_rows.ALIGNED. It is
+counted for one expert and for large products too, which need no padding (moe.grouped_products)."""
 Bytes = dict[str, int]
 """Tensor -> bytes that autograd keeps of it."""
 

@@ -72,10 +72,10 @@ class Watch:
         mlp.router.register_forward_hook(lambda _, given, routing: self._note_routing(mlp, index, given, routing))
         plan, combine = mlp.dispatcher.plan, mlp.dispatcher.combine
 
-        def noted_plan(expert_index: Tensor, keep: Tensor | None) -> Any:
+        def noted_plan(expert_index: Tensor, keep: Tensor | None, *load: Tensor | None) -> Any:
             kept = torch.ones_like(expert_index, dtype=torch.bool) if keep is None else keep
             self._note(index, "slots", self._chosen(expert_index, kept))
-            return plan(expert_index, keep)
+            return plan(expert_index, keep, *load)
 
         def noted_combine(*given: Any) -> Tensor:
             output: Tensor = combine(*given)

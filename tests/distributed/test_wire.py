@@ -12,8 +12,9 @@ from gpt4moe.config.optimizer import Dtype
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.config.run import RunConfig
 from gpt4moe.model.gpt import build_model
-from gpt4moe.moe.dispatch import Dispatcher, Plan
+from gpt4moe.moe.dispatch import Dispatcher
 from gpt4moe.moe.layer import is_second_forward
+from gpt4moe.moe.plan import Plan
 from gpt4moe.moe.statistics import EXTRAS
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world

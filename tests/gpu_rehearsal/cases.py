@@ -95,7 +95,7 @@ GENERATION = {
 }
 FAULTS = (
     "item in a layer", "tensor on the CPU", "offsets of a wrong dtype", "mask in attention", "large copy",
-    "norm on the CPU, generating", "floats added up, deterministic",
+    "norm on the CPU, generating", "floats added up, deterministic", "counts awaited at once",
 )  # fmt: skip
 """Planted one at a time by `tests.gpu_rehearsal.faults`."""
 

@@ -111,6 +111,7 @@ def counts(notes: Any) -> dict[str, Any]:
     """Counts that do not depend on the machine."""
     return {
         "host_syncs": _by_place(notes.host_syncs),
+        "overlapped_waits": {place.without_line: waits.count for place, waits in notes.overlapped.items()},
         "collectives": dict(sorted(notes.collectives.items())),
         "kernels": notes.kernels,
         "aten_operations": notes.aten_operations,

@@ -11,6 +11,7 @@ from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.model import specs
 from gpt4moe.model.attention import SdpaAttention
 from gpt4moe.moe import experts
+from gpt4moe.moe.expert_rows import HostCopy
 
 
 def item_in_a_layer(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -27,8 +28,13 @@ def tensor_on_the_cpu(self: Any, query: torch.Tensor, *args: Any, **kwargs: Any)
     return _attention(self, query * torch.ones(query.shape[-1], device="cpu"), *args, **kwargs)
 
 
-def offsets_of_a_wrong_dtype(x: Any, weight: Any, counts: Any, gate_up: Any, down: Any, **_: Any) -> Any:
-    return torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=torch.cumsum(counts, 0))
+def offsets_of_a_wrong_dtype(x: Any, weight: Any, rows: Any, gate_up: Any, down: Any, **_: Any) -> Any:
+    return torch.nn.functional.grouped_mm(x, gate_up.transpose(1, 2), offs=torch.cumsum(rows.counts, 0))
+
+
+def awaited_at_once(self: HostCopy, values: torch.Tensor) -> None:
+    _host_copy(self, values)
+    assert self.listed
 
 
 def mask_in_attention(self: Any, query: Any, key: Any, value: Any) -> torch.Tensor:
@@ -57,6 +63,7 @@ def norm_on_the_cpu(kernel: Any) -> Any:
 
 
 _attention = SdpaAttention.forward
+_host_copy = HostCopy.__init__
 _norm_class = specs.norm_class
 PATCHES: dict[str, Callable[[], Any]] = {
     "item in a layer": lambda: mock.patch.object(SdpaAttention, "forward", item_in_a_layer),
@@ -64,6 +71,7 @@ PATCHES: dict[str, Callable[[], Any]] = {
     "offsets of a wrong dtype": lambda: mock.patch.dict(
         experts.KERNELS, {ExpertKernel.grouped_mm: offsets_of_a_wrong_dtype}
     ),
+    "counts awaited at once": lambda: mock.patch.object(HostCopy, "__init__", awaited_at_once),
     "mask in attention": lambda: mock.patch.object(SdpaAttention, "_attend", mask_in_attention),
     "large copy": lambda: mock.patch.object(SdpaAttention, "forward", large_copy),
     "floats added up, deterministic": lambda: mock.patch.object(SdpaAttention, "forward", floats_added_up),

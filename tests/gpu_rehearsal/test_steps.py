@@ -14,6 +14,7 @@ from gpt4moe.config.moe import DropPolicy, LoadBalancingScope, RouterKind
 from gpt4moe.config.optimizer import Dtype, EngineKind
 from gpt4moe.config.parallel import Recompute
 from gpt4moe.gpu_rehearsal import guard
+from gpt4moe.gpu_rehearsal.roofline import ENOUGH_SECONDS
 from tests.distributed.layouts import LAYOUTS
 from tests.gpu_rehearsal.cases import CASES, CUDA_BUILD, FAULTS, GENERATION
 from tests.gpu_rehearsal.counts import RECORDED, stack
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 """One process rehearses all cases before the first test: three minutes of a core of its own."""
 
 ALLOWED = 1.03
-SAME_ON_STACKS = ("host_syncs", "collectives", "evaluation_host_syncs")
+SAME_ON_STACKS = ("host_syncs", "overlapped_waits", "collectives", "evaluation_host_syncs")
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +87,19 @@ def test_a_new_host_sync_and_many_more_kernels_are_risen() -> None:
     ]  # fmt: skip
 
 
-def test_the_router_s_split_is_the_only_wait_of_a_layer(rehearsed: dict[str, Any]) -> None:
-    syncs = rehearsed["tp2 ep2"]["host_syncs"]
-    layers = {place: count for place, count in syncs.items() if "gpt4moe/moe/" in place}
-    assert list(layers.values()) == [2 * 2]  # layers x micro-batches
-    assert sum(syncs.values()) - 4 <= 4  # of the step
+def test_no_layer_waits_for_the_gpu_but_for_numbers_behind_which_more_work_is_queued(rehearsed: dict[str, Any]) -> None:
+    counts = rehearsed["tp2 ep2"]["counts"]
+    assert counts["overlapped_waits"] == {"gpt4moe/moe/expert_rows.py listed": 2 * 2}  # layers x micro-batches
+    assert not [place for place in counts["host_syncs"] if "gpt4moe/moe/" in place]
+    assert sum(counts["host_syncs"].values()) <= 4  # of the step
+    (waits,) = rehearsed["tp2 ep2"]["overlapped_waits"].values()
+    assert waits["least_kernels"] >= 10 and waits["least_seconds"] >= ENOUGH_SECONDS
+
+
+def test_numbers_that_are_awaited_at_once_are_a_host_sync(rehearsed: dict[str, Any]) -> None:
+    counts = rehearsed["counts awaited at once"]["counts"]
+    waits = [count for place, count in counts["host_syncs"].items() if "expert_rows.py" in place]
+    assert waits == [2] and counts["overlapped_waits"] == {}
 
 
 def test_bf16_attention_is_flash(rehearsed: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def build_layer(
     """
     config = config or SimpleNamespace(hidden_size=HIDDEN, params_dtype=torch.float32, use_cpu_initialization=True)
     layer = ExpertParallelMLP(config, moe, kernel, groups)
-    layer.dispatcher.padded = padded
+    layer.dispatcher.want_aligned = lambda rows: padded
     num_local, first = layer.dispatcher.num_local, layer.dispatcher.num_local * groups.ep.rank()
     generator = torch.Generator().manual_seed(0)
     whole = {

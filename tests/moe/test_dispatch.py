@@ -26,10 +26,10 @@ def _identity(environment: Environment) -> float:
     x, weight = torch.randn(num_tokens, 8, generator=generator), torch.rand(num_tokens, K, generator=generator)
     index = torch.rand(num_tokens, E, generator=generator).topk(K).indices
     with rank_groups(environment, ep=environment.world_size) as groups:
-        dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
+        dispatcher = Dispatcher(groups.ep, groups.etp, E, lambda rows: False)
         plan = dispatcher.plan(index, None)
         arrived = dispatcher.send(x, weight, plan)
-        assert arrived.counts.sum() == arrived.rows.shape[0]
+        assert arrived.of_experts.counts.sum() == arrived.rows.shape[0]
         back = dispatcher.combine(arrived.rows * arrived.weight, plan)
     return relative(back, x * weight.sum(dim=1, keepdim=True))
 
@@ -47,11 +47,11 @@ def _exchanged(environment: Environment) -> str:
         for num_rows, width in ((rows, width) for rows in (0, 1, 5) for width in (7, 8)):
             x, weight = torch.randn(num_rows + 1, width).bfloat16(), torch.rand(num_rows, 1)
             index, splits = torch.arange(num_rows).flip(0), ([num_rows], [num_rows])
-            rows, weights = exchange(x, index, weight, splits, groups.ep)
+            rows, weights = exchange(x, index, weight, lambda splits=splits: splits, groups.ep)
             if weights is None or not (weights.equal(weight) and rows.equal(x[index])):
                 return f"{num_rows} rows of {width}"
         with pytest.raises(AssertionError, match="fp32"):
-            exchange(torch.rand(2, 8).double(), torch.arange(2), torch.rand(2, 1), ([2], [2]), groups.ep)
+            exchange(torch.rand(2, 8).double(), torch.arange(2), torch.rand(2, 1), lambda: ([2], [2]), groups.ep)
     return ""
 
 
@@ -74,7 +74,7 @@ def _with_drops(environment: Environment) -> dict[str, float]:
     x.requires_grad_()
     weight.requires_grad_()
     with rank_groups(environment) as groups:
-        dispatcher = Dispatcher(groups.ep, groups.etp, E, padded=False)
+        dispatcher = Dispatcher(groups.ep, groups.etp, E, lambda rows: False)
         plan = dispatcher.plan(index, keep)
         arrived = dispatcher.send(x, weight, plan)
         back = dispatcher.combine(arrived.rows * arrived.weight, plan)
@@ -100,6 +100,12 @@ def test_rows_padded_for_grouped_kernels_give_the_same_output_and_gradients(rank
         _assert_equal(got, wanted)
 
 
+def test_one_expert_a_rank_needs_no_places_and_gives_the_same_output_and_gradients() -> None:
+    plain = run_ranks(2, _layer, ExpertKernel.per_expert, False, None, False, 2)
+    for wanted, got in zip(plain, run_ranks(2, _layer, ExpertKernel.grouped_mm, False, None, False, 2), strict=True):
+        _assert_equal(got, wanted)
+
+
 @pytest.mark.parametrize("starved", [False, True], ids=["spread", "one rank without rows"])
 def test_experts_on_two_ranks_equal_experts_on_one(starved: bool) -> None:
     (one,) = run_ranks(1, _layer, ExpertKernel.per_expert, False, None, starved)
@@ -111,13 +117,14 @@ def test_experts_on_two_ranks_equal_experts_on_one(starved: bool) -> None:
 
 
 def _layer(
-    environment: Environment, kernel: ExpertKernel, padded: bool, factor: float | None, starved: bool = False
-) -> Named:
+    environment: Environment, kernel: ExpertKernel, padded: bool, factor: float | None, starved: bool = False,
+    num_experts: int = E,
+) -> Named:  # fmt: skip
     """Output and gradients of this rank's share of the tokens (halves of the batch)."""
     from tests.moe.case import as_arrays, build_layer, moe_config, rank_groups, tokens
 
     with rank_groups(environment, ep=environment.world_size) as groups:
-        moe = moe_config(E, K, load_balancing_coefficient=0.0, capacity_factor=factor)
+        moe = moe_config(num_experts, K, load_balancing_coefficient=0.0, capacity_factor=factor)
         layer = build_layer(groups, moe, kernel, padded=padded)
         whole, gradient = tokens(2, 8)
         whole = whole.detach()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.errors import ConfigError
 from gpt4moe.moe import experts, per_expert
+from gpt4moe.moe.expert_rows import ExpertRows
 from gpt4moe.moe.swiglu import WeightedSwiGlu
 
 H, F = 16, 24
@@ -57,7 +58,9 @@ def _plain(counts: list[int]):
 def _ours(counts: list[int], kernel: ExpertKernel):
     def run(leaves: Named) -> Tensor:
         function = experts.KERNELS[kernel]
-        return function(leaves["x"], leaves["weight"], torch.tensor(counts), leaves["gate_up"], leaves["down"])
+        return function(
+            leaves["x"], leaves["weight"], ExpertRows(torch.tensor(counts)), leaves["gate_up"], leaves["down"]
+        )
 
     return run
 
@@ -140,7 +143,7 @@ def test_few_tokens_get_what_the_kernel_gives_their_rows(num_tokens: int) -> Non
         found = of.of_few_tokens(inputs["x"], index, weight)
         for token, slot in product(range(num_tokens), range(top_k)):
             counts = nn.functional.one_hot(index[token, slot], 4)
-            wanted = of(inputs["x"][token : token + 1], weight[token, slot].view(1, 1), counts)
+            wanted = of(inputs["x"][token : token + 1], weight[token, slot].view(1, 1), ExpertRows(counts))
             torch.testing.assert_close(found[token, slot], wanted[0], atol=1e-5, rtol=1e-5)
 
 

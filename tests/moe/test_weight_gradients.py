@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt4moe.config.kernels import ExpertKernel
 from gpt4moe.moe import experts, weight_gradients
+from gpt4moe.moe.expert_rows import ExpertRows
 
 H, F, COUNTS = 16, 24, [5, 0, 9]
 KERNELS = pytest.mark.parametrize("kernel", [ExpertKernel.per_expert, ExpertKernel.grouped_mm])
@@ -54,7 +55,7 @@ def passes(made: list[nn.Parameter], kernel: ExpertKernel, *, recompute: bool = 
         weight = torch.rand(sum(COUNTS), 1, generator=generator).requires_grad_()
 
         def run(x: Tensor, weight: Tensor) -> Tensor:
-            return experts.KERNELS[kernel](x, weight, torch.tensor(COUNTS), *made)
+            return experts.KERNELS[kernel](x, weight, ExpertRows(torch.tensor(COUNTS)), *made)
 
         out = checkpoint(run, x, weight, use_reentrant=False) if recompute else run(x, weight)
         out.backward(torch.randn(out.shape, generator=generator).to(out.dtype))
@@ -94,6 +95,6 @@ def test_a_product_beside_adapters_adds_too(kernel: ExpertKernel) -> None:
     (plain, _), (fused, _) = parameters(torch.float32, fused=False), parameters(torch.float32, fused=True)
     for weight in (plain, fused):
         x = torch.randn(sum(COUNTS), H, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        experts.PRODUCTS[kernel](torch.tensor(COUNTS))(x, weight).square().sum().backward()
+        experts.PRODUCTS[kernel](ExpertRows(torch.tensor(COUNTS)))(x, weight).square().sum().backward()
     torch.testing.assert_close(fused.main_grad, plain.main_grad, rtol=1e-5, atol=1e-5)
     assert fused.hooks == 1 and fused.grad_added_to_main_grad

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt4moe.architecture.names import EXPERTS_DOWN, layer_name
 from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, expert_kernel, swiglu_kernel
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
@@ -15,7 +16,13 @@ from gpt4moe.errors import ConfigError, LayoutError
 from gpt4moe.model import gpt
 from gpt4moe.parallel import kernel_problems as subject
 from gpt4moe.parallel.environment import Environment
-from gpt4moe.parallel.kernel_problems import DeviceKind, is_installed, kernel_problems, missing_packages
+from gpt4moe.parallel.kernel_problems import (
+    DeviceKind,
+    has_grouped_product,
+    is_installed,
+    kernel_problems,
+    missing_packages,
+)
 from gpt4moe.planner.estimate import estimate
 from gpt4moe.training import launch
 
@@ -117,6 +124,10 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((BF16, "kernels.swiglu=torch", *NO_TRITON), GPU, (), "weight_gradients=auto on a GPU is a Triton kernel"),
         ((BF16, "kernels.swiglu=torch", "kernels.weight_gradients=torch", *NO_TRITON), GPU, (), None),
         ((BF16, "kernels.swiglu=torch", "engine=deepspeed", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", "stage.lora.rank=2", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", "stage.train=['*norm*']", *NO_TRITON), GPU, (), None),
+        ((BF16, "kernels.swiglu=torch", f"stage.train=[{layer_name(1, EXPERTS_DOWN)}]", *NO_TRITON), GPU, (), "triton"),
+        ((BF16, "kernels.swiglu=torch", "parallel.ep=16", *NO_TRITON), GPU, (), None),
         ((GRADIENTS, BF16), CPU, (), None),
         ((GRADIENTS, BF16, "kernels.experts=grouped_mm"), None, (), None),
         (NO_TRITON, GPU, (), None),
@@ -233,4 +244,5 @@ def test_a_plan_names_kernels_that_the_cluster_does_not_take() -> None:
     ("cluster", "is_one_kernel"), [("a100_80g", False), ("l40s", False), ("h200_141g", True), ("gb300", True)]
 )
 def test_the_grouped_product_is_one_kernel_from_hopper_on(cluster: str, is_one_kernel: bool) -> None:
-    assert DeviceKind.of_cluster(run_of(f"cluster={cluster}").cluster).has_grouped_product is is_one_kernel
+    capability = DeviceKind.of_cluster(run_of(f"cluster={cluster}").cluster).capability
+    assert has_grouped_product(capability) is is_one_kernel

@@ -208,7 +208,7 @@ def kept_bytes(run: RunConfig, groups: "ProcessGroups", batches: list[Any]) -> t
         experts = [module for module in chunk.modules() if isinstance(module, Experts)]
         layers = max(layers, len(experts))  # the resampler, a chunk of its own, has none
         for module in experts:
-            module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].sum())))
+            module.register_forward_pre_hook(lambda _, inputs: rows.append(int(inputs[2].counts.sum())))
     runner = StepRunner(run, engine, groups)
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda kept: kept.tensor):
         runner.forward_backward(batches)

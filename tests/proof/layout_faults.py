@@ -87,7 +87,7 @@ def capacity_of_rank() -> Planted:
 def row_to_neighbour() -> Planted:
     plan = Dispatcher.plan
 
-    def moved(self: Dispatcher, index: Tensor, keep: Tensor | None) -> Any:
+    def moved(self: Dispatcher, index: Tensor, keep: Tensor | None, *_: Any) -> Any:
         index = index.clone()
         index[0, 0] = (index[0, 0] + 1) % self.num_experts
         return plan(self, index, keep)
