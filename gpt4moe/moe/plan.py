@@ -8,6 +8,7 @@ work meanwhile. Letters: dispatch.py.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,15 +72,25 @@ class Plan:
         return self.placed
 
     def _place(self) -> Placed:
-        if self.aligned == 1 and 1 in self.arriving.shape:  # of one rank, or for one expert: they arrive in order
-            return Placed(None, None, ExpertRows(lambda: self.arriving.sum(dim=0), self._listed, False))
-        place, row, counts = places(self.arriving, sum(self.splits[1]), self.aligned)
-        return Placed(place, row, ExpertRows(counts, self._listed, self.aligned > 1))
+        # No method of this object is kept: a cycle would hold its tensors until Python next looks for cycles.
+        arriving, aligned = self.arriving, self.aligned
+        listed = partial(rows_of_experts, self.on_host, len(arriving), aligned)
+        if aligned == 1 and 1 in arriving.shape:  # of one rank, or for one expert: they arrive in order
+            return Placed(None, None, ExpertRows(partial(arriving.sum, dim=0), listed, False))
+        place, row, counts = places(arriving, sum(self.splits[1]), aligned)
+        return Placed(place, row, ExpertRows(counts, listed, aligned > 1))
 
-    def _listed(self) -> list[int]:
-        arriving = self.on_host.listed[1] if len(self.arriving) > 1 else self.on_host.listed
-        counts = [sum(of_expert) for of_expert in zip(*arriving, strict=True)]
-        return counts if self.aligned == 1 else [aligned_size(count) for count in counts]
+
+def rows_of_experts(on_host: HostCopy, num_ranks: int, aligned: int) -> list[int]:
+    """Places of each local expert. Waits for the numbers, the first time.
+
+    Args:
+        on_host, aligned: as Plan has them.
+        num_ranks: of ep.
+    """
+    arriving = on_host.listed[1] if num_ranks > 1 else on_host.listed
+    counts = [sum(of_expert) for of_expert in zip(*arriving, strict=True)]
+    return counts if aligned == 1 else [aligned_size(count) for count in counts]
 
 
 def places(counts_by_source: Tensor, num_rows: int, aligned: int) -> tuple[Tensor, Tensor, Tensor]:

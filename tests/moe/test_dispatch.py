@@ -1,5 +1,8 @@
 """Dispatch: rows go to their experts' ranks and come back to their tokens, whichever way they travel."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,33 @@ def _identity(environment: Environment) -> float:
         assert arrived.of_experts.counts.sum() == arrived.rows.shape[0]
         back = dispatcher.combine(arrived.rows * arrived.weight, plan)
     return relative(back, x * weight.sum(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_plan_is_freed_when_nobody_has_it_before_python_looks_for_cycles(ranks: int) -> None:
+    assert run_ranks(ranks, _freed) == [[True, True]] * ranks
+
+
+def _freed(environment: Environment) -> list[bool]:
+    from gpt4moe.moe.dispatch import Dispatcher
+    from tests.moe.case import rank_groups
+
+    freed = []
+    x, weight = torch.ones(10, 8, requires_grad=True), torch.ones(10, K, requires_grad=True)
+    index = torch.rand(10, E, generator=torch.Generator().manual_seed(0)).topk(K).indices
+    with rank_groups(environment, ep=environment.world_size) as groups:
+        for aligned in (False, True):
+            dispatcher = Dispatcher(groups.ep, groups.etp, E, lambda rows, aligned=aligned: aligned)
+            plan = dispatcher.plan(index, None)
+            arrived = dispatcher.send(x, weight, plan)
+            assert sum(arrived.of_experts.listed) == arrived.of_experts.counts.sum()
+            dispatcher.combine(arrived.rows * arrived.weight, plan).sum().backward()
+            order = weakref.ref(plan.order)
+            gc.disable()
+            del plan, arrived
+            freed.append(order() is None)
+            gc.enable()
+    return freed
 
 
 def test_weights_arrive_bit_for_bit_behind_bf16_rows_of_any_width() -> None:
@@ -93,11 +123,14 @@ def _with_drops(environment: Environment) -> dict[str, float]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("factor", [None, 0.75])
-def test_rows_padded_for_grouped_kernels_give_the_same_output_and_gradients(ranks: int, factor: float | None) -> None:
+def test_rows_for_grouped_kernels_padded_or_not_give_the_same_output_and_gradients(
+    ranks: int, factor: float | None
+) -> None:
     plain = run_ranks(ranks, _layer, ExpertKernel.per_expert, False, factor)
-    padded = run_ranks(ranks, _layer, ExpertKernel.grouped_mm, True, factor)
-    for wanted, got in zip(plain, padded, strict=True):
-        _assert_equal(got, wanted)
+    for padded in (True, False):
+        found = run_ranks(ranks, _layer, ExpertKernel.grouped_mm, padded, factor)
+        for wanted, got in zip(plain, found, strict=True):
+            _assert_equal(got, wanted)
 
 
 def test_one_expert_a_rank_needs_no_places_and_gives_the_same_output_and_gradients() -> None:
