@@ -38,7 +38,10 @@ def _layout(name: str, engine: EngineKind) -> tuple[str, ...]:
 CASES = {
     "one process": (TWO_LAYERS,),
     "one layer": ("training.micro_batch_size=4",),
-    "many rows of an expert": ("training.micro_batch_size=256", "training.global_batch_size=256"),
+    "large products of experts": (
+        "model.hidden_size=4096", "model.head_dim=16", "model.moe.ffn_hidden_size=14336",
+        "training.micro_batch_size=64", "training.global_batch_size=64",
+    ),
     "weight gradients by autograd": ("training.micro_batch_size=4", "kernels.weight_gradients=torch"),
     "fp32, per_expert": ("precision=fp32", TWO_LAYERS),
     "fp32, tp2 cp2 ep2": ("precision=fp32", "parallel.tp=2", "parallel.cp=2", EP2),
