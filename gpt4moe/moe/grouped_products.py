@@ -50,7 +50,7 @@ class GroupedProduct(torch.autograd.Function):
         counts = separate(x, weight.shape, ctx.rows)
         if counts is not None:
             for matrix, grad_rows, x_rows in zip(
-                into.memory.unbind(), grad.split(counts), x.split(counts), strict=True
+                into.memory.unbind(), parts(grad, counts), parts(x, counts), strict=True
             ):
                 into.product(grad_rows, x_rows, matrix)
         else:
@@ -59,20 +59,21 @@ class GroupedProduct(torch.autograd.Function):
 
 
 def products(x: Tensor, matrices: Tensor, rows: ExpertRows) -> Tensor:
-    """x [N, in] times matrices [L, in, out]: [N, out]. No gradient."""
+    """x [N, in] times matrices [L, in, out]: [N, out], whose rows behind the last expert's are memory without values, as
+    torch's grouped product leaves them. No gradient."""
     counts = separate(x, matrices.shape, rows)
     if counts is None:
         return torch.nn.functional.grouped_mm(x, matrices, offs=rows.ends)
     if len(counts) == 1:
         return torch.mm(x, matrices[0])
     out = x.new_empty(len(x), matrices.shape[2])
-    for x_rows, matrix, out_rows in zip(x.split(counts), matrices.unbind(), out.split(counts), strict=True):
+    for x_rows, matrix, out_rows in zip(parts(x, counts), matrices.unbind(), parts(out, counts), strict=True):
         torch.mm(x_rows, matrix, out=out_rows)
     return out
 
 
 def separate(x: Tensor, shape: torch.Size, rows: ExpertRows) -> list[int] | None:
-    """Rows of each expert where each has a product of its own, which together are all of x; None: they are grouped.
+    """Number of each expert's rows where each has a product of its own; None: they are grouped.
 
     Args:
         shape: of the matrices.
@@ -81,8 +82,12 @@ def separate(x: Tensor, shape: torch.Size, rows: ExpertRows) -> list[int] | None
         return [len(x)]
     if rows.is_aligned and not are_separate(len(x), shape, x.device):
         return None
-    counts = rows.listed
-    return counts[:-1] + [counts[-1] + len(x) - sum(counts)]
+    return rows.listed
+
+
+def parts(values: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+    """The rows of each expert. Those behind the last are nobody's: a grouped product before may have left NaNs there."""
+    return values[: sum(counts)].split(counts)
 
 
 def are_separate(num_rows: int, shape: torch.Size, device: torch.device) -> bool:

@@ -55,6 +55,27 @@ def test_a_product_for_each_expert_equals_the_grouped_one(
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("larger", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_grouped_product_leaves_behind_the_last_expert_reaches_no_gradient(
+    case: str, larger: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gate_up is twice as large as down, so one of them may be grouped and the other not."""
+    monkeypatch.setattr(grouped_products, "are_separate", lambda *_: False)
+    wanted = passed(*CASES[case], fused=fused)
+    monkeypatch.setattr(
+        grouped_products, "are_separate", lambda rows, shape, device: (shape.numel() > shape[0] * H * F) == larger
+    )
+    torch.use_deterministic_algorithms(True)  # fills memory without values with NaNs
+    try:
+        got = passed(*CASES[case], fused=fused)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_large_products_are_separate_and_all_where_torchs_grouped_one_is_no_single_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
