@@ -59,7 +59,7 @@ class GroupedProduct(torch.autograd.Function):
 
 
 def products(x: Tensor, matrices: Tensor, rows: ExpertRows) -> Tensor:
-    """x [N, in] times matrices [L, in, out]: [N, out], whose rows behind the last expert's are memory without values, as
+    """x [N, in] times matrices [L, in, out]: [N, out]; rows behind the last expert's are memory without values, as
     torch's grouped product leaves them. No gradient."""
     counts = separate(x, matrices.shape, rows)
     if counts is None:
@@ -86,7 +86,7 @@ def separate(x: Tensor, shape: torch.Size, rows: ExpertRows) -> list[int] | None
 
 
 def parts(values: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
-    """The rows of each expert. Those behind the last are nobody's: a grouped product before may have left NaNs there."""
+    """The rows of each expert. Those behind the last are nobody's: a grouped product may have left NaNs there."""
     return values[: sum(counts)].split(counts)
 
 
