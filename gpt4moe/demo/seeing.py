@@ -41,11 +41,11 @@ from gpt4moe.runlog.run_files import RESULTS_FILE, replace_file
 
 EXPERIMENT = "+experiment=tiny_vision"
 TEXT = (
-    "+experiment=tiny", "model.vocab_size=512", "model.init_std=0.08", "model.moe.ffn_hidden_size=64",
-    "data.document_mask=true",
+    "+experiment=tiny", "model.seq_length=128", "model.vocab_size=512", "model.init_std=0.08",
+    "model.moe.ffn_hidden_size=64", "data.document_mask=true",
     "++data.sources.captions=0.2", "++data.sources.names=0.4", "++data.sources.repeats=0.4",
     "training.steps=800", "schedule.total_steps=800", "optimizer.lr=1.5e-3",
-    "training.global_batch_size=8", "training.micro_batch_size=8", "training.eval_every=0", "checkpoint.every=800",
+    "training.global_batch_size=16", "training.micro_batch_size=16", "training.eval_every=0", "checkpoint.every=800",
 )  # fmt: skip
 """A run on the texts alone, of the language model of tiny_vision.yaml. Most of the texts are there to be copied from:
 to find the word that goes with a colour is what takes long."""

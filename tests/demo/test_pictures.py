@@ -16,7 +16,7 @@ from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS
 from gpt4moe.demo.pictures.items import KINDS, OPPOSITE, Item, items, read_fields, without_examples
 from gpt4moe.demo.pictures.make import SET_NAME, main, prepare_once, prepare_set, write_set
 from gpt4moe.demo.pictures.splits import Split, split_of
-from gpt4moe.demo.pictures.texts import caption, naming, repeating
+from gpt4moe.demo.pictures.texts import caption, in_part, naming, repeating
 from gpt4moe.errors import ConfigError, DataError
 
 FEW = dict.fromkeys(KINDS, 12)
@@ -164,6 +164,18 @@ def test_a_caption_without_pictures_seldom_says_a_whole_combination() -> None:
     said = [caption("a small red circle left of the middle.", 0, number) for number in range(400)]
     whole = sum(text == "a small red circle left of the middle." for text in said)
     assert 10 < whole < 50 and all(text.startswith("a ") and text.endswith(" left of the middle.") for text in said)
+
+
+def test_a_caption_of_one_shape_to_learn_says_a_part_of_what_is_seen() -> None:
+    said = {kind: [in_part(item, 0, number) for number, item in enumerate(some(kind, 400))] for kind in KINDS}
+    assert all(said[kind] == [item.text for item in some(kind, 400)] for kind in KINDS if kind != "attributes")
+    both = list(zip(some("attributes", 400), said["attributes"], strict=True))
+    for item, text in both:
+        kept = iter(item.text.split())
+        assert all(word in kept for word in text.split())  # in their order
+        assert text.endswith(f" {item.fields['shape']} {item.fields['place']} the middle.")
+    for unsaid in ("size", "colour"):
+        assert 70 < sum(item.fields[unsaid] not in text for item, text in both) < 130
 
 
 def test_every_single_value_of_what_is_held_out_is_learned() -> None:

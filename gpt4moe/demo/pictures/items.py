@@ -66,11 +66,6 @@ class Item:
     def text(self) -> str:
         return self.prompt + self.answer
 
-    @property
-    def text_alone(self) -> str:
-        """What a language model learns that sees no pictures."""
-        return self.text.replace(IMAGE_TOKEN, "")
-
 
 def items(kind: str, seed: int, count: int, split: Split) -> Iterator[Item]:
     """`count` items of one split; item n is a function of kind, seed, split and n."""

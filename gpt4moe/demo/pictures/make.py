@@ -25,7 +25,7 @@ from gpt4moe.data.pictures import encode_png
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
 from gpt4moe.demo.pictures.sheet import write_sheet
-from gpt4moe.demo.pictures.texts import caption, naming, repeating, write_tokenizer
+from gpt4moe.demo.pictures.texts import caption, in_part, naming, repeating, write_tokenizer
 from gpt4moe.errors import ConfigError, DataError, Gpt4MoeError
 from gpt4moe.media.command import prepare
 
@@ -36,7 +36,7 @@ TEXTS = ("captions", "names", "repeats")
 """Texts to learn without pictures."""
 _TEXTS_PER_ITEM = 6
 """Of few_shot."""
-_SHOWN, _VERSION = 4, 7
+_SHOWN, _VERSION = 4, 8
 
 
 def write_set(
@@ -59,8 +59,12 @@ def write_set(
             to_ask = list(items(kind, seed, asked[kind], "asked"))
             for number, item in enumerate(to_ask):
                 lines.write(json.dumps(_asked(folder, f"{kind}-{number:04}", item)) + "\n")
-            write_tar(folder / f"{kind}-valid.tar", items(kind, seed, asked[kind], "valid"))
-            said = write_tar(folder / f"{kind}-train.tar", items(kind, seed, learned[kind], "learned"))
+            to_learn = enumerate(items(kind, seed, learned[kind], "learned"))
+            held_out = items(kind, seed, asked[kind], "valid")
+            write_tar(folder / f"{kind}-valid.tar", ((item, item.text) for item in held_out))
+            said = write_tar(
+                folder / f"{kind}-train.tar", ((item, in_part(item, seed, number)) for number, item in to_learn)
+            )
             captions += said if kind == FEW_SHOT else [caption(text, seed, number) for number, text in enumerate(said)]
             tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in to_ask[:_SHOWN]]
     more = range(_TEXTS_PER_ITEM * learned[FEW_SHOT])
@@ -73,17 +77,17 @@ def write_set(
     write_json(done, made_as)
 
 
-def write_tar(path: Path, found: Iterable[Item]) -> list[str]:
-    """Items as samples of WebDataset: a .png (or the frames' numbers) with a .txt, or a .json where there are several
-    images. Returns: their texts alone, without images."""
+def write_tar(path: Path, found: Iterable[tuple[Item, str]]) -> list[str]:
+    """Items, each with its text, as samples of WebDataset: a .png (or the frames' numbers) with a .txt, or a .json
+    where there are several images. Returns: the texts alone, without images."""
     texts = []
     with tarfile.open(path, "w") as tar:
-        for number, item in enumerate(found):
-            for name, content in _members(item):
+        for number, (item, text) in enumerate(found):
+            for name, content in _members(item, text):
                 entry = tarfile.TarInfo(f"{number:06}.{name}")
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-            texts.append(item.text_alone)
+            texts.append(text.replace(IMAGE_TOKEN, ""))
     return texts
 
 
@@ -127,16 +131,16 @@ def _present(path: Path) -> Path:
     return path
 
 
-def _members(item: Item) -> Iterator[tuple[str, bytes]]:
+def _members(item: Item, text: str) -> Iterator[tuple[str, bytes]]:
     if len(item.images) > 1:
         names = [f"{number}.png" for number in range(len(item.images))]
         yield from ((name, encode_png(frames[0])) for name, frames in zip(names, item.images, strict=True))
-        yield "json", json.dumps({"text": item.text, "images": names}).encode()
+        yield "json", json.dumps({"text": text, "images": names}).encode()
         return
     (frames,) = item.images
     names = ["png"] if len(frames) == 1 else [f"{number}.png" for number in range(len(frames))]
     yield from ((name, encode_png(frame)) for name, frame in zip(names, frames, strict=True))
-    yield "txt", item.text.removeprefix(IMAGE_TOKEN).encode()
+    yield "txt", text.removeprefix(IMAGE_TOKEN).encode()
 
 
 def _asked(folder: Path, name: str, item: Item) -> dict[str, Any]:

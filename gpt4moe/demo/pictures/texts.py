@@ -7,6 +7,10 @@ green kipo.
 a large kipo triangle above the middle.     captions have new words in place of most sizes, colours and shapes. Else the
                                          language model would know which combinations are never learned, and hold
                                          that none of them is there, whatever is seen.
+
+Captions of one shape to learn, with its picture and without, say only a part of what is seen. If they always said size
+and colour, a model would learn which shapes and places follow "a small red", and hold by it against what is seen. As
+soon as one of the words is not said, all that can follow what is left have been learned (splits.py).
 """
 
 import random
@@ -16,14 +20,23 @@ from pathlib import Path
 from gpt4moe.data.image_tokens import IMAGE_TOKEN
 from gpt4moe.data.tokenizer import train_tokenizer
 from gpt4moe.demo.pictures.drawing import COLOURS, DIRECTIONS, PLACES, RELATIONS, SHAPES, SIZES
-from gpt4moe.demo.pictures.items import LETTERS, new_word
+from gpt4moe.demo.pictures.items import LETTERS, Item, new_word
 
 VOCAB_SIZE = 512
 """Each word, letter and syllable is one token then."""
 THINGS = {*SIZES, *COLOURS, *SHAPES}
-_SHARE_RENAMED = 0.6
+_SHARE_RENAMED, _SHARE_UNSAID = 0.6, 0.25
 _NUM_LINES, _NUM_FOR_TOKENIZER = 12, 300
 _NUM_REPEATED, _NUM_REPETITIONS = 8, 4
+
+
+def in_part(item: Item, seed: int, number: int) -> str:
+    """The text of item `number` to learn; of attributes without some of the sizes and colours."""
+    if item.kind != "attributes":
+        return item.text
+    rng = random.Random(f"in part/{item.kind}/{seed}/{number}")
+    words = item.text.split(" ")
+    return " ".join(word for word in words if word not in (*SIZES, *COLOURS) or rng.random() >= _SHARE_UNSAID)
 
 
 def caption(text: str, seed: int, number: int) -> str:
