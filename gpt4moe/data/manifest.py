@@ -199,12 +199,12 @@ def _read(folder: Path, what: str) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
         body = unsealed(text) if text.startswith(_SEAL) else text
-        if body is None:
+        raw = None if body is None else json.loads(body)
+        if body is None or (isinstance(raw, dict) and "sha256" in raw):  # or another program wrote it anew, key by key
             raise DataError(
-                f"{path} was changed since it was written: its sha256, which it begins with, is that of another text.",
+                f"{path} was changed since it was written: its sha256 is that of another text.",
                 "Restore it from its original, or make it again. If the change is yours, take the sha256 out of it.",
             )
-        raw = json.loads(body)
         if not isinstance(raw, dict) or raw.pop("format", None) != _FORMAT:
             raise ValueError("another format")
     except (OSError, ValueError, RecursionError) as error:

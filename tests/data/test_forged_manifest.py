@@ -81,6 +81,23 @@ def test_what_was_changed_since_it_was_written(
     assert "take the sha256 out" in refusal.value.cure
 
 
+@pytest.mark.parametrize(("indent", "ascii_only"), [(2, False), (None, True)])
+def test_a_manifest_that_another_program_wrote_anew_says_how_to_keep_it(
+    indent: int | None, ascii_only: bool, data_folder: Path, tmp_path: Path
+) -> None:
+    """Its sha256 stands elsewhere: that is no unknown key, for which the data would be made again."""
+    folder = shutil.copytree(data_folder, tmp_path / "data")
+    path = folder / "alpha" / "manifest.json"
+    raw = json.loads(path.read_text()) | {"licence": "MIT"}
+    path.write_text(json.dumps(raw, indent=indent, ensure_ascii=ascii_only, separators=(",", ":")))
+    with pytest.raises(DataError, match="was changed since it was written: its sha256") as refusal:
+        Catalogue.open([folder])
+    assert "take the sha256 out" in refusal.value.cure
+    del raw["sha256"]
+    path.write_text(json.dumps(raw, indent=indent, ensure_ascii=ascii_only))
+    assert Catalogue.open([folder]).sources["alpha"].manifest.licence == "MIT"
+
+
 def test_manifests_of_before_there_was_a_seal_are_read(data_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(data_folder, tmp_path / "data")
     for path in folder.rglob("manifest.json"):
