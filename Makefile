@@ -84,7 +84,7 @@ test-triton: $(INSTALLED) ## our Triton kernels in Triton's interpreter (install
 	@$(RUN) -c 'import triton' 2>/dev/null || test -d $(VENV)/triton/triton || \
 	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --target $(VENV)/triton $(TRITON)
 	@PYTHONPATH=$(VENV)/triton $(RUN) -m pytest tests/moe/test_swiglu_kernels.py tests/moe/test_weight_gradient_kernels.py \
-		tests/model/test_triton_kernels.py
+		tests/model/test_triton_kernels.py tests/moe/test_softmax_choice.py
 
 test-harness: $(INSTALLED) ## lm-evaluation-harness on our layouts (installs it into .venv, 600 MB)
 	@$(RUN) -c 'import lm_eval, accelerate' 2>/dev/null || \

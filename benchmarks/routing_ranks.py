@@ -151,6 +151,7 @@ def prescribe(layer: ExpertParallelMLP, expert_TK: Tensor) -> None:
         return replace(choice, expert_index=expert_TK, weight=chosen / chosen.sum(dim=-1, keepdim=True))
 
     router.choose = choose  # type: ignore[method-assign]
+    router.choose_fused = None
 
 
 def _token_ids(real_T: Tensor, batch: int) -> Tensor:

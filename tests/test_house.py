@@ -62,7 +62,7 @@ THIRD_PARTY = {
     "lm_eval": ["gpt4moe/evaluation/harness.py"],
     "triton": [
         "gpt4moe/model/cross_entropy_kernels.py", "gpt4moe/model/rotary_kernels.py", "gpt4moe/moe/swiglu_kernels.py",
-        "gpt4moe/moe/weight_gradient_kernels.py",
+        "gpt4moe/moe/weight_gradient_kernels.py", "gpt4moe/moe/routers/softmax_kernels.py",
     ],
     "pickle": [], "torch.load": [], "torch.save": [],
 }  # fmt: skip

@@ -22,6 +22,7 @@ THROUGH = {
     "gpt4moe/gpu_rehearsal/gpu_kernels.py": "tests/gpu_rehearsal/test_steps.py",
     "gpt4moe/model/cross_entropy_kernels.py": "tests/model/test_triton_kernels.py",
     "gpt4moe/model/rotary_kernels.py": "tests/model/test_triton_kernels.py",
+    "gpt4moe/moe/routers/softmax_kernels.py": "tests/moe/test_softmax_choice.py",
     "gpt4moe/proof/preload.py": "tests/proof/test_command.py",
     "gpt4moe/refinement/checker.py": "tests/refinement/test_outside.py",
     "gpt4moe/rehearsal/preload.py": "tests/rehearsal/test_rehearsal.py",

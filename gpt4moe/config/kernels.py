@@ -93,5 +93,8 @@ class KernelsConfig:
     """The rotary embedding of queries and keys, with the cut of the projection into them and values."""
     cross_entropy: FusedKernel = FusedKernel.auto
     """Of the vocabulary's logits, which tp cuts."""
+    router: FusedKernel = FusedKernel.auto
+    """The choice of experts and the sums of losses and statistics. auto: triton on GPUs for kinds topk and switch,
+    where no loss is balanced per sequence."""
     weight_gradients: WeightGradients = WeightGradients.auto
     """Of linear layers, experts and the output layer. Tied embeddings on one stage, norms and routers are not fused."""

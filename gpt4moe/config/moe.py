@@ -68,13 +68,15 @@ class RouterTraits:
     is_renormalised: bool = True
     """The weights of a token's experts add up to 1. With top_k=1 the weight is then always 1, so the language model's
     loss gives the router no gradient."""
+    is_softmax: bool = False
+    """The K largest of the logits' softmax are chosen, so that kernels.router=triton can do it."""
     has_groups: bool = False
     """This kind reads num_groups and group_topk."""
 
 
 ROUTER_TRAITS: dict[RouterKind, RouterTraits] = {
-    RouterKind.topk: RouterTraits(),
-    RouterKind.switch: RouterTraits(fixed_top_k=1, is_renormalised=False),
+    RouterKind.topk: RouterTraits(is_softmax=True),
+    RouterKind.switch: RouterTraits(fixed_top_k=1, is_renormalised=False, is_softmax=True),
     RouterKind.sigmoid_bias: RouterTraits(buffers=(BIAS,)),
     RouterKind.group_limited: RouterTraits(buffers=(BIAS,), has_groups=True),
 }
@@ -113,6 +115,11 @@ class RouterConfig:
     @property
     def traits(self) -> RouterTraits:
         return ROUTER_TRAITS[self.kind]
+
+    @property
+    def is_fusable(self) -> bool:
+        """Whether the kernel of kernels.router=triton computes it: its sums are of all tokens together."""
+        return self.traits.is_softmax and self.load_balancing_scope is not LoadBalancingScope.sequence
 
     @property
     def buffers(self) -> tuple[RouterBuffer, ...]:

@@ -2,7 +2,7 @@
 
 scaled_dot_product_attention   flash attention where CUDA takes it, else math with its scores in memory
 rms_norm                       one kernel each way
-SwiGluKernels, RotaryKernels, CrossEntropyKernels, WeightGradientKernels   what ours read and write
+SwiGluKernels, RotaryKernels, CrossEntropyKernels, RouterKernels, WeightGradientKernels   what ours read and write
 """
 
 from collections.abc import Sequence
@@ -146,6 +146,18 @@ class CrossEntropyKernels:
         _launch("triton_cross_entropy_backward", "cross-entropy", given, logits, label, log_sum, grad)
 
 
+class RouterKernels:
+    """moe.routers.softmax_kernels, on tensors without values."""
+
+    @staticmethod
+    def choose(*tensors: Any) -> None:
+        _launch("triton_router", "router", *tensors[:-1])
+
+    @staticmethod
+    def choice_gradients(*tensors: Any) -> None:
+        _launch("triton_router_backward", "router", *tensors[:-1])
+
+
 class WeightGradientKernels:
     """moe.weight_gradient_kernels, on tensors without values."""
 
@@ -184,6 +196,7 @@ def _count(name: str, part: str, memory_bytes: float) -> None:
 
 OURS: dict[str, type] = {
     "moe.swiglu": SwiGluKernels,
+    "moe.routers.softmax_choice": RouterKernels,
     "model.rotary": RotaryKernels,
     "model.cross_entropy": CrossEntropyKernels,
     "moe.weight_gradients": WeightGradientKernels,

@@ -236,8 +236,12 @@ def placed_run(opened: Opened, dtype: Dtype | None = None, parallel: ParallelCon
     # Generation needs our attention; and a package that trained the model may not be installed here.
     given = run.kernels
     swiglu = SwiGluKernel.torch if given.swiglu is SwiGluKernel.torch else SwiGluKernel.auto
-    rotary, loss = (it if it is FusedKernel.torch else FusedKernel.auto for it in (given.rotary, given.cross_entropy))
-    run.kernels = KernelsConfig(experts=given.experts, swiglu=swiglu, rotary=rotary, cross_entropy=loss)
+    rotary, loss, router = (
+        it if it is FusedKernel.torch else FusedKernel.auto for it in (given.rotary, given.cross_entropy, given.router)
+    )
+    run.kernels = KernelsConfig(
+        experts=given.experts, swiglu=swiglu, rotary=rotary, cross_entropy=loss, router=router
+    )  # fmt: skip
     return run
 
 

@@ -94,6 +94,7 @@ def _mixture_of_experts(layer: ModuleSpec, built: BuiltWith) -> None:
         "moe": built.run.model.moe,
         "kernel": built.run.kernels.experts,
         "swiglu": built.run.kernels.swiglu,
+        "router": built.run.kernels.router,
         "groups": built.groups,
         "recompute": built.run.parallel.recompute is Recompute.moe,
         "linear": (ColumnLinear, RowLinear),

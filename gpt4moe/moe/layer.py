@@ -29,11 +29,11 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt4moe.config.kernels import ExpertKernel, SwiGluKernel, swiglu_kernel
+from gpt4moe.config.kernels import ExpertKernel, FusedKernel, SwiGluKernel, swiglu_kernel
 from gpt4moe.config.moe import MoEConfig
 from gpt4moe.moe.dispatch import Dispatcher
 from gpt4moe.moe.experts import Experts, kernel_for
-from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, count_assignments
+from gpt4moe.moe.losses import AttachLoss, auxiliary_losses, load_of
 from gpt4moe.moe.plan import Plan
 from gpt4moe.moe.pool import TokenPool, kept_of_rank
 from gpt4moe.moe.routers import build_router
@@ -54,7 +54,7 @@ class ExpertParallelMLP(nn.Module):
 
     Args:
         config: Megatron's TransformerConfig, for dtype, hidden size and where to make weights.
-        moe, kernel, groups, swiglu: ours, handed through ModuleSpec(params=...).
+        moe, kernel, groups, swiglu, router: ours, handed through ModuleSpec(params=...).
         recompute: parallel.recompute=moe, see the table above.
         linear: the classes of the shared experts' two linear layers.
         _: what Megatron hands every MLP since 0.18 (pg_collection, is_mtp_layer, name); ours has `groups` instead.
@@ -62,7 +62,8 @@ class ExpertParallelMLP(nn.Module):
 
     def __init__(
         self, config: Any, moe: MoEConfig, kernel: ExpertKernel, groups: ProcessGroups, *, recompute: bool = False,
-        linear: Linear = (ColumnParallelLinear, RowParallelLinear), swiglu: SwiGluKernel = SwiGluKernel.auto, **_: Any,
+        linear: Linear = (ColumnParallelLinear, RowParallelLinear), swiglu: SwiGluKernel = SwiGluKernel.auto,
+        router: FusedKernel = FusedKernel.torch, **_: Any,
     ):  # fmt: skip
         super().__init__()
         hidden_size, num_local = config.hidden_size, moe.num_experts // groups.ep.size()
@@ -73,11 +74,14 @@ class ExpertParallelMLP(nn.Module):
         def weight(*shape: int) -> nn.Parameter:  # model.parameters marks how each is reduced and fills it
             return nn.Parameter(torch.empty(*shape, **made))
 
-        self.router = build_router(weight(moe.num_experts, hidden_size), moe)
+        on_gpu = groups.device.type == "cuda"
+        self.router = build_router(
+            weight(moe.num_experts, hidden_size), moe, fused=router.is_triton(on_gpu=on_gpu)
+        )  # fmt: skip
         kernel = kernel_for(kernel, groups.device, config.params_dtype)
         self.experts = Experts(
             weight(num_local, 2 * ffn, hidden_size), weight(num_local, hidden_size, ffn), kernel, groups.etp,
-            swiglu_kernel(swiglu, on_gpu=groups.device.type == "cuda", experts=kernel),
+            swiglu_kernel(swiglu, on_gpu=on_gpu, experts=kernel),
         )  # fmt: skip
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, self.experts.want_aligned)
         # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
@@ -114,7 +118,7 @@ class ExpertParallelMLP(nn.Module):
             output = output_TKH.view(*hidden.shape[:-1], *output_TKH.shape[1:]).sum(dim=-2)
             return self._with_shared(output, hidden), None
         # While the numbers of the plan are on their way to the host, the losses are work for the GPU.
-        load = None if self.is_generating else count_assignments(routing.expert_index, real_T, self.moe.num_experts)
+        load = None if self.is_generating else load_of(routing, real_T, self.moe.num_experts)
         plan = self.dispatcher.plan(routing.expert_index, keep, None if load is None else load[0])
         loss = None if load is None else self._losses(routing, real_T, keep, load, hidden.shape[1])
         output = self.dispatcher.combine(self.run_experts(x_TH, routing.weight, plan), plan)

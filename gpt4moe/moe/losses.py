@@ -27,11 +27,24 @@ def auxiliary_losses(
 
     Args:
         real_T: False for padding; None: every token is real.
-        load: [1, E], count_assignments of routing.expert_index.
+        load: [1, E], load_of the routing.
         load_share: f_e of the step before, for LoadBalancingScope.global_batch.
         batch: B; tokens lie in the order [S, B].
     """
     groups = batch if settings.load_balancing_scope is LoadBalancingScope.sequence else 1
+    probability_sum, assigned, num_tokens, z_sum = pool.sum(*_sums(routing, real_T, load, groups))
+    # Without padding the host knows it, which spares a dozen operations on one number.
+    known = num_tokens if real_T is not None else max(len(routing.logits) * pool.size / groups, 1.0)
+    share = assigned if load_share is None else load_share.unsqueeze(0)
+    balance = load_balancing_loss(probability_sum, share, known)
+    all_tokens = known * groups if isinstance(known, float) else known.sum().clamp_min(1)
+    return settings.load_balancing_coefficient * balance, z_sum * (settings.z_loss_coefficient / all_tokens)
+
+
+def _sums(routing: Routing, real_T: Tensor | None, load: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Of this rank's tokens, fp32: probabilities [G, E], assignments [G, E], tokens [G], z."""
+    if (sums := routing.sums) is not None:
+        return sums.probability.unsqueeze(0), sums.load.unsqueeze(0), sums.tokens.unsqueeze(0), sums.z
     probability, z_terms = routing.probability, z_loss_terms(routing.logits)
     if real_T is None:
         counted = z_terms.new_full((groups,), len(z_terms) / groups)
@@ -40,15 +53,7 @@ def auxiliary_losses(
         counted = _by_group(real_T.float(), groups)
     if groups > 1 or routing.preferred_index is not routing.expert_index:
         load = count_assignments(routing.preferred_index, real_T, probability.shape[1], groups=groups)
-    probability_sum, assigned, num_tokens, z_sum = pool.sum(
-        _by_group(probability, groups), load.float(), counted, z_terms.sum()
-    )
-    # Without padding the host knows it, which spares a dozen operations on one number.
-    known = num_tokens if real_T is not None else max(len(z_terms) * pool.size / groups, 1.0)
-    share = assigned if load_share is None else load_share.unsqueeze(0)
-    balance = load_balancing_loss(probability_sum, share, known)
-    all_tokens = known * groups if isinstance(known, float) else known.sum().clamp_min(1)
-    return settings.load_balancing_coefficient * balance, z_sum * (settings.z_loss_coefficient / all_tokens)
+    return _by_group(probability, groups), load.float(), counted, z_terms.sum()
 
 
 def load_balancing_loss(probability_sum: Tensor, assigned: Tensor, num_tokens: Tensor | float) -> Tensor:
@@ -111,6 +116,13 @@ class SquaredLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradient: Tensor) -> Tensor:
         logits, value = ctx.saved_tensors
         return torch.softmax(logits, dim=-1).mul_((2 * value * gradient[0]).unsqueeze(-1))
+
+
+def load_of(routing: Routing, real_T: Tensor | None, num_experts: int) -> Tensor:
+    """Assignments of this rank's real tokens to each expert, before any drop: [1, E] int32."""
+    if routing.sums is not None:
+        return routing.sums.load.to(torch.int32).unsqueeze(0)
+    return count_assignments(routing.expert_index, real_T, num_experts)
 
 
 def count_assignments(index_TK: Tensor, real_T: Tensor | None, num_experts: int, *, groups: int = 1) -> Tensor:

@@ -66,21 +66,25 @@ def _dropped(batch: RoutedBatch) -> "Tensor | None":
     return None if batch.keep is None else batch.load.sum() - batch.keep.sum()
 
 
-def _entropy_T(batch: RoutedBatch) -> "Tensor":
+def _entropy(batch: RoutedBatch) -> "Tensor":
     from torch.special import entr
 
-    return entr(batch.routing.probability).sum(dim=1)
+    if batch.routing.sums is not None:
+        return batch.routing.sums.entropy
+    return batch.real(entr(batch.routing.probability).sum(dim=1)).sum()
 
 
 def _margin(batch: RoutedBatch) -> "Tensor":
     import torch
 
+    if batch.routing.sums is not None:
+        return batch.routing.sums.margin
     return batch.real(batch.routing.margin).sum(dtype=torch.float64)
 
 
 COLUMNS: dict[str, Column] = {
     "dropped": Column(measure=_dropped),
-    "entropy": Column(measure=lambda it: it.real(_entropy_T(it)).sum()),
+    "entropy": Column(measure=_entropy),
     "margin": Column(measure=_margin),
     "load_balancing_loss": Column(measure=lambda it: it.part(it.losses[0]), is_mean=True),
     "z_loss": Column(measure=lambda it: it.part(it.losses[1]), is_mean=True),

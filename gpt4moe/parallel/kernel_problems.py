@@ -76,7 +76,7 @@ def kernel_problems(run: RunConfig, device: DeviceKind | None) -> list[Problem]:
     if _expert_kernel(run, device) is ExpertKernel.grouped_mm:
         problems += grouped_product_problems(run.model, run.parallel)
     if device is None or device.is_gpu:
-        problems += _swiglu_problems(run)
+        problems += _swiglu_problems(run) + _router_problems(run)
     if device is not None:
         problems += _gpu_problems(run, device) if device.is_gpu else _cpu_problems(run)
     if run.kernels.attention is AttentionKernel.transformer_engine:
@@ -181,6 +181,8 @@ def triton_keys(run: RunConfig, device: DeviceKind | None) -> list[str]:
         return []
     swiglu = _swiglu_on_gpus(run) is SwiGluKernel.triton and (on_gpu or kernels.swiglu is SwiGluKernel.triton)
     fused = [key for key in FUSED if getattr(kernels, key).is_triton(on_gpu=on_gpu)]
+    has_router = run.model.moe is not None and run.model.moe.router.is_fusable
+    fused += ["router"] * (has_router and kernels.router.is_triton(on_gpu=on_gpu))
     return ["swiglu"] * swiglu + fused + ["weight_gradients"] * (on_gpu and _has_grouped_gradients(run))
 
 
@@ -244,12 +246,24 @@ def _swiglu_problems(run: RunConfig) -> list[Problem]:
     ]
 
 
+def _router_problems(run: RunConfig) -> list[Problem]:
+    moe = run.model.moe
+    if run.kernels.router is not FusedKernel.triton or moe is None or moe.router.is_fusable:
+        return []
+    kind, scope = moe.router.kind.value, moe.router.load_balancing_scope.value
+    cause = (
+        f"kernels.router=triton with model.moe.router.kind={kind} and load_balancing_scope={scope}: the kernel "
+        "chooses among softmax probabilities (topk, switch), and sums over all tokens of a micro-batch."
+    )
+    return [Problem(cause, "Set kernels.router=auto.")]
+
+
 def _cpu_problems(run: RunConfig) -> list[Problem]:
     chosen = (
         (run.kernels.attention is AttentionKernel.transformer_engine, "attention", "transformer_engine", "sdpa"),
         (run.kernels.norm is NormKernel.apex, "norm", "apex", "torch"),
         (run.kernels.swiglu is SwiGluKernel.triton, "swiglu", "triton", "auto"),
-        *((getattr(run.kernels, key) is FusedKernel.triton, key, "triton", "auto") for key in FUSED),
+        *((getattr(run.kernels, key) is FusedKernel.triton, key, "triton", "auto") for key in (*FUSED, "router")),
     )
     return [
         Problem(f"kernels.{key}={value} runs on GPUs only, and this is a CPU.", f"Set kernels.{key}={other}.")

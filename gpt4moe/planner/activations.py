@@ -157,7 +157,9 @@ def expert_activations(micro: MicroBatch, again: bool = False) -> Bytes:
     exact = micro.kernels.fp32_router_input  # the router multiplies in fp32
     weight_copy = experts * model.hidden_size * FLOAT if micro.item != FLOAT and exact else 0
     vectors = (5 * experts + 2) * FLOAT  # sums of the auxiliary losses
-    router = router_input_bytes(micro) + tokens * (2 * experts + moe.top_k + 2) * FLOAT
+    # Probabilities for the choice and for the z-loss, their log-sums; one kernel keeps one of each.
+    numbers = experts + 1 if micro.fused_router else 2 * experts + 2
+    router = router_input_bytes(micro) + tokens * (numbers + moe.top_k) * FLOAT
     router += tokens * model.hidden_size * FLOAT if moe.router.input_jitter else 0  # the noise
     router += tokens * moe.top_k * LONG + weight_copy + vectors
     # Indices of the sort by expert, and where nothing is dropped of its inverse.

@@ -75,6 +75,8 @@ class MicroBatch:
     kept, and no layer keeps sines. With model.qk_norm it is kept for the norms."""
     fused_loss: bool
     """Whether the loss keeps logits in the model's dtype, not probabilities in fp32."""
+    fused_router: bool
+    """Whether the router keeps its probabilities once."""
     imbalance: float
     """Rows at the fullest rank's experts, divided by an even share; 1.0 or more."""
     kinds: tuple[LayerKind, ...]
@@ -93,6 +95,7 @@ class MicroBatch:
         on_gpu, bf16 = run.cluster.generation is not Generation.cpu, run.precision.dtype is Dtype.bf16
         kernel = expert_kernel(run.kernels.experts, on_gpu=on_gpu, dtype=run.precision.dtype)
         item, of_stack, is_ours = 2 if bf16 else FLOAT, kernels_of(run), plan_stack(run) is None
+        moe = run.model.moe
         return cls(
             model=run.model, layout=layout, batch=run.training.micro_batch_size, item=item,
             product_item=product_bytes(run, item), kernels=of_stack,
@@ -101,6 +104,8 @@ class MicroBatch:
             fused_swiglu=swiglu_kernel(run.kernels.swiglu, on_gpu=on_gpu, experts=kernel) is SwiGluKernel.triton,
             fused_rotary=is_ours and run.kernels.rotary.is_triton(on_gpu=on_gpu),
             fused_loss=of_stack.fused_loss or (is_ours and run.kernels.cross_entropy.is_triton(on_gpu=on_gpu)),
+            fused_router=is_ours and moe is not None and moe.router.is_fusable
+            and run.kernels.router.is_triton(on_gpu=on_gpu),
             imbalance=imbalance, kinds=tuple(run.model.layer_kinds), images=ceil(images_per_sequence(run)),
             trained=trained_names(run.model, run.stage) if run.stage.train or run.model.lora else None,
         )  # fmt: skip

@@ -275,7 +275,7 @@ def _hardware(shrunk: Shrunk) -> list[str]:
         (kernels.norm is NormKernel.apex, "apex's norm"),
         (kernels.experts is ExpertKernel.grouped_mm, "the grouped product of experts"),
     )
-    own = [key for key in ("swiglu", "rotary", "cross_entropy") if getattr(kernels, key).value == "triton"]
+    own = [key for key in ("swiglu", "rotary", "cross_entropy", "router") if getattr(kernels, key).value == "triton"]
     chosen = " and ".join([name for is_chosen, name in named if is_chosen] + [f"Triton's {key}" for key in own])
     extra = f", {chosen} that this run chooses" if chosen else ""
     return [

@@ -35,6 +35,7 @@ _FIXED = {  # group -> what every proof has
         "swiglu": "auto",
         "rotary": "auto",
         "cross_entropy": "auto",
+        "router": "auto",
     },
     "optimizer": {"lr": 0.003},
     "model": {"init_std": 0.2},

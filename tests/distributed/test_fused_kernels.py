@@ -1,7 +1,7 @@
-"""The rotary embedding and the cross-entropy by the functions around our Triton kernels, on CPUs.
+"""The rotary embedding, the cross-entropy and the router by the functions around our Triton kernels, on CPUs.
 
 With what stands for the kernels in torch's operations (tests/model/plain_kernels.py), a step's gradients equal those of
-Megatron's way on one process."""
+Megatron's way, and of the plain router, on one process."""
 
 from functools import cache
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from gpt4moe.config.kernels import FusedKernel
 from gpt4moe.config.load import load_run_config
 from gpt4moe.model import cross_entropy, rotary
+from gpt4moe.moe.routers import softmax_choice
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.proof.outcome import Outcome, assemble
 from gpt4moe.proof.plan import Phase
@@ -19,17 +20,23 @@ from gpt4moe.proof.ranks import run_phases
 from tests.distributed.case import BASE, outcomes
 from tests.distributed.runs import DOCUMENTS, RATE
 from tests.distributed.test_gradients import assert_same
-from tests.model.plain_kernels import CrossEntropyKernels, RotaryKernels
+from tests.model.plain_kernels import CrossEntropyKernels, RotaryKernels, RouterKernels
 from tests.spawn import run_ranks
 
 pytestmark = pytest.mark.layouts
 
 CASES = {
     "documents": (DOCUMENTS,),
-    "norms": ("model.qk_norm=true", "model.head_dim=12", "training.micro_batch_size=1"),
+    "norms": (
+        "model.qk_norm=true",
+        "model.head_dim=12",
+        "training.micro_batch_size=1",
+        "router@model.moe.router=switch",
+        "model.moe.top_k=1",
+    ),
     "deepspeed": ("engine=deepspeed", "model.num_query_groups=null", "parallel.recompute=full"),
 }
-CALLS = ("split", "join", "sums", "gradients")
+CALLS = ("split", "join", "sums", "gradients", "choose", "choice_gradients")
 
 
 def steps(*layout: str) -> dict[str, Phase]:
@@ -56,6 +63,7 @@ def fused_phases(environment: Environment, phases: list[Phase]) -> tuple[list[An
         patch.object(FusedKernel, "is_triton", lambda wish, on_gpu: True),
         patch.object(rotary, "kernels", lambda: Counted(RotaryKernels)),
         patch.object(cross_entropy, "kernels", lambda: Counted(CrossEntropyKernels)),
+        patch.object(softmax_choice, "kernels", lambda: Counted(RouterKernels)),
     ):
         return run_phases(environment, phases), calls
 

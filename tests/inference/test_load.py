@@ -75,10 +75,11 @@ def test_a_loaded_model_asks_for_no_package_that_training_did_not_choose(trained
     run.kernels = KernelsConfig(
         attention=AttentionKernel.transformer_engine, norm=NormKernel.apex, experts=ExpertKernel.grouped_mm,
         swiglu=SwiGluKernel(trained_with), rotary=FusedKernel(trained_with), cross_entropy=FusedKernel(trained_with),
+        router=FusedKernel(trained_with),
     )  # fmt: skip
     placed = placed_run(Opened(run=run, reader=None, step=0, words=_no_words))
     assert placed.kernels == KernelsConfig(
         experts=ExpertKernel.grouped_mm, swiglu=SwiGluKernel(loaded_with), rotary=FusedKernel(loaded_with),
-        cross_entropy=FusedKernel(loaded_with),
+        cross_entropy=FusedKernel(loaded_with), router=FusedKernel(loaded_with),
     )  # fmt: skip
     assert run.kernels.norm is NormKernel.apex

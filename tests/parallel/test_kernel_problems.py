@@ -30,7 +30,8 @@ CPU, GPU, OLD = DeviceKind(is_gpu=False), DeviceKind(is_gpu=True), DeviceKind(is
 TE, APEX, GROUPED = "kernels.attention=transformer_engine", "kernels.norm=apex", "kernels.experts=grouped_mm"
 FUSED = "kernels.swiglu=triton"
 ROTARY, LOSS = "kernels.rotary=triton", "kernels.cross_entropy=triton"
-NO_TRITON = ("kernels.rotary=torch", "kernels.cross_entropy=torch")
+NO_TRITON = ("kernels.rotary=torch", "kernels.cross_entropy=torch", "kernels.router=torch")
+ROUTER = "kernels.router=triton"
 GRADIENTS = "kernels.weight_gradients=fused"
 DOCUMENTS = "data.document_mask=true"
 BF16, WIDE, ODD = "precision=bf16", "model.head_dim=320", "model.moe.ffn_hidden_size=100"
@@ -75,6 +76,11 @@ def run_of(*overrides: str) -> RunConfig:
         # gradients of weights, which any device and dtype can add, but not any engine
         ((GRADIENTS,), CPU, None, None),
         ((GRADIENTS, BF16), GPU, None, None),
+        ((ROUTER,), CPU, r"router=triton runs on GPUs only", "router=auto"),
+        ((ROUTER,), GPU, None, None),
+        ((ROUTER, "model.moe=null", "model.ffn_hidden_size=96"), GPU, None, None),
+        ((ROUTER, "router@model.moe.router=sigmoid_bias"), None, r"kind=sigmoid_bias", "router=auto"),
+        ((ROUTER, "model.moe.router.load_balancing_scope=sequence"), GPU, r"scope=sequence", "router=auto"),
         ((GRADIENTS, "engine=deepspeed"), CPU, r"fused with engine.kind=deepspeed", "weight_gradients=auto"),
         ((GRADIENTS, "engine=deepspeed"), None, r"fused with engine.kind=deepspeed", "engine=megatron"),
         (("engine=deepspeed",), GPU, None, None),
@@ -131,8 +137,9 @@ def test_what_a_device_cannot_take_is_named_with_what_can(
         ((GRADIENTS, BF16), CPU, (), None),
         ((GRADIENTS, BF16, "kernels.experts=grouped_mm"), None, (), None),
         (NO_TRITON, GPU, (), None),
-        ((), GPU, (), "kernels.rotary=auto and kernels.cross_entropy=auto on a GPU are Triton kernels, and triton"),
-        (("kernels.rotary=torch",), GPU, (), "kernels.cross_entropy=auto on a GPU is a Triton kernel, and triton"),
+        ((), GPU, (), "kernels.cross_entropy=auto and kernels.router=auto on a GPU are Triton kernels, and triton"),
+        ((*NO_TRITON[:2],), GPU, (), "kernels.router=auto on a GPU is a Triton kernel, and triton"),
+        ((*NO_TRITON[:2], "router@model.moe.router=sigmoid_bias"), GPU, (), None),
         ((ROTARY,), None, (), "kernels.rotary=triton on a GPU is a Triton kernel, and triton"),
         ((), None, (), None),
     ],

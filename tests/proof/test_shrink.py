@@ -199,14 +199,14 @@ def test_an_optimizer_that_no_proof_knows_is_refused_before_anything_else() -> N
 
 
 def test_kernels_of_gpus_become_those_of_a_cpu_and_are_named_as_not_proved() -> None:
-    triton = [f"kernels.{key}=triton" for key in ("swiglu", "rotary", "cross_entropy")]
+    triton = [f"kernels.{key}=triton" for key in ("swiglu", "rotary", "cross_entropy", "router")]
     run = asked("+experiment=tiny", "precision=bf16", "kernels=nvidia", *triton)
     shrunk = legal(shrink(run, ranks=1))
     assert kernel_problems(run, CPU) and not kernel_problems(shrunk.run, CPU)
     (line,) = [line for line in unproved([shrunk]) if line.startswith("GPU kernels")]
     for chosen in (
         "Transformer Engine's attention", "apex's norm", "grouped product of experts", "Triton's swiglu",
-        "Triton's rotary", "Triton's cross_entropy",
+        "Triton's rotary", "Triton's cross_entropy", "Triton's router",
     ):  # fmt: skip
         assert chosen in line
 

@@ -34,11 +34,28 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSums:
+    """Sums over the real tokens of one rank, fp32, which a kernel makes with the choice."""
+
+    probability: Tensor
+    """[E], with gradient."""
+    z: Tensor
+    """Of logsumexp(logits)^2, with gradient."""
+    load: Tensor
+    """[E], assignments of each expert, before any drop."""
+    entropy: Tensor
+    margin: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Routing(Choice):
     """Where the tokens of one rank go. `weight` is scaled: it is what an expert's output is multiplied by."""
 
     logits: Tensor
     """[T, E] fp32."""
+    sums: TokenSums | None = None
+    """None: whoever wants a sum makes it of the fields above. Else `probability` has no gradient."""
 
 
 class Router(nn.Module):
@@ -58,6 +75,8 @@ class Router(nn.Module):
         self.top_k = moe.top_k
         self.scaling_factor = settings.scaling_factor
         self.input_jitter = settings.input_jitter
+        self.choose_fused: Callable[[Tensor, Tensor | None], tuple[Choice, TokenSums]] | None = None
+        """In place of `choose`, where a kernel makes sums too."""
         self.noise_key = 0
         """Stands for (seed, layer); training.step sets it."""
         self.register_buffer(LOAD_SHARE.name, None)
@@ -67,17 +86,17 @@ class Router(nn.Module):
 
     def forward(self, x_TH: Tensor, token_id_T: Tensor | None = None) -> Routing:
         """Args:
-        token_id_T: int64, which token of the run each row is; needed with input_jitter in training.
+        token_id_T: int64, which token of the run each row is, below 0 padding; needed with input_jitter in training.
         """
         x = x_TH.float()
         if self.input_jitter and self.training:
             assert token_id_T is not None, "input_jitter without token numbers"
             x = x * self._noise(token_id_T, x.shape[1])
         logits = torch.nn.functional.linear(x, self.weight.float())
-        choice = self.choose(logits)
+        choice, sums = self.choose_fused(logits, token_id_T) if self.choose_fused else (self.choose(logits), None)
         weight = choice.weight if self.scaling_factor == 1 else choice.weight * self.scaling_factor
         return Routing(
-            choice.probability, choice.expert_index, weight, choice.preferred_index, choice.margin, logits
+            choice.probability, choice.expert_index, weight, choice.preferred_index, choice.margin, logits, sums
         )  # fmt: skip
 
     def choose(self, logits: Tensor) -> Choice:
