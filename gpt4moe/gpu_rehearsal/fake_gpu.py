@@ -32,6 +32,7 @@ class Event:
 
     def record(self, *args: Any) -> None:
         self.kernels, self.seconds = self._queued()
+        self.copies = self.notes.copies
 
     def _queued(self) -> tuple[int, float]:
         """So far."""
@@ -47,7 +48,7 @@ class Event:
 
     def synchronize(self) -> None:
         kernels, seconds = self._queued()
-        self.notes.wait("event.synchronize", kernels - self.kernels, seconds - self.seconds)
+        self.notes.wait("event.synchronize", kernels - self.kernels, seconds - self.seconds, self.copies)
 
 
 class Stream:

@@ -48,6 +48,10 @@ class Notes:
     """(place, operation) -> count."""
     overlapped: dict[Place, Overlapped] = field(default_factory=dict)
     """Waits that are no host sync: the GPU is at work meanwhile."""
+    copies: int = 0
+    """To the host's memory that were queued and not waited for, since the start."""
+    awaited: int = 0
+    """The first so many of them are done: the host has waited for something behind them."""
     operations: Counter[str] = field(default_factory=Counter)
     attention: Counter[tuple[str, int]] = field(default_factory=Counter)
     """(kernel, and why where it is not flash; bytes of the scores that it keeps) -> calls."""
@@ -89,12 +93,20 @@ class Notes:
         return sum(count for name, count in self.operations.items() if name.startswith("aten::"))
 
     def sync(self, operation: str) -> None:
+        """The host waits for all that is queued."""
         self.host_syncs[places.here(), operation] += 1
+        self.awaited = self.copies
 
-    def wait(self, operation: str, kernels: int, seconds: float) -> None:
-        """The host waits for the GPU, which has these kernels queued behind what it waits for."""
+    def wait(self, operation: str, kernels: int, seconds: float, copies: int) -> None:
+        """The host waits for the GPU, which has these kernels queued behind what it waits for.
+
+        Args:
+            copies: before what it waits for.
+        """
+        self.awaited = max(self.awaited, copies)
         if seconds < ENOUGH_SECONDS:
-            return self.sync(operation)
+            self.host_syncs[places.here(), operation] += 1
+            return
         waits = self.overlapped.setdefault(places.here(), Overlapped())
         waits.count += 1
         if seconds < waits.least_seconds:
@@ -176,6 +188,9 @@ class Recorder(TorchDispatchMode):
             dtypes = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in costs.tensors(args))
             self.notes.problem(places.here(), f"{func._opname} mixes dtypes: {dtypes}")
         result = self._result(func, args, kwargs)
+        if waits.queues_copy_to_host(func, args, kwargs):
+            self.notes.copies += 1
+            args[0].copy_to_host = self.notes.copies
         if name.startswith("aten::"):
             inputs, outputs = list(costs.tensors([*args, *kwargs.values()])), list(costs.tensors(result))
             self._count_allocations(inputs, outputs)
@@ -223,6 +238,8 @@ class Recorder(TorchDispatchMode):
 
     def read(self, tensor: Tensor, index: int = 0) -> float | int | bool:
         """The value of one element, as the host would see it."""
+        if getattr(tensor, "copy_to_host", 0) > self.notes.awaited:
+            self.notes.problem(places.here(), "the host reads a copy from the GPU that it has not waited for")
         value = self.answers.value(places.here(), index)
         if tensor.dtype == torch.bool:
             return bool(value)

@@ -1,7 +1,7 @@
 """The operations for which the host waits for the GPU, and what they answer in place of values.
 
 VALUES           the result depends on values: answered by `recorder.Answers`
-copies_to_host   a copy from the GPU to the CPU
+copies_to_host   a copy from the GPU to the CPU; queues_copy_to_host: one that the host has to await before it reads
 puts_by_mask     x[mask] = y
 """
 
@@ -80,6 +80,12 @@ def copies_to_host(func: Any, args: Any, kwargs: Any) -> bool:
         blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
         return args[0].device.type == "cpu" and args[1].device.type == "cuda" and blocking
     return False
+
+
+def queues_copy_to_host(func: Any, args: Any, kwargs: Any) -> bool:
+    """A copy into the host's memory that goes on behind the host's back."""
+    is_copy = func is _aten.copy_.default and args[0].device.type == "cpu" and args[1].device.type == "cuda"
+    return is_copy and not copies_to_host(func, args, kwargs)
 
 
 def puts_by_mask(func: Any, args: Any) -> bool:

@@ -37,6 +37,17 @@ def awaited_at_once(self: HostCopy, values: torch.Tensor) -> None:
     assert self.listed
 
 
+def never_awaited(self: HostCopy, values: torch.Tensor) -> None:
+    _host_copy(self, values)
+    self.copied = None
+
+
+def event_before_the_copy(self: HostCopy, values: torch.Tensor) -> None:
+    event = torch.cuda.Event()
+    _host_copy(self, values)
+    self.copied = event
+
+
 def mask_in_attention(self: Any, query: Any, key: Any, value: Any) -> torch.Tensor:
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
     mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
@@ -72,6 +83,8 @@ PATCHES: dict[str, Callable[[], Any]] = {
         experts.KERNELS, {ExpertKernel.grouped_mm: offsets_of_a_wrong_dtype}
     ),
     "counts awaited at once": lambda: mock.patch.object(HostCopy, "__init__", awaited_at_once),
+    "counts never awaited, large": lambda: mock.patch.object(HostCopy, "__init__", never_awaited),
+    "event before the copy, large": lambda: mock.patch.object(HostCopy, "__init__", event_before_the_copy),
     "mask in attention": lambda: mock.patch.object(SdpaAttention, "_attend", mask_in_attention),
     "large copy": lambda: mock.patch.object(SdpaAttention, "forward", large_copy),
     "floats added up, deterministic": lambda: mock.patch.object(SdpaAttention, "forward", floats_added_up),

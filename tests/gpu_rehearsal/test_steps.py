@@ -103,6 +103,14 @@ def test_numbers_that_are_awaited_at_once_are_a_host_sync(rehearsed: dict[str, A
     assert waits == [1] and counts["overlapped_waits"] == {}
 
 
+@pytest.mark.parametrize("fault", ["counts never awaited, large", "event before the copy, large"])
+def test_numbers_that_are_read_before_their_copy_is_awaited_are_a_problem(
+    rehearsed: dict[str, Any], fault: str
+) -> None:
+    (problem,) = rehearsed[fault]["problems"]
+    assert "expert_rows.py" in problem and "has not waited for" in problem
+
+
 def test_bf16_attention_is_flash(rehearsed: dict[str, Any]) -> None:
     assert rehearsed["tp2 ep2"]["attention"] == {"flash": 2 * 2}
     for engine in EngineKind:
