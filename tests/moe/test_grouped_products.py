@@ -76,6 +76,23 @@ def test_what_a_grouped_product_leaves_behind_the_last_expert_reaches_no_gradien
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("case", ["several", "one"])
+def test_a_frozen_matrix_gets_no_gradient_and_its_rows_are_not_kept(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, behind = CASES[case]
+    monkeypatch.setattr(grouped_products, "are_separate", lambda *_: True)
+    x, weight = torch.randn(sum(counts) + behind, H, requires_grad=True), nn.Parameter(torch.randn(len(counts), F, H))
+    of_x = {}
+    for frozen in (False, True):
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda it, kept=kept: kept.append(it) or it, lambda it: it):
+            out = grouped_products.grouped_product(
+                x, weight.requires_grad_(not frozen), ExpertRows(torch.tensor(counts))
+            )
+        assert any(it is x for it in kept) != frozen
+        (of_x[frozen],) = torch.autograd.grad(out[: sum(counts)].square().sum(), x)
+    torch.testing.assert_close(of_x[True][: sum(counts)], of_x[False][: sum(counts)])
+
+
 def test_large_products_are_separate_and_all_where_torchs_grouped_one_is_no_single_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
