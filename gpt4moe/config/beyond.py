@@ -116,6 +116,6 @@ def overlap_problem(cut: ParallelConfig) -> tuple[str, str] | None:
     if cut.recompute is Recompute.full:
         return (
             "parallel.recompute=full repeats whole layers, of which no part can wait for rows",
-            "Set parallel.recompute=none or beyond.recompute=[layernorm,moe_act], or beyond.dispatch=tuned.",
+            "Set parallel.recompute=none, beyond.recompute=[layernorm,moe_act] if needed; or beyond.dispatch=tuned.",
         )
     return None

@@ -147,7 +147,8 @@ def _affordable(plan: PlanConfig) -> int | None:
     """Devices that budget_usd rents for `days`, in whole nodes of 8; None unless both are given."""
     if plan.budget_usd is None or plan.days is None:
         return None
-    gpus = int(plan.budget_usd / (plan.days * 24 * hourly_price(plan.cluster)) / 8) * 8
+    nodes = plan.budget_usd / (plan.days * 24 * hourly_price(plan.cluster)) / 8
+    gpus = int(nodes * (1 + 1e-12)) * 8  # so that rounding takes no node from a budget that pays for it exactly
     if gpus > MOST_GPUS:
         raise ConfigError(
             f"budget_usd={plan.budget_usd:g} rents {gpus:.3g} x {plan.cluster.name} for {plan.days:g} days, more than "
@@ -156,7 +157,7 @@ def _affordable(plan: PlanConfig) -> int | None:
         )
     if gpus < 8:
         raise LayoutError(
-            f"budget_usd={plan.budget_usd:g} rents {gpus} x {plan.cluster.name} for {plan.days:g} days.",
+            f"budget_usd={plan.budget_usd:g} rents no 8 x {plan.cluster.name} for {plan.days:g} days.",
             "Raise budget_usd, or take fewer days.",
         )
     return gpus

@@ -85,6 +85,17 @@ def test_a_layout_that_cannot_overlap_is_refused_and_no_search_shows_one() -> No
     assert "beyond.dispatch=tuned" in refused.value.cure
 
 
+def test_what_is_said_beside_full_recomputation_works_as_it_stands() -> None:
+    asked = ["model=mixtral_8x7b", "cluster=h100", "gpus=32", "training.global_batch_size=256", "parallel.ep=8",
+             "beyond.dispatch=overlapped", "parallel.recompute=full"]  # fmt: skip
+    with pytest.raises(ConfigError) as refused:
+        load_plan_config(asked)
+    for one in refused.value.cure.removesuffix(".").split("; or "):
+        changes = [word.rstrip(",") for word in one.split() if "=" in word]
+        kept = [old for old in asked if old.split("=")[0] not in {new.split("=")[0] for new in changes}]
+        load_plan_config([*kept, *changes])
+
+
 def test_what_would_help_a_plan_without_room_is_allowed_beside_an_overlapped_dispatch() -> None:
     for dispatch, may in ((Dispatch.overlapped, False), (Dispatch.tuned, True)):
         found = planned(dispatch, pp=2)

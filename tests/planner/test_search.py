@@ -19,7 +19,7 @@ from gpt4moe.planner.candidates import Candidate, LayoutQueue, layouts
 from gpt4moe.planner.estimate import estimate, timed_work
 from gpt4moe.planner.memory import memory_per_stage
 from gpt4moe.planner.memory_lower_bound import MemoryLowerBound
-from gpt4moe.planner.search import search
+from gpt4moe.planner.search import _affordable, search
 from tests.planner.timed import plan_of
 
 ENGINES = (EngineConfig(), EngineConfig(kind=EngineKind.deepspeed, overlap_grad_reduce=False),
@@ -260,6 +260,15 @@ def test_a_budget_looks_at_each_device_count_once(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Gpt4MoeError):
         search(plan)
     assert asked[0] == 64
+
+
+@pytest.mark.parametrize("gpus", [8, 64, 24960])
+def test_a_budget_that_pays_for_devices_exactly_rents_them_all(gpus: int) -> None:
+    plan = plan_of("+experiment=gpt4", "search=true")  # at $1.10 an hour
+    plan.budget_usd, plan.days = round(gpus * 24 * 30 * 1.10, 2), 30.0
+    assert _affordable(plan) == gpus
+    plan.budget_usd -= 0.01
+    assert gpus == 8 or _affordable(plan) == gpus - 8
 
 
 @cache
