@@ -90,8 +90,8 @@ def test_what_is_said_beside_full_recomputation_works_as_it_stands() -> None:
              "beyond.dispatch=overlapped", "parallel.recompute=full"]  # fmt: skip
     with pytest.raises(ConfigError) as refused:
         load_plan_config(asked)
-    for one in refused.value.cure.removesuffix(".").split("; or "):
-        changes = [word.rstrip(",") for word in one.split() if "=" in word]
+    for one in refused.value.cure.removesuffix(".").split(" or "):
+        changes = [word.rstrip(",;") for word in one.split() if "=" in word]
         kept = [old for old in asked if old.split("=")[0] not in {new.split("=")[0] for new in changes}]
         load_plan_config([*kept, *changes])
 
