@@ -206,10 +206,10 @@ def test_a_weight_in_fp8_is_one_byte_where_a_device_needs_no_transposed_one_and_
     assert 0.5 < one / two < 0.51, "norms and the router keep two bytes"
     assert weights(Products.fp8, "h100_80g") == two
     plan = plan_of("model=llama3_405b", "cluster=h100", "gpus=128", "parallel.tp=8", "parallel.pp=2",
-                   "training.global_batch_size=64")  # fmt: skip
+                   "parallel.cp=2", "training.global_batch_size=64")  # fmt: skip
     whole = estimate(plan).memory[0].gradients_bytes
     plan.stack = "llama3-2024"
-    assert estimate(plan).memory[0].gradients_bytes == whole // 8
+    assert estimate(plan).memory[0].gradients_bytes == whole // 8, "over dp 4 x cp 2"
 
 
 def test_published_layouts_are_said_to_fit_where_they_ran() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt4moe.runlog.run_files import holder, is_at_work, process_began, replace_file
+from gpt4moe.runlog.run_files import SUMS_FILE, add_sums, drop_sum, holder, is_at_work, process_began, replace_file
 
 
 def locked_by(folder: Path, process: int, node: str) -> Path:
@@ -27,6 +27,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path, mon
     with pytest.raises(OSError, match="No space"):
         replace_file(file, b"new")
     assert [(path.name, path.read_bytes()) for path in file.parent.iterdir()] == [("file.json", b"old")]
+
+
+def test_damaged_sums_stay_as_they_are_until_somebody_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    add_sums(tmp_path, "a.json")
+    damaged = (tmp_path / SUMS_FILE).read_text()[1:]
+    (tmp_path / SUMS_FILE).write_text(damaged)
+    add_sums(tmp_path, "a.json")
+    drop_sum(tmp_path, "a.json")
+    assert (tmp_path / SUMS_FILE).read_text() == damaged
 
 
 def test_a_folder_is_worked_on_while_the_process_that_locked_it_lives(tmp_path: Path) -> None:
