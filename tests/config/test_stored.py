@@ -7,6 +7,7 @@ import pytest
 from gpt4moe.config.load import CONFIG_FOLDER, config_from_dict, config_to_dict, load_run_config
 from gpt4moe.config.run import RunConfig
 from gpt4moe.config.stored import from_stored
+from gpt4moe.errors import ConfigError
 
 EXPERIMENTS = sorted(file.stem for file in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
 
@@ -32,3 +33,11 @@ def test_another_form_is_left_to_omegaconf(key: str, value: Any) -> None:
     else:
         raw["model"][key] = value
     assert from_stored(RunConfig, raw) is None
+
+
+def test_a_stored_config_of_the_right_form_is_checked_as_any() -> None:
+    raw = config_to_dict(load_run_config(["+experiment=tiny", "run.name=x"]))
+    raw["model"]["hidden_size"] = 3
+    assert from_stored(RunConfig, raw) is not None
+    with pytest.raises(ConfigError, match="hidden_size"):
+        config_from_dict(raw)
