@@ -54,6 +54,8 @@ class Course:
     batch_size: int = 64
     lr: float = 2e-3
     warmup_steps: int = 50
+    weight_decay: float = 0.2
+    """As CLIP's (arXiv:2103.00020). With torch's 0.01 shapes are known by their learned combinations."""
     num_grey: int = 24
     """Of a batch, shown without colours: else shapes are learned for each colour by itself (arXiv:2002.05709)."""
     seed: int = 0
@@ -196,7 +198,7 @@ def train(config: EncoderConfig, learned: Sequence[Pair], course: Course, tell: 
     torch.manual_seed(course.seed)
     pairs, generator = PairSet(learned), torch.Generator().manual_seed(course.seed)
     model = Contrast(_fresh(config), config.hidden_size, pairs.place_of)
-    optimizer = torch.optim.AdamW(model.parameters(), course.lr)
+    optimizer = torch.optim.AdamW(model.parameters(), course.lr, weight_decay=course.weight_decay)
     began = time.monotonic()
     for step in range(course.steps):
         for group in optimizer.param_groups:

@@ -25,7 +25,7 @@ from gpt4moe.data.pictures import encode_png
 from gpt4moe.data.tokenizer import load_backend
 from gpt4moe.demo.pictures.items import FEW_SHOT, KINDS, Item, items
 from gpt4moe.demo.pictures.sheet import write_sheet
-from gpt4moe.demo.pictures.texts import caption, in_part, naming, repeating, write_tokenizer
+from gpt4moe.demo.pictures.texts import caption, learned_text, naming, repeating, write_tokenizer
 from gpt4moe.errors import ConfigError, DataError, Gpt4MoeError
 from gpt4moe.media.command import prepare
 
@@ -36,7 +36,7 @@ TEXTS = ("captions", "names", "repeats")
 """Texts to learn without pictures."""
 _TEXTS_PER_ITEM = 6
 """Of few_shot."""
-_SHOWN, _VERSION = 4, 8
+_SHOWN, _VERSION = 4, 9
 
 
 def write_set(
@@ -63,7 +63,7 @@ def write_set(
             held_out = items(kind, seed, asked[kind], "valid")
             write_tar(folder / f"{kind}-valid.tar", ((item, item.text) for item in held_out))
             said = write_tar(
-                folder / f"{kind}-train.tar", ((item, in_part(item, seed, number)) for number, item in to_learn)
+                folder / f"{kind}-train.tar", ((item, learned_text(item, seed, number)) for number, item in to_learn)
             )
             captions += said if kind == FEW_SHOT else [caption(text, seed, number) for number, text in enumerate(said)]
             tiles += [([frame for frames in item.images for frame in frames], _shown(item)) for item in to_ask[:_SHOWN]]

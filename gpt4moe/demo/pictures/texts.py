@@ -8,9 +8,9 @@ a large kipo triangle above the middle.     captions have new words in place of 
                                          language model would know which combinations are never learned, and hold
                                          that none of them is there, whatever is seen.
 
-Captions of one shape to learn, with its picture and without, say only a part of what is seen. If they always said size
-and colour, a model would learn which shapes and places follow "a small red", and hold by it against what is seen. As
-soon as one of the words is not said, all that can follow what is left have been learned (splits.py).
+Captions of one shape to learn, with its picture, have some new words too. If they always said the true ones, a model
+would learn which shapes and places follow "a small red", and hold by it against what is seen. After "a kipo red" all of
+them have been learned (splits.py). Of so many new words none is ever the likeliest, so answers have true words.
 """
 
 import random
@@ -25,28 +25,28 @@ from gpt4moe.demo.pictures.items import LETTERS, Item, new_word
 VOCAB_SIZE = 512
 """Each word, letter and syllable is one token then."""
 THINGS = {*SIZES, *COLOURS, *SHAPES}
-_SHARE_RENAMED, _SHARE_UNSAID = 0.6, 0.25
+_SHARE_RENAMED, _SHARE_RENAMED_SEEN = 0.6, 0.25
+"""Of captions without pictures, of captions of one shape with its picture."""
 _NUM_LINES, _NUM_FOR_TOKENIZER = 12, 300
 _NUM_REPEATED, _NUM_REPETITIONS = 8, 4
 
 
-def in_part(item: Item, seed: int, number: int) -> str:
-    """The text of item `number` to learn; of attributes without some of the sizes and colours."""
+def learned_text(item: Item, seed: int, number: int) -> str:
+    """The text of item `number` to learn with its pictures; of attributes some things are called by new words."""
     if item.kind != "attributes":
         return item.text
-    rng = random.Random(f"in part/{item.kind}/{seed}/{number}")
-    words = item.text.split(" ")
-    return " ".join(word for word in words if word not in (*SIZES, *COLOURS) or rng.random() >= _SHARE_UNSAID)
+    return _renamed(item.text, _SHARE_RENAMED_SEEN, random.Random(f"learned/{seed}/{number}"))
 
 
 def caption(text: str, seed: int, number: int) -> str:
     """A caption for a reader without pictures: most of its things are called by new words."""
-    rng = random.Random(f"caption/{seed}/{number}")
-    words = (
-        new_word(rng, "learned") if word in THINGS and rng.random() < _SHARE_RENAMED else word
-        for word in text.split(" ")
+    return _renamed(text, _SHARE_RENAMED, random.Random(f"caption/{seed}/{number}"))
+
+
+def _renamed(text: str, share: float, rng: random.Random) -> str:
+    return " ".join(
+        new_word(rng, "learned") if word in THINGS and rng.random() < share else word for word in text.split(" ")
     )
-    return " ".join(words)
 
 
 def naming(seed: int, number: int) -> str:
