@@ -24,9 +24,12 @@ def _run(environment: Environment) -> dict[str, Any]:
     with rank_groups(environment) as groups:
         hidden, gradient = tokens(S, B)
         result: dict[str, Any] = {}
-        for name, coefficient, factor in (("plain", 0.0, None), ("losses", 0.5, None), ("drops", 0.0, 0.5)):
+        cases = (("plain", 0.0, None), ("losses", 0.5, None), ("drops", 0.0, 0.5), ("generating", 0.5, 0.5))
+        for name, coefficient, factor in cases:
             router = {"load_balancing_coefficient": coefficient, "capacity_factor": factor}
             layer = build_layer(groups, moe_config(E, K, **router))
+            layer.is_generating = name == "generating"
+            layer.has_all_experts = False  # so few tokens would take a shorter way
             empty = layer.statistics.read(groups.device)
             layer.auxiliary_scale = 0.25
             hidden.grad = None
@@ -51,6 +54,12 @@ def test_output_has_the_shape_of_the_input_and_no_bias(ran: dict[str, Any]) -> N
 def test_auxiliary_losses_change_the_routers_gradient_but_not_the_output(ran: dict[str, Any]) -> None:
     assert np.array_equal(ran["losses"]["output"], ran["plain"]["output"])
     assert np.linalg.norm(ran["losses"]["router"] - ran["plain"]["router"]) > 1e-4
+
+
+def test_a_generating_layer_drops_nothing_makes_no_losses_and_counts_nothing(ran: dict[str, Any]) -> None:
+    for name in ("output", "router"):
+        assert np.array_equal(ran["generating"][name], ran["plain"][name])
+    assert np.array_equal(ran["generating"]["statistics"], ran["generating"]["empty"])
 
 
 def test_load_counts_every_assignment_before_drops(ran: dict[str, Any]) -> None:
