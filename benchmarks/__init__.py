@@ -3,7 +3,8 @@
 moe_layer.py       the expert-parallel MLP against plain matrix products and three peers at their best setting
 routing.py         the layer and the step under uneven routing, beside the plan: routing_workloads.py (what goes
                    where), routing_ranks.py (what a rank does), routing_plan.py (what the planner says)
-training_step.py   a whole training step against Hugging Face Mixtral
+training_step.py   a whole training step against Hugging Face Mixtral and Megatron's own MoE
+training_ranks.py  the same of two ranks
 checkpoints.py     saving, loading and converting in GB/s beside cp
 gpt4_checkpoint.py  the tools on a 1.8T checkpoint of headers without data: seconds and memory
 telemetry.py       the report of a long run and the list of many: processor seconds, memory

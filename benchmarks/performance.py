@@ -20,7 +20,8 @@ from gpt4moe.runlog.run_files import replace_file
 BENCHMARKS = {
     "startup": "Four ranks, from their launch to the first step",
     "moe_layer": "One MoE layer over its plain matrix products, beside Hugging Face, DeepSpeed and Megatron",
-    "training_step": "A whole step of one process, beside Hugging Face",
+    "training_step": "A whole step of one process, beside Hugging Face and Megatron",
+    "training_ranks": "A whole step of two ranks, beside Megatron and Hugging Face",
     "engines": "A step under engine=deepspeed over the same step under engine=megatron",
     "routing": "What uneven routing costs, beside the plan",
     "generation": "Greedy text and loading, beside transformers and cp",

@@ -3,12 +3,12 @@
     python -m benchmarks.training_step              two threads, by the clock
     python -m benchmarks.training_step --shared     on a machine that others use: one thread, CPU time
 
-Both sides: the same shape and micro-batches, scaled_dot_product_attention, load-balancing loss, forward, backward,
-clipping by the global norm, fused AdamW. Hugging Face's experts are torch's grouped_mm; ours alone has a z-loss and
-counts its routing. Blocks of four steps after one that is not counted, in both orders. "Listed twice" is gpt4moe once
-more, in the same process: what it misses of the row above is noise. "Its products alone" runs the matrix products and
-attention kernels of the step of gpt4moe again, on tensors that are there: whoever computes them by the same library
-gets no further than their ratio. Target: gpt4moe at least 1.15.
+All: the same shape and micro-batches, scaled_dot_product_attention, load-balancing loss, forward, backward, clipping by
+the global norm, fused AdamW (harness/peers.py). Hugging Face's experts are torch's grouped_mm, Megatron's a loop; ours
+alone has a z-loss and counts its routing. Blocks of four steps after one that is not counted, in both orders. "Listed
+twice" is gpt4moe once more, in the same process: what it misses of the row above is noise. "Its products alone" runs
+the matrix products and attention kernels of the step of gpt4moe again, on tensors that are there: whoever computes them
+by the same library gets no further than their ratio. Target: gpt4moe at least 1.15.
 """
 
 import logging
@@ -17,9 +17,9 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from torch import nn
 
 from benchmarks.harness.command import read_options
+from benchmarks.harness.peers import megatron, mixtral
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.products import products_of
 from benchmarks.harness.timing import in_blocks, ratio
@@ -50,7 +50,8 @@ SHAPES = {
 }  # fmt: skip
 ROUNDS, THREADS = 6, 2
 TARGET = 1.15
-PEER, OURS, AGAIN, FLOOR = "Hugging Face Mixtral", "gpt4moe", "gpt4moe, listed twice", "its products alone"
+PEER, NATIVE, OURS = "Hugging Face Mixtral", "Megatron's own MoE", "gpt4moe"
+AGAIN, FLOOR = "gpt4moe, listed twice", "its products alone"
 
 
 def main(arguments: list[str]) -> None:
@@ -65,10 +66,11 @@ def main(arguments: list[str]) -> None:
 def _compare(name: str, run: RunConfig, groups: ProcessGroups, alone: bool) -> None:
     batches = [random_batch(run)] * (run.training.global_batch_size // run.training.micro_batch_size)
     ours, ours_size = gpt4moe_step(run, groups, batches)
-    theirs, their_size = _mixtral(run, batches)
-    assert ours_size == their_size, f"{ours_size} parameters against {their_size}"
+    theirs, their_size = mixtral(run, batches)
+    native, native_size = megatron(run, groups, batches)
+    assert ours_size == their_size == native_size, f"{ours_size} parameters against {their_size} and {native_size}"
     floor = products_of(ours)
-    seconds = in_blocks({PEER: theirs, OURS: ours, AGAIN: ours, FLOOR: floor}, ROUNDS, alone=alone)
+    seconds = in_blocks({PEER: theirs, NATIVE: native, OURS: ours, AGAIN: ours, FLOOR: floor}, ROUNDS, alone=alone)
     tokens = len(batches) * batches[0].tokens.numel()
     micro = f"{len(batches)} of {batches[0].tokens.numel():,} tokens"
     print(f"\n{name}: {ours_size / 1e6:.1f}M parameters, micro-batches {micro}")
@@ -103,41 +105,6 @@ def gpt4moe_step(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) ->
         train_step(runner, 1, batches)
 
     return step, size
-
-
-def _mixtral(run: RunConfig, batches: list[Batch]) -> tuple[Callable[[], None], int]:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    model, moe = run.model, run.model.moe
-    assert moe is not None
-    config = MixtralConfig(
-        vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=moe.ffn_hidden_size,
-        num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.query_groups, max_position_embeddings=model.seq_length,
-        num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k, sliding_window=None, use_cache=False,
-        attn_implementation="sdpa", experts_implementation="grouped_mm",
-        output_router_logits=True, router_aux_loss_coef=moe.router.load_balancing_coefficient,
-    )  # fmt: skip
-    mixtral = MixtralForCausalLM(config).train()
-    parameters = list(mixtral.parameters())
-    settings = run.optimizer
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            loss = mixtral(batch.tokens, labels=batch.labels, shift_labels=batch.labels).loss
-            (loss / len(batches)).backward()
-        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
-
-    return step, sum(parameter.numel() for parameter in parameters)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpt4_checkpoint, performance, startup
 from benchmarks.harness.command import read_options
 from benchmarks.harness.products import products_of
+from gpt4moe.parallel.environment import Environment
+from tests.spawn import run_ranks
 
 
 @pytest.mark.parametrize("main", [gpt4_checkpoint.main, startup.main])
@@ -68,3 +70,30 @@ def test_a_steps_products_alone_have_its_flops_and_change_nothing() -> None:
     # Forward and the weight's gradient; the input needs none.
     assert once.get_total_flops() == 2 * 2 * 4 * 8 * 8
     assert torch.equal(weight.grad, before)
+
+
+def test_peers_make_a_step_of_the_same_model_on_two_ranks() -> None:
+    for sizes in run_ranks(2, _peers_sizes):
+        assert sizes["gpt4moe"] == sizes["megatron"] == sizes["part"] < sizes["mixtral"] == sizes["whole"]
+
+
+def _peers_sizes(environment: Environment) -> dict[str, int]:
+    """Weights of this rank, which has half of the experts of Megatron and gpt4moe, after a step of each."""
+    from benchmarks.harness.peers import megatron, mixtral
+    from benchmarks.training_step import COMMON, gpt4moe_step, random_batch
+    from gpt4moe.architecture.count import count_parameters, rank_parameters
+    from gpt4moe.config.load import load_run_config
+    from tests.moe.case import rank_groups
+
+    run = load_run_config([*COMMON, "parallel.ep=2", "model.num_layers=1", "model.seq_length=16"])
+    with rank_groups(environment, ep=2) as groups:
+        batches = [random_batch(run)] * 2
+        made = {
+            "gpt4moe": gpt4moe_step(run, groups, batches),
+            "megatron": megatron(run, groups, batches),
+            "mixtral": mixtral(run, batches),
+        }
+        for step, _ in made.values():
+            step()
+    planned = {"whole": count_parameters(run.model).total, "part": rank_parameters(run.model, run.parallel, 0).total}
+    return {name: size for name, (_, size) in made.items()} | planned
