@@ -146,6 +146,7 @@ def _megatron_layers(run: RunConfig, number: int) -> Any:
 
     # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it; 0.19.2 sets it so.
     moe_utils.te_general_gemm = None
+    moe_utils.get_moe_layer_wise_logging_tracker().clear()  # of a model before, which may have had fewer layers
     assert run.model.moe is not None
     norm = norm_class(run.kernels.norm)  # Megatron's local one refuses sequence parallelism
     specs = []
