@@ -60,6 +60,8 @@ class Beat:
 class End:
     """Why every rank of a launch ends, as one of them says."""
 
+    rank: int
+    """Who says so: of two ranks that found the same at once, one prints it."""
     status: int
     lines: list[str]
     writes_stacks: bool = False

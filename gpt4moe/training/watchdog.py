@@ -116,14 +116,17 @@ class Watchdog:
             return error
         if isinstance(error, Gpt4MoeError):
             lines = [f"rank {self.rank} on {self.node} ended alone: {error.cause}", error.cure]
-            self._claim(End(status=error.exit_code, lines=lines, grace_seconds=_PATIENT, is_shared=True), says=False)
+            self._claim(
+                End(rank=self.rank, status=error.exit_code, lines=lines, grace_seconds=_PATIENT, is_shared=True),
+                says=False,
+            )
             return None
         if self.world_size == 1:
             return None
         if is_broken_connection(error):
             return self._ended(self._cause_of(error))
         line = f"rank {self.rank} on {self.node} failed in step {self.thread.step + 1}: {summary(error)}"
-        end = self._claim(End(status=1, lines=[line]), below="".join(traceback.format_exception(error)))
+        end = self._claim(End(rank=self.rank, status=1, lines=[line]), below="".join(traceback.format_exception(error)))
         if end.lines == [line]:
             time.sleep(3 * self.call.interval)  # this process may serve the store: the others read it first
         return self._ended(end)
@@ -144,12 +147,12 @@ class Watchdog:
         until = time.monotonic() + 2 * self.call.patience + 10
         while self.call.end is None and time.monotonic() < until:
             if self.call.is_reader and (silent := self.call.silent()):
-                return self._claim(End(status=HUNG, lines=[lost(self.call.beats, silent)]))
+                return self._claim(End(rank=self.rank, status=HUNG, lines=[lost(self.call.beats, silent)]))
             if self.call.seconds_unanswered > self.call.patience:
-                return self._claim(End(status=HUNG, lines=[_STORE_GONE]))
+                return self._claim(End(rank=self.rank, status=HUNG, lines=[_STORE_GONE]))
             time.sleep(self.call.interval / 4)
         line = f"rank {self.rank} on {self.node} lost a connection in step {self.thread.step + 1}, and no rank is lost"
-        return self._claim(End(status=HUNG, lines=[f"{line}: {summary(error)}"]))
+        return self._claim(End(rank=self.rank, status=HUNG, lines=[f"{line}: {summary(error)}"]))
 
     def _claim(self, end: End, *, says: bool = True, below: str = "") -> End:
         """Ends every rank for this reason, unless one has given another. Returns: the reason that counts."""
@@ -229,7 +232,7 @@ class Watchdog:
         """Says who hangs, and ends every rank."""
         lines = told(beats, silent, what=what)
         lines[1] += f" Stacks of all ranks: {self.files.folder}"
-        end = End(status=HUNG, lines=lines, writes_stacks=True, grace_seconds=0.0)
+        end = End(rank=self.rank, status=HUNG, lines=lines, writes_stacks=True, grace_seconds=0.0)
         if self._claim(end) == end:
             self._end_after(_WRITING, HUNG)
             self._close_events()

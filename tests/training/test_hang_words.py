@@ -28,7 +28,7 @@ def waiting(collective: str, group: str, **fields: Any) -> Place:
 def test_a_beat_and_an_end_come_back_as_they_were() -> None:
     one = beat(place=waiting("all_reduce", "tp", layer=3, is_backward=True))
     assert Beat.decode(one.encode()) == one
-    end = End(status=86, lines=["a", "b"], writes_stacks=True)
+    end = End(rank=1, status=86, lines=["a", "b"], writes_stacks=True)
     assert End.decode(end.encode()) == end
 
 

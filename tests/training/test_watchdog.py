@@ -170,7 +170,7 @@ def test_a_rank_that_closes_files_after_an_error_of_all_is_waited_for(
     make: Make, ends: Ends, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watchdog, "_PATIENT", 0.3)
-    end = End(status=1, lines=["rank 5 ended alone: x", "y"], grace_seconds=0.3, is_shared=True)
+    end = End(rank=5, status=1, lines=["rank 5 ended alone: x", "y"], grace_seconds=0.3, is_shared=True)
     with make(2.0) as own:
         own.leaves()
         own.call.board.claim_end(end.encode())
@@ -181,6 +181,16 @@ def test_a_rank_that_closes_files_after_an_error_of_all_is_waited_for(
         own.call.board.claim_end(end.encode())
         ends.over.wait(60)
     assert ends == [1] and "rank 5 ended alone: x" in capfd.readouterr().err
+
+
+def test_of_two_ranks_that_find_the_same_one_says_it(make: Make, ends: Ends, capfd: pytest.CaptureFixture[str]) -> None:
+    """Rank 0 and the first that looks for the lost both read all beats, and say the same of them."""
+    for first, says in ((1, ""), (0, "error: rank 2 is lost\n")):
+        with make(2.0) as own:
+            own.call.board.claim_end(End(rank=first, status=86, lines=["rank 2 is lost"]).encode())
+            assert own._claim(End(rank=own.rank, status=86, lines=["rank 2 is lost"])).rank == first
+        assert capfd.readouterr().err == says
+    assert ends == []
 
 
 def test_a_hang_ends_the_rank_with_its_stacks(make: Make, ends: Ends, capfd: pytest.CaptureFixture[str]) -> None:
