@@ -33,7 +33,7 @@ LAYOUTS = {
     "dp2, ep2": ("parallel.ep=2",),
     "tp2, ep2": ("parallel.tp=2", "parallel.ep=2"),
     "pp2": ("parallel.pp=2",),
-}  # fmt: skip
+}
 MEGATRON, MIXTRAL, AGAIN = "Megatron's own MoE", "Hugging Face Mixtral, DDP", "gpt4moe, listed twice"
 TARGETS = {MEGATRON: 1.15, MIXTRAL: 1.0}
 RANKS, ROUNDS = 2, 6

@@ -79,7 +79,8 @@ def megatron(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tup
             rotary_base=run.model.rope_theta, pg_collection=groups.megatron,
         )  # fmt: skip
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.02)
+        if parameter.dim() > 1:  # the others are norms
+            nn.init.normal_(parameter, std=0.02)
     size = sum(parameter.numel() for parameter in model.parameters())
     wrapping = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=run.engine.overlap_grad_reduce,
