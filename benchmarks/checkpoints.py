@@ -22,7 +22,6 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -103,10 +102,11 @@ def _measure_peers(root: Path, run: RunConfig, state: dict[str, torch.Tensor], s
     for where, is_cold in (("from disk", True), ("from the page cache", False)):
         ratios = []
         for _ in range(LOADS):
-            verified = _report(f"into tensors, verified, {where}", size, lambda: _load(ours, state), is_cold and ours)
+            cold, their_cold = (ours, folder) if is_cold else (None, None)
+            verified = _report(f"into tensors, verified, {where}", size, lambda: _load(ours, state), cold)
             unverified = _report(
                 "      torch.distributed.checkpoint", size,
-                lambda: torch_checkpoint.load(state, storage_reader=torch_reader, no_dist=True), is_cold and folder,
+                lambda: torch_checkpoint.load(state, storage_reader=torch_reader, no_dist=True), their_cold,
             )  # fmt: skip
             ratios.append(verified / unverified)
         ratio = median(ratios)
@@ -145,8 +145,8 @@ def _by_transformers(source: Path, target: Path) -> None:
         _sync(file)
 
 
-def _report(what: str, size: int, do: Callable[[], object], cold: Path | Literal[False] = False) -> float:
-    if cold:
+def _report(what: str, size: int, do: Callable[[], object], cold: Path | None = None) -> float:
+    if cold is not None:
         _forget(cold)
     begin = time.perf_counter()
     do()

@@ -9,12 +9,9 @@ steps in turns. Few tokens show what a step costs beside the model: reduction, n
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
 from statistics import median
-
-import torch
 
 from benchmarks.harness.command import read_options
 from benchmarks.harness.process import machine
@@ -25,6 +22,7 @@ from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.local_ranks import run_ranks
 from gpt4moe.proof.batches import synthetic_batches
 from gpt4moe.training.build import ENGINES
 from gpt4moe.training.step import StepRunner
@@ -37,23 +35,18 @@ CONTENDERS = {
 }
 CASES = (("fp32", 64), ("bf16", 64), ("fp32", 1024))  # precision, tokens of a rank
 SHAPE, RANKS, ROUNDS = "one micro-batch of 2,048 tokens", 2, 9
+TIMEOUT_SECONDS = 1800
 
 
 def main(arguments: list[str]) -> None:
     is_shared = read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the ranks' imports
-    torch.multiprocessing.spawn(_rank, (port, not is_shared), nprocs=RANKS)
+    run_ranks(RANKS, _rank, not is_shared, timeout_seconds=TIMEOUT_SECONDS)
 
 
-def _rank(rank: int, port: int, alone: bool) -> None:
+def _rank(environment: Environment, alone: bool) -> None:
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    environment = Environment(
-        rank=rank, world_size=RANKS, local_rank=rank, master=("127.0.0.1", port), source="benchmark"
-    )
+    rank = environment.rank
     with world(environment) as device:
         groups = None
         for precision, tokens in CASES:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness.command import read_options
+from benchmarks.harness.peers import without_transformer_engine
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.timing import in_blocks, ratio
 from gpt4moe.config.kernels import ExpertKernel
@@ -210,10 +211,8 @@ def _megatron(groups: ProcessGroups, ours: ExpertParallelMLP) -> tuple[nn.Module
     """Megatron-core's layer. Its all-gather dispatcher: the all-to-all one needs CUDA streams."""
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer import TransformerConfig
-    from megatron.core.transformer.moe import moe_utils
 
-    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it; 0.19.2 sets it so.
-    moe_utils.te_general_gemm = None
+    without_transformer_engine()
     num_experts, dtype = ours.moe.num_experts, ours.experts.down.dtype
     config = TransformerConfig(
         num_layers=1, hidden_size=HIDDEN, num_attention_heads=8, num_moe_experts=num_experts,

@@ -11,11 +11,8 @@ that is not counted, in both orders; gpt4moe is listed twice. Targets: at least 
 
 import logging
 import os
-import socket
 import sys
 from statistics import median
-
-import torch
 
 from benchmarks.harness.command import read_options
 from benchmarks.harness.peers import megatron, mixtral
@@ -27,6 +24,7 @@ from gpt4moe.config.run import RunConfig
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
+from gpt4moe.parallel.local_ranks import run_ranks
 
 LAYOUTS = {
     "dp2": (),
@@ -36,28 +34,24 @@ LAYOUTS = {
 }
 MEGATRON, MIXTRAL, AGAIN = "Megatron's own MoE", "Hugging Face Mixtral, DDP", "gpt4moe, listed twice"
 TARGETS = {MEGATRON: 1.15, MIXTRAL: 1.0}
-RANKS, ROUNDS = 2, 6
+RANKS, ROUNDS, TIMEOUT_SECONDS = 2, 6, 1800
 
 
 def main(arguments: list[str]) -> None:
     is_shared = read_options(__doc__, arguments, shared="measure CPU time: others use this machine").shared
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the ranks' imports
     for name in LAYOUTS:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_rank, (name, port, not is_shared), nprocs=RANKS)
+        run_ranks(RANKS, _rank, name, not is_shared, timeout_seconds=TIMEOUT_SECONDS)
 
 
-def _rank(rank: int, name: str, port: int, alone: bool) -> None:
+def _rank(environment: Environment, name: str, alone: bool) -> None:
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     run = load_run_config([*COMMON, *LAYOUTS[name]])
-    place = Environment(rank=rank, world_size=RANKS, local_rank=rank, master=("127.0.0.1", port), source="benchmark")
-    with world(place) as device:
-        groups = ProcessGroups.create(Layout.from_config(run.parallel, RANKS), rank, device, run.run.seed)
+    with world(environment) as device:
+        layout = Layout.from_config(run.parallel, RANKS)
+        groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
         seconds = _seconds(run, groups, alone)
-    if rank == 0:
+    if environment.rank == 0:
         _show(f"{name}: {run.training.global_batch_size} x {run.model.seq_length} tokens", run, seconds, alone)
 
 

@@ -118,6 +118,13 @@ def megatron(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tup
     return step, size
 
 
+def without_transformer_engine() -> None:
+    """megatron-core 0.16.1 reads this name in its MoE although it never imported it then; 0.19.2 sets it so."""
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = None
+
+
 def _summed(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     total = losses.sum()
     return total, torch.tensor(losses.numel(), dtype=torch.int), {"loss": total.detach()}
@@ -145,8 +152,7 @@ def _megatron_layers(run: RunConfig, number: int) -> Any:
     from megatron.core.transformer.moe import moe_utils
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-    # Without Transformer Engine megatron-core 0.16.1 reads this name although it never imported it; 0.19.2 sets it so.
-    moe_utils.te_general_gemm = None
+    without_transformer_engine()
     moe_utils.get_moe_layer_wise_logging_tracker().clear()  # of a model before, which may have had fewer layers
     assert run.model.moe is not None
     norm = norm_class(run.kernels.norm)  # Megatron's local one refuses sequence parallelism
