@@ -6,6 +6,7 @@ requests.py    what is asked for, what is answered
 pictures.py    an image of a prompt
 sight.py       prompts with images, read and checked
 generation.py  requests in, texts out, on any layout
+intake.py      texts that wait, texts that arrive
 drawing.py     drawn on one rank, known to all of the copy
 sampling.py    the next token from logits
 copies.py      copies of the model that step together

@@ -12,7 +12,6 @@ sequence that context parallelism could cut. All ranks of a copy know the same r
 of an expert belong to several copies (ep over dp), the copies step together: one without a row runs a dummy token.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,8 +28,8 @@ from gpt4moe.inference.cache_room import CacheRoom, Sizes
 from gpt4moe.inference.copies import Copies, step_length
 from gpt4moe.inference.drawing import Drawing, Watcher
 from gpt4moe.inference.image_cache import LatentMaker, image_cache, images_of, num_distinct
+from gpt4moe.inference.intake import Arrivals, Intake
 from gpt4moe.inference.requests import MOST_IMAGES, Completion, Limits, Request
-from gpt4moe.inference.sampling import text_key
 from gpt4moe.inference.stages import Stages, generating
 from gpt4moe.model.parameters import decoder_layers
 from gpt4moe.parallel.agreement import raise_together
@@ -38,8 +37,6 @@ from gpt4moe.parallel.groups import ProcessGroups
 
 Reader = Callable[[Row], None]
 """A row that has one more token, on every rank of its copy."""
-Arrivals = Callable[[bool], Sequence[Request] | None]
-"""(whether no copy has a row) -> requests that join now, equal on every rank of the copy; None: no more will come."""
 
 
 class Generator:
@@ -126,32 +123,27 @@ class Generator:
         """
         self.check(requests)
         stages = Stages(self.chunks, self.groups)
-        asked = dict(enumerate(requests))
-        waiting = deque(_row(number, request) for number, request in asked.items())
-        num_asked, num_idle = len(asked), 0
-        sizes = [
-            (row.most_blocks, num_distinct(request.images)) for row, request in zip(waiting, requests, strict=True)
-        ]
+        intake, num_idle = Intake(requests, arrivals), 0
+        asked = intake.asked
+        sizes = [(row.most_blocks, num_distinct(row.images)) for row in intake.waiting]
         pool = self._open(self._most_rows() if arrivals is not None else sizes)
         drawing = Drawing(self.groups, self.source, self.watch)
         # A walk round virtual stages would meet other flights; arrivals are agreed on at each step by all ranks.
         flights = [Flight() for _ in range(1 if self.layout.vpp > 1 or arrivals is not None else self.layout.pp)]
         with generating(self.chunks):
             try:
-                while num_idle < len(flights) or arrivals is not None:
+                while num_idle < len(flights) or intake.is_open:
                     flight = flights[0]
                     flights = [*flights[1:], flight]
-                    for done in self._grow(flight, drawing, asked, pool):
-                        del asked[done.number]
-                        yield done
-                    arrived = arrivals(num_idle > 0) if arrivals is not None else None
-                    if arrived is None:
-                        arrivals = None
-                    for request in arrived or ():
-                        asked[num_asked] = request
-                        waiting.append(_row(num_asked, request))
-                        num_asked += 1
-                    for done in self._join(waiting, flight, flights, pool, asked, is_open=arrivals is not None):
+                    failure: Gpt4MoeError | None = None
+                    try:
+                        for done in self._grow(flight, drawing, asked, pool):
+                            del asked[done.number]
+                            yield done
+                    except Gpt4MoeError as error:
+                        failure = error
+                    intake.take(failure, is_idle=num_idle > 0)
+                    for done in self._join(intake, flight, flights, pool):
                         del asked[done.number]
                         yield done
                     step = self._next_step(flight.rows, pool)
@@ -167,8 +159,7 @@ class Generator:
             except (GeneratorExit, Gpt4MoeError) as error:
                 for flight in flights:  # else the next call would get their tokens
                     drawing.drop(len(flight.drawn))
-                # Where texts arrive, other copies may be amid `arrivals`; the broken connection ends them.
-                if isinstance(error, Gpt4MoeError) and arrivals is None:
+                if isinstance(error, Gpt4MoeError):
                     self.copies.end_together(error)
                 raise
             finally:
@@ -188,26 +179,24 @@ class Generator:
         return [(blocks_of(self.model.seq_length), self.most_images)] * self.limits.max_rows
 
     def _join(
-        self, waiting: deque[Row], flight: "Flight", flights: Sequence["Flight"], pool: BlockPool,
-        requests: Mapping[int, Request], *, is_open: bool,
-    ) -> Iterator[Completion]:  # fmt: skip
-        """Waiting rows join in order, as long as their blocks are free, and flights stay about equal.
+        self, intake: Intake, flight: "Flight", flights: Sequence["Flight"], pool: BlockPool
+    ) -> Iterator[Completion]:
+        """Waiting rows join in order, as long as their blocks are free, and flights stay about equal. Where texts
+        arrive, others wait for this step: at most one row joins whose images must be made.
 
-        Args:
-            is_open: others wait for this step: at most one row joins whose images must be made.
         Returns: rows that are stopped before they begin, as those of clients that have gone; nothing of them is made.
         """
-        is_making = False
+        waiting, is_making = intake.waiting, False
         in_flight = sum(len(one.rows) for one in flights)
         most = ceil(min(self.limits.max_rows, in_flight + len(waiting)) / len(flights))
         while waiting and len(flight.rows) < most and in_flight < self.limits.max_rows:
             row = waiting[0]
-            is_stopped = requests[row.number].is_stopped
+            is_stopped = intake.asked[row.number].is_stopped
             if is_stopped is not None and is_stopped([]):
                 waiting.popleft()
                 yield Completion(number=row.number, tokens=[], logprobs=[], finish_reason="stop")
                 continue
-            if is_open and is_making and not self.images.has_all(row.images):
+            if intake.is_open and is_making and not self.images.has_all(row.images):
                 return
             gathered = (len(flight.rows) + 1) * max(one.most_blocks for one in [row, *flight.rows])
             if gathered > pool.num_gathered or not pool.reserve(row.most_blocks):
@@ -280,11 +269,3 @@ class Flight:
     rows: list[Row] = field(default_factory=list)
     drawn: Sequence[Row] = ()
     """Those whose next token is being drawn."""
-
-
-def _row(number: int, request: Request) -> Row:
-    key = text_key(request.sampling, request.prompt, request.sample, [image.digest for image in request.images])
-    return Row(
-        number, list(request.prompt), len(request.prompt) + request.max_tokens, len(request.prompt), key,
-        images=request.images,
-    )  # fmt: skip

@@ -70,6 +70,7 @@ LAYOUTS = {
     "cp2-pp2-ep2": {"cp": 2, "pp": 2, "ep": 2},
 }
 """Each on four ranks, so several have copies of the model."""
+ON_TWO = {"ep2": {"ep": 2}}
 ON_EIGHT = {"8 ranks": {"tp": 2, "pp": 2, "vpp": 2, "ep": 2, "etp": 2}}
 """Two copies, whose ranks share experts, each expert cut over a tp group of one of them."""
 NEW_TOKENS = 8
@@ -122,7 +123,7 @@ def walk(environment: Environment, cases: list[tuple[str, str]], job: Job) -> li
     with world(environment) as device:
         found = []
         for model, name in cases:
-            run = run_of(model, **(LAYOUTS | ON_EIGHT).get(name, {}))
+            run = run_of(model, **(LAYOUTS | ON_TWO | ON_EIGHT).get(name, {}))
             layout = Layout.from_config(run.parallel, environment.world_size)
             groups = ProcessGroups.create(layout, environment.rank, device, run.run.seed)
             found.append(job(build_model(run, groups), run, groups))

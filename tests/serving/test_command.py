@@ -1,13 +1,16 @@
 """tools/serve.py on two ranks, driven by the official client: texts of tools/generate.py, streams, refusals, ends."""
 
 import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,17 @@ import httpx
 import openai
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gpt4moe.convert.huggingface import to_huggingface
-from gpt4moe.errors import LaunchError
+from gpt4moe.errors import Gpt4MoeError, LaunchError
+from gpt4moe.parallel.environment import Environment
+from gpt4moe.parallel.local_ranks import free_port
+from gpt4moe.serving import command
 from gpt4moe.serving.command import _show
 from tests.inference.tool import generate
 from tests.numbered_lines import numbered_lines
+from tests.spawn import run_ranks
 from tests.training.command import outside, train
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "serve.py"
@@ -220,3 +228,47 @@ def test_experts_over_copies_serve_and_a_dead_rank_ends_the_server(
         status, errors = server.ended()
     assert status != 0
     assert re.search(r"error: (Another rank|The ranks) of the server (has ended|did not end)", errors), errors
+
+
+def _ended(environment: Environment, arguments: list[str]) -> tuple[str, str, int]:
+    """Cause, cure and exit status with which a rank of the server ends."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.run(command.parser("").parse_args(arguments), environment)
+    except Gpt4MoeError as error:
+        return error.cause, error.cure, error.exit_code
+    raise AssertionError("no error")
+
+
+def _ask(port: int, found: list[openai.APIStatusError]) -> None:
+    """What a client is told by the server that begins on this port."""
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60)
+    for _ in range(600):
+        with contextlib.suppress(openai.APIConnectionError):
+            client.models.list()
+            break
+        time.sleep(0.1)
+    try:
+        client.completions.create(model="tiny", prompt="word", max_tokens=100)
+    except openai.APIStatusError as error:
+        found.append(error)
+
+
+def test_logits_that_are_no_numbers_end_every_copy_with_that_cause_and_a_client_with_503(
+    exported: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(exported, broken)
+    (file,) = broken.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["lm_head.weight"] *= 1e38  # finite; a logit is not
+    save_file(tensors, file, {"format": "pt"})
+    port, told = free_port(), list[openai.APIStatusError]()
+    client = threading.Thread(target=_ask, args=(port, told))
+    client.start()
+    arguments = [str(broken), "--port", str(port), "--name", "tiny", "--ep", "2"]
+    first, second = run_ranks(2, _ended, arguments, timeout_seconds=90)
+    client.join()
+    assert "logits are NaN" in first[0] and "earlier" in first[1] and first[2] == 2
+    assert second == first
+    assert [error.status_code for error in told] == [503] and "The server has ended." in told[0].message
