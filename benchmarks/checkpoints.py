@@ -178,14 +178,13 @@ def save_checkpoint(folder: Path, run: RunConfig, state: dict[str, torch.Tensor]
 
 
 def _load(folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Into tensors of its own, or into those of `state`."""
+    """Into tensors of its own, or into those of `state`, all in one call, as model.weights.load_weights does."""
     reader = CheckpointReader(folder)
+    targets = []
     for name, shape in reader.shapes.items():
-        if state is None:
-            reader.tensor(name)
-        else:
-            out = state[name.removeprefix("weight/")].view(-1)
-            reader.fill(name, Shard(name, shape, (0,) * len(shape), shape), 0, out.numel(), out)
+        out = torch.empty(shape) if state is None else state[name.removeprefix("weight/")]
+        targets.append((name, Shard(name, shape, (0,) * len(shape), shape), 0, out.numel(), out.view(-1)))
+    reader.fill_all(targets)
 
 
 def _synced(path: Path, write: Callable[[Path], object]) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -75,12 +75,13 @@ class BoxReader:
     def __init__(self, weights: StoredWeights):
         self.weights, self.folder = weights, weights.folder
 
-    def fill(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> None:
-        assert (start, end) == (0, shard.size), "another format is read in whole shards"
-        at = 0
-        for values in self.weights.values(shard.name, [(shard.offset, shard.shape)]):
-            out[at : at + len(values)] = torch.from_numpy(values)
-            at += len(values)
+    def fill_all(self, targets: Iterable[tuple[str, Shard, int, int, Tensor]]) -> None:
+        for _, shard, start, end, out in targets:
+            assert (start, end) == (0, shard.size), "another format is read in whole shards"
+            at = 0
+            for values in self.weights.values(shard.name, [(shard.offset, shard.shape)]):
+                out[at : at + len(values)] = torch.from_numpy(values)
+                at += len(values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

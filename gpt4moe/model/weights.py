@@ -18,16 +18,16 @@ from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.shard import BUFFER, WEIGHT, Shard
 
 Target = tuple[str, Shard, int, int, Tensor]
-"""(kind, shard, start, end, where its values go)"""
+"""(KIND/NAME, shard, start, end, out): elements [start, end) of the shard (C order) go into `out`, flat"""
 
 
 class TensorReader(Protocol):
     """What load_weights wants of a checkpoint (checkpoint.reader.CheckpointReader has it)."""
 
-    def fill(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> None:
-        """Copies elements [start, end) of `shard` (C order) of the stored tensor KIND/NAME into `out`, flat.
+    def fill_all(self, targets: Iterable[Target]) -> None:
+        """Copies the stored values of every target into its place, in any order.
 
-        Raises: CheckpointError when the tensor is absent, of another shape, or damaged.
+        Raises: CheckpointError when a tensor is absent, of another shape, or damaged.
         """
 
 
@@ -69,20 +69,27 @@ def load_weights(
         with_states: fill the optimizer's states of what is owned too.
     Raises: CheckpointError on every rank when any finds a tensor absent, of another shape, or damaged.
     """
-    places = {id(parameter): (shard, parameter) for parameter, shard, _ in shards(chunks, groups)}
     with raise_together(groups):
-        if owned is None:
-            targets: list[Target] = [(WEIGHT, shard, 0, shard.size, parameter) for shard, parameter in places.values()]
-        else:
-            targets = list(_owned_targets(owned, places, with_states=with_states))
-            targets += [
-                (WEIGHT, shard, 0, shard.size, frozen) for shard, frozen in places.values() if not frozen.requires_grad
-            ]
-        targets += [(BUFFER, shard, 0, shard.size, buffer) for buffer, shard in buffers(chunks, groups)]
-        for kind, shard, start, end, out in targets:
-            chosen_by = f"{BUFFER if kind == BUFFER else WEIGHT}/{shard.name}"  # a state goes with its weight
-            if names is None or chosen_by in names:
-                reader.fill(f"{kind}/{shard.name}", shard, start, end, out.detach().view(-1))
+        reader.fill_all(
+            (f"{kind}/{shard.name}", shard, start, end, out.detach().view(-1))
+            for kind, shard, start, end, out in _all_targets(chunks, groups, owned, with_states=with_states)
+            # A state goes with its weight.
+            if names is None or f"{BUFFER if kind == BUFFER else WEIGHT}/{shard.name}" in names
+        )
+
+
+def _all_targets(
+    chunks: list[Any], groups: ProcessGroups, owned: Iterable[OwnedElements] | None, *, with_states: bool
+) -> Iterator[Target]:
+    """With the kind in place of KIND/NAME."""
+    places = {id(parameter): (shard, parameter) for parameter, shard, _ in shards(chunks, groups)}
+    if owned is not None:
+        yield from _owned_targets(owned, places, with_states=with_states)
+    for shard, parameter in places.values():
+        if owned is None or not parameter.requires_grad:
+            yield WEIGHT, shard, 0, shard.size, parameter
+    for buffer, shard in buffers(chunks, groups):
+        yield BUFFER, shard, 0, shard.size, buffer
 
 
 def _owned_targets(

@@ -86,7 +86,7 @@ class ExpertParallelMLP(nn.Module):
         self.dispatcher = Dispatcher(groups.ep, groups.etp, moe.num_experts, self.experts.want_aligned)
         # Grouped kernels do not wait for the number of each expert's rows, which a loop over experts must know.
         self.has_all_experts = groups.ep.size() * groups.etp.size() == 1 and kernel is ExpertKernel.per_expert
-        self.run_experts = recomputed(self._through_experts) if recompute else self._through_experts
+        self.recompute = recompute
         shared = moe.shared_expert_ffn_hidden_size
         self.shared_experts = build_shared_experts(config, shared, groups, linear) if shared else None
         self.moe = moe
@@ -121,7 +121,9 @@ class ExpertParallelMLP(nn.Module):
         load = None if self.is_generating else load_of(routing, real_T, self.moe.num_experts)
         plan = self.dispatcher.plan(routing.expert_index, keep, None if load is None else load[0])
         loss = None if load is None else self._losses(routing, real_T, keep, load, hidden.shape[1])
-        output = self.dispatcher.combine(self.run_experts(x_TH, routing.weight, plan), plan)
+        # A bound method that the layer kept would keep the layer, and its weights, after the model is gone.
+        run_experts = recomputed(self._through_experts) if self.recompute else self._through_experts
+        output = self.dispatcher.combine(run_experts(x_TH, routing.weight, plan), plan)
         if loss is not None and torch.is_grad_enabled():
             output = AttachLoss.apply(output, loss, self.auxiliary_scale)
         return self._with_shared(output.view_as(hidden), hidden), None

@@ -1,6 +1,8 @@
 """Whatever rectangles a checkpoint is cut into, any flat range of any shard reads as the array it is a part of."""
 
 import random
+from collections.abc import Iterable
+from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt4moe.checkpoint import index
+from gpt4moe.checkpoint import filling, index
 from gpt4moe.checkpoint.reader import CheckpointReader
-from gpt4moe.checkpoint.storage import StoredPiece
+from gpt4moe.checkpoint.storage import StoredPiece, VerifiedFile
+from gpt4moe.checkpoint.writing import write_file
 from gpt4moe.errors import CheckpointError, DamagedCheckpoint
 from gpt4moe.parallel.shard import Shard
-from tests.checkpoint.builders import dealt, flat_ranges, flip_bit, piece, random_cut, state, write_checkpoint
+from tests.checkpoint.builders import dealt, flat_ranges, flip_bit, manifest, piece, random_cut, state, write_checkpoint
 
 
 @settings(max_examples=40, deadline=None)
@@ -76,8 +79,8 @@ def test_values_are_cast_to_the_target(tmp_path: Path) -> None:
     assert out.equal(reader.tensor("weight/c.norm").bfloat16())
 
 
-def test_a_block_that_goes_to_one_place_is_read_there_and_checked_there(tmp_path: Path) -> None:
-    """Not into the cache first, whose pages and copies would take as long again as reading."""
+def test_blocks_are_read_to_their_places_and_checked_there(tmp_path: Path) -> None:
+    """Not into a buffer first, whose pages and copies would take as long again as reading."""
     array = np.arange(150, dtype=np.float32).reshape(15, 10)  # 600 bytes: nine blocks and a short one
     (entry,) = write_checkpoint(tmp_path / "x", [[piece("weight/a", array, (0, 0), (15, 10))]], block_bytes=64)
     reader = CheckpointReader(tmp_path / "x")
@@ -86,11 +89,83 @@ def test_a_block_that_goes_to_one_place_is_read_there_and_checked_there(tmp_path
     some = torch.empty(70)  # whole rows from the middle of block 1 to that of block 6
     reader.fill("weight/a", Shard("a", (15, 10), (0, 0), (15, 10)), 30, 100, some)
     assert some.tolist() == array.reshape(-1)[30:100].tolist()
-    assert sorted(block for _, block in reader.cache.blocks) == [1, 6]
     flip_bit(tmp_path / "x" / entry.name, entry.header_bytes + 64 * 4 + 3)
     with pytest.raises(DamagedCheckpoint, match=r"Block 4 of .* is damaged") as error:
         reader.tensor("weight/a")
     assert error.value.place == (entry.name, 4)
+
+
+def test_bytes_of_a_block_that_nobody_wants_are_checked_too(tmp_path: Path) -> None:
+    array = np.arange(64, dtype=np.float32)
+    (entry,) = write_checkpoint(tmp_path / "x", [[piece("weight/a", array, (0,), (64,))]], block_bytes=128)
+    shard = Shard("a", (64,), (0,), (64,))
+    for byte in (0, 127):  # before and behind the wanted ones of block 0
+        flip_bit(tmp_path / "x" / entry.name, entry.header_bytes + byte)
+        for dtype in (torch.float32, torch.bfloat16):
+            with pytest.raises(DamagedCheckpoint, match=r"Block 0 of .* is damaged"):
+                CheckpointReader(tmp_path / "x").fill("weight/a", shard, 5, 20, torch.empty(15, dtype=dtype))
+        flip_bit(tmp_path / "x" / entry.name, entry.header_bytes + byte)
+
+
+def test_parts_of_a_block_may_overlap(tmp_path: Path) -> None:
+    array = np.arange(64, dtype=np.float32)
+    write_checkpoint(tmp_path / "x", [[piece("weight/a", array, (0,), (64,))]])
+    ranges = ((0, 40), (3, 64), (3, 64))
+    targets = [("weight/a", Shard("a", (64,), (0,), (64,)), *ends, torch.empty(ends[1] - ends[0])) for ends in ranges]
+    CheckpointReader(tmp_path / "x").fill_all(targets)
+    for _, _, start, end, out in targets:
+        assert out.tolist() == array[start:end].tolist()
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_torch_has_its_threads_again_after_a_load(tmp_path: Path, *, is_damaged: bool) -> None:
+    (entry,) = write_checkpoint(tmp_path / "x", [[piece("weight/a", np.ones(64, np.float32), (0,), (64,))]])
+    if is_damaged:
+        flip_bit(tmp_path / "x" / entry.name, entry.size - 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(DamagedCheckpoint) if is_damaged else nullcontext():
+            CheckpointReader(tmp_path / "x").tensor("weight/a")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_many_tensors_are_filled_in_one_pass_over_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors share blocks, in files of different block sizes; targets are cast, strided in the file, or twice the
+    same: whichever way a block takes, it is read once."""
+    arrays = state()
+    hands = dealt(arrays, 3, cuts=6)
+    folder = tmp_path / "x"
+    folder.mkdir()
+    sizes = zip(hands, (64, 256, 128), strict=True)
+    entries = [write_file(folder / f"{rank}.safetensors", *given) for rank, given in enumerate(sizes)]
+    manifest(files=entries).save(folder)
+    read = []
+    read_block = VerifiedFile.read_block
+
+    def counted(file: VerifiedFile, index: int, places: Iterable[tuple[int, np.ndarray]]) -> None:
+        read.append((file.entry.name, index))
+        read_block(file, index, places)
+
+    monkeypatch.setattr(VerifiedFile, "read_block", counted)
+    for most_places, doubled in ((64, False), (2, False), (64, True)):
+        monkeypatch.setattr(filling, "MOST_PLACES", most_places)
+        reader = CheckpointReader(folder)
+        wanted = [(name, torch.bfloat16 if "exp_avg" in name else torch.float32) for name in reader.shapes]
+        wanted = 2 * wanted if doubled else wanted
+        targets = []
+        for name, dtype in wanted:
+            shard = Shard(name, arrays[name].shape, (0,) * arrays[name].ndim, arrays[name].shape)
+            targets.append((name, shard, 0, shard.size, torch.full((shard.size,), torch.nan, dtype=dtype)))
+        read.clear()
+        reader.fill_all(targets)
+        for name, _, _, _, out in targets:
+            assert out.equal(torch.from_numpy(arrays[name]).view(-1).to(out.dtype)), name
+        blocks = [(entry.name, index) for entry in entries for index in range(len(entry.block_hashes))]
+        assert sorted(set(read)) == sorted(blocks)
+        assert doubled or sorted(read) == sorted(blocks)
 
 
 def test_opening_reads_headers_alone(tmp_path: Path) -> None:

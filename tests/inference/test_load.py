@@ -1,5 +1,7 @@
 """loaded_model: the model of a checkpoint on a layout of one's own, without training's engine."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,22 @@ def _loaded_without_drawing(environment: Environment, folder: Path) -> bool:
     del parameters.normal_box  # an attempt to draw would be a NameError
     with loaded_model(folder, environment=environment) as model:
         return all(bool(parameter.isfinite().all()) for parameter in model.chunk.parameters())
+
+
+def test_a_model_is_gone_when_nobody_holds_it(folder: Path) -> None:
+    """A cycle would keep the weights until Python looks for cycles: the next model is then loaded beside them."""
+    assert run_ranks(1, _kept_after_load, folder) == [[]]
+
+
+def _kept_after_load(environment: Environment, folder: Path) -> list[str]:
+    with loaded_model(folder, environment=environment):
+        pass  # once before: what is imported on the way makes cycles of its own
+    gc.collect()
+    gc.disable()
+    with loaded_model(folder, environment=environment) as model:
+        held = {name: weakref.ref(parameter) for name, parameter in model.chunk.named_parameters()}
+    del model
+    return [name for name, parameter in held.items() if parameter() is not None]
 
 
 def _no_words() -> Words:
