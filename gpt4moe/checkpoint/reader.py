@@ -20,7 +20,7 @@ class CheckpointReader(CheckpointIndex):
     """A CheckpointIndex that reads into torch tensors; model.weights.load_weights fills a whole model with it.
 
     Host memory beside the tensors: where blocks are not read to their places, a buffer for each of
-    filling.READ_THREADS and two more (filling.fill_stretches).
+    filling.READ_THREADS and one more (filling.fill_stretches).
     """
 
     def tensor(self, name: str) -> Tensor:
@@ -31,7 +31,7 @@ class CheckpointReader(CheckpointIndex):
         return out.view(shape)
 
     def fill(self, name: str, shard: Shard, start: int, end: int, out: Tensor) -> None:
-        """fill_all for one tensor."""
+        """fill_all for one tensor; several by several calls take longer: each reads its blocks whole."""
         self.fill_all([(name, shard, start, end, out)])
 
     def fill_all(self, targets: Iterable[tuple[str, Shard, int, int, Tensor]]) -> None:

@@ -237,7 +237,7 @@ def _without_gaps(places: Iterable[tuple[int, np.ndarray]], size: int) -> Iterat
 def _read_hashed(path: Path, start: int, outs: Iterable[np.ndarray], ahead_bytes: int) -> str:
     """Bytes of the file from `start` on into memory. Returns: their hash; of fewer, where the file ends.
 
-    A chunk is hashed while the processor has it in its cache: hashing takes a tenth of the time that it takes later.
+    A chunk is hashed while the processor still has it in its cache.
     Not by np.fromfile, which takes an error in the middle of a file for its end (numpy 2.4). Raises: OSError.
 
     Args:
