@@ -2,6 +2,7 @@
 
 from math import log
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -80,3 +81,74 @@ def test_an_undecided_router_has_the_entropy_of_a_uniform_choice(ran: dict[str, 
 
 def test_a_layer_that_saw_nothing_reports_zeros(ran: dict[str, Any]) -> None:
     assert ran["plain"]["empty"].shape == (E + 5,) and not ran["plain"]["empty"].any()
+
+
+FEW = {
+    # name -> kind of router, top_k, width of shared experts, S, B
+    "one token": ("topk", 2, 0, 1, 1),
+    "as many as go the short way": ("topk", 2, 0, 32, 2),
+    "switch": ("switch", 1, 0, 12, 1),
+    "a bias, shared experts": ("sigmoid_bias", 2, 20, 6, 2),
+    "shared experts, one too many": ("topk", 2, 20, 13, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def of_few() -> dict[str, Any]:
+    return run_ranks(1, _of_few)[0]
+
+
+def _of_few(environment: Environment) -> dict[str, Any]:
+    """Of a layer whose capacity is too small: the output as it generates, on the way that it chooses and by the
+    dispatcher; that of the same layer without a capacity, which does not generate; how often the short way was taken;
+    statistics before and after."""
+    from gpt4moe.config.moe import RouterKind
+    from tests.moe.case import as_arrays, build_layer, moe_config, rank_groups, tokens
+    from tests.parity.megatron_layer import megatron_config
+
+    found: dict[str, Any] = {}
+    with rank_groups(environment) as groups:
+        for name, (kind, top_k, shared, length, batch) in FEW.items():
+            moe = moe_config(E, top_k, kind=RouterKind(kind), capacity_factor=0.25)
+            moe.shared_expert_ffn_hidden_size = shared or None
+            layer = build_layer(groups, moe, config=megatron_config(E, K))
+            generator = torch.Generator().manual_seed(5)
+            for part in () if layer.shared_experts is None else layer.shared_experts.parameters():
+                part.data.copy_(torch.randn(part.shape, generator=generator) / part.shape[1] ** 0.5)
+            layer.experts.of_few_tokens = few = Mock(wraps=layer.experts.of_few_tokens)
+            hidden = tokens(length, batch)[0]
+            with torch.no_grad():
+                dropping = layer(hidden)[0]
+                before = layer.statistics.read(groups.device)
+                layer.is_generating = True
+                output, _ = layer(hidden)
+                after, taken = layer.statistics.read(groups.device), few.call_count
+                layer.has_all_experts = False
+                dispatched, _ = layer(hidden)
+                layer.is_generating, moe.router.capacity_factor = False, None
+                whole, _ = layer(hidden)
+                layer.is_generating, layer.has_all_experts = True, True
+                padded, _ = layer(hidden, padding_mask=torch.arange(length * batch).view(batch, length))
+                layer.experts.adapter_scale = 1.0
+                adapted, _ = layer(hidden)
+            assert few.call_count == taken, "what does not generate, may have padding or has adapters goes the long way"
+            torch.testing.assert_close(padded, dispatched)
+            torch.testing.assert_close(adapted, dispatched)
+            found[name] = as_arrays({
+                "output": output, "dispatched": dispatched, "whole": whole, "dropping": dropping, "before": before,
+                "after": after,
+            }) | {"taken": taken}  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_tokens_that_a_layer_generates_get_on_a_shorter_way_what_the_dispatcher_gives(
+    of_few: dict[str, Any], name: str
+) -> None:
+    found = of_few[name]
+    _, _, _, length, batch = FEW[name]
+    assert found["taken"] == (length * batch <= 64)
+    for other in ("dispatched", "whole"):  # sums of fp32 in another order
+        np.testing.assert_allclose(found["output"], found[other], rtol=1e-5, atol=1e-6)
+    assert np.array_equal(found["after"], found["before"]) and found["before"][:E].sum() > 0
+    assert (np.abs(found["dropping"] - found["whole"]).max() > 0.01) == (length * batch > 1)  # the capacity bites
