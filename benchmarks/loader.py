@@ -32,6 +32,7 @@ from benchmarks.harness.token_files import megatron_dataset, registered, write_p
 from benchmarks.training_step import COMMON, gpt4moe_step, random_batch
 from gpt4moe.config.load import load_run_config
 from gpt4moe.data.loader import SampleStream, build_data
+from gpt4moe.model.gpt import build_model
 
 TARGET_TOKENS_PER_SECOND, TARGET_RATIO, TARGET_OF_TINY = 20e6, 1.0, 20.0
 BATCH, STEPS, ROUNDS, CALLS = 64, 32, 2, 2
@@ -97,7 +98,7 @@ def _beside_tiny(folder: Path) -> float:
     stream = build_data(load_run_config([*registered(folder, "tiny", pair, seq_length=length), "run.name=t"])).train
     batches = [random_batch(run)] * (sizes.global_batch_size // sizes.micro_batch_size)
     with one_process(1) as groups:
-        step, _ = gpt4moe_step(run, groups, batches)
+        step, _ = gpt4moe_step(build_model(run, groups), run, groups, batches)
         loader = _passes(stream, sizes.micro_batch_size, sizes.global_batch_size)
         seconds = in_blocks({"tiny": step, "loader": loader}, 2 * ROUNDS, alone=False)
     rates = {

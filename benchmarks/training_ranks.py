@@ -3,10 +3,11 @@
     python -m benchmarks.training_ranks              by the clock
     python -m benchmarks.training_ranks --shared     on a machine that others use: CPU time, so waiting does not count
 
-`tiny` as shipped on each of its layouts of two ranks, a thread each, over gloo. All have the same shape, micro-batches,
-attention, load-balancing loss, clipping and fused AdamW (harness/peers.py): Megatron-core with its sharded optimizer,
-and where no layer is cut Hugging Face's Mixtral with torch's DistributedDataParallel. Blocks of four steps after one
-that is not counted, in both orders; gpt4moe is listed twice. Targets: at least 1.15 of Megatron, 1.00 of Hugging Face.
+`tiny` as shipped on each of its layouts of two ranks, a thread each, over gloo. All have the same weights, loss,
+micro-batches, attention, load-balancing loss, clipping and fused AdamW (harness/peers.py): Megatron-core with its
+sharded optimizer, and where no layer is cut Hugging Face's Mixtral with torch's DistributedDataParallel. Blocks of four
+steps after one that is not counted, in both orders; gpt4moe is listed twice. Targets: at least 1.15 of Megatron, 1.00
+of Hugging Face.
 """
 
 import logging
@@ -18,9 +19,10 @@ from benchmarks.harness.command import read_options
 from benchmarks.harness.peers import megatron, mixtral
 from benchmarks.harness.process import machine
 from benchmarks.harness.timing import in_blocks, ratio
-from benchmarks.training_step import COMMON, OURS, gpt4moe_step, random_batch
+from benchmarks.training_step import COMMON, OURS, gpt4moe_step, random_batch, require_same_loss
 from gpt4moe.config.load import load_run_config
 from gpt4moe.config.run import RunConfig
+from gpt4moe.model.gpt import build_model
 from gpt4moe.parallel.environment import Environment
 from gpt4moe.parallel.groups import ProcessGroups, world
 from gpt4moe.parallel.layout import Layout
@@ -58,12 +60,15 @@ def _rank(environment: Environment, name: str, alone: bool) -> None:
 def _seconds(run: RunConfig, groups: ProcessGroups, alone: bool) -> dict[str, list[float]]:
     of_rank = run.training.global_batch_size // (run.training.micro_batch_size * groups.layout.dp)
     batches = [random_batch(run)] * of_rank
-    ours, ours_size = gpt4moe_step(run, groups, batches)
-    native, native_size = megatron(run, groups, batches)
-    assert ours_size == native_size, f"{ours_size} parameters against {native_size}"
-    contenders = {MEGATRON: native, OURS: ours, AGAIN: ours}
+    chunks = build_model(run, groups)
+    native, native_size = megatron(chunks, run, groups, batches)
+    peers = {MEGATRON: native}
     if groups.layout.dp == RANKS and groups.layout.ep == 1:
-        contenders[MIXTRAL], _ = mixtral(run, batches)
+        peers[MIXTRAL], _ = mixtral(chunks, run, groups, batches)
+    ours, ours_size = gpt4moe_step(chunks, run, groups, batches)
+    assert ours_size == native_size, f"{ours_size} parameters against {native_size}"
+    contenders = {MEGATRON: native, OURS: ours, AGAIN: ours, **peers}
+    require_same_loss(contenders)
     return in_blocks(contenders, ROUNDS, alone=alone)
 
 

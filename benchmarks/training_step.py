@@ -3,23 +3,26 @@
     python -m benchmarks.training_step              two threads, by the clock
     python -m benchmarks.training_step --shared     on a machine that others use: one thread, CPU time
 
-All: the same shape and micro-batches, scaled_dot_product_attention, load-balancing loss, forward, backward, clipping by
-the global norm, fused AdamW (harness/peers.py). Hugging Face's experts are torch's grouped_mm, Megatron's a loop; ours
-alone has a z-loss and counts its routing. Blocks of four steps after one that is not counted, in both orders. "Listed
-twice" is gpt4moe once more, in the same process: what it misses of the row above is noise. "Its products alone" runs
-the matrix products and attention kernels of the step of gpt4moe again, on tensors that are there: whoever computes them
-by the same library gets no further than their ratio. Target: gpt4moe at least 1.15.
+All: the same weights, so the same tokens at the same experts, and the same loss, else nothing is measured; the same
+micro-batches, scaled_dot_product_attention, load-balancing loss, forward, backward, clipping by the global norm, fused
+AdamW at a rate that moves no weight (harness/peers.py). Hugging Face's experts are torch's grouped_mm, Megatron's a
+loop; ours alone has a z-loss and counts its routing. Blocks of four steps after one that is not counted, in both
+orders. "Listed twice" is gpt4moe once more, in the same process: what it misses of the row above is noise. "Its
+products alone" runs the matrix products and attention kernels of the step of gpt4moe again, on tensors that are there:
+whoever computes them by the same library gets no further than their ratio. Target: gpt4moe at least 1.15.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
+from math import isclose
 from statistics import median
 
 import torch
+from torch import nn
 
 from benchmarks.harness.command import read_options
-from benchmarks.harness.peers import megatron, mixtral
+from benchmarks.harness.peers import Step, megatron, mixtral
 from benchmarks.harness.process import machine, one_process
 from benchmarks.harness.products import products_of
 from benchmarks.harness.timing import in_blocks, ratio
@@ -32,7 +35,8 @@ from gpt4moe.training.engine_megatron import MegatronEngine
 from gpt4moe.training.step import StepRunner
 from gpt4moe.training.update import train_step
 
-COMMON = ("+experiment=tiny", "run.name=benchmark", "data=mock")
+COMMON = ("+experiment=tiny", "run.name=benchmark", "data=mock", "optimizer.lr=1e-12")
+"""Weights that stay keep every contender's routing as it is in all steps."""
 EIGHT_EXPERTS = (
     "model.seq_length=256", "model.vocab_size=8192", "model.moe.num_experts=8", "training.micro_batch_size=8",
     "training.global_batch_size=8",
@@ -65,10 +69,12 @@ def main(arguments: list[str]) -> None:
 
 def _compare(name: str, run: RunConfig, groups: ProcessGroups, alone: bool) -> None:
     batches = [random_batch(run)] * (run.training.global_batch_size // run.training.micro_batch_size)
-    ours, ours_size = gpt4moe_step(run, groups, batches)
-    theirs, their_size = mixtral(run, batches)
-    native, native_size = megatron(run, groups, batches)
+    chunks = build_model(run, groups)
+    theirs, their_size = mixtral(chunks, run, groups, batches)
+    native, native_size = megatron(chunks, run, groups, batches)
+    ours, ours_size = gpt4moe_step(chunks, run, groups, batches)
     assert ours_size == their_size == native_size, f"{ours_size} parameters against {their_size} and {native_size}"
+    require_same_loss({PEER: theirs, NATIVE: native, OURS: ours})
     floor = products_of(ours)
     seconds = in_blocks({PEER: theirs, NATIVE: native, OURS: ours, AGAIN: ours, FLOOR: floor}, ROUNDS, alone=alone)
     tokens = len(batches) * batches[0].tokens.numel()
@@ -94,17 +100,25 @@ def random_batch(run: RunConfig) -> Batch:
     )
 
 
-def gpt4moe_step(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Callable[[], None], int]:
+def gpt4moe_step(
+    chunks: list[nn.Module], run: RunConfig, groups: ProcessGroups, batches: list[Batch]
+) -> tuple[Step, int]:
     """A whole training step on these micro-batches, and the model's parameters."""
-    chunks = build_model(run, groups)
-    size = sum(parameter.numel() for parameter in chunks[0].parameters())
+    size = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
     engine = MegatronEngine(chunks, run, groups)
     runner = StepRunner(run, engine, groups)
 
-    def step() -> None:
-        train_step(runner, 1, batches)
+    def step() -> float:
+        return train_step(runner, 1, batches).result.loss
 
     return step, size
+
+
+def require_same_loss(steps: Mapping[str, Step]) -> None:
+    """Takes a step of each. Raises: AssertionError when two that have a loss do not have the same."""
+    losses = {who: loss for who, step in steps.items() if (loss := step()) is not None}
+    first = next(iter(losses.values()))
+    assert all(isclose(loss, first, rel_tol=1e-5) for loss in losses.values()), f"other work: losses {losses}"
 
 
 if __name__ == "__main__":

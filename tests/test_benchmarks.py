@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpt4_checkpoint, performance, startup
 from benchmarks.harness.command import read_options
 from benchmarks.harness.products import products_of
+from benchmarks.training_step import require_same_loss
 from gpt4moe.parallel.environment import Environment
 from tests.spawn import run_ranks
 
@@ -72,28 +74,40 @@ def test_a_steps_products_alone_have_its_flops_and_change_nothing() -> None:
     assert torch.equal(weight.grad, before)
 
 
-def test_peers_make_a_step_of_the_same_model_on_two_ranks() -> None:
-    for sizes in run_ranks(2, _peers_sizes):
-        assert sizes["gpt4moe"] == sizes["megatron"] == sizes["part"] < sizes["mixtral"] == sizes["whole"]
+@pytest.mark.parametrize(("ep", "peers"), [(1, {"megatron", "mixtral"}), (2, {"megatron"})])  # 2: half of the experts
+def test_peers_take_steps_of_the_same_model_on_two_ranks(ep: int, peers: set[str]) -> None:
+    """Equal losses: the same weights, and none moves from a step to the next."""
+    for planned, made in run_ranks(2, _peers_steps, ep):
+        assert made.keys() == {"gpt4moe", *peers}
+        loss = made["gpt4moe"][1]
+        assert loss > 1
+        for size, *losses in made.values():
+            assert size == planned
+            assert losses == pytest.approx([loss] * len(losses), rel=1e-5)
 
 
-def _peers_sizes(environment: Environment) -> dict[str, int]:
-    """Weights of this rank, which has half of the experts of Megatron and gpt4moe, after a step of each."""
+def _peers_steps(environment: Environment, ep: int) -> tuple[int, dict[str, list[Any]]]:
+    """The planned weights of this rank; by each who takes steps: the weights it has, the losses of two steps."""
     from benchmarks.harness.peers import megatron, mixtral
     from benchmarks.training_step import COMMON, gpt4moe_step, random_batch
-    from gpt4moe.architecture.count import count_parameters, rank_parameters
+    from gpt4moe.architecture.count import rank_parameters
     from gpt4moe.config.load import load_run_config
+    from gpt4moe.model.gpt import build_model
     from tests.moe.case import rank_groups
 
-    run = load_run_config([*COMMON, "parallel.ep=2", "model.num_layers=1", "model.seq_length=16"])
-    with rank_groups(environment, ep=2) as groups:
+    run = load_run_config([*COMMON, f"parallel.ep={ep}", "model.num_layers=1", "model.seq_length=16"])
+    with rank_groups(environment, ep=ep) as groups:
         batches = [random_batch(run)] * 2
-        made = {
-            "gpt4moe": gpt4moe_step(run, groups, batches),
-            "megatron": megatron(run, groups, batches),
-            "mixtral": mixtral(run, batches),
-        }
-        for step, _ in made.values():
-            step()
-    planned = {"whole": count_parameters(run.model).total, "part": rank_parameters(run.model, run.parallel, 0).total}
-    return {name: size for name, (_, size) in made.items()} | planned
+        chunks = build_model(run, groups)
+        made = {"megatron": megatron(chunks, run, groups, batches)}
+        if ep == 1:
+            made["mixtral"] = mixtral(chunks, run, groups, batches)
+        made["gpt4moe"] = gpt4moe_step(chunks, run, groups, batches)
+        found = {who: [size, step(), step()] for who, (step, size) in made.items()}
+    return rank_parameters(run.model, run.parallel, 0).total, found
+
+
+def test_another_loss_is_other_work() -> None:
+    require_same_loss({"a": lambda: 2.0, "without the last stage": lambda: None, "b": lambda: 2.00001})
+    with pytest.raises(AssertionError, match="other work"):
+        require_same_loss({"a": lambda: 2.0, "b": lambda: 2.001})

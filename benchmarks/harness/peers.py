@@ -1,6 +1,7 @@
 """The same model and the same whole step by other stacks, each at its best setting on a CPU.
 
-Each gives the call that makes a step, and how many weights this rank has.
+Each gets the weights of `chunks`, a model of ours, and gives the call that makes a step, and how many weights this rank
+has.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from benchmarks.harness.same_weights import fill_megatron, fill_mixtral
 from gpt4moe.config.run import RunConfig
 from gpt4moe.data.batch import Batch
 from gpt4moe.model.attention import SdpaAttention
@@ -20,12 +22,14 @@ from gpt4moe.parallel.cpu_device import BuildOnCpu
 from gpt4moe.parallel.groups import ProcessGroups
 from gpt4moe.parallel.placement import rank_chunks
 
-Step = Callable[[], None]
+Step = Callable[[], float | None]
+"""Returns the mean loss of the step's tokens, without auxiliary terms; None where no stage of this rank has it."""
+Model = list[nn.Module]
 
 
-def mixtral(run: RunConfig, batches: list[Batch]) -> tuple[Step, int]:
+def mixtral(chunks: Model, run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Step, int]:
     """Hugging Face's: scaled_dot_product_attention, grouped_mm, fused AdamW, load-balancing loss; with several ranks
-    torch's DistributedDataParallel, which reduces in the last micro-batch alone."""
+    torch's DistributedDataParallel, which reduces in the last micro-batch alone. Only where no layer is cut."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     model, moe = run.model, run.model.moe
@@ -34,30 +38,35 @@ def mixtral(run: RunConfig, batches: list[Batch]) -> tuple[Step, int]:
         vocab_size=model.vocab_size, hidden_size=model.hidden_size, intermediate_size=moe.ffn_hidden_size,
         num_hidden_layers=model.num_layers, num_attention_heads=model.num_attention_heads,
         num_key_value_heads=model.query_groups, max_position_embeddings=model.seq_length,
+        rms_norm_eps=model.norm_epsilon, rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k, sliding_window=None, use_cache=False,
         attn_implementation="sdpa", experts_implementation="grouped_mm",
         output_router_logits=True, router_aux_loss_coef=moe.router.load_balancing_coefficient,
     )  # fmt: skip
     alone = MixtralForCausalLM(config).train()
+    fill_mixtral(alone, chunks, model, groups)
     parameters = list(alone.parameters())
     optimizer = torch.optim.AdamW(parameters, **_adam(run), fused=True)
     whole: Any = alone
     if distributed.get_world_size() > 1:
         whole = nn.parallel.DistributedDataParallel(alone, gradient_as_bucket_view=True)
 
-    def step() -> None:
+    def step() -> float:
+        total = torch.zeros(())
         optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(batches, 1):
             with nullcontext() if whole is alone or number == len(batches) else whole.no_sync():
-                loss = whole(batch.tokens, labels=batch.labels, shift_labels=batch.labels).loss
-                (loss / len(batches)).backward()
+                out = whole(batch.tokens, labels=batch.labels, shift_labels=batch.labels)
+                (out.loss / len(batches)).backward()
+            total += (out.loss - config.router_aux_loss_coef * out.aux_loss).detach()
         nn.utils.clip_grad_norm_(parameters, run.optimizer.clip_norm)
         optimizer.step()
+        return float(total) / len(batches)
 
     return step, sum(parameter.numel() for parameter in parameters)
 
 
-def megatron(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Step, int]:
+def megatron(chunks: Model, run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tuple[Step, int]:
     """Megatron-core's own MoE, schedule, DistributedDataParallel, DistributedOptimizer, clipping, load-balancing loss.
 
     Its all-gather dispatcher: the all-to-all one needs CUDA streams. With torch's fused AdamW and attention, which are
@@ -78,9 +87,7 @@ def megatron(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tup
             share_embeddings_and_output_weights=run.model.tied_embeddings, position_embedding_type="rope",
             rotary_base=run.model.rope_theta, pg_collection=groups.megatron,
         )  # fmt: skip
-    for parameter in model.parameters():
-        if parameter.dim() > 1:  # the others are norms
-            nn.init.normal_(parameter, std=0.02)
+    fill_megatron(model, chunks)
     size = sum(parameter.numel() for parameter in model.parameters())
     wrapping = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=run.engine.overlap_grad_reduce,
@@ -106,14 +113,15 @@ def megatron(run: RunConfig, groups: ProcessGroups, batches: list[Batch]) -> tup
         return chunk(batch.tokens, batch.position_ids, None, labels=batch.labels), _summed
 
     @torch.compiler.set_stance("force_eager")  # what it would compile is as fast so, and needs no C++ compiler
-    def step() -> None:
+    def step() -> float | None:
         wrapped.zero_grad_buffer()
         optimizer.zero_grad()
-        schedule(
+        losses = schedule(
             forward_step_func=forward, data_iterator=iter(batches), model=wrapped, num_microbatches=len(batches),
             seq_length=run.model.seq_length, micro_batch_size=run.training.micro_batch_size, forward_only=False,
         )  # fmt: skip
         optimizer.step()
+        return float(sum(of["loss"] for of in losses)) / (len(batches) * batches[0].tokens.numel()) if losses else None
 
     return step, size
 
