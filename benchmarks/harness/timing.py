@@ -10,11 +10,13 @@ K = TypeVar("K")
 
 
 def interleaved(
-    contenders: Mapping[K, Callable[[], object]], rounds: int, *, warmup: int = 2, alone: bool = True
-) -> dict[K, list[float]]:
+    contenders: Mapping[K, Callable[[], object]], rounds: int, *, warmup: int = 2, alone: bool = True,
+    before: Callable[[], object] = lambda: None,
+) -> dict[K, list[float]]:  # fmt: skip
     """Seconds of each contender in each round; the first `warmup` rounds are not counted.
 
     Args:
+        before: called before each contender, in time that is not counted.
         alone: seconds by the clock. False on a machine that others use too: seconds this process was given, to be
             used with one thread (two would wait for each other).
     """
@@ -22,6 +24,7 @@ def interleaved(
     seconds: dict[K, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, run in contenders.items():
+            before()
             start = clock()
             run()
             if turn >= warmup:
